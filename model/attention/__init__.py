@@ -1,0 +1,19 @@
+"""The contract of paged attention; each other file in this folder is one way to fulfil it."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+from model.forward_batch import ForwardBatch
+
+
+class PagedAttention(Protocol):
+    """Causal attention of a flat batch of queries over keys and values that lie in blocks.
+
+    queries [T, num_heads, head_dim]; key_cache and value_cache [num_blocks, block_size, num_kv_heads, head_dim].
+    Returns [T, num_heads, head_dim] in the queries' dtype. The token at position p of its sequence attends to
+    positions 0 to p, which the sequence's block table locates. Query head h reads KV head
+    h // (num_heads / num_kv_heads). The bits of a row must not depend on the other rows of the batch.
+    """
+
+    def __call__(self, queries: Tensor, key_cache: Tensor, value_cache: Tensor, batch: ForwardBatch) -> Tensor: ...

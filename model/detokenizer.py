@@ -1,0 +1,48 @@
+"""Detokenizer: tokens one at a time, turned into text that never has to be taken back."""
+
+import codecs
+from typing import Protocol
+
+
+class TokenBytes(Protocol):
+    """What a detokenizer asks of a tokenizer."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes the token writes; they need not be whole characters."""
+
+    def is_special(self, token_id: int) -> bool:
+        """Return whether the token is a sign beside the text."""
+
+
+class Detokenizer:
+    """The text of one sequence of tokens.
+
+    What was pushed and flushed, joined, is the bytes of all tokens decoded at once: bytes that are no UTF-8 become
+    U+FFFD just where `bytes.decode("utf-8", "replace")` puts it.
+
+    The text goes on from a prompt by default, so it keeps the space a SentencePiece token begins with: prompt and
+    text joined must read right. A whole text that was encoded with a space put before it loses that one with
+    `drops_first_space`.
+    """
+
+    def __init__(self, tokenizer: TokenBytes, *, skip_special: bool = True, drops_first_space: bool = False) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special = skip_special
+        self._drops_first_space = drops_first_space  # until the first character is known
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        """Return the characters that `token_id` completes."""
+        if self._skip_special and self._tokenizer.is_special(token_id):
+            return ""
+        return self._without_first_space(self._decoder.decode(self._tokenizer.token_bytes(token_id)))
+
+    def flush(self) -> str:
+        """Return U+FFFD for a character that was begun and will not be completed; end the text."""
+        return self._without_first_space(self._decoder.decode(b"", final=True))
+
+    def _without_first_space(self, text: str) -> str:
+        if not (self._drops_first_space and text):
+            return text
+        self._drops_first_space = False
+        return text.removeprefix(" ")

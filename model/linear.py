@@ -1,0 +1,34 @@
+"""Linear: a matrix product in which no row can feel its neighbours."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def row_invariant_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """Return x @ weight.T, shape [T, out], where the bits of each row depend on that row and the weight alone.
+
+    A BLAS library may add up a row in another order when the batch has another size, and then the
+    same request gives other logits in other company. Measured on CPU with torch 2.13: oneDNN keeps the order
+    for every number of rows in bfloat16, and in float32 for two rows or more; MKL in float32 does not.
+    So float32 goes to oneDNN by name, and a single row is computed as two.
+    """
+    if x.device.type == "cpu" and x.dtype == torch.float32 and torch._C._has_mkldnn:
+        num_rows = x.shape[0]
+        if num_rows == 1:
+            x = x.expand(2, -1).contiguous()
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+        return product[:num_rows]
+    return F.linear(x, weight)
+
+
+class Linear(nn.Module):
+    """A linear layer without bias; weight [out_features, in_features]."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x [T, in_features] times the weight, shape [T, out_features]."""
+        return row_invariant_linear(x, self.weight)

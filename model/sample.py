@@ -1,0 +1,13 @@
+"""Sample: what the sampler says about one row of logits."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The token drawn for one row, with the log-probabilities that were asked for."""
+
+    token_id: int
+    logprob: float | None = None  # under the model itself: no temperature, no penalty
+    top_token_ids: tuple[int, ...] = ()  # best first
+    top_logprobs: tuple[float, ...] = ()

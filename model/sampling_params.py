@@ -1,0 +1,22 @@
+"""SamplingParams: how the next token of one request is chosen and when the request ends."""
+
+import msgspec
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The choices of one request, checked by the server before they get here."""
+
+    seed: int  # 0 <= seed < 2**64; with the output position it is the only source of randomness
+    max_tokens: int  # at least 1
+    min_tokens: int = 0  # stop tokens cannot be drawn before this many
+    temperature: float = 1.0  # 0: greedy
+    top_k: int = 0  # 0: all tokens
+    top_p: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = msgspec.field(default_factory=dict)
+    stop_token_ids: tuple[int, ...] = ()  # the request's own, beside the model's end tokens
+    ignore_eos: bool = False  # the model's end tokens do not end the request
+    num_logprobs: int | None = None  # None: no logprobs; 0: of the chosen token only

@@ -1,0 +1,149 @@
+"""Tokenizer: text to token ids and back, as the model's own files say."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from model.byte_pair_vocabulary import alternatives
+from model.checkpoint.gguf_header import GgufHeader, read_gguf_header
+from model.detokenizer import Detokenizer
+from model.gguf_vocabulary import gguf_vocabulary
+from model.sentencepiece_vocabulary import SentencePieceVocabulary
+from model.vocabulary import BrokenTokenizer, TokenType, Unencodable, UnsupportedTokenizer, Vocabulary
+
+__all__ = [
+    "BrokenTokenizer",
+    "Tokenizer",
+    "Unencodable",
+    "UnsupportedTokenizer",
+    "load_tokenizer",
+    "tokenizer_from_gguf",
+]
+
+# Control tokens after which a model goes on only with another turn or another document, so no answer contains them.
+# A file names one such token as EOS, while chat models end a turn with one and a document with another (Llama 3 has
+# three). <|end|> is left out: where it ends a message but not the answer (gpt-oss) stopping would be wrong; a model
+# that ends its turns with it names it in eos_token_id or eot_token_id.
+_END_OF_TURN = frozenset(
+    {
+        "</s>",
+        "<|im_end|>",  # ChatML: SmolLM2, Qwen
+        "<|endoftext|>",  # GPT-2, SmolLM2, Qwen: end of a document
+        "<|end_of_text|>",  # Llama 3: end of a document
+        "<|eot_id|>",  # Llama 3: end of a turn
+        "<|eom_id|>",  # Llama 3.1: end of a message that calls a tool, whose answer is another turn
+        "<end_of_turn>",  # Gemma
+    }
+)
+
+
+class Tokenizer:
+    """A vocabulary with the rules around it: control tokens, BOS, what ends a sequence.
+
+    Encoding changes nothing in it, so several threads may encode at a time.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        *,
+        bos_token_id: int | None,
+        eos_token_ids: Sequence[int],
+        adds_bos: bool,
+        chat_template: str | None = None,
+    ) -> None:
+        self.vocab_size = len(vocabulary.texts)
+        control = [i for i, token_type in enumerate(vocabulary.types) if token_type is TokenType.CONTROL]
+        self.special_tokens = {vocabulary.texts[token_id]: token_id for token_id in control}
+        self.bos_token_id = bos_token_id
+        self.eos_token_ids = frozenset(
+            [*eos_token_ids, *(token_id for text, token_id in self.special_tokens.items() if text in _END_OF_TURN)]
+        )
+        self.bos_token = "" if bos_token_id is None else vocabulary.texts[bos_token_id]
+        self.eos_token = vocabulary.texts[eos_token_ids[0]] if eos_token_ids else ""
+        self.chat_template = chat_template
+        self._vocabulary = vocabulary
+        self._special_pattern = alternatives(self.special_tokens)
+        self._adds_bos = adds_bos
+
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, parse_special: bool = False, guard: str = ""
+    ) -> list[int]:
+        """Return the token ids of `text`, after BOS if the model wants it and the text does not have it.
+
+        With `parse_special` the text of a control token becomes that token. `guard` is a character that is removed
+        after control tokens were looked for, so it hides the ones it interrupts and changes nothing else.
+        Raises Unencodable.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # half of a surrogate pair
+            raise Unencodable(text[error.start]) from None
+        token_ids: list[int] = []
+        start = 0
+        for match in self._special_pattern.finditer(text) if parse_special else ():
+            token_ids += self._encode_ordinary(text[start : match.start()], guard)
+            token_ids.append(self.special_tokens[match.group()])
+            start = match.end()
+        token_ids += self._encode_ordinary(text[start:], guard)
+        if add_special_tokens and self._adds_bos and self.bos_token_id is not None:
+            return token_ids if token_ids[:1] == [self.bos_token_id] else [self.bos_token_id, *token_ids]
+        return token_ids
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes the token writes: perhaps a part of a character; for a special token its name."""
+        return self._vocabulary.token_bytes[token_id]
+
+    def is_special(self, token_id: int) -> bool:
+        """Return whether the token is control, unknown or unused, rather than text."""
+        return not self._vocabulary.types[token_id].is_text
+
+    def decode(self, token_ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """Return the text that encodes to `token_ids`; the space that encoding put before it is dropped.
+
+        A continuation of other text must keep it: use Detokenizer.
+        """
+        detokenizer = Detokenizer(self, skip_special=skip_special, drops_first_space=self._vocabulary.adds_space_prefix)
+        return "".join(map(detokenizer.push, token_ids)) + detokenizer.flush()
+
+    def _encode_ordinary(self, text: str, guard: str) -> list[int]:
+        ordinary = text.replace(guard, "") if guard else text
+        return self._vocabulary.encode(ordinary) if ordinary else []
+
+
+def load_tokenizer(path: Path, header: GgufHeader | None = None) -> Tokenizer:
+    """Return the tokenizer in a .gguf file, in a SentencePiece .model file, or in a folder with a tokenizer.model.
+
+    `header` is the file's, if it was read already. A SentencePiece file does not say whether BOS belongs before a
+    text; every Llama-family model that comes with one wants it.
+    Raises OSError, UnsupportedTokenizer or BrokenTokenizer.
+    """
+    if path.suffix == ".gguf":
+        return tokenizer_from_gguf((header or read_gguf_header(path)).metadata)
+    file = path / "tokenizer.model" if path.is_dir() else path
+    if file.suffix != ".model" or (path.is_dir() and not file.is_file()):
+        raise UnsupportedTokenizer(
+            f"{path} has no tokenizer; supported are a .gguf file, a SentencePiece .model file, or a folder with a "
+            "tokenizer.model."
+        )
+    vocabulary = SentencePieceVocabulary(file.read_bytes())
+    return Tokenizer(
+        vocabulary,
+        bos_token_id=vocabulary.bos_token_id,
+        eos_token_ids=[] if vocabulary.eos_token_id is None else [vocabulary.eos_token_id],
+        adds_bos=True,
+    )
+
+
+def tokenizer_from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
+    """Return the tokenizer that the metadata of a GGUF file describe.
+
+    Raises UnsupportedTokenizer or BrokenTokenizer.
+    """
+    described = gguf_vocabulary(metadata)
+    return Tokenizer(
+        described.vocabulary,
+        bos_token_id=described.bos_token_id,
+        eos_token_ids=described.eos_token_ids,
+        adds_bos=described.adds_bos,
+        chat_template=described.chat_template,
+    )

@@ -1,0 +1,110 @@
+"""BlockPool: who holds which block of the KV cache, and which free blocks still hold a useful prefix.
+
+Only numbers live here; the keys and values are in model/kv_cache.py.
+Source: PagedAttention (arXiv:2309.06180), sections 4.2 and 4.3.
+"""
+
+import hashlib
+from array import array
+from collections import OrderedDict
+from collections.abc import Sequence
+
+
+def block_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:
+    """Return the name of a full block: SHA-256 over its tokens and the name of the block before it.
+
+    The chain makes the name stand for the whole prefix. The first block's parent is root_hash(salt).
+    """
+    return hashlib.sha256(parent + array("Q", token_ids).tobytes()).digest()
+
+
+def root_hash(salt: str) -> bytes:
+    """Return the parent of a first block; prefixes of different salts never meet."""
+    return hashlib.sha256(salt.encode()).digest()
+
+
+class BlockPool:
+    """Reference counts, a free list in order of last use, and a table from prefix hashes to blocks.
+
+    A block is held (count above zero) or free. A free block may keep its hash: then it can be taken up again by
+    a request with the same prefix until the block is needed for something else. The least recently freed goes first.
+    """
+
+    def __init__(self, num_blocks: int) -> None:
+        self.num_blocks = num_blocks
+        self._ref_counts = [0] * num_blocks
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))  # next to go first
+        self._hash_of: dict[int, bytes] = {}  # block -> its published hash
+        self._block_of: dict[bytes, int] = {}  # published hash -> block
+        self._num_cached = 0  # free blocks that have a hash
+
+    @property
+    def num_free(self) -> int:
+        """Blocks that nobody holds, cached ones included."""
+        return len(self._free)
+
+    @property
+    def num_cached(self) -> int:
+        """Free blocks that still hold a published prefix."""
+        return self._num_cached
+
+    def allocate(self) -> int:
+        """Return a free block, now held once; its old content is forgotten. There must be a free one."""
+        block, _ = self._free.popitem(last=False)
+        if block in self._hash_of:
+            self._num_cached -= 1
+            self.forget(block)
+        self._ref_counts[block] = 1
+        return block
+
+    def lookup(self, name: bytes) -> int | None:
+        """Return the block published under this hash, or None."""
+        return self._block_of.get(name)
+
+    def is_free(self, block: int) -> bool:
+        """Return whether nobody holds the block."""
+        return self._ref_counts[block] == 0
+
+    def share(self, block: int) -> None:
+        """Hold a published block once more, taking it off the free list if need be."""
+        assert block in self._hash_of, "only published blocks are shared"
+        if self._ref_counts[block] == 0:
+            del self._free[block]
+            self._num_cached -= 1
+        self._ref_counts[block] += 1
+
+    def publish(self, block: int, name: bytes) -> None:
+        """Offer a held, completely computed block to later requests; the first block under a hash stays."""
+        assert self._ref_counts[block] > 0, "a block is published by one who holds it"
+        if name not in self._block_of and block not in self._hash_of:
+            self._block_of[name] = block
+            self._hash_of[block] = name
+
+    def forget(self, block: int) -> None:
+        """Withdraw a held block from the prefix table, if it is there."""
+        name = self._hash_of.pop(block, None)
+        if name is not None:
+            del self._block_of[name]
+
+    def release(self, blocks: Sequence[int]) -> None:
+        """Give back one hold on each block of a sequence.
+
+        The last block of the sequence is reused first: a prefix is of use without its end, never without its start.
+        """
+        for block in reversed(blocks):
+            assert self._ref_counts[block] > 0, f"block {block} was released more often than held"
+            self._ref_counts[block] -= 1
+            if self._ref_counts[block] == 0:
+                self._free[block] = None
+                if block in self._hash_of:
+                    self._num_cached += 1
+                else:
+                    self._free.move_to_end(block, last=False)  # nothing to lose: goes before cached ones
+
+    def check(self) -> None:
+        """Assert that every count, list and table of the pool agrees with the others."""
+        free = set(self._free)
+        assert free == {b for b, count in enumerate(self._ref_counts) if count == 0}, "free list and counts differ"
+        assert all(count >= 0 for count in self._ref_counts), "negative reference count"
+        assert {name: block for block, name in self._hash_of.items()} == self._block_of, "hash tables differ"
+        assert self._num_cached == len(free & self._hash_of.keys()), "cached count is wrong"

@@ -1,0 +1,68 @@
+"""EngineConfig: the limits of one engine, and how they follow from the memory it may use."""
+
+import msgspec
+
+DEFAULT_MAX_MODEL_LEN = 8192  # when nothing is asked for, even if the model was trained for more
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Sizes are in tokens unless the name says blocks or sequences."""
+
+    num_blocks: int  # blocks in the KV pool
+    block_size: int = 16  # tokens in a block
+    max_batch_tokens: int = 512  # tokens computed in one step, over all sequences
+    max_num_seqs: int = 64  # sequences running at once
+    max_model_len: int = 2048  # prompt and output of one sequence
+
+    def __post_init__(self) -> None:
+        for name in ("num_blocks", "block_size", "max_batch_tokens", "max_num_seqs", "max_model_len"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.max_model_len < 2:
+            raise ValueError("max_model_len is 1; a request needs room for a prompt token and an output token.")
+        if self.max_model_len > self.num_tokens:
+            raise ValueError(
+                f"A request of {self.max_model_len} tokens (max_model_len) does not fit in a KV pool of "
+                f"{self.num_tokens} tokens. Lower --max-model-len or raise --kv-cache-memory."
+            )
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens the KV pool holds."""
+        return self.num_blocks * self.block_size
+
+
+class EngineLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What the operator asked for; None leaves the choice to the engine."""
+
+    kv_cache_memory_bytes: int | None = None  # None: half of the memory that is free after loading
+    max_model_len: int | None = None  # None: what the model was trained for, at most DEFAULT_MAX_MODEL_LEN
+    block_size: int = 16
+    max_batch_tokens: int = 512
+    max_num_seqs: int = 64
+
+
+def plan_engine(
+    limits: EngineLimits, *, kv_bytes_per_token: int, max_position: int, free_memory_bytes: int
+) -> EngineConfig:
+    """Return the engine's configuration; raises ValueError, with the way out, when the limits cannot hold together."""
+    pool_bytes = limits.kv_cache_memory_bytes if limits.kv_cache_memory_bytes is not None else free_memory_bytes // 2
+    if pool_bytes > free_memory_bytes:
+        raise ValueError(
+            f"The KV pool was to take {pool_bytes:,} bytes, but only {free_memory_bytes:,} are free. "
+            "Lower --kv-cache-memory."
+        )
+    max_model_len = limits.max_model_len or min(max_position, DEFAULT_MAX_MODEL_LEN)
+    if max_model_len > max_position:
+        raise ValueError(
+            f"max_model_len is {max_model_len}, but the model was trained for {max_position} tokens at most. "
+            "Lower --max-model-len."
+        )
+    num_blocks = pool_bytes // (kv_bytes_per_token * limits.block_size)
+    return EngineConfig(
+        num_blocks=max(num_blocks, 1),
+        block_size=limits.block_size,
+        max_batch_tokens=limits.max_batch_tokens,
+        max_num_seqs=limits.max_num_seqs,
+        max_model_len=max_model_len,
+    )

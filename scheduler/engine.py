@@ -1,0 +1,49 @@
+"""Engine: schedule, run, commit."""
+
+import time
+
+import msgspec
+import torch
+
+from model.kv_cache import KVCache
+from model.llama import Llama
+from model.sample import Sample
+from model.sampling import SamplingRow, sample
+from scheduler.batch import build_forward_batch
+from scheduler.config import EngineConfig
+from scheduler.messages import StepOutput
+from scheduler.scheduler import Scheduler
+from scheduler.sequence import ScheduledSequence
+
+
+class Engine:
+    """A model, its KV cache and the scheduler that shares them out."""
+
+    def __init__(self, model: Llama, config: EngineConfig, dtype: torch.dtype, device: torch.device) -> None:
+        self.model = model
+        self.device = device
+        self.block_size = config.block_size
+        self.kv_cache = KVCache(model.config, config.num_blocks, config.block_size, dtype, device)
+        self.scheduler = Scheduler(config)
+
+    def step(self) -> StepOutput:
+        """Return what one step over the active batch produced; without work, an empty output."""
+        started = time.monotonic()
+        plan = self.scheduler.schedule()
+        samples = self.run(plan)
+        output = self.scheduler.commit(plan, samples)
+        stats = msgspec.structs.replace(output.stats, step_seconds=time.monotonic() - started)
+        return msgspec.structs.replace(output, stats=stats)
+
+    def run(self, plan: list[ScheduledSequence]) -> list[Sample | None]:
+        """Return the next token of each scheduled sequence that wants one, in the plan's order."""
+        if not plan:
+            return []
+        batch = build_forward_batch(plan, self.block_size, self.device)
+        logits = self.model(batch, self.kv_cache)  # [S, vocab_size]
+        rows = [
+            SamplingRow(s.sequence.request.params, s.sequence.request.prompt_token_ids, s.sequence.output_token_ids)
+            for s in plan
+            if s.wants_logits
+        ]
+        return sample(logits, rows) if rows else []

@@ -1,0 +1,103 @@
+"""The messages that cross the socket between the API process and the engine process."""
+
+from typing import Literal
+
+import msgspec
+
+from model.sampling_params import SamplingParams
+from scheduler.config import EngineConfig, EngineLimits
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class StartEngine(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """First frame to a new engine process: what to load and how."""
+
+    model_path: str
+    limits: EngineLimits = EngineLimits()
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    num_threads: int | None = None  # None: one per core
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """One sequence to continue: `prompt_token_ids`, then what was already produced of it."""
+
+    request_id: int
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    output_token_ids: list[int] = []  # tokens already produced, when a request is submitted again
+    cache_salt: str = ""  # prefix blocks are shared only between requests of one salt
+
+
+class Abort(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The client no longer wants this request."""
+
+    request_id: int
+
+
+class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The model is loaded and the pool allocated."""
+
+    config: EngineConfig
+    num_parameters: int
+    weight_bytes: int
+    kv_cache_bytes: int
+    dtype: str
+    load_seconds: float
+
+
+class EngineFailed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The engine could not start; it exits after this frame."""
+
+    reason: str
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, kw_only=True):
+    """Log-probabilities at one output position under the model itself (no temperature, no penalty)."""
+
+    logprob: float  # of the chosen token
+    top_token_ids: list[int] = []  # the num_logprobs most probable, best first
+    top_logprobs: list[float] = []
+
+
+class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True):
+    """What one step did for one sequence."""
+
+    request_id: int
+    token_ids: list[int]  # new tokens, a stop token included; empty only with finish_reason abort or error
+    logprobs: list[TokenLogprobs] = []  # one per new token, if asked for
+    finish_reason: FinishReason | None = None
+    num_cached_tokens: int = 0  # prompt tokens whose keys and values came from the prefix cache
+    scheduled_at_seconds: float = 0.0  # time.monotonic() when it last left the queue
+    error: str | None = None
+
+
+class StepStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Plain numbers about one step; counters are what this step added."""
+
+    step: int = 0
+    num_running: int = 0
+    num_waiting: int = 0
+    num_blocks: int = 0
+    num_used_blocks: int = 0  # referenced by a sequence
+    num_cached_blocks: int = 0  # free, but still holding a reusable prefix
+    num_prefill_tokens: int = 0  # prompt tokens and tokens computed again after a preemption
+    num_decode_tokens: int = 0
+    num_preemptions: int = 0
+    prefix_cache_queries: int = 0  # tokens looked up
+    prefix_cache_hits: int = 0  # tokens found
+    step_seconds: float = 0.0
+
+
+class StepOutput(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Everything one step produced: one frame per step, not per token.
+
+    An idle engine sends an empty one twice a second: its heartbeat.
+    """
+
+    outputs: list[SequenceOutput]
+    stats: StepStats
+
+
+ToEngine = StartEngine | Request | Abort
+FromEngine = EngineReady | EngineFailed | StepOutput

@@ -1,0 +1,113 @@
+"""The engine process: an inbox, the step loop, a heartbeat. Run as `python -m scheduler.process FD`."""
+
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+import torch
+
+from model.kv_cache import kv_bytes_per_token
+from model.loader import load_model
+from scheduler.config import plan_engine
+from scheduler.engine import Engine
+from scheduler.framing import LENGTH, encode_frame, frame_length
+from scheduler.memory import free_memory_bytes
+from scheduler.messages import Abort, EngineFailed, EngineReady, Request, StartEngine, ToEngine
+
+HEARTBEAT_SECONDS = 0.5  # an idle engine is heard this often
+
+
+def main() -> None:
+    """Serve the API process at the other end of the inherited socket until it goes away."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the API process decides
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    inbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
+    threading.Thread(target=_read_inbox, args=(connection, inbox), daemon=True).start()
+    start = inbox.get()
+    assert isinstance(start, StartEngine), "the first message says what to load"
+    try:
+        engine, ready = start_engine(start)
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        connection.sendall(encode_frame(EngineFailed(reason=str(error))))
+        sys.exit(1)
+    connection.sendall(encode_frame(ready))
+    while True:
+        _take_messages(engine, inbox)
+        connection.sendall(encode_frame(engine.step()))
+
+
+def start_engine(start: StartEngine) -> tuple[Engine, EngineReady]:
+    """Return the engine with its model loaded, and the report of what was loaded.
+
+    Raises ValueError (a broken or unsupported model, limits that do not fit), OSError, MemoryError.
+    """
+    started = time.monotonic()
+    if start.num_threads:
+        torch.set_num_threads(start.num_threads)
+    device = torch.device("cpu")
+    dtype = pick_dtype(start.dtype)
+    model = load_model(Path(start.model_path), dtype, device, start.limits.max_model_len)
+    config = plan_engine(
+        start.limits,
+        kv_bytes_per_token=kv_bytes_per_token(model.config, dtype.itemsize),
+        max_position=model.config.max_position,
+        free_memory_bytes=free_memory_bytes(),
+    )
+    engine = Engine(model, config, dtype, device)
+    weights = list(model.parameters())
+    ready = EngineReady(
+        config=config,
+        num_parameters=sum(weight.numel() for weight in weights),
+        weight_bytes=sum(weight.nbytes for weight in weights),
+        kv_cache_bytes=engine.kv_cache.num_bytes,
+        dtype=str(dtype).removeprefix("torch."),
+        load_seconds=time.monotonic() - started,
+    )
+    return engine, ready
+
+
+def pick_dtype(name: str) -> torch.dtype:
+    """Return the dtype of that name; `auto` is bfloat16 where the processor multiplies it in hardware."""
+    if name == "auto":
+        return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def _take_messages(engine: Engine, inbox: "queue.SimpleQueue[ToEngine]") -> None:
+    """Hand every waiting message to the scheduler; an idle engine waits one heartbeat for the first."""
+    timeout = 0.0 if engine.scheduler.has_work else HEARTBEAT_SECONDS
+    while True:
+        try:
+            message = inbox.get(timeout=timeout) if timeout else inbox.get_nowait()
+        except queue.Empty:
+            return
+        timeout = 0.0
+        match message:
+            case Request():
+                engine.scheduler.add(message)
+            case Abort(request_id=request_id):
+                engine.scheduler.abort(request_id)
+            case StartEngine():
+                raise AssertionError("an engine is started once")
+
+
+def _read_inbox(connection: socket.socket, inbox: "queue.SimpleQueue[ToEngine]") -> None:
+    """Move messages from the socket to the inbox; when the API process is gone, so is this one."""
+    decoder = msgspec.msgpack.Decoder(ToEngine)
+    with connection.makefile("rb") as stream:
+        while head := stream.read(LENGTH.size):
+            body = stream.read(frame_length(head))
+            inbox.put(decoder.decode(body))
+    os._exit(0)  # at once, also from the middle of a step
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""Scheduler: who computes how many tokens next, and in which blocks. Numbers only, no tensors.
+
+Continuous batching as in Orca (Yu et al., OSDI 2022), chunked prefill as in Sarathi-Serve (arXiv:2403.02310),
+preemption by recomputation as in PagedAttention (arXiv:2309.06180), section 4.5.
+"""
+
+import time
+from collections import deque
+from collections.abc import Sequence as Seq
+
+from model.sample import Sample
+from scheduler.block_pool import BlockPool
+from scheduler.config import EngineConfig
+from scheduler.messages import FinishReason, Request, SequenceOutput, StepOutput, StepStats, TokenLogprobs
+from scheduler.sequence import ScheduledSequence, Sequence
+
+
+class Scheduler:
+    """Running sequences, oldest first; waiting ones behind them; one budget of tokens per step."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self.pool = BlockPool(config.num_blocks)
+        self.running: list[Sequence] = []
+        self.waiting: deque[Sequence] = deque()
+        self._step = 0
+        self._reset_counters()
+
+    def add(self, request: Request) -> None:
+        """Put a request at the end of the queue."""
+        assert request.prompt_token_ids, "the server refuses empty prompts"
+        sequence = Sequence.of(request)
+        assert sequence.num_tokens < self.config.max_model_len, "the server refuses prompts without room for output"
+        self.waiting.append(sequence)
+
+    def abort(self, request_id: int) -> None:
+        """Drop a request, running or waiting; an unknown one has already ended."""
+        for queue in (self.running, self.waiting):
+            for sequence in queue:
+                if sequence.request.request_id == request_id:
+                    queue.remove(sequence)
+                    self._release_blocks(sequence)
+                    return
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would have anything to do."""
+        return bool(self.running or self.waiting)
+
+    def schedule(self) -> list[ScheduledSequence]:
+        """Return what the next step computes, with every block it needs already in the block tables."""
+        self._reset_counters()
+        plan: list[ScheduledSequence] = []
+        budget = self.config.max_batch_tokens
+        index = 0
+        while index < len(self.running) and budget > 0:  # oldest first; a preemption shortens the list at its end
+            sequence = self.running[index]
+            index += 1
+            num_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
+            while not self._extend_block_table(sequence, num_tokens):
+                if self._preempt_youngest() is sequence:
+                    break
+            else:
+                plan.append(ScheduledSequence(sequence, num_tokens))
+                budget -= num_tokens
+        if not self._num_preemptions:  # else whoever joined now would be the next to be thrown out
+            while budget > 0 and self.waiting and len(self.running) < self.config.max_num_seqs:
+                scheduled = self._admit(self.waiting[0], budget)
+                if scheduled is None:
+                    break
+                self.running.append(self.waiting.popleft())
+                plan.append(scheduled)
+                budget -= scheduled.num_tokens
+        for scheduled in plan:
+            self._count_tokens(scheduled)
+        return plan
+
+    def commit(self, plan: list[ScheduledSequence], samples: Seq[Sample | None]) -> StepOutput:
+        """Return what the step produced, after taking it into the sequences.
+
+        samples has one entry for each scheduled sequence that wants logits, in the plan's order; None marks
+        logits that were not finite: that sequence ends with an error and nothing it computed is kept.
+        """
+        outputs: list[SequenceOutput] = []
+        remaining = iter(samples)
+        for scheduled in plan:
+            sequence = scheduled.sequence
+            wants_logits = scheduled.wants_logits
+            drawn = next(remaining) if wants_logits else None
+            if wants_logits and drawn is None:
+                outputs.append(self._fail(sequence, "The model's output for this request was not a finite number."))
+                continue
+            sequence.num_computed_tokens += scheduled.num_tokens
+            self._publish_full_blocks(sequence)
+            if drawn is not None:
+                outputs.append(self._append(sequence, drawn))
+        self._step += bool(plan)
+        return StepOutput(outputs=outputs, stats=self.stats())
+
+    def stats(self) -> StepStats:
+        """Return the state of queue and pool, with the counters of the last step."""
+        return StepStats(
+            step=self._step,
+            num_running=len(self.running),
+            num_waiting=len(self.waiting),
+            num_blocks=self.pool.num_blocks,
+            num_used_blocks=self.pool.num_blocks - self.pool.num_free,
+            num_cached_blocks=self.pool.num_cached,
+            num_prefill_tokens=self._num_prefill_tokens,
+            num_decode_tokens=self._num_decode_tokens,
+            num_preemptions=self._num_preemptions,
+            prefix_cache_queries=self._prefix_cache_queries,
+            prefix_cache_hits=self._prefix_cache_hits,
+        )
+
+    def _admit(self, sequence: Sequence, budget: int) -> ScheduledSequence | None:
+        """Give a waiting sequence the blocks of its first chunk, or return None if the pool is too full.
+
+        It joins only if all its tokens would fit now: a prompt half computed when the pool runs dry is work lost.
+        """
+        block_size = self.config.block_size
+        num_full_blocks = (sequence.num_tokens - 1) // block_size  # the last token must be computed for its logits
+        hits: list[int] = []
+        for name in sequence.hashes(num_full_blocks, block_size):
+            block = self.pool.lookup(name)
+            if block is None:
+                break
+            hits.append(block)
+        num_free = self.pool.num_free - sum(self.pool.is_free(block) for block in hits)
+        if self._num_blocks_for(sequence.num_tokens) - len(hits) > num_free:
+            return None
+        for block in hits:
+            self.pool.share(block)
+        sequence.block_table = hits
+        sequence.num_computed_tokens = len(hits) * block_size
+        sequence.num_published_blocks = len(hits)
+        sequence.scheduled_at_seconds = time.monotonic()
+        if sequence.num_output_tokens == 0:
+            sequence.num_cached_tokens = sequence.num_computed_tokens
+        self._prefix_cache_queries += sequence.num_tokens
+        self._prefix_cache_hits += sequence.num_computed_tokens
+        num_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
+        fits = self._extend_block_table(sequence, num_tokens)
+        assert fits, "the free blocks were counted above"
+        return ScheduledSequence(sequence, num_tokens)
+
+    def _extend_block_table(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Allocate the blocks of the next num_tokens tokens; False, with nothing changed, if they are not free."""
+        num_blocks = self._num_blocks_for(sequence.num_computed_tokens + num_tokens) - len(sequence.block_table)
+        if num_blocks > self.pool.num_free:
+            return False
+        sequence.block_table.extend(self.pool.allocate() for _ in range(num_blocks))
+        return True
+
+    def _num_blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.config.block_size)
+
+    def _preempt_youngest(self) -> Sequence:
+        """Take the blocks of the running sequence that joined last and put it at the head of the queue."""
+        sequence = self.running.pop()
+        self._release_blocks(sequence)
+        self.waiting.appendleft(sequence)
+        self._num_preemptions += 1
+        return sequence
+
+    def _release_blocks(self, sequence: Sequence) -> None:
+        self.pool.release(sequence.block_table)
+        sequence.block_table = []
+        sequence.num_computed_tokens = 0
+        sequence.num_published_blocks = 0
+
+    def _publish_full_blocks(self, sequence: Sequence) -> None:
+        """Offer the blocks that this step filled to later requests."""
+        num_full = sequence.num_computed_tokens // self.config.block_size
+        names = sequence.hashes(num_full, self.config.block_size)
+        for i in range(sequence.num_published_blocks, num_full):
+            self.pool.publish(sequence.block_table[i], names[i])
+        sequence.num_published_blocks = num_full
+
+    def _append(self, sequence: Sequence, drawn: Sample) -> SequenceOutput:
+        """Add the drawn token to its sequence, which may end it."""
+        sequence.token_ids.append(drawn.token_id)
+        params = sequence.request.params
+        reason: FinishReason | None = None
+        if drawn.token_id in params.stop_token_ids:
+            reason = "stop"
+        elif sequence.num_output_tokens >= params.max_tokens or sequence.num_tokens >= self.config.max_model_len:
+            reason = "length"
+        if reason is not None:
+            self.running.remove(sequence)
+            self._release_blocks(sequence)
+        logprobs = []
+        if drawn.logprob is not None:
+            top_ids, top_logprobs = list(drawn.top_token_ids), list(drawn.top_logprobs)
+            logprobs = [TokenLogprobs(logprob=drawn.logprob, top_token_ids=top_ids, top_logprobs=top_logprobs)]
+        return SequenceOutput(
+            request_id=sequence.request.request_id,
+            token_ids=[drawn.token_id],
+            logprobs=logprobs,
+            finish_reason=reason,
+            num_cached_tokens=sequence.num_cached_tokens,
+            scheduled_at_seconds=sequence.scheduled_at_seconds,
+        )
+
+    def _fail(self, sequence: Sequence, error: str) -> SequenceOutput:
+        """End a sequence whose numbers went wrong; no later request shall find its blocks."""
+        for block in sequence.block_table:
+            self.pool.forget(block)
+        self.running.remove(sequence)
+        self._release_blocks(sequence)
+        return SequenceOutput(request_id=sequence.request.request_id, token_ids=[], finish_reason="error", error=error)
+
+    def _count_tokens(self, scheduled: ScheduledSequence) -> None:
+        """A lone last token is a decode; everything else is prefill, also what a preemption lost."""
+        if scheduled.wants_logits and scheduled.num_tokens == 1 and scheduled.sequence.num_output_tokens > 0:
+            self._num_decode_tokens += 1
+        else:
+            self._num_prefill_tokens += scheduled.num_tokens
+
+    def _reset_counters(self) -> None:
+        self._num_prefill_tokens = 0
+        self._num_decode_tokens = 0
+        self._num_preemptions = 0
+        self._prefix_cache_queries = 0
+        self._prefix_cache_hits = 0

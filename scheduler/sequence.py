@@ -1,0 +1,70 @@
+"""Sequence: one request in progress inside the engine."""
+
+from dataclasses import dataclass, field
+
+from scheduler.block_pool import block_hash, root_hash
+from scheduler.messages import Request
+
+
+@dataclass(eq=False)
+class Sequence:
+    """A request, the tokens it has so far, and how many of them are in the KV cache.
+
+    Only the scheduler changes it. There is no prefill or decode state: num_computed_tokens catches up with
+    the number of tokens, and when it has, the next token can be drawn.
+    """
+
+    request: Request
+    token_ids: list[int]  # prompt, then output
+    num_computed_tokens: int = 0  # tokens whose keys and values are in the KV cache
+    block_table: list[int] = field(default_factory=list)  # block i holds tokens i * block_size onwards
+    block_hashes: list[bytes] = field(default_factory=list)  # of the full blocks, as far as they were needed
+    num_published_blocks: int = 0
+    num_cached_tokens: int = 0  # prompt tokens found in the prefix cache when it was first admitted
+    scheduled_at_seconds: float = 0.0  # time.monotonic() when it last left the queue
+
+    @classmethod
+    def of(cls, request: Request) -> "Sequence":
+        """Return the sequence of a request; one submitted again goes on behind its earlier output."""
+        return cls(request, [*request.prompt_token_ids, *request.output_token_ids])
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens so far, prompt and output."""
+        return len(self.token_ids)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens produced so far, before a replay included."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        """Tokens produced so far."""
+        return self.token_ids[self.num_prompt_tokens :]
+
+    def hashes(self, num_blocks: int, block_size: int) -> list[bytes]:
+        """Return the prefix hashes of the first num_blocks blocks, which must be full of tokens."""
+        while len(self.block_hashes) < num_blocks:
+            start = len(self.block_hashes) * block_size
+            parent = self.block_hashes[-1] if self.block_hashes else root_hash(self.request.cache_salt)
+            self.block_hashes.append(block_hash(parent, self.token_ids[start : start + block_size]))
+        return self.block_hashes[:num_blocks]
+
+
+@dataclass(frozen=True)
+class ScheduledSequence:
+    """A sequence and how many of its next tokens this step computes."""
+
+    sequence: Sequence
+    num_tokens: int
+
+    @property
+    def wants_logits(self) -> bool:
+        """Whether this step reaches the last token, so that the next one can be drawn."""
+        return self.sequence.num_computed_tokens + self.num_tokens == self.sequence.num_tokens

@@ -1,0 +1,71 @@
+"""The HTTP application: the parts of a server, given as arguments, put together."""
+
+import time
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+from starlette.types import Lifespan
+
+from server.health import health_router
+from server.http_edge import HttpEdge
+from server.metrics import Metrics, metrics_router
+from server.openai.chat import chat_router
+from server.openai.completions import completions_router
+from server.openai.documentation import add_schemas
+from server.openai.errors import add_error_handlers
+from server.openai.models import models_router
+from server.openai.schemas import ChatRequest, CompletionRequest
+from server.request_limits import RequestLimits
+from server.served_model import ServedModel
+
+if TYPE_CHECKING:
+    from model.tokenizer import Tokenizer
+    from server.chat_template import ChatTemplate
+    from server.engine_client import EngineClient
+
+
+def create_app(
+    *,
+    engine: "EngineClient",
+    tokenizer: "Tokenizer",
+    chat_template: "ChatTemplate | None",
+    model_name: str,
+    aliases: tuple[str, ...] = (),
+    max_model_len: int,
+    metrics: Metrics,
+    version: str,
+    limits: RequestLimits | None = None,
+    lifespan: Lifespan[FastAPI] | None = None,
+) -> FastAPI:
+    """Return the application that serves one model; `lifespan` starts and stops what must run beside it."""
+    served = ServedModel(
+        name=model_name,
+        aliases=aliases,
+        version=version,
+        created_at=int(time.time()),
+        max_model_len=max_model_len,
+        engine=engine,
+        tokenizer=tokenizer,
+        chat_template=chat_template,
+        metrics=metrics,
+        limits=limits or RequestLimits(),
+    )
+    app = FastAPI(
+        title="Caravan",
+        version=version,
+        lifespan=lifespan,
+        redoc_url=None,
+        redirect_slashes=False,  # a redirect would send the client to whatever host it named
+    )
+    for router in (
+        completions_router(served),
+        chat_router(served),
+        models_router(served),
+        health_router(served),
+        metrics_router(metrics),
+    ):
+        app.include_router(router)
+    add_error_handlers(app)
+    add_schemas(app, [CompletionRequest, ChatRequest])
+    app.add_middleware(HttpEdge, metrics=metrics)
+    return app

@@ -1,0 +1,34 @@
+"""Whether the server lives, whether it can work, and which version it is."""
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from server.openai.errors import ErrorBody
+from server.served_model import ServedModel
+from server.token_stream import EngineUnavailable
+
+
+def health_router(served: ServedModel) -> APIRouter:
+    """Return the routes for probes; they read what is known and give the engine no work."""
+    router = APIRouter(tags=["operations"])
+    not_ready: dict[int | str, dict[str, Any]] = {
+        503: {"model": ErrorBody, "description": "The engine is not ready; `Retry-After` says when to come back."}
+    }
+
+    @router.get("/livez", summary="The process answers")
+    async def live() -> dict[str, str]:
+        return {"status": "live"}
+
+    @router.get("/readyz", summary="The engine can take requests", responses=not_ready)
+    @router.get("/health", summary="The same as /readyz", responses=not_ready)
+    async def ready() -> dict[str, str]:
+        if not served.engine.is_ready:
+            raise EngineUnavailable
+        return {"status": "ready"}
+
+    @router.get("/version", summary="The server's version")
+    async def version() -> dict[str, str]:
+        return {"version": served.version}
+
+    return router

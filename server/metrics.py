@@ -1,0 +1,177 @@
+"""Metrics: what Prometheus sees of this server."""
+
+from collections.abc import Sequence
+
+from fastapi import APIRouter, Response
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+)
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+
+from scheduler.config import EngineConfig
+from scheduler.messages import FinishReason, StepOutput
+
+_PREFIX = "caravan_"
+
+# Buckets in seconds; the same as vLLM's, so that its dashboards can be used.
+# fmt: off
+_FIRST_TOKEN = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,
+    1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560,
+)
+_PER_TOKEN = (
+    0.001, 0.0025, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75,
+    1, 2.5, 5, 7.5, 10, 20, 40, 80,
+)
+# fmt: on
+_REQUEST = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
+_STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+_CHOICES = (1, 2, 5, 10, 20)
+
+
+class Metrics:
+    """The counters, gauges and histograms of one server, in a registry of its own.
+
+    Every series carries the label `model_name`. No label takes its value from a client.
+    """
+
+    def __init__(self, model_name: str, config: EngineConfig) -> None:
+        self.registry = CollectorRegistry()
+        self._model_name = model_name
+        lengths = one_two_five(config.max_model_len)
+
+        self._num_running = self._gauge("num_requests_running", "Sequences the engine is working on.")
+        self._num_waiting = self._gauge("num_requests_waiting", "Sequences in the engine's queue.")
+        self._kv_cache_usage = self._gauge("kv_cache_usage_perc", "Share of the KV pool in use; 1 is all of it.")
+        self._set_cache_config(config)
+
+        self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of requests that got a first token.")
+        self._generation_tokens = self._counter("generation_tokens", "Tokens produced.")
+        self._prefix_cache_queries = self._counter("prefix_cache_queries", "Tokens looked up in the prefix cache.")
+        self._prefix_cache_hits = self._counter("prefix_cache_hits", "Tokens found in the prefix cache.")
+        self._num_preemptions = self._counter(
+            "num_preemptions", "Sequences put back into the queue for want of blocks."
+        )
+        self._request_success = Counter(
+            _PREFIX + "request_success",
+            "Sequences that ended, by reason.",
+            ["model_name", "finished_reason"],
+            registry=self.registry,
+        )
+        self._http_requests = Counter(
+            _PREFIX + "http_requests",
+            "HTTP requests answered, by route and status.",
+            ["model_name", "route", "status"],
+            registry=self.registry,
+        )
+
+        self._iteration_tokens = self._histogram("iteration_tokens", "Tokens computed in one step.", _STEP_TOKENS)
+        self.first_token = self._histogram(
+            "time_to_first_token_seconds", "From arrival to the first token.", _FIRST_TOKEN
+        )
+        self.inter_token = self._histogram("inter_token_latency_seconds", "Between two tokens.", _PER_TOKEN)
+        self.per_token = self._histogram(
+            "request_time_per_output_token_seconds", "Mean time between the tokens of one sequence.", _PER_TOKEN
+        )
+        self.end_to_end = self._histogram("e2e_request_latency_seconds", "From arrival to the end.", _REQUEST)
+        self.queue_time = self._histogram("request_queue_time_seconds", "From queued to last scheduled.", _REQUEST)
+        self.inference_time = self._histogram(
+            "request_inference_time_seconds", "From last scheduled to the last token.", _REQUEST
+        )
+        self.prefill_time = self._histogram(
+            "request_prefill_time_seconds", "From last scheduled to the first token.", _REQUEST
+        )
+        self.decode_time = self._histogram("request_decode_time_seconds", "From first to last token.", _REQUEST)
+        self.prompt_lengths = self._histogram("request_prompt_tokens", "Prompt tokens of a sequence.", lengths)
+        self.generation_lengths = self._histogram("request_generation_tokens", "Tokens a sequence produced.", lengths)
+        self.max_tokens = self._histogram("request_params_max_tokens", "max_tokens of a sequence.", lengths)
+        self._num_choices = self._histogram("request_params_n", "n of a request.", _CHOICES)
+
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+
+    def observe_step(self, output: StepOutput) -> None:
+        """Take in what the engine reports of one step."""
+        stats = output.stats
+        self._num_running.set(stats.num_running)
+        self._num_waiting.set(stats.num_waiting)
+        self._kv_cache_usage.set(stats.num_used_blocks / stats.num_blocks if stats.num_blocks else 0.0)
+        self._generation_tokens.inc(sum(len(sequence.token_ids) for sequence in output.outputs))
+        self._prefix_cache_queries.inc(stats.prefix_cache_queries)
+        self._prefix_cache_hits.inc(stats.prefix_cache_hits)
+        self._num_preemptions.inc(stats.num_preemptions)
+        num_step_tokens = stats.num_prefill_tokens + stats.num_decode_tokens
+        if num_step_tokens:
+            self._iteration_tokens.observe(num_step_tokens)
+
+    def observe_request(self, num_choices: int) -> None:
+        """Take in one accepted HTTP request for text."""
+        self._num_choices.observe(num_choices)
+
+    def count_prompt_tokens(self, num_tokens: int) -> None:
+        """Count the prompt of a sequence that got its first token."""
+        self._prompt_tokens.inc(num_tokens)
+
+    def count_finished(self, reason: FinishReason) -> None:
+        """Count a sequence that ended."""
+        self._request_success.labels(self._model_name, reason).inc()
+
+    def count_http(self, route: str, status: int) -> None:
+        """Count one answer; `route` is the route's template, never the path a client sent."""
+        self._http_requests.labels(self._model_name, route, str(status)).inc()
+
+    def exposition(self) -> bytes:
+        """Return all series in Prometheus' text format 0.0.4."""
+        return generate_latest(self.registry)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(_PREFIX + name, text, ["model_name"], registry=self.registry).labels(self._model_name)
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(_PREFIX + name, text, ["model_name"], registry=self.registry).labels(self._model_name)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
+        family = Histogram(_PREFIX + name, text, ["model_name"], buckets=buckets, registry=self.registry)
+        return family.labels(self._model_name)
+
+    def _set_cache_config(self, config: EngineConfig) -> None:
+        labels = {
+            "model_name": self._model_name,
+            "block_size": str(config.block_size),
+            "num_blocks": str(config.num_blocks),
+            "max_batch_tokens": str(config.max_batch_tokens),
+            "max_num_seqs": str(config.max_num_seqs),
+            "max_model_len": str(config.max_model_len),
+        }
+        family = Gauge(
+            _PREFIX + "cache_config_info", "The engine's limits, as labels.", list(labels), registry=self.registry
+        )
+        family.labels(**labels).set(1)
+
+
+def one_two_five(limit: int) -> list[float]:
+    """Return 1, 2, 5, 10, 20, 50 ... up to `limit`."""
+    buckets: list[float] = []
+    power = 1
+    while power <= limit:
+        buckets += [float(power * digit) for digit in (1, 2, 5) if power * digit <= limit]
+        power *= 10
+    return buckets
+
+
+def metrics_router(metrics: Metrics) -> APIRouter:
+    """Return the route Prometheus scrapes."""
+    router = APIRouter(tags=["operations"])
+
+    @router.get("/metrics", response_class=Response, summary="Metrics in Prometheus' text format")
+    async def scrape() -> Response:
+        return Response(metrics.exposition(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+    return router

@@ -1,0 +1,68 @@
+"""POST /v1/completions."""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, Request, Response
+
+from server.openai.answer import Answer
+from server.openai.body import read_body
+from server.openai.documentation import documented
+from server.openai.logprobs import completion_logprobs
+from server.openai.models import check_model
+from server.openai.prompts import completion_prompts
+from server.openai.schemas import CompletionRequest
+from server.served_model import ServedModel
+from server.text_stream import TextPiece
+
+if TYPE_CHECKING:
+    from model.tokenizer import Tokenizer
+
+
+class CompletionShape:
+    """How a completion's choice is written; a chunk has the same form as the whole."""
+
+    id_prefix = "cmpl-"
+    object_name = "text_completion"
+    chunk_object_name = "text_completion"
+
+    def __init__(self, request: CompletionRequest, tokenizer: "Tokenizer") -> None:
+        self._request = request
+        self._tokenizer = tokenizer
+
+    def whole(self, index: int, choice: TextPiece) -> dict[str, Any]:
+        """Return a finished choice."""
+        return self.chunk(index, choice)
+
+    def chunk(self, index: int, piece: TextPiece) -> dict[str, Any]:
+        """Return a choice's share of one chunk."""
+        has_logprobs = self._request.num_logprobs is not None
+        choice: dict[str, Any] = {
+            "index": index,
+            "text": piece.text,
+            "logprobs": completion_logprobs(piece.entries, self._tokenizer) if has_logprobs else None,
+            "finish_reason": piece.finish_reason,
+        }
+        if self._request.return_token_ids:
+            choice["token_ids"] = piece.token_ids
+        return choice
+
+    def opening(self, index: int) -> None:
+        """A completion begins with its first text."""
+
+
+def completions_router(served: ServedModel) -> APIRouter:
+    """Return the route that continues prompts."""
+    router = APIRouter(tags=["generation"])
+
+    @router.post("/v1/completions", summary="Continue a prompt", **documented(CompletionRequest))
+    async def create_completion(request: Request) -> Response:
+        arrived_at_seconds = time.monotonic()
+        body = await read_body(request, CompletionRequest, served.limits)
+        check_model(served, body.model)
+        prompts = await completion_prompts(served, body)
+        shape = CompletionShape(body, served.tokenizer)
+        answer = Answer(served, body, prompts, shape, arrived_at_seconds=arrived_at_seconds)
+        return await answer.respond(request)
+
+    return router

@@ -1,0 +1,44 @@
+"""What the OpenAPI document says of routes that read their bodies themselves."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from server.openai.errors import ErrorBody
+
+_REFERENCE = "#/components/schemas/{model}"
+_ERRORS = {
+    400: "A value cannot be used; `param` says which.",
+    404: "There is no such model.",
+    408: "The body took too long to arrive.",
+    413: "The body is too large.",
+    415: "The body is not JSON.",
+    500: "The server failed.",
+    503: "The engine is not ready; `Retry-After` says when to come back.",
+}
+
+
+def documented(schema: type[BaseModel]) -> dict[str, Any]:
+    """Return the keyword arguments that document a route whose body is a `schema`."""
+    reference = {"$ref": _REFERENCE.format(model=schema.__name__)}
+    return {
+        "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": {"schema": reference}}}},
+        "responses": {status: {"model": ErrorBody, "description": text} for status, text in _ERRORS.items()},
+    }
+
+
+def add_schemas(app: FastAPI, schemas: list[type[BaseModel]]) -> None:
+    """Make `app`'s OpenAPI document define `schemas`."""
+    document: dict[str, Any] = {}
+
+    def openapi() -> dict[str, Any]:
+        if not document:
+            document.update(get_openapi(title=app.title, version=app.version, routes=app.routes))
+            _, definitions = models_json_schema([(schema, "validation") for schema in schemas], ref_template=_REFERENCE)
+            document.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way

@@ -1,0 +1,135 @@
+"""ApiError: everything that can go wrong, as the client sees it."""
+
+import itertools
+import json
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from server.text_stream import GenerationCancelled, GenerationFailed
+from server.token_stream import EngineDied, EngineUnavailable
+
+_RETRY_AFTER_SECONDS = 5
+_MAX_MESSAGE = 400  # characters; keeps every error body under 1 KB
+
+logger = logging.getLogger(__name__)
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer that is not a success."""
+
+    error: ErrorDetail
+
+
+class ApiError(Exception):
+    """An answer that is not a success. The message has the fact, the limit and the way out, in ASCII."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = "invalid_request_error",  # noqa: A002  # its name on the wire
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.type = type
+        self.param = param
+        self.code = code
+        self.retry_after = retry_after  # seconds
+
+    def body(self) -> dict[str, Any]:
+        """Return the JSON object that goes to the client, also inside an event stream."""
+        message = _ascii(self.message, _MAX_MESSAGE)
+        param = None if self.param is None else _ascii(self.param, 100)
+        return {"error": {"message": message, "type": self.type, "param": param, "code": self.code}}
+
+    def response(self) -> Response:
+        """Return the HTTP answer."""
+        headers = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
+        return Response(json.dumps(self.body()), self.status, headers, "application/json")
+
+
+def invalid(message: str, param: str | None = None) -> ApiError:
+    """Return the error for a value the caller can correct."""
+    return ApiError(400, message, param=param)
+
+
+def shown(value: object, max_characters: int = 60) -> str:
+    """Return the JSON value `value` in ASCII, shortened, for a message about it."""
+    # Each part of the encoding has at least one character: no more is encoded than is shown.
+    parts = itertools.islice(json.JSONEncoder().iterencode(value), max_characters + 1)
+    return _ascii("".join(parts), max_characters)
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """Return what the client is told about `error`; what only the operator should know is logged."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, EngineUnavailable):
+        return _unavailable("The engine is not ready. Try again shortly.")
+    if isinstance(error, EngineDied | GenerationCancelled):
+        return _unavailable("The engine stopped before the answer was complete. Try again shortly.")
+    if isinstance(error, ClientDisconnect):
+        return ApiError(499, "The client closed the connection.")  # for the metrics: nobody reads it
+    if isinstance(error, GenerationFailed):
+        logger.error("The engine gave up on a request: %s", ascii(str(error)))
+    else:
+        logger.error("A request failed.", exc_info=error)
+    return ApiError(
+        500,
+        "The server failed to answer this request; the cause is in its log.",
+        type="server_error",
+        code="internal_error",
+    )
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Make every error of `app` look as `ErrorBody`."""
+
+    async def answer(_: Request, error: Exception) -> Response:
+        return as_api_error(error).response()
+
+    async def answer_http(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        messages = {404: "There is no such route.", 405: "This route does not take this method."}
+        response = ApiError(error.status_code, messages.get(error.status_code, "The request was refused.")).response()
+        response.headers.update(error.headers or {})
+        return response
+
+    async def answer_validation(_: Request, __: Exception) -> Response:
+        return invalid("A parameter of the path, the query or a header is not valid.").response()
+
+    for kind in (ApiError, EngineUnavailable, EngineDied, GenerationFailed, GenerationCancelled, ClientDisconnect):
+        app.add_exception_handler(kind, answer)
+    app.add_exception_handler(HTTPException, answer_http)
+    app.add_exception_handler(RequestValidationError, answer_validation)
+
+
+def _unavailable(message: str) -> ApiError:
+    return ApiError(503, message, type="server_error", code="unavailable", retry_after=_RETRY_AFTER_SECONDS)
+
+
+def _ascii(text: str, max_characters: int) -> str:
+    """Return `text` in printable ASCII, at most `max_characters` long."""
+    plain = text.encode("ascii", "backslashreplace").decode()
+    plain = "".join(character if character.isprintable() else " " for character in plain)
+    return plain if len(plain) <= max_characters else plain[: max_characters - 3] + "..."

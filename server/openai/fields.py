@@ -1,0 +1,129 @@
+"""The kinds of request field that pydantic lacks: one for each way a field can be meant."""
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, PlainValidator
+from pydantic_core import PydanticCustomError
+
+from server.openai.errors import shown
+
+_MAX_STOP_STRINGS = 16
+_MAX_STOP_CHARACTERS = 1024
+_MAX_BIASED_TOKENS = 1024
+_INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,19})")
+
+
+class NoEffect:
+    """Marks a field of OpenAI's that means nothing here; a request that sets it gets a warning."""
+
+
+Ignored = Annotated[Any, NoEffect()]
+
+
+def wrong(phrase: str, **context: object) -> PydanticCustomError:
+    """Return the error whose message goes on after "`field` is value; it"; `{name}` stands for a context value."""
+    return PydanticCustomError("invalid", phrase, context)
+
+
+def only(*harmless: object) -> AfterValidator:
+    """Return the validator of a field this version does not support beyond its `harmless` values."""
+    values = [value for value in harmless if value not in (None, "", [])]
+
+    def check(value: Any) -> Any:
+        if value in harmless:
+            return value
+        if not values:
+            raise wrong("is not supported by this version; leave it out")
+        raise wrong("is not supported by this version; it can only be {only}", only=" or ".join(map(shown, values)))
+
+    return AfterValidator(check)
+
+
+Unsupported = Annotated[Any, only(None)]
+
+
+def _stop_strings(value: Any) -> list[str]:
+    strings = [value] if isinstance(value, str) else value
+    if not isinstance(strings, list) or not all(isinstance(string, str) for string in strings):
+        raise wrong("must be a string or a list of strings")
+    if len(strings) > _MAX_STOP_STRINGS:
+        raise wrong("must have at most {limit} strings", limit=_MAX_STOP_STRINGS)
+    if not all(strings):
+        raise wrong("must have no empty string")
+    if max(map(len, strings), default=0) > _MAX_STOP_CHARACTERS:
+        raise wrong("must have strings of at most {limit} characters", limit=_MAX_STOP_CHARACTERS)
+    return strings
+
+
+def _logit_bias(value: Any) -> dict[int, float]:
+    if not isinstance(value, dict):
+        raise wrong("must be an object of token ids and numbers")
+    if len(value) > _MAX_BIASED_TOKENS:
+        raise wrong("must have at most {limit} tokens", limit=_MAX_BIASED_TOKENS)
+    biases: dict[int, float] = {}
+    for token, bias in value.items():
+        if not _INTEGER.fullmatch(token):
+            raise wrong("must have token ids as keys; {token} is none", token=shown(token))
+        if type(bias) not in (int, float) or not -100 <= bias <= 100:
+            raise wrong("must have values from -100 to 100; {bias} is none", bias=shown(bias))
+        biases[int(token)] = float(bias)
+    return biases
+
+
+def _prompts(value: Any) -> list[str | list[int]]:
+    """Return the prompts in any of the four forms as a list of prompts."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and value:
+        if _is_token_list(value):
+            return [value]
+        if all(isinstance(item, str) for item in value):
+            return value
+        if all(isinstance(item, list) and _is_token_list(item) for item in value):
+            return value
+    if value == []:
+        raise wrong("is empty; it must have at least one token")
+    raise wrong("must be a string, a list of strings, a list of token ids or a list of such lists")
+
+
+def _is_token_list(value: list[Any]) -> bool:
+    return all(type(item) is int for item in value)
+
+
+def _content(value: Any) -> str:
+    """Return a message's content, given as a string or as text parts, as one string."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise wrong("must be a string or a list of text parts")
+    texts = []
+    for index, part in enumerate(value):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind != "text":
+            raise wrong("must have text parts only; part {index} is of type {kind}", index=index, kind=shown(kind))
+        if set(part) != {"type", "text"} or not isinstance(part["text"], str):
+            raise wrong("must have parts of type and text only; part {index} is different", index=index)
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+def _plain(read: Callable[[Any], Any], accepts: Any) -> PlainValidator:
+    return PlainValidator(read, json_schema_input_type=accepts)
+
+
+_TEXT_PART = {
+    "type": "object",
+    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+    "required": ["type", "text"],
+    "additionalProperties": False,
+}
+
+StopField = Annotated[list[str], _plain(_stop_strings, str | list[str])]
+LogitBiasField = Annotated[dict[int, float], _plain(_logit_bias, dict[str, Annotated[float, Field(ge=-100, le=100)]])]
+PromptField = Annotated[list[str | list[int]], _plain(_prompts, str | list[str] | list[int] | list[list[int]])]
+ContentField = Annotated[
+    str,
+    _plain(_content, str | list[Annotated[dict[str, str], Field(json_schema_extra=_TEXT_PART)]]),
+]

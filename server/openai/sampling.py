@@ -1,0 +1,56 @@
+"""From a request to the SamplingParams of each of its choices."""
+
+import hashlib
+import secrets
+
+import msgspec
+
+from model.sampling_params import SamplingParams
+from server.openai.errors import invalid
+from server.openai.prompts import check_token_ids
+from server.openai.schemas import GenerationRequest
+
+_LEAST_TOP_P = 1e-9
+
+
+def check_sampling(request: GenerationRequest, vocab_size: int) -> None:
+    """Raise ApiError for a token id that the vocabulary lacks."""
+    check_token_ids(request.stop_token_ids, vocab_size, "stop_token_ids")
+    check_token_ids(list(request.logit_bias), vocab_size, "logit_bias")
+
+
+def sampling_params(request: GenerationRequest, max_tokens: int) -> list[SamplingParams]:
+    """Return one SamplingParams for each choice of one prompt; only their seeds differ.
+
+    Raises ApiError if `max_tokens`, what this prompt leaves room for, is less than the request's min_tokens.
+    """
+    if request.min_tokens > max_tokens:
+        raise invalid(f"`min_tokens` is {request.min_tokens}; at most {max_tokens} tokens are produced.", "min_tokens")
+    params = SamplingParams(
+        seed=0,
+        max_tokens=max_tokens,
+        min_tokens=request.min_tokens,
+        temperature=request.temperature,
+        top_k=max(0, request.top_k),
+        top_p=max(_LEAST_TOP_P, request.top_p),  # 0 leaves only the most probable token
+        min_p=request.min_p,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        repetition_penalty=request.repetition_penalty,
+        logit_bias=request.logit_bias,
+        stop_token_ids=tuple(request.stop_token_ids),
+        ignore_eos=request.ignore_eos,
+        num_logprobs=request.num_logprobs,
+    )
+    return [msgspec.structs.replace(params, seed=choice_seed(request.seed, index)) for index in range(request.n)]
+
+
+def choice_seed(seed: int | None, index: int) -> int:
+    """Return the seed of choice `index` of a prompt: random without a seed, else different and repeatable.
+
+    It depends on nothing else, so that a prompt's answer does not depend on the prompts beside it.
+    """
+    if seed is None:
+        return secrets.randbits(64)
+    digest = hashlib.sha256(f"{seed} {index}".encode()).digest()
+    return int.from_bytes(digest[:8], "big")

@@ -1,0 +1,57 @@
+"""From pydantic's errors to sentences that name the field, the fact and the limit."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from server.openai.errors import ApiError, invalid, shown
+
+_MAX_KEY = 64  # characters of a caller's own key in a message
+
+_MUST_BE: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "bool_type": lambda _: "must be true or false",
+    "dict_type": lambda _: "must be an object",
+    "float_type": lambda _: "must be a number",
+    "int_type": lambda _: "must be an integer",
+    "list_type": lambda _: "must be a list",
+    "model_type": lambda _: "must be an object",
+    "string_type": lambda _: "must be a string",
+    "greater_than": lambda context: f"must be greater than {context['gt']:g}",
+    "greater_than_equal": lambda context: f"must be at least {context['ge']}",
+    "less_than": lambda context: f"must be less than {context['lt']:g}",
+    "less_than_equal": lambda context: f"must be at most {context['le']}",
+    "literal_error": lambda context: f"must be {context['expected']}",
+    "string_too_long": lambda context: f"must have at most {context['max_length']} characters",
+    "string_too_short": lambda context: f"must have at least {context['min_length']} characters",
+    "too_long": lambda context: f"must have at most {context['max_length']} items",
+    "too_short": lambda context: f"must have at least {context['min_length']} items",
+}
+
+
+def first_problem(error: ValidationError) -> ApiError:
+    """Return the first problem in `error`, which is one the caller can correct."""
+    problem = error.errors(include_url=False)[0]
+    param = _path(problem["loc"])
+    if problem["type"] == "missing":
+        return invalid(f"`{param}` is missing; it is required.", param)
+    if problem["type"] == "extra_forbidden":
+        return invalid(f"Unknown field `{param}`.", param)
+    if not param:
+        return invalid(f"The body is {shown(problem['input'])}; it {_must_be(problem)}.")
+    return invalid(f"`{param}` is {shown(problem['input'])}; it {_must_be(problem)}.", param)
+
+
+def _must_be(problem: ErrorDetails) -> str:
+    phrase = _MUST_BE.get(problem["type"])
+    # Our own validators raise PydanticCustomError with such a phrase as its message.
+    return problem["msg"] if phrase is None else phrase(problem.get("ctx", {}))
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    """Return a location as a caller would write it: messages[0].content."""
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part[:_MAX_KEY]}"
+    return path.removeprefix(".")

@@ -1,0 +1,13 @@
+"""RequestLimits: what one HTTP request may cost before and while it is answered."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RequestLimits:
+    """Caps that uvicorn does not have; each can be set by the caller of `create_app`."""
+
+    max_body_bytes: int = 8 * 2**20
+    body_timeout_seconds: float = 60.0  # for the whole body to arrive
+    max_choices: int = 256  # prompts times n of one request
+    write_timeout_seconds: float = 30.0  # a client that takes nothing of a stream for so long is cut off

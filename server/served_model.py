@@ -1,0 +1,40 @@
+"""ServedModel: what the routes of one server share."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from server.metrics import Metrics
+from server.request_limits import RequestLimits
+
+if TYPE_CHECKING:
+    from model.tokenizer import Tokenizer
+    from server.chat_template import ChatTemplate
+    from server.engine_client import EngineClient
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """One model with the parts that answer for it, and the names it answers to."""
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    version: str  # of the server
+    created_at: int  # seconds since 1970
+    max_model_len: int  # tokens, prompt and output together
+    engine: "EngineClient"
+    tokenizer: "Tokenizer"
+    chat_template: "ChatTemplate | None"
+    metrics: Metrics
+    limits: RequestLimits = field(default_factory=RequestLimits)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names a request may call the model by."""
+        return (self.name, *self.aliases)
+
+    @cached_property
+    def max_token_bytes(self) -> int:
+        """The length of the longest token: a text of N bytes has at least N / max_token_bytes tokens."""
+        longest = max(len(self.tokenizer.token_bytes(token_id)) for token_id in range(self.tokenizer.vocab_size))
+        return max([longest, 1, *(len(text.encode()) for text in self.tokenizer.special_tokens)])

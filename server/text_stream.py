@@ -1,0 +1,128 @@
+"""TextStream: one choice's tokens turned into text that may be shown."""
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from scheduler.messages import SequenceOutput, TokenLogprobs
+from server.stop_strings import StopStrings, TextCutter
+from server.token_stream import TokenStream
+
+if TYPE_CHECKING:
+    from model.detokenizer import Detokenizer
+
+
+class GenerationFailed(Exception):
+    """The engine gave up on this request; the text says why, for the log and not for the client."""
+
+
+class GenerationCancelled(Exception):
+    """The engine dropped this request although its reader did not ask for it."""
+
+
+class TokenEntry(NamedTuple):
+    """One produced token with its log-probabilities."""
+
+    token_id: int
+    text_offset: int  # characters of the choice's text before this token's
+    logprobs: TokenLogprobs
+
+
+class TextPiece(NamedTuple):
+    """What became known of a choice at once; joined in order, pieces are the choice."""
+
+    text: str
+    token_ids: list[int]  # a stop token included: it is counted, though it has neither text nor entry
+    entries: list[TokenEntry]  # empty unless log-probabilities were asked for
+    finish_reason: Literal["stop", "length"] | None
+    num_cached_tokens: int
+    scheduled_at_seconds: float
+    received_at_seconds: float
+
+
+class TextStream:
+    """The pieces of one choice; the last one carries the finish reason.
+
+    Nothing is shown that might have to be taken back: bytes wait until they form a character, and the beginning of a
+    possible stop string waits until it is one or is not. A stop string ends the engine's work on the request.
+    """
+
+    def __init__(
+        self,
+        tokens: TokenStream,
+        detokenizer: "Detokenizer",
+        stop_strings: StopStrings,
+        *,
+        include_stop_string: bool = False,
+        min_tokens: int = 0,
+    ) -> None:
+        self._tokens = tokens
+        self._detokenizer = detokenizer
+        self._cutter = TextCutter(stop_strings, include_match=include_stop_string)
+        self._min_tokens = min_tokens
+        self._num_tokens = 0
+        self._num_characters = 0
+        self._is_finished = False
+
+    def abort(self) -> None:
+        """Stop the engine's work on this choice, if it still goes on."""
+        self._tokens.abort()
+
+    def __aiter__(self) -> "TextStream":
+        return self
+
+    async def __anext__(self) -> TextPiece:
+        if self._is_finished:
+            raise StopAsyncIteration
+        output = await anext(self._tokens)
+        if output.finish_reason == "error":
+            raise GenerationFailed(output.error or "the engine gave no reason")
+        if output.finish_reason == "abort":
+            raise GenerationCancelled
+        return self._piece(output)
+
+    def _piece(self, output: SequenceOutput) -> TextPiece:
+        # The engine says "stop" for a stop token only, and that token is the last one.
+        num_text_tokens = len(output.token_ids) - (output.finish_reason == "stop")
+        shown: list[str] = []
+        entries: list[TokenEntry] = []
+        num_taken = 0
+        is_cut = False
+        while num_taken < num_text_tokens and not is_cut:
+            token_id = output.token_ids[num_taken]
+            if output.logprobs:
+                entries.append(TokenEntry(token_id, self._num_characters, output.logprobs[num_taken]))
+            num_taken += 1
+            is_cut = self._show(self._detokenizer.push(token_id), self._num_tokens + num_taken, shown)
+        if not is_cut:
+            num_taken = len(output.token_ids)
+            if output.finish_reason is not None:
+                is_cut = self._show(self._detokenizer.flush(), self._num_tokens + num_taken, shown)
+                shown.append(self._cutter.flush())
+        self._num_tokens += num_taken
+        self._is_finished = is_cut or output.finish_reason is not None
+        if is_cut:
+            self._tokens.abort()
+        return TextPiece(
+            text="".join(shown),
+            token_ids=output.token_ids[:num_taken],
+            entries=entries,
+            finish_reason="stop" if is_cut else output.finish_reason,  # type: ignore[arg-type]  # the rest has raised
+            num_cached_tokens=output.num_cached_tokens,
+            scheduled_at_seconds=output.scheduled_at_seconds,
+            received_at_seconds=self._tokens.received_at_seconds,
+        )
+
+    def _show(self, text: str, num_tokens: int, shown: list[str]) -> bool:
+        """Append what may be shown of `text` to `shown`; return whether a stop string ended the choice."""
+        self._num_characters += len(text)
+        released, is_cut = self._cutter.push(text, may_stop=num_tokens >= self._min_tokens)
+        shown.append(released)
+        return is_cut
+
+
+def join_pieces(pieces: list[TextPiece]) -> TextPiece:
+    """Return a whole choice as one piece; there must be at least one."""
+    return pieces[-1]._replace(
+        text="".join(piece.text for piece in pieces),
+        token_ids=[token_id for piece in pieces for token_id in piece.token_ids],
+        entries=[entry for piece in pieces for entry in piece.entries],
+    )

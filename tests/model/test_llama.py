@@ -1,0 +1,135 @@
+"""The model against an independent implementation, and its parts against their formulas."""
+
+import pytest
+import torch
+import transformers
+
+from model.kv_cache import KVCache
+from model.llama import Llama, RMSNorm
+from model.rope import apply_rope, rope_table
+from scheduler.batch import build_forward_batch
+from scheduler.sequence import ScheduledSequence, Sequence
+from tests.scheduler.requests import make_request
+from tests.tiny_llama import run_to_end, tiny_engine, tiny_llama
+
+BLOCK_SIZE = 8
+
+
+def transformers_twin(model: Llama) -> transformers.LlamaForCausalLM:
+    """Return transformers' Llama with the same weights."""
+    config = model.config
+    twin_config = transformers.LlamaConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        max_position_embeddings=config.max_position,
+        rms_norm_eps=config.rms_norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        tie_word_embeddings=config.tie_embeddings,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    twin = transformers.LlamaForCausalLM(twin_config).eval()
+    own = model.state_dict()
+    weights = {"model.embed_tokens.weight": own["embedding.weight"], "model.norm.weight": own["norm.weight"]}
+    head = "embedding.weight" if config.tie_embeddings else "output.weight"
+    weights["lm_head.weight"] = own[head]
+    for i in range(config.num_layers):
+        theirs, ours = f"model.layers.{i}.", f"layers.{i}."
+        rows = [config.num_heads * config.head_dim, *[config.num_kv_heads * config.head_dim] * 2]
+        q, k, v = own[ours + "attention.qkv.weight"].split(rows)
+        gate, up = own[ours + "feed_forward.gate_up.weight"].chunk(2)
+        weights |= {
+            theirs + "self_attn.q_proj.weight": q,
+            theirs + "self_attn.k_proj.weight": k,
+            theirs + "self_attn.v_proj.weight": v,
+            theirs + "self_attn.o_proj.weight": own[ours + "attention.output.weight"],
+            theirs + "mlp.gate_proj.weight": gate,
+            theirs + "mlp.up_proj.weight": up,
+            theirs + "mlp.down_proj.weight": own[ours + "feed_forward.down.weight"],
+            theirs + "input_layernorm.weight": own[ours + "attention_norm.weight"],
+            theirs + "post_attention_layernorm.weight": own[ours + "feed_forward_norm.weight"],
+        }
+    twin.load_state_dict(weights)
+    return twin
+
+
+def logits_of_every_position(model: Llama, token_ids: list[int]) -> torch.Tensor:
+    """Return our logits at each position of one text, [len, vocab_size], from a single prefill."""
+    num_blocks = -(-len(token_ids) // BLOCK_SIZE)
+    cache = KVCache(model.config, num_blocks, BLOCK_SIZE, torch.float32, torch.device("cpu"))
+    sequence = Sequence.of(make_request(0, token_ids))
+    sequence.block_table = list(range(num_blocks))[::-1]  # any order of blocks will do
+    batch = build_forward_batch([ScheduledSequence(sequence, len(token_ids))], BLOCK_SIZE, torch.device("cpu"))
+    everywhere = torch.arange(len(token_ids))
+    return model(type(batch)(**{**vars(batch), "logits_rows": everywhere}), cache)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads"), [(4, 4), (4, 2), (8, 2), (6, 2), (9, 3), (4, 1), (1, 1)], ids=str
+)
+def test_logits_and_greedy_tokens_equal_transformers(num_heads: int, num_kv_heads: int, tied: bool) -> None:
+    model = tiny_llama(num_heads=num_heads, num_kv_heads=num_kv_heads, tie_embeddings=tied, rope_theta=1000.0)
+    twin = transformers_twin(model)
+    prompt = torch.randint(0, 300, (1, 70), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected = twin(prompt).logits[0]
+    torch.testing.assert_close(logits_of_every_position(model, prompt[0].tolist()), expected, atol=1e-4, rtol=1e-4)
+
+    tokens = prompt[0].tolist()
+    for _ in range(24):
+        with torch.inference_mode():
+            tokens.append(int(twin(torch.tensor([tokens])).logits[0, -1].argmax()))
+    request = make_request(0, prompt[0].tolist(), max_tokens=24)
+    assert run_to_end(tiny_engine(model), [request])[0].token_ids == tokens[70:]
+
+
+def test_long_contexts_span_several_tiles_and_equal_transformers() -> None:
+    model = tiny_llama()
+    prompt = torch.randint(0, 300, (1, 500), generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        expected = transformers_twin(model)(prompt).logits[0]
+    torch.testing.assert_close(logits_of_every_position(model, prompt[0].tolist()), expected, atol=2e-4, rtol=1e-4)
+
+
+def test_rope_rotates_each_pair_as_a_complex_number() -> None:
+    cos, sin = rope_table(head_dim=6, max_position=9, theta=100.0)
+    x = torch.randn(9, 2, 6)
+    rotated = apply_rope(x, cos, sin)
+    for position in range(9):
+        for pair in range(3):
+            before = torch.complex(x[position, :, pair], x[position, :, pair + 3])
+            turned = before * torch.exp(torch.tensor(1j * position * 100.0 ** (-2 * pair / 6)))
+            after = torch.complex(rotated[position, :, pair], rotated[position, :, pair + 3])
+            torch.testing.assert_close(after, turned)
+
+
+def test_rope_makes_scores_depend_on_distance_only() -> None:
+    cos, sin = rope_table(head_dim=8, max_position=40, theta=10_000.0)
+    query, key = torch.randn(1, 1, 8), torch.randn(1, 1, 8)
+
+    def score(at: int, other: int) -> float:
+        turned_query = apply_rope(query, cos[at : at + 1], sin[at : at + 1])
+        return float((turned_query * apply_rope(key, cos[other : other + 1], sin[other : other + 1])).sum())
+
+    assert score(5, 2) == pytest.approx(score(33, 30), abs=1e-4)
+
+
+def test_rms_norm_scales_to_unit_root_mean_square() -> None:
+    norm = RMSNorm(16, eps=1e-9)
+    norm.weight.data = torch.full((16,), 2.0)
+    out = norm(torch.randn(3, 16) * 7)
+    torch.testing.assert_close(out.pow(2).mean(-1).sqrt(), torch.full((3,), 2.0))
+
+
+def test_multi_query_attention_needs_a_fraction_of_the_cache_of_multi_head_attention() -> None:
+    sizes = [
+        KVCache(tiny_llama(num_kv_heads=n).config, 4, 8, torch.float32, torch.device("cpu")).num_bytes
+        for n in (4, 2, 1)
+    ]
+    assert sizes == [sizes[0], sizes[0] // 2, sizes[0] // 4]

@@ -1,0 +1,16 @@
+"""Short ways to write requests in tests of the scheduler."""
+
+from typing import Any
+
+from model.sampling_params import SamplingParams
+from scheduler.messages import Request
+
+
+def make_request(
+    request_id: int, prompt: list[int], *, salt: str = "", output: tuple[int, ...] | list[int] = (), **params: Any
+) -> Request:
+    """Return a greedy request with 4 tokens of output unless told otherwise."""
+    sampling = SamplingParams(**{"seed": 0, "max_tokens": 4, "temperature": 0.0} | params)
+    return Request(
+        request_id=request_id, prompt_token_ids=prompt, params=sampling, output_token_ids=list(output), cache_salt=salt
+    )

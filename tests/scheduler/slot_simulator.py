@@ -1,0 +1,106 @@
+"""A KV cache made of plain records instead of tensors, and a model that is a hash.
+
+Each slot remembers which text it was computed from. A step reads every position a real attention would read, so a
+block shared too early, reused too soon or mapped to the wrong sequence is seen at once.
+"""
+
+from dataclasses import dataclass, field
+
+from model.sample import Sample
+from scheduler.config import EngineConfig
+from scheduler.messages import Request, SequenceOutput
+from scheduler.scheduler import Scheduler
+from scheduler.sequence import ScheduledSequence
+
+
+def prefix_record(salt: str, token_ids: list[int]) -> int:
+    """Return what the slot of the last of these tokens must hold."""
+    return hash((salt, tuple(token_ids)))
+
+
+def next_token(token_ids: list[int], vocab_size: int) -> int:
+    """Return the only continuation of a text: the model of these tests."""
+    return hash(tuple(token_ids)) % vocab_size
+
+
+def solo_output(request: Request, vocab_size: int, max_model_len: int) -> tuple[list[int], str]:
+    """Return the tokens and finish reason this request must get, whatever shares the batch."""
+    token_ids = [*request.prompt_token_ids, *request.output_token_ids]
+    while True:
+        token_ids.append(next_token(token_ids, vocab_size))
+        output = token_ids[len(request.prompt_token_ids) :]
+        if output[-1] in request.params.stop_token_ids:
+            return output, "stop"
+        if len(output) >= request.params.max_tokens or len(token_ids) >= max_model_len:
+            return output, "length"
+
+
+@dataclass
+class SlotSimulator:
+    """Runs a scheduler against recorded slots and collects what each request got."""
+
+    config: EngineConfig
+    vocab_size: int = 7
+    outputs: dict[int, list[int]] = field(default_factory=dict)
+    finish_reasons: dict[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.scheduler = Scheduler(self.config)
+        self.slots: list[int | None] = [None] * (self.config.num_blocks * self.config.block_size)
+        self.num_preemptions = 0
+        self.num_prefix_hits = 0
+
+    def add(self, request: Request) -> None:
+        self.outputs[request.request_id] = list(request.output_token_ids)
+        self.scheduler.add(request)
+
+    def step(self) -> list[SequenceOutput]:
+        """Schedule, "compute" and commit once, checking every invariant on the way."""
+        plan = self.scheduler.schedule()
+        self._check_plan(plan)
+        computed = [self._compute(scheduled) for scheduled in plan]
+        output = self.scheduler.commit(plan, [sample for sample in computed if sample is not None])
+        self.scheduler.pool.check()
+        self.num_preemptions += output.stats.num_preemptions
+        self.num_prefix_hits += output.stats.prefix_cache_hits
+        for sequence_output in output.outputs:
+            self.outputs[sequence_output.request_id] += sequence_output.token_ids
+            if sequence_output.finish_reason is not None:
+                self.finish_reasons[sequence_output.request_id] = sequence_output.finish_reason
+        return output.outputs
+
+    def _check_plan(self, plan: list[ScheduledSequence]) -> None:
+        config, scheduler = self.config, self.scheduler
+        scheduler.pool.check()
+        assert sum(s.num_tokens for s in plan) <= config.max_batch_tokens
+        assert len(scheduler.running) <= config.max_num_seqs
+        assert all(s.num_tokens >= 1 for s in plan)
+        assert [s.sequence for s in plan] == [s for s in scheduler.running if s in {p.sequence for p in plan}]
+        if scheduler.has_work:
+            assert plan, "work is waiting, but the step does nothing"
+        held: dict[int, int] = {}
+        for sequence in scheduler.running:
+            for block in sequence.block_table:
+                held[block] = held.get(block, 0) + 1
+        assert scheduler.pool.num_blocks - scheduler.pool.num_free == len(held), "a block is held by nobody"
+        written = [
+            sequence.block_table[i]
+            for sequence in (s.sequence for s in plan)
+            for i in range(sequence.num_computed_tokens // config.block_size, len(sequence.block_table))
+        ]
+        assert all(held[block] == 1 for block in written), "a block about to be written is shared"
+
+    def _compute(self, scheduled: ScheduledSequence) -> Sample | None:
+        """Write this step's slots, read the whole context, and answer if the last token is reached."""
+        sequence, block_size = scheduled.sequence, self.config.block_size
+        end = sequence.num_computed_tokens + scheduled.num_tokens
+        salt = sequence.request.cache_salt
+        for position in range(end):
+            slot = sequence.block_table[position // block_size] * block_size + position % block_size
+            record = prefix_record(salt, sequence.token_ids[: position + 1])
+            if position >= sequence.num_computed_tokens:
+                self.slots[slot] = record
+            assert self.slots[slot] == record, "the cache holds another text at this position"
+        if not scheduled.wants_logits:
+            return None
+        return Sample(next_token(sequence.token_ids, self.vocab_size))

@@ -1,0 +1,96 @@
+"""The block pool: counts, reuse in order of last use, prefixes by hash."""
+
+import pytest
+
+from scheduler.block_pool import BlockPool, block_hash, root_hash
+
+NAMES = [block_hash(root_hash(""), [i]) for i in range(4)]
+
+
+def test_a_block_is_free_again_only_when_every_holder_has_released_it() -> None:
+    pool = BlockPool(2)
+    block = pool.allocate()
+    pool.publish(block, NAMES[0])
+    pool.share(block)
+    pool.release([block])
+    assert not pool.is_free(block)
+    pool.release([block])
+    assert pool.is_free(block)
+    assert pool.num_free == 2
+    pool.check()
+
+
+def test_a_freed_block_keeps_its_prefix_until_it_is_needed() -> None:
+    pool = BlockPool(1)
+    block = pool.allocate()
+    pool.publish(block, NAMES[0])
+    pool.release([block])
+    assert pool.lookup(NAMES[0]) == block
+    assert pool.num_cached == 1
+    pool.allocate()
+    assert pool.lookup(NAMES[0]) is None
+    assert pool.num_cached == 0
+    pool.check()
+
+
+def test_blocks_without_a_prefix_are_reused_before_cached_ones() -> None:
+    pool = BlockPool(2)
+    cached, plain = pool.allocate(), pool.allocate()
+    pool.publish(cached, NAMES[0])
+    pool.release([cached])
+    pool.release([plain])
+    assert pool.allocate() == plain
+
+
+def test_the_least_recently_freed_prefix_goes_first() -> None:
+    pool = BlockPool(3)
+    blocks = [pool.allocate() for _ in range(3)]
+    for block, name in zip(blocks, NAMES, strict=False):
+        pool.publish(block, name)
+    for block in (blocks[1], blocks[0], blocks[2]):
+        pool.release([block])
+    pool.share(blocks[1])  # used again: now the most recent
+    pool.release([blocks[1]])
+    assert [pool.allocate() for _ in range(3)] == [blocks[0], blocks[2], blocks[1]]
+
+
+def test_the_end_of_a_freed_sequence_is_reused_before_its_start() -> None:
+    pool = BlockPool(3)
+    blocks = [pool.allocate() for _ in range(3)]
+    for block, name in zip(blocks, NAMES, strict=False):
+        pool.publish(block, name)
+    pool.release(blocks)
+    assert [pool.allocate() for _ in range(3)] == blocks[::-1]
+
+
+def test_the_first_block_published_under_a_hash_stays() -> None:
+    pool = BlockPool(2)
+    first, second = pool.allocate(), pool.allocate()
+    pool.publish(first, NAMES[0])
+    pool.publish(second, NAMES[0])
+    assert pool.lookup(NAMES[0]) == first
+    pool.check()
+
+
+def test_a_forgotten_block_is_found_no_more() -> None:
+    pool = BlockPool(1)
+    block = pool.allocate()
+    pool.publish(block, NAMES[0])
+    pool.forget(block)
+    assert pool.lookup(NAMES[0]) is None
+    pool.check()
+
+
+def test_releasing_a_block_that_nobody_holds_is_a_programming_error() -> None:
+    with pytest.raises(AssertionError, match="released more often"):
+        BlockPool(1).release([0])
+
+
+def test_the_same_tokens_have_another_hash_behind_another_prefix_or_salt() -> None:
+    names = {
+        block_hash(root_hash(""), [1, 2]),
+        block_hash(root_hash("a"), [1, 2]),
+        block_hash(block_hash(root_hash(""), [0, 0]), [1, 2]),
+        block_hash(root_hash(""), [2, 1]),
+    }
+    assert len(names) == 4

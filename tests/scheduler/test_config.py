@@ -1,0 +1,37 @@
+"""How the engine's limits follow from memory, and what is refused."""
+
+import pytest
+
+from scheduler.config import EngineConfig, EngineLimits, plan_engine
+
+
+def plan(limits: EngineLimits, free: int = 1_000_000, max_position: int = 2048) -> EngineConfig:
+    return plan_engine(limits, kv_bytes_per_token=10, max_position=max_position, free_memory_bytes=free)
+
+
+def test_the_pool_takes_half_of_the_free_memory_by_default() -> None:
+    assert plan(EngineLimits(block_size=16)).num_blocks == 500_000 // 160
+
+
+def test_the_pool_takes_what_was_asked_for() -> None:
+    assert plan(EngineLimits(kv_cache_memory_bytes=320_000)).num_tokens == 32_000
+
+
+def test_a_pool_larger_than_free_memory_is_refused_with_the_way_out() -> None:
+    with pytest.raises(ValueError, match="only 1,000,000 are free. Lower --kv-cache-memory"):
+        plan(EngineLimits(kv_cache_memory_bytes=2_000_000))
+
+
+def test_a_pool_smaller_than_one_request_is_refused_with_the_way_out() -> None:
+    with pytest.raises(ValueError, match="does not fit in a KV pool of 96 tokens. Lower --max-model-len or raise"):
+        plan(EngineLimits(kv_cache_memory_bytes=1000))
+
+
+def test_more_context_than_the_model_was_trained_for_is_refused() -> None:
+    with pytest.raises(ValueError, match="trained for 2048 tokens"):
+        plan(EngineLimits(max_model_len=4096))
+
+
+def test_the_context_defaults_to_what_the_model_was_trained_for_up_to_a_bound() -> None:
+    assert plan(EngineLimits()).max_model_len == 2048
+    assert plan(EngineLimits(), free=10_000_000, max_position=100_000).max_model_len == 8192

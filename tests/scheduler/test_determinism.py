@@ -1,0 +1,133 @@
+"""Same request, same answer: tokens and logprobs are equal to the last bit whatever happens around the request."""
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from model.linear import row_invariant_linear
+from model.llama import Llama
+from scheduler.messages import Request
+from tests.scheduler.requests import make_request
+from tests.tiny_llama import Transcript, run_to_end, tiny_engine, tiny_llama
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+@cache
+def model_in(dtype: torch.dtype) -> Llama:
+    return tiny_llama(dtype=dtype)
+
+
+def random_prompt(seed: int, length: int) -> list[int]:
+    return torch.randint(0, 300, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def solo(dtype: torch.dtype, request: Request) -> Transcript:
+    return run_to_end(tiny_engine(model_in(dtype)), [request])[request.request_id]
+
+
+def sampled(request_id: int, prompt: list[int], **params: Any) -> Request:
+    defaults = {"temperature": 0.9, "seed": request_id, "num_logprobs": 3, "max_tokens": 12}
+    return make_request(request_id, prompt, **(defaults | params))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(draw=st.data())
+def test_a_request_gets_the_same_bits_in_any_company_chunking_and_pool(draw: st.DataObject, dtype: torch.dtype) -> None:
+    stem = random_prompt(0, 60)
+    requests = []
+    for request_id in range(draw.draw(st.integers(1, 6))):
+        shared = stem[: draw.draw(st.integers(0, 60))]
+        own = random_prompt(draw.draw(st.integers(1, 1000)), draw.draw(st.integers(1, 40)))
+        params = draw.draw(
+            st.sampled_from(
+                [{}, {"temperature": 0.0}, {"top_k": 5}, {"top_p": 0.7}, {"min_p": 0.1}, {"repetition_penalty": 1.3}]
+            )
+        )
+        requests.append(sampled(request_id, shared + own, **params))
+    engine = tiny_engine(
+        model_in(dtype),
+        block_size=draw.draw(st.sampled_from([4, 8, 16])),
+        num_blocks=draw.draw(st.sampled_from([64, 32])),
+        max_model_len=128,
+        max_batch_tokens=draw.draw(st.sampled_from([1, 7, 33, 256])),
+    )
+    together = run_to_end(engine, requests, arrive_every=draw.draw(st.integers(0, 5)))
+    for request in requests:
+        assert together[request.request_id] == solo(dtype, request)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_preemption_changes_no_bit(dtype: torch.dtype) -> None:
+    requests = [sampled(i, random_prompt(i, 20), max_tokens=30) for i in range(6)]
+    engine = tiny_engine(model_in(dtype), num_blocks=16, block_size=4, max_model_len=64)
+    num_preemptions = 0
+    original_step = engine.step
+
+    def counting_step() -> Any:
+        nonlocal num_preemptions
+        output = original_step()
+        num_preemptions += output.stats.num_preemptions
+        return output
+
+    engine.step = counting_step  # type: ignore[method-assign]
+    together = run_to_end(engine, requests)
+    assert num_preemptions > 0
+    assert together == {request.request_id: solo(dtype, request) for request in requests}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_prefix_hit_changes_no_bit(dtype: torch.dtype) -> None:
+    engine = tiny_engine(model_in(dtype))
+    request = sampled(0, random_prompt(5, 50))
+    first = run_to_end(engine, [request])[0]
+    second = run_to_end(engine, [request])[0]
+    assert second.num_cached_tokens == 48
+    assert first.num_cached_tokens == 0
+    assert second == first == solo(dtype, request)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_request_submitted_again_with_its_output_so_far_goes_on_as_it_would_have(dtype: torch.dtype) -> None:
+    request = sampled(0, random_prompt(6, 30), max_tokens=20)
+    whole = solo(dtype, request)
+    for cut in (1, 7, 19):
+        again = make_request(0, request.prompt_token_ids, output=whole.token_ids[:cut])
+        again = Request(
+            request_id=0,
+            prompt_token_ids=request.prompt_token_ids,
+            params=request.params,
+            output_token_ids=whole.token_ids[:cut],
+        )
+        rest = solo(dtype, again)
+        assert rest.token_ids == whole.token_ids[cut:]
+        assert rest.logprobs == whole.logprobs[cut:]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sixty_four_streams_in_a_pool_for_a_quarter_of_them_equal_their_solo_runs(dtype: torch.dtype) -> None:
+    requests = [sampled(i, random_prompt(i, 10 + i % 23), max_tokens=24) for i in range(64)]
+    # a request ends with at most 32 + 24 tokens: 7 blocks of 8; a quarter of 64 such requests is 112 blocks
+    engine = tiny_engine(model_in(dtype), num_blocks=112, block_size=8, max_num_seqs=64, max_batch_tokens=128)
+    together = run_to_end(engine, requests)
+    assert together == {request.request_id: solo(dtype, request) for request in requests}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("num_out", "num_in"), [(960, 576), (576, 1536), (33, 17), (300, 48), (1, 8)])
+def test_a_row_of_a_linear_layer_has_the_same_bits_among_any_number_of_rows(
+    dtype: torch.dtype, num_out: int, num_in: int
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, num_in, generator=generator).to(dtype)
+    weight = torch.randn(num_out, num_in, generator=generator).to(dtype)
+    everything = row_invariant_linear(x, weight)
+    for num_rows in (*range(1, 40), 64, 100, 128, 129, 255, 256, 257):
+        for start in (0, 1, 7):
+            alone = row_invariant_linear(x[start : start + num_rows].contiguous(), weight)
+            assert torch.equal(alone, everything[start : start + num_rows]), (num_rows, start)

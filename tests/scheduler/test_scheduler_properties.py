@@ -1,0 +1,87 @@
+"""Random workloads: whatever arrives or is aborted, each request reads its own text and gets its own answer."""
+
+from dataclasses import dataclass
+
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+from scheduler.config import EngineConfig
+from scheduler.messages import Request
+from tests.scheduler.requests import make_request
+from tests.scheduler.slot_simulator import SlotSimulator, solo_output
+
+VOCAB_SIZE = 7
+
+
+@dataclass(frozen=True)
+class Workload:
+    config: EngineConfig
+    arrivals: list[tuple[int, Request]]  # step, request
+    aborts: list[tuple[int, int]]  # step, request id
+
+
+@st.composite
+def workloads(draw: st.DrawFn) -> Workload:
+    block_size = draw(st.integers(1, 4))
+    num_blocks = draw(st.integers(3, 10))
+    max_model_len = max(2, num_blocks * block_size - draw(st.integers(0, 2)))
+    config = EngineConfig(
+        num_blocks=num_blocks,
+        block_size=block_size,
+        max_batch_tokens=draw(st.integers(1, 20)),
+        max_num_seqs=draw(st.integers(1, 6)),
+        max_model_len=max_model_len,
+    )
+    stem = draw(st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=0, max_size=24))  # what the prompts share
+    arrivals = []
+    for request_id in range(draw(st.integers(1, 10))):
+        shared = stem[: draw(st.integers(0, len(stem)))]
+        own = draw(st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=6))
+        prompt = (shared + own)[: max_model_len - 1]
+        max_tokens = draw(st.sampled_from([1, 4, 12, 30]))
+        replayed: list[int] = []
+        if draw(st.booleans()) and len(prompt) + 1 < max_model_len and max_tokens > 1:  # back after an engine's death
+            replayed = solo_output(make_request(0, prompt, max_tokens=1), VOCAB_SIZE, max_model_len)[0]
+        request = make_request(
+            request_id,
+            prompt,
+            output=replayed,
+            salt=draw(st.sampled_from(["", "", "other"])),
+            max_tokens=max_tokens,
+            stop_token_ids=tuple({draw(st.integers(0, VOCAB_SIZE - 1))} - set(replayed)),
+        )
+        arrivals.append((draw(st.integers(0, 6)), request))
+    aborts = draw(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 9)), max_size=4))
+    return Workload(config, arrivals, aborts)
+
+
+@settings(max_examples=2500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(workloads())
+def test_every_request_of_a_random_workload_gets_its_solo_answer_and_no_block_leaks(workload: Workload) -> None:
+    simulator = SlotSimulator(workload.config, VOCAB_SIZE)
+    aborted: set[int] = set()
+    num_steps = 0
+    last_arrival = max(step for step, _ in workload.arrivals)
+    while num_steps <= last_arrival or simulator.scheduler.has_work:
+        for step, request in workload.arrivals:
+            if step == num_steps:
+                simulator.add(request)
+        for step, request_id in workload.aborts:
+            if step == num_steps and request_id in simulator.outputs and request_id not in simulator.finish_reasons:
+                simulator.scheduler.abort(request_id)
+                aborted.add(request_id)
+        simulator.step()
+        num_steps += 1
+        assert num_steps < 5000, "the workload does not end"
+
+    assert simulator.scheduler.pool.num_free == workload.config.num_blocks, "a block leaked"
+    for _, request in workload.arrivals:
+        tokens, reason = solo_output(request, VOCAB_SIZE, workload.config.max_model_len)
+        got = simulator.outputs[request.request_id]
+        if request.request_id in aborted:
+            assert got == tokens[: len(got)]
+        else:
+            assert (got, simulator.finish_reasons[request.request_id]) == (tokens, reason)
+    event(f"preemptions: {min(simulator.num_preemptions, 3)}")
+    event(f"prefix hits: {simulator.num_prefix_hits > 0}")
+    event(f"aborted: {bool(aborted)}")
