@@ -16,7 +16,8 @@ class KVCache:
 
     A token's slot is block * block_size + offset. Which block belongs to which sequence is the scheduler's
     business (scheduler/block_pool.py); here are only numbers. Slots are not cleared, neither at first nor between
-    sequences: attention reads a position only after it was written. Source: PagedAttention (arXiv:2309.06180), section 4.
+    sequences: attention reads a position only after it was written.
+    Source: PagedAttention (arXiv:2309.06180), section 4.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ def load_model(path: Path, dtype: torch.dtype, device: torch.device, max_positio
     Raises BrokenCheckpoint or UnsupportedModel.
     """
     header = read_gguf_header(path)
-    config = config_from_gguf(header.metadata)
+    config = config_from_gguf(header)
     with torch.device("meta"):
         model = Llama(config, reference.paged_attention)
     empty = {name: parameter.shape for name, parameter in model.named_parameters()}

@@ -17,6 +17,5 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: dict[int, float] = msgspec.field(default_factory=dict)
-    stop_token_ids: tuple[int, ...] = ()  # the request's own, beside the model's end tokens
-    ignore_eos: bool = False  # the model's end tokens do not end the request
+    stop_token_ids: tuple[int, ...] = ()  # each ends the request; the model's own end tokens are among them
     num_logprobs: int | None = None  # None: no logprobs; 0: of the chosen token only

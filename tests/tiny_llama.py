@@ -1,6 +1,7 @@
 """Tiny random Llamas for tests, and engines that run them."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from model.config import ModelConfig
 from model.llama import Llama
 from scheduler.config import EngineConfig
 from scheduler.engine import Engine
-from scheduler.messages import Request, SequenceOutput, TokenLogprobs
+from scheduler.messages import Request, SequenceOutput, StepOutput, TokenLogprobs
 
 TINY = ModelConfig(
     vocab_size=300,
@@ -46,14 +47,14 @@ def tiny_engine(model: Llama, **limits: int) -> Engine:
     return Engine(model, config, model.embedding.weight.dtype, torch.device("cpu"))
 
 
+@dataclass
 class Transcript:
-    """What one request got: tokens, logprobs, how it ended."""
+    """What one request got: tokens, logprobs, how it ended. Equal ones are equal to the last bit."""
 
-    def __init__(self) -> None:
-        self.token_ids: list[int] = []
-        self.logprobs: list[TokenLogprobs] = []
-        self.finish_reason: str | None = None
-        self.num_cached_tokens = 0
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    finish_reason: str | None = None
+    num_cached_tokens: int = field(default=0, compare=False)
 
     def take(self, output: SequenceOutput) -> None:
         self.token_ids += output.token_ids
@@ -61,19 +62,13 @@ class Transcript:
         self.finish_reason = output.finish_reason
         self.num_cached_tokens = output.num_cached_tokens
 
-    def __eq__(self, other: object) -> bool:
-        """Whether tokens and logprobs are equal to the last bit."""
-        assert isinstance(other, Transcript)
-        same = self.token_ids == other.token_ids and self.finish_reason == other.finish_reason
-        return same and self.logprobs == other.logprobs
 
-    def __repr__(self) -> str:
-        return f"Transcript({self.token_ids}, {[entry.logprob for entry in self.logprobs]}, {self.finish_reason})"
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-def run_to_end(engine: Engine, requests: list[Request], arrive_every: int = 0) -> dict[int, Transcript]:
+def run_to_end(
+    engine: Engine,
+    requests: list[Request],
+    arrive_every: int = 0,
+    on_step: Callable[[StepOutput], object] = lambda output: None,
+) -> dict[int, Transcript]:
     """Return every request's transcript; with arrive_every, one joins each so many steps instead of all at once."""
     transcripts = {request.request_id: Transcript() for request in requests}
     pending = list(requests)
@@ -83,7 +78,9 @@ def run_to_end(engine: Engine, requests: list[Request], arrive_every: int = 0) -
             engine.scheduler.add(pending.pop(0))
             if arrive_every:
                 break
-        for output in engine.step().outputs:
+        step = engine.step()
+        on_step(step)
+        for output in step.outputs:
             transcripts[output.request_id].take(output)
         engine.scheduler.pool.check()
         num_steps += 1

@@ -1,19 +1,21 @@
 """Tokenizer: both kinds against independent ways of encoding, and what surrounds the text."""
 
 import re
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from model.checkpoint.gguf_header import read_gguf_header
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer as ReferenceTokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Digits
 from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 
+from model.checkpoint.gguf_header import read_gguf_header
 from model.detokenizer import Detokenizer
 from model.tokenizer import (
     BrokenTokenizer,
@@ -372,7 +374,7 @@ def test_threads_encode_at_the_same_time(tokenizer: Tokenizer) -> None:
         ({"pre": "tekken"}, "'tekken'; supported are gpt-2, smollm, llama-bpe, qwen2, default"),
     ],
 )
-def test_an_unknown_kind_is_refused_by_name(changes: dict[str, object], message: str) -> None:
+def test_an_unknown_kind_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedTokenizer, match=re.escape(message)):
         tokenizer_from_gguf(gpt2_metadata(**changes))
 
@@ -399,7 +401,7 @@ def test_an_unknown_kind_is_refused_by_name(changes: dict[str, object], message:
     ],
     ids=str,
 )
-def test_damaged_byte_pair_fields_are_refused(changes: dict[str, object], message: str) -> None:
+def test_damaged_byte_pair_fields_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(BrokenTokenizer, match=re.escape(message)):
         tokenizer_from_gguf(gpt2_metadata(**changes))
 
@@ -519,7 +521,7 @@ def test_the_default_model_ends_a_turn_or_a_document(real_tokenizer: Tokenizer) 
     assert "<|im_start|>" in real_tokenizer.chat_template
 
 
-def _list(metadata: dict[str, object], name: str) -> list:
+def _list(metadata: Mapping[str, object], name: str) -> list[Any]:
     value = metadata[f"tokenizer.ggml.{name}"]
     assert isinstance(value, list)
     return value

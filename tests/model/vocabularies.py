@@ -3,6 +3,7 @@
 import io
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import regex
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
@@ -73,10 +74,10 @@ def naive_byte_pair_ids(text: str, metadata: dict[str, object], patterns: Sequen
     return ids
 
 
-def trained_sentencepiece(**options: object) -> bytes:
+def trained_sentencepiece(**options: Any) -> bytes:
     """Return a serialized byte-pair SentencePiece model with a token for each byte, trained on CORPUS."""
     proto = io.BytesIO()
-    defaults: dict[str, object] = {
+    defaults: dict[str, Any] = {
         "vocab_size": 420,
         "model_type": "bpe",
         "byte_fallback": True,

@@ -15,6 +15,14 @@ from tests.scheduler.requests import make_request
 from tests.tiny_llama import Transcript, run_to_end, tiny_engine, tiny_llama
 
 DTYPES = [torch.float32, torch.bfloat16]
+PARAMS: list[dict[str, float]] = [
+    {},
+    {"temperature": 0.0},
+    {"top_k": 5},
+    {"top_p": 0.7},
+    {"min_p": 0.1},
+    {"repetition_penalty": 1.3},
+]
 
 
 @cache
@@ -44,12 +52,7 @@ def test_a_request_gets_the_same_bits_in_any_company_chunking_and_pool(draw: st.
     for request_id in range(draw.draw(st.integers(1, 6))):
         shared = stem[: draw.draw(st.integers(0, 60))]
         own = random_prompt(draw.draw(st.integers(1, 1000)), draw.draw(st.integers(1, 40)))
-        params = draw.draw(
-            st.sampled_from(
-                [{}, {"temperature": 0.0}, {"top_k": 5}, {"top_p": 0.7}, {"min_p": 0.1}, {"repetition_penalty": 1.3}]
-            )
-        )
-        requests.append(sampled(request_id, shared + own, **params))
+        requests.append(sampled(request_id, shared + own, **draw.draw(st.sampled_from(PARAMS))))
     engine = tiny_engine(
         model_in(dtype),
         block_size=draw.draw(st.sampled_from([4, 8, 16])),
@@ -66,18 +69,9 @@ def test_a_request_gets_the_same_bits_in_any_company_chunking_and_pool(draw: st.
 def test_preemption_changes_no_bit(dtype: torch.dtype) -> None:
     requests = [sampled(i, random_prompt(i, 20), max_tokens=30) for i in range(6)]
     engine = tiny_engine(model_in(dtype), num_blocks=16, block_size=4, max_model_len=64)
-    num_preemptions = 0
-    original_step = engine.step
-
-    def counting_step() -> Any:
-        nonlocal num_preemptions
-        output = original_step()
-        num_preemptions += output.stats.num_preemptions
-        return output
-
-    engine.step = counting_step  # type: ignore[method-assign]
-    together = run_to_end(engine, requests)
-    assert num_preemptions > 0
+    num_preemptions: list[int] = []
+    together = run_to_end(engine, requests, on_step=lambda output: num_preemptions.append(output.stats.num_preemptions))
+    assert sum(num_preemptions) > 0
     assert together == {request.request_id: solo(dtype, request) for request in requests}
 
 
@@ -119,15 +113,14 @@ def test_sixty_four_streams_in_a_pool_for_a_quarter_of_them_equal_their_solo_run
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("num_out", "num_in"), [(960, 576), (576, 1536), (33, 17), (300, 48), (1, 8)])
+@pytest.mark.parametrize(("num_out", "num_in"), [(960, 576), (576, 1536), (33, 17), (48, 48), (1, 8)])
 def test_a_row_of_a_linear_layer_has_the_same_bits_among_any_number_of_rows(
     dtype: torch.dtype, num_out: int, num_in: int
 ) -> None:
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(300, num_in, generator=generator).to(dtype)
+    x = torch.randn(1024, num_in, generator=generator).to(dtype)
     weight = torch.randn(num_out, num_in, generator=generator).to(dtype)
     everything = row_invariant_linear(x, weight)
-    for num_rows in (*range(1, 40), 64, 100, 128, 129, 255, 256, 257):
-        for start in (0, 1, 7):
-            alone = row_invariant_linear(x[start : start + num_rows].contiguous(), weight)
-            assert torch.equal(alone, everything[start : start + num_rows]), (num_rows, start)
+    for num_rows in (*range(1, 18), 31, 32, 33, 64, 100, 128, 129, 257):
+        pieces = torch.cat([row_invariant_linear(rows, weight) for rows in x.split(num_rows)])
+        assert torch.equal(pieces, everything), num_rows

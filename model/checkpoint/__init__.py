@@ -1,0 +1,5 @@
+"""Checkpoints: weights on disk, read, renamed and checked tensor by tensor; each file of this folder is one format."""
+
+
+class BrokenCheckpoint(ValueError):
+    """A model file that is damaged, incomplete or contradicts itself; the message names the file and the place."""

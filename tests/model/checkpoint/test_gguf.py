@@ -1,0 +1,192 @@
+"""Weights from GGUF: every type, every name, every way a file can be wrong."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from model.checkpoint import BrokenCheckpoint
+from model.checkpoint.gguf import half_split, read_gguf_weights
+from model.checkpoint.gguf_header import read_gguf_header
+from model.config import UnsupportedModel, config_from_gguf
+from model.llama import Llama
+from model.loader import load_model
+from tests.gguf_files import F32, Tensors, interleaved, write_tiny_llama
+from tests.tiny_llama import tiny_llama
+
+Q = gguf.GGMLQuantizationType
+CPU = torch.device("cpu")
+# Largest error of a value relative to the largest of its block: half a step, or the rounding of the float.
+SIMPLE_TYPES = {
+    Q.F32: 0.0, Q.F16: 1e-3, Q.BF16: 4e-3, Q.Q4_0: 0.13, Q.Q4_1: 0.07, Q.Q5_0: 0.07, Q.Q5_1: 0.04, Q.Q8_0: 5e-3,
+}  # fmt: skip
+SUPER_BLOCK_TYPES = {  # type -> where the float16 scales lie in a block
+    Q.Q2_K: (80, 82), Q.Q3_K: (108,), Q.Q4_K: (0, 2), Q.Q5_K: (0, 2), Q.Q6_K: (208,),
+}  # fmt: skip
+
+
+def weights_of(model: Llama) -> dict[str, torch.Tensor]:
+    return {name: weight.detach() for name, weight in model.named_parameters()}
+
+
+@pytest.mark.parametrize("kind", SIMPLE_TYPES, ids=lambda kind: kind.name)
+def test_weights_of_each_simple_type_come_back_in_their_places(tmp_path: Path, kind: Q) -> None:
+    written = write_tiny_llama(tmp_path / "m.gguf", quantize=kind)
+    loaded = weights_of(load_model(tmp_path / "m.gguf", torch.float32, CPU))
+    assert loaded.keys() == weights_of(written).keys()
+    for name, weight in weights_of(written).items():
+        tolerance = SIMPLE_TYPES[kind] * float(weight.abs().max())
+        torch.testing.assert_close(loaded[name], weight, atol=tolerance, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("kind", SUPER_BLOCK_TYPES, ids=lambda kind: kind.name)
+def test_weights_of_each_super_block_type_are_dequantized_row_by_row(tmp_path: Path, kind: Q) -> None:
+    model = tiny_llama(vocab_size=278, hidden_size=256, intermediate_size=256, head_dim=16)
+    stored = random_super_blocks(kind, rows=256)
+
+    def change(tensors: Tensors) -> None:
+        tensors["blk.1.ffn_down.weight"] = (stored, kind)
+        tensors["blk.0.ffn_up.weight"] = (stored, kind)
+
+    write_tiny_llama(tmp_path / "m.gguf", model=model, change=change)
+    loaded = weights_of(load_model(tmp_path / "m.gguf", torch.float32, CPU))
+    expected = torch.stack([torch.from_numpy(gguf.dequantize(row, kind)) for row in stored])
+    assert torch.equal(loaded["layers.1.feed_forward.down.weight"], expected)
+    gate, up = loaded["layers.0.feed_forward.gate_up.weight"].chunk(2)
+    assert torch.equal(up, expected)
+    torch.testing.assert_close(gate, weights_of(model)["layers.0.feed_forward.gate_up.weight"][:256])
+
+
+def random_super_blocks(kind: Q, rows: int) -> np.ndarray[Any, Any]:
+    """Return rows of one block of 256 values each, with arbitrary bits and moderate scales."""
+    generator = np.random.default_rng(0)
+    stored = generator.integers(0, 256, (rows, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8)
+    for place in SUPER_BLOCK_TYPES[kind]:
+        scales = generator.uniform(0.001, 0.01, (rows, 1)).astype(np.float16)
+        stored[:, place : place + 2] = scales.view(np.uint8)
+    return stored
+
+
+def test_q4_1_is_scale_times_nibble_plus_minimum(tmp_path: Path) -> None:
+    nibbles = np.arange(64, dtype=np.uint8).reshape(2, 32) % 16
+    scales, minima = np.array([0.5, 0.25], np.float16), np.array([-1.0, 2.0], np.float16)
+    blocks = [  # 16 bytes; the low nibbles are the first half of the values
+        scales[i : i + 1].tobytes() + minima[i : i + 1].tobytes() + (nibbles[i, :16] | nibbles[i, 16:] << 4).tobytes()
+        for i in range(2)
+    ]
+    row = np.frombuffer(b"".join(blocks), np.uint8)
+
+    def change(tensors: Tensors) -> None:
+        tensors["token_embd.weight"] = (np.tile(row, (278, 1)), Q.Q4_1)
+
+    write_tiny_llama(tmp_path / "m.gguf", change=change)
+    embedding = load_model(tmp_path / "m.gguf", torch.float32, CPU).embedding.weight
+    expected = [scales[i] * nibbles[i, j] + minima[i] for i in range(2) for j in range(32)]
+    assert embedding[7].tolist() == expected
+
+
+def test_half_split_undoes_the_interleaving_of_converters() -> None:
+    weight = torch.arange(24.0).view(12, 2)
+    assert torch.equal(half_split(interleaved(weight, 2), 2), weight)
+    assert not torch.equal(interleaved(weight, 2), weight)
+
+
+def test_an_explicit_output_head_is_used_even_if_it_could_be_tied(tmp_path: Path) -> None:
+    model = tiny_llama(vocab_size=278, hidden_size=64, head_dim=16, tie_embeddings=False)
+    write_tiny_llama(tmp_path / "m.gguf", model=model)
+    loaded = load_model(tmp_path / "m.gguf", torch.float32, CPU)
+    assert torch.equal(loaded.output.weight, model.output.weight)
+
+
+def test_the_dtype_is_converted_when_loading(tmp_path: Path) -> None:
+    model = write_tiny_llama(tmp_path / "m.gguf")
+    loaded = load_model(tmp_path / "m.gguf", torch.bfloat16, CPU)
+    assert torch.equal(loaded.embedding.weight, model.embedding.weight.bfloat16())
+
+
+def remove(name: str) -> Callable[[Tensors], None]:
+    def change(tensors: Tensors) -> None:
+        del tensors[name]
+
+    return change
+
+
+def put(name: str, array: np.ndarray[Any, Any], kind: Q = F32) -> Callable[[Tensors], None]:
+    def change(tensors: Tensors) -> None:
+        tensors[name] = (array, kind)
+
+    return change
+
+
+ONES = np.ones((64, 64), np.float32)
+NOT_FINITE = np.where(np.eye(64) > 0, np.nan, ONES).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (remove("blk.1.attn_k.weight"), BrokenCheckpoint, "lacks the tensor blk.1.attn_k.weight"),
+        (remove("output_norm.weight"), BrokenCheckpoint, "lacks the tensor output_norm.weight"),
+        (put("blk.2.attn_q.weight", ONES), UnsupportedModel, "blk.2.attn_q.weight, for which"),
+        (put("blk.0.attn_q.bias", ONES[0]), UnsupportedModel, "blk.0.attn_q.bias, for which"),
+        (put("rope_freqs.weight", ONES[0]), UnsupportedModel, "rotary embeddings scaled"),
+        (put("blk.0.attn_q.weight", ONES[:32]), BrokenCheckpoint, r"shape \[32, 64\]; it must be \[64, 64\]"),
+        (put("blk.0.attn_q.weight", NOT_FINITE), BrokenCheckpoint, "blk.0.attn_q.weight holds values that are not"),
+        (put("blk.0.attn_q.weight", -ONES * np.inf), BrokenCheckpoint, "blk.0.attn_q.weight holds values that are not"),
+        (put("blk.0.attn_q.weight", ONES.astype(np.float64), Q.F64), UnsupportedModel, "has the type F64"),
+    ],
+)
+def test_a_wrong_tensor_is_refused_by_name(
+    tmp_path: Path, change: Callable[[Tensors], None], error: type[ValueError], words: str
+) -> None:
+    write_tiny_llama(tmp_path / "m.gguf", change=change)
+    with pytest.raises(error, match=words) as caught:
+        load_model(tmp_path / "m.gguf", torch.float32, CPU)
+    assert str(tmp_path / "m.gguf") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "words"),
+    [
+        ({"general.architecture": "gptj"}, "model of kind 'gptj'"),
+        ({"llama.expert_count": 8}, "mixture of experts"),
+        ({"llama.rope.scaling.type": "linear"}, "embeddings scaled"),
+        ({"split.count": 2}, "one part of several"),
+        ({"llama.attention.value_length": 8}, "value_length is 8"),
+        ({"llama.attention.head_count_kv": 3}, "multiple of num_kv_heads"),
+        ({"llama.embedding_length": None}, "llama.embedding_length is None"),
+        ({"llama.block_count": "two"}, "llama.block_count is 'two'"),
+        ({"llama.rope.freq_base": 0.0}, "must be positive"),
+        ({"tokenizer.ggml.tokens": None}, "no vocabulary"),
+    ],
+)
+def test_metadata_of_another_model_are_refused_by_name(
+    tmp_path: Path, metadata: dict[str, object | None], words: str
+) -> None:
+    write_tiny_llama(tmp_path / "m.gguf", metadata=metadata)
+    with pytest.raises((UnsupportedModel, BrokenCheckpoint), match=words):
+        load_model(tmp_path / "m.gguf", torch.float32, CPU)
+
+
+def test_a_file_that_was_cut_off_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    write_tiny_llama(path)
+    path.write_bytes(path.read_bytes()[:-5000])
+    with pytest.raises(BrokenCheckpoint, match="is cut off"):
+        load_model(path, torch.float32, CPU)
+
+
+def test_tensors_that_lie_over_each_other_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    write_tiny_llama(path)
+    header = read_gguf_header(path)
+    first, second = (name for name in header.tensors if "attn_k" in name)
+    moved = replace(header, tensors={**header.tensors, first: header.tensors[second]})
+    with pytest.raises(BrokenCheckpoint, match="lie over each other"):
+        list(read_gguf_weights(moved, config_from_gguf(header), torch.float32))
