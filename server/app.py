@@ -1,11 +1,12 @@
 """The HTTP application: the parts of a server, given as arguments, put together."""
 
 import time
-from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.types import Lifespan
 
+from model.tokenizer import Tokenizer
+from server.chat_template import ChatTemplate
 from server.health import health_router
 from server.http_edge import HttpEdge
 from server.metrics import Metrics, metrics_router
@@ -16,19 +17,14 @@ from server.openai.errors import add_error_handlers
 from server.openai.models import models_router
 from server.openai.schemas import ChatRequest, CompletionRequest
 from server.request_limits import RequestLimits
-from server.served_model import ServedModel
-
-if TYPE_CHECKING:
-    from model.tokenizer import Tokenizer
-    from server.chat_template import ChatTemplate
-    from server.engine_client import EngineClient
+from server.served_model import Engine, ServedModel
 
 
 def create_app(
     *,
-    engine: "EngineClient",
-    tokenizer: "Tokenizer",
-    chat_template: "ChatTemplate | None",
+    engine: Engine,
+    tokenizer: Tokenizer,
+    chat_template: ChatTemplate | None,
     model_name: str,
     aliases: tuple[str, ...] = (),
     max_model_len: int,

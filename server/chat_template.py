@@ -112,7 +112,7 @@ class _Worker:
 
     def __init__(self, time_limit_seconds: float) -> None:
         # -I and the short environment: a template that escapes the sandbox finds no secrets and none of our modules.
-        self._process = subprocess.Popen(  # noqa: S603  # our own file, no shell
+        self._process = subprocess.Popen(
             [
                 sys.executable,
                 "-I",

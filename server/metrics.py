@@ -58,6 +58,7 @@ class Metrics:
         self._num_preemptions = self._counter(
             "num_preemptions", "Sequences put back into the queue for want of blocks."
         )
+        self._engine_restarts = self._counter("engine_restarts", "Starts of the engine process after the first.")
         self._request_success = Counter(
             _PREFIX + "request_success",
             "Sequences that ended, by reason.",
@@ -122,6 +123,10 @@ class Metrics:
     def count_finished(self, reason: FinishReason) -> None:
         """Count a sequence that ended."""
         self._request_success.labels(self._model_name, reason).inc()
+
+    def count_restart(self) -> None:
+        """Count a start of the engine process after the first."""
+        self._engine_restarts.inc()
 
     def count_http(self, route: str, status: int) -> None:
         """Count one answer; `route` is the route's template, never the path a client sent."""

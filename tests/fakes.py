@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from model.sampling_params import SamplingParams
+from model.tokenizer import Tokenizer, Unencodable
+from model.vocabulary import TokenType
 from scheduler.config import EngineConfig
 from scheduler.messages import FinishReason, SequenceOutput, StepOutput, StepStats, TokenLogprobs
 from server.token_stream import EngineDied, EngineUnavailable, TokenStream
@@ -13,50 +15,26 @@ from server.token_stream import EngineDied, EngineUnavailable, TokenStream
 BOS, EOS, IM_START, IM_END = 256, 257, 258, 259
 
 
-class UnencodableCharacter(ValueError):
-    """The vocabulary has no token for it."""
-
-
-class ByteTokenizer:
+class ByteVocabulary:
     """One token for each byte, then <s>, </s>, <|im_start|> and <|im_end|>; U+0004 cannot be encoded."""
 
-    def __init__(self, *, adds_bos: bool = False) -> None:
-        self.vocab_size = 260
-        self.bos_token_id: int | None = BOS
-        self.eos_token_ids = frozenset({EOS, IM_END})
-        self.special_tokens = {"<s>": BOS, "</s>": EOS, "<|im_start|>": IM_START, "<|im_end|>": IM_END}
-        self.bos_token = "<s>"
-        self.eos_token = "</s>"
-        self.chat_template: str | None = None
-        self._adds_bos = adds_bos
+    adds_space_prefix = False
 
-    def encode(
-        self, text: str, *, add_special_tokens: bool = True, parse_special: bool = False, guard: str = ""
-    ) -> list[int]:
+    def __init__(self) -> None:
+        special = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+        self.texts: Sequence[str] = [*map(chr, range(256)), *special]
+        self.types: Sequence[TokenType] = [TokenType.BYTE] * 256 + [TokenType.CONTROL] * len(special)
+        self.token_bytes: Sequence[bytes] = [*(bytes([byte]) for byte in range(256)), *map(str.encode, special)]
+
+    def encode(self, text: str) -> list[int]:
         if "\x04" in text:
-            raise UnencodableCharacter("the vocabulary has no token for '\\x04'")
-        token_ids = [BOS] if add_special_tokens and self._adds_bos else []
-        while text:
-            special = next((name for name in self.special_tokens if parse_special and text.startswith(name)), None)
-            if special is not None:
-                token_ids.append(self.special_tokens[special])
-                text = text[len(special) :]
-            else:
-                token_ids += b"" if text[0] == guard else text[0].encode()
-                text = text[1:]
-        return token_ids
+            raise Unencodable("\x04")
+        return list(text.encode())
 
-    def token_bytes(self, token_id: int) -> bytes:
-        if token_id < 256:
-            return bytes([token_id])
-        return next(name for name, special_id in self.special_tokens.items() if special_id == token_id).encode()
 
-    def is_special(self, token_id: int) -> bool:
-        return token_id >= 256
-
-    def decode(self, token_ids: Sequence[int], *, skip_special: bool = True) -> str:
-        kept = [token_id for token_id in token_ids if not (skip_special and self.is_special(token_id))]
-        return b"".join(map(self.token_bytes, kept)).decode("utf-8", "replace")
+def byte_tokenizer(*, adds_bos: bool = False) -> Tokenizer:
+    """Return a tokenizer whose token ids are bytes."""
+    return Tokenizer(ByteVocabulary(), bos_token_id=BOS, eos_token_ids=[EOS, IM_END], adds_bos=adds_bos)
 
 
 Script = Callable[[list[int], SamplingParams], Sequence[int]]
@@ -65,7 +43,7 @@ Script = Callable[[list[int], SamplingParams], Sequence[int]]
 class FakeEngineClient:
     """An engine that says what its script says, one token each step, and remembers what was asked of it.
 
-    `script` returns the tokens for a prompt; an EOS token or max_tokens ends them, as in the engine. It can be told to
+    `script` returns the tokens for a prompt; a stop token or max_tokens ends them, as in the engine. It can be told to
     hold back (`is_held`), to be not ready, and to die or to fail after some tokens.
     """
 
@@ -115,7 +93,7 @@ class FakeEngineClient:
             finish_reason: FinishReason | None = None
             if self.fails_after is not None and position > self.fails_after:
                 finish_reason = "error"
-            elif not params.ignore_eos and token_id in {EOS, IM_END, *params.stop_token_ids}:
+            elif token_id in params.stop_token_ids:
                 finish_reason = "stop"
             elif position == params.max_tokens:
                 finish_reason = "length"
@@ -156,4 +134,4 @@ def says(*texts: str) -> Script:
 
 def echoes() -> Script:
     """Return a script that repeats the prompt for ever: a text that shows whose it is."""
-    return lambda prompt, params: itertools.islice(itertools.cycle(prompt), params.max_tokens)  # type: ignore[return-value]
+    return lambda prompt, params: list(itertools.islice(itertools.cycle(prompt), params.max_tokens))

@@ -4,7 +4,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import msgspec
 from fastapi import Request, Response
@@ -20,11 +20,24 @@ from server.served_model import ServedModel
 from server.stop_strings import StopStrings
 from server.text_stream import TextPiece
 
-if TYPE_CHECKING:
-    from server.openai.chat import ChatShape
-    from server.openai.completions import CompletionShape
-
 Pieces = AsyncGenerator[tuple[int, TextPiece], None]
+
+
+class Shape(Protocol):
+    """How one of the two kinds of request writes its choices."""
+
+    id_prefix: str
+    object_name: str
+    chunk_object_name: str
+
+    def whole(self, index: int, choice: TextPiece) -> dict[str, Any]:
+        """Return a finished choice."""
+
+    def chunk(self, index: int, piece: TextPiece) -> dict[str, Any]:
+        """Return a choice's share of one chunk."""
+
+    def opening(self, index: int) -> dict[str, Any] | None:
+        """Return the share that comes before the first text, if there is one."""
 
 
 class Answer:
@@ -35,7 +48,7 @@ class Answer:
         served: ServedModel,
         request: CompletionRequest | ChatRequest,
         prompts: list[list[int]],
-        shape: "ChatShape | CompletionShape",
+        shape: Shape,
         *,
         arrived_at_seconds: float,
     ) -> None:
@@ -50,7 +63,9 @@ class Answer:
         jobs = [
             PromptJob(
                 token_ids=prompt,
-                params=sampling_params(request, num_tokens_to_produce(served, request, len(prompt))),
+                params=sampling_params(
+                    request, num_tokens_to_produce(served, request, len(prompt)), served.tokenizer.eos_token_ids
+                ),
             )
             for prompt in prompts
         ]

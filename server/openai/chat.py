@@ -1,10 +1,11 @@
 """POST /v1/chat/completions."""
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from model.tokenizer import Tokenizer
 from server.openai.answer import Answer
 from server.openai.body import read_body
 from server.openai.documentation import documented
@@ -15,9 +16,6 @@ from server.openai.schemas import ChatRequest
 from server.served_model import ServedModel
 from server.text_stream import TextPiece
 
-if TYPE_CHECKING:
-    from model.tokenizer import Tokenizer
-
 
 class ChatShape:
     """How a chat choice is written: a message as a whole, deltas as chunks, the role before the first delta."""
@@ -26,7 +24,7 @@ class ChatShape:
     object_name = "chat.completion"
     chunk_object_name = "chat.completion.chunk"
 
-    def __init__(self, request: ChatRequest, tokenizer: "Tokenizer") -> None:
+    def __init__(self, request: ChatRequest, tokenizer: Tokenizer) -> None:
         self._request = request
         self._tokenizer = tokenizer
 

@@ -1,10 +1,11 @@
 """POST /v1/completions."""
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from model.tokenizer import Tokenizer
 from server.openai.answer import Answer
 from server.openai.body import read_body
 from server.openai.documentation import documented
@@ -15,9 +16,6 @@ from server.openai.schemas import CompletionRequest
 from server.served_model import ServedModel
 from server.text_stream import TextPiece
 
-if TYPE_CHECKING:
-    from model.tokenizer import Tokenizer
-
 
 class CompletionShape:
     """How a completion's choice is written; a chunk has the same form as the whole."""
@@ -26,7 +24,7 @@ class CompletionShape:
     object_name = "text_completion"
     chunk_object_name = "text_completion"
 
-    def __init__(self, request: CompletionRequest, tokenizer: "Tokenizer") -> None:
+    def __init__(self, request: CompletionRequest, tokenizer: Tokenizer) -> None:
         self._request = request
         self._tokenizer = tokenizer
 

@@ -3,7 +3,6 @@
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
@@ -31,14 +30,6 @@ def documented(schema: type[BaseModel]) -> dict[str, Any]:
 
 
 def add_schemas(app: FastAPI, schemas: list[type[BaseModel]]) -> None:
-    """Make `app`'s OpenAPI document define `schemas`."""
-    document: dict[str, Any] = {}
-
-    def openapi() -> dict[str, Any]:
-        if not document:
-            document.update(get_openapi(title=app.title, version=app.version, routes=app.routes))
-            _, definitions = models_json_schema([(schema, "validation") for schema in schemas], ref_template=_REFERENCE)
-            document.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
+    """Make `app`'s OpenAPI document define `schemas`; the routes must be there already."""
+    _, definitions = models_json_schema([(schema, "validation") for schema in schemas], ref_template=_REFERENCE)
+    app.openapi()["components"]["schemas"].update(definitions["$defs"])

@@ -43,7 +43,7 @@ class ApiError(Exception):
         status: int,
         message: str,
         *,
-        type: str = "invalid_request_error",  # noqa: A002  # its name on the wire
+        kind: str = "invalid_request_error",
         param: str | None = None,
         code: str | None = None,
         retry_after: int | None = None,
@@ -51,7 +51,7 @@ class ApiError(Exception):
         super().__init__(message)
         self.status = status
         self.message = message
-        self.type = type
+        self.kind = kind
         self.param = param
         self.code = code
         self.retry_after = retry_after  # seconds
@@ -60,7 +60,7 @@ class ApiError(Exception):
         """Return the JSON object that goes to the client, also inside an event stream."""
         message = _ascii(self.message, _MAX_MESSAGE)
         param = None if self.param is None else _ascii(self.param, 100)
-        return {"error": {"message": message, "type": self.type, "param": param, "code": self.code}}
+        return {"error": {"message": message, "type": self.kind, "param": param, "code": self.code}}
 
     def response(self) -> Response:
         """Return the HTTP answer."""
@@ -97,7 +97,7 @@ def as_api_error(error: Exception) -> ApiError:
     return ApiError(
         500,
         "The server failed to answer this request; the cause is in its log.",
-        type="server_error",
+        kind="server_error",
         code="internal_error",
     )
 
@@ -125,7 +125,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
 
 def _unavailable(message: str) -> ApiError:
-    return ApiError(503, message, type="server_error", code="unavailable", retry_after=_RETRY_AFTER_SECONDS)
+    return ApiError(503, message, kind="server_error", code="unavailable", retry_after=_RETRY_AFTER_SECONDS)
 
 
 def _ascii(text: str, max_characters: int) -> str:

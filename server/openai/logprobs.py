@@ -1,16 +1,14 @@
 """Log-probabilities in the two shapes OpenAI gave them."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from model.tokenizer import Tokenizer
 from server.text_stream import TokenEntry
-
-if TYPE_CHECKING:
-    from model.tokenizer import Tokenizer
 
 _LOWEST = -9999.0  # stands for minus infinity, which JSON does not have
 
 
-def chat_logprobs(entries: list[TokenEntry], tokenizer: "Tokenizer") -> dict[str, Any]:
+def chat_logprobs(entries: list[TokenEntry], tokenizer: Tokenizer) -> dict[str, Any]:
     """Return the `logprobs` of a chat choice or chunk: one object for each token, with the token's true bytes."""
     content = []
     for entry in entries:
@@ -21,7 +19,7 @@ def chat_logprobs(entries: list[TokenEntry], tokenizer: "Tokenizer") -> dict[str
     return {"content": content, "refusal": None}
 
 
-def completion_logprobs(entries: list[TokenEntry], tokenizer: "Tokenizer") -> dict[str, Any]:
+def completion_logprobs(entries: list[TokenEntry], tokenizer: Tokenizer) -> dict[str, Any]:
     """Return the `logprobs` of a completion choice or chunk: parallel lists.
 
     An entry of `top_logprobs` has the chosen token beside the most probable ones, so up to one more than asked for.
@@ -50,7 +48,7 @@ def token_text(token: bytes) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token)
 
 
-def _chat_token(token_id: int, logprob: float, tokenizer: "Tokenizer") -> dict[str, Any]:
+def _chat_token(token_id: int, logprob: float, tokenizer: Tokenizer) -> dict[str, Any]:
     token = tokenizer.token_bytes(token_id)
     return {"token": token_text(token), "logprob": _finite(logprob), "bytes": list(token)}
 

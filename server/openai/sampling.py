@@ -19,13 +19,16 @@ def check_sampling(request: GenerationRequest, vocab_size: int) -> None:
     check_token_ids(list(request.logit_bias), vocab_size, "logit_bias")
 
 
-def sampling_params(request: GenerationRequest, max_tokens: int) -> list[SamplingParams]:
+def sampling_params(request: GenerationRequest, max_tokens: int, eos_token_ids: frozenset[int]) -> list[SamplingParams]:
     """Return one SamplingParams for each choice of one prompt; only their seeds differ.
+
+    The tokens that end the model's text are among the stop tokens unless the request ignores them.
 
     Raises ApiError if `max_tokens`, what this prompt leaves room for, is less than the request's min_tokens.
     """
     if request.min_tokens > max_tokens:
         raise invalid(f"`min_tokens` is {request.min_tokens}; at most {max_tokens} tokens are produced.", "min_tokens")
+    stop_token_ids = {*request.stop_token_ids, *(() if request.ignore_eos else eos_token_ids)}
     params = SamplingParams(
         seed=0,
         max_tokens=max_tokens,
@@ -38,8 +41,7 @@ def sampling_params(request: GenerationRequest, max_tokens: int) -> list[Samplin
         frequency_penalty=request.frequency_penalty,
         repetition_penalty=request.repetition_penalty,
         logit_bias=request.logit_bias,
-        stop_token_ids=tuple(request.stop_token_ids),
-        ignore_eos=request.ignore_eos,
+        stop_token_ids=tuple(sorted(stop_token_ids)),
         num_logprobs=request.num_logprobs,
     )
     return [msgspec.structs.replace(params, seed=choice_seed(request.seed, index)) for index in range(request.n)]

@@ -4,6 +4,7 @@ A field given as null means its default. A field this version does not support t
 of OpenAI's that means nothing here is accepted and named in a warning; any other field is refused.
 """
 
+from abc import abstractmethod
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -107,9 +108,9 @@ class GenerationRequest(StrictModel):
         return self.max_tokens
 
     @property
+    @abstractmethod
     def num_logprobs(self) -> int | None:
         """How many alternatives to report at each position; None: no log-probabilities at all."""
-        raise NotImplementedError
 
     def warnings(self) -> list[str]:
         """Return a sentence for each field of the request that has no effect."""

@@ -50,7 +50,7 @@ class EventStream(Response):
         self._write_timeout_seconds = write_timeout_seconds
         self._on_end = on_end
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  # ASGI
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await until_disconnect(receive, self._write(send))
         except ClientDisconnect:

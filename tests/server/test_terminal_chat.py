@@ -2,22 +2,12 @@
 
 import io
 import json
-import os
-import pty
-import select
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TextIO
 
 import httpx
-import pytest
 
-from server.terminal_chat import HELP, AnswerLog, events, printable, run_chat
+from server.terminal_chat import run_chat
 
 URL = "http://127.0.0.1:8000"
 DONE = b"data: [DONE]\n\n"
@@ -103,7 +93,7 @@ class Terminal(io.StringIO):
 class InterruptedTerminal(Terminal):
     """A terminal at which Ctrl-C is pressed after the lines that were typed."""
 
-    def readline(self, size: int | None = -1) -> str:  # type: ignore[override]
+    def readline(self, size: int = -1, /) -> str:
         line = super().readline()
         if not line:
             raise KeyboardInterrupt
@@ -116,7 +106,7 @@ class Chat:
     def __init__(
         self,
         server: httpx.BaseTransport,
-        typed: str | io.TextIOBase,
+        typed: str | TextIO,
         *,
         is_terminal: bool = True,
         url: str = URL,
@@ -130,5 +120,5 @@ class Chat:
         self.complaints = stderr.getvalue()
 
 
-def pipe(server: FakeServer, typed: str | io.TextIOBase, **options: str) -> Chat:
+def pipe(server: FakeServer, typed: str | TextIO, **options: str) -> Chat:
     return Chat(server, typed, is_terminal=False, **options)

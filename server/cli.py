@@ -1,0 +1,121 @@
+"""The command line: `caravan serve`, `caravan pull`, `caravan chat`."""
+
+import asyncio
+import inspect
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
+
+import typer
+
+from server.model_store import DEFAULT_MODEL, ModelNotFound, ModelUnavailable, resolve_model
+from server.settings import ENV_PREFIX, Settings, WrongSettings, load_settings
+
+Model = Annotated[str, typer.Argument(help=str(Settings.model_fields["model"].description))]
+
+
+def main() -> None:
+    """Run the command named by the arguments of the process."""
+    app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+    app.callback()(caravan)
+    app.command("serve")(_with_options(serve))
+    app.command("pull")(pull)
+    app.command("chat")(chat)
+    app()
+
+
+def caravan() -> None:
+    """An inference server for Llama models: continuous batching, a paged KV cache, OpenAI-style HTTP."""
+
+
+def serve(**flags: str | None) -> None:
+    """Serve MODEL over HTTP until Ctrl-C.
+
+    Each option may also be set as a variable or as a key of the file given by --config.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    try:
+        settings = load_settings({name: value for name, value in flags.items() if value is not None})
+    except WrongSettings as error:
+        _fail(str(error), 2)
+    # Imported late, so that the wrong option is an error at once; the web framework comes while the engine loads.
+    from server.engine_client import EngineClient
+    from server.engine_process import EngineStartFailed
+
+    model_path = _resolved(settings.model)
+    engine = EngineClient(settings.start_engine(model_path))
+    from server.startup import bind, run_server
+
+    try:
+        listener = bind(settings.host, settings.port)
+    except OSError as error:
+        asyncio.run(engine.stop())
+        _fail(f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}. Choose another --host or --port.")
+    try:
+        asyncio.run(run_server(settings, model_path, engine, listener))
+    except (EngineStartFailed, ValueError, OSError) as error:
+        _fail(f"Cannot serve {settings.model}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def pull(model: Model = DEFAULT_MODEL) -> None:
+    """Fetch MODEL so that a later start needs no network; print its path."""
+    typer.echo(_resolved(model))
+
+
+def chat(
+    url: Annotated[str, typer.Option(help="Where the server is.", metavar="URL")] = "http://127.0.0.1:8000",
+    model: Annotated[str | None, typer.Option(help="Name of the model. Default: the server's first.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+) -> None:
+    """Talk with a running server."""
+    from server.terminal_chat import run_chat
+
+    code = run_chat(url, model=model, system=system, stdin=sys.stdin, stdout=sys.stdout, stderr=sys.stderr)
+    raise typer.Exit(code)
+
+
+def _resolved(model: str) -> Path:
+    try:
+        return resolve_model(model, lambda line: typer.echo(line, err=True))
+    except (ModelNotFound, ModelUnavailable) as error:
+        _fail(str(error))
+
+
+def _fail(message: str, code: int = 1) -> NoReturn:
+    typer.echo(" ".join(message.split()), err=True)
+    raise SystemExit(code)
+
+
+def _with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Return the command with a parameter for each setting; pydantic, not typer, checks the values."""
+    parameters = []
+    for name, field in Settings.model_fields.items():
+        variable = ENV_PREFIX + name.upper()
+        kind = _metavar(field.annotation)
+        text = f"{field.description} [{variable}]"
+        if field.default is not None:
+            text = f"{field.description} [{variable}; default: {field.default}]"
+        option = (
+            typer.Argument(help=text, metavar="MODEL", show_default=False)
+            if name == "model"
+            else typer.Option(f"--{name.replace('_', '-')}", help=text, metavar=kind, show_default=False)
+        )
+        parameters.append(
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
+            )
+        )
+    command.__dict__["__signature__"] = inspect.Signature(parameters)  # which is where inspect looks first
+    return command
+
+
+def _metavar(annotation: Any) -> str:
+    """Return how the type of an option reads in the help."""
+    if get_origin(annotation) is Literal:
+        return "|".join(get_args(annotation))
+    (kind, *_) = get_args(annotation) or (annotation,)
+    return {"int": "NUMBER", "ByteSize": "SIZE", "Path": "FILE"}.get(kind.__name__, "TEXT")

@@ -1,0 +1,105 @@
+"""Settings: every option of `caravan serve`, once: a flag, a CARAVAN_* variable and a key of the YAML file alike."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ByteSize, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+
+from scheduler.config import EngineLimits
+from scheduler.messages import StartEngine
+from server.model_store import DEFAULT_MODEL
+
+ENV_PREFIX = "CARAVAN_"
+
+
+class WrongSettings(ValueError):
+    """An option that cannot be; the text is one line that names it."""
+
+
+class Settings(BaseSettings):
+    """A flag wins over a variable, a variable over the file, the file over the default."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True, env_ignore_empty=True)
+
+    model: str = Field(DEFAULT_MODEL, description="A .gguf file, a folder with one, a hub id org/name, or smollm2.")
+    config: Path | None = Field(None, description="A YAML file with any of these options.")
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 is all of them.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    served_model_name: str | None = Field(
+        None, description="Names requests use for the model, with commas between; the first one is shown."
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Of weights and KV cache; auto is bfloat16 where the processor multiplies it in hardware."
+    )
+    kv_cache_memory: ByteSize | None = Field(
+        None, ge=1, description="Size of the KV pool, such as 4GiB. Default: half of the memory free after loading."
+    )
+    max_model_len: int | None = Field(
+        None, ge=2, description="Longest prompt and answer together, in tokens. Default: the model's, up to 8192."
+    )
+    max_num_seqs: int = Field(64, ge=1, description="Sequences that run at once.")
+    max_batch_tokens: int = Field(512, ge=1, description="Tokens computed in one step, over all sequences.")
+    block_size: int = Field(16, ge=1, description="Tokens in a block of the KV pool.")
+    num_threads: int | None = Field(None, ge=1, description="Threads that compute. Default: one per core.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return the sources, strongest first."""
+        file = init_settings().get("config") or env_settings().get("config")
+        return init_settings, env_settings, *([YamlConfigSettingsSource(settings_cls, Path(file))] if file else [])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names requests use for the model, the one that is shown first."""
+        if self.served_model_name is None:
+            on_disk = self.model.lower().endswith(".gguf") or Path(self.model).is_dir()
+            return (Path(self.model).resolve().stem if on_disk else self.model,)
+        return tuple(filter(None, map(str.strip, self.served_model_name.split(",")))) or (self.model,)
+
+    def start_engine(self, model_path: Path) -> StartEngine:
+        """Return what the engine is told to load, and how."""
+        return StartEngine(
+            model_path=str(model_path),
+            dtype=self.dtype,
+            num_threads=self.num_threads,
+            limits=EngineLimits(
+                kv_cache_memory_bytes=self.kv_cache_memory,
+                max_model_len=self.max_model_len,
+                block_size=self.block_size,
+                max_batch_tokens=self.max_batch_tokens,
+                max_num_seqs=self.max_num_seqs,
+            ),
+        )
+
+
+def load_settings(flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Settings:
+    """Return the settings that result from the given flags, the variables and the file; raises WrongSettings."""
+    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    for variable in environ:
+        if variable.upper().startswith(ENV_PREFIX) and variable.upper() not in known:
+            raise WrongSettings(f"The variable {variable} is no option. There are: {', '.join(sorted(known))}.")
+    try:
+        settings = Settings(**flags)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        option = ".".join(map(str, problem["loc"])).replace("_", "-")
+        if problem["type"] == "extra_forbidden":
+            raise WrongSettings(f"{option} is no option of this server; check its spelling.") from None
+        fact = problem["msg"].removeprefix("Input ").removeprefix("Value error, ")
+        raise WrongSettings(f"--{option} is {str(problem['input'])[:80]!r}: it {fact}.") from None
+    except (yaml.YAMLError, OSError, ValueError) as error:
+        raise WrongSettings(f"The settings file cannot be read: {' '.join(str(error).split())[:300]}") from None
+    if settings.config is not None and not settings.config.is_file():
+        raise WrongSettings(f"There is no settings file {settings.config}.")
+    return settings

@@ -1,0 +1,102 @@
+"""Start-up: the parts of a server made, connected and run, from a model file to a listening socket."""
+
+import asyncio
+import logging
+import socket
+from importlib.metadata import version
+from pathlib import Path
+
+import uvicorn
+
+from model.tokenizer import Tokenizer, load_tokenizer
+from scheduler.messages import EngineReady
+from server.app import create_app
+from server.chat_template import ChatTemplate
+from server.engine_client import EngineClient
+from server.metrics import Metrics
+from server.settings import Settings
+
+DRAIN_SECONDS = 30  # that open streams get to end after SIGTERM or Ctrl-C
+
+logger = logging.getLogger(__name__)
+
+
+async def run_server(settings: Settings, model_path: Path, engine: EngineClient, listener: socket.socket) -> None:
+    """Serve until a signal ends it; raises EngineStartFailed or ValueError if the model cannot be served."""
+    try:
+        # The tokenizer is built while the engine process loads the weights.
+        tokenizer, template = await asyncio.to_thread(_text_parts, model_path)
+        report = await engine.ready()
+        names = settings.names
+        metrics = Metrics(names[0], report.config)
+        engine.on_step = metrics.observe_step
+        engine.on_restart = metrics.count_restart
+        app = create_app(
+            engine=engine,
+            tokenizer=tokenizer,
+            chat_template=template,
+            model_name=names[0],
+            aliases=names[1:],
+            max_model_len=report.config.max_model_len,
+            metrics=metrics,
+            version=version("caravan-llm"),
+        )
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app, access_log=False, log_config=None, lifespan="off", timeout_graceful_shutdown=DRAIN_SECONDS
+            )
+        )
+        print(start_text(report, model_path, names, address_of(listener)), flush=True)
+        await server.serve(sockets=[listener])
+    finally:
+        await engine.stop()
+
+
+def start_text(report: EngineReady, model_path: Path, names: tuple[str, ...], address: str) -> str:
+    """Return what was loaded and what fits, in plain words."""
+    config = report.config
+    lengths = [config.max_model_len, *(length for length in (1024,) if length < config.max_model_len)]
+    fits = [f"{config.num_tokens // length:,} of {length:,} tokens" for length in lengths]
+    return "\n".join(
+        [
+            f"Model    {model_path.name}: {report.num_parameters / 1e6:,.0f} million parameters in {report.dtype} "
+            f"({report.weight_bytes / 1e6:,.0f} MB), loaded in {report.load_seconds:.1f} s",
+            f"Name     {', '.join(names)}",
+            f"KV pool  {config.num_tokens:,} tokens in {config.num_blocks:,} blocks of {config.block_size} "
+            f"({report.kv_cache_bytes / 1e6:,.0f} MB)",
+            f"Room     for {' or '.join(fits)} each, prompt and answer together; {config.max_num_seqs} run at once",
+            f"Ready    {address}/v1 for OpenAI clients, {address}/docs for the description of the API",
+        ]
+    )
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket bound to the address, not yet listening; raises OSError."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def address_of(listener: socket.socket) -> str:
+    """Return the URL of a bound socket, as a client on this machine would write it."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _text_parts(model_path: Path) -> tuple[Tokenizer, ChatTemplate | None]:
+    """Return the tokenizer and the chat template, which a model need not have."""
+    tokenizer = load_tokenizer(model_path)
+    if tokenizer.chat_template is None:
+        logger.warning("The model has no chat template; /v1/chat/completions will refuse requests.")
+        return tokenizer, None
+    try:
+        return tokenizer, ChatTemplate(tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token)
+    except ValueError as error:
+        logger.warning("%s /v1/chat/completions will refuse requests.", error)
+        return tokenizer, None
