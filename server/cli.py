@@ -119,3 +119,7 @@ def _metavar(annotation: Any) -> str:
         return "|".join(get_args(annotation))
     (kind, *_) = get_args(annotation) or (annotation,)
     return {"int": "NUMBER", "ByteSize": "SIZE", "Path": "FILE"}.get(kind.__name__, "TEXT")
+
+
+if __name__ == "__main__":
+    main()

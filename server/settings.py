@@ -74,7 +74,7 @@ class Settings(BaseSettings):
             dtype=self.dtype,
             num_threads=self.num_threads,
             limits=EngineLimits(
-                kv_cache_memory_bytes=self.kv_cache_memory,
+                kv_cache_memory_bytes=None if self.kv_cache_memory is None else int(self.kv_cache_memory),
                 max_model_len=self.max_model_len,
                 block_size=self.block_size,
                 max_batch_tokens=self.max_batch_tokens,

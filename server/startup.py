@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import signal
 import socket
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +18,7 @@ from server.metrics import Metrics
 from server.settings import Settings
 
 DRAIN_SECONDS = 30  # that open streams get to end after SIGTERM or Ctrl-C
+BACKLOG = 2048  # connections the operating system keeps for us until they are accepted
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +45,16 @@ async def run_server(settings: Settings, model_path: Path, engine: EngineClient,
         )
         server = uvicorn.Server(
             uvicorn.Config(
-                app, access_log=False, log_config=None, lifespan="off", timeout_graceful_shutdown=DRAIN_SECONDS
+                app,
+                access_log=False,
+                log_config=None,
+                lifespan="off",
+                backlog=BACKLOG,
+                timeout_graceful_shutdown=DRAIN_SECONDS,
             )
         )
+        listener.listen(BACKLOG)  # from now on connections wait instead of being refused
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # uvicorn raises it once more when it has drained
         print(start_text(report, model_path, names, address_of(listener)), flush=True)
         await server.serve(sockets=[listener])
     finally:

@@ -78,8 +78,20 @@ def files_in(folder: Path) -> list[str]:
 
 
 class TestOnDisk:
-    def test_a_folder_is_taken_as_it_is(self, tmp_path: Path) -> None:
-        assert resolve_model(str(tmp_path), ignore_progress) == tmp_path
+    def test_of_a_folder_its_one_gguf_file_is_taken(self, tmp_path: Path) -> None:
+        for name in ("a.gguf", "tokenizer.model"):
+            (tmp_path / name).touch()
+        assert resolve_model(str(tmp_path), ignore_progress) == tmp_path / "a.gguf"
+
+    def test_a_folder_without_a_gguf_file_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ModelNotFound, match=r"has no \.gguf file"):
+            resolve_model(str(tmp_path), ignore_progress)
+
+    def test_a_folder_with_several_gguf_files_is_refused_with_their_names(self, tmp_path: Path) -> None:
+        for name in ("a.gguf", "b.gguf"):
+            (tmp_path / name).touch()
+        with pytest.raises(ModelNotFound, match="name one: a.gguf, b.gguf"):
+            resolve_model(str(tmp_path), ignore_progress)
 
     @pytest.mark.parametrize("name", ["a.gguf", "A.GGUF"])
     def test_a_gguf_file_is_taken_as_it_is(self, tmp_path: Path, name: str) -> None:
@@ -91,7 +103,8 @@ class TestOnDisk:
         monkeypatch.chdir(tmp_path)
         Path("org").mkdir()
         Path("org/name").mkdir()
-        assert resolve_model("org/name", ignore_progress) == Path("org/name")
+        Path("org/name/a.gguf").touch()
+        assert resolve_model("org/name", ignore_progress) == Path("org/name/a.gguf")
 
     def test_a_tilde_is_the_home_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HOME", str(tmp_path))
@@ -125,11 +138,8 @@ class TestOnDisk:
         assert not is_path_looking(model)
         assert find_on_disk(model) is None
 
-    @pytest.mark.parametrize("model", ["", "word", "org/", "/", "a b/c", "org/name:"])
+    @pytest.mark.parametrize("model", ["", "word", "org/", "a b/c", "org/name:"])
     def test_what_is_no_model_says_what_would_be(self, model: str) -> None:
-        if model == "/":  # a folder, to be exact
-            assert resolve_model(model, ignore_progress) == Path("/")
-            return
         with pytest.raises(ModelNotFound, match="Give smollm2, a .gguf file, a folder, or a Hugging Face id"):
             resolve_model(model, ignore_progress)
 
@@ -168,7 +178,8 @@ class TestAlias:
             file.truncate(ALIASES[DEFAULT_MODEL].num_bytes)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         assert resolve_model(DEFAULT_MODEL, ignore_progress) == cached
-        assert resolve_model(f"./{DEFAULT_MODEL}", ignore_progress) == Path(DEFAULT_MODEL)
+        Path(DEFAULT_MODEL, "other.gguf").touch()
+        assert resolve_model(f"./{DEFAULT_MODEL}", ignore_progress) == Path(DEFAULT_MODEL, "other.gguf")
 
 
 class TestWheel:

@@ -1,0 +1,84 @@
+"""A server in a process of its own, started as its users start it."""
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+START_SECONDS = 60
+
+
+class RunningServer:
+    """What a test knows of it: where it listens, its process, what it has written so far."""
+
+    def __init__(self, process: "subprocess.Popen[str]", url: str, start_text: str) -> None:
+        self.process = process
+        self.url = url
+        self.start_text = start_text
+        self.http = httpx.Client(base_url=url, timeout=60, trust_env=False)
+
+    def __enter__(self) -> "RunningServer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.http.close()
+
+    def metric(self, name: str) -> float:
+        """Return the one sample of a gauge or counter."""
+        found = re.search(rf"^caravan_{name}\{{[^}}]*\}} (\S+)$", self.http.get("/metrics").text, re.MULTILINE)
+        assert found, name
+        return float(found[1])
+
+    def children(self) -> list[int]:
+        """Return the process ids of its children, the engine's first."""
+        listed = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True, check=False
+        )
+        return sorted(map(int, listed.stdout.split()))
+
+    def engine_pid(self) -> int:
+        """Return the process id of the engine."""
+        for pid in self.children():
+            if b"scheduler.process" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return pid
+        raise AssertionError("there is no engine process")
+
+
+@contextmanager
+def running_server(model: Path | str, *options: str) -> Iterator[RunningServer]:
+    """Start `caravan serve` on a free port and stop it at the end; what it says goes to the test's output."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "server.cli", "serve", str(model), "--port", "0", *options],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    lines = []
+    try:
+        while not lines or not lines[-1].startswith("Ready"):
+            lines.append(process.stdout.readline())
+            assert lines[-1], f"the server ended: {lines}"
+        found = re.search(r"http://\S+(?=/v1 )", lines[-1])
+        assert found
+        with RunningServer(process, found[0], "".join(lines)) as running:
+            yield running
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        finally:
+            process.kill()
+            process.stdout.close()
+
+
+def eventually(holds: Callable[[], bool], *, within_seconds: float) -> None:
+    """Wait until `holds` does; fail if that takes too long."""
+    deadline = time.monotonic() + within_seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come to hold"
+        time.sleep(0.02)

@@ -1,0 +1,207 @@
+"""A whole server with a tiny model: engine death, disconnects, signals, what is said when it cannot start."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.gguf_files import write_tiny_llama
+from tests.server.running_server import RunningServer, eventually, running_server
+
+LONG = {"model": "tiny", "prompt": "hello", "max_tokens": 400, "ignore_eos": True, "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model_path: Path) -> Iterator[RunningServer]:
+    with running_server(tiny_model_path, "--kv-cache-memory", "256KiB") as running:
+        yield running
+
+
+def is_idle(server: RunningServer) -> bool:
+    return server.metric("num_requests_running") == 0 and server.metric("kv_cache_usage_perc") == 0
+
+
+def events_of(response: httpx.Response) -> list[Any]:
+    lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def test_the_start_says_what_was_loaded_and_what_fits(server: RunningServer) -> None:
+    assert re.search(r"Model    tiny\.gguf: .* parameters in (bfloat16|float32)", server.start_text)
+    assert re.search(r"KV pool  [\d,]+ tokens in [\d,]+ blocks of 16 \(0 MB\)", server.start_text)
+    assert re.search(
+        r"Room     for \d+ of 512 tokens each, .*; 64 run at once", server.start_text
+    )
+
+
+def test_the_api_process_does_not_load_torch(server: RunningServer) -> None:
+    assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text()
+    assert "libtorch" in Path(f"/proc/{server.engine_pid()}/maps").read_text()
+
+
+def test_a_stream_joined_is_the_text_of_the_same_request_without_streaming(server: RunningServer) -> None:
+    for prompt in ("hello 世界 👩‍👩‍👧", "日本語", "😀😀", "naïve"):
+        body = LONG | {"prompt": prompt, "max_tokens": 150, "stop": ["he", "or ", "�x"]}
+        whole = server.http.post("/v1/completions", json=body).json()["choices"][0]
+        with server.http.stream("POST", "/v1/completions", json=body | {"stream": True}) as response:
+            chunks = [event["choices"][0] for event in events_of(response)]
+        assert "".join(chunk["text"] for chunk in chunks) == whole["text"]
+        assert chunks[-1]["finish_reason"] == whole["finish_reason"]
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+def test_a_client_that_leaves_frees_its_blocks_within_two_steps(server: RunningServer, stream: bool) -> None:
+    eventually(lambda: is_idle(server), within_seconds=5)
+    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as client:
+        body = json.dumps(LONG | {"stream": stream}).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
+        client.sendall(head.encode() + b"content-type: application/json\r\n\r\n" + body)
+        eventually(lambda: server.metric("num_requests_running") == 1, within_seconds=5)
+        produced_before = server.metric("generation_tokens_total")
+    eventually(lambda: is_idle(server), within_seconds=2)
+    assert server.metric("generation_tokens_total") - produced_before < 200  # of 400: it did not run to its end
+    assert server.metric("request_success_total") >= 0
+
+
+def test_more_streams_than_fit_all_finish_as_they_do_alone(server: RunningServer) -> None:
+    # 256 KiB hold 1,024 tokens (512 in float32); 48 requests of 80 tokens want nearly four times that
+    bodies = [
+        LONG | {"prompt": f"request number {i}", "max_tokens": 60, "temperature": 1.0, "seed": i} for i in range(48)
+    ]
+    alone = [server.http.post("/v1/completions", json=body).json()["choices"][0]["text"] for body in bodies]
+    together: list[str | None] = [None] * len(bodies)
+
+    def ask(index: int) -> None:
+        with httpx.stream(
+            "POST", f"{server.url}/v1/completions", json=bodies[index] | {"stream": True}, timeout=120
+        ) as r:
+            together[index] = "".join(event["choices"][0]["text"] for event in events_of(r))
+
+    threads = [threading.Thread(target=ask, args=(index,)) for index in range(len(bodies))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == alone
+    assert server.metric("num_preemptions_total") > 0
+    eventually(lambda: is_idle(server), within_seconds=2)
+
+
+def test_when_the_engine_dies_streams_end_with_an_error_and_it_is_started_again(server: RunningServer) -> None:
+    body = LONG | {"prompt": "before", "max_tokens": 20}
+    before = server.http.post("/v1/completions", json=body).json()["choices"]
+    restarts = server.metric("engine_restarts_total")
+    with server.http.stream("POST", "/v1/completions", json=LONG | {"stream": True}) as response:
+        lines = response.iter_lines()
+        assert "error" not in json.loads(next(lines).removeprefix("data: "))
+        os.kill(server.engine_pid(), signal.SIGKILL)
+        rest = [line.removeprefix("data: ") for line in lines if line]
+    assert json.loads(rest[-2])["error"]["code"] == "unavailable"
+    assert rest[-1] == "[DONE]"
+    refused = server.http.get("/readyz")
+    assert refused.status_code == 503
+    assert int(refused.headers["retry-after"]) > 0
+    assert server.http.post("/v1/completions", json=body).status_code == 503
+    assert server.http.get("/livez").status_code == 200
+    eventually(lambda: server.http.get("/readyz").status_code == 200, within_seconds=30)
+    assert server.metric("engine_restarts_total") == restarts + 1
+    assert server.http.post("/v1/completions", json=body).json()["choices"] == before
+
+
+def test_an_engine_that_stops_is_not_ready_within_three_seconds(server: RunningServer) -> None:
+    engine = server.engine_pid()
+    os.kill(engine, signal.SIGSTOP)
+    try:
+        eventually(lambda: server.http.get("/readyz").status_code == 503, within_seconds=3)
+    finally:
+        os.kill(engine, signal.SIGCONT)
+    eventually(lambda: server.http.get("/readyz").status_code == 200, within_seconds=3)
+
+
+def test_no_engine_outlives_a_killed_server(tiny_model_path: Path) -> None:
+    with running_server(tiny_model_path, "--kv-cache-memory", "4MiB") as running:
+        children = running.children()
+        assert len(children) == 2  # the engine and the chat template's worker
+        running.process.kill()
+        eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), within_seconds=2)
+
+
+def test_sigterm_lets_a_stream_finish_and_the_server_leaves_with_status_zero(tiny_model_path: Path) -> None:
+    with running_server(tiny_model_path, "--kv-cache-memory", "4MiB") as running:
+        body = LONG | {"stream": True}
+        with running.http.stream("POST", "/v1/completions", json=body) as response:
+            lines = response.iter_lines()
+            next(lines)
+            running.process.terminate()
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+        assert running.process.wait(10) == 0
+
+
+def failed_start(*arguments: str) -> str:
+    """Return the error output of a start that fails, which must be one line."""
+    finished = subprocess.run(
+        [sys.executable, "-m", "server.cli", "serve", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert finished.returncode in (1, 2)
+    assert finished.stdout == ""
+    assert finished.stderr.count("\n") == 1, finished.stderr
+    return finished.stderr
+
+
+def test_a_missing_model_file_ends_the_command_with_one_line() -> None:
+    assert "There is no file or folder /no/such.gguf" in failed_start("/no/such.gguf")
+
+
+def test_a_cut_off_model_file_ends_the_command_with_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "cut.gguf"
+    write_tiny_llama(path)
+    path.write_bytes(path.read_bytes()[:-10_000])
+    assert f"{path} is cut off" in failed_start(str(path))
+
+
+def test_a_file_that_is_no_model_ends_the_command_with_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "text.gguf"
+    path.write_text("not a model")
+    assert f"{path} is not a GGUF file" in failed_start(str(path))
+
+
+def test_a_model_with_weights_that_are_no_numbers_ends_the_command_with_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "nan.gguf"
+    write_tiny_llama(path, change=lambda tensors: tensors["blk.0.attn_q.weight"][0].fill(float("nan")))
+    assert "blk.0.attn_q.weight holds values that are not finite" in failed_start(str(path))
+
+
+def test_an_architecture_that_is_not_supported_ends_the_command_with_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "bert.gguf"
+    write_tiny_llama(path, metadata={"general.architecture": "bert"})
+    assert "is a model of kind 'bert'; supported is 'llama'" in failed_start(str(path))
+
+
+def test_limits_that_cannot_hold_together_end_the_command_with_one_line(tiny_model_path: Path) -> None:
+    assert "Lower --max-model-len" in failed_start(str(tiny_model_path), "--kv-cache-memory", "64KiB")
+    assert "trained for 512 tokens" in failed_start(str(tiny_model_path), "--max-model-len", "513")
+
+
+def test_a_port_in_use_ends_the_command_with_one_line(tiny_model_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert f"Cannot listen on 127.0.0.1:{port}" in failed_start(str(tiny_model_path), "--port", port)
+
+
+def test_a_wrong_option_ends_the_command_with_one_line(tiny_model_path: Path) -> None:
+    assert failed_start(str(tiny_model_path), "--port", "x").startswith("--port is 'x': it ")
