@@ -58,7 +58,7 @@ def running_server(model: Path | str, *options: str) -> Iterator[RunningServer]:
         text=True,
     )
     assert process.stdout is not None
-    lines = []
+    lines: list[str] = []
     try:
         while not lines or not lines[-1].startswith("Ready"):
             lines.append(process.stdout.readline())

@@ -110,7 +110,7 @@ class Chat:
         *,
         is_terminal: bool = True,
         url: str = URL,
-        **options: str,
+        **options: Any,
     ) -> None:
         kind = Terminal if is_terminal else io.StringIO
         stdin = kind(typed) if isinstance(typed, str) else typed
@@ -120,5 +120,5 @@ class Chat:
         self.complaints = stderr.getvalue()
 
 
-def pipe(server: FakeServer, typed: str | TextIO, **options: str) -> Chat:
+def pipe(server: FakeServer, typed: str | TextIO, **options: Any) -> Chat:
     return Chat(server, typed, is_terminal=False, **options)

@@ -1,0 +1,169 @@
+"""ChatClient: what a chat asks of a server, and its streamed answer."""
+
+import json
+import time
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_CONNECT_TIMEOUT_SECONDS = 5.0
+_LOOKUP_TIMEOUT_SECONDS = 15.0
+
+
+class ChatFailed(Exception):
+    """There is no answer; the text says why, in a line for people to read."""
+
+
+@dataclass
+class AnswerLog:
+    """What became of one answer, filled in while it streams."""
+
+    text: str = ""
+    finish_reason: str | None = None
+    num_tokens: int | None = None  # as the server counts them; known at the end
+    first_at_seconds: float | None = None
+    last_at_seconds: float = 0.0
+
+    def summary(self) -> str:
+        """Return a line about its length and speed, or nothing if the server has not counted.
+
+        The speed is that of decoding: the first token and the wait for it are left out.
+        """
+        if self.num_tokens is None:
+            return ""
+        parts = [f"{self.num_tokens} token{'' if self.num_tokens == 1 else 's'}"]
+        seconds = 0.0 if self.first_at_seconds is None else self.last_at_seconds - self.first_at_seconds
+        if self.num_tokens > 1 and seconds > 0:
+            parts.append(f"{(self.num_tokens - 1) / seconds:.1f} tokens/s")
+        if self.finish_reason == "length":
+            parts.append("cut off at the limit of tokens")
+        return ", ".join(parts)
+
+
+class ChatClient:
+    """The two requests a chat needs, as methods that raise ChatFailed."""
+
+    def __init__(self, base_url: str, api_key: str | None, transport: httpx.BaseTransport | None = None) -> None:
+        self._url = (base_url if "://" in base_url else f"http://{base_url}").rstrip("/").removesuffix("/v1")
+        try:
+            self._http = httpx.Client(
+                base_url=self._url,
+                headers={"authorization": f"Bearer {api_key}"} if api_key else None,
+                # No read timeout: a prompt may be long and a machine slow. Whoever waits can press Ctrl-C.
+                timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT_SECONDS),
+                transport=transport,
+                trust_env=httpx.URL(self._url).host not in _LOOPBACK,  # no proxy leads to this machine
+            )
+        except (httpx.InvalidURL, ValueError) as error:  # ValueError: a key that no header can hold
+            raise ChatFailed(f"Cannot ask {self._url}: {error}. Check the address and the key.") from error
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def first_model(self, *, is_needed: bool = True) -> str:
+        """Return the name of the first model the server lists; if it is not needed, any answer will do."""
+        try:
+            response = self._http.get("/v1/models", timeout=_LOOKUP_TIMEOUT_SECONDS)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise self._unreachable(error) from error
+        if not is_needed:
+            return ""
+        _raise_for_status(response)
+        try:
+            return str(response.json()["data"][0]["id"])
+        except (ValueError, LookupError, TypeError):
+            raise ChatFailed(f"{self._url} lists no model. Check the address, or name the model.") from None
+
+    def answer(
+        self, model: str, messages: list[dict[str, str]], temperature: float, log: AnswerLog
+    ) -> Generator[str, None, None]:
+        """Yield the answer's text as it arrives, and keep the log; closing the generator makes the server stop."""
+        body = {"model": model, "messages": messages, "temperature": temperature}
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+        try:
+            with self._http.stream("POST", "/v1/chat/completions", json=body) as response:
+                if not response.is_success:
+                    response.read()
+                _raise_for_status(response)
+                for event in events(response.iter_bytes()):
+                    if event == "[DONE]":
+                        return
+                    yield _read_chunk(event, log)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise self._unreachable(error) from error
+        except httpx.HTTPError as error:
+            raise ChatFailed(f"The connection broke: {str(error) or type(error).__name__}. Ask again.") from error
+        raise ChatFailed("The server ended the answer before it was complete. Ask again.")
+
+    def _unreachable(self, error: Exception) -> ChatFailed:
+        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            return ChatFailed(f"No server answers at {self._url}. Start one with `caravan serve`.")
+        return ChatFailed(f"{self._url} gives no answer: {str(error) or type(error).__name__}. Check the address.")
+
+
+def events(chunks: Iterable[bytes]) -> Iterator[str]:
+    """Yield the payload of each server-sent event; comments and fields other than `data` are dropped.
+
+    An event that the end cuts off is none. Source: WHATWG HTML, 9.2.6, without lines that end in a lone CR.
+    """
+    pending = b""
+    payload: list[str] = []
+    for chunk in chunks:
+        *lines, pending = (pending + chunk).split(b"\n")
+        for line in lines:
+            text = line.removesuffix(b"\r").decode(errors="replace")
+            if text.startswith("data:"):
+                payload.append(text.removeprefix("data:").removeprefix(" "))
+            elif not text and payload:
+                yield "\n".join(payload)
+                payload.clear()
+
+
+def _read_chunk(event: str, log: AnswerLog) -> str:
+    """Return the text of one chunk, with all it says written to the log."""
+    try:
+        chunk: dict[str, Any] = json.loads(event)
+        if chunk.get("error"):
+            raise ChatFailed(_error_message(chunk) or "The server gave up on the answer. Its log may say why.")
+        if chunk.get("usage"):
+            log.num_tokens = int(chunk["usage"]["completion_tokens"])
+        if not chunk["choices"]:
+            return ""
+        log.last_at_seconds = time.monotonic()
+        if log.first_at_seconds is None:
+            log.first_at_seconds = log.last_at_seconds
+        choice = chunk["choices"][0]
+        log.finish_reason = choice.get("finish_reason")
+        text = well_formed(choice["delta"].get("content") or "")
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ChatFailed("The server sent what is no part of a chat answer. Check the address.") from error
+    log.text += text
+    return text
+
+
+def _raise_for_status(response: httpx.Response) -> None:
+    if response.is_success:
+        return
+    try:
+        message = _error_message(response.json())
+    except ValueError:
+        message = ""
+    raise ChatFailed(message or f"The server answered {response.status_code} {response.reason_phrase}.")
+
+
+def _error_message(body: Any) -> str:
+    """Return `error.message` of a body, or nothing if it has none."""
+    error = body.get("error") if isinstance(body, dict) else None
+    if not isinstance(error, dict):
+        return error if isinstance(error, str) else ""
+    remark = " /reset starts a new conversation." if error.get("code") == "context_length_exceeded" else ""
+    return f"{error.get('message') or ''}{remark}".strip()
+
+
+def well_formed(text: str) -> str:
+    """Return `text` with each lone surrogate replaced: JSON can spell them, UTF-8 cannot."""
+    return text.encode(errors="replace").decode()
