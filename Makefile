@@ -1,0 +1,44 @@
+# Everything happens in .venv; a stamp says what is installed there, so that a second run starts at once.
+PYTHON ?= python3
+BIN := .venv/bin
+MODEL ?= smollm2
+
+.PHONY: help serve test check fix bench
+
+help:
+	@echo "make serve   install and serve MODEL (default smollm2) on 127.0.0.1:8000; options in CARAVAN_* variables"
+	@echo "make test    install what the tests need and run them all"
+	@echo "make check   formatting, lint, types, import rule"
+	@echo "make fix     format and mend what can be mended"
+	@echo "make bench   measure a server on this machine"
+
+serve: .venv/serve.stamp
+	$(BIN)/caravan serve $(MODEL)
+
+test: .venv/dev.stamp
+	$(BIN)/pytest
+
+check: .venv/dev.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q tests/test_import_rule.py
+
+fix: .venv/dev.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/serve.stamp
+	$(BIN)/python -m benchmarks.serve --model $(MODEL)
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Caravan needs Python 3.11 or newer: make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+
+.venv/serve.stamp: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --disable-pip-version-check -e .
+	touch $@
+
+.venv/dev.stamp: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --disable-pip-version-check -e '.[test,dev]'
+	touch $@ .venv/serve.stamp

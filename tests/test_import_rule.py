@@ -1,0 +1,46 @@
+"""Imports go one way: server -> scheduler -> model; each side keeps out what is the other's business."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+WEB = {"fastapi", "starlette", "uvicorn", "pydantic", "pydantic_settings", "prometheus_client", "asyncio", "typer"}
+FORBIDDEN = {
+    "model": {"scheduler", "server", "tests", *WEB},
+    "scheduler": {"server", "tests", *WEB},
+    "server": {"torch", "tests"},
+}
+TORCH_FREE = ["model/tokenizer.py", "model/detokenizer.py", "scheduler/scheduler.py", "scheduler/block_pool.py"]
+
+
+def imported(path: Path) -> set[str]:
+    """Return the top-level packages a file imports, wherever in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            names.add(str(node.module).partition(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_a_package_imports_nothing_of_the_packages_above_it(package: str) -> None:
+    files = sorted((ROOT / package).rglob("*.py"))
+    assert files
+    for path in files:
+        assert not imported(path) & FORBIDDEN[package], path
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_no_package_unpickles(package: str) -> None:
+    for path in (ROOT / package).rglob("*.py"):
+        assert not imported(path) & {"pickle", "marshal", "shelve", "dill", "transformers", "vllm"}, path
+
+
+@pytest.mark.parametrize("file", TORCH_FREE)
+def test_what_the_api_process_shares_with_the_engine_is_free_of_torch(file: str) -> None:
+    assert "torch" not in imported(ROOT / file)
