@@ -1,0 +1,122 @@
+"""The container files: they parse, agree with each other and with the server, and their own lines install and start."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from scheduler.config import EngineConfig
+from server.metrics import Metrics
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def load(path: str) -> Any:
+    return yaml.safe_load((ROOT / path).read_text())
+
+
+def instructions() -> list[tuple[str, str]]:
+    """Return the Dockerfile's instructions with their arguments, comments gone and long lines joined."""
+    text = re.sub(r"^#.*\n", "", (ROOT / "docker/Dockerfile").read_text(), flags=re.MULTILINE)
+    lines = text.replace("\\\n", " ").splitlines()
+    return [(line.partition(" ")[0], line.partition(" ")[2].strip()) for line in lines if line.strip()]
+
+
+def arguments_of(name: str) -> list[str]:
+    return [rest for instruction, rest in instructions() if instruction == name]
+
+
+def dashboard_expressions() -> list[str]:
+    dashboard = json.loads((ROOT / "docker/grafana/dashboards/caravan.json").read_text())
+    return [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+
+
+def test_the_image_runs_as_a_user_without_rights_and_serves_by_default() -> None:
+    assert arguments_of("USER") == ["caravan"]
+    assert json.loads(arguments_of("ENTRYPOINT")[0]) + json.loads(arguments_of("CMD")[-1]) == ["caravan", "serve"]
+    assert arguments_of("EXPOSE") == ["8000"]
+
+
+def test_every_image_has_a_pinned_version() -> None:
+    images = [service["image"] for service in load("docker-compose.yml")["services"].values() if "image" in service]
+    for image in [*images, *arguments_of("FROM")]:
+        assert re.search(r":v?\d+\.\d+", image), image
+
+
+def test_ports_are_on_loopback_and_no_service_has_privileges() -> None:
+    for service in load("docker-compose.yml")["services"].values():
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+        assert service["cap_drop"] == ["ALL"]
+        assert "privileged" not in service
+
+
+def test_every_mounted_path_exists() -> None:
+    mounts = [mount for service in load("docker-compose.yml")["services"].values() for mount in service["volumes"]]
+    paths = [mount.partition(":")[0] for mount in mounts if mount.startswith("./")]
+    assert len(paths) == 3
+    assert all((ROOT / path).exists() for path in paths)
+
+
+def test_prometheus_scrapes_the_server_and_grafana_asks_prometheus() -> None:
+    services = load("docker-compose.yml")["services"]
+    (job,) = load("docker/prometheus/prometheus.yml")["scrape_configs"]
+    (target,) = job["static_configs"][0]["targets"]
+    assert target.partition(":")[0] in services
+    assert target.partition(":")[2] == arguments_of("EXPOSE")[0]
+    (source,) = load("docker/grafana/provisioning/datasources/prometheus.yml")["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    assert "prometheus" in services
+
+
+def test_grafana_finds_the_dashboard_where_it_is_mounted() -> None:
+    (provider,) = load("docker/grafana/provisioning/dashboards/caravan.yml")["providers"]
+    mounts = load("docker-compose.yml")["services"]["grafana"]["volumes"]
+    assert f"./docker/grafana/dashboards:{provider['options']['path']}:ro" in mounts
+
+
+def test_the_dashboard_asks_only_for_metrics_that_the_server_has() -> None:
+    exposition = Metrics("m", EngineConfig(num_blocks=64, max_model_len=512)).exposition().decode()
+    names: set[str] = set()
+    for family in text_string_to_metric_families(exposition):
+        suffixes = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("_total",)}.get(family.type, ("",))
+        names |= {family.name + suffix for suffix in suffixes}
+    asked = {name for expression in dashboard_expressions() for name in re.findall(r"caravan_\w+", expression)}
+    assert len(asked) > 12
+    assert asked <= names
+
+
+def test_every_panel_uses_the_provisioned_data_source() -> None:
+    (source,) = load("docker/grafana/provisioning/datasources/prometheus.yml")["datasources"]
+    dashboard = json.loads((ROOT / "docker/grafana/dashboards/caravan.json").read_text())
+    for panel in dashboard["panels"]:
+        assert panel["type"] == "row" or panel["datasource"]["uid"] == source["uid"]
+
+
+@pytest.mark.docker
+@pytest.mark.timeout(900)
+def test_the_install_and_start_lines_of_the_image_work_in_an_empty_environment(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    sources = tmp_path / "sources"
+    for line in arguments_of("COPY"):
+        *paths, target = shlex.split(line)
+        for path in paths:
+            to = sources / target / ("" if (ROOT / path).is_dir() else path)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            (shutil.copytree if (ROOT / path).is_dir() else shutil.copy)(ROOT / path, to)
+    environ = os.environ | {"PATH": f"{tmp_path}/venv/bin:{os.environ['PATH']}", "TORCH_INDEX_URL": ""}
+    installs = [line for line in arguments_of("RUN") if line.startswith("pip install")]
+    assert len(installs) == 2
+    for line in installs:
+        subprocess.run(["sh", "-c", line], cwd=sources, env=environ, check=True, stdout=subprocess.DEVNULL)
+    start = json.loads(arguments_of("ENTRYPOINT")[0]) + json.loads(arguments_of("CMD")[-1])
+    shown = subprocess.run([*start, "--help"], cwd=tmp_path, env=environ, check=True, capture_output=True, text=True)
+    assert "Usage: caravan serve" in shown.stdout
