@@ -41,7 +41,7 @@ class ChatTemplate:
     """A Jinja chat template, rendered by a worker process.
 
     The template comes with the weights, from someone else, and the messages come from anyone. jinja2's sandbox keeps a
-    template from reaching out, but not from running on: two nested `range(99999)`, `'x' * 10**10` or `10**10**10`
+    template from reaching out, but not from running on: two nested `range(99999)`, `'x' * 10**10` or `10**(10**10)`
     never end, the last two inside one C call that no thread can interrupt. A process can be ended and its memory
     bounded. The price is about 10 MB and a fraction of a millisecond for each prompt.
 
@@ -66,7 +66,7 @@ class ChatTemplate:
         """Return the prompt for `messages`, ready for the tokenizer; blocks for at most the time limit.
 
         With `continue_final_message` the prompt ends where the content of the last message ends.
-        Raises TemplateRefused or TemplateFailed.
+        Raises TemplateRefused or TemplateFailed, and a plain ValueError if the messages leave the guard no character.
         """
         guard, mark = unused_characters([self._source, *special_tokens, *all_strings(list(messages))], 2)
         guarded = SpecialTokenGuard(special_tokens, guard).apply(list(messages))
@@ -102,7 +102,7 @@ class ChatTemplate:
         answer = worker.ask({"source": self._source, "max_characters": _MAX_CHARACTERS})
         if answer is None or "failed" in answer:
             worker.close()
-            reason = "its worker ended" if answer is None else answer["failed"]
+            reason = "it takes too much time or memory" if answer is None else answer["failed"]
             raise ValueError(f"The model's chat template cannot be used: {reason}.")
         return worker
 

@@ -70,14 +70,17 @@ def main() -> None:
     if sys.platform == "linux":
         resource.setrlimit(resource.RLIMIT_AS, (memory_limit_bytes, memory_limit_bytes))
     first = json.loads(sys.stdin.buffer.readline())
+    # The alarm has no handler: the kernel ends this process, whatever it is doing. Compiling needs it too, since
+    # jinja2 computes what is constant then.
+    signal.setitimer(signal.ITIMER_REAL, time_limit_seconds)
     try:
         template = compile_template(first["source"])
     except Exception as error:
         _answer({"failed": f"{type(error).__name__}: {error}"})
         return
+    signal.setitimer(signal.ITIMER_REAL, 0)
     _answer({"text": ""})
     for line in sys.stdin.buffer:
-        # The alarm has no handler: the kernel ends this process, whatever it is doing.
         signal.setitimer(signal.ITIMER_REAL, time_limit_seconds)
         _answer(_render(template, line, first["max_characters"]))
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -111,6 +111,7 @@ class FakeEngineClient:
             stream.put(output)
             if finish_reason is not None:
                 return
+        stream.fail(AssertionError("The script ends before a stop token and before max_tokens."))
 
 
 def fake_logprobs(token_id: int, num_logprobs: int | None) -> list[TokenLogprobs]:

@@ -60,6 +60,8 @@ async def chat_prompt(served: ServedModel, request: ChatRequest) -> list[int]:
     except TemplateFailed as error:
         logger.error("The chat template failed: %s", ascii(str(error)))
         raise invalid("The model's chat template cannot be rendered for these messages.", "messages") from None
+    except ValueError as error:  # no character is left for the guard
+        raise invalid(str(error), "messages") from None
     token_ids = await _encode(served, rendered.text, "messages", parse_special=True, guard=rendered.guard)
     bos = served.tokenizer.bos_token_id
     if bos is not None and token_ids[:2] == [bos, bos]:  # one from the template, one from the tokenizer

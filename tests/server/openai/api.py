@@ -1,0 +1,119 @@
+"""The whole front end over a fake engine, in the test's own process."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+
+from server.app import create_app
+from server.chat_template import ChatTemplate
+from server.metrics import Metrics
+from server.request_limits import RequestLimits
+from tests.fakes import FakeEngineClient, Script, byte_tokenizer, says
+
+COMPLETIONS = "/v1/completions"
+CHAT = "/v1/chat/completions"
+MAX_MODEL_LEN = 512
+
+# Roles and contents in full view, so that tests can read the prompt from the token ids.
+CHAT_ML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+Body = dict[str, Any]
+
+
+class Api:
+    """The front end with what a test looks at behind it."""
+
+    def __init__(self, app: FastAPI, engine: FakeEngineClient, metrics: Metrics, http: httpx.AsyncClient) -> None:
+        self.app = app
+        self.engine = engine
+        self.metrics = metrics
+        self.http = http
+
+    async def complete(self, **fields: Any) -> Body:
+        """Return the answer to a completion of "hi"."""
+        response = await self.http.post(COMPLETIONS, json={"model": "fake", "prompt": "hi"} | fields)
+        return answered(response)
+
+    async def chat(self, **fields: Any) -> Body:
+        """Return the answer to a chat that says "hi"."""
+        response = await self.http.post(CHAT, json=a_chat() | fields)
+        return answered(response)
+
+    async def stream(self, path: str, **fields: Any) -> list[Body]:
+        """Return the chunks of a streamed answer, of which the last must have been [DONE]."""
+        body = (a_chat() if path == CHAT else {"model": "fake", "prompt": "hi"}) | {"stream": True} | fields
+        response = await self.http.post(path, json=body)
+        assert response.status_code == 200, response.text
+        assert response.headers["content-type"].startswith("text/event-stream")
+        return events_in(response.text)
+
+    def prompt_text(self, index: int = -1) -> str:
+        """Return what the engine was asked to continue, special tokens written as their names."""
+        tokenizer = byte_tokenizer()
+        return b"".join(map(tokenizer.token_bytes, self.engine.submitted[index][0])).decode()
+
+    def sample(self, name: str, **labels: str) -> float:
+        """Return one value of the metrics, 0 if it is not there yet."""
+        return self.metrics.registry.get_sample_value(f"caravan_{name}", {"model_name": "fake"} | labels) or 0.0
+
+
+def a_chat(*contents: str) -> Body:
+    """Return the body of a chat in which the user says `contents`, one message each."""
+    return {"model": "fake", "messages": [{"role": "user", "content": content} for content in contents or ("hi",)]}
+
+
+def answered(response: httpx.Response) -> Body:
+    """Return the body of a success."""
+    assert response.status_code == 200, response.text
+    body: Body = response.json()
+    return body
+
+
+def events_in(text: str) -> list[Body]:
+    """Return the events of a whole stream without the last one, which must be [DONE]."""
+    assert text.endswith("data: [DONE]\n\n")
+    lines = text.removesuffix("\n\n").split("\n\n")
+    assert all(line.startswith("data: ") and "\n" not in line for line in lines)
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+
+
+def text_of(chunks: list[Body], index: int = 0) -> str:
+    """Return the text of one choice of a stream of either kind."""
+    choices = [choice for chunk in chunks for choice in chunk["choices"] if choice["index"] == index]
+    return "".join(choice["delta"].get("content") or "" if "delta" in choice else choice["text"] for choice in choices)
+
+
+@asynccontextmanager
+async def open_api(
+    script: Script | None = None,
+    *,
+    chat_template: ChatTemplate | None = None,
+    limits: RequestLimits | None = None,
+    adds_bos: bool = False,
+    num_cached_tokens: int = 0,
+) -> AsyncIterator[Api]:
+    """Return a front end whose engine follows `script`; it answers "Hello!" by itself."""
+    engine = FakeEngineClient(script or says("Hello!"), num_cached_tokens=num_cached_tokens)
+    metrics = Metrics("fake", engine.config)
+    engine.on_step = metrics.observe_step
+    app = create_app(
+        engine=engine,
+        tokenizer=byte_tokenizer(adds_bos=adds_bos),
+        chat_template=chat_template,
+        model_name="fake",
+        aliases=("org/fake-7b",),
+        max_model_len=MAX_MODEL_LEN,
+        metrics=metrics,
+        version="1.2.3",
+        limits=limits,
+    )
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        yield Api(app, engine, metrics, http)

@@ -1,0 +1,69 @@
+"""One HTTP exchange with the application, message by message: for clients that leave or do not read."""
+
+import asyncio
+import json
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.types import Message
+
+
+class Exchange:
+    """A client that posts `body` and can go away, or stop reading, at any moment."""
+
+    def __init__(self, app: FastAPI, path: str, body: dict[str, Any]) -> None:
+        self.sent: list[Message] = []
+        self.reads = asyncio.Event()  # cleared: the client takes nothing
+        self.reads.set()
+        self._from_client: asyncio.Queue[Message] = asyncio.Queue()
+        self._from_client.put_nowait({"type": "http.request", "body": json.dumps(body).encode(), "more_body": False})
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": "POST",
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "root_path": "",
+            "query_string": b"",
+            "headers": [(b"content-type", b"application/json")],
+            "client": ("127.0.0.1", 1),
+            "server": ("127.0.0.1", 8000),
+        }
+        self._task = asyncio.create_task(app(scope, self._from_client.get, self._send))
+
+    @property
+    def status(self) -> int | None:
+        """The status, if the answer has begun."""
+        starts = [message["status"] for message in self.sent if message["type"] == "http.response.start"]
+        return starts[0] if starts else None
+
+    @property
+    def body(self) -> str:
+        """What the client has read so far."""
+        return b"".join(message.get("body", b"") for message in self.sent).decode()
+
+    @property
+    def is_complete(self) -> bool:
+        """The server has ended the answer."""
+        return bool(self.sent) and not self.sent[-1].get("more_body", True)
+
+    def leave(self) -> None:
+        """Close the connection from the client's side."""
+        self._from_client.put_nowait({"type": "http.disconnect"})
+
+    async def end(self) -> None:
+        """Wait until the application has dealt with it."""
+        await asyncio.wait_for(self._task, 10)
+
+    async def _send(self, message: Message) -> None:
+        await self.reads.wait()
+        self.sent.append(message)
+
+
+async def until(condition: Any, *, within_seconds: float = 5.0) -> None:
+    """Wait until `condition()` holds."""
+    async with asyncio.timeout(within_seconds):
+        while not condition():
+            await asyncio.sleep(0.001)

@@ -1,0 +1,162 @@
+"""When the engine fails, the client leaves or does not read: a clear end for this request and none for the others."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from server.chat_template import ChatTemplate
+from server.request_limits import RequestLimits
+from tests.fakes import echoes
+from tests.server.openai.api import CHAT, COMPLETIONS, Api, a_chat, events_in, open_api, text_of
+from tests.server.openai.asgi import Exchange, until
+
+LONG = {"model": "fake", "prompt": "hi", "max_tokens": 400}
+
+
+@pytest.fixture
+async def endless(chat_ml: ChatTemplate) -> AsyncIterator[Api]:
+    """A front end whose engine takes a millisecond for each of many tokens."""
+    async with open_api(echoes(), chat_template=chat_ml, limits=RequestLimits(write_timeout_seconds=0.2)) as api:
+        api.engine.seconds_per_token = 0.001
+        yield api
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+async def test_an_engine_that_is_not_ready_is_503_with_retry_after(api: Api, path: str, stream: bool) -> None:
+    api.engine.is_ready = False
+    response = await api.http.post(path, json=(a_chat() if path == CHAT else LONG) | {"stream": stream})
+    assert response.status_code == 503
+    assert response.headers["retry-after"] == "5"
+    error = response.json()["error"]
+    assert (error["type"], error["code"]) == ("server_error", "unavailable")
+    for route in ("/readyz", "/health"):
+        assert (await api.http.get(route)).status_code == 503
+    assert (await api.http.get("/livez")).json() == {"status": "live"}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_engine_that_dies_before_the_first_token_is_a_plain_503(api: Api, stream: bool) -> None:
+    api.engine.dies_after = 0
+    response = await api.http.post(COMPLETIONS, json=LONG | {"stream": stream})
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "unavailable"
+    assert api.sample("request_success_total", finished_reason="error") == 1
+
+
+async def test_an_engine_that_dies_in_a_stream_ends_it_with_an_error_event_and_done(endless: Api) -> None:
+    endless.engine.dies_after = 4
+    events = await endless.stream(COMPLETIONS)
+    assert text_of(events[:-1]) == "hihi"
+    error = events[-1]["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["type"], error["code"]) == ("server_error", "unavailable")
+
+
+async def test_one_choice_that_dies_ends_the_whole_stream(endless: Api) -> None:
+    endless.engine.dies_after = 4
+    events = await endless.stream(CHAT, n=3, stream_options={"include_usage": True})
+    assert [event for event in events if "error" in event] == events[-1:]
+    assert all("usage" not in event for event in events)
+    assert endless.engine.num_running == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_the_engine_says_of_its_failure_goes_to_the_log_only(
+    endless: Api, stream: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    endless.engine.fails_after = 3
+    response = await endless.http.post(COMPLETIONS, json=LONG | {"stream": stream})
+    assert response.status_code == (200 if stream else 500)
+    error = events_in(response.text)[-1]["error"] if stream else response.json()["error"]
+    assert (error["type"], error["code"]) == ("server_error", "internal_error")
+    assert "secret" not in response.text
+    assert "a secret of the engine" in caplog.text
+
+
+async def test_a_defect_of_ours_is_a_500_that_names_nothing(
+    api: Api, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def submit(*_: object) -> None:
+        raise KeyError("/secret/path")
+
+    monkeypatch.setattr(api.engine, "submit", submit)
+    response = await api.http.post(COMPLETIONS, json=LONG)
+    assert response.status_code == 500
+    assert response.json()["error"]["message"] == "The server failed to answer this request; the cause is in its log."
+    assert "x-request-id" in response.headers
+    assert "/secret/path" in caplog.text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("n", [1, 3])
+async def test_a_client_that_leaves_ends_the_engines_work(endless: Api, stream: bool, n: int) -> None:
+    exchange = Exchange(endless.app, COMPLETIONS, LONG | {"stream": stream, "n": n})
+    await until(lambda: endless.engine.num_produced > 20)
+    assert (exchange.status == 200) == stream
+    exchange.leave()
+    await exchange.end()
+    assert sorted(endless.engine.aborted) == list(range(1, n + 1))
+    assert endless.engine.num_running == 0
+    assert endless.sample("request_success_total", finished_reason="abort") == n
+
+
+async def test_a_client_that_leaves_before_the_first_token_ends_the_engines_work(endless: Api) -> None:
+    endless.engine.released.clear()
+    for stream in (False, True):
+        exchange = Exchange(endless.app, COMPLETIONS, LONG | {"stream": stream})
+        await until(lambda: endless.engine.num_running == 1)
+        exchange.leave()
+        await exchange.end()
+        assert exchange.status != 200
+        await until(lambda: endless.engine.num_running == 0)
+
+
+async def test_a_client_that_does_not_read_is_cut_off(endless: Api) -> None:
+    exchange = Exchange(endless.app, COMPLETIONS, LONG | {"stream": True})
+    await until(lambda: len(exchange.sent) > 3)
+    exchange.reads.clear()
+    await exchange.end()
+    assert not exchange.is_complete  # uvicorn then closes the connection
+    assert endless.engine.aborted == [1]
+
+
+async def test_a_client_that_reads_slowly_gets_everything(endless: Api) -> None:
+    exchange = Exchange(endless.app, COMPLETIONS, LONG | {"stream": True, "max_tokens": 300})
+    while not exchange.is_complete:
+        exchange.reads.clear()
+        await asyncio.sleep(0.05)  # less than the write timeout
+        exchange.reads.set()
+        await asyncio.sleep(0.01)
+    assert text_of(events_in(exchange.body)) == "hi" * 150
+
+
+async def test_no_header_is_sent_before_the_first_token(endless: Api) -> None:
+    endless.engine.released.clear()
+    exchange = Exchange(endless.app, CHAT, a_chat() | {"stream": True, "max_tokens": 2})
+    await until(lambda: endless.engine.num_running == 1)
+    await asyncio.sleep(0.02)
+    assert exchange.sent == []
+    endless.engine.released.set()
+    await exchange.end()
+    assert exchange.is_complete
+    assert exchange.status == 200
+
+
+async def test_a_body_that_does_not_arrive_is_408(chat_ml: ChatTemplate) -> None:
+    async def trickle() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.sleep(5)
+
+    async with open_api(chat_template=chat_ml, limits=RequestLimits(body_timeout_seconds=0.05)) as api:
+        response = await api.http.post(CHAT, content=trickle(), headers={"content-type": "application/json"})
+        assert response.status_code == 408
+        assert "0.05 seconds" in response.json()["error"]["message"]
+
+
+async def test_many_clients_at_once_get_their_own_answers(endless: Api) -> None:
+    prompts = [f"number {index} " for index in range(40)]
+    answers = await asyncio.gather(*(endless.complete(prompt=prompt, max_tokens=30) for prompt in prompts))
+    for prompt, answer in zip(prompts, answers, strict=True):
+        assert answer["choices"][0]["text"] == (prompt * 4)[:30]

@@ -1,0 +1,101 @@
+"""The routes beside generation: models, probes, version, metrics, documentation."""
+
+import re
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.server.openai.api import CHAT, COMPLETIONS, MAX_MODEL_LEN, Api, answered, open_api
+
+
+async def test_the_model_is_listed_under_each_of_its_names(api: Api) -> None:
+    listed = answered(await api.http.get("/v1/models"))
+    assert listed["object"] == "list"
+    assert [entry["id"] for entry in listed["data"]] == ["fake", "org/fake-7b"]
+    for entry in listed["data"]:
+        assert (entry["object"], entry["root"], entry["max_model_len"]) == ("model", "fake", MAX_MODEL_LEN)
+        assert isinstance(entry["created"], int)
+        assert answered(await api.http.get(f"/v1/models/{entry['id']}")) == entry
+
+
+async def test_probes_and_version_answer_without_work_for_the_engine(api: Api) -> None:
+    assert answered(await api.http.get("/livez")) == {"status": "live"}
+    for route in ("/readyz", "/health"):
+        assert answered(await api.http.get(route)) == {"status": "ready"}
+    assert answered(await api.http.get("/version")) == {"version": "1.2.3"}
+    assert api.engine.submitted == []
+
+
+async def test_the_metrics_of_a_request_add_up(api: Api) -> None:
+    await api.complete(prompt=["abc", "de"], n=2, max_tokens=3)
+    assert api.sample("prompt_tokens_total") == 10
+    assert api.sample("generation_tokens_total") == 12
+    assert api.sample("request_success_total", finished_reason="length") == 4
+    for histogram, count in {
+        "time_to_first_token_seconds": 4,
+        "inter_token_latency_seconds": 8,
+        "request_time_per_output_token_seconds": 4,
+        "e2e_request_latency_seconds": 4,
+        "request_queue_time_seconds": 4,
+        "request_prefill_time_seconds": 4,
+        "request_decode_time_seconds": 4,
+        "request_inference_time_seconds": 4,
+        "request_prompt_tokens": 4,
+        "request_generation_tokens": 4,
+        "request_params_max_tokens": 4,
+        "request_params_n": 1,
+    }.items():
+        assert api.sample(f"{histogram}_count") == count, histogram
+    assert api.sample("request_params_n_sum") == 2
+    assert api.sample("request_prompt_tokens_sum") == 10
+
+
+async def test_a_refused_request_counts_as_http_only(api: Api) -> None:
+    assert (await api.http.post(COMPLETIONS, json={"model": "fake"})).status_code == 400
+    assert api.sample("http_requests_total", route=COMPLETIONS, status="400") == 1
+    assert api.sample("request_params_n_count") == 0
+    assert api.sample("e2e_request_latency_seconds_count") == 0
+
+
+async def test_labels_do_not_grow_with_what_clients_send(api: Api) -> None:
+    for index in range(5):
+        await api.http.get(f"/nowhere/{index}")
+        await api.http.get(f"/v1/models/m{index}")
+        await api.http.post(CHAT, json={"model": f"m{index}"})
+    text = (await api.http.get("/metrics")).text
+    routes = set(re.findall(r'caravan_http_requests_total\{.*?route="(.*?)"', text))
+    assert routes == {"unmatched", "/v1/models/{name:path}", CHAT}
+    assert set(re.findall(r'model_name="(.*?)"', text)) == {"fake"}
+
+
+async def test_metrics_are_in_the_text_format_of_prometheus(api: Api) -> None:
+    response = await api.http.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+    families = {family.name: family for family in text_string_to_metric_families(response.text)}
+    assert families["caravan_num_requests_running"].type == "gauge"
+    assert families["caravan_generation_tokens"].type == "counter"
+    assert families["caravan_time_to_first_token_seconds"].type == "histogram"
+    [config] = families["caravan_cache_config_info"].samples
+    assert config.labels["block_size"] == "16"
+    assert config.labels["num_blocks"] == str(api.engine.config.num_blocks)
+
+
+async def test_the_documentation_describes_the_bodies(api: Api) -> None:
+    document = answered(await api.http.get("/openapi.json"))
+    for path, schema in ((COMPLETIONS, "CompletionRequest"), (CHAT, "ChatRequest")):
+        content = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+        assert content["schema"] == {"$ref": f"#/components/schemas/{schema}"}
+        assert "temperature" in document["components"]["schemas"][schema]["properties"]
+    references = set(re.findall(r'"#/components/schemas/(\w+)"', (await api.http.get("/openapi.json")).text))
+    assert references <= set(document["components"]["schemas"])
+    assert (await api.http.get("/docs")).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example", "test:1@evil", "", "a/b?c#d"])
+async def test_the_host_header_changes_nothing(host: str) -> None:
+    async with open_api() as api:
+        for path, status in (("/livez", 200), ("/v1/models", 200), ("/v1/models/", 404), ("/nowhere", 404)):
+            response = await api.http.get(path, headers={"host": host}, follow_redirects=False)
+            assert isinstance(response, httpx.Response)
+            assert response.status_code == status

@@ -1,0 +1,148 @@
+"""ChatTemplate: renders as Hugging Face's templates expect, and a hostile template harms nobody."""
+
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from server.chat_template import ChatTemplate, TemplateFailed, TemplateRefused
+from tests.server.openai.api import CHAT_ML
+
+TALK: list[dict[str, Any]] = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes "}]
+
+
+@contextmanager
+def opened(source: str, *, time_limit_seconds: float = 2.0) -> Iterator[ChatTemplate]:
+    template = ChatTemplate(source, "<s>", "</s>", time_limit_seconds=time_limit_seconds)
+    yield template
+    template.close()
+
+
+def render(source: str, messages: list[dict[str, Any]] | None = None, **options: bool) -> str:
+    with opened(source) as template:
+        rendered = template.render(messages or TALK, special_tokens=["<s>", "</s>"], **options)
+        return rendered.text.replace(rendered.guard, "")
+
+
+def test_messages_and_special_tokens_are_there() -> None:
+    source = "{{ bos_token }}{% for m in messages %}{{ m['role'] }}:{{ m.content }};{% endfor %}{{ eos_token }}"
+    assert render(source) == "<s>user:hi;assistant:yes ;</s>"
+
+
+def test_the_generation_prompt_is_asked_for_or_not() -> None:
+    source = "{% if add_generation_prompt %}go{% endif %}"
+    assert render(source) == "go"
+    assert render(source, add_generation_prompt=False) == ""
+
+
+def test_blocks_are_trimmed_as_hugging_face_does() -> None:
+    assert render("a\n  {% if true %}\nb\n  {% endif %}\nc\n") == "a\nb\nc"
+
+
+def test_loops_can_break_and_text_can_be_marked_for_training() -> None:
+    assert render("{% for m in messages %}{{ m.role }}{% break %}{% endfor %}") == "user"
+    assert render("{% generation %}x{{ 1 + 1 }}{% endgeneration %}") == "x2"
+
+
+def test_tojson_writes_json_and_not_html() -> None:
+    assert render("{{ messages[0] | tojson }}") == json.dumps(TALK[0])
+    assert render("{{ {'a': '<é>'} | tojson(indent=1) }}") == '{\n "a": "<é>"\n}'
+
+
+def test_strftime_now_is_the_date() -> None:
+    assert render("{{ strftime_now('%Y') }}") == datetime.now().strftime("%Y")
+
+
+def test_raise_exception_refuses_the_messages() -> None:
+    with pytest.raises(TemplateRefused, match="after user"):
+        render("{{ raise_exception('after ' + messages[0].role) }}")
+
+
+@pytest.mark.parametrize("source", ["{% if %}", "{{ ", "{% unknown %}", "{% for x in y %}"])
+def test_what_is_no_template_is_refused_at_once(source: str) -> None:
+    with pytest.raises(ValueError, match="chat template cannot be used"):
+        ChatTemplate(source, "", "")
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (CHAT_ML, "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyes "),
+        ("{% for m in messages %}[{{ m.content | trim }}]{% endfor %}", "[hi][yes"),
+        ("{% for m in messages %}[{{ m.content }} ]{% endfor %}", "[hi ][yes "),
+    ],
+)
+def test_a_final_message_is_continued_where_its_content_ends(source: str, expected: str) -> None:
+    assert render(source, add_generation_prompt=False, continue_final_message=True) == expected
+
+
+def test_a_template_that_leaves_the_final_message_out_cannot_continue_it() -> None:
+    with pytest.raises(TemplateFailed, match="leaves the content"):
+        render("{{ messages[0].content }}", continue_final_message=True)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ''.__class__.__mro__ }}",
+        "{{ messages.__init__.__globals__ }}",
+        "{{ messages.append(1) }}",
+        "{{ raise_exception.__globals__.sys }}",
+        "{{ cycler.__init__.__globals__.os }}",
+        "{% include 'x' %}",
+        "{% import 'os' as os %}",
+    ],
+)
+def test_the_sandbox_lets_nothing_out(source: str) -> None:
+    with opened("{% if messages|length > 2 %}" + source + "{% endif %}") as template:
+        with pytest.raises(TemplateFailed):
+            template.render([*TALK, *TALK], special_tokens=[])
+        assert template.render(TALK, special_tokens=[]).text == ""
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ 10 ** (messages|length ** 20) }}",
+        "{% set x = namespace(s='ab') %}{% for a in range(60) %}{% set x.s = x.s + x.s %}{% endfor %}",
+        "{{ 'x' * 10 ** 10 }}",
+        "{{ 'x' * (messages|length * 10000000) }}",
+    ],
+    ids=["loops", "power", "doubling", "memory", "long text"],
+)
+def test_a_template_that_never_ends_or_fills_the_memory_is_stopped(source: str) -> None:
+    with opened("{% if messages|length > 2 %}" + source + "{% endif %}ok", time_limit_seconds=0.5) as template:
+        start = time.monotonic()
+        with pytest.raises(TemplateFailed):
+            template.render([*TALK, *TALK], special_tokens=[])
+        assert time.monotonic() - start < 5
+        assert template.render(TALK, special_tokens=[]).text == "ok"  # the next prompt is not harmed
+
+
+def test_a_template_that_never_ends_while_it_is_compiled_is_refused() -> None:
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="too much time or memory"):  # jinja2 computes constants at once
+        ChatTemplate("{{ 10 ** (10 ** 10) }}", "", "", time_limit_seconds=0.5)
+    assert time.monotonic() - start < 5
+
+
+def test_prompts_rendered_at_once_do_not_mix() -> None:
+    with opened("{{ messages[0].content }}") as template, ThreadPoolExecutor(8) as pool:
+        contents = [f"text {index}" for index in range(100)]
+
+        def one(content: str) -> str:
+            return template.render([{"role": "user", "content": content}], special_tokens=[]).text
+
+        assert list(pool.map(one, contents)) == contents
+
+
+def test_messages_that_leave_no_character_for_the_guard_are_a_value_error() -> None:
+    everything = "".join(map(chr, range(0xE000, 0xF900)))
+    with opened(CHAT_ML) as template, pytest.raises(ValueError, match="private-use"):
+        template.render([{"role": "user", "content": everything}], special_tokens=[])

@@ -1,0 +1,129 @@
+"""TextStream: what is shown of a choice does not depend on how its tokens come."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.detokenizer import Detokenizer
+from scheduler.messages import FinishReason, SequenceOutput
+from server.stop_strings import StopStrings
+from server.text_stream import GenerationCancelled, GenerationFailed, TextPiece, TextStream, join_pieces
+from server.token_stream import EngineDied, TokenStream
+from tests.fakes import EOS, byte_tokenizer, fake_logprobs
+
+
+async def read(
+    batches: list[list[int]],
+    finish_reason: FinishReason | None,
+    *,
+    stop: list[str] | None = None,
+    include_stop_string: bool = False,
+    min_tokens: int = 0,
+) -> tuple[list[TextPiece], list[int]]:
+    """Return the pieces of a choice whose tokens come in `batches`, and which requests were aborted."""
+    aborted: list[int] = []
+    tokens = TokenStream(7, aborted.append)
+    stream = TextStream(
+        tokens,
+        Detokenizer(byte_tokenizer()),
+        StopStrings(stop or []),
+        include_stop_string=include_stop_string,
+        min_tokens=min_tokens,
+    )
+    pieces = []
+    for index, batch in enumerate(batches):
+        is_last = index == len(batches) - 1
+        logprobs = [entry for token_id in batch for entry in fake_logprobs(token_id, 0)]
+        output = SequenceOutput(
+            request_id=7, token_ids=batch, logprobs=logprobs, finish_reason=finish_reason if is_last else None
+        )
+        tokens.put(output)
+        pieces.append(await anext(stream))
+        if pieces[-1].finish_reason is not None:
+            break
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
+    return pieces, aborted
+
+
+def split(token_ids: list[int], cuts: list[int]) -> list[list[int]]:
+    bounds = sorted({0, len(token_ids), *(cut for cut in cuts if cut < len(token_ids))})
+    return [token_ids[start:end] for start, end in pairwise(bounds)]
+
+
+@given(
+    text=st.text("aé😀\u200d", min_size=1, max_size=12),
+    num_bytes=st.integers(1, 40),
+    stop=st.lists(st.text("aé😀", min_size=1, max_size=3), max_size=3),
+    include_stop_string=st.booleans(),
+    min_tokens=st.integers(0, 10),
+    has_eos=st.booleans(),
+    cuts=st.lists(st.integers(1, 40), max_size=8),
+)
+async def test_batches_make_no_difference(
+    text: str,
+    num_bytes: int,
+    stop: list[str],
+    include_stop_string: bool,
+    min_tokens: int,
+    has_eos: bool,
+    cuts: list[int],
+) -> None:
+    token_ids = [*text.encode()[:num_bytes], *([EOS] if has_eos else [])]
+    reason: FinishReason = "stop" if has_eos else "length"
+
+    async def joined(batches: list[list[int]]) -> tuple[str, list[int], list[tuple[int, int]], str | None]:
+        pieces, aborted = await read(
+            batches, reason, stop=stop, include_stop_string=include_stop_string, min_tokens=min_tokens
+        )
+        whole = join_pieces(pieces)
+        assert len(aborted) <= 1
+        entries = [(entry.token_id, entry.text_offset) for entry in whole.entries]
+        return whole.text, whole.token_ids, entries, whole.finish_reason
+
+    one_by_one = await joined([[token_id] for token_id in token_ids])
+    assert await joined(split(token_ids, cuts)) == one_by_one
+    assert await joined([token_ids]) == one_by_one
+    if not stop:
+        assert one_by_one[0] == text.encode()[:num_bytes].decode(errors="replace")
+
+
+async def test_a_stop_string_aborts_the_engine_and_drops_what_came_after_it() -> None:
+    pieces, aborted = await read([list(b"one"), list(b" two"), list(b"three")], "length", stop=["w"])
+    assert [piece.text for piece in pieces] == ["one", " t"]
+    assert pieces[-1].finish_reason == "stop"
+    assert pieces[-1].token_ids == list(b" tw")
+    assert aborted == [7]
+
+
+async def test_a_stop_string_that_half_a_character_completes_at_the_end_counts() -> None:
+    pieces, _ = await read([list("é".encode()[:1])], "length", stop=["\ufffd"])
+    assert (pieces[-1].text, pieces[-1].finish_reason) == ("", "stop")
+
+
+async def test_a_choice_that_ended_by_itself_is_not_aborted() -> None:
+    _, aborted = await read([[97, EOS]], "stop")
+    assert aborted == []
+
+
+@pytest.mark.parametrize(("finish_reason", "error"), [("error", GenerationFailed), ("abort", GenerationCancelled)])
+async def test_an_end_that_is_none_of_the_clients_is_an_error(
+    finish_reason: FinishReason, error: type[Exception]
+) -> None:
+    tokens = TokenStream(1, lambda _: None)
+    stream = TextStream(tokens, Detokenizer(byte_tokenizer()), StopStrings([]))
+    tokens.put(SequenceOutput(request_id=1, token_ids=[], finish_reason=finish_reason))
+    with pytest.raises(error):
+        await anext(stream)
+
+
+async def test_what_came_before_the_engine_died_is_read_first() -> None:
+    tokens = TokenStream(1, lambda _: None)
+    stream = TextStream(tokens, Detokenizer(byte_tokenizer()), StopStrings([]))
+    tokens.put(SequenceOutput(request_id=1, token_ids=[97]))
+    tokens.fail(EngineDied())
+    assert (await anext(stream)).text == "a"
+    with pytest.raises(EngineDied):
+        await anext(stream)
