@@ -61,7 +61,7 @@ def adjust_logits(logits: Tensor, row: SamplingRow) -> Tensor:
         return logits
     logits = logits.clone()
     if params.repetition_penalty != 1.0:
-        seen = torch.tensor(sorted({*row.prompt_token_ids, *row.output_token_ids}), device=logits.device)
+        seen = torch.tensor(sorted({*row.prompt_token_ids, *row.output_token_ids}), dtype=torch.int64).to(logits.device)
         old = logits[seen]
         logits[seen] = torch.where(old > 0, old / params.repetition_penalty, old * params.repetition_penalty)
     for token_id, count in counts.items():
@@ -100,22 +100,21 @@ def truncation_threshold(probabilities: Tensor, params: SamplingParams) -> float
     if top_k == vocab_size and params.top_p >= 1.0 and params.min_p <= 0.0:
         return 0.0
     best = probabilities.topk(min(NUM_CANDIDATES, vocab_size)).values  # best first
-    threshold = params.min_p * float(best[0])
+    threshold = 0.0
     if top_k <= len(best):
         best = best[:top_k]
-        threshold = max(threshold, float(best[-1]))
+        threshold = float(best[-1])
     elif top_k < vocab_size:
-        threshold = max(threshold, float(probabilities.kthvalue(vocab_size - top_k + 1).values))
+        threshold = float(probabilities.kthvalue(vocab_size - top_k + 1).values)
     if params.top_p < 1.0:
         mass = float(torch.where(probabilities >= threshold, probabilities, 0).double().cumsum(-1)[-1])
-        mass = mass if top_k < vocab_size else 1.0
         running_sum = best.double().cumsum(dim=-1)
         size = int((running_sum < params.top_p * mass).sum())  # tokens before the one that reaches top_p
         if size < len(best):
             threshold = max(threshold, float(best[size]))
         elif len(best) < top_k:
             threshold = max(threshold, nucleus_threshold(probabilities, params.top_p * mass))
-    return threshold
+    return max(threshold, params.min_p * float(best[0]))
 
 
 def nucleus_threshold(probabilities: Tensor, mass: float) -> float:

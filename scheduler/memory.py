@@ -1,16 +1,21 @@
 """How much memory is free for the KV pool."""
 
+import re
 from pathlib import Path
 
 import psutil
 
 
 def free_memory_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the bytes that can still be allocated: free on the machine, or less if a container's limit is nearer."""
+    """Return the bytes that can still be allocated: free on the machine, or less if a container's limit is nearer.
+
+    What a container uses counts the files it has read, such as the model; the kernel gives those pages back.
+    """
     free = int(psutil.virtual_memory().available)
     try:
         limit = int((cgroup / "memory.max").read_text())
         used = int((cgroup / "memory.current").read_text())
+        reclaimable = re.search(r"^inactive_file (\d+)$", (cgroup / "memory.stat").read_text(), re.MULTILINE)
     except (OSError, ValueError):  # no control group, or no limit in it ("max")
         return free
-    return max(0, min(free, limit - used))
+    return max(0, min(free, limit - used + (int(reclaimable[1]) if reclaimable else 0)))

@@ -98,7 +98,7 @@ def load_settings(flags: Mapping[str, Any], environ: Mapping[str, str] = os.envi
             raise WrongSettings(f"{option} is no option of this server; check its spelling.") from None
         fact = problem["msg"].removeprefix("Input ").removeprefix("Value error, ")
         raise WrongSettings(f"--{option} is {str(problem['input'])[:80]!r}: it {fact}.") from None
-    except (yaml.YAMLError, OSError, ValueError) as error:
+    except (yaml.YAMLError, OSError, ValueError, TypeError) as error:  # TypeError: the file is no mapping
         raise WrongSettings(f"The settings file cannot be read: {' '.join(str(error).split())[:300]}") from None
     if settings.config is not None and not settings.config.is_file():
         raise WrongSettings(f"There is no settings file {settings.config}.")

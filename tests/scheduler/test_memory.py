@@ -1,0 +1,24 @@
+"""How much memory is free, also inside a container."""
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+from scheduler.memory import free_memory_bytes
+
+
+def test_outside_a_container_it_is_what_the_machine_has(tmp_path: Path) -> None:
+    assert free_memory_bytes(tmp_path) == pytest.approx(psutil.virtual_memory().available, rel=0.05)
+
+
+def test_a_container_has_what_its_limit_leaves(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("300000000\n")
+    (tmp_path / "memory.current").write_text("100000000\n")
+    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 30000000\n")
+    assert free_memory_bytes(tmp_path) == 230_000_000  # what the page cache holds can be given back
+
+
+def test_a_container_without_a_limit_has_what_the_machine_has(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_memory_bytes(tmp_path) == pytest.approx(psutil.virtual_memory().available, rel=0.05)

@@ -1,0 +1,93 @@
+"""Settings: where they come from, which source wins, and what is said about a wrong one."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scheduler.config import EngineLimits
+from server.settings import Settings, WrongSettings, load_settings
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"CARAVAN_{name.upper()}", raising=False)
+
+
+def test_a_flag_wins_over_a_variable_and_that_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "caravan.yaml"
+    file.write_text("port: 1\nhost: from-file\nmax_num_seqs: 3\n")
+    monkeypatch.setenv("CARAVAN_CONFIG", str(file))
+    monkeypatch.setenv("CARAVAN_PORT", "2")
+    monkeypatch.setenv("CARAVAN_HOST", "from-variable")
+    settings = load_settings({"port": "3"})
+    assert (settings.port, settings.host, settings.max_num_seqs, settings.block_size) == (3, "from-variable", 3, 16)
+
+
+def test_the_file_can_be_named_by_a_flag(tmp_path: Path) -> None:
+    file = tmp_path / "caravan.yaml"
+    file.write_text("kv_cache_memory: 64MiB\ndtype: float32\n")
+    settings = load_settings({"config": str(file)})
+    assert settings.kv_cache_memory == 64 * 2**20
+    assert settings.dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"port": "70000"}, "--port is '70000': it should be less than or equal to 65535."),
+        ({"port": "x"}, "--port is 'x': it should be a valid integer"),
+        ({"dtype": "float16"}, "--dtype is 'float16': it should be 'auto', 'float32' or 'bfloat16'."),
+        ({"kv_cache_memory": "lots"}, "--kv-cache-memory is 'lots'"),
+        ({"max_num_seqs": "0"}, "--max-num-seqs is '0'"),
+        ({"config": "/nowhere/caravan.yaml"}, "There is no settings file /nowhere/caravan.yaml."),
+    ],
+)
+def test_a_wrong_option_is_one_line_that_names_it(flags: dict[str, Any], says: str) -> None:
+    with pytest.raises(WrongSettings) as raised:
+        load_settings(flags)
+    assert says in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["prot: 1\n", "port: [1\n", "- 1\n", "port: 99999\n"])
+def test_a_wrong_file_is_one_line(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "caravan.yaml"
+    file.write_text(text)
+    with pytest.raises(WrongSettings) as raised:
+        load_settings({"config": str(file)})
+    assert "\n" not in str(raised.value)
+
+
+def test_a_variable_that_is_no_option_is_named() -> None:
+    with pytest.raises(WrongSettings, match=r"CARAVAN_PROT is no option.*CARAVAN_PORT"):
+        load_settings({}, {"CARAVAN_PROT": "1"})
+
+
+def test_an_empty_variable_means_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CARAVAN_PORT", "")
+    assert load_settings({}).port == 8000
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        ({}, ("smollm2",)),
+        ({"model": "org/name"}, ("org/name",)),
+        ({"model": "some/path/Tiny.Q4_1.gguf"}, ("Tiny.Q4_1",)),
+        ({"served_model_name": "a, b,,c"}, ("a", "b", "c")),
+        ({"served_model_name": " , "}, ("smollm2",)),
+    ],
+)
+def test_the_model_has_a_name(flags: dict[str, str], names: tuple[str, ...]) -> None:
+    assert load_settings(flags).names == names
+
+
+def test_the_engine_is_told_all_its_limits() -> None:
+    flags = {"kv_cache_memory": "1MiB", "max_model_len": "99", "max_num_seqs": "5", "max_batch_tokens": "32"}
+    start = load_settings({**flags, "block_size": "8", "num_threads": "2", "dtype": "bfloat16"}).start_engine(Path("m"))
+    assert (start.model_path, start.dtype, start.num_threads) == ("m", "bfloat16", 2)
+    assert start.limits == EngineLimits(
+        kv_cache_memory_bytes=2**20, max_model_len=99, block_size=8, max_batch_tokens=32, max_num_seqs=5
+    )
