@@ -2,10 +2,11 @@
 
 import io
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import regex
+from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tokenizers.pre_tokenizers import ByteLevel
 
@@ -28,6 +29,20 @@ MERGES = [
     "' s",
     "' S",
 ]
+GUARD = "\ue000"
+TEXTS = [
+    "hello world",
+    "  2",
+    " 12345  x",
+    "½ and ٣",
+    "it's IT'S 'S",
+    "日本語 and 한국어",
+    "😀👩‍👩‍👧 e\u0301",
+    "a\n\n  b\r\n\tc",
+    "f(x) == [1, 2]; $100",
+    "\x00\x1f\x7f",
+]
+any_text = st.text(st.characters(exclude_categories=["Cs"]))
 UNMERGED_TEXT = "xyz"  # a token that no merge makes
 CORPUS = [
     "the quick brown fox jumps over the lazy dog. Hello world!",
@@ -127,3 +142,10 @@ def _byte_symbols() -> list[str]:
     own = {ord(symbol): symbol for symbol in alphabet if ord(symbol) < 0x100}
     others = iter(alphabet[len(own) :])
     return [own[byte] if byte in own else next(others) for byte in range(0x100)]
+
+
+def metadata_list(metadata: Mapping[str, object], name: str) -> list[Any]:
+    """Return a list of the tokenizer's fields."""
+    value = metadata[f"tokenizer.ggml.{name}"]
+    assert isinstance(value, list)
+    return value

@@ -1,0 +1,87 @@
+"""Byte pairs against the naive algorithm, with the pre-tokenizer of each model."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.tokenizer import Tokenizer, Unencodable, tokenizer_from_gguf
+from tests.model.vocabularies import TEXTS, UNMERGED_TEXT, any_text, gpt2_metadata, metadata_list, naive_byte_pair_ids
+
+GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2_PATTERN = LLAMA3_PATTERN.replace("{1,3}", "")
+PATTERNS = {
+    "gpt-2": [GPT2_PATTERN],
+    "smollm": [r"\p{N}", GPT2_PATTERN],
+    "llama-bpe": [LLAMA3_PATTERN],
+    "qwen2": [QWEN2_PATTERN],
+    "default": [r"[\p{P}$+<=>^~|]+", GPT2_PATTERN, r"\p{N}+", r"[0-9]{3}"],
+}
+
+
+@pytest.mark.parametrize("pre", PATTERNS)
+@pytest.mark.parametrize("text", TEXTS, ids=ascii)
+def test_byte_pairs_equal_the_naive_algorithm(pre: str, text: str) -> None:
+    metadata = gpt2_metadata(pre=pre, add_bos_token=False)
+    assert tokenizer_from_gguf(metadata).encode(text) == naive_byte_pair_ids(text, metadata, PATTERNS[pre])
+
+
+@pytest.mark.parametrize("pre", PATTERNS)
+@given(text=st.text(alphabet="aehlorw xs'S12½٣é日😀_.!\n\r\t"))
+def test_byte_pairs_of_mixed_text_equal_the_naive_algorithm(pre: str, text: str) -> None:
+    metadata = gpt2_metadata(pre=pre, add_bos_token=False)
+    assert tokenizer_from_gguf(metadata).encode(text) == naive_byte_pair_ids(text, metadata, PATTERNS[pre])
+
+
+@given(text=any_text)
+def test_text_in_byte_pairs_decodes_to_itself(byte_pair: Tokenizer, text: str) -> None:
+    assert byte_pair.decode(byte_pair.encode(text)) == text
+
+
+def test_smollm_takes_both_spaces_before_a_digit_as_one_piece() -> None:
+    tokens = gpt2_metadata()["tokenizer.ggml.tokens"]
+    assert isinstance(tokens, list)
+    ids = {pre: tokenizer_from_gguf(gpt2_metadata(pre=pre)).encode("  2") for pre in ("smollm", "gpt-2")}
+    assert [tokens[i] for i in ids["smollm"]] == ["ĠĠ", "2"]
+    assert [tokens[i] for i in ids["gpt-2"]] == ["Ġ", "Ġ2"]
+
+
+def test_llama_3_takes_a_whole_piece_that_no_merge_makes() -> None:
+    metadata = gpt2_metadata(pre="llama-bpe", add_bos_token=False)
+    tokens = metadata["tokenizer.ggml.tokens"]
+    assert isinstance(tokens, list)
+    assert tokenizer_from_gguf(metadata).encode(UNMERGED_TEXT) == [tokens.index(UNMERGED_TEXT)]
+    assert len(tokenizer_from_gguf(gpt2_metadata()).encode(UNMERGED_TEXT)) == len(UNMERGED_TEXT)
+
+
+def test_the_longest_user_defined_token_is_matched_in_ordinary_text(byte_pair: Tokenizer) -> None:
+    ids = byte_pair.encode("hello<tool>s<tool>")
+    assert [byte_pair.token_bytes(i) for i in ids] == [b"hello", b"<tool>s", b"<tool>"]
+    assert not any(byte_pair.is_special(i) for i in ids)
+
+
+def test_a_user_defined_token_that_looks_like_control_is_control() -> None:
+    tokens = [*metadata_list(gpt2_metadata(), "tokens"), "<|tool_call|>"]
+    types = [*metadata_list(gpt2_metadata(), "token_type"), 4]
+    tokenizer = tokenizer_from_gguf(gpt2_metadata(tokens=tokens, token_type=types))
+    assert tokenizer.special_tokens["<|tool_call|>"] == len(tokens) - 1
+    assert len(tokens) - 1 not in tokenizer.encode("<|tool_call|>")
+
+
+@pytest.mark.parametrize("character", ["\x04", "\U00040000", "é"])
+def test_a_character_without_tokens_is_refused_by_name(character: str) -> None:
+    tokenizer = tokenizer_from_gguf(gpt2_metadata(missing_bytes=b"\x04\xf1\xa9"))
+    with pytest.raises(Unencodable, match=re.escape(f"no token for U+{ord(character):04X}.")):
+        tokenizer.encode(f"日本 {character} 日本")
+
+
+def test_token_bytes_that_are_no_byte_symbols_are_the_text_itself() -> None:
+    tokens = [*metadata_list(gpt2_metadata(), "tokens"), "日"]
+    types = [*metadata_list(gpt2_metadata(), "token_type"), 1]
+    tokenizer = tokenizer_from_gguf(gpt2_metadata(tokens=tokens, token_type=types))
+    assert tokenizer.token_bytes(len(tokens) - 1) == "日".encode()
