@@ -23,12 +23,14 @@ def row_invariant_linear(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class Linear(nn.Module):
-    """A linear layer without bias; weight [out_features, in_features]."""
+    """A linear layer; weight [out_features, in_features], bias [out_features] or None."""
 
-    def __init__(self, in_features: int, out_features: int) -> None:
+    def __init__(self, in_features: int, out_features: int, *, has_bias: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_features, in_features), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if has_bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x [T, in_features] times the weight, shape [T, out_features]."""
-        return row_invariant_linear(x, self.weight)
+        """Return x [T, in_features] times the weight, plus the bias, shape [T, out_features]."""
+        product = row_invariant_linear(x, self.weight)
+        return product if self.bias is None else product + self.bias

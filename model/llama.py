@@ -60,15 +60,23 @@ class Attention(nn.Module):
     """Self-attention whose keys and values live in the paged KV cache.
 
     num_kv_heads decides the kind: equal to num_heads is multi-head (arXiv:1706.03762), 1 is multi-query
-    (arXiv:1911.02150), anything between is grouped-query attention (arXiv:2305.13245).
+    (arXiv:1911.02150), anything between is grouped-query attention (arXiv:2305.13245). Some relatives of Llama add a
+    bias to the projections (Qwen2), norm each query and key (Qwen3), or look back only so far (Mistral).
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
-        self.qkv = Linear(config.hidden_size, (self.num_heads + 2 * self.num_kv_heads) * self.head_dim)
-        self.output = Linear(self.num_heads * self.head_dim, config.hidden_size)
+        num_qkv_rows = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+        self.qkv = Linear(config.hidden_size, num_qkv_rows, has_bias=config.has_qkv_bias)
+        self.output = Linear(self.num_heads * self.head_dim, config.hidden_size, has_bias=config.has_output_bias)
+        self.query_norm: nn.Module = nn.Identity()
+        self.key_norm: nn.Module = nn.Identity()
+        if config.has_query_key_norm:
+            self.query_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
+            self.key_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
+        self.window = config.window(layer)
 
     def forward(
         self,
@@ -82,10 +90,10 @@ class Attention(nn.Module):
         """Return [T, hidden_size] for x [T, hidden_size]; writes this step's keys and values into the cache."""
         qkv = self.qkv(x).view(-1, self.num_heads + 2 * self.num_kv_heads, self.head_dim)
         queries, keys, values = qkv.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
-        queries = apply_rope(queries, cos, sin)  # [T, num_heads, head_dim]
-        keys = apply_rope(keys, cos, sin)  # [T, num_kv_heads, head_dim]; values carry no position
+        queries = apply_rope(self.query_norm(queries), cos, sin)  # [T, num_heads, head_dim]
+        keys = apply_rope(self.key_norm(keys), cos, sin)  # [T, num_kv_heads, head_dim]; values carry no position
         kv_cache.write(self.layer, batch.slot_mapping, keys, values)
-        mixed = paged_attention(queries, kv_cache.keys[self.layer], kv_cache.values[self.layer], batch)
+        mixed = paged_attention(queries, kv_cache.keys[self.layer], kv_cache.values[self.layer], batch, self.window)
         output: Tensor = self.output(mixed.flatten(1))  # [T, num_heads * head_dim] -> [T, hidden_size]
         return output
 
@@ -138,7 +146,8 @@ class Llama(nn.Module):
 
     def set_max_position(self, max_position: int, device: torch.device) -> None:
         """Compute the rotary table for positions below max_position."""
-        cos, sin = rope_table(self.config.head_dim, max_position, self.config.rope_theta)
+        config = self.config
+        cos, sin = rope_table(config.head_dim, max_position, config.rope_theta, config.rope_scaling)
         self.register_buffer("rope_cos", cos.to(device), persistent=False)
         self.register_buffer("rope_sin", sin.to(device), persistent=False)
 

@@ -5,29 +5,47 @@ from pathlib import Path
 import torch
 
 from model.attention import reference
-from model.checkpoint import BrokenCheckpoint
-from model.checkpoint.gguf import read_gguf_weights
-from model.checkpoint.gguf_header import read_gguf_header
-from model.config import config_from_gguf
+from model.checkpoint.checkpoint import Checkpoint, check_shapes, read_weights
+from model.checkpoint.gguf import open_gguf
+from model.checkpoint.huggingface import open_huggingface
+from model.checkpoint.llama2c import open_llama2c
+from model.checkpoint.meta import open_meta
+from model.config import UnsupportedModel
 from model.llama import Llama
 
 
-def load_model(path: Path, dtype: torch.dtype, device: torch.device, max_position: int | None = None) -> Llama:
-    """Return the model in a checkpoint file, its weights in dtype on device, ready to run.
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Return the model at `path`, its tensors checked but not read.
 
-    It can run positions below max_position (default: what it was trained for). The module is first made without
-    memory, then each weight takes its place as it is read, so the peak is the final size and one tensor.
-    Raises BrokenCheckpoint or UnsupportedModel.
+    Raises OSError, BrokenCheckpoint or UnsupportedModel.
     """
-    header = read_gguf_header(path)
-    config = config_from_gguf(header)
+    if path.suffix == ".bin":
+        checkpoint = open_llama2c(path)
+    elif path.is_file():
+        checkpoint = open_gguf(path)
+    elif (path / "config.json").is_file():
+        checkpoint = open_huggingface(path)
+    elif (path / "params.json").is_file():
+        checkpoint = open_meta(path)
+    else:
+        raise UnsupportedModel(f"{path} holds no model: it has neither a config.json nor a params.json.")
+    check_shapes(checkpoint)
+    return checkpoint
+
+
+def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, max_position: int) -> Llama:
+    """Return the model of a checkpoint, its weights in dtype on device, ready to run.
+
+    It can run positions below max_position. The module is first made without
+    memory, then each weight takes its place as it is read, so the peak is the final size and one tensor.
+    Raises BrokenCheckpoint.
+    """
     with torch.device("meta"):
-        model = Llama(config, reference.paged_attention)
+        model = Llama(checkpoint.config, reference.paged_attention)
     empty = {name: parameter.shape for name, parameter in model.named_parameters()}
-    for name, tensor in read_gguf_weights(header, config, dtype):
-        if empty.pop(name, None) != tensor.shape:
-            raise BrokenCheckpoint(f"{path}: {name} has shape {list(tensor.shape)}, which the architecture does not.")
+    for name, tensor in read_weights(checkpoint, dtype):
+        assert empty.pop(name) == tensor.shape
         model.place_weight(name, tensor.to(device))
     assert not empty, f"the checkpoint reader left out {sorted(empty)}"
-    model.set_max_position(max_position or config.max_position, device)
+    model.set_max_position(max_position, device)
     return model.eval()

@@ -3,17 +3,22 @@
 import torch
 from torch import Tensor
 
+from model.rope_scaling import RopeScaling, scale_frequencies
 
-def rope_table(head_dim: int, max_position: int, theta: float) -> tuple[Tensor, Tensor]:
+
+def rope_table(
+    head_dim: int, max_position: int, theta: float, scaling: RopeScaling | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the cosines and sines of every rotation, each [max_position, head_dim / 2], float32.
 
     Pair i of a head turns by position * theta ** (-2 i / head_dim): fast for the first pairs, slow for
-    the last. Source: RoFormer (arXiv:2104.09864), section 3.2.2.
+    the last. Source: RoFormer (arXiv:2104.09864), section 3.2.2. `scaling` changes that for long texts.
     """
     pair = torch.arange(0, head_dim, 2, dtype=torch.float64)
     frequencies = theta ** (-pair / head_dim)  # [head_dim / 2]
+    frequencies, amplitude = scale_frequencies(scaling, frequencies, theta, max_position)
     angles = torch.outer(torch.arange(max_position, dtype=torch.float64), frequencies)  # [max_position, head_dim / 2]
-    return angles.cos().float(), angles.sin().float()
+    return (angles.cos() * amplitude).float(), (angles.sin() * amplitude).float()
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -42,6 +42,17 @@ class EngineLimits(msgspec.Struct, frozen=True, kw_only=True):
     max_num_seqs: int = 64
 
 
+def choose_max_model_len(limits: EngineLimits, max_position: int) -> int:
+    """Return the longest prompt and output together; raises ValueError if more is asked for than the model can."""
+    max_model_len = limits.max_model_len or min(max_position, DEFAULT_MAX_MODEL_LEN)
+    if max_model_len > max_position:
+        raise ValueError(
+            f"max_model_len is {max_model_len}, but the model was trained for {max_position} tokens at most. "
+            "Lower --max-model-len."
+        )
+    return max_model_len
+
+
 def plan_engine(
     limits: EngineLimits, *, kv_bytes_per_token: int, max_position: int, free_memory_bytes: int
 ) -> EngineConfig:
@@ -52,17 +63,11 @@ def plan_engine(
             f"The KV pool was to take {pool_bytes:,} bytes, but only {free_memory_bytes:,} are free. "
             "Lower --kv-cache-memory."
         )
-    max_model_len = limits.max_model_len or min(max_position, DEFAULT_MAX_MODEL_LEN)
-    if max_model_len > max_position:
-        raise ValueError(
-            f"max_model_len is {max_model_len}, but the model was trained for {max_position} tokens at most. "
-            "Lower --max-model-len."
-        )
     num_blocks = pool_bytes // (kv_bytes_per_token * limits.block_size)
     return EngineConfig(
         num_blocks=max(num_blocks, 1),
         block_size=limits.block_size,
         max_batch_tokens=limits.max_batch_tokens,
         max_num_seqs=limits.max_num_seqs,
-        max_model_len=max_model_len,
+        max_model_len=choose_max_model_len(limits, max_position),
     )

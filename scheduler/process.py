@@ -13,8 +13,8 @@ import msgspec
 import torch
 
 from model.kv_cache import kv_bytes_per_token
-from model.loader import load_model
-from scheduler.config import plan_engine
+from model.loader import load_model, open_checkpoint
+from scheduler.config import choose_max_model_len, plan_engine
 from scheduler.engine import Engine
 from scheduler.framing import LENGTH, encode_frame, frame_length
 from scheduler.memory import free_memory_bytes
@@ -52,7 +52,9 @@ def start_engine(start: StartEngine) -> tuple[Engine, EngineReady]:
         torch.set_num_threads(start.num_threads)
     device = torch.device("cpu")
     dtype = pick_dtype(start.dtype)
-    model = load_model(Path(start.model_path), dtype, device, start.limits.max_model_len)
+    checkpoint = open_checkpoint(Path(start.model_path))
+    max_model_len = choose_max_model_len(start.limits, checkpoint.config.max_position)
+    model = load_model(checkpoint, dtype, device, max_model_len)
     config = plan_engine(
         start.limits,
         kv_bytes_per_token=kv_bytes_per_token(model.config, dtype.itemsize),

@@ -12,8 +12,11 @@ class PagedAttention(Protocol):
 
     queries [T, num_heads, head_dim]; key_cache and value_cache [num_blocks, block_size, num_kv_heads, head_dim].
     Returns [T, num_heads, head_dim] in the queries' dtype. The token at position p of its sequence attends to
-    positions 0 to p, which the sequence's block table locates. Query head h reads KV head
+    positions 0 to p, or with a window to the last `window` of them (Mistral 7B, arXiv:2310.06825, section 2), which
+    the sequence's block table locates. Query head h reads KV head
     h // (num_heads / num_kv_heads). The bits of a row must not depend on the other rows of the batch.
     """
 
-    def __call__(self, queries: Tensor, key_cache: Tensor, value_cache: Tensor, batch: ForwardBatch) -> Tensor: ...
+    def __call__(
+        self, queries: Tensor, key_cache: Tensor, value_cache: Tensor, batch: ForwardBatch, window: int | None
+    ) -> Tensor: ...

@@ -11,7 +11,9 @@ from model.linear import row_invariant_linear
 TILE = 256  # context positions per partial sum; every matrix product below has this one width
 
 
-def paged_attention(queries: Tensor, key_cache: Tensor, value_cache: Tensor, batch: ForwardBatch) -> Tensor:
+def paged_attention(
+    queries: Tensor, key_cache: Tensor, value_cache: Tensor, batch: ForwardBatch, window: int | None = None
+) -> Tensor:
     """Return the attention of every query over its own sequence, shape [T, num_heads, head_dim].
 
     The contract is model.attention.PagedAttention. Source: PagedAttention (arXiv:2309.06180), equation 4.
@@ -24,16 +26,16 @@ def paged_attention(queries: Tensor, key_cache: Tensor, value_cache: Tensor, bat
         blocks = batch.block_tables[b, : math.ceil(seq_len / block_size)]
         keys = key_cache[blocks].flatten(0, 1)[:seq_len]  # [seq_len, num_kv_heads, head_dim]
         values = value_cache[blocks].flatten(0, 1)[:seq_len]
-        output[rows] = causal_attention(queries[rows], keys, values)
+        output[rows] = causal_attention(queries[rows], keys, values, window)
     return output
 
 
-def causal_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, window: int | None = None) -> Tensor:
     """Return softmax(q k / sqrt(head_dim)) v for the last n positions of one sequence, float32.
 
     queries are [n, num_heads, head_dim], keys and values [context, num_kv_heads, head_dim]; the result is
     [n, num_heads, head_dim]. Sums over the context run inside tiles of fixed width, then over the tiles in order.
-    What lies behind a query (the mask, the padding of the last tile) adds exact zeros, so a row gives the same bits
+    What a query may not see (the mask, the padding of the last tile) adds exact zeros, so a row gives the same bits
     whether it is computed alone or inside a longer chunk.
     Source: Attention Is All You Need (arXiv:1706.03762), section 3.2.1; grouped heads arXiv:2305.13245.
     """
@@ -55,7 +57,9 @@ def causal_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         for tile in tiles(num_tiles):
             scores[head, :, tile] = row_invariant_linear(grouped[head], padded_keys[head, tile])
     positions = torch.arange(context - num_queries, context).repeat_interleave(group)  # [num_rows]
-    scores.masked_fill_(torch.arange(num_tiles * TILE) > positions.unsqueeze(1), -math.inf)
+    distance = positions.unsqueeze(1) - torch.arange(num_tiles * TILE)  # [num_rows, context and padding]
+    is_hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
+    scores.masked_fill_(is_hidden, -math.inf)
     weights = scores.sub_(scores.amax(dim=-1, keepdim=True)).exp_()  # the softmax, still to be divided by its sum
 
     sums = weights.view(num_kv_heads, num_rows, num_tiles, TILE).sum(dim=-1)  # one for each tile

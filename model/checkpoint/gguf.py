@@ -1,9 +1,11 @@
-"""Weights from a GGUF file: each tensor checked, dequantized, renamed and put into our layout."""
+"""GGUF files: what their metadata say of the architecture, and their tensors, dequantized."""
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
 
 import gguf
 import numpy as np
@@ -11,124 +13,235 @@ import torch
 from torch import Tensor
 
 from model.checkpoint import BrokenCheckpoint
-from model.checkpoint.gguf_header import GgufHeader, GgufTensor
+from model.checkpoint.checkpoint import Checkpoint
+from model.checkpoint.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 from model.config import ModelConfig, UnsupportedModel
+from model.rope_scaling import DivisorScaling, LinearScaling, RopeScaling, YarnScaling
 
-_TYPES = {
-    int(kind): kind
-    for kind in map(
-        gguf.GGMLQuantizationType.__getitem__,
-        ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"],
-    )
-}
-_Bytes = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
-_ROWS_AT_ONCE = 32
-_NUM_NAMED = 3  # tensors named in an error; the rest are counted
-
-
-def read_gguf_weights(header: GgufHeader, config: ModelConfig, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Yield every weight of the model with our name for it, in dtype.
-
-    Q, K and V become one matrix, gate and up become one. GGUF keeps the rows of Q and K in the order of interleaved
-    rotary pairs; they are put into half-split order (see rope.py).
-    Raises BrokenCheckpoint for tensors that are missing, misshapen, cut off or not finite; UnsupportedModel for
-    surplus ones and for quantizations that are not supported.
-    """
-    _check_tensors(header, config)
-    content: _Bytes = np.asarray(np.memmap(header.path, np.uint8, mode="r"))
-
-    def weight(parts: list[_Part]) -> Tensor:
-        return torch.cat([rearrange(_dequantized(header, source, content)).to(dtype) for source, rearrange in parts])
-
-    sources = _sources(config)
-    with ThreadPoolExecutor() as pool:  # numpy lets other threads run
-        yield from zip(sources, pool.map(weight, sources.values()), strict=True)
-
-
-def half_split(weight: Tensor, num_heads: int) -> Tensor:
-    """Return the rows of a Q or K matrix so that dimension i of a head pairs with i + head_dim / 2.
-
-    In the file, rows 2 i and 2 i + 1 of a head are a pair.
-    """
-    pairs = weight.view(num_heads, -1, 2, weight.shape[1])  # [num_heads, head_dim / 2, 2, hidden_size]
-    return pairs.transpose(1, 2).reshape(weight.shape)
-
-
-def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Return the name and shape of every tensor the file of such a model has."""
-    hidden, inner, vocab = config.hidden_size, config.intermediate_size, config.vocab_size
-    q_rows, kv_rows = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (vocab, hidden), "output_norm.weight": (hidden,)}
-    if not config.tie_embeddings:
-        shapes["output.weight"] = (vocab, hidden)
-    for layer in range(config.num_layers):
-        block: dict[str, tuple[int, ...]] = {
-            "attn_norm": (hidden,),
-            "attn_q": (q_rows, hidden),
-            "attn_k": (kv_rows, hidden),
-            "attn_v": (kv_rows, hidden),
-            "attn_output": (hidden, q_rows),
-            "ffn_norm": (hidden,),
-            "ffn_gate": (inner, hidden),
-            "ffn_up": (inner, hidden),
-            "ffn_down": (hidden, inner),
-        }
-        shapes |= {f"blk.{layer}.{name}.weight": shape for name, shape in block.items()}
-    return shapes
-
-
-_Part = tuple[str, Callable[[Tensor], Tensor]]  # a tensor of the file, and how its rows are rearranged
-
-
-def _sources(config: ModelConfig) -> Mapping[str, list[_Part]]:
-    """Return which tensors of the file make up each weight, one below the other."""
-
-    def as_is(weight: Tensor) -> Tensor:
-        return weight
-
-    def q_rows(weight: Tensor) -> Tensor:
-        return half_split(weight, config.num_heads)
-
-    def k_rows(weight: Tensor) -> Tensor:
-        return half_split(weight, config.num_kv_heads)
-
-    sources: dict[str, list[_Part]] = {
-        "embedding.weight": [("token_embd.weight", as_is)],
-        "norm.weight": [("output_norm.weight", as_is)],
+# Architectures, and whether converters leave the rows of Q and K interleaved (ggml's "norm" rope) for them.
+_ARCHITECTURES = MappingProxyType({"llama": True, "mistral3": True, "qwen2": False, "qwen3": False})
+_NAMES = MappingProxyType(
+    {
+        "embedding": "token_embd.weight",
+        "norm": "output_norm.weight",
+        "output": "output.weight",
+        "attention_norm": "blk.{}.attn_norm.weight",
+        "q": "blk.{}.attn_q.weight",
+        "k": "blk.{}.attn_k.weight",
+        "v": "blk.{}.attn_v.weight",
+        "q_bias": "blk.{}.attn_q.bias",
+        "k_bias": "blk.{}.attn_k.bias",
+        "v_bias": "blk.{}.attn_v.bias",
+        "query_norm": "blk.{}.attn_q_norm.weight",
+        "key_norm": "blk.{}.attn_k_norm.weight",
+        "attention_output": "blk.{}.attn_output.weight",
+        "attention_output_bias": "blk.{}.attn_output.bias",
+        "feed_forward_norm": "blk.{}.ffn_norm.weight",
+        "gate": "blk.{}.ffn_gate.weight",
+        "up": "blk.{}.ffn_up.weight",
+        "down": "blk.{}.ffn_down.weight",
     }
-    if not config.tie_embeddings:
-        sources["output.weight"] = [("output.weight", as_is)]
-    for layer in range(config.num_layers):
-        parts: dict[str, list[_Part]] = {
-            "attention_norm": [("attn_norm", as_is)],
-            "attention.qkv": [("attn_q", q_rows), ("attn_k", k_rows), ("attn_v", as_is)],
-            "attention.output": [("attn_output", as_is)],
-            "feed_forward_norm": [("ffn_norm", as_is)],
-            "feed_forward.gate_up": [("ffn_gate", as_is), ("ffn_up", as_is)],
-            "feed_forward.down": [("ffn_down", as_is)],
-        }
-        for name, pieces in parts.items():
-            sources[f"layers.{layer}.{name}.weight"] = [
-                (f"blk.{layer}.{source}.weight", rearrange) for source, rearrange in pieces
-            ]
-    return sources
+)
+_TYPE_NAMES = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+_TYPES = MappingProxyType({int(kind): kind for kind in map(gguf.GGMLQuantizationType.__getitem__, _TYPE_NAMES)})
+_ROPE_FREQS = "rope_freqs.weight"  # one divisor for each rotary frequency
+_ROWS_AT_ONCE = 32
+_VALUES_AT_ONCE = 2**22  # dequantized at a time, in float32
+_MAX_SPLITS = 1000
+_SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+
+_Bytes = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 
-def _check_tensors(header: GgufHeader, config: ModelConfig) -> None:
-    """Raise unless the file has exactly the tensors of this architecture, whole, apart, and of known types."""
-    expected = expected_shapes(config)
-    missing = [name for name in expected if name not in header.tensors]
-    if missing:
-        raise BrokenCheckpoint(f"{header.path} lacks {_listed(missing)}.")
-    surplus = [name for name in header.tensors if name not in expected]
-    if surplus:
-        raise UnsupportedModel(f"{header.path} has {_listed(surplus)}, for which this architecture has no place.")
+def open_gguf(path: Path) -> Checkpoint:
+    """Return the model in a GGUF file, or in the files it was split into if `path` is the first of them.
+
+    Raises OSError, BrokenCheckpoint or UnsupportedModel.
+    """
+    headers = _split_headers(read_gguf_header(path))
+    holders: dict[str, GgufHeader] = {}
+    for header in headers:
+        if twice := sorted(holders.keys() & header.tensors.keys()):
+            raise BrokenCheckpoint(f"{header.path}: {twice[0]} is in another file of this model, too.")
+        _check_extents(header)
+        holders |= dict.fromkeys(header.tensors, header)
+    contents: Mapping[Path, _Bytes] = {
+        header.path: np.asarray(np.memmap(header.path, np.uint8, mode="r")) for header in headers
+    }
+
+    def read(name: str, out: Tensor) -> None:
+        header = holders[name]
+        _dequantize(header, name, contents[header.path], out)
+
+    shapes = {name: header.tensors[name].shape for name, header in holders.items()}
+    divisors: tuple[float, ...] = ()
+    if _ROPE_FREQS in shapes:
+        if len(shapes[_ROPE_FREQS]) != 1 or shapes[_ROPE_FREQS][0] > 4096:
+            raise BrokenCheckpoint(f"{path}: {_ROPE_FREQS} has the shape {list(shapes[_ROPE_FREQS])}.")
+        values = torch.empty(shapes[_ROPE_FREQS], dtype=torch.float64)
+        read(_ROPE_FREQS, values)
+        divisors = tuple(values.tolist())
+    config = _config(headers[0], shapes, divisors)
+    return Checkpoint(
+        path=path,
+        format="GGUF",
+        config=config,
+        names=_NAMES,
+        is_interleaved=_ARCHITECTURES[str(headers[0].metadata["general.architecture"])],
+        shapes=shapes,
+        read=read,
+        unused=frozenset({_ROPE_FREQS}),
+    )
+
+
+def _split_headers(first: GgufHeader) -> list[GgufHeader]:
+    """Return the headers of all files the model was split into, the first one given."""
+    count = first.metadata.get("split.count", 1)
+    if not isinstance(count, int) or not 0 <= count <= _MAX_SPLITS:
+        raise BrokenCheckpoint(f"{first.path}: split.count is {ascii(count)[:24]}.")
+    if count <= 1:
+        return [first]
+    named = _SPLIT_NAME.fullmatch(first.path.name)
+    is_first = named is not None and int(named["number"]) == 1 and first.metadata.get("split.no") == 0
+    if named is None or not is_first or int(named["count"]) != count:
+        raise BrokenCheckpoint(
+            f"{first.path} is one of {count} files. Give the first one, whose name ends in -00001-of-{count:05}.gguf."
+        )
+    headers = [first]
+    for number in range(2, count + 1):
+        header = read_gguf_header(first.path.with_name(f"{named['stem']}-{number:05}-of-{count:05}.gguf"))
+        if header.metadata.get("split.no") != number - 1 or header.metadata.get("split.count") != count:
+            raise BrokenCheckpoint(f"{header.path} is not file {number} of {count} of its model.")
+        headers.append(header)
+    expected = first.metadata.get("split.tensors.count")
+    num_tensors = sum(len(header.tensors) for header in headers)
+    if expected is not None and expected != num_tensors:
+        raise BrokenCheckpoint(f"{first.path}: its files have {num_tensors} tensors; there should be {expected}.")
+    return headers
+
+
+def _config(header: GgufHeader, shapes: Mapping[str, tuple[int, ...]], divisors: tuple[float, ...]) -> ModelConfig:
+    """Return the architecture that the metadata describe. Source of keys and defaults: ggml's docs/gguf.md."""
+    fields = _Fields(header)
+    num_heads = fields.integer("attention.head_count")
+    hidden_size = fields.integer("embedding_length")
+    head_dim = fields.integer("attention.key_length", hidden_size // max(num_heads, 1))
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if fields.integer(key, head_dim) != head_dim:
+            raise UnsupportedModel(f"{header.path}: {key} is {fields.integer(key)}; it must be head_dim, {head_dim}.")
+    if fields.integer("expert_count", 0) > 0:
+        raise UnsupportedModel(f"{header.path} holds a mixture of experts; supported are dense models.")
+    if fields.number("attention.temperature_scale", 0.0) != 0:
+        raise UnsupportedModel(f"{header.path} wants its attention scaled by position, which is not supported.")
+    tokens = header.metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, list):
+        raise BrokenCheckpoint(f"{header.path} has no vocabulary (tokenizer.ggml.tokens).")
+    max_position = fields.integer("context_length")
+    return ModelConfig(
+        vocab_size=len(tokens),
+        hidden_size=hidden_size,
+        intermediate_size=fields.integer("feed_forward_length"),
+        num_layers=fields.integer("block_count"),
+        num_heads=num_heads,
+        num_kv_heads=fields.integer("attention.head_count_kv", num_heads),
+        head_dim=head_dim,
+        max_position=max_position,
+        rope_theta=fields.number("rope.freq_base", 10_000.0),
+        rope_scaling=_rope_scaling(fields, divisors, head_dim, max_position),
+        rms_norm_eps=fields.number("attention.layer_norm_rms_epsilon"),
+        tie_embeddings=_NAMES["output"] not in shapes,
+        has_qkv_bias=_has_all(shapes, "q_bias", "k_bias", "v_bias"),
+        has_output_bias=_has_all(shapes, "attention_output_bias"),
+        has_query_key_norm=_has_all(shapes, "query_norm", "key_norm"),
+        sliding_window=fields.integer("attention.sliding_window", 0) or None,
+    )
+
+
+def _has_all(shapes: Mapping[str, tuple[int, ...]], *words: str) -> bool:
+    return all(_NAMES[word].format(0) in shapes for word in words)
+
+
+def _rope_scaling(
+    fields: "_Fields", divisors: tuple[float, ...], head_dim: int, max_position: int
+) -> RopeScaling | None:
+    kind = fields.text("rope.scaling.type", "none")
+    if divisors and kind != "none":
+        raise fields.unsupported(f"has {_ROPE_FREQS} and scales its rotary embeddings by {ascii(kind)[:40]}, too")
+    if divisors:
+        if len(divisors) != head_dim // 2 or min(divisors) <= 0:
+            raise fields.broken(f"{_ROPE_FREQS} must have head_dim / 2 positive numbers")
+        return DivisorScaling(divisors=divisors)
+    factor = fields.number("rope.scaling.factor", 1.0)
+    if factor <= 0:
+        raise fields.broken(f"rope.scaling.factor is {factor}")
+    match kind:
+        case "none":
+            return None
+        case "linear":
+            return LinearScaling(factor=factor)
+        case "yarn":
+            if fields.number("rope.scaling.yarn_log_multiplier", 0.0) or (
+                fields.number("rope.scaling.yarn_ext_factor", 1.0) != 1.0
+            ):
+                raise fields.unsupported("wants a form of YaRN that is not supported")
+            attention = fields.number("rope.scaling.attn_factor", 1.0)
+            attention *= fields.number("rope.scaling.yarn_attn_factor", 1.0)
+            return YarnScaling(
+                factor=factor,
+                original_max_position=fields.integer("rope.scaling.original_context_length", max_position),
+                beta_fast=fields.number("rope.scaling.yarn_beta_fast", 32.0),
+                beta_slow=fields.number("rope.scaling.yarn_beta_slow", 1.0),
+                attention_factor=attention * (0.1 * math.log(max(factor, 1.0)) + 1),
+            )
+    raise fields.unsupported(f"scales its rotary embeddings by {ascii(kind)[:40]}; supported are linear and yarn")
+
+
+class _Fields:
+    """Typed access to the metadata of the architecture; without a default a field must be there."""
+
+    def __init__(self, header: GgufHeader) -> None:
+        architecture = header.metadata.get("general.architecture")
+        if architecture not in _ARCHITECTURES:
+            supported = ", ".join(_ARCHITECTURES)
+            raise UnsupportedModel(
+                f"{header.path} is a model of kind {ascii(architecture)[:80]}; supported are {supported}."
+            )
+        self._path = header.path
+        self._prefix = f"{architecture}."
+        self._metadata = header.metadata
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        value = self._metadata.get(self._prefix + key, default)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise self._wrong(key, value, "a whole number")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self._metadata.get(self._prefix + key, default)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise self._wrong(key, value, "a number")
+        return float(value)
+
+    def text(self, key: str, default: str) -> str:
+        value = self._metadata.get(self._prefix + key, default)
+        if not isinstance(value, str):
+            raise self._wrong(key, value, "a text")
+        return value
+
+    def broken(self, fact: str) -> BrokenCheckpoint:
+        return BrokenCheckpoint(f"{self._path}: {fact}.")
+
+    def unsupported(self, fact: str) -> UnsupportedModel:
+        return UnsupportedModel(f"{self._path} {fact}.")
+
+    def _wrong(self, key: str, value: object, kind: str) -> BrokenCheckpoint:
+        return self.broken(f"{self._prefix}{key} is {ascii(value)[:24]}; it must be {kind}")
+
+
+def _check_extents(header: GgufHeader) -> None:
+    """Raise unless all tensors of the file are whole, apart, and of known types."""
     extents: list[tuple[int, int, str]] = []
     for name, tensor in header.tensors.items():
-        if tensor.shape != expected[name]:
-            raise BrokenCheckpoint(
-                f"{header.path}: {name} has the shape {list(tensor.shape)}; it must be {list(expected[name])}."
-            )
         end = tensor.start + _num_bytes(header, name, tensor)
         if end > header.num_file_bytes:
             raise BrokenCheckpoint(
@@ -148,29 +261,26 @@ def _num_bytes(header: GgufHeader, name: str, tensor: GgufTensor) -> int:
             shown = gguf.GGMLQuantizationType(tensor.type_number).name
         except ValueError:
             shown = str(tensor.type_number)
-        supported = ", ".join(kind.name for kind in _TYPES.values())
+        supported = ", ".join(_TYPE_NAMES)
         raise UnsupportedModel(f"{header.path}: {name} has the type {shown}; supported are {supported}.")
     values_per_block, bytes_per_block = gguf.GGML_QUANT_SIZES[_TYPES[tensor.type_number]]
     if tensor.shape[-1] % values_per_block:
         raise BrokenCheckpoint(
             f"{header.path}: {name} has rows of {tensor.shape[-1]} values, no multiple of {values_per_block}."
         )
-    return int(np.prod(tensor.shape)) // values_per_block * bytes_per_block
+    return math.prod(tensor.shape) // values_per_block * bytes_per_block
 
 
-def _dequantized(header: GgufHeader, name: str, content: _Bytes) -> Tensor:
-    """Return the tensor in float32, in the file's own order of rows."""
+def _dequantize(header: GgufHeader, name: str, content: _Bytes, out: Tensor) -> None:
+    """Write the tensor's values into `out`, some rows at a time, in the file's own order."""
     tensor = header.tensors[name]
-    stored = content[tensor.start : tensor.start + _num_bytes(header, name, tensor)]
-    # The library works on 16 rows at a time; blocks know nothing of rows, so longer ones will do, and faster.
-    long_rows = stored.reshape(tensor.shape[0] // math.gcd(tensor.shape[0], _ROWS_AT_ONCE), -1)
-    values = gguf.dequantize(long_rows, _TYPES[tensor.type_number]).reshape(tensor.shape)
-    weight = torch.from_numpy(np.require(values, np.float32, ["C", "W"]))  # a copy if it is a view of the file
-    if not torch.stack(weight.aminmax()).isfinite().all():  # NaN passes through minimum and maximum
-        raise BrokenCheckpoint(f"{header.path}: {name} holds values that are not finite numbers.")
-    return weight
-
-
-def _listed(names: list[str]) -> str:
-    rest = f" and {len(names) - _NUM_NAMED} more" if len(names) > _NUM_NAMED else ""
-    return f"the tensor{'s' * (len(names) > 1)} {', '.join(name for name in names[:_NUM_NAMED])}{rest}"
+    kind = _TYPES[tensor.type_number]
+    num_rows = tensor.shape[0]
+    stored = content[tensor.start : tensor.start + _num_bytes(header, name, tensor)].reshape(num_rows, -1)
+    step = max(_ROWS_AT_ONCE, _VALUES_AT_ONCE // max(1, out[0].numel()))
+    for start in range(0, num_rows, step):
+        rows = stored[start : start + step]
+        # The library works on 16 rows at a time; blocks know nothing of rows, so longer ones will do, and faster.
+        long_rows = rows.reshape(len(rows) // math.gcd(len(rows), _ROWS_AT_ONCE), -1)
+        values = np.require(gguf.dequantize(long_rows, kind), np.float32, ["C", "W"])
+        out[start : start + step] = torch.from_numpy(values).view(len(rows), *tensor.shape[1:])

@@ -2,71 +2,13 @@
 
 import pytest
 import torch
-import transformers
 
 from model.kv_cache import KVCache
-from model.llama import Llama, RMSNorm
+from model.llama import RMSNorm
 from model.rope import apply_rope, rope_table
-from scheduler.batch import build_forward_batch
-from scheduler.sequence import ScheduledSequence, Sequence
+from tests.model.oracle import logits_of_every_position, transformers_twin
 from tests.scheduler.requests import make_request
 from tests.tiny_llama import run_to_end, tiny_engine, tiny_llama
-
-BLOCK_SIZE = 8
-
-
-def transformers_twin(model: Llama) -> transformers.LlamaForCausalLM:
-    """Return transformers' Llama with the same weights."""
-    config = model.config
-    twin_config = transformers.LlamaConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_heads,
-        num_key_value_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        max_position_embeddings=config.max_position,
-        rms_norm_eps=config.rms_norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-        tie_word_embeddings=config.tie_embeddings,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    twin = transformers.LlamaForCausalLM(twin_config).eval()
-    own = model.state_dict()
-    weights = {"model.embed_tokens.weight": own["embedding.weight"], "model.norm.weight": own["norm.weight"]}
-    head = "embedding.weight" if config.tie_embeddings else "output.weight"
-    weights["lm_head.weight"] = own[head]
-    for i in range(config.num_layers):
-        theirs, ours = f"model.layers.{i}.", f"layers.{i}."
-        rows = [config.num_heads * config.head_dim, *[config.num_kv_heads * config.head_dim] * 2]
-        q, k, v = own[ours + "attention.qkv.weight"].split(rows)
-        gate, up = own[ours + "feed_forward.gate_up.weight"].chunk(2)
-        weights |= {
-            theirs + "self_attn.q_proj.weight": q,
-            theirs + "self_attn.k_proj.weight": k,
-            theirs + "self_attn.v_proj.weight": v,
-            theirs + "self_attn.o_proj.weight": own[ours + "attention.output.weight"],
-            theirs + "mlp.gate_proj.weight": gate,
-            theirs + "mlp.up_proj.weight": up,
-            theirs + "mlp.down_proj.weight": own[ours + "feed_forward.down.weight"],
-            theirs + "input_layernorm.weight": own[ours + "attention_norm.weight"],
-            theirs + "post_attention_layernorm.weight": own[ours + "feed_forward_norm.weight"],
-        }
-    twin.load_state_dict(weights)
-    return twin
-
-
-def logits_of_every_position(model: Llama, token_ids: list[int]) -> torch.Tensor:
-    """Return our logits at each position of one text, [len, vocab_size], from a single prefill."""
-    num_blocks = -(-len(token_ids) // BLOCK_SIZE)
-    cache = KVCache(model.config, num_blocks, BLOCK_SIZE, torch.float32, torch.device("cpu"))
-    sequence = Sequence.of(make_request(0, token_ids))
-    sequence.block_table = list(range(num_blocks))[::-1]  # any order of blocks will do
-    batch = build_forward_batch([ScheduledSequence(sequence, len(token_ids))], BLOCK_SIZE, torch.device("cpu"))
-    everywhere = torch.arange(len(token_ids))
-    return model(type(batch)(**{**vars(batch), "logits_rows": everywhere}), cache)
 
 
 @pytest.mark.parametrize("tied", [True, False])

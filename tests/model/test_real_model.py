@@ -8,9 +8,8 @@ import torch
 import transformers
 
 from model.llama import Llama
-from model.loader import load_model
 from model.tokenizer import load_tokenizer
-from tests.model.test_llama import logits_of_every_position
+from tests.model.oracle import load_checkpoint, logits_of_every_position
 from tests.scheduler.requests import make_request
 from tests.tiny_llama import run_to_end, tiny_engine
 
@@ -31,7 +30,7 @@ PROMPTS = [
 
 @pytest.fixture(scope="module")
 def model(real_model_path: Path) -> Llama:
-    return load_model(real_model_path, torch.float32, torch.device("cpu"))
+    return load_checkpoint(real_model_path, torch.float32)
 
 
 @pytest.fixture(scope="module")

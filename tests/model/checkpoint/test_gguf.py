@@ -1,7 +1,7 @@
 """Weights from GGUF: every type, every name, every way a file can be wrong."""
 
+import struct
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from model.checkpoint import BrokenCheckpoint
-from model.checkpoint.gguf import half_split, read_gguf_weights
+from model.checkpoint.checkpoint import half_split
+from model.checkpoint.gguf import open_gguf
 from model.checkpoint.gguf_header import read_gguf_header
-from model.config import UnsupportedModel, config_from_gguf
+from model.config import UnsupportedModel
 from model.llama import Llama
-from model.loader import load_model
 from tests.gguf_files import F32, Tensors, interleaved, write_tiny_llama
+from tests.model.oracle import load_checkpoint
 from tests.tiny_llama import tiny_llama
 
 Q = gguf.GGMLQuantizationType
@@ -37,7 +38,7 @@ def weights_of(model: Llama) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("kind", SIMPLE_TYPES, ids=lambda kind: kind.name)
 def test_weights_of_each_simple_type_come_back_in_their_places(tmp_path: Path, kind: Q) -> None:
     written = write_tiny_llama(tmp_path / "m.gguf", quantize=kind)
-    loaded = weights_of(load_model(tmp_path / "m.gguf", torch.float32, CPU))
+    loaded = weights_of(load_checkpoint(tmp_path / "m.gguf", torch.float32))
     assert loaded.keys() == weights_of(written).keys()
     for name, weight in weights_of(written).items():
         tolerance = SIMPLE_TYPES[kind] * float(weight.abs().max())
@@ -54,7 +55,7 @@ def test_weights_of_each_super_block_type_are_dequantized_row_by_row(tmp_path: P
         tensors["blk.0.ffn_up.weight"] = (stored, kind)
 
     write_tiny_llama(tmp_path / "m.gguf", model=model, change=change)
-    loaded = weights_of(load_model(tmp_path / "m.gguf", torch.float32, CPU))
+    loaded = weights_of(load_checkpoint(tmp_path / "m.gguf", torch.float32))
     expected = torch.stack([torch.from_numpy(gguf.dequantize(row, kind)) for row in stored])
     assert torch.equal(loaded["layers.1.feed_forward.down.weight"], expected)
     gate, up = loaded["layers.0.feed_forward.gate_up.weight"].chunk(2)
@@ -85,7 +86,7 @@ def test_q4_1_is_scale_times_nibble_plus_minimum(tmp_path: Path) -> None:
         tensors["token_embd.weight"] = (np.tile(row, (278, 1)), Q.Q4_1)
 
     write_tiny_llama(tmp_path / "m.gguf", change=change)
-    embedding = load_model(tmp_path / "m.gguf", torch.float32, CPU).embedding.weight
+    embedding = load_checkpoint(tmp_path / "m.gguf", torch.float32).embedding.weight
     expected = [scales[i] * nibbles[i, j] + minima[i] for i in range(2) for j in range(32)]
     assert embedding[7].tolist() == expected
 
@@ -99,13 +100,13 @@ def test_half_split_undoes_the_interleaving_of_converters() -> None:
 def test_an_explicit_output_head_is_used_even_if_it_could_be_tied(tmp_path: Path) -> None:
     model = tiny_llama(vocab_size=278, hidden_size=64, head_dim=16, tie_embeddings=False)
     write_tiny_llama(tmp_path / "m.gguf", model=model)
-    loaded = load_model(tmp_path / "m.gguf", torch.float32, CPU)
+    loaded = load_checkpoint(tmp_path / "m.gguf", torch.float32)
     assert torch.equal(loaded.output.weight, model.output.weight)
 
 
 def test_the_dtype_is_converted_when_loading(tmp_path: Path) -> None:
     model = write_tiny_llama(tmp_path / "m.gguf")
-    loaded = load_model(tmp_path / "m.gguf", torch.bfloat16, CPU)
+    loaded = load_checkpoint(tmp_path / "m.gguf", torch.bfloat16)
     assert torch.equal(loaded.embedding.weight, model.embedding.weight.bfloat16())
 
 
@@ -134,7 +135,7 @@ NOT_FINITE = np.where(np.eye(64) > 0, np.nan, ONES).astype(np.float32)
         (remove("output_norm.weight"), BrokenCheckpoint, "lacks the tensor output_norm.weight"),
         (put("blk.2.attn_q.weight", ONES), UnsupportedModel, "blk.2.attn_q.weight, for which"),
         (put("blk.0.attn_q.bias", ONES[0]), UnsupportedModel, "blk.0.attn_q.bias, for which"),
-        (put("rope_freqs.weight", ONES[0]), UnsupportedModel, "rotary embeddings scaled"),
+        (put("rope_freqs.weight", ONES[0]), BrokenCheckpoint, "must have head_dim / 2 positive numbers"),
         (put("blk.0.attn_q.weight", ONES[:32]), BrokenCheckpoint, r"shape \[32, 64\]; it must be \[64, 64\]"),
         (put("blk.0.attn_q.weight", NOT_FINITE), BrokenCheckpoint, "blk.0.attn_q.weight holds values that are not"),
         (put("blk.0.attn_q.weight", -ONES * np.inf), BrokenCheckpoint, "blk.0.attn_q.weight holds values that are not"),
@@ -146,7 +147,7 @@ def test_a_wrong_tensor_is_refused_by_name(
 ) -> None:
     write_tiny_llama(tmp_path / "m.gguf", change=change)
     with pytest.raises(error, match=words) as caught:
-        load_model(tmp_path / "m.gguf", torch.float32, CPU)
+        load_checkpoint(tmp_path / "m.gguf", torch.float32)
     assert str(tmp_path / "m.gguf") in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -156,8 +157,12 @@ def test_a_wrong_tensor_is_refused_by_name(
     [
         ({"general.architecture": "gptj"}, "model of kind 'gptj'"),
         ({"llama.expert_count": 8}, "mixture of experts"),
-        ({"llama.rope.scaling.type": "linear"}, "embeddings scaled"),
-        ({"split.count": 2}, "one part of several"),
+        ({"llama.rope.scaling.type": "longrope"}, "embeddings by 'longrope'; supported are linear and yarn"),
+        ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": -1.0}, "factor is -1"),
+        ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.yarn_log_multiplier": 1.0}, "form of YaRN"),
+        ({"llama.attention.temperature_scale": 0.1}, "scaled by position"),
+        ({"split.count": 2}, "Give the first one, whose name ends in -00001-of-00002.gguf"),
+        ({"split.count": 2000}, "split.count is 2000"),
         ({"llama.attention.value_length": 8}, "value_length is 8"),
         ({"llama.attention.head_count_kv": 3}, "multiple of num_kv_heads"),
         ({"llama.embedding_length": None}, "llama.embedding_length is None"),
@@ -171,7 +176,7 @@ def test_metadata_of_another_model_are_refused_by_name(
 ) -> None:
     write_tiny_llama(tmp_path / "m.gguf", metadata=metadata)
     with pytest.raises((UnsupportedModel, BrokenCheckpoint), match=words):
-        load_model(tmp_path / "m.gguf", torch.float32, CPU)
+        load_checkpoint(tmp_path / "m.gguf", torch.float32)
 
 
 def test_a_file_that_was_cut_off_is_refused(tmp_path: Path) -> None:
@@ -179,14 +184,18 @@ def test_a_file_that_was_cut_off_is_refused(tmp_path: Path) -> None:
     write_tiny_llama(path)
     path.write_bytes(path.read_bytes()[:-5000])
     with pytest.raises(BrokenCheckpoint, match="is cut off"):
-        load_model(path, torch.float32, CPU)
+        load_checkpoint(path, torch.float32)
 
 
 def test_tensors_that_lie_over_each_other_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     write_tiny_llama(path)
+    content = bytearray(path.read_bytes())
     header = read_gguf_header(path)
-    first, second = (name for name in header.tensors if "attn_k" in name)
-    moved = replace(header, tensors={**header.tensors, first: header.tensors[second]})
+    first, second = (header.tensors[f"blk.{layer}.attn_k.weight"] for layer in (0, 1))
+    start = min(tensor.start for tensor in header.tensors.values())
+    at = content.index(struct.pack("<Q", second.start - start), content.index(b"blk.1.attn_k.weight"))
+    content[at : at + 8] = struct.pack("<Q", first.start - start)
+    path.write_bytes(content)
     with pytest.raises(BrokenCheckpoint, match="lie over each other"):
-        list(read_gguf_weights(moved, config_from_gguf(header), torch.float32))
+        open_gguf(path)

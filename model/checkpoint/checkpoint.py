@@ -1,0 +1,137 @@
+"""Checkpoint: a model on disk, opened but not read, and how its tensors become our weights."""
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from model.checkpoint import BrokenCheckpoint
+from model.config import ModelConfig, UnsupportedModel
+
+TensorNames = Mapping[str, str]  # our word for a tensor -> its name in the files, with {} for the layer
+_NUM_NAMED = 3  # tensors named in an error; the rest are counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What every format tells of its files."""
+
+    path: Path
+    format: str  # for people
+    config: ModelConfig
+    names: TensorNames
+    is_interleaved: bool  # rows 2 i and 2 i + 1 of a Q or K head are a rotary pair, rather than i and i + head_dim / 2
+    shapes: Mapping[str, tuple[int, ...]]  # of every tensor in the files
+    read: Callable[[str, Tensor], None]  # write a tensor's values into one of its shape; raises BrokenCheckpoint
+    unused: frozenset[str] = frozenset()  # tensors in the files that are known to be of no use
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor of the files that is a weight of ours, or some rows of one."""
+
+    source: str
+    shape: tuple[int, ...]
+    num_interleaved_heads: int = 0  # 0: the rows stay in their order
+
+
+def weight_parts(checkpoint: Checkpoint) -> dict[str, list[Part]]:
+    """Return which tensors make up each weight of ours, one below the other."""
+    config = checkpoint.config
+    hidden, inner = config.hidden_size, config.intermediate_size
+    q_rows, kv_rows = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    q_heads, k_heads = (config.num_heads, config.num_kv_heads) if checkpoint.is_interleaved else (0, 0)
+
+    def part(word: str, *shape: int, layer: int = -1, num_interleaved_heads: int = 0) -> Part:
+        return Part(checkpoint.names[word].format(layer), shape, num_interleaved_heads)
+
+    parts = {
+        "embedding.weight": [part("embedding", config.vocab_size, hidden)],
+        "norm.weight": [part("norm", hidden)],
+    }
+    if not config.tie_embeddings:
+        parts["output.weight"] = [part("output", config.vocab_size, hidden)]
+    for i in range(config.num_layers):
+        ours = f"layers.{i}."
+        for suffix, width in (("weight", (hidden,)), *((("bias", ()),) if config.has_qkv_bias else ())):
+            kind = "" if suffix == "weight" else "_bias"
+            parts[f"{ours}attention.qkv.{suffix}"] = [
+                part(f"q{kind}", q_rows, *width, layer=i, num_interleaved_heads=q_heads),
+                part(f"k{kind}", kv_rows, *width, layer=i, num_interleaved_heads=k_heads),
+                part(f"v{kind}", kv_rows, *width, layer=i),
+            ]
+        parts[f"{ours}attention.output.weight"] = [part("attention_output", hidden, q_rows, layer=i)]
+        if config.has_output_bias:
+            parts[f"{ours}attention.output.bias"] = [part("attention_output_bias", hidden, layer=i)]
+        if config.has_query_key_norm:
+            parts[f"{ours}attention.query_norm.weight"] = [part("query_norm", config.head_dim, layer=i)]
+            parts[f"{ours}attention.key_norm.weight"] = [part("key_norm", config.head_dim, layer=i)]
+        parts[f"{ours}attention_norm.weight"] = [part("attention_norm", hidden, layer=i)]
+        parts[f"{ours}feed_forward_norm.weight"] = [part("feed_forward_norm", hidden, layer=i)]
+        parts[f"{ours}feed_forward.gate_up.weight"] = [
+            part("gate", inner, hidden, layer=i),
+            part("up", inner, hidden, layer=i),
+        ]
+        parts[f"{ours}feed_forward.down.weight"] = [part("down", hidden, inner, layer=i)]
+    return parts
+
+
+def check_shapes(checkpoint: Checkpoint) -> None:
+    """Raise unless the files have exactly the tensors of the architecture.
+
+    Missing and misshapen ones are BrokenCheckpoint, surplus ones UnsupportedModel.
+    """
+    num_layers, num_tensors = checkpoint.config.num_layers, len(checkpoint.shapes)
+    if num_layers > num_tensors:  # before there is a list of so many
+        raise BrokenCheckpoint(f"{checkpoint.path} should have {num_layers} layers; it has {num_tensors} tensors.")
+    expected = {part.source: part.shape for parts in weight_parts(checkpoint).values() for part in parts}
+    path, shapes = checkpoint.path, checkpoint.shapes
+    if missing := [name for name in expected if name not in shapes]:
+        raise BrokenCheckpoint(f"{path} lacks {listed(missing)}.")
+    if surplus := [name for name in shapes if name not in expected and name not in checkpoint.unused]:
+        raise UnsupportedModel(f"{path} has {listed(surplus)}, for which this architecture has no place.")
+    for name, shape in expected.items():
+        if shapes[name] != shape:
+            raise BrokenCheckpoint(f"{path}: {name} has the shape {list(shapes[name])}; it must be {list(shape)}.")
+
+
+def read_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """Yield every weight of the model with our name for it, in dtype.
+
+    Each is allocated once and filled in place, several at a time; nothing else of their size is ever in memory.
+    Raises BrokenCheckpoint for values that are not finite.
+    """
+
+    def weight(parts: list[Part]) -> Tensor:
+        num_rows = sum(part.shape[0] for part in parts)
+        weight = torch.empty(num_rows, *parts[0].shape[1:], dtype=dtype)
+        for part, rows in zip(parts, torch.split(weight, [part.shape[0] for part in parts]), strict=True):
+            checkpoint.read(part.source, rows)
+            if not torch.stack(rows.aminmax()).isfinite().all():  # NaN passes through minimum and maximum
+                raise BrokenCheckpoint(f"{checkpoint.path}: {part.source} holds values that are not finite numbers.")
+            if part.num_interleaved_heads:
+                rows.copy_(half_split(rows, part.num_interleaved_heads))
+        return weight
+
+    parts = weight_parts(checkpoint)
+    with ThreadPoolExecutor() as pool:  # numpy and torch let other threads run
+        yield from zip(parts, pool.map(weight, parts.values()), strict=True)
+
+
+def half_split(rows: Tensor, num_heads: int) -> Tensor:
+    """Return the rows of a Q or K matrix (or bias) so that dimension i of a head pairs with i + head_dim / 2.
+
+    In the files, rows 2 i and 2 i + 1 of a head are a pair; see model/rope.py.
+    """
+    pairs = rows.view(num_heads, -1, 2, *rows.shape[1:])  # [num_heads, head_dim / 2, 2, ...]
+    return pairs.transpose(1, 2).reshape(rows.shape)
+
+
+def listed(names: list[str]) -> str:
+    """Return the first of some tensors by name and how many more there are."""
+    shown = ", ".join(ascii(name)[1:-1][:80] for name in names[:_NUM_NAMED])
+    rest = f" and {len(names) - _NUM_NAMED} more" if len(names) > _NUM_NAMED else ""
+    return f"the tensor{'s' * (len(names) > 1)} {shown}{rest}"

@@ -1,0 +1,93 @@
+"""JsonFile: a small JSON object in a model's folder, read with typed access."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from model.checkpoint import BrokenCheckpoint
+
+MAX_JSON_BYTES = 32 * 2**20
+
+
+class JsonFile:
+    """The fields of one object; a field that is missing without a default, or of another type, is BrokenCheckpoint.
+
+    null means that the field is not there.
+    """
+
+    def __init__(self, path: Path, fields: dict[str, Any] | None = None) -> None:
+        """Read the file, or take `fields`, a part of it that is an object itself."""
+        self.path = path
+        self._fields = _read(path) if fields is None else fields
+
+    def __contains__(self, key: str) -> bool:
+        return self._fields.get(key) is not None
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """Return a whole number."""
+        value = self._value(key, default)
+        if type(value) is not int:
+            raise self._wrong(key, value, "a whole number")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """Return a finite number."""
+        value = self._value(key, default)
+        if type(value) not in (int, float) or not abs(value) < math.inf:
+            raise self._wrong(key, value, "a number")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """Return true or false."""
+        value = self._value(key, default)
+        if not isinstance(value, bool):
+            raise self._wrong(key, value, "true or false")
+        return value
+
+    def text(self, key: str, default: str | None = None) -> str:
+        """Return a text."""
+        value = self._value(key, default)
+        if not isinstance(value, str):
+            raise self._wrong(key, value, "a text")
+        return value
+
+    def items(self, key: str) -> list[Any]:
+        """Return a list; empty if it is not there."""
+        value = self._value(key, [])
+        if not isinstance(value, list):
+            raise self._wrong(key, value, "a list")
+        return value
+
+    def part(self, key: str) -> "JsonFile | None":
+        """Return the fields of an object in the file, or None if it is not there."""
+        if key not in self:
+            return None
+        value = self._fields[key]
+        if not isinstance(value, dict):
+            raise self._wrong(key, value, "an object")
+        return JsonFile(self.path, value)
+
+    def raw(self) -> dict[str, Any]:
+        """Return the fields as they are."""
+        return self._fields
+
+    def _value(self, key: str, default: Any) -> Any:
+        value = self._fields.get(key)
+        return default if value is None else value
+
+    def _wrong(self, key: str, value: object, kind: str) -> BrokenCheckpoint:
+        shown = "missing" if value is None else f"{ascii(value)[:40]}"
+        return BrokenCheckpoint(f"{self.path}: {key} is {shown}; it must be {kind}.")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise BrokenCheckpoint(f"{path} is larger than {MAX_JSON_BYTES} bytes, too large for what it should be.")
+    try:
+        fields = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise BrokenCheckpoint(f"{path} is not JSON: {ascii(str(error))[1:-1][:120]}.") from None
+    if not isinstance(fields, dict):
+        raise BrokenCheckpoint(f"{path} does not hold a JSON object.")
+    return fields

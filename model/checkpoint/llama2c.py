@@ -1,0 +1,179 @@
+"""llama2.c checkpoints: a .bin file with a few numbers and then all weights in a fixed order.
+
+Source of the layouts: export.py and run.c of llama2.c, versions 0 (its first, without a magic number), 1 and 2.
+"""
+
+import math
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.checkpoint import BrokenCheckpoint
+from model.checkpoint.checkpoint import Checkpoint
+from model.checkpoint.meta import NAMES
+from model.config import ModelConfig, UnsupportedModel
+
+_MAGIC = 0x616B3432  # "ak42"
+_HEADER_BYTES = 256  # of versions 1 and 2
+_MATRICES = ("q", "k", "v", "attention_output", "gate", "down", "up")
+_MAX_VALUE = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class _Header:
+    version: int
+    config: ModelConfig
+    num_bytes: int
+    group_size: int = 0  # int8 weights that share a scale, in version 2
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor lies, and where its scales do if it is of int8."""
+
+    shape: tuple[int, ...]
+    start: int
+    scales_start: int | None = None
+
+
+def open_llama2c(path: Path) -> Checkpoint:
+    """Return the model in a .bin file; raises OSError, BrokenCheckpoint or UnsupportedModel."""
+    num_file_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        header = _header(path, file.read(_HEADER_BYTES))
+    if header.config.num_layers * header.config.hidden_size > num_file_bytes:  # before there is a list of so many
+        raise BrokenCheckpoint(f"{path} is no llama2.c checkpoint, or cut off: it is too short for its layers.")
+    places: dict[str, _Place] = {}
+    end = header.num_bytes
+    for name, shape, is_quantized in _order(header):
+        num_values = math.prod(shape)
+        if is_quantized:
+            if num_values % header.group_size:
+                raise BrokenCheckpoint(f"{path}: groups of {header.group_size} do not fit {name}.")
+            places[name] = _Place(shape, end, end + num_values)
+            end += num_values + 4 * (num_values // header.group_size)
+        else:
+            places[name] = _Place(shape, end)
+            end += 4 * num_values
+    if end != num_file_bytes:
+        raise BrokenCheckpoint(
+            f"{path} has {num_file_bytes} bytes; by its header, a llama2.c checkpoint of version {header.version}, it "
+            f"should have {end}. Fetch it again."
+        )
+    content = np.memmap(path, np.uint8, mode="r")
+
+    def read(name: str, out: Tensor) -> None:
+        place = places[name]
+        num_values = math.prod(place.shape)
+        if place.scales_start is None:
+            stored = np.array(content[place.start : place.start + 4 * num_values])
+            out.copy_(torch.from_numpy(stored.view("<f4")).view(place.shape))
+            return
+        num_groups = num_values // header.group_size
+        integers = np.array(content[place.start : place.start + num_values]).view(np.int8).reshape(num_groups, -1)
+        scales = np.array(content[place.scales_start : place.scales_start + 4 * num_groups]).view("<f4")
+        out.copy_(torch.from_numpy(integers.astype(np.float32) * scales[:, None]).view(place.shape))
+
+    tables = {name for name in places if name.startswith("freqs_")}
+    return Checkpoint(
+        path=path,
+        format=f"llama2.c version {header.version}",
+        config=header.config,
+        names=NAMES,
+        is_interleaved=True,
+        shapes={name: place.shape for name, place in places.items()},
+        read=read,
+        unused=frozenset(tables),
+    )
+
+
+def _header(path: Path, first: bytes) -> _Header:
+    if len(first) < 28:
+        raise BrokenCheckpoint(f"{path} is too short for a llama2.c checkpoint.")
+    version, start = 0, 0
+    if struct.unpack_from("<I", first)[0] == _MAGIC:
+        (version,) = struct.unpack_from("<i", first, 4)
+        start = 8
+        if version not in (1, 2):
+            raise UnsupportedModel(f"{path} is a llama2.c checkpoint of version {version}; supported are 0, 1 and 2.")
+        if len(first) < _HEADER_BYTES:
+            raise BrokenCheckpoint(f"{path} is too short for a llama2.c checkpoint.")
+    hidden, inner, num_layers, num_heads, num_kv_heads, vocab_size, max_position = struct.unpack_from(
+        "<7i", first, start
+    )
+    is_tied = vocab_size > 0  # in version 0 a negative size says that the head is not the embedding
+    group_size = 0
+    if version:
+        is_tied = first[start + 28] != 0
+        if version == 2:
+            (group_size,) = struct.unpack_from("<i", first, start + 29)
+            if group_size < 1:
+                raise BrokenCheckpoint(f"{path}: its group size is {group_size}; it must be positive.")
+    numbers = (hidden, inner, num_layers, num_heads, num_kv_heads, abs(vocab_size), max_position)
+    if min(numbers) < 1 or hidden % num_heads or hidden * max(inner, abs(vocab_size)) > _MAX_VALUE * 64:
+        raise BrokenCheckpoint(
+            f"{path} is no llama2.c checkpoint: its header would mean {hidden} dimensions, {num_layers} layers, "
+            f"{num_heads} heads and {vocab_size} tokens."
+        )
+    config = ModelConfig(
+        vocab_size=abs(vocab_size),
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=hidden // num_heads,
+        max_position=max_position,
+        tie_embeddings=is_tied,
+    )
+    return _Header(version, config, _HEADER_BYTES if version else 28, group_size)
+
+
+def _order(header: _Header) -> Iterator[tuple[str, tuple[int, ...], bool]]:
+    """Yield name, shape and whether it is quantized, for each tensor in the order of the file."""
+    config = header.config
+    hidden, inner = config.hidden_size, config.intermediate_size
+    kv_rows = config.num_kv_heads * config.head_dim
+    shapes = {
+        "q": (hidden, hidden),
+        "k": (kv_rows, hidden),
+        "v": (kv_rows, hidden),
+        "attention_output": (hidden, hidden),
+        "gate": (inner, hidden),
+        "down": (hidden, inner),
+        "up": (inner, hidden),
+    }
+    is_quantized = header.version == 2
+    embedding = (NAMES["embedding"], (config.vocab_size, hidden), is_quantized)
+    norm: tuple[str, tuple[int, ...], bool] = (NAMES["norm"], (hidden,), False)
+
+    def every_layer(word: str) -> Iterator[tuple[str, tuple[int, ...], bool]]:
+        is_matrix = word in shapes
+        for layer in range(config.num_layers):
+            yield NAMES[word].format(layer), shapes.get(word, (hidden,)), is_quantized and is_matrix
+
+    if header.version == 0:
+        yield embedding
+        yield from every_layer("attention_norm")
+        for word in _MATRICES[:4]:
+            yield from every_layer(word)
+        yield from every_layer("feed_forward_norm")
+        for word in _MATRICES[4:]:
+            yield from every_layer(word)
+        yield norm
+        for table in ("freqs_cos", "freqs_sin"):
+            yield table, (config.max_position, config.head_dim // 2), False
+    else:
+        yield from every_layer("attention_norm")
+        yield from every_layer("feed_forward_norm")
+        yield norm
+        yield embedding
+        for word in _MATRICES:
+            yield from every_layer(word)
+    if not config.tie_embeddings:
+        yield NAMES["output"], (config.vocab_size, hidden), is_quantized

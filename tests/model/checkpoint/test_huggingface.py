@@ -1,0 +1,255 @@
+"""Hugging Face folders as transformers writes them: equal logits and greedy tokens, and what is refused."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from model.checkpoint import BrokenCheckpoint
+from model.config import UnsupportedModel
+from model.loader import open_checkpoint
+from tests.model.oracle import load_checkpoint, logits_of_every_position
+from tests.scheduler.requests import make_request
+from tests.tiny_llama import run_to_end, tiny_engine
+
+NUM_TOKENS = 90  # longer than the windows and the original lengths below
+TINY: Mapping[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": False,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+VARIANTS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {}),
+    "mha": ("Llama", {"num_key_value_heads": 4}),
+    "mqa": ("Llama", {"num_key_value_heads": 1}),
+    "tied": ("Llama", {"tie_word_embeddings": True}),
+    "head size": ("Llama", {"head_dim": 20}),
+    "attention bias": ("Llama", {"attention_bias": True}),
+    "theta": ("Llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 200.0}}),
+    "linear": ("Llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1000.0, "factor": 3.0}}),
+    "llama3": ("Llama", {"rope_parameters": LLAMA3}),
+    "yarn": ("Llama", {"rope_parameters": YARN}),
+    "yarn with factor": ("Llama", {"rope_parameters": YARN | {"attention_factor": 1.3, "beta_fast": 16.0}}),
+    "yarn with mscale": ("Llama", {"rope_parameters": YARN | {"mscale": 0.7, "mscale_all_dim": 1.0}}),
+    "yarn unrounded": ("Llama", {"rope_parameters": YARN | {"truncate": False}}),
+    "mistral": ("Mistral", {"sliding_window": None}),
+    "mistral window": ("Mistral", {"sliding_window": 17, "head_dim": 16}),
+    "qwen2": ("Qwen2", {}),
+    "qwen2 window": ("Qwen2", {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}),
+    "qwen3": ("Qwen3", {"head_dim": 24}),
+    "qwen3 tied": ("Qwen3", {"head_dim": 12, "tie_word_embeddings": True, "attention_bias": True}),
+}
+
+
+def random_model(kind: str, **changes: Any) -> Any:
+    """Return a random model of transformers; all of its parameters matter and no choice is close."""
+    config = getattr(transformers, f"{kind}Config")(**{**TINY, **changes})
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if name.endswith("bias"):
+                parameter.copy_(0.3 * noise)
+            else:
+                parameter.copy_(1 + 0.1 * noise if parameter.dim() == 1 else noise * 2 / parameter.shape[1] ** 0.5)
+    return model
+
+
+def random_tokens(count: int = NUM_TOKENS) -> list[int]:
+    tokens: list[int] = torch.randint(0, 300, (count,), generator=torch.Generator().manual_seed(1)).tolist()
+    return tokens
+
+
+def expected_logits(model: Any, tokens: list[int]) -> torch.Tensor:
+    with torch.inference_mode():
+        logits: torch.Tensor = model(torch.tensor([tokens])).logits[0]
+    return logits
+
+
+def edit(path: Path, **changes: Any) -> None:
+    fields = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: value for name, value in fields.items() if value != "remove"}))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_logits_and_greedy_tokens_equal_transformers(name: str, tmp_path: Path) -> None:
+    kind, changes = VARIANTS[name]
+    oracle = random_model(kind, **changes)
+    oracle.save_pretrained(tmp_path)
+    model = load_checkpoint(tmp_path)
+    tokens = random_tokens()
+    torch.testing.assert_close(
+        logits_of_every_position(model, tokens), expected_logits(oracle, tokens), atol=1e-4, rtol=1e-4
+    )
+    expected = list(tokens)
+    for _ in range(8):
+        expected.append(int(expected_logits(oracle, expected)[-1].argmax()))
+    request = make_request(0, tokens, max_tokens=8)
+    assert run_to_end(tiny_engine(model, max_model_len=128), [request])[0].token_ids == expected[NUM_TOKENS:]
+
+
+def test_dynamic_scaling_equals_transformers_for_a_text_of_the_served_length(tmp_path: Path) -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 1000.0, "factor": 4.0}
+    oracle = random_model("Llama", max_position_embeddings=32, rope_parameters=rope)
+    oracle.save_pretrained(tmp_path)
+    assert open_checkpoint(tmp_path).config.max_position == 128
+    for length in (20, 32, 33, NUM_TOKENS):
+        model = load_checkpoint(tmp_path, max_position=length)
+        tokens = random_tokens(length)
+        torch.testing.assert_close(
+            logits_of_every_position(model, tokens), expected_logits(oracle, tokens), atol=1e-4, rtol=1e-4
+        )
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_theta": 777.0, "rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"rope_theta": 777.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+        {"rope_parameters": {"rope_theta": 777.0, "rope_type": "linear", "factor": 2.0}},
+    ],
+)
+def test_rope_is_read_from_older_and_newer_configurations(tmp_path: Path, rope: dict[str, Any]) -> None:
+    random_model("Llama").save_pretrained(tmp_path)
+    edit(tmp_path / "config.json", **{"rope_parameters": "remove"} | rope)
+    config = open_checkpoint(tmp_path).config
+    assert config.rope_theta == 777.0
+    assert config.rope_scaling is not None
+
+
+def test_shards_are_one_model(tmp_path: Path) -> None:
+    oracle = random_model("Llama")
+    oracle.save_pretrained(tmp_path / "whole")
+    oracle.save_pretrained(tmp_path / "sharded", max_shard_size="60KB")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 2
+    whole, sharded = (load_checkpoint(tmp_path / name).state_dict() for name in ("whole", "sharded"))
+    assert all(torch.equal(whole[name], sharded[name]) for name in whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_stored_types_are_converted(tmp_path: Path, dtype: torch.dtype) -> None:
+    oracle = random_model("Llama").to(dtype)
+    oracle.save_pretrained(tmp_path)
+    embedding = load_checkpoint(tmp_path).embedding.weight
+    assert torch.equal(embedding, oracle.model.embed_tokens.weight.float())
+
+
+def test_an_explicit_head_wins_over_the_embedding(tmp_path: Path) -> None:
+    oracle = random_model("Llama")
+    oracle.save_pretrained(tmp_path)
+    edit(tmp_path / "config.json", tie_word_embeddings=True)
+    assert torch.equal(load_checkpoint(tmp_path).output.weight, oracle.lm_head.weight)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"architectures": ["GPT2LMHeadModel"]}, UnsupportedModel, "describes 'GPT2LMHeadModel'"),
+        ({"architectures": "remove"}, UnsupportedModel, "describes None"),
+        ({"quantization_config": {"quant_method": "awq"}}, UnsupportedModel, "quantized by awq.* or a GGUF file"),
+        ({"quantization_config": {"quant_method": "gptq"}}, UnsupportedModel, "quantized by gptq"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, UnsupportedModel, "quantized by bitsandbytes"),
+        ({"quantization_config": {"quant_method": "fp8"}}, UnsupportedModel, "quantized by fp8"),
+        ({"mlp_bias": True}, UnsupportedModel, "biases in the feed-forward"),
+        ({"hidden_act": "gelu"}, UnsupportedModel, "activation gelu"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, UnsupportedModel, "'longrope'; supported are linear"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, UnsupportedModel, "a part of each head"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 0}}, BrokenCheckpoint, "must be positive"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 2}}, BrokenCheckpoint, "low_freq_factor is missing"),
+        ({"rope_parameters": 5}, BrokenCheckpoint, "rope_parameters is 5; it must be an object"),
+        ({"hidden_size": "remove"}, BrokenCheckpoint, "hidden_size is missing; it must be a whole number"),
+        ({"hidden_size": "48"}, BrokenCheckpoint, "hidden_size is '48'"),
+        ({"num_hidden_layers": 2}, UnsupportedModel, "for which this architecture has no place"),
+        ({"num_hidden_layers": 4}, BrokenCheckpoint, "lacks the tensors model.layers.3"),
+        ({"num_hidden_layers": 10**9}, BrokenCheckpoint, "should have 1000000000 layers"),
+        ({"num_attention_heads": 3}, UnsupportedModel, "multiple of num_kv_heads"),
+        ({"num_attention_heads": 0}, UnsupportedModel, "num_heads is 0"),
+        ({"intermediate_size": 81}, BrokenCheckpoint, "has the shape"),
+        ({"rms_norm_eps": float("nan")}, BrokenCheckpoint, "rms_norm_eps is nan"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_refused_by_name(
+    tmp_path: Path, changes: dict[str, Any], error: type[ValueError], words: str
+) -> None:
+    random_model("Llama").save_pretrained(tmp_path)
+    edit(tmp_path / "config.json", **changes)
+    with pytest.raises(error, match=words) as raised:
+        load_checkpoint(tmp_path)
+    assert str(tmp_path) in str(raised.value) or error is UnsupportedModel
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
+def test_a_configuration_that_is_no_json_object_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(BrokenCheckpoint, match=r"config\.json"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("weight_map", [{}, {"a": "../../etc/passwd"}, {"a": "x.bin"}, {"a": "gone.safetensors"}])
+def test_an_index_names_files_of_its_folder_only(tmp_path: Path, weight_map: dict[str, str]) -> None:
+    random_model("Llama").save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(BrokenCheckpoint):
+        open_checkpoint(tmp_path)
+
+
+def test_a_folder_without_weights_says_what_it_lacks(tmp_path: Path) -> None:
+    random_model("Llama").save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(UnsupportedModel, match="supported are safetensors"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "pytorch_model.bin").unlink()
+    with pytest.raises(BrokenCheckpoint, match=r"no model\.safetensors"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error", "words"),
+    [
+        ("model.norm.weight", torch.full((48,), float("nan")), BrokenCheckpoint, "not finite"),
+        ("model.norm.weight", torch.ones(48, dtype=torch.int8), UnsupportedModel, "type I8; supported are"),
+        ("model.norm.weight", torch.ones(48, 1), BrokenCheckpoint, "has the shape"),
+        ("model.extra.weight", torch.ones(2), UnsupportedModel, "no place"),
+    ],
+)
+def test_a_wrong_tensor_is_refused_by_name(
+    tmp_path: Path, name: str, value: torch.Tensor, error: type[ValueError], words: str
+) -> None:
+    random_model("Llama").save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    save_file(load_file(path) | {name: value}, path)
+    with pytest.raises(error, match=words) as raised:
+        load_checkpoint(tmp_path)
+    assert name in str(raised.value)
+
+
+def test_a_rotary_table_of_older_versions_does_no_harm(tmp_path: Path) -> None:
+    random_model("Llama").save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    save_file(load_file(path) | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(6)}, path)
+    load_checkpoint(tmp_path)
