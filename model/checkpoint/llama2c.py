@@ -21,7 +21,6 @@ from model.config import ModelConfig, UnsupportedModel
 _MAGIC = 0x616B3432  # "ak42"
 _HEADER_BYTES = 256  # of versions 1 and 2
 _MATRICES = ("q", "k", "v", "attention_output", "gate", "down", "up")
-_MAX_VALUE = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def _header(path: Path, first: bytes) -> _Header:
             if group_size < 1:
                 raise BrokenCheckpoint(f"{path}: its group size is {group_size}; it must be positive.")
     numbers = (hidden, inner, num_layers, num_heads, num_kv_heads, abs(vocab_size), max_position)
-    if min(numbers) < 1 or hidden % num_heads or hidden * max(inner, abs(vocab_size)) > _MAX_VALUE * 64:
+    if min(numbers) < 1 or hidden % num_heads:
         raise BrokenCheckpoint(
             f"{path} is no llama2.c checkpoint: its header would mean {hidden} dimensions, {num_layers} layers, "
             f"{num_heads} heads and {vocab_size} tokens."

@@ -1,0 +1,219 @@
+"""One model in every format: equal logits, bit for bit; and what only one format has."""
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.checkpoint import BrokenCheckpoint
+from model.checkpoint.meta import feed_forward_size
+from model.config import UnsupportedModel
+from model.loader import open_checkpoint
+from tests.model.checkpoint.published_formats import int8_rounded, write_gguf, write_llama2c, write_meta
+from tests.model.checkpoint.test_huggingface import (
+    LLAMA3,
+    NUM_TOKENS,
+    YARN,
+    expected_logits,
+    random_model,
+    random_tokens,
+)
+from tests.model.oracle import load_checkpoint, logits_of_every_position
+
+META = {"intermediate_size": 128, "rms_norm_eps": 1e-5}  # what Meta's rule makes of 48 dimensions
+
+
+def assert_equals(oracle: Any, path: Path, max_position: int | None = None) -> Tensor:
+    """Return our logits, which must be the oracle's."""
+    tokens = random_tokens()
+    logits = logits_of_every_position(load_checkpoint(path, max_position=max_position), tokens)
+    torch.testing.assert_close(logits, expected_logits(oracle, tokens), atol=1e-4, rtol=1e-4)
+    return logits
+
+
+@pytest.mark.parametrize("num_kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_same_weights_give_the_same_bits_from_every_format(tmp_path: Path, num_kv_heads: int, tied: bool) -> None:
+    oracle = random_model("Llama", num_key_value_heads=num_kv_heads, tie_word_embeddings=tied, **META)
+    oracle.save_pretrained(tmp_path / "hf")
+    write_meta(tmp_path / "meta", oracle)
+    write_gguf(tmp_path / "m.gguf", oracle, "llama")
+    write_llama2c(tmp_path / "v0.bin", oracle, version=0)
+    write_llama2c(tmp_path / "v1.bin", oracle, version=1)
+    logits = [assert_equals(oracle, tmp_path / name) for name in ("hf", "meta", "m.gguf", "v0.bin", "v1.bin")]
+    assert all(torch.equal(logits[0], others) for others in logits)
+
+
+@pytest.mark.parametrize("splits_embedding_by_rows", [False, True])
+@pytest.mark.parametrize("num_shards", [2, 4])
+def test_meta_shards_are_put_together(tmp_path: Path, num_shards: int, splits_embedding_by_rows: bool) -> None:
+    oracle = random_model("Llama", num_key_value_heads=4, **META)
+    write_meta(tmp_path, oracle, num_shards=num_shards, splits_embedding_by_rows=splits_embedding_by_rows)
+    assert_equals(oracle, tmp_path)
+
+
+def test_llama_3s_scaled_rope_is_metas(tmp_path: Path) -> None:
+    rope = LLAMA3 | {"original_max_position_embeddings": 8192}
+    oracle = random_model("Llama", rope_parameters=rope, **META)
+    write_meta(tmp_path, oracle, use_scaled_rope=True)
+    assert_equals(oracle, tmp_path, max_position=NUM_TOKENS)
+    assert open_checkpoint(tmp_path).config.max_position == 131_072
+
+
+@pytest.mark.parametrize(
+    ("params", "max_position"),
+    [
+        ({"norm_eps": 1e-6}, 2048),
+        ({"norm_eps": 1e-5}, 4096),
+        ({"rope_theta": 1e6}, 16_384),
+        ({"rope_theta": 5e5}, 8192),
+    ],
+)
+def test_the_generation_of_a_meta_model_tells_its_context(
+    tmp_path: Path, params: dict[str, Any], max_position: int
+) -> None:
+    write_meta(tmp_path, random_model("Llama", **META), **params)
+    assert open_checkpoint(tmp_path).config.max_position == max_position
+
+
+@pytest.mark.parametrize(
+    ("hidden_size", "multiple_of", "multiplier", "size"),
+    [(4096, 256, 1.0, 11_008), (5120, 256, 1.0, 13_824), (8192, 4096, 1.3, 28_672), (4096, 1024, 1.3, 14_336)],
+    ids=["7B", "13B", "2 70B", "3 8B"],
+)
+def test_the_feed_forward_size_is_that_of_the_published_models(
+    hidden_size: int, multiple_of: int, multiplier: float, size: int
+) -> None:
+    assert feed_forward_size(hidden_size, multiple_of, multiplier) == size
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_llama2c_int8_is_dequantized(tmp_path: Path, tied: bool) -> None:
+    oracle = random_model("Llama", tie_word_embeddings=tied, **META)
+    write_llama2c(tmp_path / "v2.bin", oracle, version=2)
+    with torch.no_grad():
+        for parameter in oracle.parameters():
+            if parameter.dim() > 1:
+                parameter.copy_(int8_rounded(parameter, 16))
+    assert_equals(oracle, tmp_path / "v2.bin")
+
+
+@pytest.mark.parametrize(
+    ("kind", "architecture", "changes"),
+    [
+        ("Llama", "llama", {"attention_bias": True}),
+        ("Llama", "llama", {"head_dim": 20}),
+        ("Mistral", "llama", {"sliding_window": None}),
+        ("Mistral", "mistral3", {"sliding_window": None, "head_dim": 16}),
+        ("Qwen2", "qwen2", {}),
+        ("Qwen2", "qwen2", {"tie_word_embeddings": True}),
+        ("Qwen3", "qwen3", {"head_dim": 24}),
+    ],
+)
+def test_relatives_of_llama_load_from_gguf(
+    tmp_path: Path, kind: str, architecture: str, changes: dict[str, Any]
+) -> None:
+    oracle = random_model(kind, **changes)
+    write_gguf(tmp_path / "m.gguf", oracle, architecture)
+    assert_equals(oracle, tmp_path / "m.gguf")
+
+
+def test_a_window_in_a_gguf_is_kept(tmp_path: Path) -> None:
+    oracle = random_model("Mistral", sliding_window=17)
+    write_gguf(tmp_path / "m.gguf", oracle, "llama", attention__sliding_window=17)
+    assert_equals(oracle, tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize(
+    ("rope", "fields"),
+    [
+        (
+            {"rope_type": "linear", "rope_theta": 1000.0, "factor": 3.0},
+            {"rope__scaling__type": "linear", "rope__scaling__factor": 3.0},
+        ),
+        (
+            YARN,
+            {
+                "rope__scaling__type": "yarn",
+                "rope__scaling__factor": 4.0,
+                "rope__scaling__original_context_length": 32,
+            },
+        ),
+    ],
+)
+def test_a_rope_scaling_in_a_gguf_is_that_of_transformers(
+    tmp_path: Path, rope: dict[str, Any], fields: dict[str, Any]
+) -> None:
+    oracle = random_model("Llama", rope_parameters=rope)
+    write_gguf(tmp_path / "m.gguf", oracle, "llama", **fields)
+    assert_equals(oracle, tmp_path / "m.gguf")
+
+
+def test_rope_divisors_in_a_gguf_are_llama_3s_scaling(tmp_path: Path) -> None:
+    oracle = random_model("Llama", rope_parameters=LLAMA3)
+    frequencies = 5000.0 ** -(torch.arange(0, 12, 2) / 12)
+    divisors = frequencies / oracle.model.rotary_emb.inv_freq
+    write_gguf(tmp_path / "m.gguf", oracle, "llama", rope_freqs=divisors.tolist())
+    assert_equals(oracle, tmp_path / "m.gguf")
+
+
+def test_a_meta_folder_with_a_gap_between_its_shards_is_refused(tmp_path: Path) -> None:
+    write_meta(tmp_path, random_model("Llama", num_key_value_heads=4, **META), num_shards=4)
+    (tmp_path / "consolidated.01.pth").unlink()
+    with pytest.raises(BrokenCheckpoint, match=r"lacks consolidated\.01\.pth"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "words"),
+    [
+        ({"norm.weight": torch.ones(48, dtype=torch.int32)}, UnsupportedModel, "type torch.int32"),
+        ({"norm.weight": [1.0]}, BrokenCheckpoint, "is not a dense tensor"),
+        ({"norm.weight": torch.ones(1).expand(10**9)}, BrokenCheckpoint, "claims more values"),
+        ({7: torch.ones(1)}, BrokenCheckpoint, "is not a dense tensor"),
+        ({"norm.weight": torch.eye(48).to_sparse()}, BrokenCheckpoint, "is not a dense tensor"),
+        ([torch.ones(1)], BrokenCheckpoint, "does not hold named tensors"),
+        ({}, BrokenCheckpoint, "does not hold named tensors"),
+        (Path("/tmp"), BrokenCheckpoint, "not a sound file of tensors"),
+    ],
+)
+def test_a_pth_file_of_anything_but_dense_tensors_is_refused(
+    tmp_path: Path, content: Any, error: type[ValueError], words: str
+) -> None:
+    write_meta(tmp_path, random_model("Llama", **META))
+    torch.save(content, tmp_path / "consolidated.00.pth")
+    with pytest.raises(error, match=words) as raised:
+        open_checkpoint(tmp_path)
+    assert "consolidated.00.pth" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "words"),
+    [
+        (0, 0, "no llama2.c checkpoint"),
+        (8, 2**30, "too short for its layers"),
+        (12, 5, "no llama2.c checkpoint"),
+        (4, 2**31 - 1, "should have"),
+        (24, 129, "should have"),
+    ],
+)
+def test_a_llama2c_header_that_does_not_fit_its_file_is_refused(
+    tmp_path: Path, at: int, value: int, words: str
+) -> None:
+    path = tmp_path / "m.bin"
+    write_llama2c(path, random_model("Llama", **META), version=0)
+    content = bytearray(path.read_bytes())
+    content[at : at + 4] = struct.pack("<i", value)
+    path.write_bytes(content)
+    with pytest.raises(BrokenCheckpoint, match=words):
+        open_checkpoint(path)
+
+
+def test_a_later_version_of_llama2c_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.bin"
+    path.write_bytes(struct.pack("<Ii", 0x616B3432, 3).ljust(300, b"\1"))
+    with pytest.raises(UnsupportedModel, match="version 3; supported are 0, 1 and 2"):
+        open_checkpoint(path)
