@@ -21,11 +21,17 @@ _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _PATTERNS: Mapping[str, tuple[str, ...]] = {
     "gpt-2": (_GPT2,),
     "smollm": (r"\p{N}", _GPT2),
     "llama-bpe": (_LLAMA3,),
     "qwen2": (_LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}"),),
+    "tekken": (_TEKKEN,),  # Mistral, since NeMo
     # What llama.cpp does for a model whose pre-tokenizer its converter did not know.
     "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
 }
@@ -58,7 +64,8 @@ class BytePairVocabulary:
             BPE(
                 vocab=normal_ids,
                 merges=_pairs(merges, normal_ids, frozenset(texts)),
-                ignore_merges=pre == "llama-bpe",  # a whole piece that is a token stays one, though no merge makes it
+                ignore_merges=pre
+                in ("llama-bpe", "tekken"),  # a whole piece that is a token stays one, though no merge makes it
             )
         )
         self._merging.pre_tokenizer = _pre_tokenizer(pre)

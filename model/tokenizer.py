@@ -1,21 +1,24 @@
 """Tokenizer: text to token ids and back, as the model's own files say."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from model.byte_pair_vocabulary import alternatives
-from model.checkpoint.gguf_header import GgufHeader, read_gguf_header
 from model.detokenizer import Detokenizer
 from model.gguf_vocabulary import gguf_vocabulary
-from model.sentencepiece_vocabulary import SentencePieceVocabulary
-from model.vocabulary import BrokenTokenizer, TokenType, Unencodable, UnsupportedTokenizer, Vocabulary
+from model.vocabulary import (
+    BrokenTokenizer,
+    ResizedVocabulary,
+    TokenType,
+    Unencodable,
+    UnsupportedTokenizer,
+    Vocabulary,
+)
 
 __all__ = [
     "BrokenTokenizer",
     "Tokenizer",
     "Unencodable",
     "UnsupportedTokenizer",
-    "load_tokenizer",
     "tokenizer_from_gguf",
 ]
 
@@ -62,6 +65,7 @@ class Tokenizer:
         self.eos_token = vocabulary.texts[eos_token_ids[0]] if eos_token_ids else ""
         self.chat_template = chat_template
         self._vocabulary = vocabulary
+        self._ordered_eos_token_ids = tuple(eos_token_ids)
         self._special_pattern = alternatives(self.special_tokens)
         self._adds_bos = adds_bos
 
@@ -89,6 +93,22 @@ class Tokenizer:
             return token_ids if token_ids[:1] == [self.bos_token_id] else [self.bos_token_id, *token_ids]
         return token_ids
 
+    def resized(self, vocab_size: int) -> "Tokenizer":
+        """Return a tokenizer with as many tokens as the model has, which may differ from its file's.
+
+        Models often have more, unused, so that their number is a round one.
+        """
+        if vocab_size == self.vocab_size:
+            return self
+        is_bos_kept = self.bos_token_id is not None and self.bos_token_id < vocab_size
+        return Tokenizer(
+            ResizedVocabulary(self._vocabulary, vocab_size),
+            bos_token_id=self.bos_token_id if is_bos_kept else None,
+            eos_token_ids=[token_id for token_id in self._ordered_eos_token_ids if token_id < vocab_size],
+            adds_bos=self._adds_bos and is_bos_kept,
+            chat_template=self.chat_template,
+        )
+
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes the token writes: perhaps a part of a character; for a special token its name."""
         return self._vocabulary.token_bytes[token_id]
@@ -108,30 +128,6 @@ class Tokenizer:
     def _encode_ordinary(self, text: str, guard: str) -> list[int]:
         ordinary = text.replace(guard, "") if guard else text
         return self._vocabulary.encode(ordinary) if ordinary else []
-
-
-def load_tokenizer(path: Path, header: GgufHeader | None = None) -> Tokenizer:
-    """Return the tokenizer in a .gguf file, in a SentencePiece .model file, or in a folder with a tokenizer.model.
-
-    `header` is the file's, if it was read already. A SentencePiece file does not say whether BOS belongs before a
-    text; every Llama-family model that comes with one wants it.
-    Raises OSError, UnsupportedTokenizer or BrokenTokenizer.
-    """
-    if path.suffix == ".gguf":
-        return tokenizer_from_gguf((header or read_gguf_header(path)).metadata)
-    file = path / "tokenizer.model" if path.is_dir() else path
-    if file.suffix != ".model" or (path.is_dir() and not file.is_file()):
-        raise UnsupportedTokenizer(
-            f"{path} has no tokenizer; supported are a .gguf file, a SentencePiece .model file, or a folder with a "
-            "tokenizer.model."
-        )
-    vocabulary = SentencePieceVocabulary(file.read_bytes())
-    return Tokenizer(
-        vocabulary,
-        bos_token_id=vocabulary.bos_token_id,
-        eos_token_ids=[] if vocabulary.eos_token_id is None else [vocabulary.eos_token_id],
-        adds_bos=True,
-    )
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, object]) -> Tokenizer:

@@ -49,3 +49,24 @@ class Vocabulary(Protocol):
 
         Raises Unencodable.
         """
+
+
+class ResizedVocabulary:
+    """Another vocabulary with as many tokens as a model has: the last ones left out, or unused ones added."""
+
+    def __init__(self, vocabulary: Vocabulary, vocab_size: int) -> None:
+        added = range(len(vocabulary.texts), vocab_size)
+        self._vocabulary = vocabulary
+        self._vocab_size = vocab_size
+        self.adds_space_prefix = vocabulary.adds_space_prefix
+        self.texts: Sequence[str] = [*vocabulary.texts[:vocab_size], *(f"<unused {i}>" for i in added)]
+        self.types: Sequence[TokenType] = [*vocabulary.types[:vocab_size], *(TokenType.UNUSED for _ in added)]
+        self.token_bytes: Sequence[bytes] = [*vocabulary.token_bytes[:vocab_size], *(b"" for _ in added)]
+
+    def encode(self, text: str) -> list[int]:
+        """See Vocabulary; text that needs a token left out is Unencodable."""
+        token_ids = self._vocabulary.encode(text)
+        for token_id in token_ids:
+            if token_id >= self._vocab_size:
+                raise Unencodable(self._vocabulary.texts[token_id][0])
+        return token_ids

@@ -39,6 +39,7 @@ class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The model is loaded and the pool allocated."""
 
     config: EngineConfig
+    vocab_size: int
     num_parameters: int
     weight_bytes: int
     kv_cache_bytes: int

@@ -65,6 +65,7 @@ def start_engine(start: StartEngine) -> tuple[Engine, EngineReady]:
     weights = list(model.parameters())
     ready = EngineReady(
         config=config,
+        vocab_size=model.config.vocab_size,
         num_parameters=sum(weight.numel() for weight in weights),
         weight_bytes=sum(weight.nbytes for weight in weights),
         kv_cache_bytes=engine.kv_cache.num_bytes,

@@ -5,6 +5,7 @@ import time
 from fastapi import FastAPI
 from starlette.types import Lifespan
 
+from model.generation_defaults import GenerationDefaults
 from model.tokenizer import Tokenizer
 from server.chat_template import ChatTemplate
 from server.health import health_router
@@ -30,6 +31,7 @@ def create_app(
     max_model_len: int,
     metrics: Metrics,
     version: str,
+    defaults: GenerationDefaults | None = None,
     limits: RequestLimits | None = None,
     lifespan: Lifespan[FastAPI] | None = None,
 ) -> FastAPI:
@@ -44,6 +46,7 @@ def create_app(
         tokenizer=tokenizer,
         chat_template=chat_template,
         metrics=metrics,
+        defaults=defaults or GenerationDefaults(),
         limits=limits or RequestLimits(),
     )
     app = FastAPI(

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 import typer
 
-from server.model_store import DEFAULT_MODEL, ModelNotFound, ModelUnavailable, resolve_model
+from server.model_errors import ModelNotFound, ModelUnavailable
+from server.model_store import DEFAULT_MODEL, resolve_model
 from server.settings import ENV_PREFIX, Settings, WrongSettings, load_settings
 
 Model = Annotated[str, typer.Argument(help=str(Settings.model_fields["model"].description))]

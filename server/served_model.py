@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
+from model.generation_defaults import GenerationDefaults
 from model.sampling_params import SamplingParams
 from model.tokenizer import Tokenizer
 from server.chat_template import ChatTemplate
@@ -36,6 +37,7 @@ class ServedModel:
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
     metrics: Metrics
+    defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     limits: RequestLimits = field(default_factory=RequestLimits)
 
     @property

@@ -25,7 +25,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True, env_ignore_empty=True)
 
-    model: str = Field(DEFAULT_MODEL, description="A .gguf file, a folder with one, a hub id org/name, or smollm2.")
+    model: str = Field(DEFAULT_MODEL, description="A .gguf or .bin file, a folder, a hub id org/name, or smollm2.")
     config: Path | None = Field(None, description="A YAML file with any of these options.")
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 is all of them.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
@@ -63,8 +63,10 @@ class Settings(BaseSettings):
     def names(self) -> tuple[str, ...]:
         """The names requests use for the model, the one that is shown first."""
         if self.served_model_name is None:
-            on_disk = self.model.lower().endswith(".gguf") or Path(self.model).is_dir()
-            return (Path(self.model).resolve().stem if on_disk else self.model,)
+            path = Path(self.model)
+            if path.is_dir():
+                return (path.resolve().name,)
+            return (path.stem if path.suffix.lower() in (".gguf", ".bin") else self.model,)
         return tuple(filter(None, map(str.strip, self.served_model_name.split(",")))) or (self.model,)
 
     def start_engine(self, model_path: Path) -> StartEngine:

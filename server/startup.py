@@ -9,7 +9,9 @@ from pathlib import Path
 
 import uvicorn
 
-from model.tokenizer import Tokenizer, load_tokenizer
+from model.generation_defaults import load_generation_defaults
+from model.tokenizer import Tokenizer
+from model.tokenizer_loader import load_tokenizer
 from scheduler.messages import EngineReady
 from server.app import create_app
 from server.chat_template import ChatTemplate
@@ -28,6 +30,7 @@ async def run_server(settings: Settings, model_path: Path, engine: EngineClient,
     try:
         # The tokenizer is built while the engine process loads the weights.
         tokenizer, template = await asyncio.to_thread(_text_parts, model_path)
+        defaults = load_generation_defaults(model_path)
         report = await engine.ready()
         names = settings.names
         metrics = Metrics(names[0], report.config)
@@ -35,12 +38,13 @@ async def run_server(settings: Settings, model_path: Path, engine: EngineClient,
         engine.on_restart = metrics.count_restart
         app = create_app(
             engine=engine,
-            tokenizer=tokenizer,
+            tokenizer=tokenizer.resized(report.vocab_size),
             chat_template=template,
             model_name=names[0],
             aliases=names[1:],
             max_model_len=report.config.max_model_len,
             metrics=metrics,
+            defaults=defaults,
             version=version("caravan-llm"),
         )
         server = uvicorn.Server(

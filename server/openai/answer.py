@@ -64,7 +64,10 @@ class Answer:
             PromptJob(
                 token_ids=prompt,
                 params=sampling_params(
-                    request, num_tokens_to_produce(served, request, len(prompt)), served.tokenizer.eos_token_ids
+                    request,
+                    num_tokens_to_produce(served, request, len(prompt)),
+                    served.tokenizer.eos_token_ids,
+                    served.defaults,
                 ),
             )
             for prompt in prompts

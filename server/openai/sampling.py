@@ -2,9 +2,11 @@
 
 import hashlib
 import secrets
+from dataclasses import fields, replace
 
 import msgspec
 
+from model.generation_defaults import GenerationDefaults
 from model.sampling_params import SamplingParams
 from server.openai.errors import invalid
 from server.openai.prompts import check_token_ids
@@ -19,27 +21,32 @@ def check_sampling(request: GenerationRequest, vocab_size: int) -> None:
     check_token_ids(list(request.logit_bias), vocab_size, "logit_bias")
 
 
-def sampling_params(request: GenerationRequest, max_tokens: int, eos_token_ids: frozenset[int]) -> list[SamplingParams]:
+def sampling_params(
+    request: GenerationRequest, max_tokens: int, eos_token_ids: frozenset[int], defaults: GenerationDefaults
+) -> list[SamplingParams]:
     """Return one SamplingParams for each choice of one prompt; only their seeds differ.
 
-    The tokens that end the model's text are among the stop tokens unless the request ignores them.
+    What the request leaves open is as the model's makers suggest. The tokens that end the model's text are among the
+    stop tokens unless the request ignores them.
 
     Raises ApiError if `max_tokens`, what this prompt leaves room for, is less than the request's min_tokens.
     """
     if request.min_tokens > max_tokens:
         raise invalid(f"`min_tokens` is {request.min_tokens}; at most {max_tokens} tokens are produced.", "min_tokens")
     stop_token_ids = {*request.stop_token_ids, *(() if request.ignore_eos else eos_token_ids)}
+    given = {field.name for field in fields(defaults)} & request.model_fields_set
+    chosen = replace(defaults, **{name: getattr(request, name) for name in given})
     params = SamplingParams(
         seed=0,
         max_tokens=max_tokens,
         min_tokens=request.min_tokens,
-        temperature=request.temperature,
-        top_k=max(0, request.top_k),
-        top_p=max(_LEAST_TOP_P, request.top_p),  # 0 leaves only the most probable token
-        min_p=request.min_p,
+        temperature=chosen.temperature,
+        top_k=max(0, chosen.top_k),
+        top_p=max(_LEAST_TOP_P, chosen.top_p),  # 0 leaves only the most probable token
+        min_p=chosen.min_p,
         presence_penalty=request.presence_penalty,
         frequency_penalty=request.frequency_penalty,
-        repetition_penalty=request.repetition_penalty,
+        repetition_penalty=chosen.repetition_penalty,
         logit_bias=request.logit_bias,
         stop_token_ids=tuple(sorted(stop_token_ids)),
         num_logprobs=request.num_logprobs,

@@ -7,7 +7,8 @@ from hypothesis import given
 from sentencepiece import SentencePieceProcessor
 
 from model.detokenizer import Detokenizer
-from model.tokenizer import Tokenizer, Unencodable, load_tokenizer, tokenizer_from_gguf
+from model.tokenizer import Tokenizer, Unencodable, tokenizer_from_gguf
+from model.tokenizer_loader import load_tokenizer
 from tests.model.vocabularies import TEXTS, any_text, llama_metadata, metadata_list, trained_sentencepiece
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from model.tokenizer import BrokenTokenizer, UnsupportedTokenizer, load_tokenizer, tokenizer_from_gguf
+from model.tokenizer import BrokenTokenizer, UnsupportedTokenizer, tokenizer_from_gguf
+from model.tokenizer_loader import load_tokenizer
 from tests.model.vocabularies import gpt2_metadata, llama_metadata, metadata_list, trained_sentencepiece
 
 
@@ -14,7 +15,7 @@ from tests.model.vocabularies import gpt2_metadata, llama_metadata, metadata_lis
     ("changes", "message"),
     [
         ({"model": "bert"}, "'bert'; supported are 'llama' and 'gpt2'"),
-        ({"pre": "tekken"}, "'tekken'; supported are gpt-2, smollm, llama-bpe, qwen2, default"),
+        ({"pre": "viking"}, "'viking'; supported are gpt-2, smollm, llama-bpe, qwen2, tekken, default"),
     ],
 )
 def test_an_unknown_kind_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
@@ -92,8 +93,8 @@ def test_spaces_written_after_words_are_refused(tmp_path: Path) -> None:
         load_tokenizer(file)
 
 
-@pytest.mark.parametrize("name", ["", "tokenizer.json"])
+@pytest.mark.parametrize("name", ["", "vocab.txt"])
 def test_a_path_without_a_known_tokenizer_is_refused(tmp_path: Path, name: str) -> None:
-    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "vocab.txt").write_text("a")
     with pytest.raises(UnsupportedTokenizer, match="has no tokenizer; supported are"):
         load_tokenizer(tmp_path / name)

@@ -13,7 +13,8 @@ from typing import ClassVar
 
 import pytest
 
-from server.model_store import ModelNotFound, ModelUnavailable, fetch_from_hub, hub_failure
+from server.hub_download import fetch_from_hub, hub_failure
+from server.model_errors import ModelNotFound, ModelUnavailable
 from tests.server.wheels import CONTENT, files_in, ignore_progress
 
 
@@ -24,6 +25,8 @@ class FakeHub(BaseHTTPRequestHandler):
     repositories: ClassVar[dict[str, dict[str, bytes]]] = {
         "org/one": {"one.gguf": CONTENT, "tokenizer.model": b"pieces", "huge.safetensors": b"never wanted"},
         "org/many": {"m-Q4_0.gguf": b"q4", "m-Q8_0.gguf": b"q8"},
+        "org/folder": {"config.json": b"{}", "model.safetensors": b"weights", "tokenizer.json": b"{}", "x.bin": b"no"},
+        "org/split": {"m-00001-of-00002.gguf": b"one", "m-00002-of-00002.gguf": b"two", "other.gguf": b"no"},
         "org/gated": {"g.gguf": b"secret"},
     }
     served: list[str]
@@ -98,6 +101,17 @@ class TestHub:
         path = fetch_from_hub("org/many", "q8_0", ignore_progress, endpoint=hub[0], cache=tmp_path)
         assert path.read_bytes() == b"q8"
         assert not any("Q4_0" in path for path in hub[1])
+
+    def test_a_folder_of_safetensors_is_fetched_with_its_small_files(
+        self, tmp_path: Path, hub: tuple[str, list[str]]
+    ) -> None:
+        path = fetch_from_hub("org/folder", None, ignore_progress, endpoint=hub[0], cache=tmp_path)
+        assert files_in(path) == ["config.json", "model.safetensors", "tokenizer.json"]
+
+    def test_a_model_in_several_gguf_files_is_fetched_whole(self, tmp_path: Path, hub: tuple[str, list[str]]) -> None:
+        path = fetch_from_hub("org/split", "m", ignore_progress, endpoint=hub[0], cache=tmp_path)
+        assert path.name == "m-00001-of-00002.gguf"
+        assert files_in(path.parent) == ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"]
 
     def test_several_files_without_a_choice_are_listed(self, tmp_path: Path, hub: tuple[str, list[str]]) -> None:
         with pytest.raises(ModelNotFound, match="There are: m-Q4_0.gguf, m-Q8_0.gguf"):

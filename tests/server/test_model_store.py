@@ -9,16 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from server.model_store import (
-    ALIASES,
-    DEFAULT_MODEL,
-    ModelNotFound,
-    choose_gguf,
-    find_on_disk,
-    is_path_looking,
-    models_folder,
-    resolve_model,
-)
+from server.hub_download import choose_gguf
+from server.model_errors import ModelNotFound
+from server.model_store import ALIASES, DEFAULT_MODEL, find_on_disk, is_path_looking, models_folder, resolve_model
 from tests.server.wheels import ignore_progress
 
 
@@ -29,8 +22,23 @@ class TestOnDisk:
         assert resolve_model(str(tmp_path), ignore_progress) == tmp_path / "a.gguf"
 
     def test_a_folder_without_a_gguf_file_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(ModelNotFound, match=r"has no \.gguf file"):
+        with pytest.raises(ModelNotFound, match=r"holds no model: no \.gguf file"):
             resolve_model(str(tmp_path), ignore_progress)
+
+    @pytest.mark.parametrize("files", [("config.json", "model.safetensors"), ("params.json", "consolidated.00.pth")])
+    def test_a_folder_that_is_a_model_is_taken_itself(self, tmp_path: Path, files: tuple[str, ...]) -> None:
+        for name in files:
+            (tmp_path / name).touch()
+        assert resolve_model(str(tmp_path), ignore_progress) == tmp_path
+
+    def test_of_a_model_in_several_gguf_files_the_first_is_taken(self, tmp_path: Path) -> None:
+        for number in (1, 2, 3):
+            (tmp_path / f"m-{number:05}-of-00003.gguf").touch()
+        assert resolve_model(str(tmp_path), ignore_progress) == tmp_path / "m-00001-of-00003.gguf"
+
+    def test_a_llama2c_file_is_taken_as_it_is(self, tmp_path: Path) -> None:
+        (tmp_path / "stories15M.bin").touch()
+        assert resolve_model(str(tmp_path / "stories15M.bin"), ignore_progress) == tmp_path / "stories15M.bin"
 
     def test_a_folder_with_several_gguf_files_is_refused_with_their_names(self, tmp_path: Path) -> None:
         for name in ("a.gguf", "b.gguf"):
@@ -65,9 +73,9 @@ class TestOnDisk:
             resolve_model(model, ignore_progress)
 
     def test_a_file_of_another_kind_is_refused(self, tmp_path: Path) -> None:
-        path = tmp_path / "model.bin"
+        path = tmp_path / "model.onnx"
         path.touch()
-        with pytest.raises(ModelNotFound, match=r"neither a folder nor a .gguf file"):
+        with pytest.raises(ModelNotFound, match=r"neither a folder nor a .gguf or llama2.c .bin file"):
             resolve_model(str(path), ignore_progress)
 
     def test_a_home_of_nobody_is_not_found(self) -> None:

@@ -76,12 +76,19 @@ def test_an_empty_variable_means_the_default(monkeypatch: pytest.MonkeyPatch) ->
         ({}, ("smollm2",)),
         ({"model": "org/name"}, ("org/name",)),
         ({"model": "some/path/Tiny.Q4_1.gguf"}, ("Tiny.Q4_1",)),
+        ({"model": "stories15M.bin"}, ("stories15M",)),
         ({"served_model_name": "a, b,,c"}, ("a", "b", "c")),
         ({"served_model_name": " , "}, ("smollm2",)),
     ],
 )
 def test_the_model_has_a_name(flags: dict[str, str], names: tuple[str, ...]) -> None:
     assert load_settings(flags).names == names
+
+
+def test_a_folder_gives_its_whole_name(tmp_path: Path) -> None:
+    folder = tmp_path / "Llama-3.2-1B"
+    folder.mkdir()
+    assert load_settings({"model": str(folder)}).names == ("Llama-3.2-1B",)
 
 
 def test_the_engine_is_told_all_its_limits() -> None:

@@ -4,6 +4,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -217,3 +219,41 @@ def test_a_later_version_of_llama2c_is_refused(tmp_path: Path) -> None:
     path.write_bytes(struct.pack("<Ii", 0x616B3432, 3).ljust(300, b"\1"))
     with pytest.raises(UnsupportedModel, match="version 3; supported are 0, 1 and 2"):
         open_checkpoint(path)
+
+
+def write_split_gguf(folder: Path, oracle: Any) -> list[Path]:
+    """Write a model as three files, as gguf-split does: metadata in the first one, tensors in all."""
+    write_gguf(folder / "whole.gguf", oracle, "llama")
+    reader = gguf.GGUFReader(folder / "whole.gguf")
+    paths = [folder / f"m-{number:05}-of-00003.gguf" for number in (1, 2, 3)]
+    for number, path in enumerate(paths):
+        writer = gguf.GGUFWriter(path, "llama")
+        if number == 0:
+            for field in reader.fields.values():
+                if field.name.startswith("llama.") or field.name.startswith("tokenizer."):
+                    sub_type = field.types[1] if len(field.types) > 1 else None
+                    writer.add_key_value(field.name, field.contents(), field.types[0], sub_type)
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", 3)
+        writer.add_int32("split.tensors.count", len(reader.tensors))
+        for tensor in reader.tensors[number::3]:
+            writer.add_tensor(tensor.name, np.array(tensor.data))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return paths
+
+
+def test_a_gguf_model_in_several_files_is_one_model(tmp_path: Path) -> None:
+    oracle = random_model("Llama")
+    first, second, third = write_split_gguf(tmp_path, oracle)
+    assert_equals(oracle, first)
+    with pytest.raises(BrokenCheckpoint, match="Give the first one"):
+        open_checkpoint(second)
+    third.write_bytes(second.read_bytes())
+    with pytest.raises(BrokenCheckpoint, match="is not file 3 of 3"):
+        open_checkpoint(first)
+    third.unlink()
+    with pytest.raises(OSError, match="00003-of-00003"):
+        open_checkpoint(first)

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
+from model.generation_defaults import GenerationDefaults
 from server.app import create_app
 from server.chat_template import ChatTemplate
 from server.metrics import Metrics
@@ -96,6 +97,7 @@ async def open_api(
     *,
     chat_template: ChatTemplate | None = None,
     limits: RequestLimits | None = None,
+    defaults: GenerationDefaults | None = None,
     adds_bos: bool = False,
     num_cached_tokens: int = 0,
 ) -> AsyncIterator[Api]:
@@ -113,6 +115,7 @@ async def open_api(
         metrics=metrics,
         version="1.2.3",
         limits=limits,
+        defaults=defaults,
     )
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from model.generation_defaults import GenerationDefaults
 from model.sampling_params import SamplingParams
 from server.openai.sampling import choice_seed
 from tests.fakes import BOS, EOS, IM_END, echoes, says
@@ -118,6 +119,13 @@ async def test_every_sampling_field_reaches_the_engine(api: Api) -> None:
     assert params.stop_token_ids == (10, EOS, IM_END)
     assert params.num_logprobs == 3
     assert cache_salt == "mine"
+
+
+async def test_the_models_own_defaults_hold_where_a_request_says_nothing() -> None:
+    async with open_api(defaults=GenerationDefaults(temperature=0.6, top_p=0.9, top_k=40)) as api:
+        await api.complete(top_p=1, temperature=None)
+        params = params_of(api)[0]
+        assert (params.temperature, params.top_p, params.top_k, params.min_p) == (0.6, 1.0, 40, 0.0)
 
 
 async def test_null_means_the_default(api: Api) -> None:

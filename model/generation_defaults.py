@@ -1,0 +1,40 @@
+"""GenerationDefaults: how a model's makers suggest to sample from it, where a request says nothing."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.checkpoint import BrokenCheckpoint
+from model.checkpoint.json_file import JsonFile
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationDefaults:
+    """Sampling parameters under the names requests have for them; without a suggestion, OpenAI's."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: all tokens
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+def load_generation_defaults(path: Path) -> GenerationDefaults:
+    """Return what the generation_config.json of a model's folder suggests; raises OSError or BrokenCheckpoint."""
+    file = path / "generation_config.json"
+    if not path.is_dir() or not file.is_file():
+        return GenerationDefaults()
+    config = JsonFile(file)
+
+    def number(name: str, default: float, least: float, most: float) -> float:
+        value = config.number(name, default)
+        if not least <= value <= most:
+            raise BrokenCheckpoint(f"{file}: {name} is {value:g}; it must be from {least:g} to {most:g}.")
+        return value
+
+    return GenerationDefaults(
+        temperature=number("temperature", 1.0, 0, 2),
+        top_p=number("top_p", 1.0, 0, 1),
+        top_k=int(number("top_k", 0, 0, 2**31 - 1)),
+        min_p=number("min_p", 0.0, 0, 1),
+        repetition_penalty=number("repetition_penalty", 1.0, 0.01, 10),
+    )
