@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from model.attention import reference
 from model.checkpoint.checkpoint import Checkpoint, check_shapes, read_weights
@@ -43,7 +44,9 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device,
     with torch.device("meta"):
         model = Llama(checkpoint.config, reference.paged_attention)
     empty = {name: parameter.shape for name, parameter in model.named_parameters()}
-    for name, tensor in read_weights(checkpoint, dtype):
+    weights = read_weights(checkpoint, dtype)
+    # disable=None: no bar unless a terminal sees it
+    for name, tensor in tqdm(weights, "Loading weights", len(empty), leave=False, delay=0.5, disable=None):
         assert empty.pop(name) == tensor.shape
         model.place_weight(name, tensor.to(device))
     assert not empty, f"the checkpoint reader left out {sorted(empty)}"

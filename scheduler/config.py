@@ -31,6 +31,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         """Tokens the KV pool holds."""
         return self.num_blocks * self.block_size
 
+    def num_requests_of(self, num_tokens: int) -> int:
+        """Return how many requests of so many tokens, prompt and output together, the KV pool holds."""
+        return self.num_blocks // -(-num_tokens // self.block_size)
+
 
 class EngineLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What the operator asked for; None leaves the choice to the engine."""

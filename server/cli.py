@@ -1,4 +1,4 @@
-"""The command line: `caravan serve`, `caravan pull`, `caravan chat`."""
+"""The command line: `caravan serve`, `pull`, `inspect`, `plan` and `chat`."""
 
 import asyncio
 import inspect
@@ -23,6 +23,8 @@ def main() -> None:
     app.callback()(caravan)
     app.command("serve")(_with_options(serve))
     app.command("pull")(pull)
+    app.command("inspect")(inspect_)
+    app.command("plan")(plan)
     app.command("chat")(chat)
     app()
 
@@ -65,6 +67,61 @@ def serve(**flags: str | None) -> None:
 def pull(model: Model = DEFAULT_MODEL) -> None:
     """Fetch MODEL so that a later start needs no network; print its path."""
     typer.echo(_resolved(model))
+
+
+def inspect_(model: Model = DEFAULT_MODEL) -> None:
+    """Say what MODEL is: its architecture, what it costs, and what of it would be refused."""
+    from server.model_report import inspect_model, text_of
+
+    path = _resolved(model)
+    try:
+        typer.echo(text_of(inspect_model(path)))
+    except (ValueError, OSError) as error:
+        _fail(f"Refused: {error}")
+
+
+def plan(
+    model: Model = DEFAULT_MODEL,
+    memory: Annotated[str | None, typer.Option(help="Memory for weights and KV pool. Default: what is free.")] = None,
+    prompt: Annotated[int, typer.Option(help="Tokens of a prompt.", min=1)] = 512,
+    output: Annotated[int, typer.Option(help="Tokens of an answer.", min=1)] = 128,
+    kv_cache_memory: Annotated[str | None, typer.Option(help="As for serve, as are the next ones.")] = None,
+    dtype: Annotated[str | None, typer.Option()] = None,
+    max_model_len: Annotated[str | None, typer.Option()] = None,
+    max_num_seqs: Annotated[str | None, typer.Option()] = None,
+    max_batch_tokens: Annotated[str | None, typer.Option()] = None,
+    block_size: Annotated[str | None, typer.Option()] = None,
+) -> None:
+    """Say how many requests of MODEL fit into some memory, before it is served."""
+    flags = {
+        "kv_cache_memory": kv_cache_memory,
+        "dtype": dtype,
+        "max_model_len": max_model_len,
+        "max_num_seqs": max_num_seqs,
+        "max_batch_tokens": max_batch_tokens,
+        "block_size": block_size,
+    }
+    try:
+        settings = load_settings({"model": model} | {name: value for name, value in flags.items() if value is not None})
+        memory_bytes = None if memory is None else load_settings({"kv_cache_memory": memory}).kv_cache_memory
+    except WrongSettings as error:
+        _fail(str(error).replace("--kv-cache-memory", "--memory") if memory else str(error), 2)
+    from scheduler.memory import free_memory_bytes
+    from server.model_report import plan_model, text_of
+
+    path = _resolved(model)
+    try:
+        rows = plan_model(
+            path,
+            memory_bytes=free_memory_bytes() if memory_bytes is None else int(memory_bytes),
+            prompt_tokens=prompt,
+            output_tokens=output,
+            dtype=settings.dtype,
+            limits=settings.start_engine(path).limits,
+        )
+    except (ValueError, OSError) as error:
+        _fail(f"Cannot plan {model}: {error}")
+    typer.echo(text_of(rows))
 
 
 def chat(

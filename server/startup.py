@@ -69,7 +69,7 @@ def start_text(report: EngineReady, model_path: Path, names: tuple[str, ...], ad
     """Return what was loaded and what fits, in plain words."""
     config = report.config
     lengths = [config.max_model_len, *(length for length in (1024,) if length < config.max_model_len)]
-    fits = [f"{config.num_tokens // length:,} of {length:,} tokens" for length in lengths]
+    fits = [f"{config.num_requests_of(length):,} of {length:,} tokens" for length in lengths]
     return "\n".join(
         [
             f"Model    {model_path.name}: {report.num_parameters / 1e6:,.0f} million parameters in {report.dtype} "

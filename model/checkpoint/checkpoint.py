@@ -1,5 +1,7 @@
 """Checkpoint: a model on disk, opened but not read, and how its tensors become our weights."""
 
+import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -79,6 +81,11 @@ def weight_parts(checkpoint: Checkpoint) -> dict[str, list[Part]]:
     return parts
 
 
+def num_parameters(checkpoint: Checkpoint) -> int:
+    """Return how many numbers the model has."""
+    return sum(math.prod(part.shape) for parts in weight_parts(checkpoint).values() for part in parts)
+
+
 def check_shapes(checkpoint: Checkpoint) -> None:
     """Raise unless the files have exactly the tensors of the architecture.
 
@@ -117,7 +124,7 @@ def read_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[tuple[s
         return weight
 
     parts = weight_parts(checkpoint)
-    with ThreadPoolExecutor() as pool:  # numpy and torch let other threads run
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy and torch let other threads run
         yield from zip(parts, pool.map(weight, parts.values()), strict=True)
 
 

@@ -46,11 +46,9 @@ _TYPE_NAMES = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2
 _TYPES = MappingProxyType({int(kind): kind for kind in map(gguf.GGMLQuantizationType.__getitem__, _TYPE_NAMES)})
 _ROPE_FREQS = "rope_freqs.weight"  # one divisor for each rotary frequency
 _ROWS_AT_ONCE = 32
-_VALUES_AT_ONCE = 2**22  # dequantized at a time, in float32
+_VALUES_AT_ONCE = 2**20  # dequantized at a time, in float32
 _MAX_SPLITS = 1000
 _SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
-
-_Bytes = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 
 def open_gguf(path: Path) -> Checkpoint:
@@ -65,13 +63,9 @@ def open_gguf(path: Path) -> Checkpoint:
             raise BrokenCheckpoint(f"{header.path}: {twice[0]} is in another file of this model, too.")
         _check_extents(header)
         holders |= dict.fromkeys(header.tensors, header)
-    contents: Mapping[Path, _Bytes] = {
-        header.path: np.asarray(np.memmap(header.path, np.uint8, mode="r")) for header in headers
-    }
 
     def read(name: str, out: Tensor) -> None:
-        header = holders[name]
-        _dequantize(header, name, contents[header.path], out)
+        _dequantize(holders[name], name, out)
 
     shapes = {name: header.tensors[name].shape for name, header in holders.items()}
     divisors: tuple[float, ...] = ()
@@ -271,12 +265,14 @@ def _num_bytes(header: GgufHeader, name: str, tensor: GgufTensor) -> int:
     return math.prod(tensor.shape) // values_per_block * bytes_per_block
 
 
-def _dequantize(header: GgufHeader, name: str, content: _Bytes, out: Tensor) -> None:
+def _dequantize(header: GgufHeader, name: str, out: Tensor) -> None:
     """Write the tensor's values into `out`, some rows at a time, in the file's own order."""
     tensor = header.tensors[name]
     kind = _TYPES[tensor.type_number]
     num_rows = tensor.shape[0]
-    stored = content[tensor.start : tensor.start + _num_bytes(header, name, tensor)].reshape(num_rows, -1)
+    num_bytes = _num_bytes(header, name, tensor)
+    # Mapped for this tensor only: what was read does not stay in memory.
+    stored = np.memmap(header.path, np.uint8, mode="r", offset=tensor.start, shape=(num_rows, num_bytes // num_rows))
     step = max(_ROWS_AT_ONCE, _VALUES_AT_ONCE // max(1, out[0].numel()))
     for start in range(0, num_rows, step):
         rows = stored[start : start + step]

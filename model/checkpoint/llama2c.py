@@ -64,18 +64,16 @@ def open_llama2c(path: Path) -> Checkpoint:
             f"{path} has {num_file_bytes} bytes; by its header, a llama2.c checkpoint of version {header.version}, it "
             f"should have {end}. Fetch it again."
         )
-    content = np.memmap(path, np.uint8, mode="r")
 
     def read(name: str, out: Tensor) -> None:
         place = places[name]
         num_values = math.prod(place.shape)
         if place.scales_start is None:
-            stored = np.array(content[place.start : place.start + 4 * num_values])
-            out.copy_(torch.from_numpy(stored.view("<f4")).view(place.shape))
+            out.copy_(torch.from_numpy(np.fromfile(path, "<f4", num_values, offset=place.start)).view(place.shape))
             return
         num_groups = num_values // header.group_size
-        integers = np.array(content[place.start : place.start + num_values]).view(np.int8).reshape(num_groups, -1)
-        scales = np.array(content[place.scales_start : place.scales_start + 4 * num_groups]).view("<f4")
+        integers = np.fromfile(path, np.int8, num_values, offset=place.start).reshape(num_groups, -1)
+        scales = np.fromfile(path, "<f4", num_groups, offset=place.scales_start)
         out.copy_(torch.from_numpy(integers.astype(np.float32) * scales[:, None]).view(place.shape))
 
     tables = {name for name in places if name.startswith("freqs_")}

@@ -149,7 +149,7 @@ def test_sigterm_lets_a_stream_finish_and_the_server_leaves_with_status_zero(tin
 def failed_start(*arguments: str) -> str:
     """Return the error output of a start that fails, which must be one line."""
     finished = subprocess.run(
-        [sys.executable, "-m", "server.cli", "serve", *arguments],
+        [sys.executable, "-m", "server.cli", "serve", "--port", "0", *arguments],
         capture_output=True,
         text=True,
         timeout=60,
@@ -187,7 +187,7 @@ def test_a_model_with_weights_that_are_no_numbers_ends_the_command_with_one_line
 def test_an_architecture_that_is_not_supported_ends_the_command_with_one_line(tmp_path: Path) -> None:
     path = tmp_path / "bert.gguf"
     write_tiny_llama(path, metadata={"general.architecture": "bert"})
-    assert "is a model of kind 'bert'; supported is 'llama'" in failed_start(str(path))
+    assert "is a model of kind 'bert'; supported are llama" in failed_start(str(path))
 
 
 def test_limits_that_cannot_hold_together_end_the_command_with_one_line(tiny_model_path: Path) -> None:

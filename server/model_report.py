@@ -1,0 +1,129 @@
+"""What `caravan inspect` and `caravan plan` say of a model, whose weights are not read for it."""
+
+import math
+from pathlib import Path
+
+from model.checkpoint.checkpoint import Checkpoint, num_parameters
+from model.config import ModelConfig
+from model.kv_cache import kv_bytes_per_token
+from model.loader import open_checkpoint
+from model.rope_scaling import RopeScaling
+from model.tokenizer_loader import load_tokenizer
+from scheduler.config import EngineLimits, choose_max_model_len, plan_engine
+from scheduler.process import pick_dtype
+
+Row = tuple[str, str]
+_BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2}
+
+
+def inspect_model(path: Path) -> list[Row]:
+    """Return the architecture of a model and what it costs; raises as open_checkpoint does for one that is refused."""
+    checkpoint = open_checkpoint(path)
+    config = checkpoint.config
+    count = num_parameters(checkpoint)
+    return [
+        ("Model", str(path)),
+        ("Format", checkpoint.format),
+        ("Parameters", f"{count:,}"),
+        ("Layers", f"{config.num_layers}"),
+        ("Hidden size", f"{config.hidden_size:,}, {config.intermediate_size:,} inside the feed-forward network"),
+        ("Heads", f"{config.num_heads} of size {config.head_dim}"),
+        ("KV heads", f"{config.num_kv_heads} ({_kind_of_attention(config)})"),
+        ("Attention", _attention(config)),
+        ("RoPE", f"theta {config.rope_theta:g}, {_scaling(config.rope_scaling)}"),
+        ("Context", f"{config.max_position:,} tokens"),
+        ("Vocabulary", f"{config.vocab_size:,} tokens, {'tied' if config.tie_embeddings else 'untied'} output head"),
+        ("Weights", _in_both_dtypes(count)),
+        ("KV cache", f"{_in_both_dtypes(kv_bytes_per_token(config, 1))} per token"),
+        *_tokenizer_rows(checkpoint),
+    ]
+
+
+def plan_model(
+    path: Path, *, memory_bytes: int, prompt_tokens: int, output_tokens: int, dtype: str, limits: EngineLimits
+) -> list[Row]:
+    """Return how many requests fit into `memory_bytes`, by the code that the engine allocates with.
+
+    Raises ValueError, with the way out, when the model or the limits do not fit.
+    """
+    checkpoint = open_checkpoint(path)
+    config = checkpoint.config
+    name = str(pick_dtype(dtype)).removeprefix("torch.")
+    itemsize = _BYTES_PER_VALUE[name]
+    weight_bytes = num_parameters(checkpoint) * itemsize
+    if weight_bytes > memory_bytes:
+        raise ValueError(
+            f"The weights take {weight_bytes:,} bytes in {name}, more than the {memory_bytes:,} there are."
+        )
+    engine = plan_engine(
+        limits,
+        kv_bytes_per_token=kv_bytes_per_token(config, itemsize),
+        max_position=config.max_position,
+        free_memory_bytes=memory_bytes - weight_bytes,
+    )
+    length = prompt_tokens + output_tokens
+    if length > choose_max_model_len(limits, config.max_position):
+        raise ValueError(f"A request of {length} tokens is longer than max_model_len, {engine.max_model_len}.")
+    fits = engine.num_requests_of(length)
+    at_once = min(fits, engine.max_num_seqs)
+    pool_bytes = engine.num_tokens * kv_bytes_per_token(config, itemsize)
+    steps = math.ceil(at_once * prompt_tokens / engine.max_batch_tokens)
+    return [
+        ("Weights", f"{weight_bytes / 1e6:,.0f} MB in {name}"),
+        ("KV pool", f"{engine.num_tokens:,} tokens in {engine.num_blocks:,} blocks of {engine.block_size} "
+         f"({pool_bytes / 1e6:,.0f} MB)"),
+        ("Room", f"for {fits:,} requests of {length:,} tokens ({prompt_tokens:,} in, {output_tokens:,} out)"),
+        ("At once", f"{at_once:,} run; the others wait (max_num_seqs is {engine.max_num_seqs})"),
+        ("Prefill", f"{steps:,} steps of {engine.max_batch_tokens} tokens for the prompts of all that run"),
+        ("Limits", f"max_model_len {engine.max_model_len:,}, max_batch_tokens {engine.max_batch_tokens:,}"),
+    ]  # fmt: skip
+
+
+def text_of(rows: list[Row]) -> str:
+    """Return the rows as lines with their values in one column."""
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _kind_of_attention(config: ModelConfig) -> str:
+    if config.num_kv_heads == config.num_heads:
+        return "multi-head attention"
+    if config.num_kv_heads == 1:
+        return "multi-query attention"
+    return f"grouped-query attention, {config.num_heads // config.num_kv_heads} heads for each"
+
+
+def _attention(config: ModelConfig) -> str:
+    parts = []
+    if config.has_qkv_bias:
+        parts.append("biases")
+    if config.has_query_key_norm:
+        parts.append("query and key norms")
+    if config.sliding_window is not None:
+        layers = f" from layer {config.num_full_layers} on" if config.num_full_layers else ""
+        parts.append(f"a window of {config.sliding_window:,} tokens{layers}")
+    return f"causal, with {' and '.join(parts)}" if parts else "causal"
+
+
+def _scaling(scaling: RopeScaling | None) -> str:
+    return "not scaled" if scaling is None else f"scaled: {scaling}"
+
+
+def _in_both_dtypes(num_values: int) -> str:
+    return ", ".join(f"{num_values * size:,} bytes in {name}" for name, size in _BYTES_PER_VALUE.items())
+
+
+def _tokenizer_rows(checkpoint: Checkpoint) -> list[Row]:
+    """Return what there is to say of the tokenizer; one that cannot be used does not hide the rest."""
+    try:
+        tokenizer = load_tokenizer(checkpoint.path)
+    except (OSError, ValueError) as error:
+        return [("Refused", " ".join(str(error).split()))]
+    ends = [text for text, token_id in tokenizer.special_tokens.items() if token_id in tokenizer.eos_token_ids]
+    template = tokenizer.chat_template
+    return [
+        ("BOS", ascii(tokenizer.bos_token) if tokenizer.bos_token else "none"),
+        ("Ends", " ".join(map(ascii, ends)) or "none"),
+        ("Chat", "no template" if template is None else f"template of {len(template):,} characters"),
+        ("Refused", "nothing"),
+    ]

@@ -1,0 +1,91 @@
+"""Loading: what it takes of memory, and how a model's own defaults are read."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from model.checkpoint import BrokenCheckpoint
+from model.config import UnsupportedModel
+from model.generation_defaults import GenerationDefaults, load_generation_defaults
+from model.loader import open_checkpoint
+from tests.model.checkpoint.test_huggingface import random_model
+from tests.model.oracle import load_checkpoint
+
+# Run by itself, so that nothing else is in memory. RssAnon: mapped files are the kernel's to take back.
+MEASURE = """
+import sys, threading, time
+from pathlib import Path
+import torch
+from model.loader import load_model, open_checkpoint
+
+def anonymous_bytes():
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("RssAnon:")[1].split()[0])
+
+before, most, is_done = anonymous_bytes(), 0, False
+def watch():
+    global most
+    while not is_done:
+        most = max(most, anonymous_bytes())
+        time.sleep(0.001)
+thread = threading.Thread(target=watch)
+thread.start()
+model = load_model(open_checkpoint(Path(sys.argv[1])), torch.float32, torch.device("cpu"), 64)
+is_done = True
+thread.join()
+sizes = [weight.nbytes for weight in model.parameters()]
+print("PEAK", most - before, sum(sizes), max(sizes))
+"""
+
+
+def test_loading_takes_the_final_weights_and_one_tensor(tmp_path: Path) -> None:
+    oracle = random_model("Llama", hidden_size=1024, intermediate_size=2816, num_hidden_layers=4, vocab_size=16_000)
+    oracle.to(torch.bfloat16).save_pretrained(tmp_path)
+    done = subprocess.run([sys.executable, "-c", MEASURE, str(tmp_path)], capture_output=True, text=True, check=True)
+    found = re.search(r"PEAK (\d+) (\d+) (\d+)", done.stdout)
+    assert found
+    peak, final, largest = map(int, found.groups())
+    assert final > 2e8
+    assert peak <= 1.1 * (final + largest)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match="holds no model"):
+        open_checkpoint(tmp_path)
+
+
+def test_weights_are_in_the_type_asked_for(tmp_path: Path) -> None:
+    random_model("Llama").save_pretrained(tmp_path)
+    assert {weight.dtype for weight in load_checkpoint(tmp_path, torch.bfloat16).parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, GenerationDefaults()),
+        ({"temperature": 0.6, "top_p": 0.9, "do_sample": True}, GenerationDefaults(temperature=0.6, top_p=0.9)),
+        ({"top_k": 20, "repetition_penalty": 1.05}, GenerationDefaults(top_k=20, repetition_penalty=1.05)),
+        ({"temperature": None, "min_p": 0.1}, GenerationDefaults(min_p=0.1)),
+    ],
+)
+def test_a_models_defaults_are_read(tmp_path: Path, given: dict[str, Any], expected: GenerationDefaults) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps(given))
+    assert load_generation_defaults(tmp_path) == expected
+
+
+def test_without_the_file_the_defaults_are_openais(tmp_path: Path) -> None:
+    assert load_generation_defaults(tmp_path) == GenerationDefaults()
+    assert load_generation_defaults(tmp_path / "m.gguf") == GenerationDefaults()
+
+
+@pytest.mark.parametrize("given", [{"temperature": -1}, {"top_p": 2}, {"top_k": "many"}, {"repetition_penalty": 0}])
+def test_defaults_out_of_range_are_refused(tmp_path: Path, given: dict[str, Any]) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps(given))
+    with pytest.raises(BrokenCheckpoint, match=rf"generation_config\.json: {next(iter(given))}"):
+        load_generation_defaults(tmp_path)
