@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from model.linear import row_invariant_linear
 from model.llama import Llama
+from model.rope_scaling import YarnScaling
 from scheduler.messages import Request
 from tests.scheduler.requests import make_request
 from tests.tiny_llama import Transcript, run_to_end, tiny_engine, tiny_llama
@@ -91,7 +92,6 @@ def test_a_request_submitted_again_with_its_output_so_far_goes_on_as_it_would_ha
     request = sampled(0, random_prompt(6, 30), max_tokens=20)
     whole = solo(dtype, request)
     for cut in (1, 7, 19):
-        again = make_request(0, request.prompt_token_ids, output=whole.token_ids[:cut])
         again = Request(
             request_id=0,
             prompt_token_ids=request.prompt_token_ids,
@@ -110,6 +110,24 @@ def test_sixty_four_streams_in_a_pool_for_a_quarter_of_them_equal_their_solo_run
     engine = tiny_engine(model_in(dtype), num_blocks=112, block_size=8, max_num_seqs=64, max_batch_tokens=128)
     together = run_to_end(engine, requests)
     assert together == {request.request_id: solo(dtype, request) for request in requests}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_biases_norms_windows_and_scaled_rope_keep_the_promise(dtype: torch.dtype) -> None:
+    model = tiny_llama(
+        dtype=dtype,
+        has_qkv_bias=True,
+        has_output_bias=True,
+        has_query_key_norm=True,
+        sliding_window=19,
+        num_full_layers=1,
+        rope_scaling=YarnScaling(factor=4.0, original_max_position=32),
+    )
+    requests = [sampled(i, random_prompt(i % 4, 30 + i), max_tokens=20) for i in range(8)]
+    crowded = tiny_engine(model, num_blocks=32, block_size=4, max_batch_tokens=9, max_model_len=64)
+    together = run_to_end(crowded, requests, arrive_every=2)
+    for request in requests:
+        assert together[request.request_id] == run_to_end(tiny_engine(model), [request])[request.request_id]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,0 +1,63 @@
+"""A whole server for each kind of model folder: it starts, answers in text and chats where there is a template."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sentencepiece import SentencePieceProcessor
+
+from tests.model.checkpoint.published_formats import write_llama2c, write_meta
+from tests.model.checkpoint.test_huggingface import random_model
+from tests.model.test_tokenizer_formats import byte_level_json, llama2c_bytes, write_tiktoken
+from tests.model.vocabularies import trained_sentencepiece
+from tests.server.openai.api import CHAT_ML
+from tests.server.running_server import running_server
+
+META = {"intermediate_size": 128, "rms_norm_eps": 1e-5}
+
+
+def huggingface(folder: Path) -> Path:
+    """More words than tokens, as many models have; a template, and a default temperature of 0."""
+    folder = folder / "Tiny-Qwen-0.5B"
+    random_model("Qwen2", vocab_size=640).save_pretrained(folder)
+    byte_level_json().save(str(folder / "tokenizer.json"))
+    settings = {"eos_token": "<|im_end|>", "chat_template": CHAT_ML}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.0}))
+    return folder
+
+
+def meta(folder: Path) -> Path:
+    folder = folder / "llama-3"
+    folder.mkdir()
+    ranks = write_tiktoken(folder / "tokenizer.model")
+    write_meta(folder, random_model("Llama", vocab_size=len(ranks) + 256, **META), rope_theta=500_000.0)
+    return folder
+
+
+def llama2c(folder: Path) -> Path:
+    processor = SentencePieceProcessor(model_proto=trained_sentencepiece())
+    (folder / "tokenizer.bin").write_bytes(llama2c_bytes(processor))
+    write_llama2c(folder / "stories.bin", random_model("Llama", vocab_size=len(processor), **META), version=2)
+    return folder / "stories.bin"
+
+
+@pytest.mark.parametrize(
+    ("write", "name", "can_chat"),
+    [(huggingface, "Tiny-Qwen-0.5B", True), (meta, "llama-3", False), (llama2c, "stories", False)],
+)
+def test_a_model_of_any_kind_is_served(
+    write: Callable[[Path], Path], name: str, can_chat: bool, tmp_path: Path
+) -> None:
+    with running_server(write(tmp_path), "--kv-cache-memory", "32MiB") as server:
+        assert [entry["id"] for entry in server.http.get("/v1/models").json()["data"]] == [name]
+        body = {"model": name, "prompt": "hello 世界", "max_tokens": 12, "ignore_eos": True}
+        first, second = (server.http.post("/v1/completions", json=body | {"temperature": 0}).json() for _ in range(2))
+        assert first["usage"]["completion_tokens"] == 12
+        assert first["choices"] == second["choices"]
+        messages = [{"role": "user", "content": "hi"}]
+        chat = server.http.post("/v1/chat/completions", json={"model": name, "messages": messages, "max_tokens": 5})
+        assert chat.status_code == (200 if can_chat else 400)
+        if can_chat:  # the model's own default is greedy
+            assert server.http.post("/v1/completions", json=body).json()["choices"] == first["choices"]
