@@ -24,6 +24,7 @@ def inspect_model(path: Path) -> list[Row]:
     return [
         ("Model", str(path)),
         ("Format", checkpoint.format),
+        ("Stored as", ", ".join(sorted(checkpoint.stored_types))),
         ("Parameters", f"{count:,}"),
         ("Layers", f"{config.num_layers}"),
         ("Hidden size", f"{config.hidden_size:,}, {config.intermediate_size:,} inside the feed-forward network"),

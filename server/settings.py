@@ -32,6 +32,7 @@ class Settings(BaseSettings):
     served_model_name: str | None = Field(
         None, description="Names requests use for the model, with commas between; the first one is shown."
     )
+    chat_template: Path | None = Field(None, description="A Jinja file to use instead of the model's chat template.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Of weights and KV cache; auto is bfloat16 where the processor multiplies it in hardware."
     )

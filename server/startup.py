@@ -29,7 +29,7 @@ async def run_server(settings: Settings, model_path: Path, engine: EngineClient,
     """Serve until a signal ends it; raises EngineStartFailed or ValueError if the model cannot be served."""
     try:
         # The tokenizer is built while the engine process loads the weights.
-        tokenizer, template = await asyncio.to_thread(_text_parts, model_path)
+        tokenizer, template = await asyncio.to_thread(_text_parts, model_path, settings.chat_template)
         defaults = load_generation_defaults(model_path)
         report = await engine.ready()
         names = settings.names
@@ -102,9 +102,14 @@ def address_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _text_parts(model_path: Path) -> tuple[Tokenizer, ChatTemplate | None]:
-    """Return the tokenizer and the chat template, which a model need not have."""
+def _text_parts(model_path: Path, template_file: Path | None) -> tuple[Tokenizer, ChatTemplate | None]:
+    """Return the tokenizer and the chat template, which a model need not have.
+
+    A template that its user gave must be one; without the model's own the rest of the server can still be used.
+    """
     tokenizer = load_tokenizer(model_path)
+    if template_file is not None:
+        return tokenizer, ChatTemplate(template_file.read_text("utf-8"), tokenizer.bos_token, tokenizer.eos_token)
     if tokenizer.chat_template is None:
         logger.warning("The model has no chat template; /v1/chat/completions will refuse requests.")
         return tokenizer, None

@@ -27,6 +27,7 @@ class Checkpoint:
     names: TensorNames
     is_interleaved: bool  # rows 2 i and 2 i + 1 of a Q or K head are a rotary pair, rather than i and i + head_dim / 2
     shapes: Mapping[str, tuple[int, ...]]  # of every tensor in the files
+    stored_types: frozenset[str]  # how the files write numbers, for people
     read: Callable[[str, Tensor], None]  # write a tensor's values into one of its shape; raises BrokenCheckpoint
     unused: frozenset[str] = frozenset()  # tensors in the files that are known to be of no use
 

@@ -83,6 +83,9 @@ def open_gguf(path: Path) -> Checkpoint:
         names=_NAMES,
         is_interleaved=_ARCHITECTURES[str(headers[0].metadata["general.architecture"])],
         shapes=shapes,
+        stored_types=frozenset(
+            _TYPES[tensor.type_number].name for header in headers for tensor in header.tensors.values()
+        ),
         read=read,
         unused=frozenset({_ROPE_FREQS}),
     )

@@ -49,8 +49,10 @@ def open_huggingface(folder: Path) -> Checkpoint:
     files = _files(folder)
     holders: dict[str, Path] = {}
     shapes: dict[str, tuple[int, ...]] = {}
+    stored_types: set[str] = set()
     for file in files:
-        for name, shape in _shapes(file).items():
+        for name, (shape, stored_type) in _tensors(file).items():
+            stored_types.add(stored_type)
             if name in holders:
                 raise BrokenCheckpoint(f"{file}: {ascii(name)[:80]} is in {holders[name].name}, too.")
             holders[name], shapes[name] = file, shape
@@ -66,6 +68,7 @@ def open_huggingface(folder: Path) -> Checkpoint:
         names=_NAMES,
         is_interleaved=False,
         shapes=shapes,
+        stored_types=frozenset(stored_types),
         read=read,
         unused=frozenset(filter(_UNUSED.fullmatch, shapes)),
     )
@@ -95,9 +98,9 @@ def _files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(names)]
 
 
-def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each tensor of a file, which is then known to be whole."""
-    shapes: dict[str, tuple[int, ...]] = {}
+def _tensors(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return the shape and type of each tensor of a file, which is then known to be whole."""
+    tensors: dict[str, tuple[tuple[int, ...], str]] = {}
     try:
         with safe_open(file, framework="pt") as content:
             names = content.keys()
@@ -110,12 +113,12 @@ def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
                         f"{file}: {ascii(name)[:80]} has the type {tensor.get_dtype()}; supported are "
                         f"{', '.join(_DTYPES)}. Take the model's original, or a GGUF file of it."
                     )
-                shapes[name] = tuple(tensor.get_shape())
+                tensors[name] = tuple(tensor.get_shape()), tensor.get_dtype()
     except SafetensorError as error:
         raise BrokenCheckpoint(
             f"{file} is not a sound safetensors file: {ascii(str(error))[1:-1][:120]}. Fetch it again."
         ) from None
-    return shapes
+    return tensors
 
 
 def _refuse_quantized(fields: JsonFile) -> None:

@@ -84,6 +84,7 @@ def open_llama2c(path: Path) -> Checkpoint:
         names=NAMES,
         is_interleaved=True,
         shapes={name: place.shape for name, place in places.items()},
+        stored_types=frozenset({"F32", "INT8"} if header.version == 2 else {"F32"}),
         read=read,
         unused=frozenset(tables),
     )

@@ -68,6 +68,7 @@ def open_meta(folder: Path) -> Checkpoint:
         names=NAMES,
         is_interleaved=True,
         shapes=shapes,
+        stored_types=frozenset(str(tensor.dtype).removeprefix("torch.") for tensor in shards[0].values()),
         read=read,
         unused=_UNUSED,
     )

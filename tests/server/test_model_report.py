@@ -31,6 +31,7 @@ def plan(path: Path, memory_bytes: int, **limits: int) -> dict[str, str]:
 def test_a_model_is_described(tiny_model_path: Path) -> None:
     rows = dict(inspect_model(tiny_model_path))
     assert rows["Format"] == "GGUF"
+    assert rows["Stored as"] == "F32"
     assert rows["Heads"] == "4 of size 16"
     assert rows["KV heads"] == "2 (grouped-query attention, 2 heads for each)"
     assert rows["RoPE"] == "theta 10000, not scaled"
@@ -80,6 +81,17 @@ def test_the_plan_is_what_the_server_then_reports(tiny_model_path: Path) -> None
             assert found
             assert expected
             assert found[1] == expected[1]
+
+
+def test_the_command_describes_a_model_or_says_in_one_line_why_it_is_refused(tmp_path: Path) -> None:
+    write_tiny_llama(tmp_path / "m.gguf")
+    command = [sys.executable, "-m", "server.cli", "inspect", str(tmp_path / "m.gguf")]
+    assert "KV heads" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert refused.stdout == ""
+    assert re.fullmatch(r"Refused: .*m\.gguf is not a sound GGUF file.*\n", refused.stderr)
 
 
 def test_more_memory_fits_more_requests(tiny_model_path: Path) -> None:

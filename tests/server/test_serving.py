@@ -190,6 +190,13 @@ def test_an_architecture_that_is_not_supported_ends_the_command_with_one_line(tm
     assert "is a model of kind 'bert'; supported are llama" in failed_start(str(path))
 
 
+def test_a_chat_template_that_is_none_ends_the_command_with_one_line(tiny_model_path: Path, tmp_path: Path) -> None:
+    template = tmp_path / "chat.jinja"
+    assert "chat.jinja" in failed_start(str(tiny_model_path), "--chat-template", str(template))
+    template.write_text("{% if %}")
+    assert "chat template cannot be used" in failed_start(str(tiny_model_path), "--chat-template", str(template))
+
+
 def test_limits_that_cannot_hold_together_end_the_command_with_one_line(tiny_model_path: Path) -> None:
     assert "Lower --max-model-len" in failed_start(str(tiny_model_path), "--kv-cache-memory", "64KiB")
     assert "trained for 512 tokens" in failed_start(str(tiny_model_path), "--max-model-len", "513")

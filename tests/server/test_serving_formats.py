@@ -43,6 +43,14 @@ def llama2c(folder: Path) -> Path:
     return folder / "stories.bin"
 
 
+def test_a_model_without_a_chat_template_can_be_given_one(tmp_path: Path) -> None:
+    (tmp_path / "chat.jinja").write_text(CHAT_ML)
+    options = ["--kv-cache-memory", "32MiB", "--chat-template", str(tmp_path / "chat.jinja")]
+    with running_server(meta(tmp_path), *options) as server:
+        body = {"model": "llama-3", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
+        assert server.http.post("/v1/chat/completions", json=body).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("write", "name", "can_chat"),
     [(huggingface, "Tiny-Qwen-0.5B", True), (meta, "llama-3", False), (llama2c, "stories", False)],
@@ -52,6 +60,7 @@ def test_a_model_of_any_kind_is_served(
 ) -> None:
     with running_server(write(tmp_path), "--kv-cache-memory", "32MiB") as server:
         assert [entry["id"] for entry in server.http.get("/v1/models").json()["data"]] == [name]
+        assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text()
         body = {"model": name, "prompt": "hello 世界", "max_tokens": 12, "ignore_eos": True}
         first, second = (server.http.post("/v1/completions", json=body | {"temperature": 0}).json() for _ in range(2))
         assert first["usage"]["completion_tokens"] == 12
