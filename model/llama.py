@@ -133,7 +133,9 @@ class Llama(nn.Module):
         super().__init__()
         self.config = config
         self.paged_attention = paged_attention
-        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        # With a weight given it draws no random numbers, which on the meta device would import torch's compiler.
+        nothing = torch.empty(config.vocab_size, config.hidden_size)
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size, _weight=nothing)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         if not config.tie_embeddings:  # tied: the embedding matrix is the output head too

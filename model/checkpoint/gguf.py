@@ -46,7 +46,7 @@ _TYPE_NAMES = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2
 _TYPES = MappingProxyType({int(kind): kind for kind in map(gguf.GGMLQuantizationType.__getitem__, _TYPE_NAMES)})
 _ROPE_FREQS = "rope_freqs.weight"  # one divisor for each rotary frequency
 _ROWS_AT_ONCE = 32
-_VALUES_AT_ONCE = 2**20  # dequantized at a time, in float32
+_VALUES_AT_ONCE = 2**21  # dequantized at a time, in float32
 _MAX_SPLITS = 1000
 _SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
