@@ -137,6 +137,13 @@ def test_every_eos_of_the_folder_ends_an_answer(tmp_path: Path) -> None:
     assert ours.eos_token_ids == {theirs.token_to_id(text) for text in ("</s>", "<|im_end|>", "<tool>")}
 
 
+def test_special_tokens_may_stand_in_a_file_of_their_own(tmp_path: Path) -> None:
+    named = {"bos_token": {"content": "<|im_start|>"}, "eos_token": "<|im_end|>"}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(named))
+    ours = write(tmp_path, byte_level_json(), bos_token=None, eos_token=None)
+    assert (ours.bos_token, ours.eos_token) == ("<|im_start|>", "<|im_end|>")
+
+
 @pytest.mark.parametrize(
     ("settings", "file", "template"),
     [
