@@ -6,6 +6,7 @@ import torch
 from tqdm import tqdm
 
 from model.attention import reference
+from model.checkpoint import BrokenCheckpoint
 from model.checkpoint.checkpoint import Checkpoint, check_shapes, read_weights
 from model.checkpoint.gguf import open_gguf
 from model.checkpoint.huggingface import open_huggingface
@@ -20,6 +21,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
     Raises OSError, BrokenCheckpoint or UnsupportedModel.
     """
+    if path.is_dir():
+        check_links(path)
     if path.suffix == ".bin":
         checkpoint = open_llama2c(path)
     elif path.is_file():
@@ -32,6 +35,19 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise UnsupportedModel(f"{path} holds no model: it has neither a config.json nor a params.json.")
     check_shapes(checkpoint)
     return checkpoint
+
+
+def check_links(folder: Path) -> None:
+    """Raise BrokenCheckpoint if a link in the folder leads out of it; the Hugging Face cache links to its blobs.
+
+    Whoever made the folder would else decide which of our files are read.
+    """
+    home = folder.resolve()
+    blobs = home.parent.parent / "blobs"  # of a folder models--org--name/snapshots/commit
+    for path in folder.iterdir():
+        target = path.resolve()
+        if path.is_symlink() and not target.is_relative_to(home) and target.parent != blobs:
+            raise BrokenCheckpoint(f"{path} is a link out of its folder. Put the file itself there.")
 
 
 def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, max_position: int) -> Llama:

@@ -70,6 +70,26 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
+def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    random_model("Llama").save_pretrained(folder)
+    (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    (folder / "model.safetensors").symlink_to(tmp_path / "elsewhere.safetensors")
+    with pytest.raises(BrokenCheckpoint, match=r"model\.safetensors is a link out of its folder"):
+        open_checkpoint(folder)
+
+
+def test_the_links_of_the_hugging_face_cache_are_followed(tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "c0ffee"
+    random_model("Llama").save_pretrained(snapshot)
+    blobs = tmp_path / "models--org--name" / "blobs"
+    blobs.mkdir()
+    for path in list(snapshot.iterdir()):
+        path.rename(blobs / path.name)
+        path.symlink_to(Path("../../blobs") / path.name)
+    assert open_checkpoint(snapshot).config.num_layers == 3
+
+
 def test_weights_are_in_the_type_asked_for(tmp_path: Path) -> None:
     random_model("Llama").save_pretrained(tmp_path)
     assert {weight.dtype for weight in load_checkpoint(tmp_path, torch.bfloat16).parameters()} == {torch.bfloat16}
