@@ -51,7 +51,7 @@ class BytePairVocabulary:
         self.texts = texts
         self.types = types
         self.token_bytes: Sequence[bytes] = [
-            _bytes(text, byte_values) if token_type is TokenType.NORMAL else text.encode()
+            written_bytes(text, byte_values) if token_type is TokenType.NORMAL else text.encode()
             for text, token_type in zip(texts, types, strict=True)
         ]
         # Merges know nothing of the other tokens: ordinary text that spells a control token must not become one.
@@ -107,7 +107,8 @@ def alternatives(texts: Mapping[str, int]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)")
 
 
-def _bytes(text: str, byte_values: Mapping[str, int]) -> bytes:
+def written_bytes(text: str, byte_values: Mapping[str, int]) -> bytes:
+    """Return the bytes that a byte-level token writes."""
     try:
         return bytes([byte_values[symbol] for symbol in text])
     except KeyError:  # not written in byte symbols, as some added tokens are

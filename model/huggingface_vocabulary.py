@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from model.byte_pair_vocabulary import byte_symbols
+from model.byte_pair_vocabulary import byte_symbols, written_bytes
 from model.vocabulary import BrokenTokenizer, TokenType, Unencodable, UnsupportedTokenizer
 
 _SPACE = "\u2581"  # written for a space in vocabularies that come from SentencePiece
@@ -105,9 +105,7 @@ class HuggingFaceVocabulary:
             return text.encode()
         if not self._is_byte_level:
             return text.replace(_SPACE, " ").encode()
-        if not all(symbol in byte_values for symbol in text):
-            return text.encode()
-        return bytes(byte_values[symbol] for symbol in text)
+        return written_bytes(text, byte_values)
 
 
 def _parts(part: Any, name: str) -> list[dict[str, Any]]:

@@ -53,8 +53,8 @@ def check_links(folder: Path) -> None:
 def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, max_position: int) -> Llama:
     """Return the model of a checkpoint, its weights in dtype on device, ready to run.
 
-    It can run positions below max_position. The module is first made without
-    memory, then each weight takes its place as it is read, so the peak is the final size and one tensor.
+    It can run positions below max_position. The module is first made without memory, then each weight takes its place
+    as it is read, so the peak is the final size and one tensor.
     Raises BrokenCheckpoint.
     """
     with torch.device("meta"):

@@ -9,7 +9,7 @@ from model.kv_cache import kv_bytes_per_token
 from model.loader import open_checkpoint
 from model.rope_scaling import RopeScaling
 from model.tokenizer_loader import load_tokenizer
-from scheduler.config import EngineLimits, choose_max_model_len, plan_engine
+from scheduler.config import EngineLimits, plan_engine
 from scheduler.process import pick_dtype
 
 Row = tuple[str, str]
@@ -63,7 +63,7 @@ def plan_model(
         free_memory_bytes=memory_bytes - weight_bytes,
     )
     length = prompt_tokens + output_tokens
-    if length > choose_max_model_len(limits, config.max_position):
+    if length > engine.max_model_len:
         raise ValueError(f"A request of {length} tokens is longer than max_model_len, {engine.max_model_len}.")
     fits = engine.num_requests_of(length)
     at_once = min(fits, engine.max_num_seqs)
