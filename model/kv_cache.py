@@ -1,5 +1,7 @@
 """KVCache: the pool of blocks that holds the keys and values of every sequence."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,8 @@ class KVCache:
 
     A token's slot is block * block_size + offset. Which block belongs to which sequence is the scheduler's
     business (scheduler/block_pool.py); here are only numbers. Slots are not cleared, neither at first nor between
-    sequences: attention reads a position only after it was written.
+    sequences: attention reads a position only after it was written. In which order the numbers of a block lie is up to
+    the attention that writes and reads them.
     Source: PagedAttention (arXiv:2309.06180), section 4.
     """
 
@@ -24,13 +27,13 @@ class KVCache:
         self, config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         shape = (num_blocks, block_size, config.num_kv_heads, config.head_dim)
-        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
-        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
 
-    def write(self, layer: int, slot_mapping: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Store keys and values, each [T, num_kv_heads, head_dim], at the slots [T] of one layer."""
-        self.keys[layer].flatten(0, 1).index_copy_(0, slot_mapping, keys)
-        self.values[layer].flatten(0, 1).index_copy_(0, slot_mapping, values)
+        def pool() -> Tensor:
+            # A kernel that loads 16 numbers at a time may look behind the last one.
+            return torch.empty(math.prod(shape) + 32, dtype=dtype, device=device)[:-32].view(shape)
+
+        self.keys = [pool() for _ in range(config.num_layers)]
+        self.values = [pool() for _ in range(config.num_layers)]
 
     @property
     def num_bytes(self) -> int:

@@ -27,6 +27,7 @@ class Linear(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, *, has_bias: bool = False) -> None:
         super().__init__()
+        self.in_features, self.out_features = in_features, out_features
         self.weight = nn.Parameter(torch.empty(out_features, in_features), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if has_bias else None
 

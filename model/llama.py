@@ -14,6 +14,7 @@ from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
 from model.kv_cache import KVCache
 from model.linear import Linear, row_invariant_linear
+from model.quantization import GroupedWeight
 from model.rope import apply_rope, rope_table
 
 
@@ -92,8 +93,9 @@ class Attention(nn.Module):
         queries, keys, values = qkv.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
         queries = apply_rope(self.query_norm(queries), cos, sin)  # [T, num_heads, head_dim]
         keys = apply_rope(self.key_norm(keys), cos, sin)  # [T, num_kv_heads, head_dim]; values carry no position
-        kv_cache.write(self.layer, batch.slot_mapping, keys, values)
-        mixed = paged_attention(queries, kv_cache.keys[self.layer], kv_cache.values[self.layer], batch, self.window)
+        key_cache, value_cache = kv_cache.keys[self.layer], kv_cache.values[self.layer]
+        paged_attention.write(keys, values, key_cache, value_cache, batch.slot_mapping)
+        mixed = paged_attention(queries, key_cache, value_cache, batch, self.window)
         output: Tensor = self.output(mixed.flatten(1))  # [T, num_heads * head_dim] -> [T, hidden_size]
         return output
 
@@ -141,10 +143,17 @@ class Llama(nn.Module):
         if not config.tie_embeddings:  # tied: the embedding matrix is the output head too
             self.output = Linear(config.hidden_size, config.vocab_size)
 
-    def place_weight(self, name: str, tensor: Tensor) -> None:
-        """Put a tensor in the place of the parameter with this dotted name."""
+    def grouped_weights(self) -> set[str]:
+        """Return the names of the weights that are wanted in groups if the files have them so; here none."""
+        return set()
+
+    def place_weight(self, name: str, weight: Tensor | GroupedWeight) -> None:
+        """Put a weight in the place of the parameter with this dotted name."""
+        assert isinstance(weight, Tensor), "none was wanted in groups"
         owner, _, leaf = name.rpartition(".")
-        setattr(self.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
+        parameter: nn.Parameter = getattr(self.get_submodule(owner), leaf)
+        assert parameter.shape == weight.shape
+        setattr(self.get_submodule(owner), leaf, nn.Parameter(weight, requires_grad=False))
 
     def set_max_position(self, max_position: int, device: torch.device) -> None:
         """Compute the rotary table for positions below max_position."""
@@ -160,6 +169,9 @@ class Llama(nn.Module):
         cos, sin = self.rope_cos[batch.positions], self.rope_sin[batch.positions]  # [T, head_dim / 2]
         for layer in self.layers:
             x = layer(x, cos, sin, batch, kv_cache, self.paged_attention)
-        x = self.norm(x[batch.logits_rows])  # [S, hidden_size]: only these rows pay for the output head
+        return self.logits(x[batch.logits_rows])  # only these S rows pay for the output head
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the logits [S, vocab_size] of the last layer's output x [S, hidden_size], float32."""
         head = self.embedding.weight if self.config.tie_embeddings else self.output.weight
-        return row_invariant_linear(x, head).float()  # [S, vocab_size]
+        return row_invariant_linear(self.norm(x), head).float()

@@ -1,19 +1,26 @@
 """Build a Llama from a checkpoint on disk, tensor by tensor."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from model.attention import reference
+from model.attention.reference import ReferenceAttention
 from model.checkpoint import BrokenCheckpoint
-from model.checkpoint.checkpoint import Checkpoint, check_shapes, read_weights
+from model.checkpoint.checkpoint import Checkpoint, check_shapes, read_weights, weight_parts
 from model.checkpoint.gguf import open_gguf
 from model.checkpoint.huggingface import open_huggingface
 from model.checkpoint.llama2c import open_llama2c
 from model.checkpoint.meta import open_meta
-from model.config import UnsupportedModel
+from model.config import ModelConfig, UnsupportedModel
 from model.llama import Llama
+from model.quantization import GroupedWeight
+
+
+def plain_llama(config: ModelConfig) -> Llama:
+    """Return the model in plain PyTorch, without weights."""
+    return Llama(config, ReferenceAttention())
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -50,7 +57,13 @@ def check_links(folder: Path) -> None:
             raise BrokenCheckpoint(f"{path} is a link out of its folder. Put the file itself there.")
 
 
-def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, max_position: int) -> Llama:
+def load_model(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_position: int,
+    make_model: Callable[[ModelConfig], Llama] = plain_llama,
+) -> Llama:
     """Return the model of a checkpoint, its weights in dtype on device, ready to run.
 
     It can run positions below max_position. The module is first made without memory, then each weight takes its place
@@ -58,13 +71,13 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device,
     Raises BrokenCheckpoint.
     """
     with torch.device("meta"):
-        model = Llama(checkpoint.config, reference.paged_attention)
-    empty = {name: parameter.shape for name, parameter in model.named_parameters()}
-    weights = read_weights(checkpoint, dtype)
+        model = make_model(checkpoint.config)
+    weights = read_weights(checkpoint, dtype, model.grouped_weights())
+    num_weights = len(weight_parts(checkpoint))
     # disable=None: no bar unless a terminal sees it
-    for name, tensor in tqdm(weights, "Loading weights", len(empty), leave=False, delay=0.5, disable=None):
-        assert empty.pop(name) == tensor.shape
-        model.place_weight(name, tensor.to(device))
-    assert not empty, f"the checkpoint reader left out {sorted(empty)}"
+    for name, weight in tqdm(weights, "Loading weights", num_weights, leave=False, delay=0.5, disable=None):
+        model.place_weight(name, weight if isinstance(weight, GroupedWeight) else weight.to(device))
+    missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    assert not missing, f"the checkpoint reader left out {missing}"
     model.set_max_position(max_position, device)
     return model.eval()

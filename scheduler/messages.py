@@ -16,6 +16,7 @@ class StartEngine(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     model_path: str
     limits: EngineLimits = EngineLimits()
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    quantization: Literal["auto", "none", "int8", "int4"] = "auto"
     num_threads: int | None = None  # None: one per core
 
 
@@ -43,7 +44,7 @@ class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     num_parameters: int
     weight_bytes: int
     kv_cache_bytes: int
-    dtype: str
+    weights: str  # in which numbers they are and are multiplied, for people
     load_seconds: float
 
 

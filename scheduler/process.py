@@ -12,8 +12,10 @@ from pathlib import Path
 import msgspec
 import torch
 
+from model.checkpoint.checkpoint import num_parameters
 from model.kv_cache import kv_bytes_per_token
 from model.loader import load_model, open_checkpoint
+from model.runtime import choose_runtime
 from scheduler.config import choose_max_model_len, plan_engine
 from scheduler.engine import Engine
 from scheduler.framing import LENGTH, encode_frame, frame_length
@@ -51,37 +53,29 @@ def start_engine(start: StartEngine) -> tuple[Engine, EngineReady]:
     if start.num_threads:
         torch.set_num_threads(start.num_threads)
     device = torch.device("cpu")
-    dtype = pick_dtype(start.dtype)
     checkpoint = open_checkpoint(Path(start.model_path))
     max_model_len = choose_max_model_len(start.limits, checkpoint.config.max_position)
-    model = load_model(checkpoint, dtype, device, max_model_len)
+    runtime = choose_runtime(
+        checkpoint, dtype=start.dtype, quantization=start.quantization, block_size=start.limits.block_size
+    )
+    model = load_model(checkpoint, runtime.dtype, device, max_model_len, runtime.make_model)
     config = plan_engine(
         start.limits,
-        kv_bytes_per_token=kv_bytes_per_token(model.config, dtype.itemsize),
+        kv_bytes_per_token=kv_bytes_per_token(model.config, runtime.dtype.itemsize),
         max_position=model.config.max_position,
         free_memory_bytes=free_memory_bytes(),
     )
-    engine = Engine(model, config, dtype, device)
-    weights = list(model.parameters())
+    engine = Engine(model, config, runtime.dtype, device)
     ready = EngineReady(
         config=config,
         vocab_size=model.config.vocab_size,
-        num_parameters=sum(weight.numel() for weight in weights),
-        weight_bytes=sum(weight.nbytes for weight in weights),
+        num_parameters=num_parameters(checkpoint),
+        weight_bytes=sum(weight.nbytes for weight in model.parameters()),
         kv_cache_bytes=engine.kv_cache.num_bytes,
-        dtype=str(dtype).removeprefix("torch."),
+        weights=runtime.text,
         load_seconds=time.monotonic() - started,
     )
     return engine, ready
-
-
-def pick_dtype(name: str) -> torch.dtype:
-    """Return the dtype of that name; `auto` is bfloat16 where the processor multiplies it in hardware."""
-    if name == "auto":
-        return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
-    dtype = getattr(torch, name)
-    assert isinstance(dtype, torch.dtype)
-    return dtype
 
 
 def _take_messages(engine: Engine, inbox: "queue.SimpleQueue[ToEngine]") -> None:

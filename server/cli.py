@@ -87,6 +87,7 @@ def plan(
     output: Annotated[int, typer.Option(help="Tokens of an answer.", min=1)] = 128,
     kv_cache_memory: Annotated[str | None, typer.Option(help="As for serve, as are the next ones.")] = None,
     dtype: Annotated[str | None, typer.Option()] = None,
+    quantization: Annotated[str | None, typer.Option()] = None,
     max_model_len: Annotated[str | None, typer.Option()] = None,
     max_num_seqs: Annotated[str | None, typer.Option()] = None,
     max_batch_tokens: Annotated[str | None, typer.Option()] = None,
@@ -96,6 +97,7 @@ def plan(
     flags = {
         "kv_cache_memory": kv_cache_memory,
         "dtype": dtype,
+        "quantization": quantization,
         "max_model_len": max_model_len,
         "max_num_seqs": max_num_seqs,
         "max_batch_tokens": max_batch_tokens,
@@ -117,6 +119,7 @@ def plan(
             prompt_tokens=prompt,
             output_tokens=output,
             dtype=settings.dtype,
+            quantization=settings.quantization,
             limits=settings.start_engine(path).limits,
         )
     except (ValueError, OSError) as error:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import socket
 import subprocess
 import sys
@@ -37,6 +38,7 @@ class EngineProcess:
                 [sys.executable, "-P", "-m", "scheduler.process", str(theirs.fileno())],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
+                env=os.environ | {"THP_MEM_ALLOC_ENABLE": "1"},  # torch: huge pages for large tensors
             )
         self._connection.sendall(encode_frame(start))
         self._reader: asyncio.StreamReader

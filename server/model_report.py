@@ -2,15 +2,16 @@
 
 import math
 from pathlib import Path
+from typing import Literal
 
 from model.checkpoint.checkpoint import Checkpoint, num_parameters
 from model.config import ModelConfig
 from model.kv_cache import kv_bytes_per_token
 from model.loader import open_checkpoint
 from model.rope_scaling import RopeScaling
+from model.runtime import choose_runtime
 from model.tokenizer_loader import load_tokenizer
 from scheduler.config import EngineLimits, plan_engine
-from scheduler.process import pick_dtype
 
 Row = tuple[str, str]
 _BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2}
@@ -41,7 +42,14 @@ def inspect_model(path: Path) -> list[Row]:
 
 
 def plan_model(
-    path: Path, *, memory_bytes: int, prompt_tokens: int, output_tokens: int, dtype: str, limits: EngineLimits
+    path: Path,
+    *,
+    memory_bytes: int,
+    prompt_tokens: int,
+    output_tokens: int,
+    dtype: str,
+    quantization: Literal["auto", "none", "int8", "int4"],
+    limits: EngineLimits,
 ) -> list[Row]:
     """Return how many requests fit into `memory_bytes`, by the code that the engine allocates with.
 
@@ -49,13 +57,10 @@ def plan_model(
     """
     checkpoint = open_checkpoint(path)
     config = checkpoint.config
-    name = str(pick_dtype(dtype)).removeprefix("torch.")
-    itemsize = _BYTES_PER_VALUE[name]
-    weight_bytes = num_parameters(checkpoint) * itemsize
+    runtime = choose_runtime(checkpoint, dtype=dtype, quantization=quantization, block_size=limits.block_size)
+    weight_bytes, itemsize = runtime.weight_bytes, runtime.dtype.itemsize
     if weight_bytes > memory_bytes:
-        raise ValueError(
-            f"The weights take {weight_bytes:,} bytes in {name}, more than the {memory_bytes:,} there are."
-        )
+        raise ValueError(f"The weights take {weight_bytes:,} bytes, more than the {memory_bytes:,} there are.")
     engine = plan_engine(
         limits,
         kv_bytes_per_token=kv_bytes_per_token(config, itemsize),
@@ -70,7 +75,7 @@ def plan_model(
     pool_bytes = engine.num_tokens * kv_bytes_per_token(config, itemsize)
     steps = math.ceil(at_once * prompt_tokens / engine.max_batch_tokens)
     return [
-        ("Weights", f"{weight_bytes / 1e6:,.0f} MB in {name}"),
+        ("Weights", f"{weight_bytes / 1e6:,.0f} MB, {runtime.text}"),
         ("KV pool", f"{engine.num_tokens:,} tokens in {engine.num_blocks:,} blocks of {engine.block_size} "
          f"({pool_bytes / 1e6:,.0f} MB)"),
         ("Room", f"for {fits:,} requests of {length:,} tokens ({prompt_tokens:,} in, {output_tokens:,} out)"),

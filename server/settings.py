@@ -34,7 +34,11 @@ class Settings(BaseSettings):
     )
     chat_template: Path | None = Field(None, description="A Jinja file to use instead of the model's chat template.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Of weights and KV cache; auto is bfloat16 where the processor multiplies it in hardware."
+        "auto", description="Of activations and KV cache; auto is bfloat16 where that is fast."
+    )
+    quantization: Literal["auto", "none", "int8", "int4"] = Field(
+        "auto",
+        description="int8 multiplies in 8 bits, int4 stores weights in 4; auto is none: bfloat16.",
     )
     kv_cache_memory: ByteSize | None = Field(
         None, ge=1, description="Size of the KV pool, such as 4GiB. Default: half of the memory free after loading."
@@ -75,6 +79,7 @@ class Settings(BaseSettings):
         return StartEngine(
             model_path=str(model_path),
             dtype=self.dtype,
+            quantization=self.quantization,
             num_threads=self.num_threads,
             limits=EngineLimits(
                 kv_cache_memory_bytes=None if self.kv_cache_memory is None else int(self.kv_cache_memory),

@@ -72,8 +72,9 @@ def start_text(report: EngineReady, model_path: Path, names: tuple[str, ...], ad
     fits = [f"{config.num_requests_of(length):,} of {length:,} tokens" for length in lengths]
     return "\n".join(
         [
-            f"Model    {model_path.name}: {report.num_parameters / 1e6:,.0f} million parameters in {report.dtype} "
+            f"Model    {model_path.name}: {report.num_parameters / 1e6:,.0f} million parameters "
             f"({report.weight_bytes / 1e6:,.0f} MB), loaded in {report.load_seconds:.1f} s",
+            f"Weights  {report.weights}",
             f"Name     {', '.join(names)}",
             f"KV pool  {config.num_tokens:,} tokens in {config.num_blocks:,} blocks of {config.block_size} "
             f"({report.kv_cache_bytes / 1e6:,.0f} MB)",

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from model.attention import reference
 from model.config import ModelConfig
 from model.llama import Llama
+from model.loader import plain_llama
 from scheduler.config import EngineConfig
 from scheduler.engine import Engine
 from scheduler.messages import Request, SequenceOutput, StepOutput, TokenLogprobs
@@ -26,15 +26,21 @@ TINY = ModelConfig(
 )
 
 
-def tiny_llama(seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Llama:
+MakeModel = Callable[[ModelConfig], Llama]
+
+
+def tiny_llama(
+    seed: int = 0, dtype: torch.dtype = torch.float32, make_model: MakeModel = plain_llama, **changes: Any
+) -> Llama:
     """Return a random model; the weights are large enough that attention matters and choices are not close."""
     config = replace(TINY, **changes)
     with torch.device("meta"):
-        model = Llama(config, reference.paged_attention)
+        model = make_model(config)
+        shapes = {name: parameter.shape for name, parameter in plain_llama(config).named_parameters()}
     generator = torch.Generator().manual_seed(seed)
-    for name, parameter in list(model.named_parameters()):
-        weight = torch.randn(parameter.shape, generator=generator)
-        weight = 1 + 0.1 * weight if parameter.dim() == 1 else weight * 2 / parameter.shape[1] ** 0.5
+    for name, shape in shapes.items():
+        weight = torch.randn(shape, generator=generator)
+        weight = 1 + 0.1 * weight if len(shape) == 1 else weight * 2 / shape[1] ** 0.5
         model.place_weight(name, weight.to(dtype))
     model.set_max_position(config.max_position, torch.device("cpu"))
     return model.eval()

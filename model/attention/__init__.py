@@ -17,6 +17,9 @@ class PagedAttention(Protocol):
     h // (num_heads / num_kv_heads). The bits of a row must not depend on the other rows of the batch.
     """
 
+    def write(self, keys: Tensor, values: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor) -> None:
+        """Store keys and values, each [T, num_kv_heads, head_dim], at the slots [T]; how they lie is its own affair."""
+
     def __call__(
         self, queries: Tensor, key_cache: Tensor, value_cache: Tensor, batch: ForwardBatch, window: int | None
     ) -> Tensor: ...

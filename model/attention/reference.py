@@ -11,23 +11,28 @@ from model.linear import row_invariant_linear
 TILE = 256  # context positions per partial sum; every matrix product below has this one width
 
 
-def paged_attention(
-    queries: Tensor, key_cache: Tensor, value_cache: Tensor, batch: ForwardBatch, window: int | None = None
-) -> Tensor:
-    """Return the attention of every query over its own sequence, shape [T, num_heads, head_dim].
+class ReferenceAttention:
+    """The contract is model.attention.PagedAttention. Source: PagedAttention (arXiv:2309.06180), equation 4."""
 
-    The contract is model.attention.PagedAttention. Source: PagedAttention (arXiv:2309.06180), equation 4.
-    """
-    block_size = key_cache.shape[1]
-    output = torch.empty_like(queries)
-    query_starts, seq_lens = batch.query_start_loc.tolist(), batch.seq_lens.tolist()
-    for b, seq_len in enumerate(seq_lens):
-        rows = slice(query_starts[b], query_starts[b + 1])
-        blocks = batch.block_tables[b, : math.ceil(seq_len / block_size)]
-        keys = key_cache[blocks].flatten(0, 1)[:seq_len]  # [seq_len, num_kv_heads, head_dim]
-        values = value_cache[blocks].flatten(0, 1)[:seq_len]
-        output[rows] = causal_attention(queries[rows], keys, values, window)
-    return output
+    def write(self, keys: Tensor, values: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor) -> None:
+        """Store keys and values, each [T, num_kv_heads, head_dim], at the slots [T]."""
+        key_cache.flatten(0, 1).index_copy_(0, slot_mapping, keys)
+        value_cache.flatten(0, 1).index_copy_(0, slot_mapping, values)
+
+    def __call__(
+        self, queries: Tensor, key_cache: Tensor, value_cache: Tensor, batch: ForwardBatch, window: int | None = None
+    ) -> Tensor:
+        """Return the attention of every query over its own sequence, shape [T, num_heads, head_dim]."""
+        block_size = key_cache.shape[1]
+        output = torch.empty_like(queries)
+        query_starts, seq_lens = batch.query_start_loc.tolist(), batch.seq_lens.tolist()
+        for b, seq_len in enumerate(seq_lens):
+            rows = slice(query_starts[b], query_starts[b + 1])
+            blocks = batch.block_tables[b, : math.ceil(seq_len / block_size)]
+            keys = key_cache[blocks].flatten(0, 1)[:seq_len]  # [seq_len, num_kv_heads, head_dim]
+            values = value_cache[blocks].flatten(0, 1)[:seq_len]
+            output[rows] = causal_attention(queries[rows], keys, values, window)
+        return output
 
 
 def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, window: int | None = None) -> Tensor:

@@ -2,9 +2,9 @@
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from model.checkpoint import BrokenCheckpoint
 from model.config import ModelConfig, UnsupportedModel
+from model.quantization import GroupedWeight
 
 TensorNames = Mapping[str, str]  # our word for a tensor -> its name in the files, with {} for the layer
 _NUM_NAMED = 3  # tensors named in an error; the rest are counted
@@ -29,6 +30,8 @@ class Checkpoint:
     shapes: Mapping[str, tuple[int, ...]]  # of every tensor in the files
     stored_types: frozenset[str]  # how the files write numbers, for people
     read: Callable[[str, Tensor], None]  # write a tensor's values into one of its shape; raises BrokenCheckpoint
+    grids: Mapping[str, int] = field(default_factory=dict)  # bits of the matrices that lie on a grid of ours
+    read_grid: Callable[[str], GroupedWeight | None] = lambda _: None  # such a matrix; None if it cannot be taken over
     unused: frozenset[str] = frozenset()  # tensors in the files that are known to be of no use
 
 
@@ -87,6 +90,12 @@ def num_parameters(checkpoint: Checkpoint) -> int:
     return sum(math.prod(part.shape) for parts in weight_parts(checkpoint).values() for part in parts)
 
 
+def grid_bits(checkpoint: Checkpoint, parts: list[Part]) -> int | None:
+    """Return the bits of the grid on which the files have a weight; None if they have none, or several."""
+    bits = {checkpoint.grids.get(part.source) for part in parts}
+    return bits.pop() if len(bits) == 1 else None
+
+
 def check_shapes(checkpoint: Checkpoint) -> None:
     """Raise unless the files have exactly the tensors of the architecture.
 
@@ -106,14 +115,24 @@ def check_shapes(checkpoint: Checkpoint) -> None:
             raise BrokenCheckpoint(f"{path}: {name} has the shape {list(shapes[name])}; it must be {list(shape)}.")
 
 
-def read_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+def read_weights(
+    checkpoint: Checkpoint, dtype: torch.dtype, grouped: Collection[str] = ()
+) -> Iterator[tuple[str, Tensor | GroupedWeight]]:
     """Yield every weight of the model with our name for it, in dtype.
 
+    Those named in `grouped` come as the grid that the files have, or else in float32.
     Each is allocated once and filled in place, several at a time; nothing else of their size is ever in memory.
     Raises BrokenCheckpoint for values that are not finite.
     """
 
-    def weight(parts: list[Part]) -> Tensor:
+    def weight(name: str, parts: list[Part]) -> Tensor | GroupedWeight:
+        if name not in grouped:
+            return dense(parts, dtype)
+        grids = [checkpoint.read_grid(part.source) for part in parts] if grid_bits(checkpoint, parts) else []
+        whole = [grid for grid in grids if grid is not None]
+        return _joined(whole, parts) if len(whole) == len(parts) else dense(parts, torch.float32)
+
+    def dense(parts: list[Part], dtype: torch.dtype) -> Tensor:
         num_rows = sum(part.shape[0] for part in parts)
         weight = torch.empty(num_rows, *parts[0].shape[1:], dtype=dtype)
         for part, rows in zip(parts, torch.split(weight, [part.shape[0] for part in parts]), strict=True):
@@ -126,7 +145,22 @@ def read_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[tuple[s
 
     parts = weight_parts(checkpoint)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy and torch let other threads run
-        yield from zip(parts, pool.map(weight, parts.values()), strict=True)
+        yield from zip(parts, pool.map(weight, parts, parts.values()), strict=True)
+
+
+def _joined(grids: list[GroupedWeight], parts: list[Part]) -> GroupedWeight:
+    """Return the grids of the parts of a weight as one, the rows of each in our order."""
+
+    def rows(field: str) -> Tensor:
+        split = [
+            half_split(getattr(grid, field), part.num_interleaved_heads)
+            if part.num_interleaved_heads
+            else getattr(grid, field)
+            for grid, part in zip(grids, parts, strict=True)
+        ]
+        return torch.cat(split)
+
+    return GroupedWeight(rows("values"), rows("scales"), rows("offsets"), grids[0].bits)
 
 
 def half_split(rows: Tensor, num_heads: int) -> Tensor:

@@ -10,12 +10,15 @@ from types import MappingProxyType
 import gguf
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model.checkpoint import BrokenCheckpoint
 from model.checkpoint.checkpoint import Checkpoint
+from model.checkpoint.gguf_groups import GRID_BITS, read_groups
 from model.checkpoint.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 from model.config import ModelConfig, UnsupportedModel
+from model.quantization import GroupedWeight
 from model.rope_scaling import DivisorScaling, LinearScaling, RopeScaling, YarnScaling
 
 # Architectures, and whether converters leave the rows of Q and K interleaved (ggml's "norm" rope) for them.
@@ -67,6 +70,10 @@ def open_gguf(path: Path) -> Checkpoint:
     def read(name: str, out: Tensor) -> None:
         _dequantize(holders[name], name, out)
 
+    def read_grid(name: str) -> GroupedWeight | None:
+        return read_groups(_stored(holders[name], name), kinds[name])
+
+    kinds = {name: _TYPES[header.tensors[name].type_number] for name, header in holders.items()}
     shapes = {name: header.tensors[name].shape for name, header in holders.items()}
     divisors: tuple[float, ...] = ()
     if _ROPE_FREQS in shapes:
@@ -83,10 +90,10 @@ def open_gguf(path: Path) -> Checkpoint:
         names=_NAMES,
         is_interleaved=_ARCHITECTURES[str(headers[0].metadata["general.architecture"])],
         shapes=shapes,
-        stored_types=frozenset(
-            _TYPES[tensor.type_number].name for header in headers for tensor in header.tensors.values()
-        ),
+        stored_types=frozenset(kind.name for kind in kinds.values()),
         read=read,
+        grids={name: GRID_BITS[kind] for name, kind in kinds.items() if kind in GRID_BITS},
+        read_grid=read_grid,
         unused=frozenset({_ROPE_FREQS}),
     )
 
@@ -268,14 +275,20 @@ def _num_bytes(header: GgufHeader, name: str, tensor: GgufTensor) -> int:
     return math.prod(tensor.shape) // values_per_block * bytes_per_block
 
 
+def _stored(header: GgufHeader, name: str) -> NDArray[np.uint8]:
+    """Return the bytes of a tensor, [rows, bytes]; mapped for this tensor only: what was read does not stay."""
+    tensor = header.tensors[name]
+    num_rows = tensor.shape[0]
+    num_bytes = _num_bytes(header, name, tensor)
+    return np.memmap(header.path, np.uint8, mode="r", offset=tensor.start, shape=(num_rows, num_bytes // num_rows))
+
+
 def _dequantize(header: GgufHeader, name: str, out: Tensor) -> None:
     """Write the tensor's values into `out`, some rows at a time, in the file's own order."""
     tensor = header.tensors[name]
     kind = _TYPES[tensor.type_number]
-    num_rows = tensor.shape[0]
-    num_bytes = _num_bytes(header, name, tensor)
-    # Mapped for this tensor only: what was read does not stay in memory.
-    stored = np.memmap(header.path, np.uint8, mode="r", offset=tensor.start, shape=(num_rows, num_bytes // num_rows))
+    stored = _stored(header, name)
+    num_rows = len(stored)
     step = max(_ROWS_AT_ONCE, _VALUES_AT_ONCE // max(1, out[0].numel()))
     for start in range(0, num_rows, step):
         rows = stored[start : start + step]

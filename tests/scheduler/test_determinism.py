@@ -8,14 +8,19 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from model.attention.cpu import CpuAttention
+from model.cpu.build import load_kernels
+from model.cpu.llama import CpuLlama
 from model.linear import row_invariant_linear
 from model.llama import Llama
+from model.loader import plain_llama
 from model.rope_scaling import YarnScaling
 from scheduler.messages import Request
 from tests.scheduler.requests import make_request
-from tests.tiny_llama import Transcript, run_to_end, tiny_engine, tiny_llama
+from tests.tiny_llama import MakeModel, Transcript, run_to_end, tiny_engine, tiny_llama
 
-DTYPES = [torch.float32, torch.bfloat16]
+# plain PyTorch in two dtypes, the kernel of attention alone, and all kernels with weights in 16, 8 and 4 bits
+KINDS = ["float32", "bfloat16", "float32 attention", "none", "int8", "int4"]
 PARAMS: list[dict[str, float]] = [
     {},
     {"temperature": 0.0},
@@ -27,16 +32,32 @@ PARAMS: list[dict[str, float]] = [
 
 
 @cache
-def model_in(dtype: torch.dtype) -> Llama:
-    return tiny_llama(dtype=dtype)
+def model_in(kind: str, **changes: Any) -> Llama:
+    dtype = torch.float32 if kind.startswith("float32") else torch.bfloat16
+    return tiny_llama(dtype=dtype, make_model=maker(kind), **changes)
+
+
+def maker(kind: str) -> MakeModel:
+    match kind:
+        case "float32" | "bfloat16":
+            return plain_llama
+        case "float32 attention":
+            return lambda config: Llama(config, CpuAttention(load_kernels()))
+        case "none" | "int8" | "int4":
+            return lambda config: CpuLlama(config, load_kernels(), kind)
+    raise AssertionError(kind)
+
+
+def block_sizes(kind: str) -> list[int]:
+    return [4, 8, 16] if kind in ("float32", "bfloat16") else [16, 32]
 
 
 def random_prompt(seed: int, length: int) -> list[int]:
     return torch.randint(0, 300, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def solo(dtype: torch.dtype, request: Request) -> Transcript:
-    return run_to_end(tiny_engine(model_in(dtype)), [request])[request.request_id]
+def solo(kind: str, request: Request) -> Transcript:
+    return run_to_end(tiny_engine(model_in(kind), block_size=16), [request])[request.request_id]
 
 
 def sampled(request_id: int, prompt: list[int], **params: Any) -> Request:
@@ -44,10 +65,10 @@ def sampled(request_id: int, prompt: list[int], **params: Any) -> Request:
     return make_request(request_id, prompt, **(defaults | params))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(draw=st.data())
-def test_a_request_gets_the_same_bits_in_any_company_chunking_and_pool(draw: st.DataObject, dtype: torch.dtype) -> None:
+def test_a_request_gets_the_same_bits_in_any_company_chunking_and_pool(draw: st.DataObject, kind: str) -> None:
     stem = random_prompt(0, 60)
     requests = []
     for request_id in range(draw.draw(st.integers(1, 6))):
@@ -55,42 +76,43 @@ def test_a_request_gets_the_same_bits_in_any_company_chunking_and_pool(draw: st.
         own = random_prompt(draw.draw(st.integers(1, 1000)), draw.draw(st.integers(1, 40)))
         requests.append(sampled(request_id, shared + own, **draw.draw(st.sampled_from(PARAMS))))
     engine = tiny_engine(
-        model_in(dtype),
-        block_size=draw.draw(st.sampled_from([4, 8, 16])),
+        model_in(kind),
+        block_size=draw.draw(st.sampled_from(block_sizes(kind))),
         num_blocks=draw.draw(st.sampled_from([64, 32])),
         max_model_len=128,
         max_batch_tokens=draw.draw(st.sampled_from([1, 7, 33, 256])),
     )
     together = run_to_end(engine, requests, arrive_every=draw.draw(st.integers(0, 5)))
     for request in requests:
-        assert together[request.request_id] == solo(dtype, request)
+        assert together[request.request_id] == solo(kind, request)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_preemption_changes_no_bit(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_preemption_changes_no_bit(kind: str) -> None:
     requests = [sampled(i, random_prompt(i, 20), max_tokens=30) for i in range(6)]
-    engine = tiny_engine(model_in(dtype), num_blocks=16, block_size=4, max_model_len=64)
+    size = block_sizes(kind)[0]
+    engine = tiny_engine(model_in(kind), num_blocks=240 // size - 7, block_size=size, max_model_len=64)
     num_preemptions: list[int] = []
     together = run_to_end(engine, requests, on_step=lambda output: num_preemptions.append(output.stats.num_preemptions))
     assert sum(num_preemptions) > 0
-    assert together == {request.request_id: solo(dtype, request) for request in requests}
+    assert together == {request.request_id: solo(kind, request) for request in requests}
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_prefix_hit_changes_no_bit(dtype: torch.dtype) -> None:
-    engine = tiny_engine(model_in(dtype))
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prefix_hit_changes_no_bit(kind: str) -> None:
+    engine = tiny_engine(model_in(kind), block_size=16)
     request = sampled(0, random_prompt(5, 50))
     first = run_to_end(engine, [request])[0]
     second = run_to_end(engine, [request])[0]
     assert second.num_cached_tokens == 48
     assert first.num_cached_tokens == 0
-    assert second == first == solo(dtype, request)
+    assert second == first == solo(kind, request)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_request_submitted_again_with_its_output_so_far_goes_on_as_it_would_have(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_request_submitted_again_with_its_output_so_far_goes_on_as_it_would_have(kind: str) -> None:
     request = sampled(0, random_prompt(6, 30), max_tokens=20)
-    whole = solo(dtype, request)
+    whole = solo(kind, request)
     for cut in (1, 7, 19):
         again = Request(
             request_id=0,
@@ -98,24 +120,24 @@ def test_a_request_submitted_again_with_its_output_so_far_goes_on_as_it_would_ha
             params=request.params,
             output_token_ids=whole.token_ids[:cut],
         )
-        rest = solo(dtype, again)
+        rest = solo(kind, again)
         assert rest.token_ids == whole.token_ids[cut:]
         assert rest.logprobs == whole.logprobs[cut:]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_sixty_four_streams_in_a_pool_for_a_quarter_of_them_equal_their_solo_runs(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_sixty_four_streams_in_a_pool_for_a_quarter_of_them_equal_their_solo_runs(kind: str) -> None:
     requests = [sampled(i, random_prompt(i, 10 + i % 23), max_tokens=24) for i in range(64)]
-    # a request ends with at most 32 + 24 tokens: 7 blocks of 8; a quarter of 64 such requests is 112 blocks
-    engine = tiny_engine(model_in(dtype), num_blocks=112, block_size=8, max_num_seqs=64, max_batch_tokens=128)
+    # a request ends with at most 32 + 24 tokens: 4 blocks of 16; a quarter of 64 such requests is 64 blocks
+    engine = tiny_engine(model_in(kind), num_blocks=64, block_size=16, max_num_seqs=64, max_batch_tokens=128)
     together = run_to_end(engine, requests)
-    assert together == {request.request_id: solo(dtype, request) for request in requests}
+    assert together == {request.request_id: solo(kind, request) for request in requests}
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_biases_norms_windows_and_scaled_rope_keep_the_promise(dtype: torch.dtype) -> None:
-    model = tiny_llama(
-        dtype=dtype,
+@pytest.mark.parametrize("kind", KINDS)
+def test_biases_norms_windows_and_scaled_rope_keep_the_promise(kind: str) -> None:
+    model = model_in(
+        kind,
         has_qkv_bias=True,
         has_output_bias=True,
         has_query_key_norm=True,
@@ -124,13 +146,16 @@ def test_biases_norms_windows_and_scaled_rope_keep_the_promise(dtype: torch.dtyp
         rope_scaling=YarnScaling(factor=4.0, original_max_position=32),
     )
     requests = [sampled(i, random_prompt(i % 4, 30 + i), max_tokens=20) for i in range(8)]
-    crowded = tiny_engine(model, num_blocks=32, block_size=4, max_batch_tokens=9, max_model_len=64)
+    size = block_sizes(kind)[0]
+    crowded = tiny_engine(model, num_blocks=128 // size, block_size=size, max_batch_tokens=9, max_model_len=64)
     together = run_to_end(crowded, requests, arrive_every=2)
     for request in requests:
-        assert together[request.request_id] == run_to_end(tiny_engine(model), [request])[request.request_id]
+        assert (
+            together[request.request_id] == run_to_end(tiny_engine(model, block_size=16), [request])[request.request_id]
+        )
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("num_out", "num_in"), [(960, 576), (576, 1536), (33, 17), (48, 48), (1, 8)])
 def test_a_row_of_a_linear_layer_has_the_same_bits_among_any_number_of_rows(
     dtype: torch.dtype, num_out: int, num_in: int

@@ -23,6 +23,7 @@ def plan(path: Path, memory_bytes: int, **limits: int) -> dict[str, str]:
         prompt_tokens=40,
         output_tokens=10,
         dtype="float32",
+        quantization="auto",
         limits=EngineLimits(**limits),
     )
     return dict(rows)

@@ -38,7 +38,8 @@ def events_of(response: httpx.Response) -> list[Any]:
 
 
 def test_the_start_says_what_was_loaded_and_what_fits(server: RunningServer) -> None:
-    assert re.search(r"Model    tiny\.gguf: .* parameters in (bfloat16|float32)", server.start_text)
+    assert re.search(r"Model    tiny\.gguf: .* parameters \(", server.start_text)
+    assert "\nWeights  bfloat16\n" in server.start_text
     assert re.search(r"KV pool  [\d,]+ tokens in [\d,]+ blocks of 16 \(0 MB\)", server.start_text)
     assert re.search(r"Room     for \d+ of 512 tokens each, .*; 64 run at once", server.start_text)
 

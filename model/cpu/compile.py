@@ -1,0 +1,28 @@
+"""Compile the kernels, in a process of its own: `python -m model.cpu.compile FILE FLAGS`."""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from torch.utils import cpp_extension
+
+
+def main() -> None:
+    """Leave the library of all kernels at FILE, which appears there in one move."""
+    target, *flags = sys.argv[1:]
+    built = Path(target)
+    with tempfile.TemporaryDirectory(dir=built.parent, prefix="build-") as folder:
+        # Compiled with OpenMP but not linked to it: torch brings its own, and two in one process fight for the cores.
+        cpp_extension.load(
+            name=built.stem.replace("-", "_"),
+            sources=[str(path) for path in sorted(Path(__file__).parent.glob("*.cpp"))],
+            extra_cflags=flags,
+            build_directory=folder,
+            is_python_module=False,
+        )
+        (library,) = Path(folder).glob("*.so")
+        library.replace(built)
+
+
+if __name__ == "__main__":
+    main()

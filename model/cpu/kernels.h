@@ -1,0 +1,34 @@
+// What the kernels do, as functions of tensors; each is an operator of its own, and layer.cpp puts them together.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+namespace caravan {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+// y = f(x) W^T + bias + residual; x is [T, inputs], before swiglu [T, 2 * inputs]; y is [T, outputs] in bfloat16 or
+// float32. `input` names f: "", "rms_norm" or "swiglu". `format` names what the weights are and are multiplied in.
+at::Tensor linear(const at::Tensor& x, const at::Tensor& packed, c10::string_view format, int64_t num_outputs,
+                  c10::string_view input, const OptionalTensor& norm_weight, double eps, const OptionalTensor& bias,
+                  const OptionalTensor& residual, bool float_out);
+
+// Keys and values [T, num_kv_heads, head_dim] into the slots [T] of one layer's pages.
+void write(const at::Tensor& keys, const at::Tensor& values, const at::Tensor& slots, at::Tensor key_pages,
+           at::Tensor value_pages);
+
+// qkv [T, (num_heads + 2 * num_kv_heads) * head_dim]: the keys, rotated, and the values into their pages; the result is
+// the rotated queries [T, num_heads, head_dim]. cos and sin are [T, head_dim / 2] in float32. With norms, each query and
+// key is normalised before it is rotated.
+at::Tensor rotate_and_write(const at::Tensor& qkv, const at::Tensor& cos, const at::Tensor& sin, const at::Tensor& slots,
+                            at::Tensor key_pages, at::Tensor value_pages, const OptionalTensor& query_norm,
+                            const OptionalTensor& key_norm, double eps);
+
+// Contract: model.attention.PagedAttention. A query looks back on `window` positions.
+at::Tensor attend(const at::Tensor& queries, const at::Tensor& key_pages, const at::Tensor& value_pages,
+                  const at::Tensor& query_starts, const at::Tensor& lengths, const at::Tensor& block_tables,
+                  int64_t window);
+
+}  // namespace caravan

@@ -1,0 +1,116 @@
+// Linear layers over packed weights: bfloat16, or 8 or 4 bits with a scale and an offset for each group of 32.
+//
+// The bits of a row of the result depend on that row and the weights alone: each element is one sum over the inputs in
+// their order, whatever the number of rows, threads and tiles.
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <type_traits>
+
+#include "kernels.h"
+#include "weights.h"
+
+namespace caravan {
+namespace {
+
+constexpr int64_t kRowsAtOnce = kHasManyRegisters ? 6 : 2;  // rows that share each load of weights
+constexpr int64_t kRowsOfUnit = 96;                         // rows of a thread's unit of work
+
+// Call f with the number of rows, 1 to kRowsAtOnce, as a constant.
+template <int R, class F>
+void with_constant(int64_t num_rows, const F& f) {
+  if (num_rows == R)
+    f(std::integral_constant<int, R>{});
+  else if constexpr (R > 1)
+    with_constant<R - 1>(num_rows, f);
+}
+
+template <class Weights, class Out>
+void run(const Weights& weights, const InputStep& input, const bf16* x, int64_t x_stride, int64_t num_rows,
+         int64_t num_outputs, const bf16* bias, const bf16* residual, Out* out) {
+  typename Weights::Tile::Rows rows(num_rows, weights.num_inputs);
+  auto prepare = [&](int64_t row) {
+    std::unique_ptr<float[]> numbers(new float[rows.width]);
+    prepare_row(input, x + row * x_stride, weights.num_inputs, numbers.get());
+    rows.set(row, numbers.get());
+  };
+  if (num_rows <= 2)
+    for (int64_t row = 0; row < num_rows; row++) prepare(row);
+  else
+    at::parallel_for(0, num_rows, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; row++) prepare(row);
+    });
+
+  const int64_t num_tiles = divide_up(num_outputs, kColumns), num_chunks = divide_up(num_rows, kRowsOfUnit);
+  share_out(num_tiles * num_chunks, [&](int64_t unit) {
+    const int64_t index = unit / num_chunks, begin = unit % num_chunks * kRowsOfUnit;
+    std::unique_ptr<uint8_t[]> scratch(new uint8_t[weights.num_scratch_bytes()]);
+    const auto tile = weights.tile(index, scratch.get());
+    const int64_t end = std::min(begin + kRowsOfUnit, num_rows);
+    const int64_t step = divide_up(end - begin, divide_up(end - begin, kRowsAtOnce));  // 8 rows are 4 and 4, not 6 and 2
+    for (int64_t first = begin; first < end; first += step)
+      with_constant<kRowsAtOnce>(std::min(step, end - first), [&](auto constant) {
+        constexpr int R = decltype(constant)::value;
+        f32x16 sums[R][2] = {};
+        tile.template multiply<R>(rows, first, sums);
+        for (int r = 0; r < R; r++)
+          for (int half = 0; half < 2; half++) {
+            const int64_t column = index * kColumns + half * kLanes, at = (first + r) * num_outputs + column;
+            const int64_t count = std::min(kLanes, num_outputs - column);
+            if (count <= 0) continue;
+            f32x16 y = sums[r][half];
+            if (bias) y += load_floats(bias + column, count);
+            if (residual) y += load_floats(residual + at, count);
+            store_floats(out + at, y, count);
+          }
+      });
+  });
+}
+
+const bf16* pointer(const OptionalTensor& tensor) {
+  return tensor ? (const bf16*)tensor->const_data_ptr<at::BFloat16>() : nullptr;
+}
+
+}  // namespace
+
+at::Tensor linear(const at::Tensor& x, const at::Tensor& packed, c10::string_view format, int64_t num_outputs,
+                  c10::string_view input, const OptionalTensor& norm_weight, double eps, const OptionalTensor& bias,
+                  const OptionalTensor& residual, bool float_out) {
+  const Input kind = input == "rms_norm" ? Input::kRmsNorm : input == "swiglu" ? Input::kSwiGlu : Input::kPlain;
+  const int64_t num_rows = x.size(0), num_inputs = x.size(1) / (kind == Input::kSwiGlu ? 2 : 1);
+  const InputStep input_step{kind, pointer(norm_weight), (float)eps};
+  at::Tensor out = at::empty({num_rows, num_outputs}, x.options().dtype(float_out ? at::kFloat : at::kBFloat16));
+  auto with = [&](auto weights) {
+    auto into = [&](auto* y) {
+      run(weights, input_step, (const bf16*)x.const_data_ptr<at::BFloat16>(), x.stride(0), num_rows, num_outputs, pointer(bias),
+          pointer(residual), y);
+    };
+    if (float_out)
+      into(out.mutable_data_ptr<float>());
+    else
+      into((bf16*)out.mutable_data_ptr<at::BFloat16>());
+  };
+  const uint8_t* bytes = (const uint8_t*)packed.const_data_ptr();
+  if (format == "bfloat16")
+    with(BFloat16Weights{bytes, num_inputs});
+  else if (format == "int8")
+    with(GroupedWeights<8>{bytes, num_inputs});
+  else if (format == "int4")
+    with(GroupedWeights<4>{bytes, num_inputs});
+  else if (format == "int8 widened")
+    with(WidenedWeights<8>{bytes, num_inputs});
+  else if (format == "int4 widened")
+    with(WidenedWeights<4>{bytes, num_inputs});
+  else
+    TORCH_CHECK_VALUE(false, "there is no format ", format);
+  return out;
+}
+
+TORCH_LIBRARY_FRAGMENT(CARAVAN_LIBRARY, m) {
+  m.def(
+      "linear(Tensor x, Tensor packed, str format, int num_outputs, str input, Tensor? norm_weight, float eps, "
+      "Tensor? bias, Tensor? residual, bool float_out) -> Tensor",
+      linear);
+}
+
+}  // namespace caravan

@@ -1,0 +1,112 @@
+"""PackedLinear: a linear layer whose weights lie in the order the kernels read them."""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.cpu.arena import Arena
+from model.linear import Linear
+from model.llama import RMSNorm
+from model.quantization import GROUP, GroupedWeight, dequantize, quantize
+
+Quantization = Literal["none", "int8", "int4"]
+TILE = 32  # outputs that lie together
+
+
+class PackedLinear(Linear):
+    """A linear layer whose weights are packed, behind a norm if there is one.
+
+    Quantization `none` keeps the weights in bfloat16. `int8` multiplies in 8 bits: each group of 32 inputs of a row is
+    rounded to 8 bits; weights that a file has in 4 bits keep them, others get 8. `int4` stores weights in 4 bits (those
+    that a file has in 8 keep them) and multiplies in bfloat16.
+    Every way gives a row the same bits among any number of rows.
+    """
+
+    weight: None  # type: ignore[assignment]  # it is packed
+
+    def __init__(
+        self, plain: Linear, kernels: Any, arena: Arena, quantization: Quantization, norm: RMSNorm | None = None
+    ) -> None:
+        """Take the place of `plain`, which has no weights yet."""
+        super().__init__(plain.in_features, plain.out_features, has_bias=plain.bias is not None)
+        self.weight = None
+        self.packed = nn.Parameter(torch.empty(0, dtype=torch.uint8, device="meta"), requires_grad=False)
+        self.format = ""
+        self.norm = norm
+        self.quantization = quantization
+        self._linear = kernels.linear.default
+        self._arena = arena
+
+    def place(self, weight: Tensor | GroupedWeight) -> None:
+        """Pack weight [out, in]."""
+        if self.quantization == "none":
+            packed = pack_bfloat16(dequantize(weight) if isinstance(weight, GroupedWeight) else weight)
+        else:
+            if not isinstance(weight, GroupedWeight):
+                weight = quantize(weight, 8 if self.quantization == "int8" else 4)
+            packed = pack_groups(weight)
+        self.format = format_of(self.quantization, weight.bits if isinstance(weight, GroupedWeight) else None)
+        self.packed = nn.Parameter(self._arena.keep(packed), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [T, out] in float32 for x [T, in], normalised before if there is a norm."""
+        norm = self.norm
+        product: Tensor = self._linear(
+            x,
+            self.packed,
+            self.format,
+            self.out_features,
+            "" if norm is None else "rms_norm",
+            None if norm is None else norm.weight,
+            0.0 if norm is None else norm.eps,
+            self.bias,
+            None,  # no residual
+            True,  # float32
+        )
+        return product
+
+
+def format_of(quantization: Quantization, grid_bits: int | None) -> str:
+    """Return the kernels' name for weights whose files have them on a grid of so many bits, or on none."""
+    match quantization:
+        case "none":
+            return "bfloat16"
+        case "int8":
+            return f"int{grid_bits or 8}"
+        case "int4":
+            return f"int{grid_bits or 4} widened"
+
+
+def num_packed_bytes(num_outputs: int, num_inputs: int, format: str) -> int:  # noqa: A002
+    """Return the size of a weight once it is packed."""
+    num_outputs = -(-num_outputs // TILE) * TILE
+    if format == "bfloat16":
+        return num_outputs * -(-num_inputs // 2) * 4
+    num_groups = -(-num_inputs // GROUP)
+    return num_outputs * num_groups * (4 + GROUP * (4 if format.startswith("int4") else 8) // 8)
+
+
+def pack_bfloat16(weight: Tensor) -> Tensor:
+    """Return weight [out, in] as bytes in the order [tile of 32 outputs][pair of inputs][32][2], bfloat16."""
+    num_outputs, num_inputs = weight.shape
+    padded = F.pad(weight.to(torch.bfloat16), (0, num_inputs % 2, 0, -num_outputs % TILE))
+    tiles = padded.view(-1, TILE, padded.shape[1] // 2, 2)
+    return tiles.transpose(1, 2).contiguous().view(torch.uint8).flatten()
+
+
+def pack_groups(weight: GroupedWeight) -> Tensor:
+    """Return the weight as bytes: for each tile of 32 outputs and group of 32 inputs, scales, offsets and values.
+
+    Values of 8 bits are [quad of inputs][32 outputs][4]; of 4 bits [quad][16][4], outputs 0 to 15 in the low halves.
+    """
+    num_outputs, num_inputs = weight.shape
+    missing = -num_outputs % TILE
+    values = F.pad(weight.values, (0, -num_inputs % GROUP, 0, missing))
+    values = values.view(-1, TILE, values.shape[1] // GROUP, GROUP // 4, 4).permute(0, 2, 3, 1, 4)
+    if weight.bits == 4:
+        values = values[..., : TILE // 2, :] | values[..., TILE // 2 :, :] << 4
+    grid = torch.stack((weight.scales, weight.offsets), dim=-1)  # [out, groups, 2]
+    grid = F.pad(grid, (0, 0, 0, 0, 0, missing)).view(-1, TILE, grid.shape[1], 2).permute(0, 2, 3, 1)
+    return torch.cat((grid.contiguous().view(torch.uint8).flatten(2), values.flatten(2)), dim=-1).flatten()

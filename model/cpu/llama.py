@@ -1,0 +1,119 @@
+"""CpuLlama: the model of model/llama.py, a layer in one call of model/cpu/layer.cpp."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.attention import PagedAttention
+from model.attention.cpu import NO_WINDOW, CpuAttention
+from model.config import ModelConfig
+from model.cpu.arena import Arena
+from model.cpu.linear import PackedLinear, Quantization
+from model.forward_batch import ForwardBatch
+from model.kv_cache import KVCache
+from model.linear import Linear
+from model.llama import Block, Llama, RMSNorm
+from model.quantization import GroupedWeight, dequantize
+
+
+class CpuBlock(Block):
+    """A layer whose weights are packed; the formulas are those of model.llama.Block. Attention is the kernels' own."""
+
+    def __init__(self, config: ModelConfig, layer: int, kernels: Any, arena: Arena, quantization: Quantization) -> None:
+        super().__init__(config, layer)
+        self._index = layer
+        attention, feed_forward = self.attention, self.feed_forward
+
+        def packed(linear: Linear, norm: RMSNorm | None = None) -> PackedLinear:
+            return PackedLinear(linear, kernels, arena, quantization, norm)
+
+        attention.qkv = packed(attention.qkv, self.attention_norm)
+        attention.output = packed(attention.output)
+        feed_forward.gate_up = packed(feed_forward.gate_up, self.feed_forward_norm)
+        feed_forward.down = packed(feed_forward.down)
+        self._layer = kernels.layer.default
+        self._weights: tuple[Any, ...] = ()
+
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        batch: ForwardBatch,
+        kv_cache: KVCache,
+        paged_attention: PagedAttention,  # noqa: ARG002
+    ) -> Tensor:
+        """Return x [T, hidden_size] after this layer; writes this step's keys and values into the cache."""
+        hidden: Tensor = self._layer(
+            x,
+            cos,
+            sin,
+            batch.slot_mapping,
+            batch.query_start_loc,
+            batch.seq_lens,
+            batch.block_tables,
+            kv_cache.keys[self._index],
+            kv_cache.values[self._index],
+            *(self._weights or self._gather_weights()),
+        )
+        return hidden
+
+    def _gather_weights(self) -> tuple[Any, ...]:
+        """Return what the kernel wants to know of this layer, in its order; looked up once, for it takes time."""
+        attention, feed_forward = self.attention, self.feed_forward
+        query_norm, key_norm = attention.query_norm, attention.key_norm
+        self._weights = (
+            attention.window or NO_WINDOW,
+            attention.num_heads,
+            self.attention_norm.eps,
+            self.attention_norm.weight,
+            *(attention.qkv.packed, attention.qkv.format, attention.qkv.bias),
+            query_norm.weight if isinstance(query_norm, RMSNorm) else None,
+            key_norm.weight if isinstance(key_norm, RMSNorm) else None,
+            *(attention.output.packed, attention.output.format, attention.output.bias),
+            self.feed_forward_norm.weight,
+            *(feed_forward.gate_up.packed, feed_forward.gate_up.format, feed_forward.gate_up.out_features),
+            *(feed_forward.down.packed, feed_forward.down.format),
+        )
+        return self._weights
+
+
+class CpuLlama(Llama):
+    """bfloat16 between the layers, float32 in the sums, weights in 16, 8 or 4 bits."""
+
+    output: PackedLinear
+
+    def __init__(self, config: ModelConfig, kernels: Any, quantization: Quantization) -> None:
+        super().__init__(config, CpuAttention(kernels))
+        self.quantization = quantization
+        arena = Arena()
+        self.layers = nn.ModuleList(
+            CpuBlock(config, layer, kernels, arena, quantization) for layer in range(config.num_layers)
+        )
+        head = Linear(config.hidden_size, config.vocab_size)
+        self.output = PackedLinear(head, kernels, arena, quantization, self.norm)
+
+    def grouped_weights(self) -> set[str]:
+        """Return the names of the weights that are quantized."""
+        if self.quantization == "none":
+            return set()
+        names = {f"{name}.weight" for name, module in self.named_modules() if isinstance(module, PackedLinear)}
+        return (names - {"output.weight"}) | {"embedding.weight"} if self.config.tie_embeddings else names
+
+    def place_weight(self, name: str, weight: Tensor | GroupedWeight) -> None:
+        """Put a weight in its place, packed if it belongs to a linear layer; a tied embedding goes to two places."""
+        owner, _, leaf = name.rpartition(".")
+        module = self.get_submodule(owner)
+        if isinstance(module, PackedLinear) and leaf == "weight":
+            module.place(weight)
+            return
+        if name == "embedding.weight" and self.config.tie_embeddings:
+            self.output.place(weight)
+        table = dequantize(weight) if isinstance(weight, GroupedWeight) else weight
+        super().place_weight(name, table.to(torch.bfloat16))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the logits [S, vocab_size] of the last layer's output x [S, hidden_size], float32."""
+        logits: Tensor = self.output(x)  # the norm is part of it
+        return logits

@@ -1,0 +1,135 @@
+// Keys and values into their pages, and the rotary embedding that comes just before.
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <cmath>
+#include <memory>
+
+#include "kernels.h"
+#include "pages.h"
+#include "threads.h"
+
+namespace caravan {
+namespace {
+
+// Put one key and one value of a token and KV head into their places.
+template <class E>
+void write_head(const Pages<E>& pages, int64_t slot, int64_t next_slot, int64_t head, const E* key, const E* value) {
+  constexpr int64_t kWidth = Step<E>::kWidth;
+  const int64_t offset = slot % pages.block_size, lane = offset % kLanes, head_dim = pages.head_dim;
+  const int64_t tile = pages.tile(slot / pages.block_size, head, offset - lane);
+  E* keys = pages.keys + tile + lane * kWidth;
+  E* values = pages.values + tile + lane / kWidth * head_dim * kWidth + lane % kWidth;
+  for (int64_t i = 0; i < head_dim; i += kWidth) std::memcpy(keys + i * kLanes, key + i, kWidth * sizeof(E));
+  for (int64_t i = 0; i < head_dim; i++) values[i * kWidth] = value[i];
+  // A token whose pair is still to come is multiplied with it, by zero: what lies there must not be NaN.
+  if (kWidth == 2 && lane % 2 == 0 && next_slot != slot + 1)
+    for (int64_t i = 0; i < head_dim; i++) values[i * kWidth + 1] = E{};
+}
+
+// RMSNorm, if there is a weight, and the rotation of the pairs (i, i + head_dim / 2) of one head.
+template <class E>
+void rotate(const E* x, int64_t head_dim, const float* cos, const float* sin, const E* norm_weight, float eps, E* out) {
+  const int64_t half = head_dim / 2;
+  float scale = 1;
+  if (norm_weight) {
+    f32x16 squares = {};
+    for (int64_t i = 0; i < head_dim; i += kLanes) {
+      f32x16 numbers = load_floats(x + i, std::min(kLanes, head_dim - i));
+      squares += numbers * numbers;
+    }
+    scale = 1 / std::sqrt(sum_of(squares) / head_dim + eps);
+  }
+  for (int64_t i = 0; i < half; i += kLanes) {
+    const int64_t count = std::min(kLanes, half - i);
+    f32x16 a = load_floats(x + i, count), b = load_floats(x + half + i, count);
+    if (norm_weight) {
+      a = a * scale * load_floats(norm_weight + i, count);
+      b = b * scale * load_floats(norm_weight + half + i, count);
+    }
+    f32x16 c = load_floats(cos + i, count), s = load_floats(sin + i, count);
+    store_floats(out + i, a * c - b * s, count);
+    store_floats(out + half + i, b * c + a * s, count);
+  }
+}
+
+template <class E>
+Pages<E> pages_of(at::Tensor& keys, at::Tensor& values) {
+  return {(E*)keys.mutable_data_ptr(), (E*)values.mutable_data_ptr(), keys.size(1), keys.size(2), keys.size(3)};
+}
+
+template <class F>
+void with_element(const at::Tensor& tensor, const F& f) {
+  if (tensor.scalar_type() == at::kBFloat16)
+    f(bf16{});
+  else
+    f(float{});
+}
+
+constexpr int64_t kTokensOfUnit = 16;  // tokens of a thread's unit of work: a tile, if they begin with one
+
+// f(token, its slot, the slot of the token after it or -1) for each token, on all threads.
+template <class F>
+void each_token(const at::Tensor& slots, const F& f) {
+  const int64_t num_tokens = slots.size(0), *slot = slots.const_data_ptr<int64_t>();
+  share_out(divide_up(num_tokens, kTokensOfUnit), [&](int64_t unit) {
+    const int64_t end = std::min(num_tokens, (unit + 1) * kTokensOfUnit);
+    for (int64_t token = unit * kTokensOfUnit; token < end; token++)
+      f(token, slot[token], token + 1 < num_tokens ? slot[token + 1] : -1);
+  });
+}
+
+}  // namespace
+
+void write(const at::Tensor& keys, const at::Tensor& values, const at::Tensor& slots, at::Tensor key_pages,
+           at::Tensor value_pages) {
+  with_element(keys, [&](auto element) {
+    using E = decltype(element);
+    const auto pages = pages_of<E>(key_pages, value_pages);
+    const E *key = (const E*)keys.const_data_ptr(), *value = (const E*)values.const_data_ptr();
+    each_token(slots, [&](int64_t token, int64_t slot, int64_t next_slot) {
+      for (int64_t head = 0; head < pages.num_kv_heads; head++)
+        write_head(pages, slot, next_slot, head, key + token * keys.stride(0) + head * pages.head_dim,
+                   value + token * values.stride(0) + head * pages.head_dim);
+    });
+  });
+}
+
+at::Tensor rotate_and_write(const at::Tensor& qkv, const at::Tensor& cos, const at::Tensor& sin, const at::Tensor& slots,
+                            at::Tensor key_pages, at::Tensor value_pages, const OptionalTensor& query_norm,
+                            const OptionalTensor& key_norm, double eps) {
+  const int64_t head_dim = key_pages.size(3), num_kv_heads = key_pages.size(2);
+  const int64_t num_heads = qkv.size(1) / head_dim - 2 * num_kv_heads;
+  at::Tensor queries = at::empty({qkv.size(0), num_heads, head_dim}, qkv.options());
+  with_element(qkv, [&](auto element) {
+    using E = decltype(element);
+    const auto pages = pages_of<E>(key_pages, value_pages);
+    const E* x = (const E*)qkv.const_data_ptr();
+    const E* query_weight = query_norm ? (const E*)query_norm->const_data_ptr() : nullptr;
+    const E* key_weight = key_norm ? (const E*)key_norm->const_data_ptr() : nullptr;
+    E* query = (E*)queries.mutable_data_ptr();
+    each_token(slots, [&](int64_t token, int64_t slot, int64_t next_slot) {
+      const float* c = cos.const_data_ptr<float>() + token * head_dim / 2;
+      const float* s = sin.const_data_ptr<float>() + token * head_dim / 2;
+      const E* row = x + token * qkv.size(1);
+      for (int64_t head = 0; head < num_heads; head++)
+        rotate(row + head * head_dim, head_dim, c, s, query_weight, eps, query + (token * num_heads + head) * head_dim);
+      std::unique_ptr<E[]> key(new E[head_dim]);
+      for (int64_t head = 0; head < num_kv_heads; head++) {
+        rotate(row + (num_heads + head) * head_dim, head_dim, c, s, key_weight, eps, key.get());
+        write_head(pages, slot, next_slot, head, key.get(), row + (num_heads + num_kv_heads + head) * head_dim);
+      }
+    });
+  });
+  return queries;
+}
+
+TORCH_LIBRARY_FRAGMENT(CARAVAN_LIBRARY, m) {
+  m.def("write(Tensor keys, Tensor values, Tensor slots, Tensor(a!) key_pages, Tensor(b!) value_pages) -> ()", write);
+  m.def(
+      "rotate_and_write(Tensor qkv, Tensor cos, Tensor sin, Tensor slots, Tensor(a!) key_pages, Tensor(b!) value_pages, "
+      "Tensor? query_norm, Tensor? key_norm, float eps) -> Tensor",
+      rotate_and_write);
+}
+
+}  // namespace caravan

@@ -1,0 +1,105 @@
+// The rows of a linear layer's input on their way to the product: a norm or SwiGLU, then the numbers it multiplies in.
+#pragma once
+
+#include <cmath>
+#include <memory>
+
+#include "threads.h"
+#include "vector.h"
+
+namespace caravan {
+
+constexpr int64_t kGroup = 32;  // inputs that share a scale
+
+// What happens to a row before the product.
+enum class Input { kPlain, kRmsNorm, kSwiGlu };
+
+struct InputStep {
+  Input kind;
+  const bf16* norm_weight;  // of kRmsNorm
+  float eps;
+};
+
+// One row ready for the product: `row` has num_inputs numbers, `out` room for a whole number of groups.
+inline void prepare_row(const InputStep& step, const bf16* row, int64_t num_inputs, float* out) {
+  const int64_t num_whole = num_inputs / kLanes * kLanes, rest = num_inputs - num_whole;
+  auto each = [&](auto value) {  // value(i, count) are the numbers from i on
+    for (int64_t i = 0; i < num_whole; i += kLanes) store(out + i, value(i, kLanes));
+    if (rest) store(out + num_whole, value(num_whole, rest));
+  };
+  for (int64_t i = num_whole; i < divide_up(num_inputs, kGroup) * kGroup; i++) out[i] = 0;
+  switch (step.kind) {
+    case Input::kPlain:
+      each([&](int64_t i, int64_t count) { return load_floats(row + i, count); });
+      break;
+    case Input::kRmsNorm: {
+      f32x16 squares = {};
+      for (int64_t i = 0; i < num_inputs; i += kLanes) {
+        f32x16 x = load_floats(row + i, std::min(kLanes, num_inputs - i));
+        squares += x * x;
+      }
+      const float scale = 1.0f / std::sqrt(sum_of(squares) / num_inputs + step.eps);
+      each([&](int64_t i, int64_t count) {
+        return load_floats(row + i, count) * scale * load_floats(step.norm_weight + i, count);
+      });
+      break;
+    }
+    case Input::kSwiGlu:  // gate, then up
+      each([&](int64_t i, int64_t count) {
+        f32x16 gate = load_floats(row + i, count), up = load_floats(row + num_inputs + i, count);
+        return gate / (1.0f + exp2(-kLog2E * gate)) * up;
+      });
+  }
+}
+
+// Rows in bfloat16, for weights in bfloat16.
+struct BFloat16Rows {
+  int64_t width;
+  std::unique_ptr<bf16[]> values;
+
+  BFloat16Rows(int64_t num_rows, int64_t num_inputs)
+      : width(divide_up(num_inputs, kGroup) * kGroup), values(new bf16[num_rows * width]) {}
+
+  void set(int64_t row, const float* numbers) {
+    for (int64_t i = 0; i < width; i += kLanes) store_floats(&values[row * width + i], load_floats(numbers + i));
+  }
+};
+
+// Rows in 8 bits with a scale for each group, for weights in 8 or 4 bits.
+// A number that is not finite makes its scale such a number, and so the whole row of the result.
+struct QuantizedRows {
+  int64_t width, num_groups;
+  std::unique_ptr<int8_t[]> values;
+  std::unique_ptr<float[]> scales;  // [row][group]
+  std::unique_ptr<float[]> sums;    // [row][group]: of the numbers that the values stand for
+
+  QuantizedRows(int64_t num_rows, int64_t num_inputs)
+      : width(divide_up(num_inputs, kGroup) * kGroup),
+        num_groups(width / kGroup),
+        values(new int8_t[num_rows * width]),
+        scales(new float[num_rows * num_groups]),
+        sums(new float[num_rows * num_groups]) {}
+
+  void set(int64_t row, const float* numbers) {
+    for (int64_t group = 0; group < num_groups; group++) {
+      const float* from = numbers + group * kGroup;
+      int8_t* to = &values[row * width + group * kGroup];
+      f32x16 low = load_floats(from), high = load_floats(from + kLanes);
+      // As integers the magnitudes have the order of the numbers, with infinity and NaN above them.
+      u32x16 low_bits = (u32x16)low & 0x7fffffff, high_bits = (u32x16)high & 0x7fffffff;
+      uint32_t largest_bits = maximum_of(low_bits > high_bits ? low_bits : high_bits);
+      float largest;
+      std::memcpy(&largest, &largest_bits, sizeof largest);
+      const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+      const float shift = 12582912.0f;  // adding it rounds to a whole number, in the lowest bits
+      i32x16 low_values = (i32x16)(low * inverse + shift) - 0x4b400000;
+      i32x16 high_values = (i32x16)(high * inverse + shift) - 0x4b400000;
+      store(to, __builtin_convertvector(low_values, i8x16));
+      store(to + kLanes, __builtin_convertvector(high_values, i8x16));
+      scales[row * num_groups + group] = largest / 127.0f;
+      sums[row * num_groups + group] = largest / 127.0f * sum_of(low_values + high_values);
+    }
+  }
+};
+
+}  // namespace caravan

@@ -1,0 +1,40 @@
+// Work shared out among torch's own threads; a second thread pool in the process would fight it for the cores.
+#pragma once
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <atomic>
+#include <vector>
+
+namespace caravan {
+
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Call f(unit) for every unit of work. Each thread has a stretch of its own, so that it reads memory in order, and when
+// that is done helps the others: one that the operating system has taken off its core does not hold up the rest.
+template <class F>
+void share_out(int64_t num_units, const F& f) {
+  const int64_t num_threads = std::min<int64_t>(at::get_num_threads(), num_units);
+  if (num_threads <= 1) {
+    for (int64_t unit = 0; unit < num_units; unit++) f(unit);
+    return;
+  }
+  struct alignas(64) Stretch {
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
+  std::vector<Stretch> stretches(num_threads);
+  for (int64_t i = 0; i < num_threads; i++) {
+    stretches[i].next = num_units * i / num_threads;
+    stretches[i].end = num_units * (i + 1) / num_threads;
+  }
+  at::parallel_for(0, num_threads, 1, [&](int64_t begin, int64_t) {
+    for (int64_t i = 0; i < num_threads; i++) {
+      Stretch& stretch = stretches[(begin + i) % num_threads];
+      for (int64_t unit = stretch.next++; unit < stretch.end; unit = stretch.next++) f(unit);
+    }
+  });
+}
+
+}  // namespace caravan

@@ -1,0 +1,69 @@
+"""GroupedWeight: a weight matrix in 8 or 4 bits, with a scale and an offset for each group of 32 inputs."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+GROUP = 32  # inputs that share a scale and an offset
+
+
+@dataclass(frozen=True)
+class GroupedWeight:
+    """The weight of row n and column k is scales[n, k // 32] * values[n, k] + offsets[n, k // 32].
+
+    With an offset the grid spans exactly from the least to the largest weight of its group. Every grid of GGUF's Q4_0,
+    Q4_1 and Q8_0 is of this form, so those are taken over without loss.
+    """
+
+    values: Tensor  # [out, in] uint8, below 2 ** bits
+    scales: Tensor  # [out, ceil(in / 32)] float16
+    offsets: Tensor  # [out, ceil(in / 32)] float16
+    bits: int  # 8 or 4
+
+    @property
+    def shape(self) -> torch.Size:
+        """That of the matrix."""
+        return self.values.shape
+
+
+def quantize(weight: Tensor, bits: int) -> GroupedWeight:
+    """Return weight [out, in] rounded to the nearest of 2 ** bits evenly spaced numbers in each group.
+
+    A group that is too wide for float16 raises ValueError.
+    """
+    groups = _in_groups(weight.float())  # [out, groups, 32]
+    least, largest = groups.aminmax(dim=-1)
+    offsets = least.half()
+    scales = ((largest - offsets.float()) / (2**bits - 1)).half()
+    if not (scales.isfinite().all() and offsets.isfinite().all()):
+        raise ValueError("A weight is too large to be quantized.")
+    steps = torch.where(scales > 0, scales, 1).float().unsqueeze(-1)
+    values = ((groups - offsets.float().unsqueeze(-1)) / steps).round_().clamp_(0, 2**bits - 1)
+    return GroupedWeight(values.to(torch.uint8).flatten(1)[:, : weight.shape[1]], scales, offsets, bits)
+
+
+def dequantize(weight: GroupedWeight) -> Tensor:
+    """Return the matrix [out, in] in float32."""
+    groups = _in_groups(weight.values.float())
+    wide = groups * weight.scales.float().unsqueeze(-1) + weight.offsets.float().unsqueeze(-1)
+    return wide.flatten(1)[:, : weight.shape[1]]
+
+
+def quantize_rows(x: Tensor) -> Tensor:
+    """Return x [T, in] in float32, rounded as the kernels round what they multiply in 8 bits.
+
+    Each group of 32 becomes multiples of its largest magnitude / 127.
+    """
+    groups = _in_groups(x.float())
+    scales = groups.abs().amax(dim=-1, keepdim=True) / 127
+    steps = torch.where(scales > 0, scales, 1)
+    return ((groups / steps).round() * scales).flatten(1)[:, : x.shape[1]]
+
+
+def _in_groups(x: Tensor) -> Tensor:
+    """Return x [rows, n] as [rows, ceil(n / 32), 32]; what is missing repeats the last number."""
+    missing = -x.shape[1] % GROUP
+    if missing:
+        x = torch.cat((x, x[:, -1:].expand(-1, missing)), dim=1)
+    return x.reshape(len(x), -1, GROUP)

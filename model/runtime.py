@@ -1,0 +1,107 @@
+"""Runtime: in which numbers and by which code a model is computed on this machine."""
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+import torch
+
+from model.attention.cpu import BLOCK_MULTIPLE, CpuAttention
+from model.checkpoint.checkpoint import Checkpoint, grid_bits, num_parameters, weight_parts
+from model.config import ModelConfig
+from model.cpu.build import KernelsUnavailable, load_kernels
+from model.cpu.linear import Quantization, format_of, num_packed_bytes
+from model.cpu.llama import CpuLlama
+from model.llama import Llama
+from model.loader import plain_llama
+
+logger = logging.getLogger(__name__)
+
+_TEXTS: Mapping[Quantization, str] = MappingProxyType(
+    {
+        "none": "bfloat16",
+        "int8": "int8: multiplied in 8 bits, a scale for each 32",
+        "int4": "int4: stored in 4 bits, multiplied in bfloat16",
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """How a model is computed."""
+
+    dtype: torch.dtype  # of the numbers between layers and of the KV cache
+    quantization: Quantization
+    make_model: Callable[[ModelConfig], Llama]
+    weight_bytes: int
+    text: str  # for people
+
+
+def choose_runtime(
+    checkpoint: Checkpoint, *, dtype: str, quantization: Literal["auto"] | Quantization, block_size: int
+) -> Runtime:
+    """Return how to compute the model; without kernels it is plain PyTorch.
+
+    `auto` is bfloat16: int8 is up to twice as fast, but rounds what is multiplied, and small models notice (see
+    ARCHITECTURE.md). Raises ValueError if the choices made contradict each other.
+    """
+    kernels = find_kernels(block_size)
+    if dtype == "auto":
+        dtype = "bfloat16" if kernels is not None or torch.cpu._is_avx512_bf16_supported() else "float32"
+    if dtype == "float32" and quantization not in ("auto", "none"):
+        raise ValueError(f"--quantization {quantization} computes in bfloat16; it does not go with --dtype float32.")
+    if kernels is None or dtype == "float32":
+        if quantization not in ("auto", "none"):
+            logger.warning("--quantization %s needs the kernels; the weights stay in %s.", quantization, dtype)
+        return _plain(checkpoint, getattr(torch, dtype), kernels)
+    chosen = "none" if quantization == "auto" else quantization
+    return Runtime(
+        dtype=torch.bfloat16,
+        quantization=chosen,
+        make_model=lambda config: CpuLlama(config, kernels, chosen),
+        weight_bytes=_packed_bytes(checkpoint, chosen),
+        text=_TEXTS[chosen],
+    )
+
+
+def find_kernels(block_size: int) -> Any | None:
+    """Return the kernels if this machine has or can build them and the pool's blocks fit them; else say why not."""
+    if block_size % BLOCK_MULTIPLE:
+        logger.warning(
+            "Blocks of %d tokens: the kernels want a multiple of %d, and plain PyTorch is many times slower.",
+            block_size,
+            BLOCK_MULTIPLE,
+        )
+        return None
+    try:
+        return load_kernels()
+    except KernelsUnavailable as error:
+        logger.warning("No kernels, and plain PyTorch is many times slower. Is there a C++ compiler? %s", error)
+        return None
+
+
+def _plain(checkpoint: Checkpoint, dtype: torch.dtype, kernels: Any | None) -> Runtime:
+    """Return the model of model/llama.py, with the kernel of attention if there is one."""
+    make_model = plain_llama if kernels is None else lambda config: Llama(config, CpuAttention(kernels))
+    return Runtime(
+        dtype=dtype,
+        quantization="none",
+        make_model=make_model,
+        weight_bytes=num_parameters(checkpoint) * dtype.itemsize,
+        text=f"{str(dtype).removeprefix('torch.')}, plain PyTorch",
+    )
+
+
+def _packed_bytes(checkpoint: Checkpoint, quantization: Quantization) -> int:
+    """Return the size of all weights as CpuLlama keeps them: a tied embedding is a table and an output head."""
+    total = 0
+    for name, parts in weight_parts(checkpoint).items():
+        num_rows, shape = sum(part.shape[0] for part in parts), parts[0].shape[1:]
+        if not shape or name == "embedding.weight":
+            total += num_rows * math.prod(shape) * torch.bfloat16.itemsize
+        if shape and (name != "embedding.weight" or checkpoint.config.tie_embeddings):
+            total += num_packed_bytes(num_rows, shape[0], format_of(quantization, grid_bits(checkpoint, parts)))
+    return total

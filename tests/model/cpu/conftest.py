@@ -1,0 +1,3 @@
+"""The tests of this folder run with every build of the kernels."""
+
+from tests.model.cpu.builds import kernels as kernels

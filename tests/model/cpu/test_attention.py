@@ -1,0 +1,133 @@
+"""The kernel of paged attention against the reference."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.attention.cpu import CpuAttention
+from model.attention.reference import ReferenceAttention
+from model.forward_batch import ForwardBatch
+
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1.5e-2}
+
+
+class Case:
+    """A pool filled through the contract's own `write`, and a batch of chunks over it."""
+
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        *,
+        lengths: list[int],
+        num_queries: list[int],
+        heads: tuple[int, int] = (9, 3),
+        head_dim: int = 64,
+        block_size: int = 16,
+        fill: float = 0.0,
+    ) -> None:
+        generator = torch.Generator().manual_seed(0)
+        num_heads, num_kv_heads = heads
+        num_blocks = [-(-length // block_size) for length in lengths]
+        blocks = torch.randperm(sum(num_blocks) + 3, generator=generator).int()
+        tables = torch.zeros(len(lengths), max(num_blocks), dtype=torch.int32)
+        for b, count in enumerate(num_blocks):
+            tables[b, :count], blocks = blocks[:count], blocks[count:]
+        self.shape = (sum(num_blocks) + 3, block_size, num_kv_heads, head_dim)
+        self.fill, self.dtype = fill, dtype
+        self.queries = torch.randn(sum(num_queries), num_heads, head_dim, generator=generator).to(dtype) * 2
+        self.keys = [torch.randn(n, num_kv_heads, head_dim, generator=generator).to(dtype) for n in lengths]
+        self.values = [torch.randn(n, num_kv_heads, head_dim, generator=generator).to(dtype) for n in lengths]
+        nothing = torch.empty(0, dtype=torch.int64)
+        self.batch = ForwardBatch(
+            token_ids=nothing,
+            positions=nothing,
+            slot_mapping=nothing,
+            query_start_loc=torch.tensor([0, *num_queries]).cumsum(0).int(),
+            seq_lens=torch.tensor(lengths, dtype=torch.int32),
+            block_tables=tables,
+            logits_rows=nothing,
+        )
+
+    def run(self, attention: Any, window: int | None = None) -> Tensor:
+        pools = [torch.full((*self.shape[:-1], self.shape[-1]), self.fill, dtype=self.dtype) for _ in range(2)]
+        block_size = self.shape[1]
+        for table, keys, values in zip(self.batch.block_tables, self.keys, self.values, strict=True):
+            positions = torch.arange(len(keys))
+            slots = table[positions // block_size].long() * block_size + positions % block_size
+            attention.write(keys, values, *pools, slots)
+        return attention(self.queries, *pools, self.batch, window)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [None, 7, 300])
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"lengths": [1, 16, 17, 255, 256, 257, 700], "num_queries": [1] * 7},
+        {"lengths": [40, 300, 33], "num_queries": [40, 70, 1]},
+        {"lengths": [300], "num_queries": [300], "heads": (3, 1)},
+        {"lengths": [130, 1], "num_queries": [2, 1], "block_size": 32},
+    ],
+    ids=["decode", "mixed", "prefill", "blocks of 32"],
+)
+def test_the_kernel_agrees_with_the_reference(
+    kernels: Any, case: dict[str, Any], window: int | None, dtype: torch.dtype
+) -> None:
+    ours = Case(dtype, **case).run(CpuAttention(kernels), window)
+    expected = Case(dtype, **case).run(ReferenceAttention(), window)
+    assert ours.dtype == dtype
+    torch.testing.assert_close(ours, expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("heads", [(4, 4), (8, 2), (6, 1), (16, 2)], ids=str)
+@pytest.mark.parametrize("head_dim", [2, 12, 16, 80, 128])
+def test_every_grouping_of_heads_and_head_size_works(
+    kernels: Any, heads: tuple[int, int], head_dim: int, dtype: torch.dtype
+) -> None:
+    case = Case(dtype, lengths=[50, 20, 270], num_queries=[1, 20, 5], heads=heads, head_dim=head_dim)
+    expected = case.run(ReferenceAttention())
+    torch.testing.assert_close(case.run(CpuAttention(kernels)), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_has_the_same_bits_decoded_alone_or_inside_a_prefill(kernels: Any, dtype: torch.dtype) -> None:
+    whole = Case(dtype, lengths=[600, 90], num_queries=[600, 90])
+    together = whole.run(CpuAttention(kernels))
+    for position in (0, 1, 15, 16, 254, 255, 256, 300, 511, 512, 599):
+        alone = Case(dtype, lengths=[600], num_queries=[1])
+        alone.keys, alone.values = [whole.keys[0][: position + 1]], [whole.values[0][: position + 1]]
+        alone.batch.seq_lens[0] = position + 1
+        alone.queries = whole.queries[position : position + 1]
+        assert torch.equal(alone.run(CpuAttention(kernels))[0], together[position]), position
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 5])
+def test_the_number_of_threads_changes_no_bit(kernels: Any, num_threads: int) -> None:
+    case = Case(torch.bfloat16, lengths=[700, 40, 1], num_queries=[1, 40, 1])
+    expected = case.run(CpuAttention(kernels))
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        assert torch.equal(case.run(CpuAttention(kernels)), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_lies_behind_the_last_token_is_never_read(kernels: Any, dtype: torch.dtype) -> None:
+    shape: dict[str, Any] = {"lengths": [1, 2, 17, 31, 250], "num_queries": [1, 2, 1, 3, 1]}
+    expected = Case(dtype, **shape).run(CpuAttention(kernels))
+    assert torch.equal(Case(dtype, **shape, fill=torch.nan).run(CpuAttention(kernels)), expected)
+
+
+def test_a_row_that_is_not_a_number_stays_so_and_spoils_no_other(kernels: Any) -> None:
+    case = Case(torch.bfloat16, lengths=[30, 30], num_queries=[1, 1])
+    clean = case.run(CpuAttention(kernels))
+    case.keys[0][12, 0, 5] = torch.nan
+    spoiled = case.run(CpuAttention(kernels))
+    assert spoiled[0, :3].isnan().all()  # the heads that read this KV head
+    assert torch.equal(spoiled[0, 3:], clean[0, 3:])
+    assert torch.equal(spoiled[1], clean[1])

@@ -1,0 +1,128 @@
+"""The kernel of linear layers against the same sums in plain PyTorch."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.cpu.linear import num_packed_bytes, pack_bfloat16, pack_groups
+from model.quantization import GroupedWeight, dequantize, quantize, quantize_rows
+
+FORMATS = ["bfloat16", "int8", "int4", "int8 widened", "int4 widened"]
+SHAPES = [(96, 64), (33, 30), (1, 8), (88, 48), (160, 1536)]  # outputs, inputs
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Layer:
+    """A weight in one format, as the kernel reads it and as a matrix."""
+
+    def __init__(self, kernels: Any, kind: str, num_outputs: int, num_inputs: int) -> None:
+        weight = random(num_outputs, num_inputs, seed=1) / num_inputs**0.5
+        self.kind, self.num_outputs, self.kernels = kind, num_outputs, kernels
+        if kind == "bfloat16":
+            self.matrix, self.packed = weight.bfloat16().float(), pack_bfloat16(weight)
+        else:
+            grouped = quantize(weight, int(kind[3]))
+            self.matrix, self.packed = dequantize(grouped), pack_groups(grouped)
+        if kind.endswith("widened"):
+            self.matrix = self.matrix.bfloat16().float()
+
+    def run(self, x: Tensor, step: str = "", norm: Tensor | None = None, **more: Tensor) -> Tensor:
+        out: Tensor = self.kernels.linear(
+            x,
+            self.packed,
+            self.kind,
+            self.num_outputs,
+            step,
+            norm,
+            1e-5,
+            more.get("bias"),
+            more.get("residual"),
+            "residual" not in more,
+        )
+        return out
+
+    def expected(self, rows: Tensor) -> Tensor:
+        """The product of rows that are ready for it."""
+        rounded = quantize_rows(rows) if self.kind in ("int8", "int4") else rows.bfloat16().float()
+        return rounded @ self.matrix.T
+
+
+@pytest.fixture(params=FORMATS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.mark.parametrize(("num_outputs", "num_inputs"), SHAPES)
+def test_products_agree(kernels: Any, kind: str, num_outputs: int, num_inputs: int) -> None:
+    layer = Layer(kernels, kind, num_outputs, num_inputs)
+    assert layer.packed.numel() == num_packed_bytes(num_outputs, num_inputs, kind)
+    x = random(7, num_inputs).bfloat16()
+    bias = random(num_outputs, seed=3).bfloat16()
+    expected = layer.expected(x.float())
+    # a value that lies between two steps of the grid may be rounded the other way
+    tolerance = 0.012 if kind in ("int8", "int4") else 1e-5
+    torch.testing.assert_close(layer.run(x), expected, atol=tolerance, rtol=1e-4)
+    torch.testing.assert_close(layer.run(x, bias=bias), expected + bias.float(), atol=tolerance, rtol=1e-4)
+
+
+def test_the_norm_swiglu_and_the_residual_are_part_of_it(kernels: Any, kind: str) -> None:
+    layer = Layer(kernels, kind, 70, 96)
+    x, weight, residual = random(9, 96).bfloat16() * 3, random(96, seed=4).bfloat16(), random(9, 70, seed=5).bfloat16()
+    wide = x.float()
+    normalised = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-5) * weight.float()
+    ours = layer.run(x, "rms_norm", weight, residual=residual)
+    assert ours.dtype == torch.bfloat16
+    torch.testing.assert_close(ours.float(), layer.expected(normalised) + residual.float(), atol=0.05, rtol=0.01)
+
+    gate_up = random(9, 192, seed=6).bfloat16()
+    gate, up = gate_up.float().chunk(2, dim=1)
+    torch.testing.assert_close(layer.run(gate_up, "swiglu"), layer.expected(F.silu(gate) * up), atol=0.02, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("num_outputs", "num_inputs"), [(96, 64), (33, 30)])
+def test_a_row_has_the_same_bits_among_any_number_of_rows(
+    kernels: Any, kind: str, num_outputs: int, num_inputs: int
+) -> None:
+    layer = Layer(kernels, kind, num_outputs, num_inputs)
+    x = random(230, num_inputs).bfloat16()
+    everything = layer.run(x)
+    for num_rows in (1, 2, 3, 4, 5, 6, 7, 8, 13, 96, 97):
+        assert torch.equal(torch.cat([layer.run(rows) for rows in x.split(num_rows)]), everything), num_rows
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_number_that_is_not_finite_spoils_its_row_and_no_other(kernels: Any, kind: str, bad: float) -> None:
+    layer = Layer(kernels, kind, 40, 64)
+    x = random(5, 64).bfloat16()
+    clean = layer.run(x)
+    x[2, 37] = bad
+    spoiled = layer.run(x)
+    assert not spoiled[2].isfinite().any()
+    others = torch.tensor([0, 1, 3, 4])
+    assert torch.equal(spoiled[others], clean[others])
+
+
+def test_rows_of_zeros_give_zeros(kernels: Any, kind: str) -> None:
+    layer = Layer(kernels, kind, 40, 64)
+    assert torch.equal(layer.run(torch.zeros(2, 64, dtype=torch.bfloat16)), torch.zeros(2, 40))
+
+
+def test_extremes_of_bytes_do_not_overflow(kernels: Any) -> None:
+    weight = GroupedWeight(
+        torch.full((32, 32), 255, dtype=torch.uint8), torch.ones(32, 1).half(), torch.zeros(32, 1).half(), 8
+    )
+    x = torch.full((1, 32), -127.0, dtype=torch.bfloat16)
+    out = kernels.linear(x, pack_groups(weight), "int8", 32, "", None, 0.0, None, None, True)
+    assert torch.equal(out, torch.full((1, 32), -127.0 * 255 * 32))
+
+
+def test_an_unknown_format_is_an_error(kernels: Any) -> None:
+    x = torch.zeros(1, 32, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="there is no format int3"):
+        kernels.linear(x, torch.zeros(1, dtype=torch.uint8), "int3", 32, "", None, 0.0, None, None, True)

@@ -1,0 +1,103 @@
+"""What computes a model is chosen by what its file holds and what the machine has."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from model.cpu.build import KernelsUnavailable, load_kernels
+from model.cpu.linear import PackedLinear
+from model.cpu.llama import CpuLlama
+from model.llama import Llama
+from model.loader import load_model, open_checkpoint
+from model.runtime import choose_runtime
+
+
+def choose(path: Path, **choices: Any) -> Any:
+    defaults: dict[str, Any] = {"dtype": "auto", "quantization": "auto", "block_size": 16}
+    return choose_runtime(open_checkpoint(path), **(defaults | choices))
+
+
+@pytest.mark.real_model
+def test_a_file_on_a_grid_keeps_it_when_it_is_multiplied_in_eight_bits(real_model_path: Path) -> None:
+    runtime = choose(real_model_path, quantization="int8")
+    checkpoint = open_checkpoint(real_model_path)
+    model = load_model(checkpoint, runtime.dtype, torch.device("cpu"), 64, runtime.make_model)
+    formats = {name: module.format for name, module in model.named_modules() if isinstance(module, PackedLinear)}
+    assert formats.pop("output") == "int8"
+    assert set(formats.values()) == {"int4"}
+
+
+@pytest.mark.real_model
+def test_four_bits_of_the_file_multiplied_in_bfloat16_are_the_bits_of_the_whole_bfloat16_model(
+    real_model_path: Path,
+) -> None:
+    from tests.model.oracle import logits_of_every_position
+
+    checkpoint = open_checkpoint(real_model_path)
+    logits = []
+    for quantization in ("none", "int4"):
+        runtime = choose(real_model_path, quantization=quantization)
+        model = load_model(checkpoint, runtime.dtype, torch.device("cpu"), 256, runtime.make_model)
+        logits.append(logits_of_every_position(model, list(range(1000, 1100))))
+    assert torch.equal(*logits)
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_bytes_of_the_weights_are_known_before_they_are_read(
+    tiny_model_path: Path, quantization: str, dtype: str
+) -> None:
+    if dtype == "float32" and quantization != "none":
+        with pytest.raises(ValueError, match="does not go with --dtype float32"):
+            choose(tiny_model_path, quantization=quantization, dtype=dtype)
+        return
+    runtime = choose(tiny_model_path, quantization=quantization, dtype=dtype)
+    model = load_model(open_checkpoint(tiny_model_path), runtime.dtype, torch.device("cpu"), 64, runtime.make_model)
+    assert sum(weight.nbytes for weight in model.parameters()) == runtime.weight_bytes
+    assert isinstance(model, CpuLlama) == (dtype == "bfloat16")
+
+
+def test_auto_rounds_nothing_to_less_than_bfloat16(tiny_model_path: Path) -> None:
+    assert choose(tiny_model_path).quantization == "none"
+    assert choose(tiny_model_path).text == "bfloat16"
+
+
+def test_odd_blocks_are_served_in_plain_pytorch_with_a_warning(
+    tiny_model_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        runtime = choose(tiny_model_path, block_size=8, quantization="int8", dtype="bfloat16")
+    assert "a multiple of 16" in caplog.text
+    assert "--quantization int8 needs the kernels" in caplog.text
+    assert type(runtime.make_model(open_checkpoint(tiny_model_path).config)) is Llama
+
+
+def test_without_a_compiler_one_warning_says_so(
+    tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with caplog.at_level(logging.WARNING):
+        runtime = choose(tiny_model_path, dtype="bfloat16")
+    assert caplog.text.count("No kernels") == 1
+    assert runtime.text == "bfloat16, plain PyTorch"
+    assert not list((tmp_path / "caravan" / "kernels").glob("build-*")), "what a failed build left is removed"
+
+
+def test_a_build_is_kept_and_a_broken_one_is_an_error(tmp_path: Path) -> None:
+    environ = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    folder = tmp_path / "caravan" / "kernels"
+    load_kernels(library="caravan_kept", environ=environ)
+    (kept,) = folder.iterdir()
+    changed = kept.stat().st_mtime_ns
+    load_kernels(library="caravan_kept", environ=environ)
+    assert [path.stat().st_mtime_ns for path in folder.iterdir()] == [changed]
+    other = tmp_path / "other" / "caravan" / "kernels"
+    other.mkdir(parents=True)
+    (other / kept.name).write_bytes(b"not a library")
+    with pytest.raises(KernelsUnavailable):
+        load_kernels(library="caravan_kept", environ={"XDG_CACHE_HOME": str(tmp_path / "other")})
