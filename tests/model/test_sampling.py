@@ -10,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.sampling import NUM_CANDIDATES, SamplingRow, adjust_logits, draw, sample, truncation_threshold, uniform
+from model.sampling import (
+    NUM_CANDIDATES,
+    SamplingRow,
+    adjust_logits,
+    draw,
+    largest_logits,
+    sample,
+    truncation_threshold,
+    uniform,
+)
 from model.sampling_params import SamplingParams
 
 VOCAB_SIZE = 3 * NUM_CANDIDATES
@@ -37,6 +46,21 @@ def kept_tokens(probabilities: list[float], *, top_k: int, top_p: float, min_p: 
         nucleus.append(token_id)
     least = min_p * max(probabilities)
     return {token_id for token_id in nucleus if probabilities[token_id] >= least}
+
+
+@pytest.mark.parametrize("vocab_size", [1, 7, 256, 300, 1000, 49152])
+def test_the_largest_logit_is_the_first_of_those_that_are_equal(vocab_size: int) -> None:
+    generator = torch.Generator().manual_seed(vocab_size)
+    logits = torch.randint(-3, 4, (50, vocab_size), generator=generator).float()
+    maxima, token_ids = largest_logits(logits)
+    assert token_ids.tolist() == [row.index(max(row)) for row in logits.tolist()]
+    assert torch.equal(maxima, logits.amax(dim=-1))
+
+
+def test_the_largest_logit_of_a_row_with_nan_is_nan() -> None:
+    logits = torch.zeros(3, 512)
+    logits[1, 300] = torch.nan
+    assert largest_logits(logits)[0].isnan().tolist() == [False, True, False]
 
 
 def test_temperature_zero_takes_the_most_probable_token() -> None:
