@@ -127,16 +127,21 @@ struct WidenedWeights {
     const uint8_t* weights = packed + index * num_groups() * Group<kBits>::kBytes;
     for (int64_t g = 0; g < num_groups(); g++) {
       const Group<kBits> group{weights + g * Group<kBits>::kBytes};
+      const f32x16 scales[2] = {group.scale(0), group.scale(1)}, offsets[2] = {group.offset(0), group.offset(1)};
+#pragma GCC unroll 8
       for (int quad = 0; quad < 8; quad++) {
         u32x16 halves[2];
         group.quad(quad, halves[0], halves[1]);
+#pragma GCC unroll 2
         for (int half = 0; half < 2; half++) {
-          auto weight = [&](int i) {  // of input i of the quad
+          auto weight = [&](int i) {  // of input i of the quad, rounded to bfloat16 in the high half of each lane
             i32x16 q = (i32x16)((halves[half] >> (8 * i)) & 255);
-            return bf16_bits(__builtin_convertvector(q, f32x16) * group.scale(half) + group.offset(half));
+            u32x16 bits = (u32x16)(__builtin_convertvector(q, f32x16) * scales[half] + offsets[half]);
+            return bits + 0x7fff + ((bits >> 16) & 1);
           };
           for (int pair = 0; pair < 2; pair++)
-            store(scratch + ((g * 16 + quad * 2 + pair) * 2 + half) * 64, weight(2 * pair) | weight(2 * pair + 1) << 16);
+            store(scratch + ((g * 16 + quad * 2 + pair) * 2 + half) * 64,
+                  weight(2 * pair) >> 16 | (weight(2 * pair + 1) & 0xffff0000));
         }
       }
     }
