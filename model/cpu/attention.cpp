@@ -151,7 +151,7 @@ void attend_split(const Context<E>& context, const Row<E>* rows, int64_t start, 
       for (int c = 0; c < C; c++) columns[c] = tile + (column + c * kLanes) * S::kWidth;
       for (int r = 0; r < R; r++) shares[r] = &weights[r][position - start];
       const int64_t num_tokens = std::min(kLanes, context.length - position);  // behind them is what was there before
-      multiply<E, R, C>(shares, columns, head_dim * S::kWidth, (num_tokens + S::kWidth - 1) / S::kWidth, sums);
+      multiply<E, R, C>(shares, columns, head_dim * S::kWidth, divide_up(num_tokens, S::kWidth), sums);
     }
     for (int r = 0; r < R; r++)
       for (int c = 0; c < C; c++) store(partials[r].output + column + c * kLanes, sums[r][c]);
@@ -188,7 +188,7 @@ class Attention {
   Attention(const E* queries, Pages<const E> pages, Batch batch, int64_t num_heads, int64_t window, E* output)
       : queries_(queries), pages_(pages), batch_(batch), num_heads_(num_heads), group_(num_heads / pages.num_kv_heads),
         window_(window), scale_(kLog2E / std::sqrt((float)pages.head_dim)),
-        width_((pages.head_dim + kLanes - 1) / kLanes * kLanes), output_(output) {}
+        width_(divide_up(pages.head_dim, kLanes) * kLanes), output_(output) {}
 
   void run() {
     list_units();
@@ -206,13 +206,13 @@ class Attention {
     share_out(units_.size(), [&](int64_t i) {
       const Unit& unit = units_[i];
       if (unit.split != 0) return;
-      const int64_t num_splits = (batch_.lengths[unit.sequence] + kSplit - 1) / kSplit;
-      for (int64_t split = 0; split < num_splits; split++)
-        for (int64_t r = 0; r < unit.num_rows; r++) {
-          const int64_t at = unit.partial + r;
-          if (split) partials[at].join(partials[at + split * unit.num_rows], scale_, width_);
-        }
-      for (int64_t r = 0; r < unit.num_rows; r++) write(unit, r, partials[unit.partial + r]);
+      const int64_t num_splits = divide_up(batch_.lengths[unit.sequence], kSplit);
+      for (int64_t r = 0; r < unit.num_rows; r++) {
+        Partial& joined = partials[unit.partial + r];
+        for (int64_t split = 1; split < num_splits; split++)
+          joined.join(partials[unit.partial + r + split * unit.num_rows], scale_, width_);
+        write(unit, r, joined);
+      }
     });
   }
 
@@ -226,7 +226,7 @@ class Attention {
     const bool is_scarce = batch_.num_sequences * pages_.num_kv_heads < 8 * at::get_num_threads();
     for (int64_t sequence = 0; sequence < batch_.num_sequences; sequence++) {
       const int64_t num_rows = num_rows_of(sequence);
-      const int64_t num_splits = (batch_.lengths[sequence] + kSplit - 1) / kSplit;
+      const int64_t num_splits = divide_up(batch_.lengths[sequence], kSplit);
       const bool is_split = is_scarce && num_rows <= kUnitRows && num_splits > 1;
       for (int64_t head = 0; head < pages_.num_kv_heads; head++) {
         if (!is_split) {
@@ -306,18 +306,14 @@ at::Tensor attend(const at::Tensor& queries, const at::Tensor& keys, const at::T
   at::Tensor output = at::empty(queries.sizes(), queries.options());
   const Batch batch{query_starts.const_data_ptr<int32_t>(), lengths.const_data_ptr<int32_t>(),
                     block_tables.const_data_ptr<int32_t>(), lengths.size(0), block_tables.size(1)};
-  auto with = [&](auto element) {
+  with_element(queries, [&](auto element) {
     using E = decltype(element);
     const Pages<const E> pages{(const E*)keys.const_data_ptr(), (const E*)values.const_data_ptr(), keys.size(1), keys.size(2),
                          keys.size(3)};
     Attention<E>((const E*)queries.const_data_ptr(), pages, batch, queries.size(1), window,
                  (E*)output.mutable_data_ptr())
         .run();
-  };
-  if (queries.scalar_type() == at::kBFloat16)
-    with(bf16{});
-  else
-    with(float{});
+  });
   return output;
 }
 

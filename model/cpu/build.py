@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from model.cache import cache_folder
+
 _FOLDER = Path(__file__).parent
 _FLAGS = ("-O3", "-std=c++20", "-fopenmp", "-Wno-psabi")  # psabi: a note on passing vectors, of no use here
 
@@ -28,11 +30,11 @@ def load_kernels(
     place there in one move, so that several processes may build at once. Raises KernelsUnavailable.
     """
     flags = [*_FLAGS, *target, f"-DCARAVAN_LIBRARY={library}"]
-    built = _cache_folder(environ) / f"{library}-{_fingerprint(flags)}.so"
+    built = cache_folder(environ) / "kernels" / f"{library}-{_fingerprint(flags)}.so"
     try:
         if not built.is_file():
             _build(built, flags, environ)
-        torch.ops.load_library(built)  # type: ignore[no-untyped-call]
+        torch.ops.load_library(built)  # type: ignore[no-untyped-call]  # torch gives it no types
     except OSError as error:
         raise KernelsUnavailable(" ".join(str(error).split())[:300]) from error
     return getattr(torch.ops, library)
@@ -57,8 +59,3 @@ def _build(built: Path, flags: list[str], environ: Mapping[str, str]) -> None:
         lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         telling = [line for line in lines if "error:" in line] or lines[-1:] or [f"exit status {done.returncode}"]
         raise KernelsUnavailable(telling[0][:300])
-
-
-def _cache_folder(environ: Mapping[str, str]) -> Path:
-    cache = Path(environ.get("XDG_CACHE_HOME", ""))
-    return (cache if cache.is_absolute() else Path.home() / ".cache") / "caravan" / "kernels"

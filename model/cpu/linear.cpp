@@ -37,9 +37,7 @@ void run(const Weights& weights, const InputStep& input, const bf16* x, int64_t 
   if (num_rows <= 2)
     for (int64_t row = 0; row < num_rows; row++) prepare(row);
   else
-    at::parallel_for(0, num_rows, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; row++) prepare(row);
-    });
+    share_out(num_rows, prepare);
 
   const int64_t num_tiles = divide_up(num_outputs, kColumns), num_chunks = divide_up(num_rows, kRowsOfUnit);
   share_out(num_tiles * num_chunks, [&](int64_t unit) {

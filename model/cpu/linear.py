@@ -79,13 +79,13 @@ def format_of(quantization: Quantization, grid_bits: int | None) -> str:
             return f"int{grid_bits or 4} widened"
 
 
-def num_packed_bytes(num_outputs: int, num_inputs: int, format: str) -> int:  # noqa: A002
+def num_packed_bytes(num_outputs: int, num_inputs: int, weight_format: str) -> int:
     """Return the size of a weight once it is packed."""
     num_outputs = -(-num_outputs // TILE) * TILE
-    if format == "bfloat16":
+    if weight_format == "bfloat16":
         return num_outputs * -(-num_inputs // 2) * 4
     num_groups = -(-num_inputs // GROUP)
-    return num_outputs * num_groups * (4 + GROUP * (4 if format.startswith("int4") else 8) // 8)
+    return num_outputs * num_groups * (4 + GROUP * (4 if weight_format.startswith("int4") else 8) // 8)
 
 
 def pack_bfloat16(weight: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ class CpuBlock(Block):
         sin: Tensor,
         batch: ForwardBatch,
         kv_cache: KVCache,
-        paged_attention: PagedAttention,  # noqa: ARG002
+        paged_attention: PagedAttention,  # noqa: ARG002  # the layer's kernel calls that of attention itself
     ) -> Tensor:
         """Return x [T, hidden_size] after this layer; writes this step's keys and values into the cache."""
         hidden: Tensor = self._layer(

@@ -2,7 +2,6 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include <cmath>
 #include <memory>
 
 #include "kernels.h"
@@ -31,15 +30,7 @@ void write_head(const Pages<E>& pages, int64_t slot, int64_t next_slot, int64_t 
 template <class E>
 void rotate(const E* x, int64_t head_dim, const float* cos, const float* sin, const E* norm_weight, float eps, E* out) {
   const int64_t half = head_dim / 2;
-  float scale = 1;
-  if (norm_weight) {
-    f32x16 squares = {};
-    for (int64_t i = 0; i < head_dim; i += kLanes) {
-      f32x16 numbers = load_floats(x + i, std::min(kLanes, head_dim - i));
-      squares += numbers * numbers;
-    }
-    scale = 1 / std::sqrt(sum_of(squares) / head_dim + eps);
-  }
+  const float scale = norm_weight ? rms_scale(x, head_dim, eps) : 1;
   for (int64_t i = 0; i < half; i += kLanes) {
     const int64_t count = std::min(kLanes, half - i);
     f32x16 a = load_floats(x + i, count), b = load_floats(x + half + i, count);
@@ -56,14 +47,6 @@ void rotate(const E* x, int64_t head_dim, const float* cos, const float* sin, co
 template <class E>
 Pages<E> pages_of(at::Tensor& keys, at::Tensor& values) {
   return {(E*)keys.mutable_data_ptr(), (E*)values.mutable_data_ptr(), keys.size(1), keys.size(2), keys.size(3)};
-}
-
-template <class F>
-void with_element(const at::Tensor& tensor, const F& f) {
-  if (tensor.scalar_type() == at::kBFloat16)
-    f(bf16{});
-  else
-    f(float{});
 }
 
 constexpr int64_t kTokensOfUnit = 16;  // tokens of a thread's unit of work: a tile, if they begin with one

@@ -5,6 +5,8 @@
 // [head_dim][16] and [16][head_dim].
 #pragma once
 
+#include <ATen/core/Tensor.h>
+
 #include "vector.h"
 
 namespace caravan {
@@ -35,5 +37,14 @@ struct Pages {
     return ((block * num_kv_heads + head) * block_size + offset) * head_dim;
   }
 };
+
+// Call f with a number of the type that the tensor has.
+template <class F>
+void with_element(const at::Tensor& tensor, const F& f) {
+  if (tensor.scalar_type() == at::kBFloat16)
+    f(bf16{});
+  else
+    f(float{});
+}
 
 }  // namespace caravan

@@ -1,7 +1,6 @@
 // The rows of a linear layer's input on their way to the product: a norm or SwiGLU, then the numbers it multiplies in.
 #pragma once
 
-#include <cmath>
 #include <memory>
 
 #include "threads.h"
@@ -33,12 +32,7 @@ inline void prepare_row(const InputStep& step, const bf16* row, int64_t num_inpu
       each([&](int64_t i, int64_t count) { return load_floats(row + i, count); });
       break;
     case Input::kRmsNorm: {
-      f32x16 squares = {};
-      for (int64_t i = 0; i < num_inputs; i += kLanes) {
-        f32x16 x = load_floats(row + i, std::min(kLanes, num_inputs - i));
-        squares += x * x;
-      }
-      const float scale = 1.0f / std::sqrt(sum_of(squares) / num_inputs + step.eps);
+      const float scale = rms_scale(row, num_inputs, step.eps);
       each([&](int64_t i, int64_t count) {
         return load_floats(row + i, count) * scale * load_floats(step.norm_weight + i, count);
       });

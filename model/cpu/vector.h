@@ -2,6 +2,8 @@
 // Intrinsics stand only where those types lack the operation: products of pairs of bfloat16 and of quads of bytes.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -149,6 +151,17 @@ inline f32x16 exp2(f32x16 x) {
   p = p * f + 1.0f;
   i32x16 n = (i32x16)shifted - 0x4b400000;
   return p * (f32x16)((n + 127) << 23);
+}
+
+// What scales numbers to a root mean square of one. Source: RMSNorm (arXiv:1910.07467), equation 4.
+template <class E>
+inline float rms_scale(const E* from, int64_t count, float eps) {
+  f32x16 squares = {};
+  for (int64_t i = 0; i < count; i += kLanes) {
+    f32x16 x = load_floats(from + i, std::min(kLanes, count - i));
+    squares += x * x;
+  }
+  return 1.0f / std::sqrt(sum_of(squares) / count + eps);
 }
 
 constexpr float kLog2E = 1.44269504f;

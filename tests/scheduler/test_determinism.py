@@ -91,7 +91,7 @@ def test_a_request_gets_the_same_bits_in_any_company_chunking_and_pool(draw: st.
 def test_preemption_changes_no_bit(kind: str) -> None:
     requests = [sampled(i, random_prompt(i, 20), max_tokens=30) for i in range(6)]
     size = block_sizes(kind)[0]
-    engine = tiny_engine(model_in(kind), num_blocks=240 // size - 7, block_size=size, max_model_len=64)
+    engine = tiny_engine(model_in(kind), num_blocks=64 // size, block_size=size, max_model_len=64)
     num_preemptions: list[int] = []
     together = run_to_end(engine, requests, on_step=lambda output: num_preemptions.append(output.stats.num_preemptions))
     assert sum(num_preemptions) > 0
