@@ -13,8 +13,7 @@
 namespace caravan {
 namespace {
 
-constexpr int64_t kRowsAtOnce = kHasManyRegisters ? 6 : 2;  // rows that share each load of weights
-constexpr int64_t kRowsOfUnit = 96;                         // rows of a thread's unit of work
+constexpr int64_t kRowsOfUnit = 96;  // rows of a thread's unit of work
 
 // Call f with the number of rows, 1 to kRowsAtOnce, as a constant.
 template <int R, class F>
@@ -28,7 +27,7 @@ void with_constant(int64_t num_rows, const F& f) {
 template <class Weights, class Out>
 void run(const Weights& weights, const InputStep& input, const bf16* x, int64_t x_stride, int64_t num_rows,
          int64_t num_outputs, const bf16* bias, const bf16* residual, Out* out) {
-  typename Weights::Tile::Rows rows(num_rows, weights.num_inputs);
+  typename Weights::Rows rows(num_rows, weights.num_inputs);
   auto prepare = [&](int64_t row) {
     std::unique_ptr<float[]> numbers(new float[rows.width]);
     prepare_row(input, x + row * x_stride, weights.num_inputs, numbers.get());
@@ -43,25 +42,26 @@ void run(const Weights& weights, const InputStep& input, const bf16* x, int64_t 
   share_out(num_tiles * num_chunks, [&](int64_t unit) {
     const int64_t index = unit / num_chunks, begin = unit % num_chunks * kRowsOfUnit;
     std::unique_ptr<uint8_t[]> scratch(new uint8_t[weights.num_scratch_bytes()]);
-    const auto tile = weights.tile(index, scratch.get());
     const int64_t end = std::min(begin + kRowsOfUnit, num_rows);
     const int64_t step = divide_up(end - begin, divide_up(end - begin, kRowsAtOnce));  // 8 rows are 4 and 4, not 6 and 2
-    for (int64_t first = begin; first < end; first += step)
-      with_constant<kRowsAtOnce>(std::min(step, end - first), [&](auto constant) {
-        constexpr int R = decltype(constant)::value;
-        f32x16 sums[R][2] = {};
-        tile.template multiply<R>(rows, first, sums);
-        for (int r = 0; r < R; r++)
-          for (int half = 0; half < 2; half++) {
-            const int64_t column = index * kColumns + half * kLanes, at = (first + r) * num_outputs + column;
-            const int64_t count = std::min(kLanes, num_outputs - column);
-            if (count <= 0) continue;
-            f32x16 y = sums[r][half];
-            if (bias) y += load_floats(bias + column, count);
-            if (residual) y += load_floats(residual + at, count);
-            store_floats(out + at, y, count);
-          }
-      });
+    weights.with_tile(index, end - begin, scratch.get(), [&](const auto& tile) {
+      for (int64_t first = begin; first < end; first += step)
+        with_constant<kRowsAtOnce>(std::min(step, end - first), [&](auto constant) {
+          constexpr int R = decltype(constant)::value;
+          f32x16 sums[R][2] = {};
+          tile.template multiply<R>(rows, first, sums);
+          for (int r = 0; r < R; r++)
+            for (int half = 0; half < 2; half++) {
+              const int64_t column = index * kColumns + half * kLanes, at = (first + r) * num_outputs + column;
+              const int64_t count = std::min(kLanes, num_outputs - column);
+              if (count <= 0) continue;
+              f32x16 y = sums[r][half];
+              if (bias) y += load_floats(bias + column, count);
+              if (residual) y += load_floats(residual + at, count);
+              store_floats(out + at, y, count);
+            }
+        });
+    });
   });
 }
 
