@@ -1,6 +1,7 @@
 """Engine: schedule, run, commit."""
 
 import time
+from collections.abc import Callable
 
 import msgspec
 import torch
@@ -12,6 +13,7 @@ from model.sampling import SamplingRow, sample
 from scheduler.batch import build_forward_batch
 from scheduler.config import EngineConfig
 from scheduler.messages import StepOutput
+from scheduler.profile import Profile
 from scheduler.scheduler import Scheduler
 from scheduler.sequence import ScheduledSequence
 
@@ -19,19 +21,29 @@ from scheduler.sequence import ScheduledSequence
 class Engine:
     """A model, its KV cache and the scheduler that shares them out."""
 
-    def __init__(self, model: Llama, config: EngineConfig, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: Llama,
+        config: EngineConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        profile: Profile | None = None,
+    ) -> None:
         self.model = model
         self.device = device
         self.block_size = config.block_size
         self.kv_cache = KVCache(model.config, config.num_blocks, config.block_size, dtype, device)
         self.scheduler = Scheduler(config)
+        self._lap: Callable[[str], None] = profile.lap if profile else lambda _: None
 
     def step(self) -> StepOutput:
         """Return what one step over the active batch produced; without work, an empty output."""
         started = time.monotonic()
         plan = self.scheduler.schedule()
+        self._lap("schedule")
         samples = self.run(plan)
         output = self.scheduler.commit(plan, samples)
+        self._lap("commit")
         stats = msgspec.structs.replace(output.stats, step_seconds=time.monotonic() - started)
         return msgspec.structs.replace(output, stats=stats)
 
@@ -40,10 +52,14 @@ class Engine:
         if not plan:
             return []
         batch = build_forward_batch(plan, self.block_size, self.device)
+        self._lap("batch")
         logits = self.model(batch, self.kv_cache)  # [S, vocab_size]
+        self._lap("rest")
         rows = [
             SamplingRow(s.sequence.request.params, s.sequence.request.prompt_token_ids, s.sequence.output_token_ids)
             for s in plan
             if s.wants_logits
         ]
-        return sample(logits, rows) if rows else []
+        samples = sample(logits, rows) if rows else []
+        self._lap("sample")
+        return samples

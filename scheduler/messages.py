@@ -18,6 +18,7 @@ class StartEngine(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     quantization: Literal["auto", "none", "int8", "int4"] = "auto"
     num_threads: int | None = None  # None: one per core
+    is_profiled: bool = False  # write where the time of its steps goes to standard error
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, tag=True):

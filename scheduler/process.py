@@ -21,6 +21,7 @@ from scheduler.engine import Engine
 from scheduler.framing import LENGTH, encode_frame, frame_length
 from scheduler.memory import free_memory_bytes
 from scheduler.messages import Abort, EngineFailed, EngineReady, Request, StartEngine, ToEngine
+from scheduler.profile import Profile
 
 HEARTBEAT_SECONDS = 0.5  # an idle engine is heard this often
 
@@ -34,18 +35,24 @@ def main() -> None:
     start = inbox.get()
     assert isinstance(start, StartEngine), "the first message says what to load"
     try:
-        engine, ready = start_engine(start)
+        engine, ready, profile = start_engine(start)
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         connection.sendall(encode_frame(EngineFailed(reason=str(error))))
         sys.exit(1)
     connection.sendall(encode_frame(ready))
     while True:
         _take_messages(engine, inbox)
-        connection.sendall(encode_frame(engine.step()))
+        if profile:
+            profile.start_step()
+        output = engine.step()
+        connection.sendall(encode_frame(output))
+        if profile:
+            profile.lap("send")
+            profile.end_step(output.stats.num_prefill_tokens + output.stats.num_decode_tokens)
 
 
-def start_engine(start: StartEngine) -> tuple[Engine, EngineReady]:
-    """Return the engine with its model loaded, and the report of what was loaded.
+def start_engine(start: StartEngine) -> tuple[Engine, EngineReady, Profile | None]:
+    """Return the engine with its model loaded, the report of what was loaded, and the profile if one was asked for.
 
     Raises ValueError (a broken or unsupported model, limits that do not fit), OSError, MemoryError.
     """
@@ -65,7 +72,8 @@ def start_engine(start: StartEngine) -> tuple[Engine, EngineReady]:
         max_position=model.config.max_position,
         free_memory_bytes=free_memory_bytes(),
     )
-    engine = Engine(model, config, runtime.dtype, device)
+    profile = Profile(model, sys.stderr.write) if start.is_profiled else None
+    engine = Engine(model, config, runtime.dtype, device, profile)
     ready = EngineReady(
         config=config,
         vocab_size=model.config.vocab_size,
@@ -75,7 +83,7 @@ def start_engine(start: StartEngine) -> tuple[Engine, EngineReady]:
         weights=runtime.text,
         load_seconds=time.monotonic() - started,
     )
-    return engine, ready
+    return engine, ready, profile
 
 
 def _take_messages(engine: Engine, inbox: "queue.SimpleQueue[ToEngine]") -> None:

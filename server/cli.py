@@ -33,7 +33,7 @@ def caravan() -> None:
     """An inference server for Llama models: continuous batching, a paged KV cache, OpenAI-style HTTP."""
 
 
-def serve(**flags: str | None) -> None:
+def serve(**flags: str | bool | None) -> None:
     """Serve MODEL over HTTP until Ctrl-C.
 
     Each option may also be set as a variable or as a key of the file given by --config.
@@ -163,16 +163,16 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
         text = f"{field.description} [{variable}]"
         if field.default is not None:
             text = f"{field.description} [{variable}; default: {field.default}]"
+        is_switch = field.annotation is bool
         option = (
             typer.Argument(help=text, metavar="MODEL", show_default=False)
             if name == "model"
-            else typer.Option(f"--{name.replace('_', '-')}", help=text, metavar=kind, show_default=False)
-        )
-        parameters.append(
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
+            else typer.Option(
+                f"--{name.replace('_', '-')}", help=text, metavar=None if is_switch else kind, show_default=False
             )
         )
+        value = Annotated[bool | None, option] if is_switch else Annotated[str | None, option]
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=value))
     command.__dict__["__signature__"] = inspect.Signature(parameters)  # which is where inspect looks first
     return command
 

@@ -50,6 +50,7 @@ class Settings(BaseSettings):
     max_batch_tokens: int = Field(512, ge=1, description="Tokens computed in one step, over all sequences.")
     block_size: int = Field(16, ge=1, description="Tokens in a block of the KV pool.")
     num_threads: int | None = Field(None, ge=1, description="Threads that compute. Default: one per core.")
+    profile: bool = Field(False, description="Print every few seconds of work where the time of a step goes.")
 
     @classmethod
     def settings_customise_sources(
@@ -81,6 +82,7 @@ class Settings(BaseSettings):
             dtype=self.dtype,
             quantization=self.quantization,
             num_threads=self.num_threads,
+            is_profiled=self.profile,
             limits=EngineLimits(
                 kv_cache_memory_bytes=None if self.kv_cache_memory is None else int(self.kv_cache_memory),
                 max_model_len=self.max_model_len,

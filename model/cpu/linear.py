@@ -100,8 +100,8 @@ def pack_groups(weight: GroupedWeight, *, is_widened: bool) -> Tensor:
     """Return the weight as bytes: for each tile of 32 outputs and group of 32 inputs, scales, offsets and values.
 
     Values that are multiplied as they are lie in quads of inputs: of 8 bits [quad][32 outputs][4]; of 4 bits
-    [quad][16][4], outputs 0 to 15 in the low halves. Values that are widened to bfloat16 lie in pairs of inputs: in words
-    [8 outputs][2 inputs] of 4 bytes, one for each 8 outputs; of 4 bits with a second pair in the upper halves of a word.
+    [quad][16][4], outputs 0 to 15 in the low halves. Values that are widened to bfloat16 lie in pairs of inputs: in
+    words [8 outputs][2 inputs] with a byte or half of one for each 8 of the 32 outputs, of 4 bits two pairs in a word.
     """
     num_outputs, num_inputs = weight.shape
     missing = -num_outputs % TILE

@@ -1,5 +1,6 @@
 """CpuLlama: the model of model/llama.py, a layer in one call of model/cpu/layer.cpp."""
 
+import time
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ class CpuBlock(Block):
         attention.output = packed(attention.output)
         feed_forward.gate_up = packed(feed_forward.gate_up, self.feed_forward_norm)
         feed_forward.down = packed(feed_forward.down)
+        self.seconds: Tensor | None = None  # [3], float64: where the kernel adds what it took
         self._layer = kernels.layer.default
         self._weights: tuple[Any, ...] = ()
 
@@ -56,6 +58,7 @@ class CpuBlock(Block):
             kv_cache.keys[self._index],
             kv_cache.values[self._index],
             *(self._weights or self._gather_weights()),
+            self.seconds,
         )
         return hidden
 
@@ -92,6 +95,7 @@ class CpuLlama(Llama):
             CpuBlock(config, layer, kernels, arena, quantization) for layer in range(config.num_layers)
         )
         head = Linear(config.hidden_size, config.vocab_size)
+        self._seconds: Tensor | None = None
         self.output = PackedLinear(head, kernels, arena, quantization, self.norm)
 
     def grouped_weights(self) -> set[str]:
@@ -115,5 +119,16 @@ class CpuLlama(Llama):
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits [S, vocab_size] of the last layer's output x [S, hidden_size], float32."""
-        logits: Tensor = self.output(x)  # the norm is part of it
-        return logits
+        started = time.perf_counter()
+        product: Tensor = self.output(x)
+        if self._seconds is not None:
+            self._seconds[0] += time.perf_counter() - started
+        return product
+
+    def start_profile(self) -> Tensor:
+        """Return where from now on the seconds spent in linear layers, in attention and in rotating are summed up."""
+        self._seconds = torch.zeros(3, dtype=torch.float64)
+        for layer in self.layers:
+            assert isinstance(layer, CpuBlock)
+            layer.seconds = self._seconds
+        return self._seconds

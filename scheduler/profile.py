@@ -1,0 +1,65 @@
+"""Profile: where the time of the engine's steps goes."""
+
+import time
+from collections.abc import Callable
+
+from model.llama import Llama
+
+PARTS = ("schedule", "batch", "linears", "attention", "rest", "sample", "commit", "send")
+REPORT_SECONDS = 5.0  # of steps, between one report and the next
+
+
+class Profile:
+    """Seconds by part, charged by laps: each lap belongs to the part that has just ended.
+
+    `rest` is what the model does beside its linear layers and attention. Time without work is not counted.
+    """
+
+    def __init__(self, model: Llama, write: Callable[[str], object]) -> None:
+        self._write = write
+        self._model_seconds = model.start_profile()  # None: the model is not taken apart, and all of it is rest
+        self._seconds = dict.fromkeys(PARTS, 0.0)
+        self._num_steps = 0
+        self._num_tokens = 0
+
+    def start_step(self) -> None:
+        """Begin the first lap of a step."""
+        self._laps: list[tuple[str, float]] = []
+        self._lap_started = time.perf_counter()
+
+    def lap(self, part: str) -> None:
+        """Charge the time since the last lap to a part."""
+        now = time.perf_counter()
+        self._laps.append((part, now - self._lap_started))
+        self._lap_started = now
+
+    def end_step(self, num_tokens: int) -> None:
+        """Count a step that computed so many tokens, none if it was a heartbeat; write a report now and then."""
+        if not num_tokens:
+            return
+        for part, seconds in self._laps:
+            self._seconds[part] += seconds
+        self._num_steps += 1
+        self._num_tokens += num_tokens
+        if sum(self._seconds.values()) >= REPORT_SECONDS:
+            self.report()
+
+    def report(self) -> None:
+        """Write the table of the steps since the last report, if there were any, and begin anew."""
+        if not self._num_steps:
+            return
+        if self._model_seconds is not None:
+            linears, attention, _ = self._model_seconds.tolist()
+            self._seconds["linears"], self._seconds["attention"] = linears, attention
+            self._seconds["rest"] -= linears + attention
+            self._model_seconds.zero_()
+        total = sum(self._seconds.values())
+        lines = [
+            f"{self._num_steps} steps of {total / self._num_steps * 1e3:.2f} ms, "
+            f"{self._num_tokens / self._num_steps:.1f} tokens each"
+        ]
+        for part, seconds in self._seconds.items():
+            lines.append(f"  {part:<10} {seconds / self._num_steps * 1e3:8.3f} ms {seconds / total:6.1%}")
+        self._write("\n".join(lines) + "\n")
+        self._seconds = dict.fromkeys(PARTS, 0.0)
+        self._num_steps = self._num_tokens = 0
