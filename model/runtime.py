@@ -24,7 +24,7 @@ _TEXTS: Mapping[Quantization, str] = MappingProxyType(
     {
         "none": "bfloat16",
         "int8": "int8: multiplied in 8 bits, a scale for each 32",
-        "int4": "int4: stored in 4 bits, multiplied in bfloat16",
+        "int4": "int4: stored in 4 or 8 bits as the file has them or rounded to 4, multiplied in bfloat16",
     }
 )
 
@@ -45,8 +45,9 @@ def choose_runtime(
 ) -> Runtime:
     """Return how to compute the model; without kernels it is plain PyTorch.
 
-    `auto` is bfloat16: int8 is up to twice as fast, but rounds what is multiplied, and small models notice (see
-    ARCHITECTURE.md). Raises ValueError if the choices made contradict each other.
+    `auto` is the fastest way that rounds nothing to less than bfloat16: int4 if the file has all its weights on the grid
+    of Q4_0, Q4_1 or Q8_0, else bfloat16 (see ARCHITECTURE.md). Raises ValueError if the choices made contradict each
+    other.
     """
     kernels = find_kernels(block_size)
     if dtype == "auto":
@@ -57,7 +58,7 @@ def choose_runtime(
         if quantization not in ("auto", "none"):
             logger.warning("--quantization %s needs the kernels; the weights stay in %s.", quantization, dtype)
         return _plain(checkpoint, getattr(torch, dtype), kernels)
-    chosen = "none" if quantization == "auto" else quantization
+    chosen: Quantization = ("int4" if _has_grid(checkpoint) else "none") if quantization == "auto" else quantization
     return Runtime(
         dtype=torch.bfloat16,
         quantization=chosen,
@@ -93,6 +94,12 @@ def _plain(checkpoint: Checkpoint, dtype: torch.dtype, kernels: Any | None) -> R
         weight_bytes=num_parameters(checkpoint) * dtype.itemsize,
         text=f"{str(dtype).removeprefix('torch.')}, plain PyTorch",
     )
+
+
+def _has_grid(checkpoint: Checkpoint) -> bool:
+    """Return whether every matrix of the model lies in its file in groups, so that keeping those loses nothing."""
+    matrices = [parts for parts in weight_parts(checkpoint).values() if len(parts[0].shape) > 1]
+    return all(grid_bits(checkpoint, parts) is not None for parts in matrices)
 
 
 def _packed_bytes(checkpoint: Checkpoint, quantization: Quantization) -> int:

@@ -38,7 +38,8 @@ class Settings(BaseSettings):
     )
     quantization: Literal["auto", "none", "int8", "int4"] = Field(
         "auto",
-        description="int8 multiplies in 8 bits, int4 stores weights in 4; auto is none: bfloat16.",
+        description="int8 multiplies in 8 bits; int4 stores weights in 4 and multiplies in bfloat16; none is bfloat16; "
+        "auto is int4 for files in Q4_0, Q4_1, Q8_0, whose weights it takes as they are, else none.",
     )
     kv_cache_memory: ByteSize | None = Field(
         None, ge=1, description="Size of the KV pool, such as 4GiB. Default: half of the memory free after loading."

@@ -41,27 +41,25 @@ void run(const Weights& weights, const InputStep& input, const bf16* x, int64_t 
   const int64_t num_tiles = divide_up(num_outputs, kColumns), num_chunks = divide_up(num_rows, kRowsOfUnit);
   share_out(num_tiles * num_chunks, [&](int64_t unit) {
     const int64_t index = unit / num_chunks, begin = unit % num_chunks * kRowsOfUnit;
-    std::unique_ptr<uint8_t[]> scratch(new uint8_t[weights.num_scratch_bytes()]);
+    const auto tile = weights.tile(index);
     const int64_t end = std::min(begin + kRowsOfUnit, num_rows);
     const int64_t step = divide_up(end - begin, divide_up(end - begin, kRowsAtOnce));  // 8 rows are 4 and 4, not 6 and 2
-    weights.with_tile(index, end - begin, scratch.get(), [&](const auto& tile) {
-      for (int64_t first = begin; first < end; first += step)
-        with_constant<kRowsAtOnce>(std::min(step, end - first), [&](auto constant) {
-          constexpr int R = decltype(constant)::value;
-          f32x16 sums[R][2] = {};
-          tile.template multiply<R>(rows, first, sums);
-          for (int r = 0; r < R; r++)
-            for (int half = 0; half < 2; half++) {
-              const int64_t column = index * kColumns + half * kLanes, at = (first + r) * num_outputs + column;
-              const int64_t count = std::min(kLanes, num_outputs - column);
-              if (count <= 0) continue;
-              f32x16 y = sums[r][half];
-              if (bias) y += load_floats(bias + column, count);
-              if (residual) y += load_floats(residual + at, count);
-              store_floats(out + at, y, count);
-            }
-        });
-    });
+    for (int64_t first = begin; first < end; first += step)
+      with_constant<kRowsAtOnce>(std::min(step, end - first), [&](auto constant) {
+        constexpr int R = decltype(constant)::value;
+        f32x16 sums[R][2] = {};
+        tile.template multiply<R>(rows, first, sums);
+        for (int r = 0; r < R; r++)
+          for (int half = 0; half < 2; half++) {
+            const int64_t column = index * kColumns + half * kLanes, at = (first + r) * num_outputs + column;
+            const int64_t count = std::min(kLanes, num_outputs - column);
+            if (count <= 0) continue;
+            f32x16 y = sums[r][half];
+            if (bias) y += load_floats(bias + column, count);
+            if (residual) y += load_floats(residual + at, count);
+            store_floats(out + at, y, count);
+          }
+      });
   });
 }
 
@@ -92,9 +90,9 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& packed, c10::string_vie
   if (format == "bfloat16")
     with(BFloat16Weights{bytes, num_inputs});
   else if (format == "int8")
-    with(GroupedWeights<8>{bytes, num_inputs});
+    with(ByteWeights<8>{bytes, num_inputs});
   else if (format == "int4")
-    with(GroupedWeights<4>{bytes, num_inputs});
+    with(ByteWeights<4>{bytes, num_inputs});
   else if (format == "int8 widened")
     with(WidenedWeights<8>{bytes, num_inputs});
   else if (format == "int4 widened")

@@ -20,7 +20,7 @@ class PackedLinear(Linear):
 
     Quantization `none` keeps the weights in bfloat16. `int8` multiplies in 8 bits: each group of 32 inputs of a row is
     rounded to 8 bits; weights that a file has in 4 bits keep them, others get 8. `int4` stores weights in 4 bits (those
-    that a file has in 8 keep them) and multiplies in bfloat16.
+    that a file has in 8 keep them) and multiplies rows in bfloat16; the weights are not rounded to it.
     Every way gives a row the same bits among any number of rows.
     """
 
@@ -46,7 +46,7 @@ class PackedLinear(Linear):
         else:
             if not isinstance(weight, GroupedWeight):
                 weight = quantize(weight, 8 if self.quantization == "int8" else 4)
-            packed = pack_groups(weight, is_widened=self.quantization == "int4")
+            packed = pack_groups(weight)
         self.format = format_of(self.quantization, weight.bits if isinstance(weight, GroupedWeight) else None)
         self.packed = nn.Parameter(self._arena.keep(packed), requires_grad=False)
 
@@ -96,28 +96,17 @@ def pack_bfloat16(weight: Tensor) -> Tensor:
     return tiles.transpose(1, 2).contiguous().view(torch.uint8).flatten()
 
 
-def pack_groups(weight: GroupedWeight, *, is_widened: bool) -> Tensor:
+def pack_groups(weight: GroupedWeight) -> Tensor:
     """Return the weight as bytes: for each tile of 32 outputs and group of 32 inputs, scales, offsets and values.
 
-    Values that are multiplied as they are lie in quads of inputs: of 8 bits [quad][32 outputs][4]; of 4 bits
-    [quad][16][4], outputs 0 to 15 in the low halves. Values that are widened to bfloat16 lie in pairs of inputs: in
-    words [8 outputs][2 inputs] with a byte or half of one for each 8 of the 32 outputs, of 4 bits two pairs in a word.
+    Values of 8 bits are [quad of inputs][32 outputs][4]; of 4 bits [quad][16][4], outputs 0 to 15 in the low halves.
     """
     num_outputs, num_inputs = weight.shape
     missing = -num_outputs % TILE
     values = F.pad(weight.values, (0, -num_inputs % GROUP, 0, missing))
-    num_groups = values.shape[1] // GROUP
-    if is_widened:
-        values = values.view(-1, 2, 2, 8, num_groups, 8, 2, 2)  # [tile, 16 outputs, 8, 1, group, 2 pairs, pair, input]
-        if weight.bits == 4:
-            values = values.permute(0, 4, 5, 3, 7, 6, 1, 2)
-            values = values[..., 0] | values[..., 1] << 4
-        else:
-            values = values.permute(0, 4, 5, 6, 3, 7, 1, 2)
-    else:
-        values = values.view(-1, TILE, num_groups, GROUP // 4, 4).permute(0, 2, 3, 1, 4)
-        if weight.bits == 4:
-            values = values[..., : TILE // 2, :] | values[..., TILE // 2 :, :] << 4
+    values = values.view(-1, TILE, values.shape[1] // GROUP, GROUP // 4, 4).permute(0, 2, 3, 1, 4)
+    if weight.bits == 4:
+        values = values[..., : TILE // 2, :] | values[..., TILE // 2 :, :] << 4
     grid = torch.stack((weight.scales, weight.offsets), dim=-1)  # [out, groups, 2]
-    grid = F.pad(grid, (0, 0, 0, 0, 0, missing)).view(-1, TILE, num_groups, 2).permute(0, 2, 3, 1)
+    grid = F.pad(grid, (0, 0, 0, 0, 0, missing)).view(-1, TILE, grid.shape[1], 2).permute(0, 2, 3, 1)
     return torch.cat((grid.contiguous().view(torch.uint8).flatten(2), values.flatten(2)), dim=-1).flatten()

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <utility>
 
 #include "threads.h"
 #include "vector.h"
@@ -56,6 +57,34 @@ struct BFloat16Rows {
 
   void set(int64_t row, const float* numbers) {
     for (int64_t i = 0; i < width; i += kLanes) store_floats(&values[row * width + i], load_floats(numbers + i));
+  }
+};
+
+// Rows in bfloat16, for weights in 8 or 4 bits; of each four numbers the second and the third change places.
+struct WidenedRows {
+  int64_t width, num_groups;
+  std::unique_ptr<bf16[]> values;
+  std::unique_ptr<float[]> sums;  // [row][group]
+
+  WidenedRows(int64_t num_rows, int64_t num_inputs)
+      : width(divide_up(num_inputs, kGroup) * kGroup),
+        num_groups(width / kGroup),
+        values(new bf16[num_rows * width]),
+        sums(new float[num_rows * num_groups]) {}
+
+  void set(int64_t row, const float* numbers) {
+    for (int64_t group = 0; group < num_groups; group++) {
+      f32x16 sum = {};
+      for (int64_t i = group * kGroup; i < (group + 1) * kGroup; i += kLanes) {
+        bf16 rounded[kLanes];
+        store_floats(rounded, load_floats(numbers + i));
+        sum += load_floats(rounded);
+        u16x16 ordered = load<u16x16>(rounded);
+        for (int quad = 0; quad < kLanes; quad += 4) std::swap(ordered[quad + 1], ordered[quad + 2]);
+        store(&values[row * width + i], ordered);
+      }
+      sums[row * num_groups + group] = sum_of(sum);
+    }
   }
 };
 

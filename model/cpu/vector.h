@@ -93,33 +93,6 @@ inline void store_floats(E* to, f32x16 x, int64_t count) {
   std::memcpy(to, padded, count * sizeof(E));
 }
 
-// Sixteen numbers rounded to bfloat16, then sixteen more; they must not be NaN.
-inline u32x16 two_bf16(f32x16 first, f32x16 second) {
-#if defined(__AVX512BF16__)
-  return (u32x16)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
-#else
-  u32x16 both;
-  auto put = [&](int at, f32x16 x) {
-    u32x16 bits = (u32x16)x;
-    store((char*)&both + at, __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, u16x16));
-  };
-  put(0, first);
-  put(32, second);
-  return both;
-#endif
-}
-
-// Each of sixteen numbers twice, in two vectors.
-inline void twice_each(f32x16 x, f32x16& first, f32x16& second) {
-#if defined(__clang__)
-  first = __builtin_shufflevector(x, x, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
-  second = __builtin_shufflevector(x, x, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15);
-#else
-  first = __builtin_shuffle(x, (i32x16){0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7});
-  second = __builtin_shuffle(x, (i32x16){8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15});
-#endif
-}
-
 // The bits of x under the mask, and other bits set.
 inline u32x16 select_bits(u32x16 x, uint32_t mask, uint32_t set) {
 #if defined(__AVX512F__)  // one instruction: (x & mask) | set

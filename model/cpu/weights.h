@@ -91,66 +91,51 @@ struct GroupedTile {
   }
 };
 
-// A tile of 32 outputs in groups of 32 inputs, multiplied in bfloat16. After scales and offsets the values lie in words of
-// 32 bits. A vector of sixteen words holds, side by side in each word, values of several vectors of eight outputs times a
-// pair of inputs, [8][2]: of 4 bits two pairs of all 32 outputs, of 8 bits one pair.
-template <int kBits>
-struct WidenedGroup {
-  const uint8_t* bytes;
-  f32x16 scales[4], offsets[4];  // [16 outputs and 16 outputs][8 and 8], each twice
-
-  explicit WidenedGroup(const uint8_t* bytes) : bytes(bytes) {
-    for (int half = 0; half < 2; half++) {
-      const Group<kBits> group{this->bytes};
-      twice_each(group.scale(half), scales[2 * half], scales[2 * half + 1]);
-      twice_each(group.offset(half), offsets[2 * half], offsets[2 * half + 1]);
-    }
-  }
-
-  // The weights of a pair of inputs, rounded to bfloat16, for outputs 0 to 15 and 16 to 31.
-  void pair(int pair, u32x16& low, u32x16& high) const {
-    const uint8_t* at = bytes + 4 * kColumns;
-    if constexpr (kBits == 8) {
-      const u32x16 words = load<u32x16>(at + pair * 64), rest = words >> 16;
-      low = two_bf16(weight<0>(words, 0), weight<1>(words, 1));
-      high = two_bf16(weight<0>(rest, 2), weight<1>(rest, 3));
-    } else {
-      u32x16 words = load<u32x16>(at + pair / 2 * 64);
-      if (pair % 2) words >>= 16;
-      low = two_bf16(weight<0>(words, 0), weight<1>(words, 1));
-      high = two_bf16(weight<2>(words, 2), weight<3>(words, 3));
-    }
-  }
-
- private:
-  // A value inside a word, in the fraction of a float whose exponent makes its lowest bit 1; what is before it goes.
-  template <int kPlace>
-  f32x16 weight(u32x16 words, int vector) const {
-    constexpr uint32_t kMask = ((1u << kBits) - 1) << (kBits * kPlace), kExponent = (150u - kBits * kPlace) << 23;
-    const f32x16 value = (f32x16)select_bits(words, kMask, kExponent) - (float)(1u << (23 - kBits * kPlace));
-    return value * scales[vector] + offsets[vector];
-  }
-};
-
+// The same groups multiplied in bfloat16. A value becomes one in registers without rounding: of 8 bits as it is, of 4
+// bits with 128 added, which is a matter of setting bits. So a pair of inputs is the first and the third, or the second
+// and the fourth, of a quad; in that order the rows have them.
 template <int kBits>
 struct WidenedTile {
+  static constexpr float kAdded = kBits == 4 ? 128 : 0;
   const uint8_t* weights;
 
+  // Inputs `odd` and `odd` + 2 of a quad, for sixteen outputs.
+  static u32x16 pair(u32x16 quad, int odd) {
+    if (odd) quad >>= 8;
+    if constexpr (kBits == 4) return select_bits(quad, 0x000f000f, 0x43004300);
+    auto bits = [](u32x16 value) { return (u32x16)__builtin_convertvector((i32x16)value, f32x16); };
+    return bits(quad & 255) >> 16 | bits((quad >> 16) & 255);
+  }
+
   template <int R>
-  void multiply(const BFloat16Rows& rows, int64_t first, f32x16 (&result)[R][2]) const {
+  void multiply(const WidenedRows& rows, int64_t first, f32x16 (&result)[R][2]) const {
     f32x16 sums[R][2] = {};
-    const bf16* row = &rows.values[first * rows.width];
-    for (int64_t g = 0; g < rows.width / kGroup; g++) {
-      const WidenedGroup<kBits> group(weights + g * Group<kBits>::kBytes);
-#pragma GCC unroll 16
-      for (int pair = 0; pair < kGroup / 2; pair++) {
+    for (int64_t g = 0; g < rows.num_groups; g++) {
+      const Group<kBits> group{weights + g * Group<kBits>::kBytes};
+      const bf16* values = &rows.values[first * rows.width + g * kGroup];
+      f32x16 dots[R][2] = {};
+#pragma GCC unroll 8
+      for (int quad = 0; quad < 8; quad++) {
         u32x16 low, high;
-        group.pair(pair, low, high);
+        group.quad(quad, low, high);
+#pragma GCC unroll 2
+        for (int odd = 0; odd < 2; odd++) {
+          u32x16 low_pair = pair(low, odd), high_pair = pair(high, odd);
+#pragma GCC unroll 6
+          for (int r = 0; r < R; r++) {
+            uint32_t a = load<uint32_t>(values + r * rows.width + 4 * quad + 2 * odd);
+            dots[r][0] = dot(dots[r][0], a, low_pair);
+            dots[r][1] = dot(dots[r][1], a, high_pair);
+          }
+        }
+      }
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; half++) {
+        f32x16 scale = group.scale(half), offset = group.offset(half) - kAdded * scale;
 #pragma GCC unroll 6
         for (int r = 0; r < R; r++) {
-          uint32_t a = load<uint32_t>(row + r * rows.width + g * kGroup + 2 * pair);
-          sums[r][0] = dot(sums[r][0], a, low);
-          sums[r][1] = dot(sums[r][1], a, high);
+          sums[r][half] += dots[r][half] * scale;
+          sums[r][half] += offset * rows.sums[(first + r) * rows.num_groups + g];
         }
       }
     }
@@ -158,56 +143,30 @@ struct WidenedTile {
   }
 };
 
-// Weights as they lie in memory; `with_tile` calls f with one tile to multiply a number of rows with, for which it may
-// use `scratch`.
+// Weights as they lie in memory; `tile` gives one tile to multiply with.
 struct BFloat16Weights {
   using Rows = BFloat16Rows;
   const uint8_t* packed;
   int64_t num_inputs;
-  int64_t num_scratch_bytes() const { return 0; }
-  template <class F>
-  void with_tile(int64_t index, int64_t, uint8_t*, const F& f) const {
+  BFloat16Tile tile(int64_t index) const {
     const int64_t num_pairs = divide_up(num_inputs, 2);
-    f(BFloat16Tile{packed + index * num_pairs * 128, num_pairs});
+    return {packed + index * num_pairs * 128, num_pairs};
   }
 };
 
-template <int kBits>
+template <int kBits, template <int> class Tile, class RowsOfTile>
 struct GroupedWeights {
-  using Rows = QuantizedRows;
+  using Rows = RowsOfTile;
   const uint8_t* packed;
   int64_t num_inputs;
-  int64_t num_scratch_bytes() const { return 0; }
-  template <class F>
-  void with_tile(int64_t index, int64_t, uint8_t*, const F& f) const {
-    f(GroupedTile<kBits>{packed + index * divide_up(num_inputs, kGroup) * Group<kBits>::kBytes});
+  Tile<kBits> tile(int64_t index) const {
+    return {packed + index * divide_up(num_inputs, kGroup) * Group<kBits>::kBytes};
   }
 };
 
-// Groups multiplied in bfloat16: widened as they are read, or for many rows once for all.
 template <int kBits>
-struct WidenedWeights {
-  using Rows = BFloat16Rows;
-  const uint8_t* packed;
-  int64_t num_inputs;
-  int64_t num_groups() const { return divide_up(num_inputs, kGroup); }
-  int64_t num_scratch_bytes() const { return num_groups() * kGroup * kColumns * sizeof(bf16); }
-  template <class F>
-  void with_tile(int64_t index, int64_t num_rows, uint8_t* scratch, const F& f) const {
-    const uint8_t* weights = packed + index * num_groups() * Group<kBits>::kBytes;
-    if (num_rows <= kRowsAtOnce) return f(WidenedTile<kBits>{weights});
-    for (int64_t g = 0; g < num_groups(); g++) {
-      const WidenedGroup<kBits> group(weights + g * Group<kBits>::kBytes);
-#pragma GCC unroll 16
-      for (int pair = 0; pair < kGroup / 2; pair++) {
-        u32x16 low, high;
-        group.pair(pair, low, high);
-        store(scratch + (g * kGroup / 2 + pair) * 128, low);
-        store(scratch + (g * kGroup / 2 + pair) * 128 + 64, high);
-      }
-    }
-    f(BFloat16Tile{scratch, num_groups() * kGroup / 2});
-  }
-};
+using ByteWeights = GroupedWeights<kBits, GroupedTile, QuantizedRows>;
+template <int kBits>
+using WidenedWeights = GroupedWeights<kBits, WidenedTile, WidenedRows>;
 
 }  // namespace caravan

@@ -28,10 +28,7 @@ class Layer:
             self.matrix, self.packed = weight.bfloat16().float(), pack_bfloat16(weight)
         else:
             grouped = quantize(weight, int(kind[3]))
-            self.matrix = dequantize(grouped)
-            self.packed = pack_groups(grouped, is_widened=kind.endswith("widened"))
-        if kind.endswith("widened"):
-            self.matrix = self.matrix.bfloat16().float()
+            self.matrix, self.packed = dequantize(grouped), pack_groups(grouped)
 
     def run(self, x: Tensor, step: str = "", norm: Tensor | None = None, **more: Tensor) -> Tensor:
         out: Tensor = self.kernels.linear(
@@ -119,7 +116,7 @@ def test_extremes_of_bytes_do_not_overflow(kernels: Any) -> None:
         torch.full((32, 32), 255, dtype=torch.uint8), torch.ones(32, 1).half(), torch.zeros(32, 1).half(), 8
     )
     x = torch.full((1, 32), -127.0, dtype=torch.bfloat16)
-    out = kernels.linear(x, pack_groups(weight, is_widened=False), "int8", 32, "", None, 0.0, None, None, True)
+    out = kernels.linear(x, pack_groups(weight), "int8", 32, "", None, 0.0, None, None, True)
     assert torch.equal(out, torch.full((1, 32), -127.0 * 255 * 32))
 
 
