@@ -45,9 +45,9 @@ def choose_runtime(
 ) -> Runtime:
     """Return how to compute the model; without kernels it is plain PyTorch.
 
-    `auto` is the fastest way that rounds nothing to less than bfloat16: int4 if the file has all its weights on the grid
-    of Q4_0, Q4_1 or Q8_0, else bfloat16 (see ARCHITECTURE.md). Raises ValueError if the choices made contradict each
-    other.
+    `auto` is the fastest way that rounds nothing to less than bfloat16: int4 if the file has all its weights on the
+    grid of Q4_0, Q4_1 or Q8_0, else bfloat16 (see ARCHITECTURE.md). Raises ValueError if the choices made contradict
+    each other.
     """
     kernels = find_kernels(block_size)
     if dtype == "auto":
