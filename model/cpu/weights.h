@@ -40,16 +40,13 @@ struct Group {
 
   f32x16 scale(int half) const { return load_floats((const float16*)bytes + half * kLanes); }
   f32x16 offset(int half) const { return load_floats((const float16*)bytes + kColumns + half * kLanes); }
-  void quad(int quad, u32x16& low, u32x16& high) const {
-    const uint8_t* at = bytes + 4 * kColumns + quad * 16 * kBits;
-    if constexpr (kBits == 8) {
-      low = load<u32x16>(at);
-      high = load<u32x16>(at + 64);
-    } else {
-      u32x16 both = load<u32x16>(at);
-      low = both & 0x0f0f0f0f;
-      high = (both >> 4) & 0x0f0f0f0f;
-    }
+  // The bytes of a quad for 16 outputs; of 4 bits the half asked for is in the low or in the high halves of the bytes.
+  u32x16 bytes_of(int quad, int half) const {
+    return load<u32x16>(bytes + 4 * kColumns + quad * 16 * kBits + (kBits == 8 ? 64 * half : 0));
+  }
+  u32x16 quad(int quad, int half) const {
+    if constexpr (kBits == 8) return bytes_of(quad, half);
+    return (bytes_of(quad, half) >> 4 * half) & 0x0f0f0f0f;
   }
 };
 
@@ -67,8 +64,7 @@ struct GroupedTile {
       i32x16 dots[R][2] = {};
 #pragma GCC unroll 8
       for (int quad = 0; quad < 8; quad++) {
-        u32x16 low, high;
-        group.quad(quad, low, high);
+        u32x16 low = group.quad(quad, 0), high = group.quad(quad, 1);
 #pragma GCC unroll 6
         for (int r = 0; r < R; r++) {
           int32_t a = load<int32_t>(values + r * rows.width + 4 * quad);
@@ -100,11 +96,11 @@ struct WidenedTile {
   const uint8_t* weights;
 
   // Inputs `odd` and `odd` + 2 of a quad, for sixteen outputs.
-  static u32x16 pair(u32x16 quad, int odd) {
-    if (odd) quad >>= 8;
-    if constexpr (kBits == 4) return select_bits(quad, 0x000f000f, 0x43004300);
+  static u32x16 pair(const Group<kBits>& group, int quad, int half, int odd) {
+    u32x16 bytes = group.bytes_of(quad, half);
+    if constexpr (kBits == 4) return select_bits(bytes >> (8 * odd + 4 * half), 0x000f000f, 0x43004300);
     auto bits = [](u32x16 value) { return (u32x16)__builtin_convertvector((i32x16)value, f32x16); };
-    return bits(quad & 255) >> 16 | bits((quad >> 16) & 255);
+    return bits((bytes >> 8 * odd) & 255) >> 16 | bits((bytes >> (16 + 8 * odd)) & 255);
   }
 
   template <int R>
@@ -116,11 +112,9 @@ struct WidenedTile {
       f32x16 dots[R][2] = {};
 #pragma GCC unroll 8
       for (int quad = 0; quad < 8; quad++) {
-        u32x16 low, high;
-        group.quad(quad, low, high);
 #pragma GCC unroll 2
         for (int odd = 0; odd < 2; odd++) {
-          u32x16 low_pair = pair(low, odd), high_pair = pair(high, odd);
+          u32x16 low_pair = pair(group, quad, 0, odd), high_pair = pair(group, quad, 1, odd);
 #pragma GCC unroll 6
           for (int r = 0; r < R; r++) {
             uint32_t a = load<uint32_t>(values + r * rows.width + 4 * quad + 2 * odd);
