@@ -1,4 +1,4 @@
-// What the kernels do, as functions of tensors; each is an operator of its own, and layer.cpp puts them together.
+// What the kernels do, as functions of tensors; each is an operator of its own, and layers.cpp puts them together.
 #pragma once
 
 #include <ATen/core/Tensor.h>

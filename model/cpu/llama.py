@@ -1,4 +1,4 @@
-"""CpuLlama: the model of model/llama.py, a layer in one call of model/cpu/layer.cpp."""
+"""CpuLlama: the model of model/llama.py, all its layers in one call of model/cpu/layers.cpp."""
 
 import time
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.attention import PagedAttention
 from model.attention.cpu import NO_WINDOW, CpuAttention
 from model.config import ModelConfig
 from model.cpu.arena import Arena
@@ -19,11 +18,10 @@ from model.quantization import GroupedWeight, dequantize
 
 
 class CpuBlock(Block):
-    """A layer whose weights are packed; the formulas are those of model.llama.Block. Attention is the kernels' own."""
+    """A layer whose weights are packed; what is done with them is that of model.llama.Block, in layers.cpp."""
 
     def __init__(self, config: ModelConfig, layer: int, kernels: Any, arena: Arena, quantization: Quantization) -> None:
         super().__init__(config, layer)
-        self._index = layer
         attention, feed_forward = self.attention, self.feed_forward
 
         def packed(linear: Linear, norm: RMSNorm | None = None) -> PackedLinear:
@@ -33,40 +31,12 @@ class CpuBlock(Block):
         attention.output = packed(attention.output)
         feed_forward.gate_up = packed(feed_forward.gate_up, self.feed_forward_norm)
         feed_forward.down = packed(feed_forward.down)
-        self.seconds: Tensor | None = None  # [3], float64: where the kernel adds what it took
-        self._layer = kernels.layer.default
-        self._weights: tuple[Any, ...] = ()
 
-    def forward(
-        self,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        batch: ForwardBatch,
-        kv_cache: KVCache,
-        paged_attention: PagedAttention,  # noqa: ARG002  # the layer's kernel calls that of attention itself
-    ) -> Tensor:
-        """Return x [T, hidden_size] after this layer; writes this step's keys and values into the cache."""
-        hidden: Tensor = self._layer(
-            x,
-            cos,
-            sin,
-            batch.slot_mapping,
-            batch.query_start_loc,
-            batch.seq_lens,
-            batch.block_tables,
-            kv_cache.keys[self._index],
-            kv_cache.values[self._index],
-            *(self._weights or self._gather_weights()),
-            self.seconds,
-        )
-        return hidden
-
-    def _gather_weights(self) -> tuple[Any, ...]:
-        """Return what the kernel wants to know of this layer, in its order; looked up once, for it takes time."""
+    def parts(self) -> tuple[Any, ...]:
+        """Return what `Layers.add` wants to know of this layer, in its order."""
         attention, feed_forward = self.attention, self.feed_forward
         query_norm, key_norm = attention.query_norm, attention.key_norm
-        self._weights = (
+        return (
             attention.window or NO_WINDOW,
             attention.num_heads,
             self.attention_norm.eps,
@@ -79,7 +49,6 @@ class CpuBlock(Block):
             *(feed_forward.gate_up.packed, feed_forward.gate_up.format, feed_forward.gate_up.out_features),
             *(feed_forward.down.packed, feed_forward.down.format),
         )
-        return self._weights
 
 
 class CpuLlama(Llama):
@@ -95,6 +64,8 @@ class CpuLlama(Llama):
             CpuBlock(config, layer, kernels, arena, quantization) for layer in range(config.num_layers)
         )
         head = Linear(config.hidden_size, config.vocab_size)
+        self._kernels = kernels
+        self._layers: Any = None  # the kernels' own list of layers, once the weights are in their places
         self._seconds: Tensor | None = None
         self.output = PackedLinear(head, kernels, arena, quantization, self.norm)
 
@@ -117,6 +88,27 @@ class CpuLlama(Llama):
         table = dequantize(weight) if isinstance(weight, GroupedWeight) else weight
         super().place_weight(name, table.to(torch.bfloat16))
 
+    def run_layers(self, x: Tensor, cos: Tensor, sin: Tensor, batch: ForwardBatch, kv_cache: KVCache) -> Tensor:
+        """Return x [T, hidden_size] after all layers; writes this step's keys and values into the cache."""
+        if self._layers is None:
+            self._layers = self._kernels.make_layers()
+            for layer in self.layers:
+                assert isinstance(layer, CpuBlock)
+                self._layers.add(*layer.parts())
+        hidden: Tensor = self._layers.run(
+            x,
+            cos,
+            sin,
+            batch.slot_mapping,
+            batch.query_start_loc,
+            batch.seq_lens,
+            batch.block_tables,
+            kv_cache.keys,
+            kv_cache.values,
+            self._seconds,
+        )
+        return hidden
+
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits [S, vocab_size] of the last layer's output x [S, hidden_size], float32."""
         started = time.perf_counter()
@@ -128,7 +120,4 @@ class CpuLlama(Llama):
     def start_profile(self) -> Tensor:
         """Return where from now on the seconds spent in linear layers, in attention and in rotating are summed up."""
         self._seconds = torch.zeros(3, dtype=torch.float64)
-        for layer in self.layers:
-            assert isinstance(layer, CpuBlock)
-            layer.seconds = self._seconds
         return self._seconds
