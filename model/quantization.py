@@ -1,11 +1,12 @@
-"""GroupedWeight: a weight matrix in 8 or 4 bits, with a scale and an offset for each group of 32 inputs."""
+"""Weight matrices in 8 or 4 bits: on a grid with scale and offset (GroupedWeight), or as signed bytes (ByteWeight)."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-GROUP = 32  # inputs that share a scale and an offset
+GROUP = 32  # inputs that share a scale and an offset on a grid; numbers of a row that share a scale
+BYTE_GROUP = 64  # inputs that share a scale in a ByteWeight
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,35 @@ def dequantize(weight: GroupedWeight) -> Tensor:
     return wide.flatten(1)[:, : weight.shape[1]]
 
 
+@dataclass(frozen=True)
+class ByteWeight:
+    """The weight of row n and column k is scales[n, k // 64] * values[n, k]."""
+
+    values: Tensor  # [out, in] int8, at least -127
+    scales: Tensor  # [out, ceil(in / 64)] float16
+
+
+def to_bytes(weight: Tensor) -> ByteWeight:
+    """Return weight [out, in] rounded to multiples of the largest magnitude of its group / 127.
+
+    A group that is too large for float16 raises ValueError.
+    """
+    groups = _in_groups(weight.float(), BYTE_GROUP)  # [out, groups, 64]
+    least, largest = groups.aminmax(dim=-1)
+    scales = (torch.maximum(-least, largest) / 127).half()
+    if not scales.isfinite().all():
+        raise ValueError("A weight is too large to be quantized.")
+    inverses = torch.where(scales > 0, 1 / scales.float(), 0).unsqueeze(-1)
+    values = (groups * inverses).round_().clamp_(-127, 127).to(torch.int8)
+    return ByteWeight(values.flatten(1)[:, : weight.shape[1]], scales)
+
+
+def from_bytes(weight: ByteWeight) -> Tensor:
+    """Return the matrix [out, in] in float32."""
+    wide = _in_groups(weight.values.float(), BYTE_GROUP) * weight.scales.float().unsqueeze(-1)
+    return wide.flatten(1)[:, : weight.values.shape[1]]
+
+
 def quantize_rows(x: Tensor) -> Tensor:
     """Return x [T, in] in float32, rounded as the kernels round what they multiply in 8 bits.
 
@@ -61,9 +91,9 @@ def quantize_rows(x: Tensor) -> Tensor:
     return ((groups / steps).round() * scales).flatten(1)[:, : x.shape[1]]
 
 
-def _in_groups(x: Tensor) -> Tensor:
-    """Return x [rows, n] as [rows, ceil(n / 32), 32]; what is missing repeats the last number."""
-    missing = -x.shape[1] % GROUP
+def _in_groups(x: Tensor, size: int = GROUP) -> Tensor:
+    """Return x [rows, n] as [rows, ceil(n / size), size]; what is missing repeats the last number."""
+    missing = -x.shape[1] % size
     if missing:
         x = torch.cat((x, x[:, -1:].expand(-1, missing)), dim=1)
-    return x.reshape(len(x), -1, GROUP)
+    return x.reshape(len(x), -1, size)

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 _TEXTS: Mapping[Quantization, str] = MappingProxyType(
     {
         "none": "bfloat16",
-        "int8": "int8: multiplied in 8 bits, a scale for each 32",
+        "int8": "int8: multiplied in 8 bits, a scale for each 64 weights and each 32 inputs",
         "int4": "int4: stored in 4 or 8 bits as the file has them or rounded to 4, multiplied in bfloat16",
     }
 )

@@ -1,4 +1,4 @@
-// Linear layers over packed weights: bfloat16, or 8 or 4 bits with a scale and an offset for each group of 32.
+// Linear layers over packed weights: bfloat16, 8 bits, or 8 or 4 bits on a grid.
 //
 // The bits of a row of the result depend on that row and the weights alone: each element is one sum over the inputs in
 // their order, whatever the number of rows, threads and tiles.
@@ -29,7 +29,7 @@ void run(const Weights& weights, const InputStep& input, const bf16* x, int64_t 
          int64_t num_outputs, const bf16* bias, const bf16* residual, Out* out) {
   typename Weights::Rows rows(num_rows, weights.num_inputs);
   auto prepare = [&](int64_t row) {
-    std::unique_ptr<float[]> numbers(new float[rows.width]);
+    std::unique_ptr<float[]> numbers(new float[divide_up(weights.num_inputs, kLongestGroup) * kLongestGroup]);
     prepare_row(input, x + row * x_stride, weights.num_inputs, numbers.get());
     rows.set(row, numbers.get());
   };
@@ -43,12 +43,16 @@ void run(const Weights& weights, const InputStep& input, const bf16* x, int64_t 
     const int64_t index = unit / num_chunks, begin = unit % num_chunks * kRowsOfUnit;
     const auto tile = weights.tile(index);
     const int64_t end = std::min(begin + kRowsOfUnit, num_rows);
-    const int64_t step = divide_up(end - begin, divide_up(end - begin, kRowsAtOnce));  // 8 rows are 4 and 4, not 6 and 2
-    for (int64_t first = begin; first < end; first += step)
+    const int64_t num_passes = divide_up(end - begin, kRowsAtOnce);
+    const int64_t step = divide_up(end - begin, num_passes);  // 8 rows are 4 and 4, not 6 and 2
+    Ahead ahead{tile.weights + tile.num_bytes(), 0};  // the next tile, if this is the last time this one is wanted
+    if (end == num_rows && num_passes > 1)  // one pass is over before prefetching could help
+      ahead.lines_at_once = divide_up(tile.num_bytes(), 64 * num_passes * tile.num_steps());
+    for (int64_t first = begin; first < end; first += step) {
       with_constant<kRowsAtOnce>(std::min(step, end - first), [&](auto constant) {
         constexpr int R = decltype(constant)::value;
         f32x16 sums[R][2] = {};
-        tile.template multiply<R>(rows, first, sums);
+        tile.template multiply<R>(rows, first, ahead, sums);
         for (int r = 0; r < R; r++)
           for (int half = 0; half < 2; half++) {
             const int64_t column = index * kColumns + half * kLanes, at = (first + r) * num_outputs + column;
@@ -60,6 +64,8 @@ void run(const Weights& weights, const InputStep& input, const bf16* x, int64_t 
             store_floats(out + at, y, count);
           }
       });
+      ahead.bytes += ahead.lines_at_once * 64 * tile.num_steps();
+    }
   });
 }
 
@@ -90,13 +96,11 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& packed, c10::string_vie
   if (format == "bfloat16")
     with(BFloat16Weights{bytes, num_inputs});
   else if (format == "int8")
-    with(ByteWeights<8>{bytes, num_inputs});
-  else if (format == "int4")
-    with(ByteWeights<4>{bytes, num_inputs});
-  else if (format == "int8 widened")
-    with(WidenedWeights<8>{bytes, num_inputs});
-  else if (format == "int4 widened")
-    with(WidenedWeights<4>{bytes, num_inputs});
+    with(ByteWeights{bytes, num_inputs});
+  else if (format == "grid of 8 bits")
+    with(GridWeights<8>{bytes, num_inputs});
+  else if (format == "grid of 4 bits")
+    with(GridWeights<4>{bytes, num_inputs});
   else
     TORCH_CHECK_VALUE(false, "there is no format ", format);
   return out;

@@ -9,18 +9,19 @@ from torch import Tensor, nn
 from model.cpu.arena import Arena
 from model.linear import Linear
 from model.llama import RMSNorm
-from model.quantization import GROUP, GroupedWeight, dequantize, quantize
+from model.quantization import BYTE_GROUP, GROUP, ByteWeight, GroupedWeight, dequantize, quantize, to_bytes
 
 Quantization = Literal["none", "int8", "int4"]
 TILE = 32  # outputs that lie together
+ROWS_AT_ONCE = 128 * TILE  # of a weight that is rounded: what that takes is many times the result
 
 
 class PackedLinear(Linear):
     """A linear layer whose weights are packed, behind a norm if there is one.
 
-    Quantization `none` keeps the weights in bfloat16. `int8` multiplies in 8 bits: each group of 32 inputs of a row is
-    rounded to 8 bits; weights that a file has in 4 bits keep them, others get 8. `int4` stores weights in 4 bits (those
-    that a file has in 8 keep them) and multiplies rows in bfloat16; the weights are not rounded to it.
+    Quantization `none` keeps the weights in bfloat16. `int8` rounds them to 8 bits in groups of 64, and rows in groups of
+    32, and multiplies bytes. `int4` stores weights on a grid of 4 bits, or on the one that a file has, and multiplies
+    rows in bfloat16; the weights are not rounded to it.
     Every way gives a row the same bits among any number of rows.
     """
 
@@ -41,13 +42,18 @@ class PackedLinear(Linear):
 
     def place(self, weight: Tensor | GroupedWeight) -> None:
         """Pack weight [out, in]."""
-        if self.quantization == "none":
-            packed = pack_bfloat16(dequantize(weight) if isinstance(weight, GroupedWeight) else weight)
-        else:
-            if not isinstance(weight, GroupedWeight):
-                weight = quantize(weight, 8 if self.quantization == "int8" else 4)
-            packed = pack_groups(weight)
+        if self.quantization == "int4" and not isinstance(weight, GroupedWeight):
+            weight = quantize(weight, 4)
         self.format = format_of(self.quantization, weight.bits if isinstance(weight, GroupedWeight) else None)
+        if self.quantization != "int4" and isinstance(weight, GroupedWeight):
+            weight = dequantize(weight)
+        match weight:
+            case GroupedWeight():
+                packed = pack_grid(weight)
+            case _ if self.quantization == "int8":
+                packed = torch.cat([pack_bytes(to_bytes(rows)) for rows in torch.split(weight, ROWS_AT_ONCE)])
+            case _:
+                packed = pack_bfloat16(weight)
         self.packed = nn.Parameter(self._arena.keep(packed), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,18 +80,22 @@ def format_of(quantization: Quantization, grid_bits: int | None) -> str:
         case "none":
             return "bfloat16"
         case "int8":
-            return f"int{grid_bits or 8}"
+            return "int8"
         case "int4":
-            return f"int{grid_bits or 4} widened"
+            return f"grid of {grid_bits or 4} bits"
 
 
 def num_packed_bytes(num_outputs: int, num_inputs: int, weight_format: str) -> int:
     """Return the size of a weight once it is packed."""
     num_outputs = -(-num_outputs // TILE) * TILE
-    if weight_format == "bfloat16":
-        return num_outputs * -(-num_inputs // 2) * 4
-    num_groups = -(-num_inputs // GROUP)
-    return num_outputs * num_groups * (4 + GROUP * (4 if weight_format.startswith("int4") else 8) // 8)
+    match weight_format:
+        case "bfloat16":
+            return num_outputs * -(-num_inputs // 2) * 4
+        case "int8":
+            return num_outputs * -(-num_inputs // BYTE_GROUP) * (2 + BYTE_GROUP)
+        case _:
+            bits = 4 if weight_format == "grid of 4 bits" else 8
+            return num_outputs * -(-num_inputs // GROUP) * (4 + GROUP * bits // 8)
 
 
 def pack_bfloat16(weight: Tensor) -> Tensor:
@@ -96,7 +106,20 @@ def pack_bfloat16(weight: Tensor) -> Tensor:
     return tiles.transpose(1, 2).contiguous().view(torch.uint8).flatten()
 
 
-def pack_groups(weight: GroupedWeight) -> Tensor:
+def pack_bytes(weight: ByteWeight) -> Tensor:
+    """Return the weight as bytes: for each tile of 32 outputs and group of 64 inputs, scales, then values + 128.
+
+    Values are [quad of inputs][32 outputs][4].
+    """
+    num_outputs, num_inputs = weight.values.shape
+    missing = -num_outputs % TILE
+    values = F.pad(weight.values.view(torch.uint8) ^ 128, (0, -num_inputs % BYTE_GROUP, 0, missing), value=128)
+    values = values.view(-1, TILE, values.shape[1] // BYTE_GROUP, BYTE_GROUP // 4, 4).permute(0, 2, 3, 1, 4)
+    scales = F.pad(weight.scales, (0, 0, 0, missing)).view(-1, TILE, weight.scales.shape[1]).transpose(1, 2)
+    return torch.cat((scales.contiguous().view(torch.uint8), values.flatten(2)), dim=-1).flatten()
+
+
+def pack_grid(weight: GroupedWeight) -> Tensor:
     """Return the weight as bytes: for each tile of 32 outputs and group of 32 inputs, scales, offsets and values.
 
     Values of 8 bits are [quad of inputs][32 outputs][4]; of 4 bits [quad][16][4], outputs 0 to 15 in the low halves.

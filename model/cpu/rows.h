@@ -9,7 +9,8 @@
 
 namespace caravan {
 
-constexpr int64_t kGroup = 32;  // inputs that share a scale
+constexpr int64_t kGroup = 32;         // inputs of a row that share a scale or a sum
+constexpr int64_t kLongestGroup = 64;  // inputs of a weight that share one
 
 // What happens to a row before the product.
 enum class Input { kPlain, kRmsNorm, kSwiGlu };
@@ -20,14 +21,14 @@ struct InputStep {
   float eps;
 };
 
-// One row ready for the product: `row` has num_inputs numbers, `out` room for a whole number of groups.
+// One row ready for the product: `row` has num_inputs numbers, `out` room for a whole number of the longest groups.
 inline void prepare_row(const InputStep& step, const bf16* row, int64_t num_inputs, float* out) {
   const int64_t num_whole = num_inputs / kLanes * kLanes, rest = num_inputs - num_whole;
   auto each = [&](auto value) {  // value(i, count) are the numbers from i on
     for (int64_t i = 0; i < num_whole; i += kLanes) store(out + i, value(i, kLanes));
     if (rest) store(out + num_whole, value(num_whole, rest));
   };
-  for (int64_t i = num_whole; i < divide_up(num_inputs, kGroup) * kGroup; i++) out[i] = 0;
+  for (int64_t i = num_whole; i < divide_up(num_inputs, kLongestGroup) * kLongestGroup; i++) out[i] = 0;
   switch (step.kind) {
     case Input::kPlain:
       each([&](int64_t i, int64_t count) { return load_floats(row + i, count); });
@@ -60,13 +61,13 @@ struct BFloat16Rows {
   }
 };
 
-// Rows in bfloat16, for weights in 8 or 4 bits; of each four numbers the second and the third change places.
-struct WidenedRows {
+// Rows in bfloat16, for weights on a grid; of each four numbers the second and the third change places.
+struct GridRows {
   int64_t width, num_groups;
   std::unique_ptr<bf16[]> values;
   std::unique_ptr<float[]> sums;  // [row][group]
 
-  WidenedRows(int64_t num_rows, int64_t num_inputs)
+  GridRows(int64_t num_rows, int64_t num_inputs)
       : width(divide_up(num_inputs, kGroup) * kGroup),
         num_groups(width / kGroup),
         values(new bf16[num_rows * width]),
@@ -88,20 +89,20 @@ struct WidenedRows {
   }
 };
 
-// Rows in 8 bits with a scale for each group, for weights in 8 or 4 bits.
+// Rows in 8 bits with a scale for each group, for weights in 8 bits.
 // A number that is not finite makes its scale such a number, and so the whole row of the result.
-struct QuantizedRows {
+struct ByteRows {
   int64_t width, num_groups;
   std::unique_ptr<int8_t[]> values;
-  std::unique_ptr<float[]> scales;  // [row][group]
-  std::unique_ptr<float[]> sums;    // [row][group]: of the numbers that the values stand for
+  std::unique_ptr<float[]> scales;    // [row][group]
+  std::unique_ptr<int32_t[]> starts;  // [row][group]: -128 times the sum of the values
 
-  QuantizedRows(int64_t num_rows, int64_t num_inputs)
-      : width(divide_up(num_inputs, kGroup) * kGroup),
+  ByteRows(int64_t num_rows, int64_t num_inputs)
+      : width(divide_up(num_inputs, kLongestGroup) * kLongestGroup),
         num_groups(width / kGroup),
         values(new int8_t[num_rows * width]),
         scales(new float[num_rows * num_groups]),
-        sums(new float[num_rows * num_groups]) {}
+        starts(new int32_t[num_rows * num_groups]) {}
 
   void set(int64_t row, const float* numbers) {
     for (int64_t group = 0; group < num_groups; group++) {
@@ -120,7 +121,7 @@ struct QuantizedRows {
       store(to, __builtin_convertvector(low_values, i8x16));
       store(to + kLanes, __builtin_convertvector(high_values, i8x16));
       scales[row * num_groups + group] = largest / 127.0f;
-      sums[row * num_groups + group] = largest / 127.0f * sum_of(low_values + high_values);
+      starts[row * num_groups + group] = -128 * sum_of(low_values + high_values);
     }
   }
 };

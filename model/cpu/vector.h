@@ -46,6 +46,7 @@ inline void store(void* to, V v) {
 }
 
 inline f32x16 splat(float x) { return x - f32x16{}; }
+inline i32x16 splat(int32_t x) { return x - i32x16{}; }
 
 inline f32x16 widen(u16x16 x) { return (f32x16)(__builtin_convertvector(x, u32x16) << 16); }
 

@@ -8,16 +8,33 @@ namespace caravan {
 constexpr int64_t kColumns = 32;                            // outputs of a tile
 constexpr int64_t kRowsAtOnce = kHasManyRegisters ? 6 : 2;  // rows that share each load of weights
 
+// Weights to prefetch while others are multiplied: some cache lines at each of a number of steps. Without, a thread would
+// wait for the memory with the first rows of a tile, and let the memory wait with the others.
+struct Ahead {
+  const uint8_t* bytes;
+  int64_t lines_at_once;
+
+  void fetch(int64_t step) const {
+    const uint8_t* line = bytes + step * lines_at_once * 64;
+    for (int64_t i = 0; i < lines_at_once; i++) __builtin_prefetch(line + i * 64, 0, 2);
+  }
+};
+
 // A tile of 32 outputs in bfloat16: [pair of inputs][32][2].
 struct BFloat16Tile {
+  static constexpr int64_t kPairsOfStep = 16;
   const uint8_t* weights;
   int64_t num_pairs;
 
+  int64_t num_bytes() const { return num_pairs * 128; }
+  int64_t num_steps() const { return divide_up(num_pairs, kPairsOfStep); }
+
   template <int R>
-  void multiply(const BFloat16Rows& rows, int64_t first, f32x16 (&result)[R][2]) const {
+  void multiply(const BFloat16Rows& rows, int64_t first, const Ahead& ahead, f32x16 (&result)[R][2]) const {
     f32x16 sums[R][2] = {};
     const bf16* row = &rows.values[first * rows.width];
     for (int64_t pair = 0; pair < num_pairs; pair++) {
+      if (pair % kPairsOfStep == 0) ahead.fetch(pair / kPairsOfStep);
       u32x16 low = load<u32x16>(weights + pair * 128), high = load<u32x16>(weights + pair * 128 + 64);
 #pragma GCC unroll 6
       for (int r = 0; r < R; r++) {
@@ -30,102 +47,112 @@ struct BFloat16Tile {
   }
 };
 
-// A tile of 32 outputs in groups of 32 inputs. Of each group: 32 scales and 32 offsets in float16, then, of 8 bits,
-// [quad of inputs][32][4] bytes, of 4 bits [quad][16][4] bytes with outputs 0 to 15 in their low halves and 16 to 31 in
-// their high halves. A weight is scale * q + offset.
-template <int kBits>
-struct Group {
-  static constexpr int64_t kBytes = 4 * kColumns + kGroup * kColumns * kBits / 8;
-  const uint8_t* bytes;
-
-  f32x16 scale(int half) const { return load_floats((const float16*)bytes + half * kLanes); }
-  f32x16 offset(int half) const { return load_floats((const float16*)bytes + kColumns + half * kLanes); }
-  // The bytes of a quad for 16 outputs; of 4 bits the half asked for is in the low or in the high halves of the bytes.
-  u32x16 bytes_of(int quad, int half) const {
-    return load<u32x16>(bytes + 4 * kColumns + quad * 16 * kBits + (kBits == 8 ? 64 * half : 0));
-  }
-  u32x16 quad(int quad, int half) const {
-    if constexpr (kBits == 8) return bytes_of(quad, half);
-    return (bytes_of(quad, half) >> 4 * half) & 0x0f0f0f0f;
-  }
-};
-
-// A group's share of a sum is scale * (q . a) + offset * (sum of a); q . a is a sum of whole numbers and exact.
-template <int kBits>
-struct GroupedTile {
+// A tile of 32 outputs in 8 bits, in groups of 64 inputs: 32 scales in float16, then [quad of inputs][32][4] bytes, which
+// are weights / scale + 128, for one factor of a product of bytes has no sign.
+struct ByteTile {
+  static constexpr int64_t kWeightGroup = 2 * kGroup;
+  static constexpr int64_t kGroupBytes = kColumns * (2 + kWeightGroup);
   const uint8_t* weights;
+  int64_t num_groups;
 
+  int64_t num_bytes() const { return num_groups * kGroupBytes; }
+  int64_t num_steps() const { return num_groups; }
+
+  // The products with a group of 32 of the rows are whole numbers and exact; what the 128 adds they begin without.
   template <int R>
-  void multiply(const QuantizedRows& rows, int64_t first, f32x16 (&result)[R][2]) const {
+  void multiply(const ByteRows& rows, int64_t first, const Ahead& ahead, f32x16 (&result)[R][2]) const {
     f32x16 sums[R][2] = {};
-    for (int64_t g = 0; g < rows.num_groups; g++) {
-      const Group<kBits> group{weights + g * Group<kBits>::kBytes};
-      const int8_t* values = &rows.values[first * rows.width + g * kGroup];
-      i32x16 dots[R][2] = {};
+    for (int64_t g = 0; g < rows.num_groups; g += 2) {
+      const uint8_t* group = weights + g / 2 * kGroupBytes;
+      ahead.fetch(g / 2);
+      f32x16 products[R][2];
+#pragma GCC unroll 2
+      for (int part = 0; part < 2; part++) {
+        const int8_t* values = &rows.values[first * rows.width + (g + part) * kGroup];
+        const uint8_t* quads = group + kColumns * (2 + part * kGroup);
+        i32x16 dots[R][2];
+#pragma GCC unroll 6
+        for (int r = 0; r < R; r++) dots[r][0] = dots[r][1] = splat(rows.starts[(first + r) * rows.num_groups + g + part]);
 #pragma GCC unroll 8
-      for (int quad = 0; quad < 8; quad++) {
-        u32x16 low = group.quad(quad, 0), high = group.quad(quad, 1);
+        for (int quad = 0; quad < 8; quad++) {
+          const u32x16 low = load<u32x16>(quads + quad * 128), high = load<u32x16>(quads + quad * 128 + 64);
+#pragma GCC unroll 6
+          for (int r = 0; r < R; r++) {
+            const int32_t a = load<int32_t>(values + r * rows.width + 4 * quad);
+            dots[r][0] = dot(dots[r][0], a, low);
+            dots[r][1] = dot(dots[r][1], a, high);
+          }
+        }
 #pragma GCC unroll 6
         for (int r = 0; r < R; r++) {
-          int32_t a = load<int32_t>(values + r * rows.width + 4 * quad);
-          dots[r][0] = dot(dots[r][0], a, low);
-          dots[r][1] = dot(dots[r][1], a, high);
+          const float scale = rows.scales[(first + r) * rows.num_groups + g + part];
+#pragma GCC unroll 2
+          for (int half = 0; half < 2; half++) {
+            const f32x16 product = __builtin_convertvector(dots[r][half], f32x16) * scale;
+            products[r][half] = part ? products[r][half] + product : product;
+          }
         }
       }
 #pragma GCC unroll 2
       for (int half = 0; half < 2; half++) {
-        f32x16 scale = group.scale(half), offset = group.offset(half);
+        const f32x16 scale = load_floats((const float16*)group + half * kLanes);
 #pragma GCC unroll 6
-        for (int r = 0; r < R; r++) {
-          const int64_t at = (first + r) * rows.num_groups + g;
-          sums[r][half] += __builtin_convertvector(dots[r][half], f32x16) * (scale * rows.scales[at]);
-          sums[r][half] += offset * rows.sums[at];
-        }
+        for (int r = 0; r < R; r++) sums[r][half] += products[r][half] * scale;
       }
     }
     std::memcpy(result, sums, sizeof sums);
   }
 };
 
-// The same groups multiplied in bfloat16. A value becomes one in registers without rounding: of 8 bits as it is, of 4
-// bits with 128 added, which is a matter of setting bits. So a pair of inputs is the first and the third, or the second
-// and the fourth, of a quad; in that order the rows have them.
+// A tile of 32 outputs on a grid, in groups of 32 inputs. Of each group: 32 scales and 32 offsets in float16, then, of 8
+// bits, [quad of inputs][32][4] bytes, of 4 bits [quad][16][4] bytes with outputs 0 to 15 in their low halves and 16 to
+// 31 in their high halves. A weight is scale * q + offset, a group's share of a sum scale * (q . a) + offset * (sum of a).
+//
+// q becomes a bfloat16 in registers without rounding: of 8 bits as it is, of 4 bits with 128 added, which is a matter of
+// setting bits. So a pair of inputs is the first and the third, or the second and the fourth, of a quad; in that order
+// the rows have them.
 template <int kBits>
-struct WidenedTile {
+struct GridTile {
   static constexpr float kAdded = kBits == 4 ? 128 : 0;
+  static constexpr int64_t kGroupBytes = 4 * kColumns + kGroup * kColumns * kBits / 8;
   const uint8_t* weights;
+  int64_t num_groups;
 
-  // Inputs `odd` and `odd` + 2 of a quad, for sixteen outputs.
-  static u32x16 pair(const Group<kBits>& group, int quad, int half, int odd) {
-    u32x16 bytes = group.bytes_of(quad, half);
+  int64_t num_bytes() const { return num_groups * kGroupBytes; }
+  int64_t num_steps() const { return num_groups; }
+
+  // Inputs `odd` and `odd` + 2 of a quad, for the sixteen outputs of a half.
+  static u32x16 pair(const uint8_t* quads, int quad, int half, int odd) {
+    const u32x16 bytes = load<u32x16>(quads + quad * 16 * kBits + (kBits == 8 ? 64 * half : 0));
     if constexpr (kBits == 4) return select_bits(bytes >> (8 * odd + 4 * half), 0x000f000f, 0x43004300);
     auto bits = [](u32x16 value) { return (u32x16)__builtin_convertvector((i32x16)value, f32x16); };
     return bits((bytes >> 8 * odd) & 255) >> 16 | bits((bytes >> (16 + 8 * odd)) & 255);
   }
 
   template <int R>
-  void multiply(const WidenedRows& rows, int64_t first, f32x16 (&result)[R][2]) const {
+  void multiply(const GridRows& rows, int64_t first, const Ahead& ahead, f32x16 (&result)[R][2]) const {
     f32x16 sums[R][2] = {};
     for (int64_t g = 0; g < rows.num_groups; g++) {
-      const Group<kBits> group{weights + g * Group<kBits>::kBytes};
+      const uint8_t* group = weights + g * kGroupBytes;
+      ahead.fetch(g);
       const bf16* values = &rows.values[first * rows.width + g * kGroup];
       f32x16 dots[R][2] = {};
 #pragma GCC unroll 8
-      for (int quad = 0; quad < 8; quad++) {
+      for (int quad = 0; quad < 8; quad++)
 #pragma GCC unroll 2
         for (int odd = 0; odd < 2; odd++) {
-          u32x16 low_pair = pair(group, quad, 0, odd), high_pair = pair(group, quad, 1, odd);
+          const u32x16 low = pair(group + 4 * kColumns, quad, 0, odd), high = pair(group + 4 * kColumns, quad, 1, odd);
 #pragma GCC unroll 6
           for (int r = 0; r < R; r++) {
-            uint32_t a = load<uint32_t>(values + r * rows.width + 4 * quad + 2 * odd);
-            dots[r][0] = dot(dots[r][0], a, low_pair);
-            dots[r][1] = dot(dots[r][1], a, high_pair);
+            const uint32_t a = load<uint32_t>(values + r * rows.width + 4 * quad + 2 * odd);
+            dots[r][0] = dot(dots[r][0], a, low);
+            dots[r][1] = dot(dots[r][1], a, high);
           }
         }
-      }
 #pragma GCC unroll 2
       for (int half = 0; half < 2; half++) {
-        f32x16 scale = group.scale(half), offset = group.offset(half) - kAdded * scale;
+        const float16* grid = (const float16*)group + half * kLanes;
+        const f32x16 scale = load_floats(grid), offset = load_floats(grid + kColumns) - kAdded * scale;
 #pragma GCC unroll 6
         for (int r = 0; r < R; r++) {
           sums[r][half] += dots[r][half] * scale;
@@ -148,19 +175,25 @@ struct BFloat16Weights {
   }
 };
 
-template <int kBits, template <int> class Tile, class RowsOfTile>
-struct GroupedWeights {
-  using Rows = RowsOfTile;
+struct ByteWeights {
+  using Rows = ByteRows;
   const uint8_t* packed;
   int64_t num_inputs;
-  Tile<kBits> tile(int64_t index) const {
-    return {packed + index * divide_up(num_inputs, kGroup) * Group<kBits>::kBytes};
+  ByteTile tile(int64_t index) const {
+    const int64_t num_groups = divide_up(num_inputs, ByteTile::kWeightGroup);
+    return {packed + index * num_groups * ByteTile::kGroupBytes, num_groups};
   }
 };
 
 template <int kBits>
-using ByteWeights = GroupedWeights<kBits, GroupedTile, QuantizedRows>;
-template <int kBits>
-using WidenedWeights = GroupedWeights<kBits, WidenedTile, WidenedRows>;
+struct GridWeights {
+  using Rows = GridRows;
+  const uint8_t* packed;
+  int64_t num_inputs;
+  GridTile<kBits> tile(int64_t index) const {
+    const int64_t num_groups = divide_up(num_inputs, kGroup);
+    return {packed + index * num_groups * GridTile<kBits>::kGroupBytes, num_groups};
+  }
+};
 
 }  // namespace caravan

@@ -7,7 +7,7 @@ import torch
 from gguf import GGMLQuantizationType
 
 from model.checkpoint.gguf_groups import GRID_BITS, read_groups
-from model.quantization import dequantize, quantize
+from model.quantization import dequantize, from_bytes, quantize, to_bytes
 
 
 @pytest.mark.parametrize("kind", GRID_BITS)
@@ -35,9 +35,22 @@ def test_four_bits_lie_on_steps_of_eight() -> None:
     torch.testing.assert_close(dequantize(quantize(weight, 8)), weight, atol=3e-3, rtol=0)  # a step of 4 bits is 0.2
 
 
+def test_a_weight_in_bytes_is_off_by_half_a_step_at_most() -> None:
+    weight = torch.randn(40, 150, generator=torch.Generator().manual_seed(0))
+    rounded = to_bytes(weight)
+    assert rounded.values.dtype == torch.int8
+    assert rounded.values.abs().max() == 127
+    steps = rounded.scales.float().repeat_interleave(64, dim=1)[:, :150]
+    assert ((from_bytes(rounded) - weight).abs() <= 0.53 * steps).all()  # float16 rounds the steps, too
+    assert not from_bytes(to_bytes(torch.zeros(2, 64))).any()
+
+
 def test_weights_beyond_float16_are_refused() -> None:
+    too_large = torch.tensor([[1e8, -1e8]])
     with pytest.raises(ValueError, match="too large to be quantized"):
-        quantize(torch.tensor([[1e6, -1e6]]), 8)
+        quantize(too_large, 8)
+    with pytest.raises(ValueError, match="too large to be quantized"):
+        to_bytes(too_large)
 
 
 def test_a_grid_whose_offsets_overflow_is_left_to_the_dequantizer() -> None:

@@ -23,13 +23,13 @@ def choose(path: Path, **choices: Any) -> Any:
 
 
 @pytest.mark.real_model
-def test_a_file_on_a_grid_keeps_it_when_it_is_multiplied_in_eight_bits(real_model_path: Path) -> None:
-    runtime = choose(real_model_path, quantization="int8")
+def test_a_file_on_a_grid_keeps_it(real_model_path: Path) -> None:
+    runtime = choose(real_model_path, quantization="int4")
     checkpoint = open_checkpoint(real_model_path)
     model = load_model(checkpoint, runtime.dtype, torch.device("cpu"), 64, runtime.make_model)
     formats = {name: module.format for name, module in model.named_modules() if isinstance(module, PackedLinear)}
-    assert formats.pop("output") == "int8"
-    assert set(formats.values()) == {"int4"}
+    assert formats.pop("output") == "grid of 8 bits"
+    assert set(formats.values()) == {"grid of 4 bits"}
 
 
 @pytest.mark.real_model

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.cpu.linear import num_packed_bytes, pack_bfloat16, pack_groups
-from model.quantization import GroupedWeight, dequantize, quantize, quantize_rows
+from model.cpu.linear import num_packed_bytes, pack_bfloat16, pack_bytes, pack_grid
+from model.quantization import ByteWeight, dequantize, from_bytes, quantize, quantize_rows, to_bytes
 
-FORMATS = ["bfloat16", "int8", "int4", "int8 widened", "int4 widened"]
+FORMATS = ["bfloat16", "int8", "grid of 8 bits", "grid of 4 bits"]
 SHAPES = [(96, 64), (33, 30), (1, 8), (88, 48), (160, 1536)]  # outputs, inputs
 
 
@@ -26,9 +26,12 @@ class Layer:
         self.kind, self.num_outputs, self.kernels = kind, num_outputs, kernels
         if kind == "bfloat16":
             self.matrix, self.packed = weight.bfloat16().float(), pack_bfloat16(weight)
+        elif kind == "int8":
+            rounded = to_bytes(weight)
+            self.matrix, self.packed = from_bytes(rounded), pack_bytes(rounded)
         else:
-            grouped = quantize(weight, int(kind[3]))
-            self.matrix, self.packed = dequantize(grouped), pack_groups(grouped)
+            grid = quantize(weight, 8 if "8" in kind else 4)
+            self.matrix, self.packed = dequantize(grid), pack_grid(grid)
 
     def run(self, x: Tensor, step: str = "", norm: Tensor | None = None, **more: Tensor) -> Tensor:
         out: Tensor = self.kernels.linear(
@@ -47,7 +50,7 @@ class Layer:
 
     def expected(self, rows: Tensor) -> Tensor:
         """The product of rows that are ready for it."""
-        rounded = quantize_rows(rows) if self.kind in ("int8", "int4") else rows.bfloat16().float()
+        rounded = quantize_rows(rows) if self.kind == "int8" else rows.bfloat16().float()
         return rounded @ self.matrix.T
 
 
@@ -64,7 +67,7 @@ def test_products_agree(kernels: Any, kind: str, num_outputs: int, num_inputs: i
     bias = random(num_outputs, seed=3).bfloat16()
     expected = layer.expected(x.float())
     # a value that lies between two steps of the grid may be rounded the other way
-    tolerance = 0.012 if kind in ("int8", "int4") else 1e-5
+    tolerance = 0.012 if kind == "int8" else 1e-5
     torch.testing.assert_close(layer.run(x), expected, atol=tolerance, rtol=1e-4)
     torch.testing.assert_close(layer.run(x, bias=bias), expected + bias.float(), atol=tolerance, rtol=1e-4)
 
@@ -111,13 +114,12 @@ def test_rows_of_zeros_give_zeros(kernels: Any, kind: str) -> None:
     assert torch.equal(layer.run(torch.zeros(2, 64, dtype=torch.bfloat16)), torch.zeros(2, 40))
 
 
-def test_extremes_of_bytes_do_not_overflow(kernels: Any) -> None:
-    weight = GroupedWeight(
-        torch.full((32, 32), 255, dtype=torch.uint8), torch.ones(32, 1).half(), torch.zeros(32, 1).half(), 8
-    )
-    x = torch.full((1, 32), -127.0, dtype=torch.bfloat16)
-    out = kernels.linear(x, pack_groups(weight), "int8", 32, "", None, 0.0, None, None, True)
-    assert torch.equal(out, torch.full((1, 32), -127.0 * 255 * 32))
+@pytest.mark.parametrize("sign", [1, -1])
+def test_extremes_of_bytes_do_not_overflow(kernels: Any, sign: int) -> None:
+    weight = ByteWeight(torch.full((32, 64), 127 * sign, dtype=torch.int8), torch.ones(32, 1).half())
+    x = torch.full((1, 64), -127.0, dtype=torch.bfloat16)
+    out = kernels.linear(x, pack_bytes(weight), "int8", 32, "", None, 0.0, None, None, True)
+    assert torch.equal(out, torch.full((1, 32), -127.0 * 127 * sign * 64))
 
 
 def test_an_unknown_format_is_an_error(kernels: Any) -> None:
