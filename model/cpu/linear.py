@@ -19,7 +19,7 @@ ROWS_AT_ONCE = 128 * TILE  # of a weight that is rounded: what that takes is man
 class PackedLinear(Linear):
     """A linear layer whose weights are packed, behind a norm if there is one.
 
-    Quantization `none` keeps the weights in bfloat16. `int8` rounds them to 8 bits in groups of 64, and rows in groups of
+    Quantization `none` keeps the weights in bfloat16. `int8` rounds them to 8 bits in groups of 64, rows in groups of
     32, and multiplies bytes. `int4` stores weights on a grid of 4 bits, or on the one that a file has, and multiplies
     rows in bfloat16; the weights are not rounded to it.
     Every way gives a row the same bits among any number of rows.
