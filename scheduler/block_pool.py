@@ -6,7 +6,7 @@ Source: PagedAttention (arXiv:2309.06180), sections 4.2 and 4.3.
 
 import hashlib
 from array import array
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 
 
@@ -28,6 +28,9 @@ class BlockPool:
 
     A block is held (count above zero) or free. A free block may keep its hash: then it can be taken up again by
     a request with the same prefix until the block is needed for something else. The least recently freed goes first.
+
+    A hash is expected from when a running sequence has set out to compute its block until the block is published or
+    the sequence is gone. Others with the same prefix can wait for it instead of computing it again.
     """
 
     def __init__(self, num_blocks: int) -> None:
@@ -37,6 +40,7 @@ class BlockPool:
         self._hash_of: dict[int, bytes] = {}  # block -> its published hash
         self._block_of: dict[bytes, int] = {}  # published hash -> block
         self._num_cached = 0  # free blocks that have a hash
+        self._expected: Counter[bytes] = Counter()  # hash -> running sequences that will compute its block
 
     @property
     def num_free(self) -> int:
@@ -79,6 +83,27 @@ class BlockPool:
         if name not in self._block_of and block not in self._hash_of:
             self._block_of[name] = block
             self._hash_of[block] = name
+
+    def expect(self, names: Sequence[bytes]) -> None:
+        """Note that a running sequence will compute and publish the blocks of these hashes."""
+        self._expected.update(names)
+
+    def expect_no_more(self, names: Sequence[bytes]) -> None:
+        """Take back what one sequence was expected to compute: it has done so, or never will."""
+        for name in names:
+            assert self._expected[name] > 0, "a hash is taken back by one who was expected to compute it"
+            self._expected[name] -= 1
+            if not self._expected[name]:
+                del self._expected[name]
+
+    def is_expected(self, name: bytes) -> bool:
+        """Return whether a running sequence is about to compute the block of this hash."""
+        return name in self._expected
+
+    @property
+    def num_expected(self) -> int:
+        """Hashes that running sequences are about to compute."""
+        return len(self._expected)
 
     def forget(self, block: int) -> None:
         """Withdraw a held block from the prefix table, if it is there."""

@@ -5,8 +5,9 @@ preemption by recomputation as in PagedAttention (arXiv:2309.06180), section 4.5
 """
 
 import time
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Sequence as Seq
+from itertools import islice
 
 from model.sample import Sample
 from scheduler.block_pool import BlockPool
@@ -22,7 +23,7 @@ class Scheduler:
         self.config = config
         self.pool = BlockPool(config.num_blocks)
         self.running: list[Sequence] = []
-        self.waiting: deque[Sequence] = deque()
+        self.waiting: OrderedDict[int, Sequence] = OrderedDict()  # by request id, next to join first
         self._step = 0
         self._reset_counters()
 
@@ -31,14 +32,14 @@ class Scheduler:
         assert request.prompt_token_ids, "the server refuses empty prompts"
         sequence = Sequence.of(request)
         assert sequence.num_tokens < self.config.max_model_len, "the server refuses prompts without room for output"
-        self.waiting.append(sequence)
+        self.waiting[request.request_id] = sequence
 
     def abort(self, request_id: int) -> None:
         """Drop a request, running or waiting; an unknown one has already ended."""
-        for queue in (self.running, self.waiting):
-            for sequence in queue:
+        if self.waiting.pop(request_id, None) is None:
+            for sequence in self.running:
                 if sequence.request.request_id == request_id:
-                    queue.remove(sequence)
+                    self.running.remove(sequence)
                     self._release_blocks(sequence)
                     return
 
@@ -64,13 +65,7 @@ class Scheduler:
                 plan.append(ScheduledSequence(sequence, num_tokens))
                 budget -= num_tokens
         if not self._num_preemptions:  # else whoever joined now would be the next to be thrown out
-            while budget > 0 and self.waiting and len(self.running) < self.config.max_num_seqs:
-                scheduled = self._admit(self.waiting[0], budget)
-                if scheduled is None:
-                    break
-                self.running.append(self.waiting.popleft())
-                plan.append(scheduled)
-                budget -= scheduled.num_tokens
+            plan += self._admit_waiting(budget)
         for scheduled in plan:
             self._count_tokens(scheduled)
         return plan
@@ -113,27 +108,57 @@ class Scheduler:
             prefix_cache_hits=self._prefix_cache_hits,
         )
 
-    def _admit(self, sequence: Sequence, budget: int) -> ScheduledSequence | None:
-        """Give a waiting sequence the blocks of its first chunk, or return None if the pool is too full.
+    def _admit_waiting(self, budget: int) -> list[ScheduledSequence]:
+        """Let waiting sequences join, in the order of the queue, as far as budget and pool reach.
 
-        It joins only if all its tokens would fit now: a prompt half computed when the pool runs dry is work lost.
+        One whose prefix a running sequence is just computing is passed by until the blocks are published or will not
+        come. It waits for running sequences only, and these never wait, so its turn comes; and one behind it cannot take
+        its place in the same prefix, for it would wait for the same block. How many are looked at is bounded.
         """
-        block_size = self.config.block_size
-        num_full_blocks = (sequence.num_tokens - 1) // block_size  # the last token must be computed for its logits
+        joined: list[ScheduledSequence] = []
+        for sequence in islice(self.waiting.values(), 2 * self.config.max_num_seqs):
+            if budget <= 0 or len(self.running) >= self.config.max_num_seqs:
+                break
+            if sequence.awaited_hash is not None and self.pool.is_expected(sequence.awaited_hash):
+                continue
+            hits = self._prefix_hits(sequence)
+            if sequence.awaited_hash is not None:
+                continue
+            if not self._has_room(sequence, hits):
+                break
+            scheduled = self._admit(sequence, hits, budget)
+            joined.append(scheduled)
+            budget -= scheduled.num_tokens
+        for scheduled in joined:
+            del self.waiting[scheduled.sequence.request.request_id]
+        return joined
+
+    def _prefix_hits(self, sequence: Sequence) -> list[int]:
+        """Return the published blocks a waiting sequence begins with, noting if the next one is being computed."""
+        num_full_blocks = (sequence.num_tokens - 1) // self.config.block_size  # the last token gives the logits
         hits: list[int] = []
-        for name in sequence.hashes(num_full_blocks, block_size):
+        sequence.awaited_hash = None
+        for name in sequence.hashes(num_full_blocks, self.config.block_size):
             block = self.pool.lookup(name)
             if block is None:
+                sequence.awaited_hash = name if self.pool.is_expected(name) else None
                 break
             hits.append(block)
+        return hits
+
+    def _has_room(self, sequence: Sequence, hits: list[int]) -> bool:
+        """Whether all tokens of a sequence would fit now: a prompt half computed when the pool runs dry is work lost."""
         num_free = self.pool.num_free - sum(self.pool.is_free(block) for block in hits)
-        if self._num_blocks_for(sequence.num_tokens) - len(hits) > num_free:
-            return None
+        return self._num_blocks_for(sequence.num_tokens) - len(hits) <= num_free
+
+    def _admit(self, sequence: Sequence, hits: list[int], budget: int) -> ScheduledSequence:
+        """Make a sequence run, with the blocks of its prefix and those of its first chunk."""
         for block in hits:
             self.pool.share(block)
         sequence.block_table = hits
-        sequence.num_computed_tokens = len(hits) * block_size
-        sequence.num_published_blocks = len(hits)
+        sequence.num_computed_tokens = len(hits) * self.config.block_size
+        sequence.num_published_blocks = sequence.num_expected_blocks = len(hits)
+        self._expect_full_blocks(sequence)
         sequence.scheduled_at_seconds = time.monotonic()
         if sequence.num_output_tokens == 0:
             sequence.num_cached_tokens = sequence.num_computed_tokens
@@ -141,7 +166,8 @@ class Scheduler:
         self._prefix_cache_hits += sequence.num_computed_tokens
         num_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
         fits = self._extend_block_table(sequence, num_tokens)
-        assert fits, "the free blocks were counted above"
+        assert fits, "the free blocks were counted before"
+        self.running.append(sequence)
         return ScheduledSequence(sequence, num_tokens)
 
     def _extend_block_table(self, sequence: Sequence, num_tokens: int) -> bool:
@@ -159,27 +185,40 @@ class Scheduler:
         """Take the blocks of the running sequence that joined last and put it at the head of the queue."""
         sequence = self.running.pop()
         self._release_blocks(sequence)
-        self.waiting.appendleft(sequence)
+        self.waiting[sequence.request.request_id] = sequence
+        self.waiting.move_to_end(sequence.request.request_id, last=False)
         self._num_preemptions += 1
         return sequence
 
     def _release_blocks(self, sequence: Sequence) -> None:
+        self.pool.expect_no_more(sequence.block_hashes[sequence.num_published_blocks : sequence.num_expected_blocks])
         self.pool.release(sequence.block_table)
         sequence.block_table = []
         sequence.num_computed_tokens = 0
-        sequence.num_published_blocks = 0
+        sequence.num_published_blocks = sequence.num_expected_blocks = 0
+
+    def _expect_full_blocks(self, sequence: Sequence) -> None:
+        """Let others wait for the blocks that a running sequence has the tokens of."""
+        num_full = sequence.num_tokens // self.config.block_size
+        if num_full > sequence.num_expected_blocks:
+            names = sequence.hashes(num_full, self.config.block_size)
+            self.pool.expect(names[sequence.num_expected_blocks :])
+            sequence.num_expected_blocks = num_full
 
     def _publish_full_blocks(self, sequence: Sequence) -> None:
         """Offer the blocks that this step filled to later requests."""
         num_full = sequence.num_computed_tokens // self.config.block_size
-        names = sequence.hashes(num_full, self.config.block_size)
-        for i in range(sequence.num_published_blocks, num_full):
-            self.pool.publish(sequence.block_table[i], names[i])
-        sequence.num_published_blocks = num_full
+        if num_full > sequence.num_published_blocks:
+            names = sequence.hashes(num_full, self.config.block_size)
+            for i in range(sequence.num_published_blocks, num_full):
+                self.pool.publish(sequence.block_table[i], names[i])
+            self.pool.expect_no_more(names[sequence.num_published_blocks :])
+            sequence.num_published_blocks = num_full
 
     def _append(self, sequence: Sequence, drawn: Sample) -> SequenceOutput:
         """Add the drawn token to its sequence, which may end it."""
         sequence.token_ids.append(drawn.token_id)
+        self._expect_full_blocks(sequence)
         params = sequence.request.params
         reason: FinishReason | None = None
         if drawn.token_id in params.stop_token_ids:

@@ -20,6 +20,8 @@ class Sequence:
     block_table: list[int] = field(default_factory=list)  # block i holds tokens i * block_size onwards
     block_hashes: list[bytes] = field(default_factory=list)  # of the full blocks, as far as they were needed
     num_published_blocks: int = 0
+    num_expected_blocks: int = 0  # full blocks that are published or that others may wait for
+    awaited_hash: bytes | None = None  # of the block it waited for when the scheduler last looked at it
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache when it was first admitted
     scheduled_at_seconds: float = 0.0  # time.monotonic() when it last left the queue
 
@@ -41,7 +43,7 @@ class Sequence:
     @property
     def num_output_tokens(self) -> int:
         """Tokens produced so far, before a replay included."""
-        return len(self.token_ids) - self.num_prompt_tokens
+        return len(self.token_ids) - len(self.request.prompt_token_ids)
 
     @property
     def output_token_ids(self) -> list[int]:

@@ -10,7 +10,7 @@ from model.sample import Sample
 from scheduler.config import EngineConfig
 from scheduler.messages import Request, SequenceOutput
 from scheduler.scheduler import Scheduler
-from scheduler.sequence import ScheduledSequence
+from scheduler.sequence import ScheduledSequence, Sequence
 
 
 def prefix_record(salt: str, token_ids: list[int]) -> int:
@@ -56,8 +56,10 @@ class SlotSimulator:
 
     def step(self) -> list[SequenceOutput]:
         """Schedule, "compute" and commit once, checking every invariant on the way."""
+        waiting = set(self.scheduler.waiting.values())
         plan = self.scheduler.schedule()
         self._check_plan(plan)
+        self._check_nobody_joined_too_early(waiting.intersection(self.scheduler.running))
         computed = [self._compute(scheduled) for scheduled in plan]
         output = self.scheduler.commit(plan, [sample for sample in computed if sample is not None])
         self.scheduler.pool.check()
@@ -89,6 +91,20 @@ class SlotSimulator:
             for i in range(sequence.num_computed_tokens // config.block_size, len(sequence.block_table))
         ]
         assert all(held[block] == 1 for block in written), "a block about to be written is shared"
+
+    def _check_nobody_joined_too_early(self, joined: set[Sequence]) -> None:
+        """The first block that a sequence has to compute is none that one before it is computing."""
+        block_size = self.config.block_size
+
+        def text(sequence: Sequence, num_blocks: int) -> tuple[str, list[int]]:
+            return sequence.request.cache_salt, sequence.token_ids[: num_blocks * block_size]
+
+        for index, sequence in enumerate(self.scheduler.running):
+            num_blocks = sequence.num_computed_tokens // block_size + 1
+            if sequence in joined and num_blocks * block_size < sequence.num_tokens:
+                for earlier in self.scheduler.running[:index]:
+                    is_computing = earlier.num_computed_tokens < num_blocks * block_size <= earlier.num_tokens
+                    assert not is_computing or text(earlier, num_blocks) != text(sequence, num_blocks)
 
     def _compute(self, scheduled: ScheduledSequence) -> Sample | None:
         """Write this step's slots, read the whole context, and answer if the last token is reached."""

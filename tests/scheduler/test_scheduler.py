@@ -1,5 +1,9 @@
 """The scheduler's choices, one at a time."""
 
+import sys
+
+import pytest
+
 from model.sample import Sample
 from scheduler.config import EngineConfig
 from scheduler.messages import StepOutput
@@ -57,7 +61,7 @@ def test_the_youngest_running_sequence_is_preempted_and_waits_at_the_head_of_the
     computed, output = step(scheduler)
     assert computed == {0: 1}
     assert output.stats.num_preemptions == 1
-    assert [s.request.request_id for s in scheduler.waiting] == [1, 2]
+    assert list(scheduler.waiting) == [1, 2]
 
 
 def test_a_preempted_sequence_computes_its_output_again_and_goes_on() -> None:
@@ -99,7 +103,93 @@ def test_a_prefix_is_shared_only_after_it_has_been_computed() -> None:
     scheduler = make_scheduler()
     scheduler.add(make_request(0, list(range(8))))
     scheduler.add(make_request(1, list(range(8))))
-    assert step(scheduler)[0] == {0: 8, 1: 8}
+    assert step(scheduler)[0] == {0: 8}  # the other waits for block 0
+    assert step(scheduler)[0] == {0: 1, 1: 4}
+
+
+def test_a_shared_prefix_is_computed_once_however_many_arrive_together() -> None:
+    scheduler = make_scheduler(num_blocks=200, block_size=16, max_num_seqs=16, max_batch_tokens=2048, max_model_len=640)
+    for request_id in range(16):
+        scheduler.add(make_request(request_id, [*range(512), *[1000 + request_id] * 64], max_tokens=8))
+    num_prefill_tokens = 0
+    num_steps = 0
+    while scheduler.has_work:
+        num_prefill_tokens += step(scheduler)[1].stats.num_prefill_tokens
+        num_steps += 1
+    assert num_prefill_tokens == 512 + 16 * 64
+    assert num_steps == 9
+
+
+def test_a_prefix_in_chunks_is_waited_for_until_its_last_shared_block() -> None:
+    scheduler = make_scheduler(max_batch_tokens=8)
+    scheduler.add(make_request(0, list(range(12)), max_tokens=1))
+    scheduler.add(make_request(1, [*range(12), 50, 51], max_tokens=1))
+    assert [step(scheduler)[0] for _ in range(3)] == [{0: 8}, {0: 4}, {1: 2}]
+
+
+def test_a_request_that_waits_for_nothing_passes_those_that_wait_for_a_prefix() -> None:
+    scheduler = make_scheduler()
+    for request_id in range(2):
+        scheduler.add(make_request(request_id, list(range(6))))
+    scheduler.add(make_request(2, [9] * 6))
+    assert step(scheduler)[0] == {0: 6, 2: 6}
+    assert step(scheduler)[0] == {0: 1, 2: 1, 1: 2}
+
+
+def test_of_those_that_wait_for_one_prefix_the_first_joins_first() -> None:
+    scheduler = make_scheduler(max_num_seqs=2)
+    for request_id in range(4):
+        scheduler.add(make_request(request_id, [*range(4), request_id], max_tokens=2))
+    assert [step(scheduler)[0] for _ in range(5)] == [{0: 5}, {0: 1, 1: 1}, {1: 1, 2: 1}, {2: 1, 3: 1}, {3: 1}]
+
+
+@pytest.mark.parametrize("end", ["abort", "failure", "preemption"])
+def test_when_the_one_that_computes_a_prefix_is_gone_a_waiting_one_computes_it(end: str) -> None:
+    scheduler = make_scheduler()
+    scheduler.add(make_request(0, list(range(6))))
+    scheduler.add(make_request(1, list(range(6))))
+    plan = scheduler.schedule()
+    assert [s.sequence.request.request_id for s in plan] == [0]
+    match end:
+        case "abort":
+            scheduler.abort(0)
+        case "failure":
+            scheduler.commit(plan, [None])
+        case "preemption":
+            assert scheduler._preempt_youngest() is plan[0].sequence
+            scheduler.abort(0)
+    assert step(scheduler)[0] == {1: 6}
+    assert scheduler.pool.num_expected == 0
+
+
+def test_a_block_that_a_running_sequence_has_just_the_last_token_of_is_waited_for() -> None:
+    scheduler = make_scheduler()
+    scheduler.add(make_request(0, [1, 1, 1]))
+    step(scheduler)  # draws the fourth token, whose keys and values the next step computes
+    scheduler.add(make_request(1, [1] * 6))
+    assert step(scheduler)[0] == {0: 1}
+    assert step(scheduler)[0] == {0: 1, 1: 2}
+
+
+def test_a_step_looks_at_as_many_sequences_however_many_wait() -> None:
+    def num_calls(num_waiting: int, *, is_prefix_shared: bool) -> int:
+        scheduler = make_scheduler(num_blocks=1000)
+        for request_id in range(num_waiting):
+            start = 0 if is_prefix_shared else 10 * request_id
+            scheduler.add(make_request(request_id, [*range(start, start + 5), request_id], max_tokens=20))
+        calls: list[str] = []
+        sys.setprofile(lambda frame, event, argument: calls.append(event))
+        try:
+            plan = scheduler.schedule()
+            scheduler.commit(plan, [Sample(1)] * len(plan))
+            scheduler.abort(num_waiting - 1)
+        finally:
+            sys.setprofile(None)
+        return len(calls)
+
+    for is_prefix_shared in (False, True):
+        few = num_calls(20, is_prefix_shared=is_prefix_shared)
+        assert num_calls(10_000, is_prefix_shared=is_prefix_shared) == few
 
 
 def test_an_aborted_request_gives_its_blocks_back_at_once() -> None:

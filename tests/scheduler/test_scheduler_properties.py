@@ -75,6 +75,7 @@ def test_every_request_of_a_random_workload_gets_its_solo_answer_and_no_block_le
         assert num_steps < 5000, "the workload does not end"
 
     assert simulator.scheduler.pool.num_free == workload.config.num_blocks, "a block leaked"
+    assert simulator.scheduler.pool.num_expected == 0, "somebody might wait for ever"
     for _, request in workload.arrivals:
         tokens, reason = solo_output(request, VOCAB_SIZE, workload.config.max_model_len)
         got = simulator.outputs[request.request_id]
