@@ -11,7 +11,7 @@ import torch
 
 from model.sample import Sample
 from model.sampling_params import SamplingParams
-from scheduler.batch import build_forward_batch
+from scheduler.batch import BatchBuilder
 from scheduler.config import EngineConfig
 from scheduler.messages import Request
 from scheduler.scheduler import Scheduler
@@ -62,11 +62,11 @@ def main() -> None:
         scheduler.abort(last)
         print(f"abort of the last of {num_waiting:6,}           {(time.perf_counter() - started) * 1e6:7.0f}")
     plan: list[ScheduledSequence] = full_scheduler(32, 0).schedule()
-    cpu = torch.device("cpu")
+    builder = BatchBuilder(32, 128, 16, torch.device("cpu"))
 
     def build() -> float:
         started = time.perf_counter()
-        build_forward_batch(plan, 16, cpu)
+        builder.build(plan)
         return time.perf_counter() - started
 
     print("build the batch                        ", microseconds(build))

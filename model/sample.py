@@ -1,10 +1,9 @@
 """Sample: what the sampler says about one row of logits."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """The token drawn for one row, with the log-probabilities that were asked for."""
 
     token_id: int

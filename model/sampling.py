@@ -7,7 +7,7 @@ gives the same tokens in any batch and after a replay.
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,13 +19,18 @@ GREEDY_BELOW = 1e-5  # a temperature this small is greedy: dividing by it would 
 NUM_CANDIDATES = 256  # tokens looked at first when a nucleus is sought
 
 
-@dataclass(frozen=True)
-class SamplingRow:
+class SamplingRow(NamedTuple):
     """One row of logits: whose it is, and what came before."""
 
     params: SamplingParams
-    prompt_token_ids: Sequence[int]
-    output_token_ids: Sequence[int]  # its length is the output position
+    position: int  # tokens of the output before the one to be drawn
+    prompt_token_ids: Sequence[int] = ()  # for penalties; see needs_history
+    output_token_ids: Sequence[int] = ()
+
+
+def needs_history(params: SamplingParams) -> bool:
+    """Return whether a row with these parameters must come with the tokens before it."""
+    return params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
 
 
 def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[Sample | None]:
@@ -40,7 +45,7 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[Sample | None]:
             continue
         adjusted = adjust_logits(row_logits, row)
         if row.params.temperature >= GREEDY_BELOW:
-            token_id = draw(adjusted, row.params, len(row.output_token_ids))
+            token_id = draw(adjusted, row.params, row.position)
         else:
             token_id = greedy_id if adjusted is row_logits else int(adjusted.argmax())
         samples.append(with_logprobs(row_logits, token_id, row.params.num_logprobs))
@@ -70,7 +75,7 @@ def adjust_logits(logits: Tensor, row: SamplingRow) -> Tensor:
     """
     params = row.params
     counts = Counter(row.output_token_ids) if params.presence_penalty or params.frequency_penalty else Counter()
-    banned = params.stop_token_ids if len(row.output_token_ids) < params.min_tokens else ()
+    banned = params.stop_token_ids if row.position < params.min_tokens else ()
     if params.repetition_penalty == 1.0 and not counts and not params.logit_bias and not banned:
         return logits
     logits = logits.clone()

@@ -1,46 +1,102 @@
 """Lay a plan out as the tensors of one step."""
 
+from dataclasses import dataclass
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from model.forward_batch import ForwardBatch
-from scheduler.sequence import ScheduledSequence
+from model.sampling import SamplingRow, needs_history
+from scheduler.sequence import ScheduledSequence, Sequence
 
 
-def build_forward_batch(plan: list[ScheduledSequence], block_size: int, device: torch.device) -> ForwardBatch:
-    """Return the batch of a plan with at least one sequence: all their tokens end to end, in the plan's order."""
-    token_ids: list[int] = []
-    positions: list[int] = []
-    slot_mapping: list[int] = []
-    query_start_loc = [0]
-    logits_rows: list[int] = []
-    for scheduled in plan:
-        sequence = scheduled.sequence
-        start = sequence.num_computed_tokens
-        end = start + scheduled.num_tokens
-        token_ids += sequence.token_ids[start:end]
-        positions += range(start, end)
-        slot_mapping += slots(sequence.block_table, start, end, block_size)
-        query_start_loc.append(len(token_ids))
-        if scheduled.wants_logits:
-            logits_rows.append(len(token_ids) - 1)
-    width = max(len(scheduled.sequence.block_table) for scheduled in plan)
-    tables = [s.sequence.block_table + [0] * (width - len(s.sequence.block_table)) for s in plan]
-    seq_lens = [s.sequence.num_computed_tokens + s.num_tokens for s in plan]
-    return ForwardBatch(
-        token_ids=torch.tensor(token_ids, device=device),  # [T]
-        positions=torch.tensor(positions, device=device),  # [T]
-        slot_mapping=torch.tensor(slot_mapping, device=device),  # [T]
-        query_start_loc=torch.tensor(query_start_loc, dtype=torch.int32, device=device),  # [B + 1]
-        seq_lens=torch.tensor(seq_lens, dtype=torch.int32, device=device),  # [B]
-        block_tables=torch.tensor(tables, dtype=torch.int32, device=device),  # [B, width]
-        logits_rows=torch.tensor(logits_rows, dtype=torch.int64, device=device),  # [S]
-    )
+@dataclass
+class _Row:
+    """Where the block table of a sequence is kept, and how much of it is there."""
+
+    index: int
+    block_table: list[int] | None = None  # the list that was copied; after a preemption a sequence has another one
+    num_copied: int = 0
 
 
-def slots(block_table: list[int], start: int, end: int, block_size: int) -> list[int]:
-    """Return the cache slot of each position in [start, end), in tokens.
+class BatchBuilder:
+    """Lays out one step after the other, keeping block tables so that only blocks that are new are copied.
+
+    A sequence has a row of its own for as long as each step computes something of it.
+    """
+
+    def __init__(self, max_num_seqs: int, max_num_blocks: int, block_size: int, device: torch.device) -> None:
+        self._block_size = block_size
+        self._device = device
+        self._tables = np.zeros((max_num_seqs, max_num_blocks), dtype=np.int32)
+        self._rows: dict[Sequence, _Row] = {}
+        self._free_rows = list(range(max_num_seqs))
+
+    def build(self, plan: list[ScheduledSequence]) -> ForwardBatch:
+        """Return the batch of a plan with at least one sequence: all their tokens end to end, in the plan's order."""
+        block_tables = self._block_tables(plan)
+        starts = np.array([scheduled.sequence.num_computed_tokens for scheduled in plan])
+        lengths = np.array([scheduled.num_tokens for scheduled in plan])
+        query_start_loc = np.zeros(len(plan) + 1, dtype=np.int64)
+        np.cumsum(lengths, out=query_start_loc[1:])
+        owners = np.repeat(np.arange(len(plan)), lengths)  # [T], the place of each token's sequence in the plan
+        positions = np.arange(len(owners)) + (starts - query_start_loc[:-1])[owners]
+        is_last = np.array([scheduled.wants_logits for scheduled in plan])
+
+        def tensor(numbers: NDArray[np.int32] | NDArray[np.int64]) -> torch.Tensor:
+            return torch.from_numpy(numbers).to(self._device)
+
+        return ForwardBatch(
+            token_ids=tensor(np.array([token for s in plan for token in s.token_ids])),  # [T]
+            positions=tensor(positions),  # [T]
+            slot_mapping=tensor(slots(block_tables, owners, positions, self._block_size)),  # [T]
+            query_start_loc=tensor(query_start_loc.astype(np.int32)),  # [B + 1]
+            seq_lens=tensor((starts + lengths).astype(np.int32)),  # [B]
+            block_tables=tensor(block_tables),  # [B, width]
+            logits_rows=tensor(query_start_loc[1:][is_last] - 1),  # [S]
+        )
+
+    def _block_tables(self, plan: list[ScheduledSequence]) -> NDArray[np.int32]:
+        """Return the block table of each scheduled sequence, [B, width of the longest], padded with zeros."""
+        rows = {s.sequence: self._rows.pop(s.sequence) for s in plan if s.sequence in self._rows}
+        self._free_rows += [row.index for row in self._rows.values()]
+        self._rows = rows
+        indices = []
+        for scheduled in plan:
+            sequence = scheduled.sequence
+            row = rows.get(sequence) or rows.setdefault(sequence, _Row(self._free_rows.pop()))
+            indices.append(row.index)
+            blocks = sequence.block_table
+            if row.block_table is not blocks:
+                row.block_table, row.num_copied = blocks, 0
+                self._tables[row.index] = 0
+            if row.num_copied < len(blocks):
+                self._tables[row.index, row.num_copied : len(blocks)] = blocks[row.num_copied :]
+                row.num_copied = len(blocks)
+        width = max(len(scheduled.sequence.block_table) for scheduled in plan)
+        return np.ascontiguousarray(self._tables[indices, :width])
+
+
+def slots(
+    block_tables: NDArray[np.int32], owners: NDArray[np.int64], positions: NDArray[np.int64], block_size: int
+) -> NDArray[np.int64]:
+    """Return the cache slot of each token [T], in tokens: token t is at positions[t] of the table of row owners[t].
 
     A slot is block * block_size + offset. Positions must lie inside the table.
     Source: PagedAttention (arXiv:2309.06180), section 4.2.
     """
-    return [block_table[p // block_size] * block_size + p % block_size for p in range(start, end)]
+    return block_tables[owners, positions // block_size].astype(np.int64) * block_size + positions % block_size
+
+
+def sampling_rows(plan: list[ScheduledSequence]) -> list[SamplingRow]:
+    """Return what the sampler must know of each row of logits; the text so far only where it matters."""
+    rows = []
+    for sequence in (scheduled.sequence for scheduled in plan if scheduled.wants_logits):
+        request = sequence.request
+        if needs_history(request.params):
+            history = request.prompt_token_ids, sequence.output_token_ids
+            rows.append(SamplingRow(request.params, sequence.num_output_tokens, *history))
+        else:
+            rows.append(SamplingRow(request.params, sequence.num_output_tokens))
+    return rows

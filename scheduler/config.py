@@ -31,6 +31,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         """Tokens the KV pool holds."""
         return self.num_blocks * self.block_size
 
+    @property
+    def max_num_blocks(self) -> int:
+        """Blocks that the longest sequence needs."""
+        return -(-self.max_model_len // self.block_size)
+
     def num_requests_of(self, num_tokens: int) -> int:
         """Return how many requests of so many tokens, prompt and output together, the KV pool holds."""
         return self.num_blocks // -(-num_tokens // self.block_size)

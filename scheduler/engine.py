@@ -9,8 +9,8 @@ import torch
 from model.kv_cache import KVCache
 from model.llama import Llama
 from model.sample import Sample
-from model.sampling import SamplingRow, sample
-from scheduler.batch import build_forward_batch
+from model.sampling import sample
+from scheduler.batch import BatchBuilder, sampling_rows
 from scheduler.config import EngineConfig
 from scheduler.messages import StepOutput
 from scheduler.profile import Profile
@@ -30,10 +30,9 @@ class Engine:
         profile: Profile | None = None,
     ) -> None:
         self.model = model
-        self.device = device
-        self.block_size = config.block_size
         self.kv_cache = KVCache(model.config, config.num_blocks, config.block_size, dtype, device)
         self.scheduler = Scheduler(config)
+        self._batch_builder = BatchBuilder(config.max_num_seqs, config.max_num_blocks, config.block_size, device)
         self._lap: Callable[[str], None] = profile.lap if profile else lambda _: None
 
     def step(self) -> StepOutput:
@@ -51,15 +50,11 @@ class Engine:
         """Return the next token of each scheduled sequence that wants one, in the plan's order."""
         if not plan:
             return []
-        batch = build_forward_batch(plan, self.block_size, self.device)
+        batch = self._batch_builder.build(plan)
         self._lap("batch")
         logits = self.model(batch, self.kv_cache)  # [S, vocab_size]
         self._lap("rest")
-        rows = [
-            SamplingRow(s.sequence.request.params, s.sequence.request.prompt_token_ids, s.sequence.output_token_ids)
-            for s in plan
-            if s.wants_logits
-        ]
+        rows = sampling_rows(plan)
         samples = sample(logits, rows) if rows else []
         self._lap("sample")
         return samples

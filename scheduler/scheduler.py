@@ -112,8 +112,8 @@ class Scheduler:
         """Let waiting sequences join, in the order of the queue, as far as budget and pool reach.
 
         One whose prefix a running sequence is just computing is passed by until the blocks are published or will not
-        come. It waits for running sequences only, and these never wait, so its turn comes; and one behind it cannot take
-        its place in the same prefix, for it would wait for the same block. How many are looked at is bounded.
+        come. It waits for running sequences only, and these never wait, so its turn comes; and one behind it cannot
+        take its place in the same prefix, for it would wait for the same block. How many are looked at is bounded.
         """
         joined: list[ScheduledSequence] = []
         for sequence in islice(self.waiting.values(), 2 * self.config.max_num_seqs):
@@ -147,7 +147,7 @@ class Scheduler:
         return hits
 
     def _has_room(self, sequence: Sequence, hits: list[int]) -> bool:
-        """Whether all tokens of a sequence would fit now: a prompt half computed when the pool runs dry is work lost."""
+        """Whether all its tokens would fit now: a prompt half computed when the pool runs dry is work lost."""
         num_free = self.pool.num_free - sum(self.pool.is_free(block) for block in hits)
         return self._num_blocks_for(sequence.num_tokens) - len(hits) <= num_free
 

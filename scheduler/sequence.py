@@ -1,6 +1,7 @@
 """Sequence: one request in progress inside the engine."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from scheduler.block_pool import block_hash, root_hash
 from scheduler.messages import Request
@@ -59,8 +60,7 @@ class Sequence:
         return self.block_hashes[:num_blocks]
 
 
-@dataclass(frozen=True)
-class ScheduledSequence:
+class ScheduledSequence(NamedTuple):
     """A sequence and how many of its next tokens this step computes."""
 
     sequence: Sequence
@@ -69,4 +69,10 @@ class ScheduledSequence:
     @property
     def wants_logits(self) -> bool:
         """Whether this step reaches the last token, so that the next one can be drawn."""
-        return self.sequence.num_computed_tokens + self.num_tokens == self.sequence.num_tokens
+        return self.sequence.num_computed_tokens + self.num_tokens == len(self.sequence.token_ids)
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The tokens this step computes."""
+        start = self.sequence.num_computed_tokens
+        return self.sequence.token_ids[start : start + self.num_tokens]

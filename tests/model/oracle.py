@@ -8,7 +8,7 @@ import transformers
 from model.kv_cache import KVCache
 from model.llama import Llama
 from model.loader import load_model, open_checkpoint
-from scheduler.batch import build_forward_batch
+from scheduler.batch import BatchBuilder
 from scheduler.sequence import ScheduledSequence, Sequence
 from tests.scheduler.requests import make_request
 
@@ -64,7 +64,8 @@ def logits_of_every_position(model: Llama, token_ids: list[int]) -> torch.Tensor
     cache = KVCache(model.config, num_blocks, BLOCK_SIZE, model.embedding.weight.dtype, torch.device("cpu"))
     sequence = Sequence.of(make_request(0, token_ids))
     sequence.block_table = list(range(num_blocks))[::-1]  # any order of blocks will do
-    batch = build_forward_batch([ScheduledSequence(sequence, len(token_ids))], BLOCK_SIZE, torch.device("cpu"))
+    builder = BatchBuilder(1, num_blocks, BLOCK_SIZE, torch.device("cpu"))
+    batch = builder.build([ScheduledSequence(sequence, len(token_ids))])
     everywhere = torch.arange(len(token_ids))
     return model(type(batch)(**{**vars(batch), "logits_rows": everywhere}), cache)
 

@@ -26,7 +26,7 @@ VOCAB_SIZE = 3 * NUM_CANDIDATES
 
 
 def row(*, prompt: tuple[int, ...] = (), output: tuple[int, ...] = (), **params: Any) -> SamplingRow:
-    return SamplingRow(SamplingParams(**{"seed": 1, "max_tokens": 100} | params), prompt, output)
+    return SamplingRow(SamplingParams(**{"seed": 1, "max_tokens": 100} | params), len(output), prompt, output)
 
 
 def random_logits(seed: int, *shape: int, spread: float = 3.0) -> Tensor:

@@ -1,0 +1,75 @@
+"""The tensors of a step against the plan they stand for."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.sample import Sample
+from scheduler.batch import BatchBuilder, sampling_rows
+from scheduler.config import EngineConfig
+from scheduler.scheduler import Scheduler
+from scheduler.sequence import ScheduledSequence
+from tests.scheduler.requests import make_request
+
+BLOCK_SIZE = 3
+
+
+def check(builder: BatchBuilder, plan: list[ScheduledSequence]) -> None:
+    """Compare each tensor with what the plan says, token by token."""
+    batch = builder.build(plan)
+    width = max(len(s.sequence.block_table) for s in plan)
+    tokens, positions, cache_slots, logits_rows, starts = [], [], [], [], [0]
+    for scheduled in plan:
+        sequence = scheduled.sequence
+        first = sequence.num_computed_tokens
+        for position, token_id in enumerate(sequence.token_ids[first : first + scheduled.num_tokens], start=first):
+            tokens.append(token_id)
+            positions.append(position)
+            cache_slots.append(sequence.block_table[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE)
+        starts.append(len(tokens))
+        if scheduled.wants_logits:
+            logits_rows.append(len(tokens) - 1)
+    assert batch.token_ids.tolist() == tokens
+    assert batch.positions.tolist() == positions
+    assert batch.slot_mapping.tolist() == cache_slots
+    assert batch.query_start_loc.tolist() == starts
+    assert batch.seq_lens.tolist() == [s.sequence.num_computed_tokens + s.num_tokens for s in plan]
+    tables = [s.sequence.block_table for s in plan]
+    assert batch.block_tables.tolist() == [table + [0] * (width - len(table)) for table in tables]
+    assert batch.logits_rows.tolist() == logits_rows
+    assert all(tensor.is_contiguous() for tensor in vars(batch).values())
+    dtypes = {name: tensor.dtype for name, tensor in vars(batch).items()}
+    assert [name for name, dtype in dtypes.items() if dtype == torch.int32] == [
+        "query_start_loc",
+        "seq_lens",
+        "block_tables",
+    ]
+    assert set(dtypes.values()) == {torch.int32, torch.int64}
+
+
+@settings(max_examples=200, deadline=None)
+@given(draw=st.data())
+def test_the_tensors_of_every_step_are_what_its_plan_says(draw: st.DataObject) -> None:
+    num_seqs, num_blocks = draw.draw(st.integers(1, 4)), draw.draw(st.integers(8, 14))
+    budget = draw.draw(st.integers(2, 12))
+    config = EngineConfig(
+        num_blocks=num_blocks, block_size=BLOCK_SIZE, max_batch_tokens=budget, max_num_seqs=num_seqs, max_model_len=24
+    )
+    scheduler = Scheduler(config)
+    builder = BatchBuilder(num_seqs, config.max_num_blocks, BLOCK_SIZE, torch.device("cpu"))
+    for request_id in range(draw.draw(st.integers(1, 8))):
+        prompt = draw.draw(st.lists(st.integers(0, 9), min_size=1, max_size=20))
+        scheduler.add(make_request(request_id, prompt, max_tokens=draw.draw(st.integers(1, 20))))
+    while scheduler.has_work:
+        plan = scheduler.schedule()
+        check(builder, plan)
+        scheduler.commit(plan, [Sample(draw.draw(st.integers(0, 9))) for s in plan if s.wants_logits])
+
+
+def test_the_text_so_far_comes_only_with_rows_whose_penalties_look_at_it() -> None:
+    scheduler = Scheduler(EngineConfig(num_blocks=8, block_size=4, max_model_len=32))
+    scheduler.add(make_request(0, [1, 2], output=[3]))
+    scheduler.add(make_request(1, [1, 2], output=[3], presence_penalty=0.5))
+    plain, penalized = sampling_rows(scheduler.schedule())
+    assert (plain.position, list(plain.prompt_token_ids), list(plain.output_token_ids)) == (1, [], [])
+    assert (penalized.position, list(penalized.prompt_token_ids), list(penalized.output_token_ids)) == (1, [1, 2], [3])
