@@ -37,12 +37,16 @@ class BatchBuilder:
         """Return the batch of a plan with at least one sequence: all their tokens end to end, in the plan's order."""
         block_tables = self._block_tables(plan)
         starts = np.array([scheduled.sequence.num_computed_tokens for scheduled in plan])
-        lengths = np.array([scheduled.num_tokens for scheduled in plan])
+        lengths = np.array([scheduled.num_rows for scheduled in plan])
         query_start_loc = np.zeros(len(plan) + 1, dtype=np.int64)
         np.cumsum(lengths, out=query_start_loc[1:])
         owners = np.repeat(np.arange(len(plan)), lengths)  # [T], the place of each token's sequence in the plan
         positions = np.arange(len(owners)) + (starts - query_start_loc[:-1])[owners]
-        is_last = np.array([scheduled.wants_logits for scheduled in plan])
+        logits_rows = [
+            row
+            for s, end in zip(plan, query_start_loc[1:].tolist(), strict=True)
+            for row in range(end - s.num_logits, end)
+        ]
 
         def tensor(numbers: NDArray[np.int32] | NDArray[np.int64]) -> torch.Tensor:
             return torch.from_numpy(numbers).to(self._device)
@@ -54,7 +58,7 @@ class BatchBuilder:
             query_start_loc=tensor(query_start_loc.astype(np.int32)),  # [B + 1]
             seq_lens=tensor((starts + lengths).astype(np.int32)),  # [B]
             block_tables=tensor(block_tables),  # [B, width]
-            logits_rows=tensor(query_start_loc[1:][is_last] - 1),  # [S]
+            logits_rows=tensor(np.array(logits_rows, dtype=np.int64)),  # [S]
         )
 
     def _block_tables(self, plan: list[ScheduledSequence]) -> NDArray[np.int32]:
@@ -92,11 +96,13 @@ def slots(
 def sampling_rows(plan: list[ScheduledSequence]) -> list[SamplingRow]:
     """Return what the sampler must know of each row of logits; the text so far only where it matters."""
     rows = []
-    for sequence in (scheduled.sequence for scheduled in plan if scheduled.wants_logits):
-        request = sequence.request
-        if needs_history(request.params):
-            history = request.prompt_token_ids, sequence.output_token_ids
-            rows.append(SamplingRow(request.params, sequence.num_output_tokens, *history))
-        else:
-            rows.append(SamplingRow(request.params, sequence.num_output_tokens))
+    for scheduled in plan:
+        sequence, params = scheduled.sequence, scheduled.sequence.request.params
+        for index in range(scheduled.num_logits):
+            position = sequence.num_output_tokens + index
+            if needs_history(params):
+                output = [*sequence.output_token_ids, *scheduled.draft_token_ids[:index]]
+                rows.append(SamplingRow(params, position, sequence.request.prompt_token_ids, output))
+            else:
+                rows.append(SamplingRow(params, position))
     return rows

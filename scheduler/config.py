@@ -1,6 +1,10 @@
 """EngineConfig: the limits of one engine, and how they follow from the memory it may use."""
 
+from typing import Literal
+
 import msgspec
+
+Speculation = Literal["auto", "off"]
 
 DEFAULT_MAX_MODEL_LEN = 8192  # when nothing is asked for, even if the model was trained for more
 
@@ -13,6 +17,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_batch_tokens: int = 512  # tokens computed in one step, over all sequences
     max_num_seqs: int = 64  # sequences running at once
     max_model_len: int = 2048  # prompt and output of one sequence
+    speculation: Speculation = "off"
 
     def __post_init__(self) -> None:
         for name in ("num_blocks", "block_size", "max_batch_tokens", "max_num_seqs", "max_model_len"):
@@ -49,6 +54,7 @@ class EngineLimits(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int = 16
     max_batch_tokens: int = 512
     max_num_seqs: int = 64
+    speculation: Speculation = "auto"  # guess tokens from the text where it pays
 
 
 def choose_max_model_len(limits: EngineLimits, max_position: int) -> int:
@@ -79,4 +85,5 @@ def plan_engine(
         max_batch_tokens=limits.max_batch_tokens,
         max_num_seqs=limits.max_num_seqs,
         max_model_len=choose_max_model_len(limits, max_position),
+        speculation=limits.speculation,
     )

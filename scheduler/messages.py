@@ -85,7 +85,9 @@ class StepStats(msgspec.Struct, frozen=True, kw_only=True):
     num_used_blocks: int = 0  # referenced by a sequence
     num_cached_blocks: int = 0  # free, but still holding a reusable prefix
     num_prefill_tokens: int = 0  # prompt tokens and tokens computed again after a preemption
-    num_decode_tokens: int = 0
+    num_decode_tokens: int = 0  # guessed ones included
+    num_draft_tokens: int = 0  # tokens guessed
+    num_accepted_tokens: int = 0  # guessed tokens that were right
     num_preemptions: int = 0
     prefix_cache_queries: int = 0  # tokens looked up
     prefix_cache_hits: int = 0  # tokens found

@@ -14,6 +14,7 @@ from scheduler.block_pool import BlockPool
 from scheduler.config import EngineConfig
 from scheduler.messages import FinishReason, Request, SequenceOutput, StepOutput, StepStats, TokenLogprobs
 from scheduler.sequence import ScheduledSequence, Sequence
+from scheduler.speculation import MAX_ROWS, PromptLookup, share_out
 
 
 class Scheduler:
@@ -66,6 +67,8 @@ class Scheduler:
                 budget -= num_tokens
         if not self._num_preemptions:  # else whoever joined now would be the next to be thrown out
             plan += self._admit_waiting(budget)
+        if self.config.speculation == "auto":
+            plan = self._add_drafts(plan)
         for scheduled in plan:
             self._count_tokens(scheduled)
         return plan
@@ -73,22 +76,13 @@ class Scheduler:
     def commit(self, plan: list[ScheduledSequence], samples: Seq[Sample | None]) -> StepOutput:
         """Return what the step produced, after taking it into the sequences.
 
-        samples has one entry for each scheduled sequence that wants logits, in the plan's order; None marks
-        logits that were not finite: that sequence ends with an error and nothing it computed is kept.
+        samples has num_logits entries for each scheduled sequence, in the plan's order; None marks logits that were
+        not finite: that sequence ends with an error and nothing it computed is kept.
         """
         outputs: list[SequenceOutput] = []
         remaining = iter(samples)
         for scheduled in plan:
-            sequence = scheduled.sequence
-            wants_logits = scheduled.wants_logits
-            drawn = next(remaining) if wants_logits else None
-            if wants_logits and drawn is None:
-                outputs.append(self._fail(sequence, "The model's output for this request was not a finite number."))
-                continue
-            sequence.num_computed_tokens += scheduled.num_tokens
-            self._publish_full_blocks(sequence)
-            if drawn is not None:
-                outputs.append(self._append(sequence, drawn))
+            outputs += self._take(scheduled, list(islice(remaining, scheduled.num_logits)))
         self._step += bool(plan)
         return StepOutput(outputs=outputs, stats=self.stats())
 
@@ -103,6 +97,8 @@ class Scheduler:
             num_cached_blocks=self.pool.num_cached,
             num_prefill_tokens=self._num_prefill_tokens,
             num_decode_tokens=self._num_decode_tokens,
+            num_draft_tokens=self._num_draft_tokens,
+            num_accepted_tokens=self._num_accepted_tokens,
             num_preemptions=self._num_preemptions,
             prefix_cache_queries=self._prefix_cache_queries,
             prefix_cache_hits=self._prefix_cache_hits,
@@ -132,6 +128,33 @@ class Scheduler:
         for scheduled in joined:
             del self.waiting[scheduled.sequence.request.request_id]
         return joined
+
+    def _add_drafts(self, plan: list[ScheduledSequence]) -> list[ScheduledSequence]:
+        """Return the plan with guesses where they pay, in rows and blocks that nobody else wants."""
+        num_rows = sum(scheduled.num_rows for scheduled in plan)
+        max_rows = min(MAX_ROWS, self.config.max_batch_tokens)
+        candidates = [index for index, scheduled in enumerate(plan) if scheduled.wants_logits]
+        if num_rows >= max_rows or not candidates:
+            return plan
+        has_spare_blocks = self.pool.num_free > 2 * len(self.running)  # a guess shall not be why one is preempted
+        lookups: list[PromptLookup] = []
+        limits: list[int] = []
+        for sequence in (plan[index].sequence for index in candidates):
+            lookup = sequence.lookup = sequence.lookup or PromptLookup(sequence.num_prompt_tokens)
+            lookup.observe(sequence.token_ids)
+            lookups.append(lookup)
+            num_left = sequence.request.params.max_tokens - sequence.num_output_tokens
+            limit = min(num_left, self.config.max_model_len - sequence.num_tokens) - 1
+            room = len(sequence.block_table) * self.config.block_size - sequence.num_tokens
+            limits.append(limit if has_spare_blocks else min(limit, room))
+        plan = list(plan)
+        for index, lookup, count in zip(
+            candidates, lookups, share_out(lookups, limits, num_rows, max_rows), strict=True
+        ):
+            sequence, num_tokens, _ = plan[index]
+            if count and self._extend_block_table(sequence, num_tokens + count):
+                plan[index] = ScheduledSequence(sequence, num_tokens, lookup.guess(sequence.token_ids, count))
+        return plan
 
     def _prefix_hits(self, sequence: Sequence) -> list[int]:
         """Return the published blocks a waiting sequence begins with, noting if the next one is being computed."""
@@ -215,31 +238,46 @@ class Scheduler:
             self.pool.expect_no_more(names[sequence.num_published_blocks :])
             sequence.num_published_blocks = num_full
 
-    def _append(self, sequence: Sequence, drawn: Sample) -> SequenceOutput:
-        """Add the drawn token to its sequence, which may end it."""
-        sequence.token_ids.append(drawn.token_id)
-        self._expect_full_blocks(sequence)
-        params = sequence.request.params
+    def _take(self, scheduled: ScheduledSequence, drawn: list[Sample | None]) -> list[SequenceOutput]:
+        """Take into a sequence what a step computed: its tokens, and what was drawn as far as guesses were right.
+
+        A guessed token is computed before it is known to be the one drawn. If it is not, its keys and values lie
+        behind the computed tokens, where the next step overwrites them.
+        """
+        sequence = scheduled.sequence
+        accepted: list[Sample] = []
         reason: FinishReason | None = None
-        if drawn.token_id in params.stop_token_ids:
-            reason = "stop"
-        elif sequence.num_output_tokens >= params.max_tokens or sequence.num_tokens >= self.config.max_model_len:
-            reason = "length"
+        is_finite = True
+        for sample, guess in zip(drawn, (*scheduled.draft_token_ids, None), strict=False):
+            if sample is None:
+                is_finite = False
+                break
+            accepted.append(sample)
+            sequence.token_ids.append(sample.token_id)
+            reason = self._finish_reason(sequence)
+            if reason is not None or sample.token_id != guess:
+                break
+        outputs = [_output(sequence, accepted, reason)] if accepted else []
+        if not is_finite:
+            return [*outputs, self._fail(sequence, "The model's output for this request was not a finite number.")]
+        num_guessed_right = max(len(accepted) - 1, 0)
+        self._num_accepted_tokens += num_guessed_right
+        sequence.num_computed_tokens += scheduled.num_tokens + num_guessed_right
+        self._expect_full_blocks(sequence)
+        self._publish_full_blocks(sequence)
         if reason is not None:
             self.running.remove(sequence)
             self._release_blocks(sequence)
-        logprobs = []
-        if drawn.logprob is not None:
-            top_ids, top_logprobs = list(drawn.top_token_ids), list(drawn.top_logprobs)
-            logprobs = [TokenLogprobs(logprob=drawn.logprob, top_token_ids=top_ids, top_logprobs=top_logprobs)]
-        return SequenceOutput(
-            request_id=sequence.request.request_id,
-            token_ids=[drawn.token_id],
-            logprobs=logprobs,
-            finish_reason=reason,
-            num_cached_tokens=sequence.num_cached_tokens,
-            scheduled_at_seconds=sequence.scheduled_at_seconds,
-        )
+        return outputs
+
+    def _finish_reason(self, sequence: Sequence) -> FinishReason | None:
+        """Return why a sequence ends with the token it has just got, or None."""
+        params = sequence.request.params
+        if sequence.token_ids[-1] in params.stop_token_ids:
+            return "stop"
+        if sequence.num_output_tokens >= params.max_tokens or sequence.num_tokens >= self.config.max_model_len:
+            return "length"
+        return None
 
     def _fail(self, sequence: Sequence, error: str) -> SequenceOutput:
         """End a sequence whose numbers went wrong; no later request shall find its blocks."""
@@ -250,7 +288,10 @@ class Scheduler:
         return SequenceOutput(request_id=sequence.request.request_id, token_ids=[], finish_reason="error", error=error)
 
     def _count_tokens(self, scheduled: ScheduledSequence) -> None:
-        """A lone last token is a decode; everything else is prefill, also what a preemption lost."""
+        """A lone last token is a decode, with its guesses; everything else is prefill, also what a preemption lost."""
+        num_drafted = len(scheduled.draft_token_ids)
+        self._num_draft_tokens += num_drafted
+        self._num_decode_tokens += num_drafted
         if scheduled.wants_logits and scheduled.num_tokens == 1 and scheduled.sequence.num_output_tokens > 0:
             self._num_decode_tokens += 1
         else:
@@ -259,6 +300,28 @@ class Scheduler:
     def _reset_counters(self) -> None:
         self._num_prefill_tokens = 0
         self._num_decode_tokens = 0
+        self._num_draft_tokens = 0
+        self._num_accepted_tokens = 0
         self._num_preemptions = 0
         self._prefix_cache_queries = 0
         self._prefix_cache_hits = 0
+
+
+def _output(sequence: Sequence, samples: list[Sample], reason: FinishReason | None) -> SequenceOutput:
+    """Return what the API process hears of the tokens a step brought a sequence."""
+    return SequenceOutput(
+        request_id=sequence.request.request_id,
+        token_ids=[sample.token_id for sample in samples],
+        logprobs=[
+            TokenLogprobs(
+                logprob=sample.logprob,
+                top_token_ids=list(sample.top_token_ids),
+                top_logprobs=list(sample.top_logprobs),
+            )
+            for sample in samples
+            if sample.logprob is not None
+        ],
+        finish_reason=reason,
+        num_cached_tokens=sequence.num_cached_tokens,
+        scheduled_at_seconds=sequence.scheduled_at_seconds,
+    )

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from scheduler.block_pool import block_hash, root_hash
 from scheduler.messages import Request
+from scheduler.speculation import PromptLookup
 
 
 @dataclass(eq=False)
@@ -23,6 +24,7 @@ class Sequence:
     num_published_blocks: int = 0
     num_expected_blocks: int = 0  # full blocks that are published or that others may wait for
     awaited_hash: bytes | None = None  # of the block it waited for when the scheduler last looked at it
+    lookup: PromptLookup | None = None  # once guesses were considered
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache when it was first admitted
     scheduled_at_seconds: float = 0.0  # time.monotonic() when it last left the queue
 
@@ -61,10 +63,16 @@ class Sequence:
 
 
 class ScheduledSequence(NamedTuple):
-    """A sequence and how many of its next tokens this step computes."""
+    """A sequence and what this step computes of it: its next num_tokens tokens, and a guess at those after its last."""
 
     sequence: Sequence
     num_tokens: int
+    draft_token_ids: tuple[int, ...] = ()  # only if the step reaches the last token
+
+    @property
+    def num_rows(self) -> int:
+        """Tokens this step computes, guessed ones included."""
+        return self.num_tokens + len(self.draft_token_ids)
 
     @property
     def wants_logits(self) -> bool:
@@ -72,7 +80,12 @@ class ScheduledSequence(NamedTuple):
         return self.sequence.num_computed_tokens + self.num_tokens == len(self.sequence.token_ids)
 
     @property
+    def num_logits(self) -> int:
+        """Rows whose next token is drawn: that of the last token and those of guessed ones."""
+        return 1 + len(self.draft_token_ids) if self.wants_logits else 0
+
+    @property
     def token_ids(self) -> list[int]:
         """The tokens this step computes."""
         start = self.sequence.num_computed_tokens
-        return self.sequence.token_ids[start : start + self.num_tokens]
+        return [*self.sequence.token_ids[start : start + self.num_tokens], *self.draft_token_ids]

@@ -55,6 +55,8 @@ class Metrics:
         self._generation_tokens = self._counter("generation_tokens", "Tokens produced.")
         self._prefix_cache_queries = self._counter("prefix_cache_queries", "Tokens looked up in the prefix cache.")
         self._prefix_cache_hits = self._counter("prefix_cache_hits", "Tokens found in the prefix cache.")
+        self._num_draft_tokens = self._counter("spec_decode_num_draft_tokens", "Tokens guessed from the text so far.")
+        self._num_accepted_tokens = self._counter("spec_decode_num_accepted_tokens", "Guessed tokens that were right.")
         self._num_preemptions = self._counter(
             "num_preemptions", "Sequences put back into the queue for want of blocks."
         )
@@ -107,6 +109,8 @@ class Metrics:
         self._generation_tokens.inc(sum(len(sequence.token_ids) for sequence in output.outputs))
         self._prefix_cache_queries.inc(stats.prefix_cache_queries)
         self._prefix_cache_hits.inc(stats.prefix_cache_hits)
+        self._num_draft_tokens.inc(stats.num_draft_tokens)
+        self._num_accepted_tokens.inc(stats.num_accepted_tokens)
         self._num_preemptions.inc(stats.num_preemptions)
         num_step_tokens = stats.num_prefill_tokens + stats.num_decode_tokens
         if num_step_tokens:

@@ -9,7 +9,7 @@ import yaml
 from pydantic import ByteSize, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
-from scheduler.config import EngineLimits
+from scheduler.config import EngineLimits, Speculation
 from scheduler.messages import StartEngine
 from server.model_store import DEFAULT_MODEL
 
@@ -50,6 +50,9 @@ class Settings(BaseSettings):
     max_num_seqs: int = Field(64, ge=1, description="Sequences that run at once.")
     max_batch_tokens: int = Field(512, ge=1, description="Tokens computed in one step, over all sequences.")
     block_size: int = Field(16, ge=1, description="Tokens in a block of the KV pool.")
+    speculation: Speculation = Field(
+        "auto", description="auto guesses tokens from the text so far where that pays; no answer changes by it."
+    )
     num_threads: int | None = Field(None, ge=1, description="Threads that compute. Default: one per core.")
     profile: bool = Field(False, description="Print every few seconds of work where the time of a step goes.")
 
@@ -90,6 +93,7 @@ class Settings(BaseSettings):
                 block_size=self.block_size,
                 max_batch_tokens=self.max_batch_tokens,
                 max_num_seqs=self.max_num_seqs,
+                speculation=self.speculation,
             ),
         )
 

@@ -46,9 +46,15 @@ def tiny_llama(
     return model.eval()
 
 
-def tiny_engine(model: Llama, **limits: int) -> Engine:
+def tiny_engine(model: Llama, **limits: Any) -> Engine:
     """Return an engine for a tiny model, with room for a few hundred tokens unless told otherwise."""
-    defaults = {"num_blocks": 64, "block_size": 8, "max_batch_tokens": 256, "max_num_seqs": 16, "max_model_len": 256}
+    defaults: dict[str, Any] = {
+        "num_blocks": 64,
+        "block_size": 8,
+        "max_batch_tokens": 256,
+        "max_num_seqs": 16,
+        "max_model_len": 256,
+    }
     config = EngineConfig(**defaults | limits)
     return Engine(model, config, model.embedding.weight.dtype, torch.device("cpu"))
 

@@ -18,16 +18,18 @@ def prefix_record(salt: str, token_ids: list[int]) -> int:
     return hash((salt, tuple(token_ids)))
 
 
-def next_token(token_ids: list[int], vocab_size: int) -> int:
-    """Return the only continuation of a text: the model of these tests."""
-    return hash(tuple(token_ids)) % vocab_size
+def next_token(token_ids: list[int], vocab_size: int, lookback: int | None = None) -> int:
+    """Return the only continuation of a text: the model of these tests. With a short lookback it repeats itself."""
+    return hash(tuple(token_ids[-lookback:] if lookback else token_ids)) % vocab_size
 
 
-def solo_output(request: Request, vocab_size: int, max_model_len: int) -> tuple[list[int], str]:
+def solo_output(
+    request: Request, vocab_size: int, max_model_len: int, lookback: int | None = None
+) -> tuple[list[int], str]:
     """Return the tokens and finish reason this request must get, whatever shares the batch."""
     token_ids = [*request.prompt_token_ids, *request.output_token_ids]
     while True:
-        token_ids.append(next_token(token_ids, vocab_size))
+        token_ids.append(next_token(token_ids, vocab_size, lookback))
         output = token_ids[len(request.prompt_token_ids) :]
         if output[-1] in request.params.stop_token_ids:
             return output, "stop"
@@ -41,6 +43,7 @@ class SlotSimulator:
 
     config: EngineConfig
     vocab_size: int = 7
+    lookback: int | None = None
     outputs: dict[int, list[int]] = field(default_factory=dict)
     finish_reasons: dict[int, str] = field(default_factory=dict)
 
@@ -49,6 +52,8 @@ class SlotSimulator:
         self.slots: list[int | None] = [None] * (self.config.num_blocks * self.config.block_size)
         self.num_preemptions = 0
         self.num_prefix_hits = 0
+        self.num_draft_tokens = 0
+        self.num_accepted_tokens = 0
 
     def add(self, request: Request) -> None:
         self.outputs[request.request_id] = list(request.output_token_ids)
@@ -60,11 +65,12 @@ class SlotSimulator:
         plan = self.scheduler.schedule()
         self._check_plan(plan)
         self._check_nobody_joined_too_early(waiting.intersection(self.scheduler.running))
-        computed = [self._compute(scheduled) for scheduled in plan]
-        output = self.scheduler.commit(plan, [sample for sample in computed if sample is not None])
+        output = self.scheduler.commit(plan, [sample for scheduled in plan for sample in self._compute(scheduled)])
         self.scheduler.pool.check()
         self.num_preemptions += output.stats.num_preemptions
         self.num_prefix_hits += output.stats.prefix_cache_hits
+        self.num_draft_tokens += output.stats.num_draft_tokens
+        self.num_accepted_tokens += output.stats.num_accepted_tokens
         for sequence_output in output.outputs:
             self.outputs[sequence_output.request_id] += sequence_output.token_ids
             if sequence_output.finish_reason is not None:
@@ -74,7 +80,7 @@ class SlotSimulator:
     def _check_plan(self, plan: list[ScheduledSequence]) -> None:
         config, scheduler = self.config, self.scheduler
         scheduler.pool.check()
-        assert sum(s.num_tokens for s in plan) <= config.max_batch_tokens
+        assert sum(s.num_rows for s in plan) <= config.max_batch_tokens
         assert len(scheduler.running) <= config.max_num_seqs
         assert all(s.num_tokens >= 1 for s in plan)
         assert [s.sequence for s in plan] == [s for s in scheduler.running if s in {p.sequence for p in plan}]
@@ -106,17 +112,21 @@ class SlotSimulator:
                     is_computing = earlier.num_computed_tokens < num_blocks * block_size <= earlier.num_tokens
                     assert not is_computing or text(earlier, num_blocks) != text(sequence, num_blocks)
 
-    def _compute(self, scheduled: ScheduledSequence) -> Sample | None:
-        """Write this step's slots, read the whole context, and answer if the last token is reached."""
+    def _compute(self, scheduled: ScheduledSequence) -> list[Sample]:
+        """Write this step's slots, read the whole context, and answer behind the last token and each guessed one."""
         sequence, block_size = scheduled.sequence, self.config.block_size
-        end = sequence.num_computed_tokens + scheduled.num_tokens
+        text = [*sequence.token_ids, *scheduled.draft_token_ids]
+        end = sequence.num_computed_tokens + scheduled.num_rows
         salt = sequence.request.cache_salt
         for position in range(end):
             slot = sequence.block_table[position // block_size] * block_size + position % block_size
-            record = prefix_record(salt, sequence.token_ids[: position + 1])
+            record = prefix_record(salt, text[: position + 1])
             if position >= sequence.num_computed_tokens:
                 self.slots[slot] = record
             assert self.slots[slot] == record, "the cache holds another text at this position"
-        if not scheduled.wants_logits:
-            return None
-        return Sample(next_token(sequence.token_ids, self.vocab_size))
+        if not scheduled.num_logits:
+            return []
+        return [
+            Sample(next_token(text[:length], self.vocab_size, self.lookback))
+            for length in range(sequence.num_tokens, end + 1)
+        ]

@@ -22,18 +22,22 @@ def check(builder: BatchBuilder, plan: list[ScheduledSequence]) -> None:
     for scheduled in plan:
         sequence = scheduled.sequence
         first = sequence.num_computed_tokens
-        for position, token_id in enumerate(sequence.token_ids[first : first + scheduled.num_tokens], start=first):
+        end = first + scheduled.num_tokens
+        computed = [*sequence.token_ids[first:end], *scheduled.draft_token_ids]
+        for position, token_id in enumerate(computed, start=first):
             tokens.append(token_id)
             positions.append(position)
             cache_slots.append(sequence.block_table[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE)
         starts.append(len(tokens))
         if scheduled.wants_logits:
-            logits_rows.append(len(tokens) - 1)
+            logits_rows += range(len(tokens) - 1 - len(scheduled.draft_token_ids), len(tokens))
     assert batch.token_ids.tolist() == tokens
     assert batch.positions.tolist() == positions
     assert batch.slot_mapping.tolist() == cache_slots
     assert batch.query_start_loc.tolist() == starts
-    assert batch.seq_lens.tolist() == [s.sequence.num_computed_tokens + s.num_tokens for s in plan]
+    assert batch.seq_lens.tolist() == [
+        s.sequence.num_computed_tokens + s.num_tokens + len(s.draft_token_ids) for s in plan
+    ]
     tables = [s.sequence.block_table for s in plan]
     assert batch.block_tables.tolist() == [table + [0] * (width - len(table)) for table in tables]
     assert batch.logits_rows.tolist() == logits_rows
@@ -53,17 +57,22 @@ def test_the_tensors_of_every_step_are_what_its_plan_says(draw: st.DataObject) -
     num_seqs, num_blocks = draw.draw(st.integers(1, 4)), draw.draw(st.integers(8, 14))
     budget = draw.draw(st.integers(2, 12))
     config = EngineConfig(
-        num_blocks=num_blocks, block_size=BLOCK_SIZE, max_batch_tokens=budget, max_num_seqs=num_seqs, max_model_len=24
+        num_blocks=num_blocks,
+        block_size=BLOCK_SIZE,
+        max_batch_tokens=budget,
+        max_num_seqs=num_seqs,
+        max_model_len=24,
+        speculation=draw.draw(st.sampled_from(["auto", "off"])),
     )
     scheduler = Scheduler(config)
     builder = BatchBuilder(num_seqs, config.max_num_blocks, BLOCK_SIZE, torch.device("cpu"))
     for request_id in range(draw.draw(st.integers(1, 8))):
-        prompt = draw.draw(st.lists(st.integers(0, 9), min_size=1, max_size=20))
+        prompt = draw.draw(st.lists(st.integers(0, 2), min_size=1, max_size=20))
         scheduler.add(make_request(request_id, prompt, max_tokens=draw.draw(st.integers(1, 20))))
     while scheduler.has_work:
         plan = scheduler.schedule()
         check(builder, plan)
-        scheduler.commit(plan, [Sample(draw.draw(st.integers(0, 9))) for s in plan if s.wants_logits])
+        scheduler.commit(plan, [Sample(draw.draw(st.integers(0, 2))) for s in plan for _ in range(s.num_logits)])
 
 
 def test_the_text_so_far_comes_only_with_rows_whose_penalties_look_at_it() -> None:
@@ -73,3 +82,11 @@ def test_the_text_so_far_comes_only_with_rows_whose_penalties_look_at_it() -> No
     plain, penalized = sampling_rows(scheduler.schedule())
     assert (plain.position, list(plain.prompt_token_ids), list(plain.output_token_ids)) == (1, [], [])
     assert (penalized.position, list(penalized.prompt_token_ids), list(penalized.output_token_ids)) == (1, [1, 2], [3])
+
+
+def test_behind_guessed_tokens_the_sampler_takes_them_for_output() -> None:
+    scheduler = Scheduler(EngineConfig(num_blocks=8, block_size=4, max_model_len=32))
+    scheduler.add(make_request(0, [1, 2], output=[3], frequency_penalty=0.5))
+    [scheduled] = scheduler.schedule()
+    rows = sampling_rows([scheduled._replace(draft_token_ids=(7, 8))])
+    assert [(row.position, list(row.output_token_ids)) for row in rows] == [(1, [3]), (2, [3, 7]), (3, [3, 7, 8])]

@@ -18,6 +18,7 @@ class Workload:
     config: EngineConfig
     arrivals: list[tuple[int, Request]]  # step, request
     aborts: list[tuple[int, int]]  # step, request id
+    lookback: int | None  # of the model
 
 
 @st.composite
@@ -31,7 +32,9 @@ def workloads(draw: st.DrawFn) -> Workload:
         max_batch_tokens=draw(st.integers(1, 20)),
         max_num_seqs=draw(st.integers(1, 6)),
         max_model_len=max_model_len,
+        speculation=draw(st.sampled_from(["auto", "off"])),
     )
+    lookback = draw(st.sampled_from([None, 1, 2]))
     stem = draw(st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=0, max_size=24))  # what the prompts share
     arrivals = []
     for request_id in range(draw(st.integers(1, 10))):
@@ -41,7 +44,7 @@ def workloads(draw: st.DrawFn) -> Workload:
         max_tokens = draw(st.sampled_from([1, 4, 12, 30]))
         replayed: list[int] = []
         if draw(st.booleans()) and len(prompt) + 1 < max_model_len and max_tokens > 1:  # back after an engine's death
-            replayed = solo_output(make_request(0, prompt, max_tokens=1), VOCAB_SIZE, max_model_len)[0]
+            replayed = solo_output(make_request(0, prompt, max_tokens=1), VOCAB_SIZE, max_model_len, lookback)[0]
         request = make_request(
             request_id,
             prompt,
@@ -52,13 +55,13 @@ def workloads(draw: st.DrawFn) -> Workload:
         )
         arrivals.append((draw(st.integers(0, 6)), request))
     aborts = draw(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 9)), max_size=4))
-    return Workload(config, arrivals, aborts)
+    return Workload(config, arrivals, aborts, lookback)
 
 
 @settings(max_examples=2500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(workloads())
 def test_every_request_of_a_random_workload_gets_its_solo_answer_and_no_block_leaks(workload: Workload) -> None:
-    simulator = SlotSimulator(workload.config, VOCAB_SIZE)
+    simulator = SlotSimulator(workload.config, VOCAB_SIZE, workload.lookback)
     aborted: set[int] = set()
     num_steps = 0
     last_arrival = max(step for step, _ in workload.arrivals)
@@ -77,7 +80,7 @@ def test_every_request_of_a_random_workload_gets_its_solo_answer_and_no_block_le
     assert simulator.scheduler.pool.num_free == workload.config.num_blocks, "a block leaked"
     assert simulator.scheduler.pool.num_expected == 0, "somebody might wait for ever"
     for _, request in workload.arrivals:
-        tokens, reason = solo_output(request, VOCAB_SIZE, workload.config.max_model_len)
+        tokens, reason = solo_output(request, VOCAB_SIZE, workload.config.max_model_len, workload.lookback)
         got = simulator.outputs[request.request_id]
         if request.request_id in aborted:
             assert got == tokens[: len(got)]
@@ -85,4 +88,6 @@ def test_every_request_of_a_random_workload_gets_its_solo_answer_and_no_block_le
             assert (got, simulator.finish_reasons[request.request_id]) == (tokens, reason)
     event(f"preemptions: {min(simulator.num_preemptions, 3)}")
     event(f"prefix hits: {simulator.num_prefix_hits > 0}")
+    event(f"guessed right: {simulator.num_accepted_tokens > 0}")
+    event(f"guessed wrong: {simulator.num_draft_tokens > simulator.num_accepted_tokens}")
     event(f"aborted: {bool(aborted)}")
