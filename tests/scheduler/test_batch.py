@@ -18,7 +18,8 @@ def check(builder: BatchBuilder, plan: list[ScheduledSequence]) -> None:
     """Compare each tensor with what the plan says, token by token."""
     batch = builder.build(plan)
     width = max(len(s.sequence.block_table) for s in plan)
-    tokens, positions, cache_slots, logits_rows, starts = [], [], [], [], [0]
+    tokens, positions, cache_slots, starts = [], [], [], [0]
+    logits_rows: list[int] = []
     for scheduled in plan:
         sequence = scheduled.sequence
         first = sequence.num_computed_tokens

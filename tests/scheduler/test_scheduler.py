@@ -1,6 +1,7 @@
 """The scheduler's choices, one at a time."""
 
 import sys
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,13 @@ from tests.scheduler.requests import make_request
 
 
 def make_scheduler(**limits: int) -> Scheduler:
-    defaults = {"num_blocks": 8, "block_size": 4, "max_batch_tokens": 16, "max_num_seqs": 4, "max_model_len": 32}
+    defaults: dict[str, Any] = {
+        "num_blocks": 8,
+        "block_size": 4,
+        "max_batch_tokens": 16,
+        "max_num_seqs": 4,
+        "max_model_len": 32,
+    }
     return Scheduler(EngineConfig(**defaults | limits))
 
 

@@ -136,7 +136,7 @@ def test_wrong_guesses_bring_one_token_as_ever() -> None:
     ],
 )
 def test_a_sequence_ends_in_the_middle_of_right_guesses(
-    params: dict[str, int], limits: dict[str, int], reason: str, tokens: list[int]
+    params: dict[str, Any], limits: dict[str, int], reason: str, tokens: list[int]
 ) -> None:
     scheduler = speculating(**limits)
     scheduler.add(make_request(0, PERIOD * 3, **params))

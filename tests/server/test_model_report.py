@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from tests.server.running_server import running_server
 from tests.tiny_llama import tiny_llama
 
 
-def plan(path: Path, memory_bytes: int, **limits: int) -> dict[str, str]:
+def plan(path: Path, memory_bytes: int, **limits: Any) -> dict[str, str]:
     rows = plan_model(
         path,
         memory_bytes=memory_bytes,
