@@ -10,19 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.sampling import (
-    NUM_CANDIDATES,
-    SamplingRow,
-    adjust_logits,
-    draw,
-    largest_logits,
-    sample,
-    truncation_threshold,
-    uniform,
-)
+from model.sampling import SamplingRow, adjust_logits, draw, kept_tokens, largest_logits, sample, uniform
 from model.sampling_params import SamplingParams
 
-VOCAB_SIZE = 3 * NUM_CANDIDATES
+VOCAB_SIZE = 768
 
 
 def row(*, prompt: tuple[int, ...] = (), output: tuple[int, ...] = (), **params: Any) -> SamplingRow:
@@ -33,7 +24,7 @@ def random_logits(seed: int, *shape: int, spread: float = 3.0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * spread
 
 
-def kept_tokens(probabilities: list[float], *, top_k: int, top_p: float, min_p: float) -> set[int]:
+def tokens_to_keep(probabilities: list[float], *, top_k: int, top_p: float, min_p: float) -> set[int]:
     """Return the tokens that may be drawn, by the definitions of top_k, top_p and min_p over a full sort."""
     order = sorted(range(len(probabilities)), key=lambda token_id: -probabilities[token_id])
     if top_k:
@@ -81,7 +72,7 @@ def test_a_row_with_nan_or_infinity_fails_alone(bad: float) -> None:
 
 @given(
     seed=st.integers(0, 50),
-    top_k=st.sampled_from([0, 1, 2, 50, NUM_CANDIDATES, NUM_CANDIDATES + 1, VOCAB_SIZE - 1, VOCAB_SIZE + 5]),
+    top_k=st.sampled_from([0, 1, 2, 50, 256, 257, VOCAB_SIZE - 1, VOCAB_SIZE + 5]),
     top_p=st.sampled_from([1e-9, 0.1, 0.5, 0.9, 0.99, 1.0]),
     min_p=st.sampled_from([0.0, 0.01, 0.5, 1.0]),
     spread=st.sampled_from([0.01, 0.5, 3.0, 20.0]),
@@ -92,8 +83,8 @@ def test_truncation_keeps_what_the_definitions_keep(
 ) -> None:
     probabilities = random_logits(seed, VOCAB_SIZE, spread=spread).softmax(-1)
     params = row(top_k=top_k, top_p=top_p, min_p=min_p).params
-    kept = set((probabilities >= truncation_threshold(probabilities, params)).nonzero().flatten().tolist())
-    expected = kept_tokens(probabilities.tolist(), top_k=top_k, top_p=top_p, min_p=min_p)
+    kept = set(kept_tokens(probabilities.numpy(), params, float(probabilities.sum())).tolist())
+    expected = tokens_to_keep(probabilities.tolist(), top_k=top_k, top_p=top_p, min_p=min_p)
     # Where the mass is reached up to rounding, one token more or less is as right; equal ones go together.
     boundary = [float(probabilities[token_id]) for token_id in kept ^ expected]
     assert len(set(boundary)) <= 1
@@ -103,7 +94,7 @@ def test_truncation_keeps_what_the_definitions_keep(
 @settings(max_examples=30, deadline=None)
 def test_the_tightest_truncation_is_greedy(seed: int, params: dict[str, Any]) -> None:
     logits = random_logits(seed, VOCAB_SIZE)
-    assert draw(logits, row(temperature=2.0, seed=seed, **params).params, 0) == int(logits.argmax())
+    assert draw(logits.unsqueeze(0), [row(temperature=2.0, seed=seed, **params)]) == [int(logits.argmax())]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +103,7 @@ def test_the_tightest_truncation_is_greedy(seed: int, params: dict[str, Any]) ->
 def test_tokens_come_as_often_as_their_probability_says(params: dict[str, Any]) -> None:
     logits = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0])
     probabilities = (logits / params.get("temperature", 1.0)).softmax(-1).tolist()
-    kept = kept_tokens(
+    kept = tokens_to_keep(
         probabilities,
         top_k=int(params.get("top_k", 0)),
         top_p=params.get("top_p", 1.0),
@@ -120,7 +111,8 @@ def test_tokens_come_as_often_as_their_probability_says(params: dict[str, Any]) 
     )
     total = sum(probabilities[token_id] for token_id in kept)
     num_draws = 8000
-    counts = Counter(draw(logits, row(seed=7, **params).params, position) for position in range(num_draws))
+    asked = row(seed=7, **params)
+    counts = Counter(draw(logits.expand(num_draws, -1), [asked._replace(position=p) for p in range(num_draws)]))
     for token_id, probability in enumerate(probabilities):
         expected = probability / total if token_id in kept else 0.0
         tolerance = 4 * math.sqrt(expected * (1 - expected) * num_draws)
@@ -144,6 +136,23 @@ def test_a_row_gives_the_same_in_any_batch() -> None:
     together = sample(logits, rows)
     assert together == [sample(logits[index : index + 1], [one])[0] for index, one in enumerate(rows)]
     assert together == sample(logits.flip(0), rows[::-1])[::-1]
+
+
+@pytest.mark.parametrize("vocab_size", [5, 300, 1001, 49152])
+def test_a_row_is_drawn_alike_in_any_batch_of_any_vocabulary(vocab_size: int) -> None:
+    kinds: list[dict[str, Any]] = [{}, {"top_p": 0.9}, {"top_k": 4}, {"top_k": 300, "top_p": 0.5}, {"min_p": 0.01}]
+    rows = [row(seed=seed, temperature=0.5 + seed % 3, **kinds[seed % 5]) for seed in range(30)]
+    logits = random_logits(8, len(rows), vocab_size)
+    together = draw(logits, rows)
+    assert together == [draw(logits[index : index + 1], [one])[0] for index, one in enumerate(rows)]
+    assert together == draw(logits.flip(0), rows[::-1])[::-1]
+
+
+def test_tokens_whose_probability_vanishes_are_never_drawn() -> None:
+    logits = torch.full((1, 512), -1000.0)
+    logits[0, 300] = logits[0, 310] = 0.0
+    asked = [row(seed=seed) for seed in range(200)]
+    assert set(draw(logits.expand(200, -1), asked)) == {300, 310}
 
 
 @given(
