@@ -193,7 +193,8 @@ def best_tokens(weights: Floats, count: int) -> NDArray[np.int64]:
     bound = np.partition(maxima, -count)[-count] if count <= len(maxima) else 0.0
     tokens = np.flatnonzero(weights >= bound)
     kept = weights[tokens]
-    return tokens[kept >= np.partition(kept, -count)[-count]]
+    best: NDArray[np.int64] = tokens[kept >= np.partition(kept, -count)[-count]]
+    return best
 
 
 def nucleus_candidates(weights: Floats, mass: float, top_p: float) -> NDArray[np.int64]:

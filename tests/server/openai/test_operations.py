@@ -6,6 +6,9 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from scheduler.config import EngineConfig
+from scheduler.messages import StepOutput, StepStats
+from server.metrics import Metrics
 from tests.server.openai.api import CHAT, COMPLETIONS, MAX_MODEL_LEN, Api, answered, open_api
 
 
@@ -49,6 +52,16 @@ async def test_the_metrics_of_a_request_add_up(api: Api) -> None:
         assert api.sample(f"{histogram}_count") == count, histogram
     assert api.sample("request_params_n_sum") == 2
     assert api.sample("request_prompt_tokens_sum") == 10
+
+
+def test_guessed_tokens_are_counted_and_so_are_those_that_were_right() -> None:
+    metrics = Metrics("m", EngineConfig(num_blocks=64, max_model_len=512))
+    for num_accepted in (3, 1):
+        stats = StepStats(num_draft_tokens=4, num_accepted_tokens=num_accepted)
+        metrics.observe_step(StepOutput(outputs=[], stats=stats))
+    text = metrics.exposition().decode()
+    assert 'caravan_spec_decode_num_draft_tokens_total{model_name="m"} 8.0' in text
+    assert 'caravan_spec_decode_num_accepted_tokens_total{model_name="m"} 4.0' in text
 
 
 async def test_a_refused_request_counts_as_http_only(api: Api) -> None:
