@@ -1,0 +1,212 @@
+"""Measure what each way to compute a model costs in quality, through the code that serves.
+
+`python -m benchmarks.quality` runs two public texts through every mode and writes docs/quality.md. A text is read in
+windows, each prefilled in chunks over a paged KV cache; the logits of all positions are compared with those of plain
+PyTorch in float32. All modes are held in memory at once, so that no logits need to be kept.
+"""
+
+import argparse
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from benchmarks.texts import public_texts
+from model.cpu.linear import Quantization
+from model.forward_batch import ForwardBatch
+from model.kv_cache import KVCache
+from model.llama import Llama
+from model.loader import load_model, open_checkpoint, plain_llama
+from model.runtime import choose_runtime
+from model.sampling_params import SamplingParams
+from model.tokenizer_loader import load_tokenizer
+from scheduler.batch import build_forward_batch
+from scheduler.messages import Request
+from scheduler.sequence import ScheduledSequence, Sequence
+from server.model_store import DEFAULT_MODEL, resolve_model
+
+BLOCK_SIZE = 16
+CPU = torch.device("cpu")
+MAX_RATIO = {"int8": 1.01, "int4": 1.003}  # of the perplexity to that of bfloat16
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One way to compute the model; the first of a list is what the others are compared with."""
+
+    name: str
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    quantization: Quantization = "none"
+
+
+MODES = (
+    Mode("float32", dtype="float32"),
+    Mode("bfloat16"),
+    Mode("int8", quantization="int8"),
+    Mode("int4", quantization="int4"),
+)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Means over the positions of a text."""
+
+    num_tokens: int
+    loss: float  # negative log-likelihood of the next token, in nats
+    divergence: float  # Kullback-Leibler, from the exact distribution to this one, in nats
+    agreement: float  # share of positions whose likeliest next token is the exact model's
+
+    @property
+    def perplexity(self) -> float:
+        """How many equally likely tokens would be as hard to guess."""
+        return math.exp(self.loss)
+
+
+def compare(logits: Tensor, exact: Tensor, next_ids: Tensor) -> Quality:
+    """Return the quality of logits [n, vocab_size] for the true next tokens [n], beside the exact model's logits."""
+    log_p, exact_log_p = logits.log_softmax(-1), exact.log_softmax(-1)
+    return Quality(
+        num_tokens=len(next_ids),
+        loss=-float(log_p.gather(1, next_ids.unsqueeze(1)).double().mean()),
+        divergence=float((exact_log_p.exp() * (exact_log_p - log_p)).sum(-1).double().mean()),
+        agreement=float((logits.argmax(-1) == exact.argmax(-1)).double().mean()),
+    )
+
+
+def mean_of(parts: list[Quality]) -> Quality:
+    """Return the means over all positions of the parts."""
+    total = sum(part.num_tokens for part in parts)
+
+    def mean(values: Iterable[float]) -> float:
+        return sum(value * part.num_tokens for value, part in zip(values, parts, strict=True)) / total
+
+    return Quality(
+        num_tokens=total,
+        loss=mean(part.loss for part in parts),
+        divergence=mean(part.divergence for part in parts),
+        agreement=mean(part.agreement for part in parts),
+    )
+
+
+def batches(token_ids: list[int], chunk: int) -> Iterable[ForwardBatch]:
+    """Yield the steps that prefill one sequence in chunks, with logits wanted everywhere."""
+    request = Request(request_id=0, prompt_token_ids=token_ids, params=SamplingParams(seed=0, max_tokens=1))
+    sequence = Sequence.of(request)
+    sequence.block_table = list(range(-(-len(token_ids) // BLOCK_SIZE)))
+    while sequence.num_computed_tokens < len(token_ids):
+        num_tokens = min(chunk, len(token_ids) - sequence.num_computed_tokens)
+        batch = build_forward_batch([ScheduledSequence(sequence, num_tokens)], BLOCK_SIZE, CPU)
+        yield replace(batch, logits_rows=torch.arange(num_tokens))
+        sequence.num_computed_tokens += num_tokens
+
+
+def measure(
+    models: dict[str, tuple[Llama, torch.dtype]], token_ids: list[int], prefix: list[int], *, window: int, chunk: int
+) -> dict[str, Quality]:
+    """Return the quality of each model, held against the first, on as many whole windows as there are.
+
+    The type is that of the numbers in the KV cache. `prefix` (BOS) stands before each window. No token is predicted
+    twice; each window begins without what came before it.
+    """
+    parts: dict[str, list[Quality]] = {name: [] for name in models}
+    num_blocks = -(-(len(prefix) + window) // BLOCK_SIZE)
+    caches = {name: KVCache(model.config, num_blocks, BLOCK_SIZE, kv, CPU) for name, (model, kv) in models.items()}
+    for start in range(0, len(token_ids) - window, window):
+        inputs = prefix + token_ids[start : start + window]
+        next_ids = torch.tensor([*inputs[1:], token_ids[start + window]])
+        done = 0
+        for batch in batches(inputs, chunk):
+            targets = next_ids[done : done + len(batch.token_ids)]
+            done += len(batch.token_ids)
+            exact: Tensor | None = None
+            for name, (model, _) in models.items():
+                logits = model(batch, caches[name])
+                exact = logits if exact is None else exact
+                parts[name].append(compare(logits, exact, targets))
+    return {name: mean_of(qualities) for name, qualities in parts.items()}
+
+
+def load_modes(path: Path, window: int) -> dict[str, tuple[Llama, torch.dtype]]:
+    """Return the model in every mode, with the type of the numbers in its KV cache."""
+    checkpoint = open_checkpoint(path)
+    models: dict[str, tuple[Llama, torch.dtype]] = {}
+    for mode in MODES:
+        if mode.dtype == "float32":
+            dtype, make_model = torch.float32, plain_llama
+        else:
+            runtime = choose_runtime(
+                checkpoint, dtype=mode.dtype, quantization=mode.quantization, block_size=BLOCK_SIZE
+            )
+            dtype, make_model = runtime.dtype, runtime.make_model
+        model = load_model(checkpoint, dtype, CPU, window, make_model)
+        models[mode.name] = model, dtype
+    return models
+
+
+def table(results: dict[str, dict[str, Quality]]) -> str:
+    """Return the results of each text as lines of Markdown."""
+    lines = []
+    for text, qualities in results.items():
+        num_tokens = next(iter(qualities.values())).num_tokens
+        base = qualities["bfloat16"].perplexity
+        lines += [f"### {text}, {num_tokens:,} tokens", ""]
+        lines += ["| mode | perplexity | to bfloat16 | same next token | mean KL divergence |", "|---|---|---|---|---|"]
+        lines += [
+            f"| {name} | {quality.perplexity:.3f} | {100 * (quality.perplexity / base - 1):+.2f} % "
+            f"| {100 * quality.agreement:.1f} % | {quality.divergence:.5f} |"
+            for name, quality in qualities.items()
+        ]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def verdict(results: dict[str, dict[str, Quality]]) -> str:
+    """Return a line for each mode with a limit: the limit, the worst text, whether it holds."""
+    lines = []
+    for mode, limit in MAX_RATIO.items():
+        worst = max(qualities[mode].perplexity / qualities["bfloat16"].perplexity for qualities in results.values())
+        lines.append(
+            f"- {mode}: perplexity within {100 * (limit - 1):.1f} % of bfloat16, "
+            f"{'held' if worst <= limit else 'NOT held'} ({100 * (worst - 1):+.2f} % at worst)"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Print the table and write it to a file."""
+    parser = argparse.ArgumentParser(description="Measure what each way to compute a model costs in quality.")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="as for caravan serve")
+    parser.add_argument("--text", action="append", type=Path, help="a file to read instead; may be given again")
+    parser.add_argument("--tokens", type=int, default=8192, help="of each text")
+    parser.add_argument("--window", type=int, default=1024, help="tokens read behind one another")
+    parser.add_argument("--chunk", type=int, default=512, help="tokens of a step")
+    parser.add_argument("--out", type=Path, default=Path("docs/quality.md"))
+    arguments = parser.parse_args()
+    path = resolve_model(arguments.model, print)
+    tokenizer = load_tokenizer(path)
+    texts = {file.name: file.read_text("utf-8") for file in arguments.text} if arguments.text else public_texts()
+    prefix = tokenizer.encode("")
+    models = load_modes(path, len(prefix) + arguments.window)
+    results = {}
+    for name, text in texts.items():
+        token_ids = tokenizer.encode(text, add_special_tokens=False)[: arguments.tokens + 1]
+        if len(token_ids) <= arguments.window:
+            parser.error(f"{name} has {len(token_ids)} tokens, not more than a window of {arguments.window}.")
+        results[name] = measure(models, token_ids, prefix, window=arguments.window, chunk=arguments.chunk)
+        print(table({name: results[name]}), flush=True)
+    print(verdict(results), end="")
+    arguments.out.write_text(
+        f"# Quality\n\nWritten by `python -m benchmarks.quality`: {path.name}, windows of {arguments.window:,} tokens, "
+        f"chunks of {arguments.chunk:,}.\nEverything runs through the kernels and the paged KV cache that serve; "
+        f"the same next token and the divergence are\nagainst plain PyTorch in float32.\n\n"
+        f"{verdict(results)}\n{table(results)}".rstrip()
+        + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
