@@ -7,7 +7,7 @@ PyTorch in float32. All modes are held in memory at once, so that no logits need
 
 import argparse
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -16,15 +16,17 @@ import torch
 from torch import Tensor
 
 from benchmarks.texts import public_texts
+from model.checkpoint.checkpoint import Checkpoint
+from model.config import ModelConfig
 from model.cpu.linear import Quantization
 from model.forward_batch import ForwardBatch
-from model.kv_cache import KVCache
+from model.kv_cache import KVCache, KVDtype, choose_kv_dtype
 from model.llama import Llama
 from model.loader import load_model, open_checkpoint, plain_llama
 from model.runtime import choose_runtime
 from model.sampling_params import SamplingParams
 from model.tokenizer_loader import load_tokenizer
-from scheduler.batch import build_forward_batch
+from scheduler.batch import BatchBuilder
 from scheduler.messages import Request
 from scheduler.sequence import ScheduledSequence, Sequence
 from server.model_store import DEFAULT_MODEL, resolve_model
@@ -41,13 +43,18 @@ class Mode:
     name: str
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     quantization: Quantization = "none"
+    kv_cache_dtype: KVDtype = "auto"
 
 
 MODES = (
     Mode("float32", dtype="float32"),
+    Mode("float32, KV int8", dtype="float32", kv_cache_dtype="int8"),
     Mode("bfloat16"),
+    Mode("bfloat16, KV int8", kv_cache_dtype="int8"),
     Mode("int8", quantization="int8"),
+    Mode("int8, KV int8", quantization="int8", kv_cache_dtype="int8"),
     Mode("int4", quantization="int4"),
+    Mode("int4, KV int8", quantization="int4", kv_cache_dtype="int8"),
 )
 
 
@@ -97,9 +104,10 @@ def batches(token_ids: list[int], chunk: int) -> Iterable[ForwardBatch]:
     request = Request(request_id=0, prompt_token_ids=token_ids, params=SamplingParams(seed=0, max_tokens=1))
     sequence = Sequence.of(request)
     sequence.block_table = list(range(-(-len(token_ids) // BLOCK_SIZE)))
+    builder = BatchBuilder(1, len(sequence.block_table), BLOCK_SIZE, CPU)
     while sequence.num_computed_tokens < len(token_ids):
         num_tokens = min(chunk, len(token_ids) - sequence.num_computed_tokens)
-        batch = build_forward_batch([ScheduledSequence(sequence, num_tokens)], BLOCK_SIZE, CPU)
+        batch = builder.build([ScheduledSequence(sequence, num_tokens)])
         yield replace(batch, logits_rows=torch.arange(num_tokens))
         sequence.num_computed_tokens += num_tokens
 
@@ -133,18 +141,24 @@ def measure(
 def load_modes(path: Path, window: int) -> dict[str, tuple[Llama, torch.dtype]]:
     """Return the model in every mode, with the type of the numbers in its KV cache."""
     checkpoint = open_checkpoint(path)
+    loaded: dict[tuple[str, str], tuple[Llama, torch.dtype]] = {}
     models: dict[str, tuple[Llama, torch.dtype]] = {}
     for mode in MODES:
-        if mode.dtype == "float32":
-            dtype, make_model = torch.float32, plain_llama
-        else:
-            runtime = choose_runtime(
-                checkpoint, dtype=mode.dtype, quantization=mode.quantization, block_size=BLOCK_SIZE
-            )
-            dtype, make_model = runtime.dtype, runtime.make_model
-        model = load_model(checkpoint, dtype, CPU, window, make_model)
-        models[mode.name] = model, dtype
+        weights = mode.dtype, mode.quantization
+        if weights not in loaded:
+            dtype, make_model = _computed(checkpoint, mode)
+            loaded[weights] = load_model(checkpoint, dtype, CPU, window, make_model), dtype
+        model, dtype = loaded[weights]
+        models[mode.name] = model, choose_kv_dtype(mode.kv_cache_dtype, dtype)
     return models
+
+
+def _computed(checkpoint: Checkpoint, mode: Mode) -> tuple[torch.dtype, Callable[[ModelConfig], Llama]]:
+    """Return what computes a mode: in float32 plain PyTorch, otherwise what the server would take."""
+    if mode.dtype == "float32":
+        return torch.float32, plain_llama
+    runtime = choose_runtime(checkpoint, dtype=mode.dtype, quantization=mode.quantization, block_size=BLOCK_SIZE)
+    return runtime.dtype, runtime.make_model
 
 
 def table(results: dict[str, dict[str, Quality]]) -> str:

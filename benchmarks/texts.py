@@ -1,4 +1,4 @@
-"""The public texts that quality is measured on: two of the public domain, from the package index, pinned to one content."""
+"""The texts that quality is measured on: two of the public domain, in a package whose content is pinned."""
 
 import os
 import subprocess

@@ -1,20 +1,42 @@
 """KVCache: the pool of blocks that holds the keys and values of every sequence."""
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from model.config import ModelConfig
+from model.kv_quantization import row_bytes
+
+KVDtype = Literal["auto", "bfloat16", "int8"]
+POOL_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 
 
-def kv_bytes_per_token(config: ModelConfig, bytes_per_value: int) -> int:
-    """Return what one token costs in the pool: a key and a value per layer and KV head."""
-    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * bytes_per_value
+def choose_kv_dtype(choice: KVDtype, dtype: torch.dtype) -> torch.dtype:
+    """Return the type of the numbers in the pool of a model that computes in dtype; `auto` is that one.
+
+    int8 has a scale for each key and value of a head. Raises ValueError if the choice does not go with dtype.
+    """
+    if choice == "int8":
+        return torch.int8
+    if choice == "bfloat16" and dtype != torch.bfloat16:
+        raise ValueError(
+            "--kv-cache-dtype bfloat16 does not go with a model computed in float32. "
+            "Take auto or int8, or --dtype bfloat16."
+        )
+    return dtype
+
+
+def kv_bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
+    """Return what one token costs in a pool of dtype: a key and a value per layer and KV head."""
+    return 2 * config.num_layers * config.num_kv_heads * _row_size(config, dtype) * dtype.itemsize
 
 
 class KVCache:
     """Keys and values per layer, each [num_blocks, block_size, num_kv_heads, head_dim].
+
+    In int8 the last dimension is a row of model/kv_quantization.py: the numbers and their scale.
 
     A token's slot is block * block_size + offset. Which block belongs to which sequence is the scheduler's
     business (scheduler/block_pool.py); here are only numbers. Slots are not cleared, neither at first nor between
@@ -26,7 +48,7 @@ class KVCache:
     def __init__(
         self, config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        shape = (num_blocks, block_size, config.num_kv_heads, config.head_dim)
+        shape = (num_blocks, block_size, config.num_kv_heads, _row_size(config, dtype))
 
         def pool() -> Tensor:
             # A kernel that loads 16 numbers at a time may look behind the last one.
@@ -39,3 +61,8 @@ class KVCache:
     def num_bytes(self) -> int:
         """Size of the whole pool in bytes."""
         return sum(pool.nbytes for pool in self.keys + self.values)
+
+
+def _row_size(config: ModelConfig, dtype: torch.dtype) -> int:
+    """Return how many numbers of dtype a key or a value of one head takes."""
+    return row_bytes(config.head_dim) if dtype == torch.int8 else config.head_dim

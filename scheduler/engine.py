@@ -25,12 +25,12 @@ class Engine:
         self,
         model: Llama,
         config: EngineConfig,
-        dtype: torch.dtype,
+        kv_dtype: torch.dtype,
         device: torch.device,
         profile: Profile | None = None,
     ) -> None:
         self.model = model
-        self.kv_cache = KVCache(model.config, config.num_blocks, config.block_size, dtype, device)
+        self.kv_cache = KVCache(model.config, config.num_blocks, config.block_size, kv_dtype, device)
         self.scheduler = Scheduler(config)
         self._batch_builder = BatchBuilder(config.max_num_seqs, config.max_num_blocks, config.block_size, device)
         self._lap: Callable[[str], None] = profile.lap if profile else lambda _: None

@@ -17,6 +17,7 @@ class StartEngine(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     limits: EngineLimits = EngineLimits()
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     quantization: Literal["auto", "none", "int8", "int4"] = "auto"
+    kv_cache_dtype: Literal["auto", "bfloat16", "int8"] = "auto"
     num_threads: int | None = None  # None: one per core
     is_profiled: bool = False  # write where the time of its steps goes to standard error
 
@@ -45,6 +46,7 @@ class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     num_parameters: int
     weight_bytes: int
     kv_cache_bytes: int
+    kv_cache_dtype: str
     weights: str  # in which numbers they are and are multiplied, for people
     load_seconds: float
 

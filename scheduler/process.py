@@ -13,7 +13,7 @@ import msgspec
 import torch
 
 from model.checkpoint.checkpoint import num_parameters
-from model.kv_cache import kv_bytes_per_token
+from model.kv_cache import choose_kv_dtype, kv_bytes_per_token
 from model.loader import load_model, open_checkpoint
 from model.runtime import choose_runtime
 from scheduler.config import choose_max_model_len, plan_engine
@@ -65,21 +65,23 @@ def start_engine(start: StartEngine) -> tuple[Engine, EngineReady, Profile | Non
     runtime = choose_runtime(
         checkpoint, dtype=start.dtype, quantization=start.quantization, block_size=start.limits.block_size
     )
+    kv_dtype = choose_kv_dtype(start.kv_cache_dtype, runtime.dtype)
     model = load_model(checkpoint, runtime.dtype, device, max_model_len, runtime.make_model)
     config = plan_engine(
         start.limits,
-        kv_bytes_per_token=kv_bytes_per_token(model.config, runtime.dtype.itemsize),
+        kv_bytes_per_token=kv_bytes_per_token(model.config, kv_dtype),
         max_position=model.config.max_position,
         free_memory_bytes=free_memory_bytes(),
     )
     profile = Profile(model, sys.stderr.write) if start.is_profiled else None
-    engine = Engine(model, config, runtime.dtype, device, profile)
+    engine = Engine(model, config, kv_dtype, device, profile)
     ready = EngineReady(
         config=config,
         vocab_size=model.config.vocab_size,
         num_parameters=num_parameters(checkpoint),
         weight_bytes=sum(weight.nbytes for weight in model.parameters()),
         kv_cache_bytes=engine.kv_cache.num_bytes,
+        kv_cache_dtype=str(kv_dtype).removeprefix("torch."),
         weights=runtime.text,
         load_seconds=time.monotonic() - started,
     )

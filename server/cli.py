@@ -88,6 +88,7 @@ def plan(
     kv_cache_memory: Annotated[str | None, typer.Option(help="As for serve, as are the next ones.")] = None,
     dtype: Annotated[str | None, typer.Option()] = None,
     quantization: Annotated[str | None, typer.Option()] = None,
+    kv_cache_dtype: Annotated[str | None, typer.Option()] = None,
     max_model_len: Annotated[str | None, typer.Option()] = None,
     max_num_seqs: Annotated[str | None, typer.Option()] = None,
     max_batch_tokens: Annotated[str | None, typer.Option()] = None,
@@ -98,6 +99,7 @@ def plan(
         "kv_cache_memory": kv_cache_memory,
         "dtype": dtype,
         "quantization": quantization,
+        "kv_cache_dtype": kv_cache_dtype,
         "max_model_len": max_model_len,
         "max_num_seqs": max_num_seqs,
         "max_batch_tokens": max_batch_tokens,
@@ -120,6 +122,7 @@ def plan(
             output_tokens=output,
             dtype=settings.dtype,
             quantization=settings.quantization,
+            kv_cache_dtype=settings.kv_cache_dtype,
             limits=settings.start_engine(path).limits,
         )
     except (ValueError, OSError) as error:

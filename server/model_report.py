@@ -6,7 +6,7 @@ from typing import Literal
 
 from model.checkpoint.checkpoint import Checkpoint, num_parameters
 from model.config import ModelConfig
-from model.kv_cache import kv_bytes_per_token
+from model.kv_cache import POOL_DTYPES, KVDtype, choose_kv_dtype, kv_bytes_per_token
 from model.loader import open_checkpoint
 from model.rope_scaling import RopeScaling
 from model.runtime import choose_runtime
@@ -36,7 +36,7 @@ def inspect_model(path: Path) -> list[Row]:
         ("Context", f"{config.max_position:,} tokens"),
         ("Vocabulary", f"{config.vocab_size:,} tokens, {'tied' if config.tie_embeddings else 'untied'} output head"),
         ("Weights", _in_both_dtypes(count)),
-        ("KV cache", f"{_in_both_dtypes(kv_bytes_per_token(config, 1))} per token"),
+        ("KV cache", f"{_kv_bytes_in_each_dtype(config)} per token"),
         *_tokenizer_rows(checkpoint),
     ]
 
@@ -49,6 +49,7 @@ def plan_model(
     output_tokens: int,
     dtype: str,
     quantization: Literal["auto", "none", "int8", "int4"],
+    kv_cache_dtype: KVDtype,
     limits: EngineLimits,
 ) -> list[Row]:
     """Return how many requests fit into `memory_bytes`, by the code that the engine allocates with.
@@ -58,12 +59,13 @@ def plan_model(
     checkpoint = open_checkpoint(path)
     config = checkpoint.config
     runtime = choose_runtime(checkpoint, dtype=dtype, quantization=quantization, block_size=limits.block_size)
-    weight_bytes, itemsize = runtime.weight_bytes, runtime.dtype.itemsize
+    kv_dtype = choose_kv_dtype(kv_cache_dtype, runtime.dtype)
+    bytes_per_token, weight_bytes = kv_bytes_per_token(config, kv_dtype), runtime.weight_bytes
     if weight_bytes > memory_bytes:
         raise ValueError(f"The weights take {weight_bytes:,} bytes, more than the {memory_bytes:,} there are.")
     engine = plan_engine(
         limits,
-        kv_bytes_per_token=kv_bytes_per_token(config, itemsize),
+        kv_bytes_per_token=bytes_per_token,
         max_position=config.max_position,
         free_memory_bytes=memory_bytes - weight_bytes,
     )
@@ -72,12 +74,12 @@ def plan_model(
         raise ValueError(f"A request of {length} tokens is longer than max_model_len, {engine.max_model_len}.")
     fits = engine.num_requests_of(length)
     at_once = min(fits, engine.max_num_seqs)
-    pool_bytes = engine.num_tokens * kv_bytes_per_token(config, itemsize)
+    pool_bytes = engine.num_tokens * bytes_per_token
     steps = math.ceil(at_once * prompt_tokens / engine.max_batch_tokens)
     return [
         ("Weights", f"{weight_bytes / 1e6:,.0f} MB, {runtime.text}"),
         ("KV pool", f"{engine.num_tokens:,} tokens in {engine.num_blocks:,} blocks of {engine.block_size} "
-         f"({pool_bytes / 1e6:,.0f} MB)"),
+         f"({pool_bytes / 1e6:,.0f} MB) in {_name(kv_dtype)}"),
         ("Room", f"for {fits:,} requests of {length:,} tokens ({prompt_tokens:,} in, {output_tokens:,} out)"),
         ("At once", f"{at_once:,} run; the others wait (max_num_seqs is {engine.max_num_seqs})"),
         ("Prefill", f"{steps:,} steps of {engine.max_batch_tokens} tokens for the prompts of all that run"),
@@ -117,6 +119,14 @@ def _scaling(scaling: RopeScaling | None) -> str:
 
 def _in_both_dtypes(num_values: int) -> str:
     return ", ".join(f"{num_values * size:,} bytes in {name}" for name, size in _BYTES_PER_VALUE.items())
+
+
+def _kv_bytes_in_each_dtype(config: ModelConfig) -> str:
+    return ", ".join(f"{kv_bytes_per_token(config, dtype):,} bytes in {_name(dtype)}" for dtype in POOL_DTYPES)
+
+
+def _name(dtype: object) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _tokenizer_rows(checkpoint: Checkpoint) -> list[Row]:

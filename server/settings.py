@@ -34,12 +34,15 @@ class Settings(BaseSettings):
     )
     chat_template: Path | None = Field(None, description="A Jinja file to use instead of the model's chat template.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Of activations and KV cache; auto is bfloat16 where that is fast."
+        "auto", description="Of activations; auto is bfloat16 where that is fast."
     )
     quantization: Literal["auto", "none", "int8", "int4"] = Field(
         "auto",
         description="int8 multiplies in 8 bits; int4 stores weights in 4 and multiplies in bfloat16; none is bfloat16; "
         "auto is int4 for files in Q4_0, Q4_1, Q8_0, whose weights it takes as they are, else none.",
+    )
+    kv_cache_dtype: Literal["auto", "bfloat16", "int8"] = Field(
+        "auto", description="Of keys and values; int8 takes about half of the room; auto is the dtype."
     )
     kv_cache_memory: ByteSize | None = Field(
         None, ge=1, description="Size of the KV pool, such as 4GiB. Default: half of the memory free after loading."
@@ -85,6 +88,7 @@ class Settings(BaseSettings):
             model_path=str(model_path),
             dtype=self.dtype,
             quantization=self.quantization,
+            kv_cache_dtype=self.kv_cache_dtype,
             num_threads=self.num_threads,
             is_profiled=self.profile,
             limits=EngineLimits(

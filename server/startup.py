@@ -77,7 +77,7 @@ def start_text(report: EngineReady, model_path: Path, names: tuple[str, ...], ad
             f"Weights  {report.weights}",
             f"Name     {', '.join(names)}",
             f"KV pool  {config.num_tokens:,} tokens in {config.num_blocks:,} blocks of {config.block_size} "
-            f"({report.kv_cache_bytes / 1e6:,.0f} MB)",
+            f"({report.kv_cache_bytes / 1e6:,.0f} MB) in {report.kv_cache_dtype}",
             f"Room     for {' or '.join(fits)} each, prompt and answer together; {config.max_num_seqs} run at once",
             f"Ready    {address}/v1 for OpenAI clients, {address}/docs for the description of the API",
         ]

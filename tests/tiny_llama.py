@@ -46,7 +46,7 @@ def tiny_llama(
     return model.eval()
 
 
-def tiny_engine(model: Llama, **limits: Any) -> Engine:
+def tiny_engine(model: Llama, kv_dtype: torch.dtype | None = None, **limits: Any) -> Engine:
     """Return an engine for a tiny model, with room for a few hundred tokens unless told otherwise."""
     defaults: dict[str, Any] = {
         "num_blocks": 64,
@@ -56,7 +56,7 @@ def tiny_engine(model: Llama, **limits: Any) -> Engine:
         "max_model_len": 256,
     }
     config = EngineConfig(**defaults | limits)
-    return Engine(model, config, model.embedding.weight.dtype, torch.device("cpu"))
+    return Engine(model, config, kv_dtype or model.embedding.weight.dtype, torch.device("cpu"))
 
 
 @dataclass

@@ -10,7 +10,8 @@ from model.forward_batch import ForwardBatch
 class PagedAttention(Protocol):
     """Causal attention of a flat batch of queries over keys and values that lie in blocks.
 
-    queries [T, num_heads, head_dim]; key_cache and value_cache [num_blocks, block_size, num_kv_heads, head_dim].
+    queries [T, num_heads, head_dim]; key_cache and value_cache [num_blocks, block_size, num_kv_heads, head_dim]
+    in the queries' dtype, or in int8 with rows as model/kv_quantization.py has them.
     Returns [T, num_heads, head_dim] in the queries' dtype. The token at position p of its sequence attends to
     positions 0 to p, or with a window to the last `window` of them (Mistral 7B, arXiv:2310.06825, section 2), which
     the sequence's block table locates. Query head h reads KV head

@@ -14,7 +14,8 @@ class CpuAttention:
     """The contract is model.attention.PagedAttention; the order inside a page is described in model/cpu/pages.h.
 
     Blocks must be of a multiple of 16 tokens; keys, values and queries of one dtype, bfloat16 or float32. In bfloat16
-    the softmax's weights are rounded before they meet the values; all sums are float32.
+    the softmax's weights are rounded before they meet the values; all sums are float32. In a pool of int8 queries and
+    weights are multiplied in 15 bits, and the sums of a head, or of 256 tokens, are of whole numbers and exact.
     """
 
     def __init__(self, kernels: Any) -> None:

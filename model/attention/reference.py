@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from model.forward_batch import ForwardBatch
+from model.kv_quantization import dequantize_heads, quantize_heads
 from model.linear import row_invariant_linear
 
 TILE = 256  # context positions per partial sum; every matrix product below has this one width
@@ -16,6 +17,8 @@ class ReferenceAttention:
 
     def write(self, keys: Tensor, values: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor) -> None:
         """Store keys and values, each [T, num_kv_heads, head_dim], at the slots [T]."""
+        if key_cache.dtype == torch.int8:
+            keys, values = quantize_heads(keys), quantize_heads(values)
         key_cache.flatten(0, 1).index_copy_(0, slot_mapping, keys)
         value_cache.flatten(0, 1).index_copy_(0, slot_mapping, values)
 
@@ -31,6 +34,8 @@ class ReferenceAttention:
             blocks = batch.block_tables[b, : math.ceil(seq_len / block_size)]
             keys = key_cache[blocks].flatten(0, 1)[:seq_len]  # [seq_len, num_kv_heads, head_dim]
             values = value_cache[blocks].flatten(0, 1)[:seq_len]
+            if key_cache.dtype == torch.int8:
+                keys, values = (dequantize_heads(rows, queries.shape[-1]) for rows in (keys, values))
             output[rows] = causal_attention(queries[rows], keys, values, window)
         return output
 

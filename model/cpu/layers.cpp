@@ -74,7 +74,7 @@ struct Layers : torch::CustomClassHolder {
                  at::Tensor lengths, at::Tensor block_tables, std::vector<at::Tensor> key_pages,
                  std::vector<at::Tensor> value_pages, OptionalTensor seconds) {
     PartClock clock(seconds);
-    const int64_t hidden_size = x.size(1), num_kv_heads = key_pages[0].size(2), head_dim = key_pages[0].size(3);
+    const int64_t hidden_size = x.size(1), num_kv_heads = key_pages[0].size(2), head_dim = 2 * cos.size(1);
     for (size_t i = 0; i < layers.size(); i++) {
       const Layer& l = layers[i];
       const int64_t num_qkv = (l.num_heads + 2 * num_kv_heads) * head_dim;

@@ -4,6 +4,7 @@
 
 #include <memory>
 
+#include "bytes.h"
 #include "kernels.h"
 #include "pages.h"
 #include "threads.h"
@@ -26,6 +27,25 @@ void write_head(const Pages<E>& pages, int64_t slot, int64_t next_slot, int64_t 
     for (int64_t i = 0; i < head_dim; i++) values[i * kWidth + 1] = E{};
 }
 
+// The same in 8 bits: multiples of the largest magnitude / 127.
+template <class E>
+void write_head(const Pages<Byte>& pages, int64_t slot, int64_t, int64_t head, const E* key, const E* value) {
+  const int64_t offset = slot % pages.block_size, lane = offset % kLanes, head_dim = pages.head_dim;
+  const int64_t tile = pages.tile(slot / pages.block_size, head, offset - lane);
+  auto each = [&](const E* x, Byte* tile_begin, auto place) {
+    const float largest = largest_of(x, head_dim), inverse = inverse_of(largest, 127);
+    pages.scales(tile_begin)[lane] = largest / 127;
+    for (int64_t i = 0; i < head_dim; i += kLanes) {
+      const int64_t count = std::min(kLanes, head_dim - i);
+      const i32x16 whole = round_to_whole(load_floats(x + i, count) * inverse) + 128;
+      for (int64_t j = 0; j < count; j++) place(i + j).bits = (uint8_t)whole[j];
+    }
+  };
+  Byte *keys = pages.keys + tile, *values = pages.values + tile;
+  each(key, keys, [&](int64_t i) -> Byte& { return keys[i / 4 * kLanes * 4 + lane * 4 + i % 4]; });
+  each(value, values, [&](int64_t i) -> Byte& { return values[(lane / 4 * head_dim + i) * 4 + lane % 4]; });
+}
+
 // RMSNorm, if there is a weight, and the rotation of the pairs (i, i + head_dim / 2) of one head.
 template <class E>
 void rotate(const E* x, int64_t head_dim, const float* cos, const float* sin, const E* norm_weight, float eps, E* out) {
@@ -44,9 +64,9 @@ void rotate(const E* x, int64_t head_dim, const float* cos, const float* sin, co
   }
 }
 
-template <class E>
-Pages<E> pages_of(at::Tensor& keys, at::Tensor& values) {
-  return {(E*)keys.mutable_data_ptr(), (E*)values.mutable_data_ptr(), keys.size(1), keys.size(2), keys.size(3)};
+template <class P>
+Pages<P> pages_of(at::Tensor& keys, at::Tensor& values, int64_t head_dim) {
+  return {(P*)keys.mutable_data_ptr(), (P*)values.mutable_data_ptr(), keys.size(1), keys.size(2), keys.size(3), head_dim};
 }
 
 constexpr int64_t kTokensOfUnit = 16;  // tokens of a thread's unit of work: a tile, if they begin with one
@@ -68,12 +88,14 @@ void write(const at::Tensor& keys, const at::Tensor& values, const at::Tensor& s
            at::Tensor value_pages) {
   with_element(keys, [&](auto element) {
     using E = decltype(element);
-    const auto pages = pages_of<E>(key_pages, value_pages);
-    const E *key = (const E*)keys.const_data_ptr(), *value = (const E*)values.const_data_ptr();
-    each_token(slots, [&](int64_t token, int64_t slot, int64_t next_slot) {
-      for (int64_t head = 0; head < pages.num_kv_heads; head++)
-        write_head(pages, slot, next_slot, head, key + token * keys.stride(0) + head * pages.head_dim,
-                   value + token * values.stride(0) + head * pages.head_dim);
+    with_page_element<E>(key_pages, [&](auto page_element) {
+      const auto pages = pages_of<decltype(page_element)>(key_pages, value_pages, keys.size(2));
+      const E *key = (const E*)keys.const_data_ptr(), *value = (const E*)values.const_data_ptr();
+      each_token(slots, [&](int64_t token, int64_t slot, int64_t next_slot) {
+        for (int64_t head = 0; head < pages.num_kv_heads; head++)
+          write_head(pages, slot, next_slot, head, key + token * keys.stride(0) + head * pages.head_dim,
+                     value + token * values.stride(0) + head * pages.head_dim);
+      });
     });
   });
 }
@@ -81,27 +103,29 @@ void write(const at::Tensor& keys, const at::Tensor& values, const at::Tensor& s
 at::Tensor rotate_and_write(const at::Tensor& qkv, const at::Tensor& cos, const at::Tensor& sin, const at::Tensor& slots,
                             at::Tensor key_pages, at::Tensor value_pages, const OptionalTensor& query_norm,
                             const OptionalTensor& key_norm, double eps) {
-  const int64_t head_dim = key_pages.size(3), num_kv_heads = key_pages.size(2);
+  const int64_t head_dim = 2 * cos.size(1), num_kv_heads = key_pages.size(2);
   const int64_t num_heads = qkv.size(1) / head_dim - 2 * num_kv_heads;
   at::Tensor queries = at::empty({qkv.size(0), num_heads, head_dim}, qkv.options());
   with_element(qkv, [&](auto element) {
     using E = decltype(element);
-    const auto pages = pages_of<E>(key_pages, value_pages);
     const E* x = (const E*)qkv.const_data_ptr();
     const E* query_weight = query_norm ? (const E*)query_norm->const_data_ptr() : nullptr;
     const E* key_weight = key_norm ? (const E*)key_norm->const_data_ptr() : nullptr;
     E* query = (E*)queries.mutable_data_ptr();
-    each_token(slots, [&](int64_t token, int64_t slot, int64_t next_slot) {
-      const float* c = cos.const_data_ptr<float>() + token * head_dim / 2;
-      const float* s = sin.const_data_ptr<float>() + token * head_dim / 2;
-      const E* row = x + token * qkv.size(1);
-      for (int64_t head = 0; head < num_heads; head++)
-        rotate(row + head * head_dim, head_dim, c, s, query_weight, eps, query + (token * num_heads + head) * head_dim);
-      std::unique_ptr<E[]> key(new E[head_dim]);
-      for (int64_t head = 0; head < num_kv_heads; head++) {
-        rotate(row + (num_heads + head) * head_dim, head_dim, c, s, key_weight, eps, key.get());
-        write_head(pages, slot, next_slot, head, key.get(), row + (num_heads + num_kv_heads + head) * head_dim);
-      }
+    with_page_element<E>(key_pages, [&](auto page_element) {
+      const auto pages = pages_of<decltype(page_element)>(key_pages, value_pages, head_dim);
+      each_token(slots, [&](int64_t token, int64_t slot, int64_t next_slot) {
+        const float* c = cos.const_data_ptr<float>() + token * head_dim / 2;
+        const float* s = sin.const_data_ptr<float>() + token * head_dim / 2;
+        const E* row = x + token * qkv.size(1);
+        for (int64_t head = 0; head < num_heads; head++)
+          rotate(row + head * head_dim, head_dim, c, s, query_weight, eps, query + (token * num_heads + head) * head_dim);
+        std::unique_ptr<E[]> key(new E[head_dim]);
+        for (int64_t head = 0; head < num_kv_heads; head++) {
+          rotate(row + (num_heads + head) * head_dim, head_dim, c, s, key_weight, eps, key.get());
+          write_head(pages, slot, next_slot, head, key.get(), row + (num_heads + num_kv_heads + head) * head_dim);
+        }
+      });
     });
   });
   return queries;

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import torch
 from model.cpu.build import KernelsUnavailable, load_kernels
 from model.cpu.linear import PackedLinear
 from model.cpu.llama import CpuLlama
+from model.kv_cache import POOL_DTYPES, KVCache, choose_kv_dtype, kv_bytes_per_token
 from model.llama import Llama
 from model.loader import load_model, open_checkpoint
 from model.runtime import choose_runtime
 from model.tokenizer_loader import load_tokenizer
+from tests.tiny_llama import TINY
 
 
 def choose(path: Path, **choices: Any) -> Any:
@@ -112,3 +115,20 @@ def test_a_build_is_kept_and_a_broken_one_is_an_error(tmp_path: Path) -> None:
     (other / kept.name).write_bytes(b"not a library")
     with pytest.raises(KernelsUnavailable):
         load_kernels(library="caravan_kept", environ={"XDG_CACHE_HOME": str(tmp_path / "other")})
+
+
+def test_the_pool_has_the_numbers_of_the_model_or_eight_bits() -> None:
+    assert choose_kv_dtype("auto", torch.float32) == torch.float32
+    assert choose_kv_dtype("auto", torch.bfloat16) == torch.bfloat16
+    assert choose_kv_dtype("bfloat16", torch.bfloat16) == torch.bfloat16
+    assert choose_kv_dtype("int8", torch.float32) == choose_kv_dtype("int8", torch.bfloat16) == torch.int8
+    with pytest.raises(ValueError, match="bfloat16 does not go with a model computed in float32"):
+        choose_kv_dtype("bfloat16", torch.float32)
+
+
+def test_a_pool_in_eight_bits_takes_half_and_its_size_is_known_before() -> None:
+    config = replace(TINY, head_dim=64)
+    sizes = {dtype: kv_bytes_per_token(config, dtype) for dtype in POOL_DTYPES}
+    for dtype, size in sizes.items():
+        assert KVCache(config, 4, 16, dtype, torch.device("cpu")).num_bytes == 4 * 16 * size
+    assert sizes[torch.int8] / sizes[torch.bfloat16] == pytest.approx(0.53, abs=0.005)

@@ -10,17 +10,20 @@ from hypothesis import strategies as st
 
 from model.attention.cpu import CpuAttention
 from model.cpu.build import load_kernels
+from model.cpu.linear import Quantization
 from model.cpu.llama import CpuLlama
 from model.linear import row_invariant_linear
 from model.llama import Llama
 from model.loader import plain_llama
 from model.rope_scaling import YarnScaling
+from scheduler.engine import Engine
 from scheduler.messages import Request
 from tests.scheduler.requests import make_request
 from tests.tiny_llama import MakeModel, Transcript, run_to_end, tiny_engine, tiny_llama
 
 # plain PyTorch in two dtypes, the kernel of attention alone, and all kernels with weights in 16, 8 and 4 bits
 KINDS = ["float32", "bfloat16", "float32 attention", "none", "int8", "int4"]
+KINDS += [f"{kind}, int8 pool" for kind in ("bfloat16", "float32 attention", "none", "int8")]
 PARAMS: list[dict[str, float]] = [
     {},
     {"temperature": 0.0},
@@ -38,18 +41,26 @@ def model_in(kind: str, **changes: Any) -> Llama:
 
 
 def maker(kind: str) -> MakeModel:
-    match kind:
+    match kind.removesuffix(", int8 pool"):
         case "float32" | "bfloat16":
             return plain_llama
         case "float32 attention":
             return lambda config: Llama(config, CpuAttention(load_kernels()))
         case "none" | "int8" | "int4":
-            return lambda config: CpuLlama(config, load_kernels(), kind)
+            quantization: Quantization = (
+                "none" if kind.startswith("none") else "int8" if kind.startswith("int8") else "int4"
+            )
+            return lambda config: CpuLlama(config, load_kernels(), quantization)
     raise AssertionError(kind)
 
 
 def block_sizes(kind: str) -> list[int]:
-    return [4, 8, 16] if kind in ("float32", "bfloat16") else [16, 32]
+    return [4, 8, 16] if kind.removesuffix(", int8 pool") in ("float32", "bfloat16") else [16, 32]
+
+
+def engine_of(kind: str, model: Llama | None = None, **limits: int) -> Engine:
+    kv_dtype = torch.int8 if kind.endswith("int8 pool") else None
+    return tiny_engine(model or model_in(kind), kv_dtype, **limits)
 
 
 def random_prompt(seed: int, length: int) -> list[int]:
@@ -57,7 +68,7 @@ def random_prompt(seed: int, length: int) -> list[int]:
 
 
 def solo(kind: str, request: Request) -> Transcript:
-    return run_to_end(tiny_engine(model_in(kind), block_size=16), [request])[request.request_id]
+    return run_to_end(engine_of(kind, block_size=16), [request])[request.request_id]
 
 
 def sampled(request_id: int, prompt: list[int], **params: Any) -> Request:
@@ -75,8 +86,8 @@ def test_a_request_gets_the_same_bits_in_any_company_chunking_and_pool(draw: st.
         shared = stem[: draw.draw(st.integers(0, 60))]
         own = random_prompt(draw.draw(st.integers(1, 1000)), draw.draw(st.integers(1, 40)))
         requests.append(sampled(request_id, shared + own, **draw.draw(st.sampled_from(PARAMS))))
-    engine = tiny_engine(
-        model_in(kind),
+    engine = engine_of(
+        kind,
         block_size=draw.draw(st.sampled_from(block_sizes(kind))),
         num_blocks=draw.draw(st.sampled_from([64, 32])),
         max_model_len=128,
@@ -91,7 +102,7 @@ def test_a_request_gets_the_same_bits_in_any_company_chunking_and_pool(draw: st.
 def test_preemption_changes_no_bit(kind: str) -> None:
     requests = [sampled(i, random_prompt(i, 20), max_tokens=30) for i in range(6)]
     size = block_sizes(kind)[0]
-    engine = tiny_engine(model_in(kind), num_blocks=64 // size, block_size=size, max_model_len=64)
+    engine = engine_of(kind, num_blocks=64 // size, block_size=size, max_model_len=64)
     num_preemptions: list[int] = []
     together = run_to_end(engine, requests, on_step=lambda output: num_preemptions.append(output.stats.num_preemptions))
     assert sum(num_preemptions) > 0
@@ -100,7 +111,7 @@ def test_preemption_changes_no_bit(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_prefix_hit_changes_no_bit(kind: str) -> None:
-    engine = tiny_engine(model_in(kind), block_size=16)
+    engine = engine_of(kind, block_size=16)
     request = sampled(0, random_prompt(5, 50))
     first = run_to_end(engine, [request])[0]
     second = run_to_end(engine, [request])[0]
@@ -129,7 +140,7 @@ def test_a_request_submitted_again_with_its_output_so_far_goes_on_as_it_would_ha
 def test_sixty_four_streams_in_a_pool_for_a_quarter_of_them_equal_their_solo_runs(kind: str) -> None:
     requests = [sampled(i, random_prompt(i, 10 + i % 23), max_tokens=24) for i in range(64)]
     # a request ends with at most 32 + 24 tokens: 4 blocks of 16; a quarter of 64 such requests is 64 blocks
-    engine = tiny_engine(model_in(kind), num_blocks=64, block_size=16, max_num_seqs=64, max_batch_tokens=128)
+    engine = engine_of(kind, num_blocks=64, block_size=16, max_num_seqs=64, max_batch_tokens=128)
     together = run_to_end(engine, requests)
     assert together == {request.request_id: solo(kind, request) for request in requests}
 
@@ -147,11 +158,12 @@ def test_biases_norms_windows_and_scaled_rope_keep_the_promise(kind: str) -> Non
     )
     requests = [sampled(i, random_prompt(i % 4, 30 + i), max_tokens=20) for i in range(8)]
     size = block_sizes(kind)[0]
-    crowded = tiny_engine(model, num_blocks=128 // size, block_size=size, max_batch_tokens=9, max_model_len=64)
+    crowded = engine_of(kind, model, num_blocks=128 // size, block_size=size, max_batch_tokens=9, max_model_len=64)
     together = run_to_end(crowded, requests, arrive_every=2)
     for request in requests:
         assert (
-            together[request.request_id] == run_to_end(tiny_engine(model, block_size=16), [request])[request.request_id]
+            together[request.request_id]
+            == run_to_end(engine_of(kind, model, block_size=16), [request])[request.request_id]
         )
 
 

@@ -225,7 +225,7 @@ def test_answers_are_equal_to_the_last_bit_with_and_without_guesses(draw: st.Dat
         prompt = (phrase * draw.draw(st.integers(1, 8)))[:40]
         params = {"seed": request_id, "num_logprobs": 2, "max_tokens": draw.draw(st.integers(1, 60))}
         requests.append(make_request(request_id, prompt, **(params | draw.draw(st.sampled_from(SAMPLING)))))
-    limits = {
+    limits: dict[str, Any] = {
         "block_size": 16,
         "num_blocks": draw.draw(st.sampled_from([8, 14, 64])),
         "max_model_len": draw.draw(st.sampled_from([64, 112])),

@@ -25,6 +25,7 @@ def plan(path: Path, memory_bytes: int, **limits: Any) -> dict[str, str]:
         output_tokens=10,
         dtype="float32",
         quantization="auto",
+        kv_cache_dtype="auto",
         limits=EngineLimits(**limits),
     )
     return dict(rows)
@@ -58,8 +59,9 @@ def test_what_is_special_is_named_and_a_missing_tokenizer_hides_nothing(tmp_path
         inspect_model(tmp_path)
 
 
-def test_the_plan_is_what_the_server_then_reports(tiny_model_path: Path) -> None:
-    options = ["--kv-cache-memory", "300KiB", "--dtype", "float32"]
+@pytest.mark.parametrize("kv_cache_dtype", ["auto", "int8"])
+def test_the_plan_is_what_the_server_then_reports(tiny_model_path: Path, kv_cache_dtype: str) -> None:
+    options = ["--kv-cache-memory", "300KiB", "--dtype", "float32", "--kv-cache-dtype", kv_cache_dtype]
     planned = subprocess.run(
         [
             sys.executable,
@@ -78,6 +80,7 @@ def test_the_plan_is_what_the_server_then_reports(tiny_model_path: Path) -> None
         check=True,
     ).stdout
     with running_server(tiny_model_path, *options) as running:
+        assert f"MB) in {'float32' if kv_cache_dtype == 'auto' else 'int8'}" in running.start_text
         for pattern in (r"KV pool +(.*)", r"(?:Room +for|for) ([\d,]+) .*512"):
             found, expected = re.search(pattern, planned), re.search(pattern, running.start_text)
             assert found

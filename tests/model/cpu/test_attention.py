@@ -9,8 +9,15 @@ from torch import Tensor
 from model.attention.cpu import CpuAttention
 from model.attention.reference import ReferenceAttention
 from model.forward_batch import ForwardBatch
+from model.kv_quantization import dequantize_heads, quantize_heads, row_bytes
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1.5e-2}
+POOLS = [(torch.float32, None), (torch.bfloat16, None), (torch.float32, torch.int8), (torch.bfloat16, torch.int8)]
+
+
+def tolerance(dtype: torch.dtype, pool: torch.dtype | None) -> float:
+    """Return how far kernel and reference may be apart; both see the same pool, the kernel rounds to 15 bits."""
+    return max(TOLERANCE[dtype], 1.5e-3 if pool == torch.int8 else 0)
 
 
 class Case:
@@ -26,6 +33,7 @@ class Case:
         head_dim: int = 64,
         block_size: int = 16,
         fill: float = 0.0,
+        pool: torch.dtype | None = None,
     ) -> None:
         generator = torch.Generator().manual_seed(0)
         num_heads, num_kv_heads = heads
@@ -34,8 +42,10 @@ class Case:
         tables = torch.zeros(len(lengths), max(num_blocks), dtype=torch.int32)
         for b, count in enumerate(num_blocks):
             tables[b, :count], blocks = blocks[:count], blocks[count:]
-        self.shape = (sum(num_blocks) + 3, block_size, num_kv_heads, head_dim)
-        self.fill, self.dtype = fill, dtype
+        self.pool = pool or dtype
+        row = row_bytes(head_dim) if self.pool == torch.int8 else head_dim
+        self.shape = (sum(num_blocks) + 3, block_size, num_kv_heads, row)
+        self.fill = fill
         self.queries = torch.randn(sum(num_queries), num_heads, head_dim, generator=generator).to(dtype) * 2
         self.keys = [torch.randn(n, num_kv_heads, head_dim, generator=generator).to(dtype) for n in lengths]
         self.values = [torch.randn(n, num_kv_heads, head_dim, generator=generator).to(dtype) for n in lengths]
@@ -51,7 +61,7 @@ class Case:
         )
 
     def run(self, attention: Any, window: int | None = None) -> Tensor:
-        pools = [torch.full((*self.shape[:-1], self.shape[-1]), self.fill, dtype=self.dtype) for _ in range(2)]
+        pools = [torch.full(self.shape, self.fill, dtype=self.pool) for _ in range(2)]
         block_size = self.shape[1]
         for table, keys, values in zip(self.batch.block_tables, self.keys, self.values, strict=True):
             positions = torch.arange(len(keys))
@@ -60,7 +70,7 @@ class Case:
         return attention(self.queries, *pools, self.batch, window)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("dtype", "pool"), POOLS)
 @pytest.mark.parametrize("window", [None, 7, 300])
 @pytest.mark.parametrize(
     "case",
@@ -73,40 +83,45 @@ class Case:
     ids=["decode", "mixed", "prefill", "blocks of 32"],
 )
 def test_the_kernel_agrees_with_the_reference(
-    kernels: Any, case: dict[str, Any], window: int | None, dtype: torch.dtype
+    kernels: Any, case: dict[str, Any], window: int | None, dtype: torch.dtype, pool: torch.dtype | None
 ) -> None:
-    ours = Case(dtype, **case).run(CpuAttention(kernels), window)
-    expected = Case(dtype, **case).run(ReferenceAttention(), window)
+    ours = Case(dtype, pool=pool, **case).run(CpuAttention(kernels), window)
+    expected = Case(dtype, pool=pool, **case).run(ReferenceAttention(), window)
     assert ours.dtype == dtype
-    torch.testing.assert_close(ours, expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    limit = tolerance(dtype, pool)
+    torch.testing.assert_close(ours, expected, atol=limit, rtol=limit)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("dtype", "pool"), POOLS)
 @pytest.mark.parametrize("heads", [(4, 4), (8, 2), (6, 1), (16, 2)], ids=str)
 @pytest.mark.parametrize("head_dim", [2, 12, 16, 80, 128])
 def test_every_grouping_of_heads_and_head_size_works(
-    kernels: Any, heads: tuple[int, int], head_dim: int, dtype: torch.dtype
+    kernels: Any, heads: tuple[int, int], head_dim: int, dtype: torch.dtype, pool: torch.dtype | None
 ) -> None:
-    case = Case(dtype, lengths=[50, 20, 270], num_queries=[1, 20, 5], heads=heads, head_dim=head_dim)
+    case = Case(dtype, lengths=[50, 20, 270], num_queries=[1, 20, 5], heads=heads, head_dim=head_dim, pool=pool)
     expected = case.run(ReferenceAttention())
-    torch.testing.assert_close(case.run(CpuAttention(kernels)), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    limit = tolerance(dtype, pool)
+    torch.testing.assert_close(case.run(CpuAttention(kernels)), expected, atol=limit, rtol=limit)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_row_has_the_same_bits_decoded_alone_or_inside_a_prefill(kernels: Any, dtype: torch.dtype) -> None:
-    whole = Case(dtype, lengths=[600, 90], num_queries=[600, 90])
+@pytest.mark.parametrize(("dtype", "pool"), POOLS)
+def test_a_row_has_the_same_bits_decoded_alone_or_inside_a_prefill(
+    kernels: Any, dtype: torch.dtype, pool: torch.dtype | None
+) -> None:
+    whole = Case(dtype, lengths=[600, 90], num_queries=[600, 90], pool=pool)
     together = whole.run(CpuAttention(kernels))
     for position in (0, 1, 15, 16, 254, 255, 256, 300, 511, 512, 599):
-        alone = Case(dtype, lengths=[600], num_queries=[1])
+        alone = Case(dtype, lengths=[600], num_queries=[1], pool=pool)
         alone.keys, alone.values = [whole.keys[0][: position + 1]], [whole.values[0][: position + 1]]
         alone.batch.seq_lens[0] = position + 1
         alone.queries = whole.queries[position : position + 1]
         assert torch.equal(alone.run(CpuAttention(kernels))[0], together[position]), position
 
 
+@pytest.mark.parametrize("pool", [torch.bfloat16, torch.int8])
 @pytest.mark.parametrize("num_threads", [1, 2, 5])
-def test_the_number_of_threads_changes_no_bit(kernels: Any, num_threads: int) -> None:
-    case = Case(torch.bfloat16, lengths=[700, 40, 1], num_queries=[1, 40, 1])
+def test_the_number_of_threads_changes_no_bit(kernels: Any, num_threads: int, pool: torch.dtype) -> None:
+    case = Case(torch.bfloat16, lengths=[700, 40, 1], num_queries=[1, 40, 1], pool=pool)
     expected = case.run(CpuAttention(kernels))
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
@@ -116,18 +131,36 @@ def test_the_number_of_threads_changes_no_bit(kernels: Any, num_threads: int) ->
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_lies_behind_the_last_token_is_never_read(kernels: Any, dtype: torch.dtype) -> None:
-    shape: dict[str, Any] = {"lengths": [1, 2, 17, 31, 250], "num_queries": [1, 2, 1, 3, 1]}
+@pytest.mark.parametrize(("dtype", "pool"), POOLS)
+def test_what_lies_behind_the_last_token_is_never_read(
+    kernels: Any, dtype: torch.dtype, pool: torch.dtype | None
+) -> None:
+    shape: dict[str, Any] = {"lengths": [1, 2, 17, 31, 250], "num_queries": [1, 2, 1, 3, 1], "pool": pool}
     expected = Case(dtype, **shape).run(CpuAttention(kernels))
-    assert torch.equal(Case(dtype, **shape, fill=torch.nan).run(CpuAttention(kernels)), expected)
+    nothing = -1 if pool == torch.int8 else torch.nan  # the bytes of a scale that is not a number
+    assert torch.equal(Case(dtype, **shape, fill=nothing).run(CpuAttention(kernels)), expected)
 
 
-def test_a_row_that_is_not_a_number_stays_so_and_spoils_no_other(kernels: Any) -> None:
-    case = Case(torch.bfloat16, lengths=[30, 30], num_queries=[1, 1])
+@pytest.mark.parametrize("pool", [torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("what", ["keys", "values"])
+def test_a_row_that_is_not_a_number_stays_so_and_spoils_no_other(kernels: Any, what: str, pool: torch.dtype) -> None:
+    case = Case(torch.bfloat16, lengths=[30, 30], num_queries=[1, 1], pool=pool)
     clean = case.run(CpuAttention(kernels))
-    case.keys[0][12, 0, 5] = torch.nan
+    getattr(case, what)[0][12, 0] = torch.nan
     spoiled = case.run(CpuAttention(kernels))
     assert spoiled[0, :3].isnan().all()  # the heads that read this KV head
     assert torch.equal(spoiled[0, 3:], clean[0, 3:])
     assert torch.equal(spoiled[1], clean[1])
+
+
+@pytest.mark.parametrize("head_dim", [2, 12, 64])
+def test_what_a_pool_of_int8_gives_back_is_the_rounded_value_itself(kernels: Any, head_dim: int) -> None:
+    case = Case(torch.float32, lengths=[1, 1], num_queries=[1, 1], head_dim=head_dim, pool=torch.int8)
+    case.values[1].zero_()
+    for attention in (CpuAttention(kernels), ReferenceAttention()):
+        mixed = case.run(attention).view(2, 3, 3, head_dim)  # one token: its softmax is 1
+        rounded = dequantize_heads(quantize_heads(case.values[0][0]), head_dim)
+        torch.testing.assert_close(mixed[0], rounded.unsqueeze(1).expand(3, 3, head_dim), rtol=1e-5, atol=1e-6)
+        assert (mixed[1] == 0).all()
+        largest = case.values[0][0].abs().amax(-1, keepdim=True)
+        assert ((rounded - case.values[0][0]).abs() <= largest / 254 * 1.0001).all()

@@ -1,0 +1,37 @@
+// Numbers rounded to whole multiples of a scale.
+#pragma once
+
+#include "vector.h"
+
+namespace caravan {
+
+// The largest magnitude of `count` numbers; not finite if one of them is not.
+// As integers the magnitudes have the order of the numbers, with infinity and NaN above them.
+template <class E>
+inline float largest_of(const E* x, int64_t count) {
+  u32x16 largest = {};
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const u32x16 bits = (u32x16)load_floats(x + i, std::min(kLanes, count - i)) & 0x7fffffff;
+    largest = bits > largest ? bits : largest;
+  }
+  const uint32_t bits = maximum_of(largest);
+  float magnitude;
+  std::memcpy(&magnitude, &bits, sizeof magnitude);
+  return magnitude;
+}
+
+inline float inverse_of(float largest, float num_steps) { return largest > 0 ? num_steps / largest : 0.0f; }
+
+// To the nearest whole number, ties to even; magnitudes below 2^22.
+inline i32x16 round_to_whole(f32x16 x) { return (i32x16)(x + 12582912.0f) - 0x4b400000; }
+
+// Whole numbers of 15 bits as 128 * high + low, each of them a signed byte.
+constexpr float kNumFineSteps = 127 * 128;
+
+inline void split_in_bytes(i32x16 whole, i8x16& high, i8x16& low) {
+  const i32x16 upper = (whole + 64) >> 7;
+  high = __builtin_convertvector(upper, i8x16);
+  low = __builtin_convertvector(whole - (upper << 7), i8x16);
+}
+
+}  // namespace caravan
