@@ -1,0 +1,182 @@
+"""Measure the kernels against what this machine can do: `python -m benchmarks.kernels`.
+
+Linear layers of the model at several numbers of rows, attention of 16 sequences that decode at several contexts, and of
+a prefill; beside each figure its share of the limit, which is reading bytes or multiplying, whichever takes longer.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from model.attention.cpu import NO_WINDOW
+from model.config import ModelConfig
+from model.cpu.build import load_kernels
+from model.cpu.linear import PackedLinear, Quantization
+from model.cpu.llama import CpuLlama
+from model.kv_cache import KVCache, kv_bytes_per_token
+from model.loader import load_model, open_checkpoint
+from server.model_store import DEFAULT_MODEL, resolve_model
+
+BLOCK_SIZE = 16
+NUM_SEQUENCES = 16
+CONTEXTS = (128, 1024, 4096)
+NUM_ROWS = (1, 8, 32, 512)
+MAX_BANDWIDTH_LOSS = 0.7  # share of the read bandwidth at which the keys and values of a longer context must be read
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What all cores together can do."""
+
+    bytes_per_second: float
+    operations_per_second: dict[str, float]  # bfloat16 and int8, multiplications and additions
+
+
+def best_seconds(run: Callable[[], object], seconds: float) -> float:
+    """Return the shortest of the runs that fit into so many seconds, at least three."""
+    run()
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < 3 or time.perf_counter() < end:
+        started = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def measure_machine(seconds: float) -> Machine:
+    """Return the machine's limits, as torch's own sums and products reach them."""
+    numbers = torch.ones(128 * 1024 * 1024)
+    side = 2048
+    wide = torch.randn(side, side).bfloat16()
+    narrow = torch.randint(-128, 127, (side, side), dtype=torch.int8)
+    return Machine(
+        bytes_per_second=numbers.nbytes / best_seconds(numbers.sum, seconds),
+        operations_per_second={
+            "bfloat16": 2 * side**3 / best_seconds(lambda: wide @ wide, seconds),
+            "int8": 2 * side**3 / best_seconds(lambda: torch._int_mm(narrow, narrow), seconds),
+        },
+    )
+
+
+def print_line(
+    name: str, seconds: float, num_bytes: float, num_operations: float, peak: float, machine: Machine
+) -> None:
+    """Print one measurement and its share of the limit."""
+    limit = max(num_bytes / machine.bytes_per_second, num_operations / peak)
+    print(
+        f"{name:<44} {seconds * 1e3:8.2f} ms {num_bytes / seconds / 1e9:7.1f} GB/s "
+        f"{num_operations / seconds / 1e9:7.0f} GOP/s {100 * limit / seconds:4.0f} % of the limit",
+        flush=True,
+    )
+
+
+def measure_linears(model: CpuLlama, name: str, peak: float, machine: Machine, seconds: float) -> None:
+    """Print how long all linear layers of the model take, the output head not among them."""
+    layers = [module for layer in model.layers for module in layer.modules() if isinstance(module, PackedLinear)]
+    num_bytes = sum(layer.packed.nbytes for layer in layers)
+    num_weights = sum(layer.in_features * layer.out_features for layer in layers)
+    for num_rows in NUM_ROWS:
+        inputs = {layer.in_features: torch.randn(num_rows, layer.in_features).bfloat16() for layer in layers}
+
+        def run(inputs: dict[int, torch.Tensor] = inputs) -> None:
+            for layer in layers:
+                layer(inputs[layer.in_features])
+
+        elapsed = best_seconds(run, seconds)
+        print_line(f"linear {name}, {num_rows} rows", elapsed, num_bytes, 2 * num_weights * num_rows, peak, machine)
+
+
+class Attention:
+    """Attention of all layers of a model, each over pages of its own, so that no cache holds them."""
+
+    def __init__(
+        self, config: ModelConfig, kernels: Any, kv_dtype: torch.dtype, num_sequences: int, length: int
+    ) -> None:
+        self.config, self.kernels, self.num_sequences, self.length = config, kernels, num_sequences, length
+        num_blocks = num_sequences * (length // BLOCK_SIZE)
+        self.cache = KVCache(config, num_blocks, BLOCK_SIZE, kv_dtype, CPU)
+        self.num_bytes = num_blocks * BLOCK_SIZE * kv_bytes_per_token(config, kv_dtype)
+        self.tables = torch.randperm(num_blocks).int().view(num_sequences, -1)
+        keys = torch.randn(num_blocks * BLOCK_SIZE, config.num_kv_heads, config.head_dim).bfloat16()
+        for pages in zip(self.cache.keys, self.cache.values, strict=True):
+            kernels.write(keys, keys, torch.arange(len(keys)), *pages)
+
+    def run(self, num_queries: int) -> float:
+        """Return the seconds of one run in which each sequence computes its last num_queries tokens."""
+        config = self.config
+        queries = torch.randn(self.num_sequences * num_queries, config.num_heads, config.head_dim).bfloat16()
+        starts = torch.arange(self.num_sequences + 1, dtype=torch.int32) * num_queries
+        lengths = torch.full((self.num_sequences,), self.length, dtype=torch.int32)
+        started = time.perf_counter()
+        for pages in zip(self.cache.keys, self.cache.values, strict=True):
+            self.kernels.attend(queries, *pages, starts, lengths, self.tables, NO_WINDOW)
+        return time.perf_counter() - started
+
+
+def measure_attention(config: ModelConfig, kernels: Any, machine: Machine, seconds: float) -> None:
+    """Print decoding at each context and a prefill, for both pools, and whether long contexts cost what they may."""
+    peak = machine.operations_per_second["bfloat16"]
+    per_pair = 4 * config.num_layers * config.num_heads * config.head_dim  # operations of a query and a position
+    for kv_dtype in (torch.bfloat16, torch.int8):
+        name = str(kv_dtype).removeprefix("torch.")
+        times: dict[int, float] = {}
+        sizes: dict[int, int] = {}
+        for length in CONTEXTS:
+            attention = Attention(config, kernels, kv_dtype, NUM_SEQUENCES, length)
+            sizes[length] = attention.num_bytes
+            times[length] = best_seconds(lambda: attention.run(1), seconds)  # noqa: B023  # runs at once
+            title = f"attention, {name} pool, {NUM_SEQUENCES} at context {length:,}"
+            operations = NUM_SEQUENCES * length * per_pair
+            print_line(title, times[length], attention.num_bytes, operations, peak, machine)
+        short, long = CONTEXTS[0], CONTEXTS[-1]
+        allowed = (sizes[long] - sizes[short]) / (MAX_BANDWIDTH_LOSS * machine.bytes_per_second)
+        extra = times[long] - times[short]
+        print(
+            f"  context {long:,} costs {extra * 1e3:.1f} ms more than {short:,}; "
+            f"at {100 * MAX_BANDWIDTH_LOSS:.0f} % of the bandwidth {allowed * 1e3:.1f}: "
+            f"{'held' if extra <= allowed else 'NOT held'}"
+        )
+        prefill = Attention(config, kernels, kv_dtype, 1, 1024)
+        elapsed = best_seconds(lambda: prefill.run(1024), seconds)  # noqa: B023
+        title = f"attention, {name} pool, prefill of 1,024"
+        print_line(title, elapsed, prefill.num_bytes, 1024 * 1025 // 2 * per_pair, peak, machine)
+
+
+def main() -> None:
+    """Print all figures."""
+    parser = argparse.ArgumentParser(description="Measure the kernels against what this machine can do.")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="as for caravan serve")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each figure")
+    parser.add_argument("--only", choices=["linear", "attention"])
+    arguments = parser.parse_args()
+    os.environ["THP_MEM_ALLOC_ENABLE"] = "1"  # huge pages, as the engine process has them
+    machine = measure_machine(arguments.seconds)
+    peaks = machine.operations_per_second
+    print(f"{torch.get_num_threads()} threads, reads {machine.bytes_per_second / 1e9:.1f} GB/s, ", end="")
+    print(", ".join(f"{peak / 1e9:.0f} GOP/s in {name}" for name, peak in peaks.items()))
+    checkpoint = open_checkpoint(resolve_model(arguments.model, print))
+    kernels = load_kernels()
+    modes: dict[Quantization, str] = {"none": "bfloat16", "int8": "int8"}
+    for quantization, name in modes.items() if arguments.only != "attention" else ():
+        model = load_model(
+            checkpoint,
+            torch.bfloat16,
+            CPU,
+            64,
+            lambda config: CpuLlama(config, kernels, quantization),  # noqa: B023
+        )
+        assert isinstance(model, CpuLlama)
+        measure_linears(model, name, peaks[name], machine, arguments.seconds)
+    if arguments.only != "linear":
+        measure_attention(checkpoint.config, kernels, machine, arguments.seconds)
+
+
+if __name__ == "__main__":
+    main()
