@@ -29,20 +29,24 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._skip_special = skip_special
         self._drops_first_space = drops_first_space  # until the first character is known
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = b""  # the beginning of a character
 
     def push(self, token_id: int) -> str:
         """Return the characters that `token_id` completes."""
         if self._skip_special and self._tokenizer.is_special(token_id):
             return ""
-        return self._without_first_space(self._decoder.decode(self._tokenizer.token_bytes(token_id)))
+        received = self._held + self._tokenizer.token_bytes(token_id)
+        text, num_decoded = codecs.utf_8_decode(received, "replace")  # stops before an incomplete character
+        self._held = received[num_decoded:]
+        return self._without_first_space(text) if self._drops_first_space else text
 
     def flush(self) -> str:
         """Return U+FFFD for a character that was begun and will not be completed; end the text."""
-        return self._without_first_space(self._decoder.decode(b"", final=True))
+        text, self._held = self._held.decode("utf-8", "replace"), b""
+        return self._without_first_space(text) if self._drops_first_space else text
 
     def _without_first_space(self, text: str) -> str:
-        if not (self._drops_first_space and text):
+        if not text:
             return text
         self._drops_first_space = False
         return text.removeprefix(" ")

@@ -56,6 +56,7 @@ class Tokenizer:
     ) -> None:
         self.vocab_size = len(vocabulary.texts)
         control = [i for i, token_type in enumerate(vocabulary.types) if token_type is TokenType.CONTROL]
+        self._not_text = frozenset(i for i, token_type in enumerate(vocabulary.types) if not token_type.is_text)
         self.special_tokens = {vocabulary.texts[token_id]: token_id for token_id in control}
         self.bos_token_id = bos_token_id
         self.eos_token_ids = frozenset(
@@ -115,7 +116,7 @@ class Tokenizer:
 
     def is_special(self, token_id: int) -> bool:
         """Return whether the token is control, unknown or unused, rather than text."""
-        return not self._vocabulary.types[token_id].is_text
+        return token_id in self._not_text
 
     def decode(self, token_ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Return the text that encodes to `token_ids`; the space that encoding put before it is dropped.

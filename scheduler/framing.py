@@ -4,6 +4,7 @@ A frame is its length as four bytes, little-endian, then one msgpack object tagg
 """
 
 import struct
+from collections.abc import Iterator
 from typing import TypeVar
 
 import msgspec
@@ -26,3 +27,22 @@ def frame_length(head: bytes) -> int:
     if not 0 < length <= MAX_FRAME_BYTES:
         raise ValueError(f"A frame of {length} bytes cannot be; the limit is {MAX_FRAME_BYTES}.")
     return int(length)
+
+
+class FrameSplitter:
+    """Cuts what a socket brings, in pieces of any size, into frames."""
+
+    def __init__(self) -> None:
+        self._received = b""  # the beginning of a frame
+
+    def split(self, received: bytes) -> Iterator[bytes]:
+        """Yield the body of each frame that `received` completes; raises ValueError if there is none at its place."""
+        received = self._received + received
+        start = 0
+        while len(received) >= start + LENGTH.size:
+            end = start + LENGTH.size + frame_length(received[start : start + LENGTH.size])
+            if end > len(received):
+                break
+            yield received[start + LENGTH.size : end]
+            start = end
+        self._received = received[start:]

@@ -57,7 +57,7 @@ class EngineFailed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     reason: str
 
 
-class TokenLogprobs(msgspec.Struct, frozen=True, kw_only=True):
+class TokenLogprobs(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Log-probabilities at one output position under the model itself (no temperature, no penalty)."""
 
     logprob: float  # of the chosen token
@@ -65,7 +65,7 @@ class TokenLogprobs(msgspec.Struct, frozen=True, kw_only=True):
     top_logprobs: list[float] = []
 
 
-class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True):
+class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """What one step did for one sequence."""
 
     request_id: int
@@ -77,7 +77,7 @@ class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
 
 
-class StepStats(msgspec.Struct, frozen=True, kw_only=True):
+class StepStats(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Plain numbers about one step; counters are what this step added."""
 
     step: int = 0
@@ -97,7 +97,7 @@ class StepStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepOutput(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Everything one step produced: one frame per step, not per token.
+    """Everything one step produced: one frame per step, not per token. What it is made of goes without field names.
 
     An idle engine sends an empty one twice a second: its heartbeat.
     """

@@ -49,7 +49,7 @@ def serve(**flags: str | bool | None) -> None:
 
     model_path = _resolved(settings.model)
     engine = EngineClient(settings.start_engine(model_path))
-    from server.startup import bind, run_server
+    from server.startup import bind, run, run_server
 
     try:
         listener = bind(settings.host, settings.port)
@@ -57,7 +57,7 @@ def serve(**flags: str | bool | None) -> None:
         asyncio.run(engine.stop())
         _fail(f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}. Choose another --host or --port.")
     try:
-        asyncio.run(run_server(settings, model_path, engine, listener))
+        run(run_server(settings, model_path, engine, listener))
     except (EngineStartFailed, ValueError, OSError) as error:
         _fail(f"Cannot serve {settings.model}: {error}")
     except KeyboardInterrupt:

@@ -1,7 +1,6 @@
 """EngineClient: every request the engine works on, across the lives of the engine process."""
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import time
@@ -12,7 +11,7 @@ import msgspec
 from model.sampling_params import SamplingParams
 from scheduler.config import EngineConfig
 from scheduler.messages import Abort, EngineReady, Request, StartEngine, StepOutput, StepStats
-from server.engine_process import EngineProcess, EngineStartFailed
+from server.engine_process import ENGINE_PROGRAM, EngineProcess, EngineStartFailed
 from server.token_stream import EngineDied, EngineUnavailable, TokenStream
 
 IDLE_SILENCE_SECONDS = 2.0  # an idle engine beats twice a second
@@ -30,14 +29,15 @@ class EngineClient:
     again with the same limits; until it has loaded, requests are refused with EngineUnavailable.
     """
 
-    def __init__(self, start: StartEngine) -> None:
-        """Start the process; `ready` tells when it has loaded."""
+    def __init__(self, start: StartEngine, program: tuple[str, ...] = ENGINE_PROGRAM) -> None:
+        """Start the process, which runs `program`; `ready` tells when it has loaded."""
         self.stats = StepStats()
         self.on_step: Callable[[StepOutput], None] = lambda _: None
         self.on_restart: Callable[[], None] = lambda: None
         self.config: EngineConfig  # known once it is ready
         self._start = start
-        self._process = EngineProcess(start)
+        self._program = program
+        self._process = EngineProcess(start, self._deliver, program)
         self._streams: dict[int, TokenStream] = {}
         self._request_ids = itertools.count(1)
         self._is_connected = False
@@ -98,11 +98,9 @@ class EngineClient:
             self._process.send(Abort(request_id=request_id))
 
     async def _keep_going(self) -> None:
-        """Deliver outputs as long as the process lives, then start another one, for ever."""
+        """Wait for the process to end, then start another one, for ever."""
         while True:
-            async with contextlib.aclosing(self._process.steps()) as steps:
-                async for output in steps:
-                    self._deliver(output)
+            await self._process.ended()
             self._disconnect()
             logger.error("The engine process ended (%s); starting it again.", await self._process.stop())
             await self._start_again()
@@ -114,7 +112,7 @@ class EngineClient:
             self.on_restart()
             await asyncio.sleep(pause_seconds)
             try:
-                self._process = EngineProcess(self._start)
+                self._process = EngineProcess(self._start, self._deliver, self._program)
                 await self._process.ready()
             except (EngineStartFailed, OSError) as error:
                 await self._process.stop()

@@ -6,14 +6,15 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from collections.abc import Callable
 
 import msgspec
 
-from scheduler.framing import LENGTH, encode_frame, frame_length
+from scheduler.framing import FrameSplitter, encode_frame
 from scheduler.messages import EngineFailed, EngineReady, FromEngine, StartEngine, StepOutput, ToEngine
 
+# What runs the engine; -P: what lies in the current folder must not stand in for our modules.
+ENGINE_PROGRAM = ("-P", "-m", "scheduler.process")
 STOP_SECONDS = 2.0  # how long a process may take to leave before it is killed
 
 logger = logging.getLogger(__name__)
@@ -23,26 +24,35 @@ class EngineStartFailed(Exception):
     """The engine could not load its model; the text is one line for the operator."""
 
 
-class EngineProcess:
+class EngineProcess(asyncio.Protocol):
     """A child process that holds the model, with the socket to it.
 
     It starts loading when this object is made, so that the parent can do other work meanwhile. It ends by itself when
     the socket closes, also if the parent was killed.
     """
 
-    def __init__(self, start: StartEngine) -> None:
+    def __init__(
+        self,
+        start: StartEngine,
+        on_step: Callable[[StepOutput], None],
+        program: tuple[str, ...] = ENGINE_PROGRAM,
+    ) -> None:
+        """`on_step` is given what each step produced, as soon as it comes."""
         self._connection, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                # -P: what lies in the current folder must not stand in for our modules
-                [sys.executable, "-P", "-m", "scheduler.process", str(theirs.fileno())],
+                [sys.executable, *program, str(theirs.fileno())],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 env=os.environ | {"THP_MEM_ALLOC_ENABLE": "1"},  # torch: huge pages for large tensors
             )
         self._connection.sendall(encode_frame(start))
-        self._reader: asyncio.StreamReader
-        self._writer: asyncio.StreamWriter
+        self._on_step = on_step
+        self._frames = FrameSplitter()
+        self._decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
+        self._transport: asyncio.Transport | None = None
+        self._report: asyncio.Future[EngineReady | None]  # None: it ended before it had loaded
+        self._has_ended = asyncio.Event()
 
     @property
     def pid(self) -> int:
@@ -51,36 +61,32 @@ class EngineProcess:
 
     async def ready(self) -> EngineReady:
         """Return the engine's report when it has loaded; raises EngineStartFailed if it cannot."""
-        self._reader, self._writer = await asyncio.open_connection(sock=self._connection)
-        async with aclosing(self._messages()) as messages:
-            async for message in messages:
-                match message:
-                    case EngineReady():
-                        return message
-                    case EngineFailed(reason=reason):
-                        raise EngineStartFailed(reason)
-        raise EngineStartFailed(f"The engine process ended while it loaded the model ({await self.stop()}).")
+        loop = asyncio.get_running_loop()
+        self._report = loop.create_future()
+        self._transport, _ = await loop.create_connection(lambda: self, sock=self._connection)
+        report = await self._report
+        if report is None:
+            raise EngineStartFailed(f"The engine process ended while it loaded the model ({await self.stop()}).")
+        return report
 
-    async def steps(self) -> AsyncGenerator[StepOutput, None]:
-        """Yield what the engine sends, until the process or the socket ends."""
-        async with aclosing(self._messages()) as messages:
-            async for message in messages:
-                assert isinstance(message, StepOutput), "a running engine sends nothing else"
-                yield message
+    async def ended(self) -> None:
+        """Return when the process or the socket has ended; nothing comes after it."""
+        await self._has_ended.wait()
 
     def send(self, message: ToEngine) -> None:
         """Give the engine a message; what a dead engine is given is lost."""
-        if not self._writer.is_closing():
-            self._writer.write(encode_frame(message))
+        assert self._transport is not None, "it was ready"
+        if not self._transport.is_closing():
+            self._transport.write(encode_frame(message))
 
     def kill(self) -> None:
-        """End the process now, whatever it does; `steps` ends soon after."""
+        """End the process now, whatever it does; `ended` returns soon after."""
         self._process.kill()
 
     async def stop(self) -> str:
         """Close the socket, see the process end, killing it if need be; return how it ended."""
-        with suppress(AttributeError):  # never connected
-            self._writer.close()
+        if self._transport is not None:
+            self._transport.close()
         self._connection.close()
         try:
             await asyncio.to_thread(self._process.wait, STOP_SECONDS)
@@ -90,12 +96,17 @@ class EngineProcess:
         code = self._process.returncode
         return f"signal {-code}" if code < 0 else f"exit status {code}"
 
-    async def _messages(self) -> AsyncGenerator[FromEngine, None]:
-        decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
-        while True:
-            try:
-                head = await self._reader.readexactly(LENGTH.size)
-                body = await self._reader.readexactly(frame_length(head))
-            except (asyncio.IncompleteReadError, ConnectionError):
-                return
-            yield decoder.decode(body)
+    def data_received(self, data: bytes) -> None:
+        for body in self._frames.split(data):
+            match self._decoder.decode(body):
+                case StepOutput() as output:
+                    self._on_step(output)
+                case EngineReady() as report:
+                    self._report.set_result(report)
+                case EngineFailed(reason=reason):
+                    self._report.set_exception(EngineStartFailed(reason))
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self._has_ended.set()
+        if not self._report.done():
+            self._report.set_result(None)

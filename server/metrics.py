@@ -1,6 +1,6 @@
 """Metrics: what Prometheus sees of this server."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from fastapi import APIRouter, Response
 from prometheus_client import (
@@ -15,7 +15,8 @@ from prometheus_client import (
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
 from scheduler.config import EngineConfig
-from scheduler.messages import FinishReason, StepOutput
+from scheduler.messages import FinishReason, StepOutput, StepStats
+from server.token_histogram import TokenHistogram
 
 _PREFIX = "caravan_"
 
@@ -46,9 +47,10 @@ class Metrics:
         self._model_name = model_name
         lengths = one_two_five(config.max_model_len)
 
-        self._num_running = self._gauge("num_requests_running", "Sequences the engine is working on.")
-        self._num_waiting = self._gauge("num_requests_waiting", "Sequences in the engine's queue.")
-        self._kv_cache_usage = self._gauge("kv_cache_usage_perc", "Share of the KV pool in use; 1 is all of it.")
+        self._stats = StepStats()  # of the newest step; gauges are read from it when they are scraped
+        self._gauge("num_requests_running", "Sequences the engine is working on.", lambda: self._stats.num_running)
+        self._gauge("num_requests_waiting", "Sequences in the engine's queue.", lambda: self._stats.num_waiting)
+        self._gauge("kv_cache_usage_perc", "Share of the KV pool in use; 1 is all of it.", self._kv_cache_usage)
         self._set_cache_config(config)
 
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of requests that got a first token.")
@@ -78,7 +80,10 @@ class Metrics:
         self.first_token = self._histogram(
             "time_to_first_token_seconds", "From arrival to the first token.", _FIRST_TOKEN
         )
-        self.inter_token = self._histogram("inter_token_latency_seconds", "Between two tokens.", _PER_TOKEN)
+        self.inter_token = TokenHistogram(
+            _PREFIX + "inter_token_latency_seconds", "Between two tokens.", {"model_name": model_name}, _PER_TOKEN
+        )
+        self.registry.register(self.inter_token)
         self.per_token = self._histogram(
             "request_time_per_output_token_seconds", "Mean time between the tokens of one sequence.", _PER_TOKEN
         )
@@ -102,16 +107,16 @@ class Metrics:
 
     def observe_step(self, output: StepOutput) -> None:
         """Take in what the engine reports of one step."""
-        stats = output.stats
-        self._num_running.set(stats.num_running)
-        self._num_waiting.set(stats.num_waiting)
-        self._kv_cache_usage.set(stats.num_used_blocks / stats.num_blocks if stats.num_blocks else 0.0)
+        self._stats = stats = output.stats
         self._generation_tokens.inc(sum(len(sequence.token_ids) for sequence in output.outputs))
-        self._prefix_cache_queries.inc(stats.prefix_cache_queries)
-        self._prefix_cache_hits.inc(stats.prefix_cache_hits)
-        self._num_draft_tokens.inc(stats.num_draft_tokens)
-        self._num_accepted_tokens.inc(stats.num_accepted_tokens)
-        self._num_preemptions.inc(stats.num_preemptions)
+        if stats.prefix_cache_queries:  # as in few steps
+            self._prefix_cache_queries.inc(stats.prefix_cache_queries)
+            self._prefix_cache_hits.inc(stats.prefix_cache_hits)
+        if stats.num_draft_tokens:
+            self._num_draft_tokens.inc(stats.num_draft_tokens)
+            self._num_accepted_tokens.inc(stats.num_accepted_tokens)
+        if stats.num_preemptions:
+            self._num_preemptions.inc(stats.num_preemptions)
         num_step_tokens = stats.num_prefill_tokens + stats.num_decode_tokens
         if num_step_tokens:
             self._iteration_tokens.observe(num_step_tokens)
@@ -140,8 +145,12 @@ class Metrics:
         """Return all series in Prometheus' text format 0.0.4."""
         return generate_latest(self.registry)
 
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(_PREFIX + name, text, ["model_name"], registry=self.registry).labels(self._model_name)
+    def _kv_cache_usage(self) -> float:
+        return self._stats.num_used_blocks / self._stats.num_blocks if self._stats.num_blocks else 0.0
+
+    def _gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
+        gauge = Gauge(_PREFIX + name, text, ["model_name"], registry=self.registry)
+        gauge.labels(self._model_name).set_function(value)
 
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(_PREFIX + name, text, ["model_name"], registry=self.registry).labels(self._model_name)

@@ -34,8 +34,7 @@ class RequestTimeline:
             self.metrics.count_prompt_tokens(self.num_prompt_tokens)
         else:
             latency_seconds = (received_at_seconds - self._last_token_at_seconds) / num_tokens
-            for _ in range(num_tokens):
-                self.metrics.inter_token.observe(latency_seconds)
+            self.metrics.inter_token.observe(latency_seconds, num_tokens)
         self._num_tokens += num_tokens
         self._last_token_at_seconds = received_at_seconds
 

@@ -4,10 +4,12 @@ import asyncio
 import logging
 import signal
 import socket
+from collections.abc import Coroutine
 from importlib.metadata import version
 from pathlib import Path
 
 import uvicorn
+from uvicorn.loops.auto import auto_loop_factory
 
 from model.generation_defaults import load_generation_defaults
 from model.tokenizer import Tokenizer
@@ -23,6 +25,12 @@ DRAIN_SECONDS = 30  # that open streams get to end after SIGTERM or Ctrl-C
 BACKLOG = 2048  # connections the operating system keeps for us until they are accepted
 
 logger = logging.getLogger(__name__)
+
+
+def run(server: Coroutine[None, None, None]) -> None:
+    """Run a server to its end, on uvloop where it is installed: a token costs less there than on asyncio's own loop."""
+    with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
+        runner.run(server)
 
 
 async def run_server(settings: Settings, model_path: Path, engine: EngineClient, listener: socket.socket) -> None:

@@ -55,27 +55,45 @@ class TextStream:
         self._tokens = tokens
         self._detokenizer = detokenizer
         self._cutter = TextCutter(stop_strings, include_match=include_stop_string)
+        self._is_never_cut = stop_strings.is_empty
         self._min_tokens = min_tokens
         self._num_tokens = 0
         self._num_characters = 0
-        self._is_finished = False
 
     def abort(self) -> None:
         """Stop the engine's work on this choice, if it still goes on."""
         self._tokens.abort()
 
-    def __aiter__(self) -> "TextStream":
-        return self
+    def take(self) -> TextPiece | None:
+        """Return what has come since the last piece, None if that is nothing.
 
-    async def __anext__(self) -> TextPiece:
-        if self._is_finished:
-            raise StopAsyncIteration
-        output = await anext(self._tokens)
+        Raises GenerationFailed, GenerationCancelled, and EngineDied when the engine ended before the choice did.
+        """
+        output = self._tokens.take()
+        if output is None:
+            return None
         if output.finish_reason == "error":
             raise GenerationFailed(output.error or "the engine gave no reason")
         if output.finish_reason == "abort":
             raise GenerationCancelled
+        if output.finish_reason is None and not output.logprobs and self._is_never_cut:
+            return self._plain_piece(output)
         return self._piece(output, output.finish_reason)
+
+    def _plain_piece(self, output: SequenceOutput) -> TextPiece:
+        """Return the same as `_piece`, for the tokens of most requests at less than half of the price."""
+        text = "".join(map(self._detokenizer.push, output.token_ids))
+        self._num_tokens += len(output.token_ids)
+        self._num_characters += len(text)
+        return TextPiece(
+            text,
+            output.token_ids,
+            entries=[],
+            finish_reason=None,
+            num_cached_tokens=output.num_cached_tokens,
+            scheduled_at_seconds=output.scheduled_at_seconds,
+            received_at_seconds=self._tokens.received_at_seconds,
+        )
 
     def _piece(self, output: SequenceOutput, finish_reason: Literal["stop", "length"] | None) -> TextPiece:
         # The engine says "stop" for a stop token only, and that token is the last one.
@@ -96,7 +114,6 @@ class TextStream:
                 is_cut = self._show(self._detokenizer.flush(), self._num_tokens + num_taken, shown)
                 shown.append(self._cutter.flush())
         self._num_tokens += num_taken
-        self._is_finished = is_cut or finish_reason is not None
         if is_cut:
             self._tokens.abort()
         return TextPiece(

@@ -1,6 +1,5 @@
 """TokenStream: the engine's outputs for one request, on their way to one reader."""
 
-import asyncio
 import time
 from collections.abc import Callable
 
@@ -27,11 +26,11 @@ class TokenStream:
     def __init__(self, request_id: int, on_abort: Callable[[int], None]) -> None:
         self.request_id = request_id
         self.received_at_seconds = 0.0  # time.monotonic() of the newest output
+        self.on_news: Callable[[], None] = lambda: None  # called when there is something to take; set by the reader
         self._on_abort = on_abort
         self._outputs: list[SequenceOutput] = []
         self._error: Exception | None = None
         self._is_closed = False  # nothing more will come from the engine
-        self._news = asyncio.Event()
 
     def put(self, output: SequenceOutput) -> None:
         """Add what one step did; outputs after the end are dropped."""
@@ -40,7 +39,7 @@ class TokenStream:
         self.received_at_seconds = time.monotonic()
         self._outputs.append(output)
         self._is_closed = output.finish_reason is not None
-        self._news.set()
+        self.on_news()
 
     def fail(self, error: Exception) -> None:
         """End the stream: the reader gets what has gathered, then `error`."""
@@ -48,7 +47,7 @@ class TokenStream:
             return
         self._error = error
         self._is_closed = True
-        self._news.set()
+        self.on_news()
 
     def abort(self) -> None:
         """End the stream because its reader wants no more; the engine is told once, and only if it is still at work."""
@@ -57,27 +56,19 @@ class TokenStream:
         if self._is_closed:
             return
         self._is_closed = True
-        self._news.set()
         self._on_abort(self.request_id)
 
-    def __aiter__(self) -> "TokenStream":
-        return self
-
-    async def __anext__(self) -> SequenceOutput:
-        while not self._outputs:
+    def take(self) -> SequenceOutput | None:
+        """Return what has gathered, None if that is nothing; raises the error that ended the stream."""
+        if not self._outputs:
             if self._error is not None:
                 raise self._error
-            if self._is_closed:
-                raise StopAsyncIteration
-            self._news.clear()
-            await self._news.wait()
+            return None
         outputs, self._outputs = self._outputs, []
-        return _joined(outputs)
+        return outputs[0] if len(outputs) == 1 else _joined(outputs)
 
 
 def _joined(outputs: list[SequenceOutput]) -> SequenceOutput:
-    if len(outputs) == 1:
-        return outputs[0]
     return msgspec.structs.replace(
         outputs[-1],
         token_ids=[token_id for output in outputs for token_id in output.token_ids],

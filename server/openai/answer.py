@@ -3,13 +3,13 @@
 import time
 import uuid
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Any, Protocol
 
 import msgspec
 from fastapi import Request, Response
 
 from server.disconnect import until_disconnect
+from server.openai.chunks import ChunkShape, ChunkWriter
 from server.openai.errors import as_api_error
 from server.openai.generation import Generation, PromptJob, StopRule
 from server.openai.prompts import num_tokens_to_produce
@@ -20,10 +20,10 @@ from server.served_model import ServedModel
 from server.stop_strings import StopStrings
 from server.text_stream import TextPiece
 
-Pieces = AsyncGenerator[tuple[int, TextPiece], None]
+Pieces = list[tuple[int, TextPiece]]
 
 
-class Shape(Protocol):
+class Shape(ChunkShape, Protocol):
     """How one of the two kinds of request writes its choices."""
 
     id_prefix: str
@@ -32,12 +32,6 @@ class Shape(Protocol):
 
     def whole(self, index: int, choice: TextPiece) -> dict[str, Any]:
         """Return a finished choice."""
-
-    def chunk(self, index: int, piece: TextPiece) -> dict[str, Any]:
-        """Return a choice's share of one chunk."""
-
-    def opening(self, index: int) -> dict[str, Any] | None:
-        """Return the share that comes before the first text, if there is one."""
 
 
 class Answer:
@@ -91,11 +85,10 @@ class Answer:
             if not self._request.stream:
                 choices = await until_disconnect(request.receive, self._generation.whole_choices())
                 return Response(msgspec.json.encode(self._whole(choices)), media_type="application/json")
-            pieces = self._generation.pieces()
-            first = await until_disconnect(request.receive, anext(pieces))
+            first = await until_disconnect(request.receive, self._generation.next_pieces())
             is_handed_over = True
             return EventStream(
-                self._events(first, pieces),
+                self._events(first),
                 write_timeout_seconds=self._served.limits.write_timeout_seconds,
                 on_end=self._generation.end,
             )
@@ -112,32 +105,34 @@ class Answer:
             **self._remarks(),
         }
 
-    async def _events(self, first: tuple[int, TextPiece], rest: Pieces) -> AsyncGenerator[bytes, None]:
-        """Yield the events of a stream; an error becomes an event, too, since the status is already sent."""
-        head = self._head(self._shape.chunk_object_name)
-        try:
-            async with aclosing(self._chunk_choices(first, rest)) as chunk_choices:
-                remarks = self._remarks()  # in the first chunk only
-                async for choice in chunk_choices:
-                    yield event({**head, "choices": [choice], **remarks})
-                    remarks = {}
-            if self._request.include_usage:
-                yield event({**head, "choices": [], "usage": self._generation.usage()})
-        except Exception as error:
-            yield event(as_api_error(error).body())
-        yield DONE
+    async def _events(self, pieces: Pieces) -> AsyncGenerator[bytes, None]:
+        """Yield the events of a stream, one or several at once, beginning with those of `pieces`.
 
-    async def _chunk_choices(self, first: tuple[int, TextPiece], rest: Pieces) -> AsyncGenerator[dict[str, Any], None]:
-        opened: set[int] = set()
-        async with aclosing(_chain(first, rest)) as pieces:
-            async for index, piece in pieces:
-                if index not in opened:
-                    opened.add(index)
-                    opening = self._shape.opening(index)
-                    if opening is not None:
-                        yield opening
-                if piece.text or piece.entries or piece.finish_reason or self._request.return_token_ids:
-                    yield self._shape.chunk(index, piece)
+        An error becomes an event, too, since the status is already sent.
+        """
+        head = self._head(self._shape.chunk_object_name)
+        has_logprobs = self._request.num_logprobs is not None
+        has_token_ids = self._request.return_token_ids
+        writer = ChunkWriter(
+            self._shape,
+            head,
+            first=self._remarks(),
+            has_only_text=not (has_logprobs or has_token_ids),
+            has_token_ids=has_token_ids,
+        )
+        try:
+            while True:
+                events = b"".join([writer.events(index, piece) for index, piece in pieces])
+                if self._generation.is_finished:
+                    break
+                if events:
+                    yield events
+                pieces = await self._generation.next_pieces()
+            if self._request.include_usage:
+                events += event({**head, "choices": [], "usage": self._generation.usage()})
+        except Exception as error:
+            events = event(as_api_error(error).body())
+        yield events + DONE
 
     def _head(self, object_name: str) -> dict[str, Any]:
         return {"id": self._id, "object": object_name, "created": self._created, "model": self._request.model}
@@ -150,10 +145,3 @@ class Answer:
         if self._request.return_token_ids:
             remarks["prompt_token_ids"] = self._prompts if len(self._prompts) > 1 else self._prompts[0]
         return remarks
-
-
-async def _chain(first: tuple[int, TextPiece], rest: Pieces) -> Pieces:
-    async with aclosing(rest):
-        yield first
-        async for item in rest:
-            yield item

@@ -2,10 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from model.detokenizer import Detokenizer
 from model.sampling_params import SamplingParams
@@ -13,8 +12,7 @@ from server.request_timeline import RequestTimeline
 from server.served_model import ServedModel
 from server.stop_strings import StopStrings
 from server.text_stream import TextPiece, TextStream, join_pieces
-
-Item = TypeVar("Item")
+from server.token_stream import TokenStream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +49,17 @@ class Generation:
     ) -> None:
         """Submit all choices; raises EngineUnavailable, and then none of them runs."""
         self._jobs = jobs
+        self._has_news = False  # some choice has something to take
+        self._waiter: asyncio.Future[None] | None = None  # whoever waits for that
+        self._failure: Exception | None = None  # came together with pieces, which are handed out first
         self._choices: list[_Choice] = []
+        self._num_open = sum(len(job.params) for job in jobs)  # choices whose last piece is still to come
         try:
             for job in jobs:
                 for params in job.params:
-                    self._choices.append(_submit(served, job, params, stop, arrived_at_seconds, cache_salt))
+                    tokens = served.engine.submit(job.token_ids, params, cache_salt)
+                    tokens.on_news = self._on_news
+                    self._choices.append(_choice_of(tokens, served, job, params, stop, arrived_at_seconds))
         except BaseException:
             self.end()
             raise
@@ -64,17 +68,45 @@ class Generation:
     def __len__(self) -> int:
         return len(self._choices)
 
-    async def pieces(self) -> AsyncGenerator[tuple[int, TextPiece], None]:
-        """Yield (choice index, piece) as they come, until all choices have ended."""
-        async with aclosing(interleave(self._choices)) as merged:
-            async for index, piece in merged:
-                yield index, piece
+    @property
+    def is_finished(self) -> bool:
+        """The last piece of every choice was returned."""
+        return self._num_open == 0
+
+    async def next_pieces(self) -> list[tuple[int, TextPiece]]:
+        """Wait for what comes next and return it as (choice index, piece), at least one; raises what ended a choice.
+
+        What comes while this is not called gathers at its source.
+        """
+        pieces: list[tuple[int, TextPiece]] = []
+        while not pieces:
+            if self._failure is not None:
+                raise self._failure
+            if not self._has_news:
+                self._waiter = asyncio.get_running_loop().create_future()
+                await self._waiter
+            self._has_news = False
+            try:
+                for index, choice in enumerate(self._choices):
+                    piece = choice.take()
+                    if piece is not None:
+                        pieces.append((index, piece))
+                        self._num_open -= piece.finish_reason is not None
+            except Exception as error:
+                self._failure = error
+        return pieces
+
+    def _on_news(self) -> None:
+        """Wake whoever waits. An asyncio.Event would do, at several times the price, once for each token."""
+        self._has_news = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     async def whole_choices(self) -> list[TextPiece]:
         """Return each choice as one piece, when all have ended."""
         gathered: list[list[TextPiece]] = [[] for _ in self._choices]
-        async with aclosing(self.pieces()) as pieces:
-            async for index, piece in pieces:
+        while not self.is_finished:
+            for index, piece in await self.next_pieces():
                 gathered[index].append(piece)
         return [join_pieces(pieces_of_choice) for pieces_of_choice in gathered]
 
@@ -114,17 +146,15 @@ class _Choice:
         self._stream = stream
         self._timeline = timeline
 
-    def __aiter__(self) -> "_Choice":
-        return self
-
-    async def __anext__(self) -> TextPiece:
+    def take(self) -> TextPiece | None:
+        """Return what has come, None if that is nothing; raises what ended the choice too early."""
         try:
-            piece = await anext(self._stream)
-        except StopAsyncIteration:
-            raise
+            piece = self._stream.take()
         except Exception:
             self._timeline.finish("error")
             raise
+        if piece is None:
+            return None
         if self.num_cached_tokens is None:
             self.num_cached_tokens = piece.num_cached_tokens
         self.num_tokens += len(piece.token_ids)
@@ -138,54 +168,14 @@ class _Choice:
         self._timeline.finish("abort")
 
 
-async def interleave(streams: Sequence[AsyncIterator[Item]]) -> AsyncGenerator[tuple[int, Item], None]:
-    """Yield (index of the stream, item) as items come; the first stream that raises ends it.
-
-    A stream is read on only when its item has been taken, so that what comes meanwhile can gather at its source.
-    """
-    if len(streams) == 1:  # the usual case needs no task
-        async for item in streams[0]:
-            yield 0, item
-        return
-    queue: asyncio.Queue[tuple[int, Item] | Exception | None] = asyncio.Queue(maxsize=1)
-    tasks = [asyncio.create_task(_pump(index, stream, queue)) for index, stream in enumerate(streams)]
-    try:
-        num_open = len(streams)
-        while num_open:
-            news = await queue.get()
-            if news is None:
-                num_open -= 1
-            elif isinstance(news, Exception):
-                raise news
-            else:
-                yield news
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _pump(
-    index: int, stream: AsyncIterator[Item], queue: "asyncio.Queue[tuple[int, Item] | Exception | None]"
-) -> None:
-    try:
-        async for item in stream:
-            await queue.put((index, item))
-    except Exception as error:
-        await queue.put(error)
-    else:
-        await queue.put(None)
-
-
-def _submit(
+def _choice_of(
+    tokens: TokenStream,
     served: ServedModel,
     job: PromptJob,
     params: SamplingParams,
     stop: StopRule,
     arrived_at_seconds: float,
-    cache_salt: str,
 ) -> _Choice:
-    tokens = served.engine.submit(job.token_ids, params, cache_salt)
     stream = TextStream(
         tokens,
         Detokenizer(served.tokenizer),

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import time
+import uuid
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
@@ -19,15 +21,35 @@ logger = logging.getLogger(__name__)
 
 
 def event(payload: dict[str, Any]) -> bytes:
-    """Return one event.
+    """Return one event."""
+    return b"data: " + _json(payload) + b"\n\n"
+
+
+class TextEvent:
+    """Events that differ in one text: all around it is encoded once."""
+
+    def __init__(self, payload: Callable[[str], dict[str, Any]]) -> None:
+        """`payload` returns the event's payload for a text, which stands in it once and as it is."""
+        mark = uuid.uuid4().hex
+        self._before, self._after = event(payload(mark)).split(_json(mark))
+
+    def with_text(self, text: str) -> bytes:
+        """Return the event for a text, the same bytes as those of `event`."""
+        return self._before + _json(text) + self._after
+
+
+def _json(value: Any) -> bytes:
+    """Return a JSON value in which nothing but a line feed would end a line.
 
     Only a line break ends a line of an event, but clients that use str.splitlines() also break lines at three other
     characters; those are escaped. They can only stand inside JSON strings.
     """
-    body = msgspec.json.encode(payload)
+    body = msgspec.json.encode(value)
+    if body.isascii():  # most are
+        return body
     for raw, escaped in ((b"\xc2\x85", b"\\u0085"), (b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029")):
         body = body.replace(raw, escaped)
-    return b"data: " + body + b"\n\n"
+    return body
 
 
 class EventStream(Response):
@@ -64,14 +86,47 @@ class EventStream(Response):
     async def _write(self, send: Send) -> None:
         headers = [(name, value) for name, value in self.raw_headers if name != b"content-length"]
         await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
-        async with aclosing(self._events) as events:
-            async for body in events:
-                try:
-                    async with asyncio.timeout(self._write_timeout_seconds):
+        try:
+            async with asyncio.timeout(None) as limit, aclosing(self._events) as events:
+                with WriteWatch(self._write_timeout_seconds, on_stall=lambda: limit.reschedule(0)) as watch:
+                    async for body in events:
+                        watch.write_began_seconds = time.monotonic()
                         await send({"type": "http.response.body", "body": body, "more_body": True})
-                except TimeoutError:
-                    raise StalledReader from None
+                        watch.write_began_seconds = None
+        except TimeoutError:
+            raise StalledReader from None
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class WriteWatch:
+    """Notices a write that has waited for too long, with one timer for all writes of a stream.
+
+    A timer for each write would cost a good part of what the write costs.
+    """
+
+    def __init__(self, max_seconds: float, on_stall: Callable[[], None]) -> None:
+        self.write_began_seconds: float | None = None  # time.monotonic(); None between writes
+        self._max_seconds = max_seconds
+        self._on_stall = on_stall
+        self._timer: asyncio.TimerHandle
+
+    def __enter__(self) -> "WriteWatch":
+        self._look_after(self._max_seconds)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+    def _look_after(self, seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        began = self.write_began_seconds
+        left_seconds = self._max_seconds if began is None else began + self._max_seconds - time.monotonic()
+        if left_seconds > 0:
+            self._look_after(left_seconds)
+        else:
+            self._on_stall()
 
 
 class StalledReader(Exception):

@@ -21,6 +21,7 @@ async def read(
     stop: list[str] | None = None,
     include_stop_string: bool = False,
     min_tokens: int = 0,
+    has_logprobs: bool = True,
 ) -> tuple[list[TextPiece], list[int]]:
     """Return the pieces of a choice whose tokens come in `batches`, and which requests were aborted."""
     aborted: list[int] = []
@@ -35,16 +36,17 @@ async def read(
     pieces = []
     for index, batch in enumerate(batches):
         is_last = index == len(batches) - 1
-        logprobs = [entry for token_id in batch for entry in fake_logprobs(token_id, 0)]
+        logprobs = [entry for token_id in batch for entry in fake_logprobs(token_id, 0 if has_logprobs else None)]
         output = SequenceOutput(
             request_id=7, token_ids=batch, logprobs=logprobs, finish_reason=finish_reason if is_last else None
         )
         tokens.put(output)
-        pieces.append(await anext(stream))
+        piece = stream.take()
+        assert piece is not None
+        pieces.append(piece)
         if pieces[-1].finish_reason is not None:
             break
-    with pytest.raises(StopAsyncIteration):
-        await anext(stream)
+    assert stream.take() is None
     return pieces, aborted
 
 
@@ -90,6 +92,17 @@ async def test_batches_make_no_difference(
         assert one_by_one[0] == text.encode()[:num_bytes].decode(errors="replace")
 
 
+@given(text=st.text("aé😀\u200d", min_size=1, max_size=12), cuts=st.lists(st.integers(1, 40), max_size=8))
+async def test_the_text_is_the_same_with_and_without_log_probabilities(text: str, cuts: list[int]) -> None:
+    batches = split([*text.encode(), EOS], cuts)
+    with_logprobs, _ = await read(batches, "stop")
+    without, _ = await read(batches, "stop", has_logprobs=False)
+    assert without == [
+        piece._replace(entries=[], received_at_seconds=mine.received_at_seconds)
+        for piece, mine in zip(with_logprobs, without, strict=True)
+    ]
+
+
 async def test_a_stop_string_aborts_the_engine_and_drops_what_came_after_it() -> None:
     pieces, aborted = await read([list(b"one"), list(b" two"), list(b"three")], "length", stop=["w"])
     assert [piece.text for piece in pieces] == ["one", " t"]
@@ -116,7 +129,7 @@ async def test_an_end_that_is_none_of_the_clients_is_an_error(
     stream = TextStream(tokens, Detokenizer(byte_tokenizer()), StopStrings([]))
     tokens.put(SequenceOutput(request_id=1, token_ids=[], finish_reason=finish_reason))
     with pytest.raises(error):
-        await anext(stream)
+        stream.take()
 
 
 async def test_what_came_before_the_engine_died_is_read_first() -> None:
@@ -124,6 +137,8 @@ async def test_what_came_before_the_engine_died_is_read_first() -> None:
     stream = TextStream(tokens, Detokenizer(byte_tokenizer()), StopStrings([]))
     tokens.put(SequenceOutput(request_id=1, token_ids=[97]))
     tokens.fail(EngineDied())
-    assert (await anext(stream)).text == "a"
+    piece = stream.take()
+    assert piece is not None
+    assert piece.text == "a"
     with pytest.raises(EngineDied):
-        await anext(stream)
+        stream.take()

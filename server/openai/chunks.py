@@ -1,0 +1,72 @@
+"""ChunkWriter: the chunks of one streamed answer, as the events of its stream."""
+
+from typing import Any, Protocol
+
+from server.openai.sse import TextEvent, event
+from server.text_stream import TextPiece
+
+
+class ChunkShape(Protocol):
+    """How a kind of request writes a choice's share of a chunk."""
+
+    def chunk(self, index: int, piece: TextPiece) -> dict[str, Any]:
+        """Return a choice's share of one chunk."""
+
+    def opening(self, index: int) -> dict[str, Any] | None:
+        """Return the share that comes before the first text, if there is one."""
+
+
+class ChunkWriter:
+    """Writes the pieces of one answer in turn.
+
+    Most pieces are a token's text and nothing else. Their events differ in the text alone, so all around it is
+    encoded once for each choice.
+    """
+
+    def __init__(
+        self,
+        shape: ChunkShape,
+        head: dict[str, Any],
+        *,
+        first: dict[str, Any],
+        has_only_text: bool,
+        has_token_ids: bool,
+    ) -> None:
+        """`head` is in every chunk, `first` in the first one only.
+
+        `has_only_text` says that a choice's share, the last one apart, tells its text alone; `has_token_ids` that it
+        names the tokens, so that a piece without text has its chunk too.
+        """
+        self._shape = shape
+        self._head = head
+        self._first = first
+        self._has_only_text = has_only_text
+        self._has_token_ids = has_token_ids
+        self._opened: set[int] = set()
+        self._text_events: dict[int, TextEvent] = {}
+
+    def events(self, index: int, piece: TextPiece) -> bytes:
+        """Return the events of the piece that choice `index` has next; it may be none."""
+        if index in self._text_events and piece.finish_reason is None:
+            return self._text_events[index].with_text(piece.text) if piece.text else b""
+        written = b""
+        if index not in self._opened:
+            self._opened.add(index)
+            opening = self._shape.opening(index)
+            if opening is not None:
+                written = self._event(opening)
+        if piece.text or piece.entries or piece.finish_reason or self._has_token_ids:
+            written += self._event(self._shape.chunk(index, piece))
+        if self._has_only_text and not self._first and piece.finish_reason is None:
+            self._text_events[index] = TextEvent(
+                lambda text: self._payload(self._shape.chunk(index, piece._replace(text=text)))
+            )
+        return written
+
+    def _event(self, choice: dict[str, Any]) -> bytes:
+        payload = self._payload(choice) | self._first
+        self._first = {}
+        return event(payload)
+
+    def _payload(self, choice: dict[str, Any]) -> dict[str, Any]:
+        return {**self._head, "choices": [choice]}

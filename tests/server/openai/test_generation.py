@@ -1,0 +1,95 @@
+"""Generation: the pieces of several choices, in the order in which their readers can use them."""
+
+import asyncio
+
+import pytest
+
+from model.sampling_params import SamplingParams
+from scheduler.config import EngineConfig
+from scheduler.messages import SequenceOutput
+from server.metrics import Metrics
+from server.openai.generation import Generation, PromptJob, StopRule
+from server.served_model import ServedModel
+from server.stop_strings import StopStrings
+from server.token_stream import EngineDied, TokenStream
+from tests.fakes import byte_tokenizer
+
+
+class HandEngine:
+    """An engine whose outputs the test puts into the streams itself."""
+
+    is_ready = True
+
+    def __init__(self) -> None:
+        self.streams: list[TokenStream] = []
+        self.aborted: list[int] = []
+
+    def submit(self, prompt_token_ids: list[int], params: SamplingParams, cache_salt: str = "") -> TokenStream:
+        self.streams.append(TokenStream(len(self.streams), self.aborted.append))
+        return self.streams[-1]
+
+    def say(self, index: int, text: str, *, ends: bool = False) -> None:
+        reason = "length" if ends else None
+        self.streams[index].put(SequenceOutput(request_id=index, token_ids=list(text.encode()), finish_reason=reason))
+
+
+def generation_of(engine: HandEngine, num_choices: int) -> Generation:
+    served = ServedModel(
+        name="fake",
+        version="1",
+        created_at=0,
+        max_model_len=512,
+        engine=engine,
+        tokenizer=byte_tokenizer(),
+        chat_template=None,
+        metrics=Metrics("fake", EngineConfig(num_blocks=64, max_model_len=512)),
+    )
+    job = PromptJob(token_ids=[1], params=[SamplingParams(seed=0, max_tokens=9)] * num_choices)
+    stop = StopRule(strings=StopStrings([]), include_match=False, min_tokens=0)
+    return Generation(served, [job], stop, arrived_at_seconds=0.0)
+
+
+async def next_texts(generation: Generation) -> list[tuple[int, str]]:
+    pieces = await asyncio.wait_for(generation.next_pieces(), 5)
+    return [(index, piece.text) for index, piece in pieces]
+
+
+async def test_what_came_for_several_choices_is_returned_together_and_joined_by_choice() -> None:
+    engine = HandEngine()
+    generation = generation_of(engine, 3)
+    waiting = asyncio.create_task(next_texts(generation))
+    await asyncio.sleep(0)
+    engine.say(2, "c")
+    engine.say(0, "a")
+    engine.say(0, "aa")
+    assert await waiting == [(0, "aaa"), (2, "c")]
+    engine.say(1, "b", ends=True)
+    assert await next_texts(generation) == [(1, "b")]
+    assert not generation.is_finished
+    engine.say(0, "", ends=True)
+    engine.say(2, "", ends=True)
+    assert await next_texts(generation) == [(0, ""), (2, "")]
+    assert generation.is_finished
+    assert generation.usage()["completion_tokens"] == 5
+
+
+async def test_what_the_other_choices_said_before_one_died_is_not_lost() -> None:
+    engine = HandEngine()
+    generation = generation_of(engine, 3)
+    engine.say(0, "a")
+    engine.streams[1].fail(EngineDied())
+    assert await next_texts(generation) == [(0, "a")]
+    for _ in range(2):
+        with pytest.raises(EngineDied):
+            await next_texts(generation)
+    generation.end()
+    assert engine.aborted == [0, 2]
+
+
+async def test_a_wait_that_was_given_up_leaves_what_comes_later_to_the_next_one() -> None:
+    engine = HandEngine()
+    generation = generation_of(engine, 1)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(generation.next_pieces(), 0.01)
+    engine.say(0, "a")
+    assert await next_texts(generation) == [(0, "a")]
