@@ -1,4 +1,4 @@
-"""The command line: `caravan serve`, `pull`, `inspect`, `plan` and `chat`."""
+"""The command line: `caravan serve`, `pull`, `inspect`, `plan`, `chat` and `bench`."""
 
 import asyncio
 import inspect
@@ -10,9 +10,12 @@ from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 import typer
 
+from server.bench.lengths import NOTATION, parse_concurrency, parse_lengths
 from server.model_errors import ModelNotFound, ModelUnavailable
 from server.model_store import DEFAULT_MODEL, resolve_model
 from server.settings import ENV_PREFIX, Settings, WrongSettings, load_settings
+
+_FILE_COLUMNS = 140  # of tables that do not go to a terminal
 
 Model = Annotated[str, typer.Argument(help=str(Settings.model_fields["model"].description))]
 
@@ -26,6 +29,7 @@ def main() -> None:
     app.command("inspect")(inspect_)
     app.command("plan")(plan)
     app.command("chat")(chat)
+    app.command("bench")(bench)
     app()
 
 
@@ -143,6 +147,72 @@ def chat(
         url, model=model, system=system, temperature=temperature, stdin=sys.stdin, stdout=sys.stdout, stderr=sys.stderr
     )
     raise typer.Exit(code)
+
+
+def bench(
+    url: Annotated[str, typer.Argument(help="Where the server is, of any make with OpenAI's API.")],
+    model: Annotated[str | None, typer.Option(help="Name of the model. Default: the server's first.")] = None,
+    concurrency: Annotated[str, typer.Option(help="Requests at a time; several loads with commas: 1,8,32.")] = "1,8,32",
+    rate: Annotated[
+        float | None, typer.Option(help="Instead: so many arrivals a second, at random.", min=0.001)
+    ] = None,
+    trace: Annotated[Path | None, typer.Option(help="Instead: times and lengths of a trace (Azure's CSV).")] = None,
+    time_scale: Annotated[float, typer.Option(help="Multiplies times of a trace; 0.5 is twice as fast.", min=0)] = 1.0,
+    prompt: Annotated[str, typer.Option(help=f"Tokens of a prompt: {NOTATION}.")] = "128",
+    output: Annotated[str, typer.Option(help="Tokens of an answer, written the same way.")] = "128",
+    shared_prefix: Annotated[int, typer.Option(help="Tokens before each prompt that are always the same.", min=0)] = 0,
+    requests: Annotated[int | None, typer.Option(help="Requests of each load.", min=1)] = None,
+    duration: Annotated[float | None, typer.Option(help="Seconds after which no request is sent.", min=0)] = None,
+    stream: Annotated[bool, typer.Option(help="Stream the answers.")] = True,
+    chat: Annotated[bool, typer.Option(help="Ask /v1/chat/completions.")] = False,
+    temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.0,
+    max_first_token: Annotated[float | None, typer.Option(help="Bound for goodput, in milliseconds.")] = None,
+    max_between_tokens: Annotated[float | None, typer.Option(help="The same, for a request's mean gap.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds for each request.", min=0.001)] = 600.0,
+    seed: Annotated[int, typer.Option(help="Of prompts, lengths and arrivals.")] = 0,
+    api_key: Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write all figures to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw latencies into this file: .png, .svg or .pdf.")] = None,
+) -> None:
+    """Put load on a server and say how it answers: latencies, throughput, errors."""
+    from rich.console import Console
+
+    from server.bench import BenchFailed
+    from server.bench.command import bench_command
+    from server.bench.run import BenchOptions
+
+    if rate is not None and trace is not None:
+        _fail("--rate and --trace exclude each other.", 2)
+    console = Console() if sys.stdout.isatty() else Console(width=_FILE_COLUMNS)
+    try:
+        options = BenchOptions(
+            url=url,
+            model=model,
+            api_key=api_key,
+            is_chat=chat,
+            is_stream=stream,
+            concurrency=parse_concurrency(concurrency),
+            rate=rate,
+            trace=trace,
+            time_scale=time_scale,
+            prompt=parse_lengths(prompt),
+            output=parse_lengths(output),
+            shared_prefix_tokens=shared_prefix,
+            max_requests=requests,
+            max_seconds=duration,
+            timeout_seconds=timeout,
+            max_first_token_seconds=None if max_first_token is None else max_first_token / 1000,
+            max_between_tokens_seconds=None if max_between_tokens is None else max_between_tokens / 1000,
+            temperature=temperature,
+            seed=seed,
+        )
+    except ValueError as error:
+        _fail(str(error), 2)
+    try:
+        is_all_answered = bench_command(options, json_path=json, plot_path=plot, console=console)
+    except BenchFailed as error:
+        _fail(str(error))
+    raise typer.Exit(0 if is_all_answered else 1)
 
 
 def _resolved(model: str) -> Path:
