@@ -2,15 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 MODEL ?= smollm2
+BENCH ?= --concurrency 1,8,32
 
-.PHONY: help serve test check fix bench
+.PHONY: help serve test check fix bench compare
 
 help:
 	@echo "make serve   install and serve MODEL (default smollm2) on 127.0.0.1:8000; options in CARAVAN_* variables"
 	@echo "make test    install what the tests need and run them all"
 	@echo "make check   formatting, lint, types, import rule"
 	@echo "make fix     format and mend what can be mended"
-	@echo "make bench   measure a server on this machine"
+	@echo "make bench   start the server and measure it; make compare PEERS=FOLDER measures others beside it"
 
 serve: .venv/serve.stamp
 	$(BIN)/caravan serve $(MODEL)
@@ -29,7 +30,12 @@ fix: .venv/dev.stamp
 	$(BIN)/ruff format .
 
 bench: .venv/serve.stamp
-	$(BIN)/python -m benchmarks.serve --model $(MODEL)
+	@$(BIN)/caravan serve $(MODEL) --port 8765 & server=$$!; trap "kill $$server" EXIT; \
+	until curl -sf http://127.0.0.1:8765/readyz > /dev/null; do kill -0 $$server || exit 1; sleep 0.2; done; \
+	$(BIN)/caravan bench http://127.0.0.1:8765 $(BENCH)
+
+compare: .venv/dev.stamp
+	$(BIN)/python -m benchmarks.compare $(PEERS) --model $(MODEL)
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Caravan needs Python 3.11 or newer: make PYTHON=...")'

