@@ -1,9 +1,9 @@
 """Measure what the API process costs: its CPU time for each streamed token and for each request.
 
-`python -m benchmarks.api_process` starts the real API process over an engine without a model (or with one, in int8, with
---real-engine), which sends one frame each step for all streams, and reads the streams from another process. Long and
-short streams are run in turn; their difference is the cost of a token, what is left of the short ones that of a request.
-With --profile it prints where the time goes, under cProfile, which itself costs about as much.
+`python -m benchmarks.api_process` starts the real API process and reads its streams from another process. The engine
+has no model and sends one frame each step; with --real-engine it is the real one, in int8. Long and short streams are
+run in turn; their difference is the cost of a token, what is left of the short ones that of a request. With --profile
+it prints where the time goes, under cProfile, which itself costs about as much.
 """
 
 import argparse
@@ -98,9 +98,9 @@ def run_streams(port: int, num_streams: int, arguments: argparse.Namespace, max_
     num_events = 0
     with selectors.DefaultSelector() as selector:
         for _ in range(num_streams):
-            connection = socket.create_connection(("127.0.0.1", port))
-            connection.sendall(request)
-            selector.register(connection, selectors.EVENT_READ, connection)
+            opened = socket.create_connection(("127.0.0.1", port))
+            opened.sendall(request)
+            selector.register(opened, selectors.EVENT_READ, opened)
         while selector.get_map():
             for key, _ in selector.select():
                 connection: socket.socket = key.data

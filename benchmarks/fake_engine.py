@@ -95,6 +95,7 @@ def main() -> None:
         num_parameters=0,
         weight_bytes=0,
         kv_cache_bytes=1,
+        kv_cache_dtype="none",
         weights="none: a fake engine",
         load_seconds=0.0,
     )

@@ -45,7 +45,8 @@ _OURS = {"bfloat16": "none", "int8": "int8", "int4": "int4"}
 
 
 def _caravan(model: str, dtype: str, quantization: str) -> Variant:
-    options = ("--port", "{port}", "--quantization", quantization, "--kv-cache-memory", "2GiB")
+    # Random prompts often lead to text that repeats itself, which would flatter speculation.
+    options = ("--port", "{port}", "--quantization", quantization, "--kv-cache-memory", "2GiB", "--speculation", "off")
     return Variant(
         f"Caravan {dtype}",
         "caravan",

@@ -6,7 +6,7 @@ import pytest
 
 from model.sampling_params import SamplingParams
 from scheduler.config import EngineConfig
-from scheduler.messages import SequenceOutput
+from scheduler.messages import FinishReason, SequenceOutput
 from server.metrics import Metrics
 from server.openai.generation import Generation, PromptJob, StopRule
 from server.served_model import ServedModel
@@ -29,7 +29,7 @@ class HandEngine:
         return self.streams[-1]
 
     def say(self, index: int, text: str, *, ends: bool = False) -> None:
-        reason = "length" if ends else None
+        reason: FinishReason | None = "length" if ends else None
         self.streams[index].put(SequenceOutput(request_id=index, token_ids=list(text.encode()), finish_reason=reason))
 
 
@@ -65,11 +65,11 @@ async def test_what_came_for_several_choices_is_returned_together_and_joined_by_
     assert await waiting == [(0, "aaa"), (2, "c")]
     engine.say(1, "b", ends=True)
     assert await next_texts(generation) == [(1, "b")]
-    assert not generation.is_finished
+    was_finished = generation.is_finished
     engine.say(0, "", ends=True)
     engine.say(2, "", ends=True)
     assert await next_texts(generation) == [(0, ""), (2, "")]
-    assert generation.is_finished
+    assert (was_finished, generation.is_finished) == (False, True)
     assert generation.usage()["completion_tokens"] == 5
 
 

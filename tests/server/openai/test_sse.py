@@ -45,7 +45,7 @@ def test_half_of_a_surrogate_pair_is_refused_either_way() -> None:
 
 
 SHAPES: list[ChunkShape] = [
-    CompletionShape(CompletionRequest(model="m", prompt="hi"), byte_tokenizer()),
+    CompletionShape(CompletionRequest.model_validate({"model": "m", "prompt": "hi"}), byte_tokenizer()),
     ChatShape(
         ChatRequest.model_validate({"model": "m", "messages": [{"role": "user", "content": "hi"}]}), byte_tokenizer()
     ),
