@@ -47,13 +47,16 @@ def main() -> None:
     results: dict[str, Any] = {"runs": []}
     if arguments.results.exists() and not arguments.fresh:
         results = json.loads(arguments.results.read_text())
-    results["machine"] = machine()
+    here = machine()
+    if results.setdefault("machine", here) != here:
+        raise SystemExit(f"{arguments.results} is of another machine; start anew with --fresh.")
     results["absent"] = [variant.name for variant in known if not variant.is_installed]
     wanted = tuple(arguments.only.split(",")) if arguments.only else ("",)
     chosen = [variant for variant in known if variant.is_installed and variant.name.startswith(wanted)]
     for name in results["absent"]:
         print(f"{name}: not installed")
     for number in range(arguments.rounds):
+        name_of_round = time.strftime("%Y-%m-%d %H:%M:%S")  # ratios are of runs of one round
         for variant in chosen:
             print(f"round {number + 1}: {variant.name}", end="", flush=True)
             try:
@@ -62,7 +65,7 @@ def main() -> None:
                 print(f": {error}")
                 continue
             print("".join(f", {name} {figures['rate']:.0f}" for name, figures in result["workloads"].items()))
-            results["runs"].append(result)
+            results["runs"].append(result | {"round": name_of_round})
             arguments.results.write_text(json.dumps(results, indent=1) + "\n")
     write_page(results, known, arguments.page)
     print(f"{arguments.page} is written.")

@@ -22,7 +22,7 @@ def write_page(results: dict[str, Any], known: Sequence[Variant], page: Path) ->
     parts = [
         "# Benchmarks",
         "Caravan beside other servers on CPUs, each with its best settings ([benchmarks/variants.py]"
-        "(../benchmarks/variants.py)), the same weights, one server at a time, in turn, and the same client "
+        "(../benchmarks/variants.py); Caravan without speculation, which random prompts would flatter), the same weights, one server at a time, in turn, and the same client "
         "(`caravan bench`). This page is written by `make compare PEERS=FOLDER`; "
         "[benchmarks/peers.md](../benchmarks/peers.md) says how to fill the folder.",
         f"{machine['processor']}; {machine['cores']} cores; {machine['features']}; {machine['memory']}; "
@@ -35,7 +35,7 @@ def write_page(results: dict[str, Any], known: Sequence[Variant], page: Path) ->
         "![Output tokens a second](figures/benchmark-streams.svg)",
         "![Total tokens a second](figures/benchmark-prompts.svg)",
         "## Ratios\n\nCaravan's rate over the best rate of any other server in the same round, and over the best "
-        "among those in 16 bits; medians of the rounds.",
+        "among those in 16 bits; medians of the rounds that have all of them.",
         _ratios(measured, rounds),
         "## Latency\n\nIn milliseconds, p50 / p99, medians of the rounds: the first token, and between tokens.",
         _latencies(measured, rounds),
@@ -97,12 +97,16 @@ def _row_of_ratios(variant: Variant, others: Sequence[Variant], rounds: dict[str
     cells = []
     for workload in WORKLOADS:
 
-        def rates(one: Variant, name: str = workload.name) -> list[float]:
-            return [run["workloads"][name]["rate"] for run in rounds[one.name]]
+        def rates(one: Variant, name: str = workload.name) -> dict[str, float]:
+            return {run["round"]: run["workloads"][name]["rate"] for run in rounds[one.name]}
 
-        num_rounds = min(len(rounds[one.name]) for one in (variant, *others))
-        ratios = [rates(variant)[i] / max(rates(other)[i] for other in others) for i in range(-num_rounds, 0)]
-        best = max(others, key=lambda other: statistics.median(rates(other)))
+        mine, theirs = rates(variant), [rates(other) for other in others]
+        common = [name for name in mine if all(name in one for one in theirs)]
+        if not common:
+            cells.append("")
+            continue
+        ratios = [mine[name] / max(one[name] for one in theirs) for name in common]
+        best = max(others, key=lambda other: statistics.median(rates(other).values()))
         cells.append(f"**{statistics.median(ratios):.2f}** <br>{best.name}")
     return cells
 
