@@ -22,9 +22,9 @@ def write_page(results: dict[str, Any], known: Sequence[Variant], page: Path) ->
     parts = [
         "# Benchmarks",
         "Caravan beside other servers on CPUs, each with its best settings ([benchmarks/variants.py]"
-        "(../benchmarks/variants.py); Caravan without speculation, which random prompts would flatter), the same weights, one server at a time, in turn, and the same client "
-        "(`caravan bench`). This page is written by `make compare PEERS=FOLDER`; "
-        "[benchmarks/peers.md](../benchmarks/peers.md) says how to fill the folder.",
+        "(../benchmarks/variants.py); Caravan without speculation, which random prompts would flatter), the same "
+        "weights, one server at a time, in turn, and the same client (`caravan bench`). This page is written by "
+        "`make compare PEERS=FOLDER`; [benchmarks/peers.md](../benchmarks/peers.md) says how to fill the folder.",
         f"{machine['processor']}; {machine['cores']} cores; {machine['features']}; {machine['memory']}; "
         f"{machine['system']}. The model is the default one, SmolLM2-135M-Instruct.",
         _versions(measured, rounds, results["absent"]),
