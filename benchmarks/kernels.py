@@ -1,7 +1,7 @@
 """Measure the kernels against what this machine can do: `python -m benchmarks.kernels`.
 
-Linear layers of the model at several numbers of rows, attention of 16 sequences that decode at several contexts, and of
-a prefill; beside each figure its share of the limit, which is reading bytes or multiplying, whichever takes longer.
+Linear layers of the model at several numbers of rows, whole steps, attention of 16 sequences that decode at several
+contexts, and of a prefill; beside each figure its share of the limit, which is reading bytes or multiplying, whichever takes longer.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from model.config import ModelConfig
 from model.cpu.build import load_kernels
 from model.cpu.linear import PackedLinear, Quantization
 from model.cpu.llama import CpuLlama
+from model.forward_batch import ForwardBatch
 from model.kv_cache import KVCache, kv_bytes_per_token
 from model.loader import load_model, open_checkpoint
 from server.model_store import DEFAULT_MODEL, resolve_model
@@ -26,6 +27,7 @@ BLOCK_SIZE = 16
 NUM_SEQUENCES = 16
 CONTEXTS = (128, 1024, 4096)
 NUM_ROWS = (1, 8, 32, 512)
+STEPS = ((1, 1, 128), (8, 1, 128), (32, 1, 128), (1, 512, 512))  # sequences, tokens of each, context
 MAX_BANDWIDTH_LOSS = 0.7  # share of the read bandwidth at which the keys and values of a longer context must be read
 CPU = torch.device("cpu")
 
@@ -91,6 +93,38 @@ def measure_linears(model: CpuLlama, name: str, peak: float, machine: Machine, s
 
         elapsed = best_seconds(run, seconds)
         print_line(f"linear {name}, {num_rows} rows", elapsed, num_bytes, 2 * num_weights * num_rows, peak, machine)
+
+
+def measure_steps(model: CpuLlama, name: str, peak: float, machine: Machine, seconds: float) -> None:
+    """Print how long the whole model takes for steps that decode and for one that prefills."""
+    config = model.config
+    linears = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    num_weights = sum(linear.in_features * linear.out_features for linear in linears if linear is not model.output)
+    num_head_weights = model.output.in_features * model.output.out_features
+    for num_sequences, num_queries, length in STEPS:
+        tables = torch.randperm(num_sequences * length // BLOCK_SIZE).int().view(num_sequences, -1)
+        owners = torch.arange(num_sequences).repeat_interleave(num_queries)
+        positions = torch.arange(length - num_queries, length).repeat(num_sequences)
+        starts = torch.arange(num_sequences + 1, dtype=torch.int32) * num_queries
+        batch = ForwardBatch(
+            token_ids=torch.randint(config.vocab_size, (len(owners),)),
+            positions=positions,
+            slot_mapping=tables[owners, positions // BLOCK_SIZE].long() * BLOCK_SIZE + positions % BLOCK_SIZE,
+            query_start_loc=starts,
+            seq_lens=torch.full((num_sequences,), length, dtype=torch.int32),
+            block_tables=tables,
+            logits_rows=starts[1:].long() - 1,
+        )
+        cache = KVCache(config, tables.numel(), BLOCK_SIZE, torch.bfloat16, CPU)
+        for pool in cache.keys + cache.values:
+            pool.zero_()
+        elapsed = best_seconds(lambda: model(batch, cache), seconds)  # noqa: B023  # runs at once
+        num_pairs = num_sequences * sum(range(length - num_queries + 1, length + 1))
+        num_operations = 2 * num_weights * len(owners) + 2 * num_head_weights * num_sequences
+        num_operations += 4 * config.num_layers * config.num_heads * config.head_dim * num_pairs
+        num_bytes = sum(linear.packed.nbytes for linear in linears) + cache.num_bytes
+        title = f"step {name}, {num_sequences} x {num_queries} at context {length}"
+        print_line(title, elapsed, num_bytes, num_operations, peak, machine)
 
 
 class Attention:
@@ -163,17 +197,19 @@ def main() -> None:
     print(", ".join(f"{peak / 1e9:.0f} GOP/s in {name}" for name, peak in peaks.items()))
     checkpoint = open_checkpoint(resolve_model(arguments.model, print))
     kernels = load_kernels()
-    modes: dict[Quantization, str] = {"none": "bfloat16", "int8": "int8"}
-    for quantization, name in modes.items() if arguments.only != "attention" else ():
+    modes: dict[Quantization, str] = {"none": "bfloat16", "int8": "int8", "int4": "bfloat16"}  # multiplied in
+    for quantization, multiplied in modes.items() if arguments.only != "attention" else ():
         model = load_model(
             checkpoint,
             torch.bfloat16,
             CPU,
-            64,
+            STEPS[-1][-1],
             lambda config: CpuLlama(config, kernels, quantization),  # noqa: B023
         )
         assert isinstance(model, CpuLlama)
-        measure_linears(model, name, peaks[name], machine, arguments.seconds)
+        name = "bfloat16" if quantization == "none" else quantization
+        measure_linears(model, name, peaks[multiplied], machine, arguments.seconds)
+        measure_steps(model, name, peaks[multiplied], machine, arguments.seconds)
     if arguments.only != "linear":
         measure_attention(checkpoint.config, kernels, machine, arguments.seconds)
 

@@ -215,8 +215,8 @@ def main() -> None:
     print(verdict(results), end="")
     arguments.out.write_text(
         f"# Quality\n\nWritten by `python -m benchmarks.quality`: {path.name}, windows of {arguments.window:,} tokens, "
-        f"chunks of {arguments.chunk:,}.\nEverything runs through the kernels and the paged KV cache that serve; "
-        f"the same next token and the divergence are\nagainst plain PyTorch in float32.\n\n"
+        f"chunks of {arguments.chunk:,}.\nEverything but float32, which is plain PyTorch, runs through the kernels "
+        f"and the paged KV cache that serve;\nthe same next token and the divergence are against float32.\n\n"
         f"{verdict(results)}\n{table(results)}".rstrip()
         + "\n"
     )

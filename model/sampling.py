@@ -40,7 +40,7 @@ def needs_history(params: SamplingParams) -> bool:
 
 
 def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[Sample | None]:
-    """Return the next token of each row of logits [S, vocab_size]; None for a row that holds NaN or infinity."""
+    """Return the next token of each row of logits [S, vocab_size]; None for a row that holds NaN or plus infinity."""
     assert logits.shape[0] == len(rows)
     maxima, best_ids = largest_logits(logits)
     token_ids: list[int] = best_ids.tolist()

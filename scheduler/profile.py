@@ -49,7 +49,7 @@ class Profile:
         if not self._num_steps:
             return
         if self._model_seconds is not None:
-            linears, attention, _ = self._model_seconds.tolist()
+            linears, attention = self._model_seconds.tolist()
             self._seconds["linears"], self._seconds["attention"] = linears, attention
             self._seconds["rest"] -= linears + attention
             self._model_seconds.zero_()

@@ -12,9 +12,9 @@ from itertools import islice
 from model.sample import Sample
 from scheduler.block_pool import BlockPool
 from scheduler.config import EngineConfig
-from scheduler.messages import FinishReason, Request, SequenceOutput, StepOutput, StepStats, TokenLogprobs
+from scheduler.messages import FinishReason, Request, SequenceOutput, StepOutput, StepStats
 from scheduler.sequence import ScheduledSequence, Sequence
-from scheduler.speculation import MAX_ROWS, PromptLookup, share_out
+from scheduler.speculation import MAX_DRAFT_TOKENS, MAX_ROWS, PromptLookup, share_out
 
 
 class Scheduler:
@@ -136,7 +136,8 @@ class Scheduler:
         candidates = [index for index, scheduled in enumerate(plan) if scheduled.wants_logits]
         if num_rows >= max_rows or not candidates:
             return plan
-        has_spare_blocks = self.pool.num_free > 2 * len(self.running)  # a guess shall not be why one is preempted
+        # No guess shall be why a sequence is preempted: each may want a block in the next step, its guess some now.
+        has_spare_blocks = self.pool.num_free > len(self.running) * (1 + self._num_blocks_for(MAX_DRAFT_TOKENS))
         lookups: list[PromptLookup] = []
         limits: list[int] = []
         for sequence in (plan[index].sequence for index in candidates):
@@ -257,7 +258,7 @@ class Scheduler:
             reason = self._finish_reason(sequence)
             if reason is not None or sample.token_id != guess:
                 break
-        outputs = [_output(sequence, accepted, reason)] if accepted else []
+        outputs = [sequence.output(accepted, reason)] if accepted else []
         if not is_finite:
             return [*outputs, self._fail(sequence, "The model's output for this request was not a finite number.")]
         num_guessed_right = max(len(accepted) - 1, 0)
@@ -305,23 +306,3 @@ class Scheduler:
         self._num_preemptions = 0
         self._prefix_cache_queries = 0
         self._prefix_cache_hits = 0
-
-
-def _output(sequence: Sequence, samples: list[Sample], reason: FinishReason | None) -> SequenceOutput:
-    """Return what the API process hears of the tokens a step brought a sequence."""
-    return SequenceOutput(
-        request_id=sequence.request.request_id,
-        token_ids=[sample.token_id for sample in samples],
-        logprobs=[
-            TokenLogprobs(
-                logprob=sample.logprob,
-                top_token_ids=list(sample.top_token_ids),
-                top_logprobs=list(sample.top_logprobs),
-            )
-            for sample in samples
-            if sample.logprob is not None
-        ],
-        finish_reason=reason,
-        num_cached_tokens=sequence.num_cached_tokens,
-        scheduled_at_seconds=sequence.scheduled_at_seconds,
-    )

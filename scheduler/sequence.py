@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from model.sample import Sample
 from scheduler.block_pool import block_hash, root_hash
-from scheduler.messages import Request
+from scheduler.messages import FinishReason, Request, SequenceOutput, TokenLogprobs
 from scheduler.speculation import PromptLookup
 
 
@@ -52,6 +53,25 @@ class Sequence:
     def output_token_ids(self) -> list[int]:
         """Tokens produced so far."""
         return self.token_ids[self.num_prompt_tokens :]
+
+    def output(self, samples: list[Sample], reason: FinishReason | None) -> SequenceOutput:
+        """Return what the API process hears of the tokens that a step brought."""
+        return SequenceOutput(
+            request_id=self.request.request_id,
+            token_ids=[sample.token_id for sample in samples],
+            logprobs=[
+                TokenLogprobs(
+                    logprob=sample.logprob,
+                    top_token_ids=list(sample.top_token_ids),
+                    top_logprobs=list(sample.top_logprobs),
+                )
+                for sample in samples
+                if sample.logprob is not None
+            ],
+            finish_reason=reason,
+            num_cached_tokens=self.num_cached_tokens,
+            scheduled_at_seconds=self.scheduled_at_seconds,
+        )
 
     def hashes(self, num_blocks: int, block_size: int) -> list[bytes]:
         """Return the prefix hashes of the first num_blocks blocks, which must be full of tokens."""

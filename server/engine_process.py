@@ -101,6 +101,8 @@ class EngineProcess(asyncio.Protocol):
             match self._decoder.decode(body):
                 case StepOutput() as output:
                     self._on_step(output)
+                case EngineReady() | EngineFailed() if self._report.done():  # nobody waits for it any more
+                    pass
                 case EngineReady() as report:
                     self._report.set_result(report)
                 case EngineFailed(reason=reason):

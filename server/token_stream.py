@@ -59,12 +59,19 @@ class TokenStream:
         self._on_abort(self.request_id)
 
     def take(self) -> SequenceOutput | None:
-        """Return what has gathered, None if that is nothing; raises the error that ended the stream."""
+        """Return what has gathered, None if that is nothing; raises the error that ended the stream.
+
+        An end that is no good comes by itself, after what was produced before it.
+        """
         if not self._outputs:
             if self._error is not None:
                 raise self._error
             return None
         outputs, self._outputs = self._outputs, []
+        if len(outputs) > 1 and outputs[-1].finish_reason in ("error", "abort"):
+            self._outputs.append(outputs.pop())
+        if self._outputs or self._error is not None:
+            self.on_news()  # there is more to take
         return outputs[0] if len(outputs) == 1 else _joined(outputs)
 
 

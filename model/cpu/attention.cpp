@@ -41,7 +41,7 @@ class Attention {
 
   void run() {
     list_units();
-    std::unique_ptr<float[]> outputs(new float[num_partials_ * width_]);
+    std::unique_ptr<float[]> outputs(new float[num_partials_ * width_]());  // zero where a split is out of the window
     std::vector<Partial> partials(num_partials_);
     for (int64_t i = 0; i < num_partials_; i++) partials[i].output = &outputs[i * width_];
     share_out(units_.size(), [&](int64_t i) {

@@ -16,7 +16,7 @@ namespace caravan {
 namespace {  // of attention.cpp alone
 
 constexpr int64_t kSplit = 256;    // tokens of one softmax
-constexpr int kColumns = kHasManyRegisters ? 4 : 2;  // tiles, or groups of 16 head dimensions, side by side
+constexpr int kSideBySide = kHasManyRegisters ? 4 : 2;  // tiles, or groups of 16 head dimensions, side by side
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
 
 // A row that multiplies what lies in pages: numbers of their own type or, for bytes, whole numbers of 15 bits in two
@@ -185,8 +185,8 @@ void attend_split(const Context<P>& context, const Row<P>* rows, int64_t start, 
       }
   };
   int64_t position = begin;
-  for (; position + (kColumns - 1) * kLanes < end; position += kColumns * kLanes)
-    score(position, std::integral_constant<int, kColumns>{});
+  for (; position + (kSideBySide - 1) * kLanes < end; position += kSideBySide * kLanes)
+    score(position, std::integral_constant<int, kSideBySide>{});
   for (; position < end; position += kLanes) score(position, std::integral_constant<int, 1>{});
 
   alignas(64) Part weights[R * kParts][kSplit];
@@ -249,8 +249,8 @@ void attend_split(const Context<P>& context, const Row<P>* rows, int64_t start, 
       for (int c = 0; c < C; c++) store(partials[r].output + column + c * kLanes, product<P>(factors, sums, r, c));
   };
   int64_t column = 0;
-  for (; column + kColumns * kLanes <= head_dim; column += kColumns * kLanes)
-    mix(column, std::integral_constant<int, kColumns>{});
+  for (; column + kSideBySide * kLanes <= head_dim; column += kSideBySide * kLanes)
+    mix(column, std::integral_constant<int, kSideBySide>{});
   for (; column < head_dim; column += kLanes) mix(column, std::integral_constant<int, 1>{});
 }
 

@@ -118,6 +118,6 @@ class CpuLlama(Llama):
         return product
 
     def start_profile(self) -> Tensor:
-        """Return where from now on the seconds spent in linear layers, in attention and in rotating are summed up."""
-        self._seconds = torch.zeros(3, dtype=torch.float64)
+        """Return where from now on the seconds spent in linear layers and in attention are summed up."""
+        self._seconds = torch.zeros(2, dtype=torch.float64)
         return self._seconds

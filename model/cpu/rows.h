@@ -4,6 +4,7 @@
 #include <memory>
 #include <utility>
 
+#include "bytes.h"
 #include "threads.h"
 #include "vector.h"
 
@@ -108,16 +109,9 @@ struct ByteRows {
     for (int64_t group = 0; group < num_groups; group++) {
       const float* from = numbers + group * kGroup;
       int8_t* to = &values[row * width + group * kGroup];
-      f32x16 low = load_floats(from), high = load_floats(from + kLanes);
-      // As integers the magnitudes have the order of the numbers, with infinity and NaN above them.
-      u32x16 low_bits = (u32x16)low & 0x7fffffff, high_bits = (u32x16)high & 0x7fffffff;
-      uint32_t largest_bits = maximum_of(low_bits > high_bits ? low_bits : high_bits);
-      float largest;
-      std::memcpy(&largest, &largest_bits, sizeof largest);
-      const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
-      const float shift = 12582912.0f;  // adding it rounds to a whole number, in the lowest bits
-      i32x16 low_values = (i32x16)(low * inverse + shift) - 0x4b400000;
-      i32x16 high_values = (i32x16)(high * inverse + shift) - 0x4b400000;
+      const float largest = largest_of(from, kGroup), inverse = inverse_of(largest, 127);
+      const i32x16 low_values = round_to_whole(load_floats(from) * inverse);
+      const i32x16 high_values = round_to_whole(load_floats(from + kLanes) * inverse);
       store(to, __builtin_convertvector(low_values, i8x16));
       store(to + kLanes, __builtin_convertvector(high_values, i8x16));
       scales[row * num_groups + group] = largest / 127.0f;

@@ -65,9 +65,6 @@ class Generation:
             raise
         served.metrics.observe_request(len(jobs[0].params))
 
-    def __len__(self) -> int:
-        return len(self._choices)
-
     @property
     def is_finished(self) -> bool:
         """The last piece of every choice was returned."""

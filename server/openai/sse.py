@@ -55,7 +55,7 @@ def _json(value: Any) -> bytes:
 class EventStream(Response):
     """A response that writes events until they end, the client goes away, or it takes nothing for too long.
 
-    `on_end` is called in every case, once, after the last write.
+    Once it is called, it calls `on_end` in every case, after the last write.
     """
 
     media_type = "text/event-stream"
@@ -93,9 +93,10 @@ class EventStream(Response):
                         watch.write_began_seconds = time.monotonic()
                         await send({"type": "http.response.body", "body": body, "more_body": True})
                         watch.write_began_seconds = None
+                    watch.write_began_seconds = time.monotonic()
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
         except TimeoutError:
             raise StalledReader from None
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 class WriteWatch:

@@ -120,7 +120,9 @@ def test_the_install_and_start_lines_of_the_image_work_in_an_empty_environment(t
     start = json.loads(arguments_of("ENTRYPOINT")[0]) + json.loads(arguments_of("CMD")[-1])
     shown = subprocess.run([*start, "--help"], cwd=tmp_path, env=environ, check=True, capture_output=True, text=True)
     assert "Usage: caravan serve" in shown.stdout
-    build = "from model.cpu.build import load_kernels; print(load_kernels().make_layers)"  # the sources are installed, too
+    build = (
+        "from model.cpu.build import load_kernels; print(load_kernels().make_layers)"  # the sources are installed, too
+    )
     environ["XDG_CACHE_HOME"] = str(tmp_path / "cache")
     built = subprocess.run(
         ["python", "-c", build], cwd=tmp_path, env=environ, check=True, capture_output=True, text=True

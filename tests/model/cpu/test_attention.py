@@ -93,6 +93,18 @@ def test_the_kernel_agrees_with_the_reference(
 
 
 @pytest.mark.parametrize(("dtype", "pool"), POOLS)
+def test_a_split_outside_the_window_adds_nothing_whatever_memory_held(
+    kernels: Any, dtype: torch.dtype, pool: torch.dtype | None
+) -> None:
+    case = Case(dtype, lengths=[700], num_queries=[1], heads=(3, 1), pool=pool)  # few units: one for each split
+    expected = case.run(ReferenceAttention(), 7)
+    for size in (48, 144, 160, 432) * 8:  # what is freed here is what the kernel may be given
+        torch.full((size,), torch.nan)
+    ours = case.run(CpuAttention(kernels), 7)
+    torch.testing.assert_close(ours, expected, atol=tolerance(dtype, pool), rtol=tolerance(dtype, pool))
+
+
+@pytest.mark.parametrize(("dtype", "pool"), POOLS)
 @pytest.mark.parametrize("heads", [(4, 4), (8, 2), (6, 1), (16, 2)], ids=str)
 @pytest.mark.parametrize("head_dim", [2, 12, 16, 80, 128])
 def test_every_grouping_of_heads_and_head_size_works(

@@ -247,6 +247,22 @@ def test_the_command_line_measures() -> None:
     assert "2 at a time" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("--rate 2 --concurrency 4", "--rate and --concurrency exclude each other."),
+        ("--trace t.csv --rate 2", "--trace and --rate exclude each other."),
+        ("--trace t.csv --prompt 9", "--trace and --prompt exclude each other."),
+        ("--time-scale 2", "--time-scale is of a trace; give one with --trace."),
+        ("--no-stream --max-first-token 9", "--no-stream and --max-first-token exclude each other."),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(options: str, says: str) -> None:
+    words = [sys.executable, "-m", "server.cli", "bench", "http://127.0.0.1:9", *options.split()]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, says + "\n")
+
+
 def test_a_wrong_model_is_said_by_the_server() -> None:
     with fake_server() as server, pytest.raises(BenchFailed, match="HTTP 404: There is no model nobody"):
         command(server.url, model="nobody")

@@ -11,6 +11,7 @@ from server.metrics import Metrics
 from server.openai.generation import Generation, PromptJob, StopRule
 from server.served_model import ServedModel
 from server.stop_strings import StopStrings
+from server.text_stream import GenerationFailed
 from server.token_stream import EngineDied, TokenStream
 from tests.fakes import byte_tokenizer
 
@@ -93,3 +94,25 @@ async def test_a_wait_that_was_given_up_leaves_what_comes_later_to_the_next_one(
         await asyncio.wait_for(generation.next_pieces(), 0.01)
     engine.say(0, "a")
     assert await next_texts(generation) == [(0, "a")]
+
+
+async def test_an_end_in_the_same_step_comes_after_what_was_produced_before_it() -> None:
+    engine = HandEngine()
+    generation = generation_of(engine, 1)
+    engine.say(0, "a")
+    engine.streams[0].fail(EngineDied())
+    assert await next_texts(generation) == [(0, "a")]
+    with pytest.raises(EngineDied):
+        await next_texts(generation)
+
+
+async def test_an_error_of_one_row_comes_after_its_last_tokens() -> None:
+    engine = HandEngine()
+    generation = generation_of(engine, 1)
+    engine.say(0, "a")
+    engine.say(0, "b")
+    engine.streams[0].put(SequenceOutput(request_id=0, token_ids=[], finish_reason="error", error="not finite"))
+    assert await next_texts(generation) == [(0, "ab")]
+    assert generation.usage()["completion_tokens"] == 2
+    with pytest.raises(GenerationFailed, match="not finite"):
+        await next_texts(generation)

@@ -1,0 +1,38 @@
+"""The page of a comparison."""
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.comparison_page import write_page
+from benchmarks.machine import machine
+from benchmarks.variants import Variant
+from benchmarks.workloads import WORKLOADS
+
+
+def variant(name: str, kind: str, dtype: str = "bfloat16") -> Variant:
+    return Variant(name, kind, dtype, Path("program"), "model", ())
+
+
+def run(name: str, rate: float, round_name: str) -> dict[str, Any]:
+    latency = {"p50": 0.1, "p90": 0.2, "p99": 0.3}
+    figures = {"rate": rate, "first_token": latency, "between_tokens": latency}
+    return {
+        "variant": name,
+        "version": "1",
+        "time": "2026-11-25 12:00",
+        "first_token_seconds": 1.0,
+        "peak_bytes": 2**30,
+        "workloads": {workload.name: figures for workload in WORKLOADS},
+        "round": round_name,
+    }
+
+
+def test_ratios_are_of_runs_of_one_round(tmp_path: Path) -> None:
+    known = [variant("Caravan int8", "caravan", "int8"), variant("slow", "other"), variant("fast", "other")]
+    runs = [run("Caravan int8", 300, "1"), run("slow", 50, "1"), run("fast", 100, "1")]
+    runs += [run("Caravan int8", 900, "2"), run("slow", 60, "2")]  # fast failed: its rate is that of another hour
+    write_page({"runs": runs, "machine": machine(), "absent": ["absent"]}, known, tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text()
+    assert "| Caravan int8 | the best | **3.00** <br>fast |" in page
+    assert "absent: not installed." in page
+    assert (tmp_path / "figures" / "benchmark-streams.svg").read_text().startswith("<?xml")
