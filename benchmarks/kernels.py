@@ -1,7 +1,8 @@
 """Measure the kernels against what this machine can do: `python -m benchmarks.kernels`.
 
 Linear layers of the model at several numbers of rows, whole steps, attention of 16 sequences that decode at several
-contexts, and of a prefill; beside each figure its share of the limit, which is reading bytes or multiplying, whichever takes longer.
+contexts, and of a prefill; beside each figure its share of the limit, which is reading bytes or multiplying, whichever
+takes longer.
 """
 
 import argparse
