@@ -1,4 +1,4 @@
-"""Measure what a step costs outside the model: `python -m benchmarks.scheduler`.
+"""Measure what a step costs outside the model: `python -m benchmarks.scheduling`.
 
 32 sequences of 1,000 tokens decode; and the same scheduler with 10 and with 10,000 requests waiting behind them.
 """
