@@ -12,9 +12,12 @@ def row_invariant_linear(x: Tensor, weight: Tensor) -> Tensor:
     gives other logits in other company. Measured on CPU with torch 2.13, float32 and bfloat16, 1 to 4,096 rows:
     oneDNN keeps the order for two rows or more and has another one for a single row; MKL, which torch prefers for
     float32, changes it with the size of the batch. So oneDNN is called by name, and a single row is computed as two.
+    Without AVX-512 it has no product in bfloat16; that is computed in float32 and rounded, once for each element.
     """
     if x.device.type != "cpu" or not torch._C._has_mkldnn:
         return F.linear(x, weight)
+    if x.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return row_invariant_linear(x.float(), weight.float()).to(torch.bfloat16)
     num_rows = x.shape[0]
     if num_rows == 1:
         x = x.expand(2, -1).contiguous()

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-GROUP = 32  # inputs that share a scale and an offset on a grid; numbers of a row that share a scale
-BYTE_GROUP = 64  # inputs that share a scale in a ByteWeight
+GROUP = 32  # inputs that share a scale and an offset on a grid
+BYTE_GROUP = 64  # inputs that share a scale in 8 bits, of a ByteWeight and of a row
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,9 @@ def from_bytes(weight: ByteWeight) -> Tensor:
 def quantize_rows(x: Tensor) -> Tensor:
     """Return x [T, in] in float32, rounded as the kernels round what they multiply in 8 bits.
 
-    Each group of 32 becomes multiples of its largest magnitude / 127.
+    Each group of 64 becomes multiples of its largest magnitude / 127.
     """
-    groups = _in_groups(x.float())
+    groups = _in_groups(x.float(), BYTE_GROUP)
     scales = groups.abs().amax(dim=-1, keepdim=True) / 127
     steps = torch.where(scales > 0, scales, 1)
     return ((groups / steps).round() * scales).flatten(1)[:, : x.shape[1]]

@@ -16,7 +16,7 @@ namespace caravan {
 namespace {  // of attention.cpp alone
 
 constexpr int64_t kSplit = 256;    // tokens of one softmax
-constexpr int kSideBySide = kHasManyRegisters ? 4 : 2;  // tiles, or groups of 16 head dimensions, side by side
+constexpr int kSideBySide = kHasWideRegisters ? 4 : 2;  // tiles, or groups of 16 head dimensions, side by side
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
 
 // A row that multiplies what lies in pages: numbers of their own type or, for bytes, whole numbers of 15 bits in two
@@ -37,7 +37,7 @@ struct Factor<Byte> {
 };
 
 template <class P>
-constexpr int kRows = (kHasManyRegisters ? 6 : 2) / Factor<P>::kParts;  // rows that share each load of keys or values
+constexpr int kRows = (kHasWideRegisters ? 6 : 3) / Factor<P>::kParts;  // rows that share each load of keys or values
 
 // sums[r][c] += the first num_steps steps of part r of the rows times those of column group c. Of `ahead`, as much is
 // fetched into the cache meanwhile: pages lie anywhere, and the processor sees only where it has been.
@@ -51,12 +51,7 @@ inline void multiply(const typename Factor<P>::Part* const (&rows)[R], const P* 
     for (int c = 0; c < C; c++) lanes[c] = load<typename S::Lanes>(columns[c] + step * stride);
 #pragma GCC unroll 4
     for (int c = 0; c < C; c++) __builtin_prefetch(ahead[c] + step * stride, 0, 2);
-#pragma GCC unroll 6
-    for (int r = 0; r < R; r++) {
-      const auto scalar = load<typename S::Scalar>(rows[r] + step * S::kWidth);
-#pragma GCC unroll 4
-      for (int c = 0; c < C; c++) sums[r][c] = dot(sums[r][c], scalar, lanes[c]);
-    }
+    add_products<R, C, typename S::Factor>([&](int r) { return S::factor(rows[r] + step * S::kWidth); }, lanes, sums);
   }
 }
 
@@ -67,7 +62,7 @@ inline f32x16 product(const Factor<P>* rows, const typename Step<P>::Sum (&sums)
     return sums[r][c];
   } else {  // unsigned: the parts may leave the range that their sum keeps
     const u32x16 sum = ((u32x16)sums[2 * r][c] << 7) + (u32x16)sums[2 * r + 1][c] - (uint32_t)rows[r].excess;
-    return __builtin_convertvector((i32x16)sum, f32x16) * rows[r].scale;
+    return convert<f32x16>((i32x16)sum) * rows[r].scale;
   }
 }
 
@@ -190,13 +185,14 @@ void attend_split(const Context<P>& context, const Row<P>* rows, int64_t start, 
   for (; position < end; position += kLanes) score(position, std::integral_constant<int, 1>{});
 
   alignas(64) Part weights[R * kParts][kSplit];
-  const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  constexpr int32_t kCount[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const i32x16 lane = load<i32x16>(kCount);
   for (int r = 0; r < R; r++) {
     f32x16 maxima = splat(kNothing);
     for (int64_t position = begin; position < end; position += kLanes) {
       const i32x16 at = lane + (int32_t)position;
       f32x16 s = load_floats(&scores[r][position - start]);
-      s = (at >= (int32_t)rows[r].begin) & (at < (int32_t)rows[r].end) ? s : splat(kNothing);
+      s = select((at >= (int32_t)rows[r].begin) & (at < (int32_t)rows[r].end), s, splat(kNothing));
       store(&scores[r][position - start], s);
       maxima = maximum(maxima, s);
     }
@@ -210,7 +206,7 @@ void attend_split(const Context<P>& context, const Row<P>* rows, int64_t start, 
       sums += p;
       if constexpr (kIsScaled) {  // what a row does not see has a scale that means nothing
         const f32x16 scales = load_floats(pages.scales(pages.values + offsets[at / kLanes]));
-        store(&scores[r][at], s == kNothing ? f32x16{} : p * scales);
+        store(&scores[r][at], select(s == kNothing, f32x16{}, p * scales));
       } else {
         store_floats(&weights[r][at], p);
       }

@@ -12,7 +12,7 @@ inline float largest_of(const E* x, int64_t count) {
   u32x16 largest = {};
   for (int64_t i = 0; i < count; i += kLanes) {
     const u32x16 bits = (u32x16)load_floats(x + i, std::min(kLanes, count - i)) & 0x7fffffff;
-    largest = bits > largest ? bits : largest;
+    largest = select(bits > largest, bits, largest);
   }
   const uint32_t bits = maximum_of(largest);
   float magnitude;
@@ -30,8 +30,8 @@ constexpr float kNumFineSteps = 127 * 128;
 
 inline void split_in_bytes(i32x16 whole, i8x16& high, i8x16& low) {
   const i32x16 upper = (whole + 64) >> 7;
-  high = __builtin_convertvector(upper, i8x16);
-  low = __builtin_convertvector(whole - (upper << 7), i8x16);
+  high = convert<i8x16>(upper);
+  low = convert<i8x16>(whole - (upper << 7));
 }
 
 }  // namespace caravan

@@ -29,7 +29,7 @@ void run(const Weights& weights, const InputStep& input, const bf16* x, int64_t 
          int64_t num_outputs, const bf16* bias, const bf16* residual, Out* out) {
   typename Weights::Rows rows(num_rows, weights.num_inputs);
   auto prepare = [&](int64_t row) {
-    std::unique_ptr<float[]> numbers(new float[divide_up(weights.num_inputs, kLongestGroup) * kLongestGroup]);
+    std::unique_ptr<float[]> numbers(new float[divide_up(weights.num_inputs, kByteGroup) * kByteGroup]);
     prepare_row(input, x + row * x_stride, weights.num_inputs, numbers.get());
     rows.set(row, numbers.get());
   };
@@ -51,18 +51,21 @@ void run(const Weights& weights, const InputStep& input, const bf16* x, int64_t 
     for (int64_t first = begin; first < end; first += step) {
       with_constant<kRowsAtOnce>(std::min(step, end - first), [&](auto constant) {
         constexpr int R = decltype(constant)::value;
-        f32x16 sums[R][2] = {};
-        tile.template multiply<R>(rows, first, ahead, sums);
-        for (int r = 0; r < R; r++)
-          for (int half = 0; half < 2; half++) {
-            const int64_t column = index * kColumns + half * kLanes, at = (first + r) * num_outputs + column;
-            const int64_t count = std::min(kLanes, num_outputs - column);
-            if (count <= 0) continue;
-            f32x16 y = sums[r][half];
-            if (bias) y += load_floats(bias + column, count);
-            if (residual) y += load_floats(residual + at, count);
-            store_floats(out + at, y, count);
-          }
+        constexpr int C = kHalvesAtOnce<R>;
+        for (int half = 0; half < 2; half += C) {
+          f32x16 sums[R][C] = {};
+          tile.template multiply<R, C>(rows, first, half, half == 0 ? ahead : Ahead{}, sums);
+          for (int r = 0; r < R; r++)
+            for (int c = 0; c < C; c++) {
+              const int64_t column = index * kColumns + (half + c) * kLanes, at = (first + r) * num_outputs + column;
+              const int64_t count = std::min(kLanes, num_outputs - column);
+              if (count <= 0) continue;
+              f32x16 y = sums[r][c];
+              if (bias) y += load_floats(bias + column, count);
+              if (residual) y += load_floats(residual + at, count);
+              store_floats(out + at, y, count);
+            }
+        }
       });
       ahead.bytes += ahead.lines_at_once * 64 * tile.num_steps();
     }

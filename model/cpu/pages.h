@@ -27,23 +27,26 @@ struct Step;
 template <>
 struct Step<float> {
   static constexpr int64_t kWidth = 1;
-  using Scalar = float;
   using Lanes = f32x16;
   using Sum = f32x16;
+  using Factor = Single;
+  static Single factor(const float* row) { return {{*row}}; }
 };
 template <>
 struct Step<bf16> {
   static constexpr int64_t kWidth = 2;
-  using Scalar = uint32_t;
   using Lanes = u32x16;
   using Sum = f32x16;
+  using Factor = Pair;
+  static Pair factor(const bf16* row) { return pair_of(load<uint32_t>(row)); }
 };
 template <>
 struct Step<Byte> {
   static constexpr int64_t kWidth = 4;
-  using Scalar = int32_t;
   using Lanes = u32x16;
   using Sum = i32x16;
+  using Factor = Quad;
+  static Quad factor(const int8_t* row) { return quad_of(load<uint32_t>(row)); }
 };
 
 template <class P>

@@ -10,8 +10,8 @@
 
 namespace caravan {
 
-constexpr int64_t kGroup = 32;         // inputs of a row that share a scale or a sum
-constexpr int64_t kLongestGroup = 64;  // inputs of a weight that share one
+constexpr int64_t kGroup = 32;      // inputs that share a place on a grid
+constexpr int64_t kByteGroup = 64;  // inputs that share a scale in 8 bits
 
 // What happens to a row before the product.
 enum class Input { kPlain, kRmsNorm, kSwiGlu };
@@ -22,14 +22,14 @@ struct InputStep {
   float eps;
 };
 
-// One row ready for the product: `row` has num_inputs numbers, `out` room for a whole number of the longest groups.
+// One row ready for the product: `row` has num_inputs numbers, `out` room for a whole number of the longer groups.
 inline void prepare_row(const InputStep& step, const bf16* row, int64_t num_inputs, float* out) {
   const int64_t num_whole = num_inputs / kLanes * kLanes, rest = num_inputs - num_whole;
   auto each = [&](auto value) {  // value(i, count) are the numbers from i on
     for (int64_t i = 0; i < num_whole; i += kLanes) store(out + i, value(i, kLanes));
     if (rest) store(out + num_whole, value(num_whole, rest));
   };
-  for (int64_t i = num_whole; i < divide_up(num_inputs, kLongestGroup) * kLongestGroup; i++) out[i] = 0;
+  for (int64_t i = num_whole; i < divide_up(num_inputs, kByteGroup) * kByteGroup; i++) out[i] = 0;
   switch (step.kind) {
     case Input::kPlain:
       each([&](int64_t i, int64_t count) { return load_floats(row + i, count); });
@@ -51,27 +51,31 @@ inline void prepare_row(const InputStep& step, const bf16* row, int64_t num_inpu
 
 // Rows in bfloat16, for weights in bfloat16.
 struct BFloat16Rows {
-  int64_t width;
-  std::unique_ptr<bf16[]> values;
+  int64_t num_pairs;
+  std::unique_ptr<Pair[]> pairs;
 
   BFloat16Rows(int64_t num_rows, int64_t num_inputs)
-      : width(divide_up(num_inputs, kGroup) * kGroup), values(new bf16[num_rows * width]) {}
+      : num_pairs(divide_up(num_inputs, kGroup) * kGroup / 2), pairs(new Pair[num_rows * num_pairs]) {}
 
   void set(int64_t row, const float* numbers) {
-    for (int64_t i = 0; i < width; i += kLanes) store_floats(&values[row * width + i], load_floats(numbers + i));
+    for (int64_t i = 0; i < num_pairs; i += kLanes / 2) {
+      bf16 rounded[kLanes];
+      store_floats(rounded, load_floats(numbers + 2 * i));
+      for (int64_t j = 0; j < kLanes / 2; j++) pairs[row * num_pairs + i + j] = pair_of(load<uint32_t>(rounded + 2 * j));
+    }
   }
 };
 
 // Rows in bfloat16, for weights on a grid; of each four numbers the second and the third change places.
 struct GridRows {
-  int64_t width, num_groups;
-  std::unique_ptr<bf16[]> values;
+  int64_t num_pairs, num_groups;
+  std::unique_ptr<Pair[]> pairs;
   std::unique_ptr<float[]> sums;  // [row][group]
 
   GridRows(int64_t num_rows, int64_t num_inputs)
-      : width(divide_up(num_inputs, kGroup) * kGroup),
-        num_groups(width / kGroup),
-        values(new bf16[num_rows * width]),
+      : num_pairs(divide_up(num_inputs, kGroup) * kGroup / 2),
+        num_groups(2 * num_pairs / kGroup),
+        pairs(new Pair[num_rows * num_pairs]),
         sums(new float[num_rows * num_groups]) {}
 
   void set(int64_t row, const float* numbers) {
@@ -81,9 +85,12 @@ struct GridRows {
         bf16 rounded[kLanes];
         store_floats(rounded, load_floats(numbers + i));
         sum += load_floats(rounded);
-        u16x16 ordered = load<u16x16>(rounded);
-        for (int quad = 0; quad < kLanes; quad += 4) std::swap(ordered[quad + 1], ordered[quad + 2]);
-        store(&values[row * width + i], ordered);
+        Pair* out = &pairs[row * num_pairs + i / 2];
+        for (int quad = 0; quad < kLanes; quad += 4) {
+          std::swap(rounded[quad + 1], rounded[quad + 2]);
+          *out++ = pair_of(load<uint32_t>(rounded + quad));
+          *out++ = pair_of(load<uint32_t>(rounded + quad + 2));
+        }
       }
       sums[row * num_groups + group] = sum_of(sum);
     }
@@ -93,29 +100,32 @@ struct GridRows {
 // Rows in 8 bits with a scale for each group, for weights in 8 bits.
 // A number that is not finite makes its scale such a number, and so the whole row of the result.
 struct ByteRows {
-  int64_t width, num_groups;
-  std::unique_ptr<int8_t[]> values;
+  int64_t num_groups;
+  std::unique_ptr<Quad[]> quads;
   std::unique_ptr<float[]> scales;    // [row][group]
   std::unique_ptr<int32_t[]> starts;  // [row][group]: -128 times the sum of the values
 
   ByteRows(int64_t num_rows, int64_t num_inputs)
-      : width(divide_up(num_inputs, kLongestGroup) * kLongestGroup),
-        num_groups(width / kGroup),
-        values(new int8_t[num_rows * width]),
+      : num_groups(divide_up(num_inputs, kByteGroup)),
+        quads(new Quad[num_rows * num_groups * kByteGroup / 4]),
         scales(new float[num_rows * num_groups]),
         starts(new int32_t[num_rows * num_groups]) {}
 
   void set(int64_t row, const float* numbers) {
     for (int64_t group = 0; group < num_groups; group++) {
-      const float* from = numbers + group * kGroup;
-      int8_t* to = &values[row * width + group * kGroup];
-      const float largest = largest_of(from, kGroup), inverse = inverse_of(largest, 127);
-      const i32x16 low_values = round_to_whole(load_floats(from) * inverse);
-      const i32x16 high_values = round_to_whole(load_floats(from + kLanes) * inverse);
-      store(to, __builtin_convertvector(low_values, i8x16));
-      store(to + kLanes, __builtin_convertvector(high_values, i8x16));
-      scales[row * num_groups + group] = largest / 127.0f;
-      starts[row * num_groups + group] = -128 * sum_of(low_values + high_values);
+      const int64_t at = row * num_groups + group;
+      const float* from = numbers + group * kByteGroup;
+      const float largest = largest_of(from, kByteGroup), inverse = inverse_of(largest, 127);
+      int8_t values[kByteGroup];
+      i32x16 sum = {};
+      for (int64_t i = 0; i < kByteGroup; i += kLanes) {
+        const i32x16 whole = round_to_whole(load_floats(from + i) * inverse);
+        store(values + i, convert<i8x16>(whole));
+        sum += whole;
+      }
+      for (int64_t i = 0; i < kByteGroup / 4; i++) quads[at * kByteGroup / 4 + i] = quad_of(load<uint32_t>(values + 4 * i));
+      scales[at] = largest / 127.0f;
+      starts[at] = -128 * sum_of(sum);
     }
   }
 };

@@ -1,23 +1,18 @@
-// Sixteen numbers side by side, in the compiler's own vector types: AVX-512, AVX2, NEON or plain code, as its flags say.
-// Intrinsics stand only where those types lack the operation: products of pairs of bfloat16 and of quads of bytes.
+// What the kernels do with sixteen numbers at a time, as AVX-512, AVX2, NEON or plain code, whatever the compiler's flags
+// say. Intrinsics stand only where its vector types lack the operation: products of pairs of bfloat16 and quads of bytes.
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
-#include <cstdint>
-#include <cstring>
+
+#include "lanes.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
 namespace caravan {
-
-using f32x16 = float __attribute__((vector_size(64)));
-using i32x16 = int32_t __attribute__((vector_size(64)));
-using u32x16 = uint32_t __attribute__((vector_size(64)));
-using u16x16 = uint16_t __attribute__((vector_size(32)));
-using i8x16 = int8_t __attribute__((vector_size(16)));
 
 struct bf16 {
   uint16_t bits;
@@ -28,54 +23,41 @@ struct float16 {
 
 constexpr int64_t kLanes = 16;
 #if defined(__AVX512F__)
-constexpr bool kHasManyRegisters = true;  // 32 of sixteen floats
+constexpr bool kHasWideRegisters = true;  // 32 of sixteen floats
+constexpr int kUnrolled = 16;
 #else
-constexpr bool kHasManyRegisters = false;
+constexpr bool kHasWideRegisters = false;
+constexpr int kUnrolled = 1;  // steps of a sum of products that the compiler sees at once; of more it keeps too much
 #endif
-
-template <class V>
-inline V load(const void* from) {
-  V v;
-  std::memcpy(&v, from, sizeof v);
-  return v;
-}
-
-template <class V>
-inline void store(void* to, V v) {
-  std::memcpy(to, &v, sizeof v);
-}
 
 inline f32x16 splat(float x) { return x - f32x16{}; }
 inline i32x16 splat(int32_t x) { return x - i32x16{}; }
 
-inline f32x16 widen(u16x16 x) { return (f32x16)(__builtin_convertvector(x, u32x16) << 16); }
+inline f32x16 widen(u16x16 x) { return (f32x16)(convert<u32x16>(x) << 16); }
 
 // To the nearest bfloat16, ties to even, in the low half of each lane; NaN stays NaN.
 inline u32x16 bf16_bits(f32x16 x) {
   u32x16 bits = (u32x16)x;
   u32x16 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  return x == x ? rounded : (bits >> 16 | 0x40);
+  return select(x == x, rounded, bits >> 16 | 0x40);
 }
 inline f32x16 load_floats(const float* from) { return load<f32x16>(from); }
 inline f32x16 load_floats(const bf16* from) { return widen(load<u16x16>(from)); }
 inline f32x16 load_floats(const float16* from) {
 #if defined(__AVX512F__)
   return (f32x16)_mm512_cvtph_ps(load<__m256i>(from));
-#elif defined(__F16C__)
-  f32x16 wide;
-  store(&wide, _mm256_cvtph_ps(load<__m128i>(from)));
-  store((char*)&wide + 32, _mm256_cvtph_ps(load<__m128i>(from + 8)));
-  return wide;
+#elif defined(__AVX2__) && defined(__F16C__)
+  return {_mm256_cvtph_ps(load<__m128i>(from)), _mm256_cvtph_ps(load<__m128i>(from + 8))};
 #else  // exponents are 112 apart; a float multiplication sets subnormal numbers right
-  u32x16 bits = __builtin_convertvector(load<u16x16>(from), u32x16);
+  u32x16 bits = convert<u32x16>(load<u16x16>(from));
   u32x16 magnitude = (bits & 0x7fff) << 13;
   f32x16 wide = (f32x16)magnitude * 0x1p112f;
-  wide = magnitude >= 0x7c00u << 13 ? (f32x16)(magnitude + (224u << 23)) : wide;
+  wide = select(magnitude >= (0x7c00u << 13), (f32x16)(magnitude + (224u << 23)), wide);
   return (f32x16)((u32x16)wide | (bits & 0x8000) << 16);
 #endif
 }
 inline void store_floats(float* to, f32x16 x) { store(to, x); }
-inline void store_floats(bf16* to, f32x16 x) { store(to, __builtin_convertvector(bf16_bits(x), u16x16)); }
+inline void store_floats(bf16* to, f32x16 x) { store(to, convert<u16x16>(bf16_bits(x))); }
 
 // The first `count` of sixteen; the others are zero.
 template <class E>
@@ -103,53 +85,58 @@ inline u32x16 select_bits(u32x16 x, uint32_t mask, uint32_t set) {
 #endif
 }
 
-inline f32x16 maximum(f32x16 a, f32x16 b) { return a > b ? a : b; }
+inline f32x16 maximum(f32x16 a, f32x16 b) { return select(a > b, a, b); }
 
-inline float sum_of(f32x16 x) {
+// Of all lanes: halves with halves, until one is left.
+template <class V, class F>
+inline auto reduce(const V& x, const F& f) {
+  if constexpr (kIsHalves<V>) {
+    return reduce(f(x.low, x.high), f);
+  } else if constexpr (sizeof x == 4 * sizeof x[0]) {
+    return f(f(x[0], x[2]), f(x[1], x[3]));
+  } else {
+    using Half = Native<std::remove_cvref_t<decltype(x[0])>, sizeof x / 2>;
+    return reduce(f(load<Half>(&x), load<Half>((const char*)&x + sizeof x / 2)), f);
+  }
+}
+
+inline float sum_of(const f32x16& x) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_ps((__m512)x);
 #else
-  for (int width = 8; width > 0; width /= 2)
-    for (int i = 0; i < width; i++) x[i] += x[i + width];
-  return x[0];
+  return reduce(x, [](auto a, auto b) { return a + b; });
 #endif
 }
 
-inline int32_t sum_of(i32x16 x) {
+inline int32_t sum_of(const i32x16& x) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_epi32((__m512i)x);
 #else
-  int32_t sum = 0;
-  for (int i = 0; i < kLanes; i++) sum += x[i];
-  return sum;
+  return reduce(x, [](auto a, auto b) { return a + b; });
 #endif
 }
 
-inline float maximum_of(f32x16 x) {
+inline float maximum_of(const f32x16& x) {
 #if defined(__AVX512F__)
   return _mm512_reduce_max_ps((__m512)x);
 #else
-  float maximum = x[0];
-  for (int i = 1; i < kLanes; i++) maximum = x[i] > maximum ? x[i] : maximum;
-  return maximum;
+  return reduce(x, [](auto a, auto b) { return select(a > b, a, b); });
 #endif
 }
 
-inline uint32_t maximum_of(u32x16 x) {
+inline uint32_t maximum_of(const u32x16& x) {
 #if defined(__AVX512F__)
   return _mm512_reduce_max_epu32((__m512i)x);
 #else
-  uint32_t maximum = x[0];
-  for (int i = 1; i < kLanes; i++) maximum = x[i] > maximum ? x[i] : maximum;
-  return maximum;
+  return reduce(x, [](auto a, auto b) { return select(a > b, a, b); });
 #endif
 }
 
 // 2 to the power of x, to about one unit in the last place of a float; below -127 it is 0. Exactly 1 at 0.
 // x = n + f with |f| <= 1/2; 2^f is its Taylor polynomial, n goes into the exponent.
 inline f32x16 exp2(f32x16 x) {
-  x = x < -127.0f ? splat(-127.0f) : x;
-  x = x > 128.0f ? splat(128.0f) : x;
+  x = select(x < -127.0f, splat(-127.0f), x);
+  x = select(x > 128.0f, splat(128.0f), x);
   const float shift = 12582912.0f;  // 1.5 * 2^23: adding it leaves no fraction
   f32x16 shifted = x + shift;
   f32x16 f = x - (shifted - shift);
@@ -176,39 +163,92 @@ inline float rms_scale(const E* from, int64_t count, float eps) {
 
 constexpr float kLog2E = 1.44269504f;
 
-// sum + a.low * b.low + a.high * b.high in each lane; a is one pair of bfloat16, b sixteen.
-inline f32x16 dot(f32x16 sum, uint32_t a, u32x16 b) {
+// What a row brings to a product with sixteen pairs of bfloat16 or quads of bytes. Where the processor has no such
+// product it is done in two parts: with the first and the second of the pairs in float32, with the first and the third
+// and then the others of the quads in 16 bits. `part_of` is one part of the sixteen, `dot` adds what a row does with it.
 #if defined(__AVX512BF16__)
+struct Pair {
+  static constexpr int kParts = 1;
+  uint32_t parts[1];
+};
+inline Pair pair_of(uint32_t bits) { return {{bits}}; }
+template <int kPart>
+inline u32x16 part_of(Pair, const u32x16& pairs) { return pairs; }
+inline f32x16 dot(const f32x16& sum, uint32_t a, const u32x16& b) {
   return (f32x16)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(a), (__m512bh)b);
+}
 #else
-  u32x16 low = {a << 16}, high = {a & 0xffff0000};
-  sum += splat(((f32x16)low)[0]) * (f32x16)(b << 16);
-  return sum + splat(((f32x16)high)[0]) * (f32x16)(b & 0xffff0000);
+struct Pair {
+  static constexpr int kParts = 2;
+  float parts[2];
+};
+inline Pair pair_of(uint32_t bits) {
+  const uint32_t first = bits << 16, second = bits & 0xffff0000;
+  return {{std::bit_cast<float>(first), std::bit_cast<float>(second)}};
+}
+template <int kPart>
+inline f32x16 part_of(Pair, const u32x16& pairs) { return (f32x16)(kPart ? pairs & 0xffff0000 : pairs << 16); }
+#endif
+struct Single {
+  static constexpr int kParts = 1;
+  float parts[1];
+};
+template <int kPart>
+inline f32x16 part_of(Single, const f32x16& numbers) { return numbers; }
+inline f32x16 dot(const f32x16& sum, float a, const f32x16& b) { return sum + a * b; }
+
+#if defined(__AVX512VNNI__)
+struct Quad {
+  static constexpr int kParts = 1;
+  int32_t parts[1];
+};
+inline Quad quad_of(uint32_t bytes) { return {{(int32_t)bytes}}; }
+template <int kPart>
+inline u32x16 part_of(Quad, const u32x16& quads) { return quads; }
+inline i32x16 dot(const i32x16& sum, int32_t a, const u32x16& b) {
+  return (i32x16)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)b, _mm512_set1_epi32(a));
+}
+#else
+struct Quad {
+  static constexpr int kParts = 2;
+  int32_t parts[2];
+};
+inline Quad quad_of(uint32_t bytes) {
+  auto wide = [&](int i) { return (int32_t)(int8_t)(bytes >> 8 * i); };
+  return {{(wide(0) & 0xffff) | wide(2) << 16, (wide(1) & 0xffff) | wide(3) << 16}};
+}
+template <int kPart>
+inline u32x16 part_of(Quad, const u32x16& quads) { return (kPart ? quads >> 8 : quads) & 0x00ff00ff; }
+inline i32x16 dot(const i32x16& sum, int32_t a, const u32x16& b) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  auto half = [&](auto sum, auto pairs) {
+    sum += (decltype(sum))_mm256_madd_epi16((__m256i)pairs, _mm256_set1_epi32(a));
+    asm("" : "+x"(sum));  // or the compiler adds up products first, and runs out of registers for them
+    return sum;
+  };
+  return {half(sum.low, b.low), half(sum.high, b.high)};
+#else
+  return sum + (int32_t)(int16_t)a * (i32x16)(b & 0xffff) + (a >> 16) * (i32x16)(b >> 16);
 #endif
 }
-
-inline f32x16 dot(f32x16 sum, float a, f32x16 b) { return sum + a * b; }
-
-// sum + the four products of bytes in each lane; a is four signed bytes, b sixteen times four unsigned ones.
-inline i32x16 dot(i32x16 sum, int32_t a, u32x16 b) {
-#if defined(__AVX512VNNI__)
-  return (i32x16)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)b, _mm512_set1_epi32(a));
-#elif defined(__AVX2__)
-  i32x16 result;
-  __m256i bytes = _mm256_set1_epi32(a);
-  __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8), odd = _mm256_srai_epi16(bytes, 8);
-  for (int half = 0; half < 2; half++) {
-    __m256i quads = load<__m256i>((const char*)&b + 32 * half);
-    __m256i part = load<__m256i>((const char*)&sum + 32 * half);
-    part = _mm256_add_epi32(part, _mm256_madd_epi16(_mm256_and_si256(quads, _mm256_set1_epi16(255)), even));
-    part = _mm256_add_epi32(part, _mm256_madd_epi16(_mm256_srli_epi16(quads, 8), odd));
-    store((char*)&result + 32 * half, part);
-  }
-  return result;
-#else
-  for (int i = 0; i < 4; i++) sum += (int32_t)(int8_t)(a >> (8 * i)) * (i32x16)((b >> (8 * i)) & 255);
-  return sum;
 #endif
+
+// sums[r][c] += factors[r] times columns[c], for R rows and C groups of sixteen columns.
+template <int R, int C, class Factor, class Columns, class Sum, class F>
+inline void add_products(const F& factor, const Columns (&columns)[C], Sum (&sums)[R][C]) {
+  auto add = [&](auto constant) {
+    constexpr int kPart = decltype(constant)::value;
+    decltype(part_of<kPart>(Factor{}, columns[0])) part[C];
+    for (int c = 0; c < C; c++) part[c] = part_of<kPart>(Factor{}, columns[c]);
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++) {
+      const auto a = factor(r).parts[kPart];
+#pragma GCC unroll 4
+      for (int c = 0; c < C; c++) sums[r][c] = dot(sums[r][c], a, part[c]);
+    }
+  };
+  add(std::integral_constant<int, 0>{});
+  if constexpr (Factor::kParts == 2) add(std::integral_constant<int, 1>{});
 }
 
 }  // namespace caravan

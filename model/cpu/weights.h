@@ -6,7 +6,11 @@
 namespace caravan {
 
 constexpr int64_t kColumns = 32;                            // outputs of a tile
-constexpr int64_t kRowsAtOnce = kHasManyRegisters ? 6 : 2;  // rows that share each load of weights
+constexpr int64_t kRowsAtOnce = 6;                          // rows that share each load of weights
+
+// Halves of a tile, of sixteen outputs, that R rows are multiplied with at once, so that the sums lie in registers.
+template <int R>
+constexpr int kHalvesAtOnce = kHasWideRegisters || R <= 3 ? 2 : 1;
 
 // Weights to prefetch while others are multiplied: some cache lines at each of a number of steps. Without, a thread would
 // wait for the memory with the first rows of a tile, and let the memory wait with the others.
@@ -21,6 +25,8 @@ struct Ahead {
 };
 
 // A tile of 32 outputs in bfloat16: [pair of inputs][32][2].
+//
+// `multiply` adds to sums[r][c] what rows first to first + R give for the sixteen outputs of half `half` + c.
 struct BFloat16Tile {
   static constexpr int64_t kPairsOfStep = 16;
   const uint8_t* weights;
@@ -29,78 +35,53 @@ struct BFloat16Tile {
   int64_t num_bytes() const { return num_pairs * 128; }
   int64_t num_steps() const { return divide_up(num_pairs, kPairsOfStep); }
 
-  template <int R>
-  void multiply(const BFloat16Rows& rows, int64_t first, const Ahead& ahead, f32x16 (&result)[R][2]) const {
-    f32x16 sums[R][2] = {};
-    const bf16* row = &rows.values[first * rows.width];
+  template <int R, int C>
+  void multiply(const BFloat16Rows& rows, int64_t first, int half, const Ahead& ahead, f32x16 (&sums)[R][C]) const {
+    const Pair* row = &rows.pairs[first * rows.num_pairs];
     for (int64_t pair = 0; pair < num_pairs; pair++) {
       if (pair % kPairsOfStep == 0) ahead.fetch(pair / kPairsOfStep);
-      u32x16 low = load<u32x16>(weights + pair * 128), high = load<u32x16>(weights + pair * 128 + 64);
-#pragma GCC unroll 6
-      for (int r = 0; r < R; r++) {
-        uint32_t a = load<uint32_t>(row + r * rows.width + 2 * pair);
-        sums[r][0] = dot(sums[r][0], a, low);
-        sums[r][1] = dot(sums[r][1], a, high);
-      }
+      u32x16 columns[C];
+      for (int c = 0; c < C; c++) columns[c] = load<u32x16>(weights + pair * 128 + 64 * (half + c));
+      add_products<R, C, Pair>([&](int r) { return row[r * rows.num_pairs + pair]; }, columns, sums);
     }
-    std::memcpy(result, sums, sizeof sums);
   }
 };
 
 // A tile of 32 outputs in 8 bits, in groups of 64 inputs: 32 scales in float16, then [quad of inputs][32][4] bytes, which
 // are weights / scale + 128, for one factor of a product of bytes has no sign.
 struct ByteTile {
-  static constexpr int64_t kWeightGroup = 2 * kGroup;
-  static constexpr int64_t kGroupBytes = kColumns * (2 + kWeightGroup);
+  static constexpr int64_t kGroupBytes = kColumns * (2 + kByteGroup);
   const uint8_t* weights;
   int64_t num_groups;
 
   int64_t num_bytes() const { return num_groups * kGroupBytes; }
   int64_t num_steps() const { return num_groups; }
 
-  // The products with a group of 32 of the rows are whole numbers and exact; what the 128 adds they begin without.
-  template <int R>
-  void multiply(const ByteRows& rows, int64_t first, const Ahead& ahead, f32x16 (&result)[R][2]) const {
-    f32x16 sums[R][2] = {};
-    for (int64_t g = 0; g < rows.num_groups; g += 2) {
-      const uint8_t* group = weights + g / 2 * kGroupBytes;
-      ahead.fetch(g / 2);
-      f32x16 products[R][2];
-#pragma GCC unroll 2
-      for (int part = 0; part < 2; part++) {
-        const int8_t* values = &rows.values[first * rows.width + (g + part) * kGroup];
-        const uint8_t* quads = group + kColumns * (2 + part * kGroup);
-        i32x16 dots[R][2];
+  // The products with a group of the rows are whole numbers and exact; what the 128 adds they begin without.
+  template <int R, int C>
+  void multiply(const ByteRows& rows, int64_t first, int half, const Ahead& ahead, f32x16 (&sums)[R][C]) const {
+    constexpr int kQuads = kByteGroup / 4;
+    const int64_t stride = rows.num_groups;
+    for (int64_t g = 0; g < num_groups; g++) {
+      const uint8_t* group = weights + g * kGroupBytes;
+      const int64_t at = first * stride + g;
+      ahead.fetch(g);
+      i32x16 dots[R][C];
 #pragma GCC unroll 6
-        for (int r = 0; r < R; r++) dots[r][0] = dots[r][1] = splat(rows.starts[(first + r) * rows.num_groups + g + part]);
-#pragma GCC unroll 8
-        for (int quad = 0; quad < 8; quad++) {
-          const u32x16 low = load<u32x16>(quads + quad * 128), high = load<u32x16>(quads + quad * 128 + 64);
-#pragma GCC unroll 6
-          for (int r = 0; r < R; r++) {
-            const int32_t a = load<int32_t>(values + r * rows.width + 4 * quad);
-            dots[r][0] = dot(dots[r][0], a, low);
-            dots[r][1] = dot(dots[r][1], a, high);
-          }
-        }
-#pragma GCC unroll 6
-        for (int r = 0; r < R; r++) {
-          const float scale = rows.scales[(first + r) * rows.num_groups + g + part];
-#pragma GCC unroll 2
-          for (int half = 0; half < 2; half++) {
-            const f32x16 product = __builtin_convertvector(dots[r][half], f32x16) * scale;
-            products[r][half] = part ? products[r][half] + product : product;
-          }
-        }
+      for (int r = 0; r < R; r++)
+        for (int c = 0; c < C; c++) dots[r][c] = splat(rows.starts[at + r * stride]);
+#pragma GCC unroll kUnrolled
+      for (int quad = 0; quad < kQuads; quad++) {
+        u32x16 columns[C];
+        for (int c = 0; c < C; c++) columns[c] = load<u32x16>(group + 2 * kColumns + quad * 128 + 64 * (half + c));
+        add_products<R, C, Quad>([&](int r) { return rows.quads[(at + r * stride) * kQuads + quad]; }, columns, dots);
       }
-#pragma GCC unroll 2
-      for (int half = 0; half < 2; half++) {
-        const f32x16 scale = load_floats((const float16*)group + half * kLanes);
+      for (int c = 0; c < C; c++) {
+        const f32x16 scale = load_floats((const float16*)group + (half + c) * kLanes);
 #pragma GCC unroll 6
-        for (int r = 0; r < R; r++) sums[r][half] += products[r][half] * scale;
+        for (int r = 0; r < R; r++) sums[r][c] += convert<f32x16>(dots[r][c]) * (scale * rows.scales[at + r * stride]);
       }
     }
-    std::memcpy(result, sums, sizeof sums);
   }
 };
 
@@ -125,42 +106,35 @@ struct GridTile {
   static u32x16 pair(const uint8_t* quads, int quad, int half, int odd) {
     const u32x16 bytes = load<u32x16>(quads + quad * 16 * kBits + (kBits == 8 ? 64 * half : 0));
     if constexpr (kBits == 4) return select_bits(bytes >> (8 * odd + 4 * half), 0x000f000f, 0x43004300);
-    auto bits = [](u32x16 value) { return (u32x16)__builtin_convertvector((i32x16)value, f32x16); };
+    auto bits = [](u32x16 value) { return (u32x16)convert<f32x16>((i32x16)value); };
     return bits((bytes >> 8 * odd) & 255) >> 16 | bits((bytes >> (16 + 8 * odd)) & 255);
   }
 
-  template <int R>
-  void multiply(const GridRows& rows, int64_t first, const Ahead& ahead, f32x16 (&result)[R][2]) const {
-    f32x16 sums[R][2] = {};
-    for (int64_t g = 0; g < rows.num_groups; g++) {
+  template <int R, int C>
+  void multiply(const GridRows& rows, int64_t first, int half, const Ahead& ahead, f32x16 (&sums)[R][C]) const {
+    for (int64_t g = 0; g < num_groups; g++) {
       const uint8_t* group = weights + g * kGroupBytes;
       ahead.fetch(g);
-      const bf16* values = &rows.values[first * rows.width + g * kGroup];
-      f32x16 dots[R][2] = {};
-#pragma GCC unroll 8
+      const Pair* row = &rows.pairs[first * rows.num_pairs + g * kGroup / 2];
+      f32x16 dots[R][C] = {};
+#pragma GCC unroll kUnrolled
       for (int quad = 0; quad < 8; quad++)
 #pragma GCC unroll 2
         for (int odd = 0; odd < 2; odd++) {
-          const u32x16 low = pair(group + 4 * kColumns, quad, 0, odd), high = pair(group + 4 * kColumns, quad, 1, odd);
-#pragma GCC unroll 6
-          for (int r = 0; r < R; r++) {
-            const uint32_t a = load<uint32_t>(values + r * rows.width + 4 * quad + 2 * odd);
-            dots[r][0] = dot(dots[r][0], a, low);
-            dots[r][1] = dot(dots[r][1], a, high);
-          }
+          u32x16 columns[C];
+          for (int c = 0; c < C; c++) columns[c] = pair(group + 4 * kColumns, quad, half + c, odd);
+          add_products<R, C, Pair>([&](int r) { return row[r * rows.num_pairs + 2 * quad + odd]; }, columns, dots);
         }
-#pragma GCC unroll 2
-      for (int half = 0; half < 2; half++) {
-        const float16* grid = (const float16*)group + half * kLanes;
+      for (int c = 0; c < C; c++) {
+        const float16* grid = (const float16*)group + (half + c) * kLanes;
         const f32x16 scale = load_floats(grid), offset = load_floats(grid + kColumns) - kAdded * scale;
 #pragma GCC unroll 6
         for (int r = 0; r < R; r++) {
-          sums[r][half] += dots[r][half] * scale;
-          sums[r][half] += offset * rows.sums[(first + r) * rows.num_groups + g];
+          sums[r][c] += dots[r][c] * scale;
+          sums[r][c] += offset * rows.sums[(first + r) * rows.num_groups + g];
         }
       }
     }
-    std::memcpy(result, sums, sizeof sums);
   }
 };
 
@@ -180,7 +154,7 @@ struct ByteWeights {
   const uint8_t* packed;
   int64_t num_inputs;
   ByteTile tile(int64_t index) const {
-    const int64_t num_groups = divide_up(num_inputs, ByteTile::kWeightGroup);
+    const int64_t num_groups = divide_up(num_inputs, kByteGroup);
     return {packed + index * num_groups * ByteTile::kGroupBytes, num_groups};
   }
 };
