@@ -16,8 +16,8 @@ help:
 serve: .venv/serve.stamp
 	$(BIN)/caravan serve $(MODEL)
 
-test: .venv/dev.stamp
-	$(BIN)/pytest
+test: .venv/dev.stamp .venv/clients.stamp
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 check: .venv/dev.stamp
 	$(BIN)/ruff format --check .
@@ -48,3 +48,9 @@ compare: .venv/dev.stamp
 .venv/dev.stamp: pyproject.toml | .venv/bin/python
 	$(BIN)/pip install --disable-pip-version-check -e '.[test,dev]'
 	touch $@ .venv/serve.stamp
+
+# Clients that people use, in an environment of their own: they want other versions of the openai package.
+.venv/clients.stamp: tests/clients/requirements.txt .venv/dev.stamp
+	$(PYTHON) -m venv .venv/clients
+	.venv/clients/bin/pip install --disable-pip-version-check -r $<
+	touch $@
