@@ -17,13 +17,18 @@
 namespace caravan {
 namespace {
 
-constexpr int64_t kUnitRows = 48;  // query rows, token by head, of one unit of work
+constexpr int64_t kUnitRows = 96;  // query rows, token by head, of one unit of work
+constexpr int64_t kUnitsOfThread = 8;  // which a thread should have at least, so that none waits for another
 
-// Up to kUnitRows query rows of one sequence and KV head; all of the context, or one split of it.
+// Up to kUnitRows query rows of one sequence: rows of one KV head or, if it has few, of several heads, which lie next to
+// each other in the pages; all of the context, or one split of it.
 struct Unit {
-  int64_t sequence, head, first_row, num_rows;
-  int64_t split;    // -1: all of them
-  int64_t partial;  // of the first row; used if split >= 0
+  int64_t sequence, first_head, num_heads;
+  int64_t first_row, num_rows;  // of each head
+  int64_t split;                // -1: all of them
+  int64_t partial;              // of the first row; used if split >= 0
+
+  int64_t num_all_rows() const { return num_heads * num_rows; }
 };
 
 struct Batch {
@@ -56,10 +61,10 @@ class Attention {
       const Unit& unit = units_[i];
       if (unit.split != 0) return;
       const int64_t num_splits = divide_up(batch_.lengths[unit.sequence], kSplit);
-      for (int64_t r = 0; r < unit.num_rows; r++) {
+      for (int64_t r = 0; r < unit.num_all_rows(); r++) {
         Partial& joined = partials[unit.partial + r];
         for (int64_t split = 1; split < num_splits; split++)
-          joined.join(partials[unit.partial + r + split * unit.num_rows], scale_, width_);
+          joined.join(partials[unit.partial + r + split * unit.num_all_rows()], scale_, width_);
         write(unit, r, joined);
       }
     });
@@ -70,22 +75,30 @@ class Attention {
     return (batch_.query_starts[sequence + 1] - batch_.query_starts[sequence]) * group_;
   }
 
-  // Splits become units of their own only when there are few sequences and the threads would else wait for one.
+  // Splits become units of their own where else one thread would still be at a long context when the others are done.
   void list_units() {
-    const bool is_scarce = batch_.num_sequences * pages_.num_kv_heads < 8 * at::get_num_threads();
+    int64_t num_all_splits = 0;
+    for (int64_t i = 0; i < batch_.num_sequences; i++) num_all_splits += divide_up(batch_.lengths[i], kSplit);
+    const int64_t num_wanted = kUnitsOfThread * at::get_num_threads();
+    const int64_t max_heads = divide_up(pages_.num_kv_heads * num_all_splits, num_wanted);
     for (int64_t sequence = 0; sequence < batch_.num_sequences; sequence++) {
       const int64_t num_rows = num_rows_of(sequence);
       const int64_t num_splits = divide_up(batch_.lengths[sequence], kSplit);
-      const bool is_split = is_scarce && num_rows <= kUnitRows && num_splits > 1;
-      for (int64_t head = 0; head < pages_.num_kv_heads; head++) {
-        if (!is_split) {
-          for (int64_t first = 0; first < num_rows; first += kUnitRows)
-            units_.push_back({sequence, head, first, std::min(kUnitRows, num_rows - first), -1, 0});
+      const bool is_split = num_rows <= kUnitRows && num_splits > 1 && num_splits * num_wanted > num_all_splits;
+      const int64_t num_heads = std::clamp<int64_t>(kUnitRows / std::max<int64_t>(1, num_rows), 1, max_heads);
+      for (int64_t head = 0; head < pages_.num_kv_heads; head += num_heads) {
+        Unit unit{sequence, head, std::min(num_heads, pages_.num_kv_heads - head), 0, num_rows, -1, 0};
+        if (is_split) {
+          unit.partial = num_partials_;
+          for (unit.split = 0; unit.split < num_splits; unit.split++, unit.partial += unit.num_all_rows())
+            units_.push_back(unit);
+          num_partials_ = unit.partial;
           continue;
         }
-        for (int64_t split = 0; split < num_splits; split++)
-          units_.push_back({sequence, head, 0, num_rows, split, num_partials_ + split * num_rows});
-        num_partials_ += num_splits * num_rows;
+        for (; unit.first_row < num_rows; unit.first_row += kUnitRows) {
+          unit.num_rows = std::min(kUnitRows, num_rows - unit.first_row);
+          units_.push_back(unit);
+        }
       }
     }
   }
@@ -95,12 +108,12 @@ class Attention {
     const int64_t first_query = batch_.query_starts[unit.sequence], last_query = batch_.query_starts[unit.sequence + 1];
     const int64_t first_position = batch_.lengths[unit.sequence] - (last_query - first_query), head_dim = pages_.head_dim;
     constexpr bool kIsScaled = std::is_same_v<P, Byte>;
-    const int64_t num_bytes = kIsScaled ? 2 * width_ * unit.num_rows : 0;
-    std::unique_ptr<Row<P>[]> rows(new Row<P>[unit.num_rows + divide_up(num_bytes, sizeof(Row<P>))]);
-    int8_t* parts = (int8_t*)(rows.get() + unit.num_rows);
-    for (int64_t r = 0; r < unit.num_rows; r++) {
-      const int64_t row = unit.first_row + r, token = row / group_, position = first_position + token;
-      const E* query = queries_ + query_of(first_query + token, unit.head, row % group_);
+    const int64_t num_rows = unit.num_all_rows(), num_bytes = kIsScaled ? 2 * width_ * num_rows : 0;
+    std::unique_ptr<Row<P>[]> rows(new Row<P>[num_rows + divide_up(num_bytes, sizeof(Row<P>))]);
+    int8_t* parts = (int8_t*)(rows.get() + num_rows);
+    for (int64_t r = 0; r < num_rows; r++) {
+      const int64_t position = first_position + token_of(unit, r);
+      const E* query = queries_ + query_of(unit, r);
       rows[r].begin = std::max<int64_t>(0, position + 1 - window_);
       rows[r].end = position + 1;
       if constexpr (kIsScaled) {
@@ -120,42 +133,69 @@ class Attention {
   // The partial softmax of each row of the unit over one split.
   void attend(const Unit& unit, const Row<P>* rows, int64_t start, Partial* partials) const {
     const int32_t* table = batch_.block_tables + unit.sequence * batch_.table_width;
-    const bool is_last_head = unit.head + 1 == pages_.num_kv_heads;
-    const bool has_next = is_last_head && unit.sequence + 1 < batch_.num_sequences;
-    const Context<P> context{pages_, table, unit.head, batch_.lengths[unit.sequence], scale_,
-                             has_next ? table + batch_.table_width : table, is_last_head ? 0 : unit.head + 1};
+    const int64_t length = batch_.lengths[unit.sequence], end_head = unit.first_head + unit.num_heads;
+    const Context<P> context{pages_, length, scale_};
     const int64_t step = divide_up(unit.num_rows, divide_up(unit.num_rows, kRows<P>));  // 4 rows are 2 and 2, not 3 and 1
-    for (int64_t done = 0; done < unit.num_rows; done += step)
-      attend_rows<P>(context, rows + done, std::min(step, unit.num_rows - done), start, partials + done);
+    for (int64_t head = unit.first_head; head < end_head; head++, rows += unit.num_rows, partials += unit.num_rows) {
+      Tiles split = {};
+      Tiles::find(pages_, table, head, start, std::min(start + kSplit, length), split.offsets);
+      find_ahead(unit, table, head, start, split);
+      for (int64_t done = 0; done < unit.num_rows; done += step) {
+        split.fetches = done == 0;
+        attend_rows<P>(context, split, rows + done, std::min(step, unit.num_rows - done), start, partials + done);
+      }
+    }
+  }
+
+  // What is read after a head's split: the next head's, the next split, or the beginning of other heads or sequences.
+  void find_ahead(const Unit& unit, const int32_t* table, int64_t head, int64_t start, Tiles& split) const {
+    const int64_t length = batch_.lengths[unit.sequence], end_head = unit.first_head + unit.num_heads;
+    int64_t next_start = start, next_head = head + 1, next_end = length;
+    if (next_head == end_head) next_start = start + kSplit, next_head = unit.first_head;
+    if (next_start >= length) {
+      next_start = 0, next_head = end_head;
+      if (next_head == pages_.num_kv_heads) {
+        next_head = 0;
+        if (unit.sequence + 1 < batch_.num_sequences) {
+          table += batch_.table_width;
+          next_end = batch_.lengths[unit.sequence + 1];
+        }
+      }
+    }
+    Tiles::find(pages_, table, next_head, next_start, std::min(next_start + kSplit, next_end), split.ahead);
   }
 
   void attend_all(const Unit& unit) const {
-    std::unique_ptr<float[]> outputs(new float[2 * unit.num_rows * width_]());
+    const int64_t num_rows = unit.num_all_rows();
+    std::unique_ptr<float[]> outputs(new float[2 * num_rows * width_]());
     Partial joined[kUnitRows], next[kUnitRows];
-    for (int64_t r = 0; r < unit.num_rows; r++) {
+    for (int64_t r = 0; r < num_rows; r++) {
       joined[r].output = &outputs[r * width_];
-      next[r].output = &outputs[(unit.num_rows + r) * width_];
+      next[r].output = &outputs[(num_rows + r) * width_];
     }
     const int64_t num_queries = num_rows_of(unit.sequence) / group_;
-    const int64_t last_token = (unit.first_row + unit.num_rows - 1) / group_;
+    const int64_t last_token = token_of(unit, num_rows - 1);
     const int64_t end = batch_.lengths[unit.sequence] - num_queries + last_token + 1;
     const auto rows = rows_of(unit);
     for (int64_t start = 0; start < end; start += kSplit) {
       attend(unit, rows.get(), start, next);
-      for (int64_t r = 0; r < unit.num_rows; r++) joined[r].join(next[r], scale_, width_);
+      for (int64_t r = 0; r < num_rows; r++) joined[r].join(next[r], scale_, width_);
     }
-    for (int64_t r = 0; r < unit.num_rows; r++) write(unit, r, joined[r]);
+    for (int64_t r = 0; r < num_rows; r++) write(unit, r, joined[r]);
   }
 
   void write(const Unit& unit, int64_t r, const Partial& partial) const {
-    const int64_t row = unit.first_row + r;
-    E* out = output_ + query_of(batch_.query_starts[unit.sequence] + row / group_, unit.head, row % group_);
+    E* out = output_ + query_of(unit, r);
     for (int64_t i = 0; i < pages_.head_dim; i += kLanes)
       store_floats(out + i, load_floats(partial.output + i) / partial.sum, std::min(kLanes, pages_.head_dim - i));
   }
 
-  int64_t query_of(int64_t token, int64_t kv_head, int64_t member) const {
-    return (token * num_heads_ + kv_head * group_ + member) * pages_.head_dim;
+  // Which of the sequence's tokens row r of the unit is of, and where its query lies.
+  int64_t token_of(const Unit& unit, int64_t r) const { return (unit.first_row + r % unit.num_rows) / group_; }
+  int64_t query_of(const Unit& unit, int64_t r) const {
+    const int64_t token = batch_.query_starts[unit.sequence] + token_of(unit, r);
+    const int64_t head = (unit.first_head + r / unit.num_rows) * group_ + (unit.first_row + r % unit.num_rows) % group_;
+    return (token * num_heads_ + head) * pages_.head_dim;
   }
 
   const E* queries_;

@@ -39,18 +39,21 @@ struct Factor<Byte> {
 template <class P>
 constexpr int kRows = (kHasWideRegisters ? 6 : 3) / Factor<P>::kParts;  // rows that share each load of keys or values
 
-// sums[r][c] += the first num_steps steps of part r of the rows times those of column group c. Of `ahead`, as much is
-// fetched into the cache meanwhile: pages lie anywhere, and the processor sees only where it has been.
+// sums[r][c] += the first num_steps steps of part r of the rows times those of column group c. If `fetches`, as much of
+// `ahead` is fetched into the cache meanwhile: pages lie anywhere, and the processor sees only where it has been.
 template <class P, int R, int C>
 inline void multiply(const typename Factor<P>::Part* const (&rows)[R], const P* const (&columns)[C],
-                     const P* const (&ahead)[C], int64_t stride, int64_t num_steps, typename Step<P>::Sum (&sums)[R][C]) {
+                     const P* const (&ahead)[C], bool fetches, int64_t stride, int64_t num_steps,
+                     typename Step<P>::Sum (&sums)[R][C]) {
   using S = Step<P>;
   for (int64_t step = 0; step < num_steps; step++) {
     typename S::Lanes lanes[C];
 #pragma GCC unroll 4
     for (int c = 0; c < C; c++) lanes[c] = load<typename S::Lanes>(columns[c] + step * stride);
+    if (fetches) {
 #pragma GCC unroll 4
-    for (int c = 0; c < C; c++) __builtin_prefetch(ahead[c] + step * stride, 0, 2);
+      for (int c = 0; c < C; c++) __builtin_prefetch(ahead[c] + step * stride, 0, 2);
+    }
     add_products<R, C, typename S::Factor>([&](int r) { return S::factor(rows[r] + step * S::kWidth); }, lanes, sums);
   }
 }
@@ -110,30 +113,33 @@ struct Row {
   int64_t begin, end;
 };
 
+// Where in the pages the tiles of a split begin, and those that are read when it is done.
+struct Tiles {
+  int64_t offsets[kSplit / kLanes], ahead[kSplit / kLanes];
+  bool fetches;  // whether what is ahead is fetched: the first rows that read a split do it for the others
+
+  template <class P>
+  static void find(const Pages<P>& pages, const int32_t* table, int64_t head, int64_t start, int64_t end, int64_t* into) {
+    int64_t block = start / pages.block_size, offset = start % pages.block_size;
+    for (int64_t position = start; position < end; position += kLanes) {
+      *into++ = pages.tile(table[block], head, offset);
+      offset += kLanes;
+      if (offset >= pages.block_size) offset = 0, block++;
+    }
+  }
+};
+
 template <class P>
 struct Context {
   const Pages<const P>& pages;
-  const int32_t* block_table;
-  int64_t head, length;  // KV head; tokens of the sequence
-  float scale;           // of scores, times log2(e)
-  const int32_t* next_table;  // what is read when this is done
-  int64_t next_head;
-
-  int64_t tile(int64_t position) const {
-    return pages.tile(block_table[position / pages.block_size], head, position % pages.block_size);
-  }
-
-  // The tile that is read one split after that of `position`, which may be in the first split of what comes next.
-  int64_t tile_ahead(int64_t position) const {
-    if (position + kSplit < length) return tile(position + kSplit);
-    position %= kSplit;
-    return pages.tile(next_table[position / pages.block_size], next_head, position % pages.block_size);
-  }
+  int64_t length;  // tokens of the sequence
+  float scale;     // of scores, times log2(e)
 };
 
 // The partial softmax of R rows over the split that begins at `start`.
 template <class P, int R>
-void attend_split(const Context<P>& context, const Row<P>* rows, int64_t start, Partial* partials) {
+void attend_split(const Context<P>& context, const Tiles& split, const Row<P>* rows, int64_t start,
+                  Partial* partials) {
   using S = Step<P>;
   using Part = typename Factor<P>::Part;
   constexpr bool kIsScaled = std::is_same_v<P, Byte>;
@@ -149,11 +155,6 @@ void attend_split(const Context<P>& context, const Row<P>* rows, int64_t start, 
     return;
   }
 
-  int64_t offsets[kSplit / kLanes], offsets_ahead[kSplit / kLanes];  // of each tile, and of that read one split later
-  for (int64_t position = begin; position < end; position += kLanes) {
-    offsets[(position - start) / kLanes] = context.tile(position);
-    offsets_ahead[(position - start) / kLanes] = context.tile_ahead(position);
-  }
   alignas(64) float scores[R][kSplit];
   Factor<P> factors[R];
   const Part* parts[R * kParts];
@@ -166,12 +167,13 @@ void attend_split(const Context<P>& context, const Row<P>* rows, int64_t start, 
     constexpr int C = decltype(num_tiles)::value;
     const P *tiles[C], *values[C];
     for (int c = 0; c < C; c++) {
-      const int64_t tile = offsets[(position - start) / kLanes + c];
+      const int64_t tile = split.offsets[(position - start) / kLanes + c];
       tiles[c] = pages.keys + tile, values[c] = pages.values + tile;
       if constexpr (kIsScaled) __builtin_prefetch(pages.scales(values[c]), 0, 2);
     }
     typename S::Sum sums[R * kParts][C] = {};
-    multiply<P, R * kParts, C>(parts, tiles, values, kLanes * S::kWidth, divide_up(head_dim, S::kWidth), sums);
+    const int64_t num_steps = divide_up(head_dim, S::kWidth);
+    multiply<P, R * kParts, C>(parts, tiles, values, split.fetches, kLanes * S::kWidth, num_steps, sums);
     for (int r = 0; r < R; r++)
       for (int c = 0; c < C; c++) {
         f32x16 s = product<P>(factors, sums, r, c);
@@ -190,10 +192,12 @@ void attend_split(const Context<P>& context, const Row<P>* rows, int64_t start, 
   for (int r = 0; r < R; r++) {
     f32x16 maxima = splat(kNothing);
     for (int64_t position = begin; position < end; position += kLanes) {
-      const i32x16 at = lane + (int32_t)position;
       f32x16 s = load_floats(&scores[r][position - start]);
-      s = select((at >= (int32_t)rows[r].begin) & (at < (int32_t)rows[r].end), s, splat(kNothing));
-      store(&scores[r][position - start], s);
+      if (position < rows[r].begin || position + kLanes > rows[r].end) {
+        const i32x16 at = lane + (int32_t)position;
+        s = select((at >= (int32_t)rows[r].begin) & (at < (int32_t)rows[r].end), s, splat(kNothing));
+        store(&scores[r][position - start], s);
+      }
       maxima = maximum(maxima, s);
     }
     const float top = maximum_of(maxima);
@@ -205,7 +209,7 @@ void attend_split(const Context<P>& context, const Row<P>* rows, int64_t start, 
       f32x16 p = exp2((s - base) * context.scale);
       sums += p;
       if constexpr (kIsScaled) {  // what a row does not see has a scale that means nothing
-        const f32x16 scales = load_floats(pages.scales(pages.values + offsets[at / kLanes]));
+        const f32x16 scales = load_floats(pages.scales(pages.values + split.offsets[at / kLanes]));
         store(&scores[r][at], select(s == kNothing, f32x16{}, p * scales));
       } else {
         store_floats(&weights[r][at], p);
@@ -228,10 +232,10 @@ void attend_split(const Context<P>& context, const Row<P>* rows, int64_t start, 
     constexpr int C = decltype(num_columns)::value;
     typename S::Sum sums[R * kParts][C] = {};
     for (int64_t position = begin; position < end; position += kLanes) {
-      const P* tile = pages.values + offsets[(position - start) / kLanes];
+      const P* tile = pages.values + split.offsets[(position - start) / kLanes];
       const P *columns[C], *ahead[C];
       const Part* shares[R * kParts];
-      const P* next = pages.keys + offsets_ahead[(position - start) / kLanes];
+      const P* next = pages.keys + split.ahead[(position - start) / kLanes];
       for (int c = 0; c < C; c++) {
         columns[c] = tile + (column + c * kLanes) * S::kWidth;
         ahead[c] = next + (column + c * kLanes) * S::kWidth;
@@ -239,7 +243,8 @@ void attend_split(const Context<P>& context, const Row<P>* rows, int64_t start, 
       if constexpr (kIsScaled) __builtin_prefetch(pages.scales(next), 0, 2);
       for (int r = 0; r < R * kParts; r++) shares[r] = &weights[r][position - start];
       const int64_t num_tokens = std::min(kLanes, context.length - position);  // behind them is what was there before
-      multiply<P, R * kParts, C>(shares, columns, ahead, head_dim * S::kWidth, divide_up(num_tokens, S::kWidth), sums);
+      const int64_t num_steps = divide_up(num_tokens, S::kWidth);
+      multiply<P, R * kParts, C>(shares, columns, ahead, split.fetches, head_dim * S::kWidth, num_steps, sums);
     }
     for (int r = 0; r < R; r++)
       for (int c = 0; c < C; c++) store(partials[r].output + column + c * kLanes, product<P>(factors, sums, r, c));
@@ -251,11 +256,12 @@ void attend_split(const Context<P>& context, const Row<P>* rows, int64_t start, 
 }
 
 template <class P, int R = kRows<P>>
-void attend_rows(const Context<P>& context, const Row<P>* rows, int64_t num_rows, int64_t start, Partial* partials) {
+void attend_rows(const Context<P>& context, const Tiles& split, const Row<P>* rows, int64_t num_rows, int64_t start,
+                 Partial* partials) {
   if (num_rows == R)
-    attend_split<P, R>(context, rows, start, partials);
+    attend_split<P, R>(context, split, rows, start, partials);
   else if constexpr (R > 1)
-    attend_rows<P, R - 1>(context, rows, num_rows, start, partials);
+    attend_rows<P, R - 1>(context, split, rows, num_rows, start, partials);
 }
 
 }  // namespace

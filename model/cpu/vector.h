@@ -57,7 +57,13 @@ inline f32x16 load_floats(const float16* from) {
 #endif
 }
 inline void store_floats(float* to, f32x16 x) { store(to, x); }
-inline void store_floats(bf16* to, f32x16 x) { store(to, convert<u16x16>(bf16_bits(x))); }
+inline void store_floats(bf16* to, f32x16 x) {
+#if defined(__AVX512BF16__)  // one instruction; numbers below the smallest normal one become zero
+  store(to, (__m256i)_mm512_cvtneps_pbh((__m512)x));
+#else
+  store(to, convert<u16x16>(bf16_bits(x)));
+#endif
+}
 
 // The first `count` of sixteen; the others are zero.
 template <class E>
@@ -135,19 +141,29 @@ inline uint32_t maximum_of(const u32x16& x) {
 // 2 to the power of x, to about one unit in the last place of a float; below -127 it is 0. Exactly 1 at 0.
 // x = n + f with |f| <= 1/2; 2^f is its Taylor polynomial, n goes into the exponent.
 inline f32x16 exp2(f32x16 x) {
+#if defined(__AVX512F__)
+  x = (f32x16)_mm512_max_ps(_mm512_set1_ps(-150.0f), (__m512)x);  // NaN, the second, stays
+  f32x16 n = (f32x16)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  f32x16 f = x - n;
+#else
   x = select(x < -127.0f, splat(-127.0f), x);
   x = select(x > 128.0f, splat(128.0f), x);
   const float shift = 12582912.0f;  // 1.5 * 2^23: adding it leaves no fraction
   f32x16 shifted = x + shift;
   f32x16 f = x - (shifted - shift);
+#endif
   f32x16 p = 1.5403530e-4f * f + 1.3333558e-3f;
   p = p * f + 9.6181291e-3f;
   p = p * f + 5.5504109e-2f;
   p = p * f + 2.4022651e-1f;
   p = p * f + 6.9314718e-1f;
   p = p * f + 1.0f;
+#if defined(__AVX512F__)
+  return (f32x16)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
   i32x16 n = (i32x16)shifted - 0x4b400000;
   return p * (f32x16)((n + 127) << 23);
+#endif
 }
 
 // What scales numbers to a root mean square of one. Source: RMSNorm (arXiv:1910.07467), equation 4.
