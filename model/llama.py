@@ -171,14 +171,13 @@ class Llama(nn.Module):
         """Return the logits of the batch's logits_rows, shape [S, vocab_size], float32."""
         x = self.embedding(batch.token_ids)  # [T, hidden_size]
         cos, sin = self.rope_cos[batch.positions], self.rope_sin[batch.positions]  # [T, head_dim / 2]
-        x = self.run_layers(x, cos, sin, batch, kv_cache)
-        return self.logits(x[batch.logits_rows])  # only these S rows pay for the output head
+        return self.logits(self.run_layers(x, cos, sin, batch, kv_cache))  # only S rows pay for the output head
 
     def run_layers(self, x: Tensor, cos: Tensor, sin: Tensor, batch: ForwardBatch, kv_cache: KVCache) -> Tensor:
-        """Return x [T, hidden_size] after all layers."""
+        """Return the batch's logits_rows [S, hidden_size] of x [T, hidden_size] after all layers."""
         for layer in self.layers:
             x = layer(x, cos, sin, batch, kv_cache, self.paged_attention)
-        return x
+        return x[batch.logits_rows]
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits [S, vocab_size] of the last layer's output x [S, hidden_size], float32."""

@@ -72,10 +72,11 @@ struct Layers : torch::CustomClassHolder {
                       {down, down_format, {}}});
   }
 
-  // x [T, hidden_size] after all layers; this step's keys and values are written into each layer's pages.
+  // The wanted rows of x [T, hidden_size] after all layers, which are all of them or some, in their order; this step's
+  // keys and values are written into each layer's pages. What only the other rows would get from the last layer is left.
   at::Tensor run(at::Tensor x, at::Tensor cos, at::Tensor sin, at::Tensor slots, at::Tensor query_starts,
                  at::Tensor lengths, at::Tensor block_tables, std::vector<at::Tensor> key_pages,
-                 std::vector<at::Tensor> value_pages, OptionalTensor seconds) {
+                 std::vector<at::Tensor> value_pages, at::Tensor wanted_rows, OptionalTensor seconds) {
     PartClock clock(seconds);
     const int64_t hidden_size = x.size(1), num_kv_heads = key_pages[0].size(2), head_dim = 2 * cos.size(1);
     for (size_t i = 0; i < layers.size(); i++) {
@@ -90,6 +91,10 @@ struct Layers : torch::CustomClassHolder {
       at::Tensor mixed =
           attend(queries, key_pages[i], value_pages[i], query_starts, lengths, block_tables, l.window).flatten(1);
       clock.charge(1);
+      if (i + 1 == layers.size() && wanted_rows.size(0) < x.size(0)) {
+        x = x.index_select(0, wanted_rows);
+        mixed = mixed.index_select(0, wanted_rows);
+      }
       x = linear(mixed, l.output.packed, l.output.format, hidden_size, "", {}, 0, l.output.bias, x, false);
       at::Tensor gate_up = linear(x, l.gate_up.packed, l.gate_up.format, l.num_gate_up, "rms_norm",
                                   l.feed_forward_norm, l.eps, {}, {}, false);

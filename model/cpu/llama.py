@@ -89,7 +89,10 @@ class CpuLlama(Llama):
         super().place_weight(name, table.to(torch.bfloat16))
 
     def run_layers(self, x: Tensor, cos: Tensor, sin: Tensor, batch: ForwardBatch, kv_cache: KVCache) -> Tensor:
-        """Return x [T, hidden_size] after all layers; writes this step's keys and values into the cache."""
+        """Return the batch's logits_rows [S, hidden_size] of x [T, hidden_size] after all layers.
+
+        This step's keys and values are written into the cache, of all T; the last layer computes no more of the others.
+        """
         if self._layers is None:
             self._layers = self._kernels.make_layers()
             for layer in self.layers:
@@ -105,6 +108,7 @@ class CpuLlama(Llama):
             batch.block_tables,
             kv_cache.keys,
             kv_cache.values,
+            batch.logits_rows,
             self._seconds,
         )
         return hidden
