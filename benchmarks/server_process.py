@@ -63,11 +63,11 @@ def running(variant: Variant, log: Path) -> Iterator[ServerProcess]:
 
 
 def _has_answered(url: str) -> bool:
-    """Return whether the server completes three tokens by one more."""
+    """Return whether the server completes a text by one token."""
     try:
         with urllib.request.urlopen(f"{url}/v1/models", timeout=5) as response:
             listed = json.loads(response.read())
-        fields = {"model": listed["data"][0]["id"], "prompt": [504, 3575, 282], "max_tokens": 1}
+        fields = {"model": listed["data"][0]["id"], "prompt": "The capital of France is", "max_tokens": 1}
         request = urllib.request.Request(
             f"{url}/v1/completions", json.dumps(fields).encode(), {"Content-Type": "application/json"}
         )

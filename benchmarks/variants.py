@@ -38,6 +38,7 @@ def variants(peers: Path, model: str) -> list[Variant]:
         *(_llama_cpp(peers, dtype) for dtype in ("BF16", "Q8_0", "Q4_0")),
         _vllm(peers),
         _openvino(peers),
+        _transformers(peers),
     ]
 
 
@@ -100,4 +101,20 @@ def _openvino(peers: Path) -> Variant:
         peers / "models" / "openvino",
         (str(front), "{model}", "--port", "{port}", "--threads", _THREADS),
         package="openvino-genai",
+    )
+
+
+def _transformers(peers: Path) -> Variant:
+    batching = ("--continuous-batching", "--cb-num-blocks", "512", "--cb-block-size", "128")
+    return Variant(
+        "transformers serve bfloat16",
+        "transformers serve",
+        "bfloat16",
+        peers / "transformers" / "bin" / "python",
+        peers / "models" / "huggingface",
+        (
+            *("-m", "transformers.cli.transformers", "serve", "{model}", "--host", "127.0.0.1", "--port", "{port}"),
+            *("--device", "cpu", "--dtype", "bfloat16", *batching),
+        ),
+        package="transformers",
     )
