@@ -63,11 +63,15 @@ def running(variant: Variant, log: Path) -> Iterator[ServerProcess]:
 
 
 def _has_answered(url: str) -> bool:
-    """Return whether the server completes a text by one token."""
+    """Return whether the server completes a prompt by one token; not every server takes token ids."""
+    return any(_completes(url, prompt) for prompt in ([504, 3575, 282], "The capital of France is"))
+
+
+def _completes(url: str, prompt: str | list[int]) -> bool:
     try:
         with urllib.request.urlopen(f"{url}/v1/models", timeout=5) as response:
             listed = json.loads(response.read())
-        fields = {"model": listed["data"][0]["id"], "prompt": "The capital of France is", "max_tokens": 1}
+        fields = {"model": listed["data"][0]["id"], "prompt": prompt, "max_tokens": 1}
         request = urllib.request.Request(
             f"{url}/v1/completions", json.dumps(fields).encode(), {"Content-Type": "application/json"}
         )
