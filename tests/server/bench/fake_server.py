@@ -113,7 +113,6 @@ def fake_server(**behaviour: Any) -> Iterator[FakeServer]:
     async def start() -> asyncio.Server:
         server = await asyncio.start_server(fake.connected, "127.0.0.1", 0)
         fake.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        started.set()
         return server
 
     async def stop(server: asyncio.Server) -> None:
@@ -127,6 +126,7 @@ def fake_server(**behaviour: Any) -> Iterator[FakeServer]:
     def run() -> None:
         asyncio.set_event_loop(loop)
         server = loop.run_until_complete(start())
+        loop.call_soon(started.set)  # not before it runs for ever: an earlier stop would be forgotten
         loop.run_forever()
         loop.run_until_complete(stop(server))
         loop.close()
