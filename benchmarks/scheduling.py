@@ -57,7 +57,7 @@ def main() -> None:
     for num_waiting in (10, 10_000):
         scheduler = full_scheduler(32, num_waiting)
         print(f"schedule + commit, {num_waiting:6,} waiting      ", microseconds(lambda: sum(step(scheduler))))  # noqa: B023
-        last = list(scheduler.waiting)[-1]
+        last = list(scheduler.waiting)[-1].request.request_id
         started = time.perf_counter()
         scheduler.abort(last)
         print(f"abort of the last of {num_waiting:6,}           {(time.perf_counter() - started) * 1e6:7.0f}")

@@ -1,6 +1,7 @@
 """Detokenizer: tokens one at a time, turned into text that never has to be taken back."""
 
 import codecs
+from collections.abc import Collection
 from typing import Protocol
 
 
@@ -25,15 +26,24 @@ class Detokenizer:
     `drops_first_space`.
     """
 
-    def __init__(self, tokenizer: TokenBytes, *, skip_special: bool = True, drops_first_space: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: TokenBytes,
+        *,
+        skip_special: bool = True,
+        drops_first_space: bool = False,
+        shown: Collection[int] = (),
+    ) -> None:
+        """Special tokens are left out, but for those that are `shown`."""
         self._tokenizer = tokenizer
+        self._shown = shown
         self._skip_special = skip_special
         self._drops_first_space = drops_first_space  # until the first character is known
         self._held = b""  # the beginning of a character
 
     def push(self, token_id: int) -> str:
         """Return the characters that `token_id` completes."""
-        if self._skip_special and self._tokenizer.is_special(token_id):
+        if self._skip_special and self._tokenizer.is_special(token_id) and token_id not in self._shown:
             return ""
         received = self._held + self._tokenizer.token_bytes(token_id)
         text, num_decoded = codecs.utf_8_decode(received, "replace")  # stops before an incomplete character

@@ -32,6 +32,7 @@ class SamplingRow(NamedTuple):
     position: int  # tokens of the output before the one to be drawn
     prompt_token_ids: Sequence[int] = ()  # for penalties; see needs_history
     output_token_ids: Sequence[int] = ()
+    mask: bytes | None = None  # which tokens may be drawn, a bit for each, the lowest of a byte first; None: all
 
 
 def needs_history(params: SamplingParams) -> bool:
@@ -47,16 +48,22 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[Sample | None]:
     is_sound = maxima.isfinite().tolist()
     drawn: list[int] = []
     adjusted: dict[int, Tensor] = {}
+    masked = [index for index, row in enumerate(rows) if row.mask is not None]
+    if masked:
+        allowed = mask_logits(logits[masked], [rows[index].mask or b"" for index in masked])
+        adjusted = dict(zip(masked, allowed, strict=True))
+        for index, token_id in zip(masked, largest_logits(allowed)[1].tolist(), strict=True):
+            token_ids[index] = token_id
     for index, row in enumerate(rows):
         if not is_sound[index]:
             continue
-        row_logits = logits[index] if is_adjusted(row) else None
-        if row_logits is not None:
-            adjusted[index] = adjust_logits(row_logits, row)
-        if row.params.temperature >= GREEDY_BELOW:
-            drawn.append(index)
-        elif row_logits is not None:
+        if is_adjusted(row):
+            adjusted[index] = adjust_logits(adjusted.get(index, logits[index]), row)
             token_ids[index] = int(adjusted[index].argmax())
+        if row.mask is not None and adjusted[index][token_ids[index]] == -math.inf:
+            is_sound[index] = False  # nothing is left that may be drawn
+        elif row.params.temperature >= GREEDY_BELOW:
+            drawn.append(index)
     if drawn:
         chosen = logits if len(drawn) == len(rows) else logits[drawn]
         if adjusted:
@@ -87,6 +94,13 @@ def largest_logits(logits: Tensor) -> tuple[Tensor, Tensor]:
     maxima, block = blocks.amax(dim=-1).max(dim=-1)
     inside = blocks[torch.arange(num_rows, device=logits.device), block].argmax(dim=-1)
     return maxima, block * width + inside
+
+
+def mask_logits(logits: Tensor, masks: Sequence[bytes]) -> Tensor:
+    """Return logits [S, vocab_size] with minus infinity for each token that the row's mask leaves out, in place."""
+    bits = np.frombuffer(b"".join(masks), dtype=np.uint8).reshape(len(masks), -1)
+    allowed = np.unpackbits(bits, axis=1, count=logits.shape[1], bitorder="little")  # [S, vocab_size]
+    return logits.masked_fill_(torch.from_numpy(allowed == 0).to(logits.device), -math.inf)
 
 
 def is_adjusted(row: SamplingRow) -> bool:

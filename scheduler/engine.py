@@ -12,10 +12,13 @@ from model.sample import Sample
 from model.sampling import sample
 from scheduler.batch import BatchBuilder, sampling_rows
 from scheduler.config import EngineConfig
-from scheduler.messages import StepOutput
+from scheduler.grammar import Grammars
+from scheduler.messages import Request, StepOutput
 from scheduler.profile import Profile
 from scheduler.scheduler import Scheduler
 from scheduler.sequence import ScheduledSequence
+
+GRAMMAR_PAUSE_SECONDS = 0.001  # between two looks at whether a grammar is compiled
 
 
 class Engine:
@@ -28,18 +31,31 @@ class Engine:
         kv_dtype: torch.dtype,
         device: torch.device,
         profile: Profile | None = None,
+        grammars: Grammars | None = None,
     ) -> None:
+        """Without `grammars` no request may have one."""
         self.model = model
         self.kv_cache = KVCache(model.config, config.num_blocks, config.block_size, kv_dtype, device)
         self.scheduler = Scheduler(config)
         self._batch_builder = BatchBuilder(config.max_num_seqs, config.max_num_blocks, config.block_size, device)
+        self._grammars = grammars
         self._lap: Callable[[str], None] = profile.lap if profile else lambda _: None
+
+    def add(self, request: Request) -> None:
+        """Put a request at the end of the queue."""
+        matcher = None
+        if request.grammar:
+            assert self._grammars is not None, "the server refuses grammars for models that cannot have them"
+            matcher = self._grammars.matcher(request.grammar, request.output_token_ids)
+        self.scheduler.add(request, matcher)
 
     def step(self) -> StepOutput:
         """Return what one step over the active batch produced; without work, an empty output."""
         started = time.monotonic()
         plan = self.scheduler.schedule()
         self._lap("schedule")
+        if not plan and self.scheduler.waiting:
+            time.sleep(GRAMMAR_PAUSE_SECONDS)  # all that is there waits for its grammar
         samples = self.run(plan)
         output = self.scheduler.commit(plan, samples)
         self._lap("commit")
@@ -50,6 +66,10 @@ class Engine:
         """Return the next token of each scheduled sequence that wants one, in the plan's order."""
         if not plan:
             return []
+        constrained = [s.sequence.matcher for s in plan if s.sequence.matcher is not None and s.wants_logits]
+        if constrained and self._grammars is not None:
+            for matcher in constrained:
+                matcher.start_mask(self._grammars.executor)
         batch = self._batch_builder.build(plan)
         self._lap("batch")
         logits = self.model(batch, self.kv_cache)  # [S, vocab_size]

@@ -30,6 +30,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     params: SamplingParams
     output_token_ids: list[int] = []  # tokens already produced, when a request is submitted again
     cache_salt: str = ""  # prefix blocks are shared only between requests of one salt
+    key: str = ""  # the name of whoever asks; the queue shares the engine fairly between names
+    priority: int = 0  # lower is sooner
+    grammar: str = ""  # in llguidance's own form: which texts the output may be; empty: any
 
 
 class Abort(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -13,12 +13,15 @@ import msgspec
 import torch
 
 from model.checkpoint.checkpoint import num_parameters
+from model.grammar import grammar_tokenizer
 from model.kv_cache import choose_kv_dtype, kv_bytes_per_token
 from model.loader import load_model, open_checkpoint
 from model.runtime import choose_runtime
+from model.tokenizer_loader import load_tokenizer
 from scheduler.config import choose_max_model_len, plan_engine
 from scheduler.engine import Engine
 from scheduler.framing import LENGTH, encode_frame, frame_length
+from scheduler.grammar import Grammars
 from scheduler.memory import free_memory_bytes
 from scheduler.messages import Abort, EngineFailed, EngineReady, Request, StartEngine, ToEngine
 from scheduler.profile import Profile
@@ -60,7 +63,8 @@ def start_engine(start: StartEngine) -> tuple[Engine, EngineReady, Profile | Non
     if start.num_threads:
         torch.set_num_threads(start.num_threads)
     device = torch.device("cpu")
-    checkpoint = open_checkpoint(Path(start.model_path))
+    model_path = Path(start.model_path)
+    checkpoint = open_checkpoint(model_path)
     max_model_len = choose_max_model_len(start.limits, checkpoint.config.max_position)
     runtime = choose_runtime(
         checkpoint, dtype=start.dtype, quantization=start.quantization, block_size=start.limits.block_size
@@ -74,7 +78,8 @@ def start_engine(start: StartEngine) -> tuple[Engine, EngineReady, Profile | Non
         free_memory_bytes=free_memory_bytes(),
     )
     profile = Profile(model, sys.stderr.write) if start.is_profiled else None
-    engine = Engine(model, config, kv_dtype, device, profile)
+    grammars = Grammars(lambda: grammar_tokenizer(load_tokenizer(model_path).resized(model.config.vocab_size)))
+    engine = Engine(model, config, kv_dtype, device, profile, grammars)
     ready = EngineReady(
         config=config,
         vocab_size=model.config.vocab_size,
@@ -99,7 +104,7 @@ def _take_messages(engine: Engine, inbox: "queue.SimpleQueue[ToEngine]") -> None
         timeout = 0.0
         match message:
             case Request():
-                engine.scheduler.add(message)
+                engine.add(message)
             case Abort(request_id=request_id):
                 engine.scheduler.abort(request_id)
             case StartEngine():

@@ -5,16 +5,17 @@ preemption by recomputation as in PagedAttention (arXiv:2309.06180), section 4.5
 """
 
 import time
-from collections import OrderedDict
 from collections.abc import Sequence as Seq
 from itertools import islice
 
 from model.sample import Sample
 from scheduler.block_pool import BlockPool
 from scheduler.config import EngineConfig
+from scheduler.grammar import Matcher
 from scheduler.messages import FinishReason, Request, SequenceOutput, StepOutput, StepStats
 from scheduler.sequence import ScheduledSequence, Sequence
 from scheduler.speculation import MAX_DRAFT_TOKENS, MAX_ROWS, PromptLookup, share_out
+from scheduler.waiting_queue import WaitingQueue
 
 
 class Scheduler:
@@ -24,20 +25,21 @@ class Scheduler:
         self.config = config
         self.pool = BlockPool(config.num_blocks)
         self.running: list[Sequence] = []
-        self.waiting: OrderedDict[int, Sequence] = OrderedDict()  # by request id, next to join first
+        self.waiting = WaitingQueue()
+        self._refused: list[SequenceOutput] = []  # what the next commit says of requests that cannot run
         self._step = 0
         self._reset_counters()
 
-    def add(self, request: Request) -> None:
-        """Put a request at the end of the queue."""
+    def add(self, request: Request, matcher: Matcher | None = None) -> None:
+        """Put a request at the end of the queue, with the matcher of its grammar if it has one."""
         assert request.prompt_token_ids, "the server refuses empty prompts"
-        sequence = Sequence.of(request)
+        sequence = Sequence.of(request, matcher)
         assert sequence.num_tokens < self.config.max_model_len, "the server refuses prompts without room for output"
-        self.waiting[request.request_id] = sequence
+        self.waiting.append(sequence)
 
     def abort(self, request_id: int) -> None:
         """Drop a request, running or waiting; an unknown one has already ended."""
-        if self.waiting.pop(request_id, None) is None:
+        if not self.waiting.remove(request_id):
             for sequence in self.running:
                 if sequence.request.request_id == request_id:
                     self.running.remove(sequence)
@@ -79,7 +81,7 @@ class Scheduler:
         samples has num_logits entries for each scheduled sequence, in the plan's order; None marks logits that were
         not finite: that sequence ends with an error and nothing it computed is kept.
         """
-        outputs: list[SequenceOutput] = []
+        outputs, self._refused = self._refused, []
         remaining = iter(samples)
         for scheduled in plan:
             outputs += self._take(scheduled, list(islice(remaining, scheduled.num_logits)))
@@ -112,10 +114,12 @@ class Scheduler:
         take its place in the same prefix, for it would wait for the same block. How many are looked at is bounded.
         """
         joined: list[ScheduledSequence] = []
-        for sequence in islice(self.waiting.values(), 2 * self.config.max_num_seqs):
+        for sequence in islice(self.waiting, 2 * self.config.max_num_seqs):
             if budget <= 0 or len(self.running) >= self.config.max_num_seqs:
                 break
             if sequence.awaited_hash is not None and self.pool.is_expected(sequence.awaited_hash):
+                continue
+            if sequence.matcher is not None and not self._has_grammar(sequence, sequence.matcher):
                 continue
             hits = self._prefix_hits(sequence)
             if sequence.awaited_hash is not None:
@@ -125,15 +129,29 @@ class Scheduler:
             scheduled = self._admit(sequence, hits, budget)
             joined.append(scheduled)
             budget -= scheduled.num_tokens
+        for refused in self._refused:
+            self.waiting.remove(refused.request_id)
         for scheduled in joined:
-            del self.waiting[scheduled.sequence.request.request_id]
+            self.waiting.remove(scheduled.sequence.request.request_id)
+            self.waiting.count_prompt(scheduled.sequence)
         return joined
+
+    def _has_grammar(self, sequence: Sequence, matcher: Matcher) -> bool:
+        """Whether a waiting sequence's grammar is compiled; if it cannot be, the sequence ends with an error."""
+        if not matcher.is_ready:
+            return False
+        if matcher.error:
+            self._refused.append(sequence.error_output(matcher.error))
+            return False
+        return True
 
     def _add_drafts(self, plan: list[ScheduledSequence]) -> list[ScheduledSequence]:
         """Return the plan with guesses where they pay, in rows and blocks that nobody else wants."""
         num_rows = sum(scheduled.num_rows for scheduled in plan)
         max_rows = min(MAX_ROWS, self.config.max_batch_tokens)
-        candidates = [index for index, scheduled in enumerate(plan) if scheduled.wants_logits]
+        candidates = [
+            i for i, scheduled in enumerate(plan) if scheduled.wants_logits and not scheduled.sequence.matcher
+        ]
         if num_rows >= max_rows or not candidates:
             return plan
         # No guess shall be why a sequence is preempted: each may want a block in the next step, its guess some now.
@@ -209,8 +227,7 @@ class Scheduler:
         """Take the blocks of the running sequence that joined last and put it at the head of the queue."""
         sequence = self.running.pop()
         self._release_blocks(sequence)
-        self.waiting[sequence.request.request_id] = sequence
-        self.waiting.move_to_end(sequence.request.request_id, last=False)
+        self.waiting.put_back(sequence)
         self._num_preemptions += 1
         return sequence
 
@@ -255,9 +272,12 @@ class Scheduler:
                 break
             accepted.append(sample)
             sequence.token_ids.append(sample.token_id)
+            if sequence.matcher is not None and not sequence.matcher.accept(sample.token_id):
+                return [self._fail(sequence, f"The grammar cannot go on: {sequence.matcher.error}")]
             reason = self._finish_reason(sequence)
             if reason is not None or sample.token_id != guess:
                 break
+        self.waiting.count_output(sequence, len(accepted))
         outputs = [sequence.output(accepted, reason)] if accepted else []
         if not is_finite:
             return [*outputs, self._fail(sequence, "The model's output for this request was not a finite number.")]
@@ -274,7 +294,7 @@ class Scheduler:
     def _finish_reason(self, sequence: Sequence) -> FinishReason | None:
         """Return why a sequence ends with the token it has just got, or None."""
         params = sequence.request.params
-        if sequence.token_ids[-1] in params.stop_token_ids:
+        if sequence.token_ids[-1] in params.stop_token_ids or (sequence.matcher and sequence.matcher.is_complete):
             return "stop"
         if sequence.num_output_tokens >= params.max_tokens or sequence.num_tokens >= self.config.max_model_len:
             return "length"
@@ -286,7 +306,7 @@ class Scheduler:
             self.pool.forget(block)
         self.running.remove(sequence)
         self._release_blocks(sequence)
-        return SequenceOutput(request_id=sequence.request.request_id, token_ids=[], finish_reason="error", error=error)
+        return sequence.error_output(error)
 
     def _count_tokens(self, scheduled: ScheduledSequence) -> None:
         """A lone last token is a decode, with its guesses; everything else is prefill, also what a preemption lost."""

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from model.sample import Sample
 from scheduler.block_pool import block_hash, root_hash
+from scheduler.grammar import Matcher
 from scheduler.messages import FinishReason, Request, SequenceOutput, TokenLogprobs
 from scheduler.speculation import PromptLookup
 
@@ -26,13 +27,14 @@ class Sequence:
     num_expected_blocks: int = 0  # full blocks that are published or that others may wait for
     awaited_hash: bytes | None = None  # of the block it waited for when the scheduler last looked at it
     lookup: PromptLookup | None = None  # once guesses were considered
+    matcher: Matcher | None = None  # of the request's grammar
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache when it was first admitted
     scheduled_at_seconds: float = 0.0  # time.monotonic() when it last left the queue
 
     @classmethod
-    def of(cls, request: Request) -> "Sequence":
+    def of(cls, request: Request, matcher: Matcher | None = None) -> "Sequence":
         """Return the sequence of a request; one submitted again goes on behind its earlier output."""
-        return cls(request, [*request.prompt_token_ids, *request.output_token_ids])
+        return cls(request, [*request.prompt_token_ids, *request.output_token_ids], matcher=matcher)
 
     @property
     def num_tokens(self) -> int:
@@ -72,6 +74,10 @@ class Sequence:
             num_cached_tokens=self.num_cached_tokens,
             scheduled_at_seconds=self.scheduled_at_seconds,
         )
+
+    def error_output(self, error: str) -> SequenceOutput:
+        """Return what the API process hears of a sequence that ends too early."""
+        return SequenceOutput(request_id=self.request.request_id, token_ids=[], finish_reason="error", error=error)
 
     def hashes(self, num_blocks: int, block_size: int) -> list[bytes]:
         """Return the prefix hashes of the first num_blocks blocks, which must be full of tokens."""

@@ -7,16 +7,21 @@ from starlette.types import Lifespan
 
 from model.generation_defaults import GenerationDefaults
 from model.tokenizer import Tokenizer
+from server.api_keys import ApiKeys
 from server.chat_template import ChatTemplate
 from server.health import health_router
 from server.http_edge import HttpEdge
+from server.key_guard import KeyGuard
 from server.metrics import Metrics, metrics_router
 from server.openai.chat import chat_router
 from server.openai.completions import completions_router
 from server.openai.documentation import add_schemas
 from server.openai.errors import add_error_handlers
 from server.openai.models import models_router
+from server.openai.response_schemas import ResponsesRequest
+from server.openai.responses import responses_router
 from server.openai.schemas import ChatRequest, CompletionRequest
+from server.openai.tokenize import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest, tokenize_router
 from server.request_limits import RequestLimits
 from server.served_model import Engine, ServedModel
 
@@ -33,9 +38,13 @@ def create_app(
     version: str,
     defaults: GenerationDefaults | None = None,
     limits: RequestLimits | None = None,
+    keys: ApiKeys | None = None,
     lifespan: Lifespan[FastAPI] | None = None,
 ) -> FastAPI:
-    """Return the application that serves one model; `lifespan` starts and stops what must run beside it."""
+    """Return the application that serves one model; `lifespan` starts and stops what must run beside it.
+
+    With `keys` every request but those for health must bring one of them.
+    """
     served = ServedModel(
         name=model_name,
         aliases=aliases,
@@ -59,12 +68,19 @@ def create_app(
     for router in (
         completions_router(served),
         chat_router(served),
+        responses_router(served),
         models_router(served),
+        tokenize_router(served),
         health_router(served),
         metrics_router(metrics),
     ):
         app.include_router(router)
     add_error_handlers(app)
-    add_schemas(app, [CompletionRequest, ChatRequest])
-    app.add_middleware(HttpEdge, metrics=metrics)
+    add_schemas(
+        app,
+        [CompletionRequest, ChatRequest, ResponsesRequest, TokenizeRequest, DetokenizeRequest, ApplyTemplateRequest],
+    )
+    if keys is not None:
+        app.add_middleware(KeyGuard, keys=keys)
+    app.add_middleware(HttpEdge, metrics=metrics)  # around the guard: a refusal has an id, too, and is counted
     return app

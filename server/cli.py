@@ -46,6 +46,7 @@ def serve(**flags: str | bool | None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     try:
         settings = load_settings({name: value for name, value in flags.items() if value is not None})
+        keys = settings.load_keys()
     except WrongSettings as error:
         _fail(str(error), 2)
     # Imported late, so that the wrong option is an error at once; the web framework comes while the engine loads.
@@ -62,7 +63,7 @@ def serve(**flags: str | bool | None) -> None:
         asyncio.run(engine.stop())
         _fail(f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}. Choose another --host or --port.")
     try:
-        run(run_server(settings, model_path, engine, listener))
+        run(run_server(settings, model_path, engine, listener, keys))
     except (EngineStartFailed, ValueError, OSError) as error:
         _fail(f"Cannot serve {settings.model}: {error}")
     except KeyboardInterrupt:

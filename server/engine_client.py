@@ -11,6 +11,7 @@ import msgspec
 from model.sampling_params import SamplingParams
 from scheduler.config import EngineConfig
 from scheduler.messages import Abort, EngineReady, Request, StartEngine, StepOutput, StepStats
+from server.asker import Asker
 from server.engine_process import ENGINE_PROGRAM, EngineProcess, EngineStartFailed
 from server.token_stream import EngineDied, EngineUnavailable, TokenStream
 
@@ -71,7 +72,9 @@ class EngineClient:
         self._tasks = [asyncio.create_task(self._keep_going()), asyncio.create_task(self._watch())]
         return report
 
-    def submit(self, prompt_token_ids: list[int], params: SamplingParams, cache_salt: str = "") -> TokenStream:
+    def submit(
+        self, prompt_token_ids: list[int], params: SamplingParams, asker: Asker = Asker(), grammar: str = ""
+    ) -> TokenStream:
         """Return the stream of a new request; raises EngineUnavailable."""
         if not self.is_ready:
             raise EngineUnavailable
@@ -79,7 +82,13 @@ class EngineClient:
         self._streams[stream.request_id] = stream
         self._process.send(
             Request(
-                request_id=stream.request_id, prompt_token_ids=prompt_token_ids, params=params, cache_salt=cache_salt
+                request_id=stream.request_id,
+                prompt_token_ids=prompt_token_ids,
+                params=params,
+                cache_salt=asker.cache_salt,
+                key=asker.key_name,
+                priority=asker.priority,
+                grammar=grammar,
             )
         )
         return stream

@@ -42,7 +42,8 @@ class Metrics:
     Every series carries the label `model_name`. No label takes its value from a client.
     """
 
-    def __init__(self, model_name: str, config: EngineConfig) -> None:
+    def __init__(self, model_name: str, config: EngineConfig, key_names: Sequence[str] = ()) -> None:
+        """`key_names` are those of the API keys; each has series of its own."""
         self.registry = CollectorRegistry()
         self._model_name = model_name
         lengths = one_two_five(config.max_model_len)
@@ -75,6 +76,10 @@ class Metrics:
             ["model_name", "route", "status"],
             registry=self.registry,
         )
+
+        self._key_requests = self._of_keys("key_requests", "Requests for text, by API key.", key_names)
+        self._key_prompt_tokens = self._of_keys("key_prompt_tokens", "Prompt tokens, by API key.", key_names)
+        self._key_generation_tokens = self._of_keys("key_generation_tokens", "Tokens produced, by API key.", key_names)
 
         self._iteration_tokens = self._histogram("iteration_tokens", "Tokens computed in one step.", _STEP_TOKENS)
         self.first_token = self._histogram(
@@ -125,6 +130,13 @@ class Metrics:
         """Take in one accepted HTTP request for text."""
         self._num_choices.observe(num_choices)
 
+    def count_usage(self, key_name: str, num_prompt_tokens: int, num_generation_tokens: int) -> None:
+        """Count what one request for text took under its key; without keys nothing is counted."""
+        if key_name in self._key_requests:
+            self._key_requests[key_name].inc()
+            self._key_prompt_tokens[key_name].inc(num_prompt_tokens)
+            self._key_generation_tokens[key_name].inc(num_generation_tokens)
+
     def count_prompt_tokens(self, num_tokens: int) -> None:
         """Count the prompt of a sequence that got its first token."""
         self._prompt_tokens.inc(num_tokens)
@@ -154,6 +166,13 @@ class Metrics:
 
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(_PREFIX + name, text, ["model_name"], registry=self.registry).labels(self._model_name)
+
+    def _of_keys(self, name: str, text: str, key_names: Sequence[str]) -> dict[str, Counter]:
+        """Return a counter for each key, by the key's name; without keys there is no such series."""
+        if not key_names:
+            return {}
+        family = Counter(_PREFIX + name, text, ["model_name", "key"], registry=self.registry)
+        return {key_name: family.labels(self._model_name, key_name) for key_name in key_names}
 
     def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
         family = Histogram(_PREFIX + name, text, ["model_name"], buckets=buckets, registry=self.registry)

@@ -7,10 +7,13 @@ from typing import Protocol
 from model.generation_defaults import GenerationDefaults
 from model.sampling_params import SamplingParams
 from model.tokenizer import Tokenizer
+from server.asker import Asker
 from server.chat_template import ChatTemplate
+from server.grammar_check import GrammarCheck
 from server.metrics import Metrics
 from server.request_limits import RequestLimits
 from server.token_stream import TokenStream
+from server.tools.call_format import CallFormat, format_of
 
 
 class Engine(Protocol):
@@ -20,7 +23,9 @@ class Engine(Protocol):
     def is_ready(self) -> bool:
         """Whether it takes requests."""
 
-    def submit(self, prompt_token_ids: list[int], params: SamplingParams, cache_salt: str = "") -> TokenStream:
+    def submit(
+        self, prompt_token_ids: list[int], params: SamplingParams, asker: Asker = Asker(), grammar: str = ""
+    ) -> TokenStream:
         """Return the stream of a new request; raises EngineUnavailable."""
 
 
@@ -39,11 +44,24 @@ class ServedModel:
     metrics: Metrics
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     limits: RequestLimits = field(default_factory=RequestLimits)
+    grammar_check: GrammarCheck = field(default_factory=GrammarCheck)
 
     @property
     def names(self) -> tuple[str, ...]:
         """All names a request may call the model by."""
         return (self.name, *self.aliases)
+
+    @cached_property
+    def call_format(self) -> CallFormat:
+        """How the model writes tool calls."""
+        return format_of(self.chat_template.source if self.chat_template is not None else "")
+
+    @cached_property
+    def call_token_ids(self) -> frozenset[int]:
+        """The special tokens that open or close tool calls, which readers of a text must see."""
+        texts = ("[TOOL_CALLS]", "<|python_tag|>", "<tool_call>", "</tool_call>")
+        special = self.tokenizer.special_tokens
+        return frozenset(special[text] for text in texts if text in special)
 
     @cached_property
     def max_token_bytes(self) -> int:

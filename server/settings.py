@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from scheduler.config import EngineLimits, Speculation
 from scheduler.messages import StartEngine
+from server.api_keys import ApiKeys, WrongKeys, load_keys
 from server.model_store import DEFAULT_MODEL
 
 ENV_PREFIX = "CARAVAN_"
@@ -32,6 +33,10 @@ class Settings(BaseSettings):
     served_model_name: str | None = Field(
         None, description="Names requests use for the model, with commas between; the first one is shown."
     )
+    api_key: str | None = Field(
+        None, repr=False, description="Key that requests must bring; several with commas between. Default: none needed."
+    )
+    api_key_file: Path | None = Field(None, description="A file of lines `name: key`, to tell users apart.")
     chat_template: Path | None = Field(None, description="A Jinja file to use instead of the model's chat template.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Of activations; auto is bfloat16 where that is fast."
@@ -81,6 +86,14 @@ class Settings(BaseSettings):
                 return (path.resolve().name,)
             return (path.stem if path.suffix.lower() in (".gguf", ".bin") else self.model,)
         return tuple(filter(None, map(str.strip, self.served_model_name.split(",")))) or (self.model,)
+
+    def load_keys(self) -> ApiKeys | None:
+        """Return the keys that requests must bring, None if they need none; raises WrongSettings."""
+        keys = [key.strip() for key in (self.api_key or "").split(",") if key.strip()]
+        try:
+            return load_keys(keys, self.api_key_file)
+        except (WrongKeys, OSError, UnicodeDecodeError) as error:
+            raise WrongSettings(f"--api-key, --api-key-file: {error}") from None
 
     def start_engine(self, model_path: Path) -> StartEngine:
         """Return what the engine is told to load, and how."""

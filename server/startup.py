@@ -15,6 +15,7 @@ from model.generation_defaults import load_generation_defaults
 from model.tokenizer import Tokenizer
 from model.tokenizer_loader import load_tokenizer
 from scheduler.messages import EngineReady
+from server.api_keys import ApiKeys
 from server.app import create_app
 from server.chat_template import ChatTemplate
 from server.engine_client import EngineClient
@@ -33,7 +34,9 @@ def run(server: Coroutine[None, None, None]) -> None:
         runner.run(server)
 
 
-async def run_server(settings: Settings, model_path: Path, engine: EngineClient, listener: socket.socket) -> None:
+async def run_server(
+    settings: Settings, model_path: Path, engine: EngineClient, listener: socket.socket, keys: ApiKeys | None = None
+) -> None:
     """Serve until a signal ends it; raises EngineStartFailed or ValueError if the model cannot be served."""
     try:
         # The tokenizer is built while the engine process loads the weights.
@@ -41,7 +44,7 @@ async def run_server(settings: Settings, model_path: Path, engine: EngineClient,
         defaults = load_generation_defaults(model_path)
         report = await engine.ready()
         names = settings.names
-        metrics = Metrics(names[0], report.config)
+        metrics = Metrics(names[0], report.config, keys.names if keys else ())
         engine.on_step = metrics.observe_step
         engine.on_restart = metrics.count_restart
         app = create_app(
@@ -53,6 +56,7 @@ async def run_server(settings: Settings, model_path: Path, engine: EngineClient,
             max_model_len=report.config.max_model_len,
             metrics=metrics,
             defaults=defaults,
+            keys=keys,
             version=version("caravan-llm"),
         )
         server = uvicorn.Server(

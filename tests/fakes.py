@@ -10,6 +10,7 @@ from model.tokenizer import Tokenizer, Unencodable
 from model.vocabulary import TokenType
 from scheduler.config import EngineConfig
 from scheduler.messages import FinishReason, SequenceOutput, StepOutput, StepStats, TokenLogprobs
+from server.asker import Asker
 from server.token_stream import EngineDied, EngineUnavailable, TokenStream
 
 BOS, EOS, IM_START, IM_END = 256, 257, 258, 259
@@ -53,22 +54,29 @@ class FakeEngineClient:
         self.stats = StepStats()
         self.on_step: Callable[[StepOutput], None] = lambda _: None
         self.submitted: list[tuple[list[int], SamplingParams, str]] = []
+        self.grammars: list[str] = []
+        self.askers: list[Asker] = []
         self.aborted: list[int] = []
         self.released = asyncio.Event()  # cleared: no token comes
         self.released.set()
         self.dies_after: int | None = None
         self.fails_after: int | None = None
         self.seconds_per_token = 0.0
+        self.logprob_of: dict[int, float] = {}  # of all tokens of an answer, by its first one; else -5
         self.num_produced = 0
         self._script = script
         self._num_cached_tokens = num_cached_tokens
         self._ids = itertools.count(1)
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
-    def submit(self, prompt_token_ids: list[int], params: SamplingParams, cache_salt: str = "") -> TokenStream:
+    def submit(
+        self, prompt_token_ids: list[int], params: SamplingParams, asker: Asker = Asker(), grammar: str = ""
+    ) -> TokenStream:
         if not self.is_ready:
             raise EngineUnavailable
-        self.submitted.append((prompt_token_ids, params, cache_salt))
+        self.grammars.append(grammar)
+        self.askers.append(asker)
+        self.submitted.append((prompt_token_ids, params, asker.cache_salt))
         stream = TokenStream(next(self._ids), self._abort)
         self._tasks[stream.request_id] = asyncio.create_task(self._produce(stream, prompt_token_ids, params))
         return stream
@@ -84,7 +92,9 @@ class FakeEngineClient:
 
     async def _produce(self, stream: TokenStream, prompt: list[int], params: SamplingParams) -> None:
         scheduled_at_seconds = time.monotonic()
-        for position, token_id in enumerate(self._script(prompt, params), start=1):
+        script = self._script(prompt, params)
+        logprob = self.logprob_of.get(script[0], -5.0) if self.logprob_of else -5.0
+        for position, token_id in enumerate(script, start=1):
             await asyncio.sleep(self.seconds_per_token)
             await self.released.wait()
             if self.dies_after is not None and position > self.dies_after:
@@ -100,7 +110,7 @@ class FakeEngineClient:
             output = SequenceOutput(
                 request_id=stream.request_id,
                 token_ids=[] if finish_reason == "error" else [token_id],
-                logprobs=fake_logprobs(token_id, params.num_logprobs),
+                logprobs=fake_logprobs(token_id, params.num_logprobs, logprob),
                 finish_reason=finish_reason,
                 num_cached_tokens=self._num_cached_tokens,
                 scheduled_at_seconds=scheduled_at_seconds,
@@ -114,13 +124,13 @@ class FakeEngineClient:
         stream.fail(AssertionError("The script ends before a stop token and before max_tokens."))
 
 
-def fake_logprobs(token_id: int, num_logprobs: int | None) -> list[TokenLogprobs]:
+def fake_logprobs(token_id: int, num_logprobs: int | None, logprob: float = -5.0) -> list[TokenLogprobs]:
     """Return plausible numbers: the tokens after `token_id` are the most probable ones, it is none of them."""
     if num_logprobs is None:
         return []
     return [
         TokenLogprobs(
-            logprob=-5.0,
+            logprob=logprob,
             top_token_ids=[(token_id + offset) % 256 for offset in range(1, num_logprobs + 1)],
             top_logprobs=[-0.5 * offset for offset in range(1, num_logprobs + 1)],
         )

@@ -11,6 +11,7 @@ from model.llama import Llama
 from model.loader import plain_llama
 from scheduler.config import EngineConfig
 from scheduler.engine import Engine
+from scheduler.grammar import Grammars
 from scheduler.messages import Request, SequenceOutput, StepOutput, TokenLogprobs
 
 TINY = ModelConfig(
@@ -46,7 +47,9 @@ def tiny_llama(
     return model.eval()
 
 
-def tiny_engine(model: Llama, kv_dtype: torch.dtype | None = None, **limits: Any) -> Engine:
+def tiny_engine(
+    model: Llama, kv_dtype: torch.dtype | None = None, grammars: Grammars | None = None, **limits: Any
+) -> Engine:
     """Return an engine for a tiny model, with room for a few hundred tokens unless told otherwise."""
     defaults: dict[str, Any] = {
         "num_blocks": 64,
@@ -56,7 +59,8 @@ def tiny_engine(model: Llama, kv_dtype: torch.dtype | None = None, **limits: Any
         "max_model_len": 256,
     }
     config = EngineConfig(**defaults | limits)
-    return Engine(model, config, kv_dtype or model.embedding.weight.dtype, torch.device("cpu"))
+    dtype = kv_dtype or model.embedding.weight.dtype
+    return Engine(model, config, dtype, torch.device("cpu"), grammars=grammars)
 
 
 @dataclass
@@ -66,12 +70,14 @@ class Transcript:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: str | None = None
+    error: str | None = None
     num_cached_tokens: int = field(default=0, compare=False)
 
     def take(self, output: SequenceOutput) -> None:
         self.token_ids += output.token_ids
         self.logprobs += output.logprobs
         self.finish_reason = output.finish_reason
+        self.error = output.error
         self.num_cached_tokens = output.num_cached_tokens
 
 
@@ -87,7 +93,7 @@ def run_to_end(
     num_steps = 0
     while pending or engine.scheduler.has_work:
         while pending and (not arrive_every or num_steps % arrive_every == 0):
-            engine.scheduler.add(pending.pop(0))
+            engine.add(pending.pop(0))
             if arrive_every:
                 break
         step = engine.step()

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import msgspec
 from fastapi import Request, Response
 
+from server.asker import Asker
 from server.disconnect import until_disconnect
 from server.openai.chunks import ChunkShape, ChunkWriter
 from server.openai.errors import as_api_error
@@ -44,6 +45,8 @@ class Answer:
         prompts: list[list[int]],
         shape: Shape,
         *,
+        grammar: str = "",
+        asker: Asker,
         arrived_at_seconds: float,
     ) -> None:
         """Submit the prompts to the engine; raises ApiError or EngineUnavailable before anything runs."""
@@ -51,28 +54,11 @@ class Answer:
         self._request = request
         self._prompts = prompts
         self._shape = shape
+        self._has_tools = isinstance(request, ChatRequest) and bool(request.shown_tools)
         self._id = shape.id_prefix + uuid.uuid4().hex
         self._created = int(time.time())
-        check_sampling(request, served.tokenizer.vocab_size)
-        jobs = [
-            PromptJob(
-                token_ids=prompt,
-                params=sampling_params(
-                    request,
-                    num_tokens_to_produce(served, request, len(prompt)),
-                    served.tokenizer.eos_token_ids,
-                    served.defaults,
-                ),
-            )
-            for prompt in prompts
-        ]
-        stop = StopRule(
-            strings=StopStrings(request.stop),
-            include_match=request.include_stop_str_in_output,
-            min_tokens=request.min_tokens,
-        )
-        self._generation = Generation(
-            served, jobs, stop, arrived_at_seconds=arrived_at_seconds, cache_salt=request.cache_salt
+        self._generation = start_generation(
+            served, request, prompts, grammar=grammar, asker=asker, arrived_at_seconds=arrived_at_seconds
         )
 
     async def respond(self, request: Request) -> Response:
@@ -97,6 +83,8 @@ class Answer:
                 self._generation.end()
 
     def _whole(self, choices: list[TextPiece]) -> dict[str, Any]:
+        if self._request.num_choices > self._request.n:
+            choices = best_choices(choices, self._request.num_choices, self._request.n)
         written = [self._shape.whole(index, choice) for index, choice in enumerate(choices)]
         return {
             **self._head(self._shape.object_name),
@@ -117,7 +105,7 @@ class Answer:
             self._shape,
             head,
             first=self._remarks(),
-            has_only_text=not (has_logprobs or has_token_ids),
+            has_only_text=not (has_logprobs or has_token_ids or self._has_tools),
             has_token_ids=has_token_ids,
         )
         try:
@@ -145,3 +133,40 @@ class Answer:
         if self._request.return_token_ids:
             remarks["prompt_token_ids"] = self._prompts if len(self._prompts) > 1 else self._prompts[0]
         return remarks
+
+
+def start_generation(
+    served: ServedModel,
+    request: CompletionRequest | ChatRequest,
+    prompts: list[list[int]],
+    *,
+    grammar: str,
+    asker: Asker,
+    arrived_at_seconds: float,
+) -> Generation:
+    """Return the running generation of a request; raises ApiError or EngineUnavailable, and then nothing runs."""
+    check_sampling(request, served.tokenizer.vocab_size)
+    eos_token_ids, defaults = served.tokenizer.eos_token_ids, served.defaults
+    jobs = []
+    for prompt in prompts:
+        max_tokens = num_tokens_to_produce(served, request, len(prompt))
+        jobs.append(PromptJob(token_ids=prompt, params=sampling_params(request, max_tokens, eos_token_ids, defaults)))
+    stop = StopRule(
+        strings=StopStrings(request.stop),
+        include_match=request.include_stop_str_in_output,
+        min_tokens=request.min_tokens,
+    )
+    return Generation(served, jobs, stop, arrived_at_seconds=arrived_at_seconds, grammar=grammar, asker=asker)
+
+
+def best_choices(choices: list[TextPiece], num_made: int, num_wanted: int) -> list[TextPiece]:
+    """Return of each num_made choices of a prompt the num_wanted of the highest mean log-probability, best first."""
+
+    def mean_logprob(choice: TextPiece) -> float:
+        logprobs = [entry.logprobs.logprob for entry in choice.entries]
+        return sum(logprobs) / len(logprobs) if logprobs else 0.0  # the empty text is certain
+
+    best: list[TextPiece] = []
+    for start in range(0, len(choices), num_made):
+        best += sorted(choices[start : start + num_made], key=mean_logprob, reverse=True)[:num_wanted]
+    return best

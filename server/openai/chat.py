@@ -1,13 +1,16 @@
 """POST /v1/chat/completions."""
 
 import time
+import uuid
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from model.tokenizer import Tokenizer
+from server.asker import asker_of
 from server.openai.answer import Answer
 from server.openai.body import read_body
+from server.openai.constraint import checked_grammar
 from server.openai.documentation import documented
 from server.openai.logprobs import chat_logprobs
 from server.openai.models import check_model
@@ -15,6 +18,15 @@ from server.openai.prompts import chat_prompt
 from server.openai.schemas import ChatRequest
 from server.served_model import ServedModel
 from server.text_stream import TextPiece
+from server.tools.call_format import CallFormat
+from server.tools.call_reader import CallReader
+
+EXAMPLE = {
+    "model": "smollm2",
+    "messages": [{"role": "user", "content": "What is the capital of France?"}],
+    "max_completion_tokens": 20,
+    "stream": True,
+}
 
 
 class ChatShape:
@@ -24,18 +36,51 @@ class ChatShape:
     object_name = "chat.completion"
     chunk_object_name = "chat.completion.chunk"
 
-    def __init__(self, request: ChatRequest, tokenizer: Tokenizer) -> None:
+    def __init__(self, request: ChatRequest, tokenizer: Tokenizer, call_format: CallFormat) -> None:
         self._request = request
         self._tokenizer = tokenizer
+        self._call_format = call_format
+        self._readers: dict[int, CallReader] = {}  # by choice, of a request with tools
 
     def whole(self, index: int, choice: TextPiece) -> dict[str, Any]:
         """Return a finished choice."""
-        message = {"role": "assistant", "content": choice.text, "refusal": None}
+        message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+        if self._request.shown_tools:
+            content, calls = self._told_apart(index, choice)
+            message["content"] = content or (None if calls else "")
+            if calls:
+                message["tool_calls"] = [_without_index(call) for call in calls]
         return self._choice(index, "message", message, choice)
 
-    def chunk(self, index: int, piece: TextPiece) -> dict[str, Any]:
-        """Return a choice's share of one chunk."""
-        return self._choice(index, "delta", {"content": piece.text}, piece)
+    def chunk(self, index: int, piece: TextPiece) -> dict[str, Any] | None:
+        """Return a choice's share of one chunk; None if its text is still to be told apart."""
+        if not self._request.shown_tools:
+            return self._choice(index, "delta", {"content": piece.text}, piece)
+        content, calls = self._told_apart(index, piece)
+        if not (content or calls or piece.entries or piece.finish_reason or self._request.return_token_ids):
+            return None
+        delta: dict[str, Any] = {"content": content} if content or not calls else {}
+        if calls:
+            delta["tool_calls"] = calls
+        return self._choice(index, "delta", delta, piece)
+
+    def _told_apart(self, index: int, piece: TextPiece) -> tuple[str, list[dict[str, Any]]]:
+        """Return the content of a piece, and what it says of calls."""
+        reader = self._readers.get(index)
+        if reader is None:
+            several = self._request.parallel_tool_calls
+            reader = self._readers[index] = CallReader(self._call_format, allows_several=several)
+        parts = [reader.push(piece.text)]
+        if piece.finish_reason is not None:
+            parts.append(reader.finish())
+        calls: dict[int, dict[str, Any]] = {}
+        for call in (call for part in parts for call in part.calls):
+            known = calls.setdefault(call.index, {"index": call.index, "function": {"arguments": ""}})
+            known["function"]["arguments"] += call.arguments
+            if call.name is not None:
+                function = {"name": call.name, **known["function"]}
+                known |= {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
+        return "".join(part.content for part in parts), list(calls.values())
 
     def opening(self, index: int) -> dict[str, Any]:
         """Return the share that names the role."""
@@ -47,25 +92,38 @@ class ChatShape:
             "index": index,
             kind: content,
             "logprobs": chat_logprobs(piece.entries, self._tokenizer) if self._request.logprobs else None,
-            "finish_reason": piece.finish_reason,
+            "finish_reason": self._finish_reason(index, piece),
         }
         if self._request.return_token_ids:
             choice["token_ids"] = piece.token_ids
         return choice
+
+    def _finish_reason(self, index: int, piece: TextPiece) -> str | None:
+        reader = self._readers.get(index)
+        has_called = reader is not None and reader.num_calls > 0
+        return "tool_calls" if piece.finish_reason == "stop" and has_called else piece.finish_reason
+
+
+def _without_index(call: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in call.items() if name != "index"}
 
 
 def chat_router(served: ServedModel) -> APIRouter:
     """Return the route that answers conversations."""
     router = APIRouter(tags=["generation"])
 
-    @router.post("/v1/chat/completions", summary="Answer a conversation", **documented(ChatRequest))
+    @router.post("/v1/chat/completions", summary="Answer a conversation", **documented(ChatRequest, EXAMPLE))
     async def create_chat_completion(request: Request) -> Response:
         arrived_at_seconds = time.monotonic()
         body = await read_body(request, ChatRequest, served.limits)
         check_model(served, body.model)
         prompt = await chat_prompt(served, body)
-        shape = ChatShape(body, served.tokenizer)
-        answer = Answer(served, body, [prompt], shape, arrived_at_seconds=arrived_at_seconds)
+        shape = ChatShape(body, served.tokenizer, served.call_format)
+        grammar = await checked_grammar(served, body)
+        asker = asker_of(request.scope, body.priority, body.cache_salt)
+        answer = Answer(
+            served, body, [prompt], shape, grammar=grammar, asker=asker, arrived_at_seconds=arrived_at_seconds
+        )
         return await answer.respond(request)
 
     return router

@@ -9,8 +9,8 @@ from server.text_stream import TextPiece
 class ChunkShape(Protocol):
     """How a kind of request writes a choice's share of a chunk."""
 
-    def chunk(self, index: int, piece: TextPiece) -> dict[str, Any]:
-        """Return a choice's share of one chunk."""
+    def chunk(self, index: int, piece: TextPiece) -> dict[str, Any] | None:
+        """Return a choice's share of one chunk, None if there is nothing to say yet."""
 
     def opening(self, index: int) -> dict[str, Any] | None:
         """Return the share that comes before the first text, if there is one."""
@@ -56,7 +56,9 @@ class ChunkWriter:
             if opening is not None:
                 written = self._event(opening)
         if piece.text or piece.entries or piece.finish_reason or self._has_token_ids:
-            written += self._event(self._shape.chunk(index, piece))
+            share = self._shape.chunk(index, piece)
+            if share is not None:
+                written += self._event(share)
         if self._has_only_text and not self._first and piece.finish_reason is None:
             self._text_events[index] = TextEvent(
                 lambda text: self._payload(self._shape.chunk(index, piece._replace(text=text)))
@@ -68,5 +70,6 @@ class ChunkWriter:
         self._first = {}
         return event(payload)
 
-    def _payload(self, choice: dict[str, Any]) -> dict[str, Any]:
+    def _payload(self, choice: dict[str, Any] | None) -> dict[str, Any]:
+        assert choice is not None, "a choice that has only text always says it"
         return {**self._head, "choices": [choice]}

@@ -6,8 +6,10 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from model.tokenizer import Tokenizer
+from server.asker import asker_of
 from server.openai.answer import Answer
 from server.openai.body import read_body
+from server.openai.constraint import checked_grammar
 from server.openai.documentation import documented
 from server.openai.logprobs import completion_logprobs
 from server.openai.models import check_model
@@ -15,6 +17,8 @@ from server.openai.prompts import completion_prompts
 from server.openai.schemas import CompletionRequest
 from server.served_model import ServedModel
 from server.text_stream import TextPiece
+
+EXAMPLE = {"model": "smollm2", "prompt": "The capital of France is", "max_tokens": 5, "temperature": 0}
 
 
 class CompletionShape:
@@ -53,14 +57,18 @@ def completions_router(served: ServedModel) -> APIRouter:
     """Return the route that continues prompts."""
     router = APIRouter(tags=["generation"])
 
-    @router.post("/v1/completions", summary="Continue a prompt", **documented(CompletionRequest))
+    @router.post("/v1/completions", summary="Continue a prompt", **documented(CompletionRequest, EXAMPLE))
     async def create_completion(request: Request) -> Response:
         arrived_at_seconds = time.monotonic()
         body = await read_body(request, CompletionRequest, served.limits)
         check_model(served, body.model)
         prompts = await completion_prompts(served, body)
         shape = CompletionShape(body, served.tokenizer)
-        answer = Answer(served, body, prompts, shape, arrived_at_seconds=arrived_at_seconds)
+        grammar = await checked_grammar(served, body)
+        asker = asker_of(request.scope, body.priority, body.cache_salt)
+        answer = Answer(
+            served, body, prompts, shape, grammar=grammar, asker=asker, arrived_at_seconds=arrived_at_seconds
+        )
         return await answer.respond(request)
 
     return router

@@ -11,6 +11,7 @@ from server.openai.errors import ErrorBody
 _REFERENCE = "#/components/schemas/{model}"
 _ERRORS = {
     400: "A value cannot be used; `param` says which.",
+    401: "The API key is missing or wrong, where the server has keys.",
     404: "There is no such model.",
     408: "The body took too long to arrive.",
     413: "The body is too large.",
@@ -20,11 +21,11 @@ _ERRORS = {
 }
 
 
-def documented(schema: type[BaseModel]) -> dict[str, Any]:
-    """Return the keyword arguments that document a route whose body is a `schema`."""
-    reference = {"$ref": _REFERENCE.format(model=schema.__name__)}
+def documented(schema: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]:
+    """Return the keyword arguments that document a route whose body is a `schema`, such as `example`."""
+    content = {"schema": {"$ref": _REFERENCE.format(model=schema.__name__)}, "example": example}
     return {
-        "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": {"schema": reference}}}},
+        "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": content}}},
         "responses": {status: {"model": ErrorBody, "description": text} for status, text in _ERRORS.items()},
     }
 

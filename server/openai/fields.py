@@ -12,6 +12,7 @@ from server.openai.errors import shown
 _MAX_STOP_STRINGS = 16
 _MAX_STOP_CHARACTERS = 1024
 _MAX_BIASED_TOKENS = 1024
+_MAX_DEPTH = 64  # of JSON in JSON that is taken as it is
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,19})")
 
 
@@ -109,6 +110,26 @@ def _content(value: Any) -> str:
     return "".join(texts)
 
 
+def check_depth(value: Any) -> None:
+    """Raise the error of a value that is nested too deeply to be walked through."""
+    level, depth = [value], 0
+    while level:
+        if depth > _MAX_DEPTH:
+            raise wrong("must not be nested more than {limit} levels deep", limit=_MAX_DEPTH)
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        depth += 1
+
+
+def _schema(value: dict[str, Any]) -> dict[str, Any]:
+    check_depth(value)
+    return value
+
+
 def _plain(read: Callable[[Any], Any], accepts: Any) -> PlainValidator:
     return PlainValidator(read, json_schema_input_type=accepts)
 
@@ -120,6 +141,7 @@ _TEXT_PART = {
     "additionalProperties": False,
 }
 
+SchemaField = Annotated[dict[str, Any], AfterValidator(_schema)]
 StopField = Annotated[list[str], _plain(_stop_strings, str | list[str])]
 LogitBiasField = Annotated[dict[int, float], _plain(_logit_bias, dict[str, Annotated[float, Field(ge=-100, le=100)]])]
 PromptField = Annotated[list[str | list[int]], _plain(_prompts, str | list[str] | list[int] | list[list[int]])]

@@ -8,6 +8,7 @@ from typing import Any
 
 from model.detokenizer import Detokenizer
 from model.sampling_params import SamplingParams
+from server.asker import Asker
 from server.request_timeline import RequestTimeline
 from server.served_model import ServedModel
 from server.stop_strings import StopStrings
@@ -45,9 +46,13 @@ class Generation:
         stop: StopRule,
         *,
         arrived_at_seconds: float,
-        cache_salt: str = "",
+        grammar: str = "",
+        asker: Asker = Asker(),  # frozen
     ) -> None:
         """Submit all choices; raises EngineUnavailable, and then none of them runs."""
+        self._served = served
+        self._asker = asker
+        self._is_counted = False
         self._jobs = jobs
         self._has_news = False  # some choice has something to take
         self._waiter: asyncio.Future[None] | None = None  # whoever waits for that
@@ -57,7 +62,7 @@ class Generation:
         try:
             for job in jobs:
                 for params in job.params:
-                    tokens = served.engine.submit(job.token_ids, params, cache_salt)
+                    tokens = served.engine.submit(job.token_ids, params, asker, grammar)
                     tokens.on_news = self._on_news
                     self._choices.append(_choice_of(tokens, served, job, params, stop, arrived_at_seconds))
         except BaseException:
@@ -111,6 +116,10 @@ class Generation:
         """Stop the engine's work on what has not ended yet."""
         for choice in self._choices:
             choice.end()
+        if self._choices and not self._is_counted:
+            self._is_counted = True
+            usage = self.usage()
+            self._served.metrics.count_usage(self._asker.key_name, usage["prompt_tokens"], usage["completion_tokens"])
 
     def usage(self) -> dict[str, Any]:
         """Return the token counts so far: each prompt once, and all tokens produced."""
@@ -175,7 +184,7 @@ def _choice_of(
 ) -> _Choice:
     stream = TextStream(
         tokens,
-        Detokenizer(served.tokenizer),
+        Detokenizer(served.tokenizer, shown=served.call_token_ids),
         stop.strings,
         include_stop_string=stop.include_match,
         min_tokens=stop.min_tokens,

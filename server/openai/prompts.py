@@ -2,12 +2,15 @@
 
 import asyncio
 import logging
+from collections.abc import Collection
+from functools import partial
 
-from server.chat_template import TemplateFailed, TemplateRefused
+from server.chat_template import RenderedPrompt, TemplateFailed, TemplateRefused
 from server.openai.errors import ApiError, invalid
-from server.openai.schemas import ChatRequest, CompletionRequest
+from server.openai.schemas import ChatRequest, CompletionRequest, Conversation
 from server.served_model import ServedModel
 from server.special_token_guard import Json
+from server.tools.tool_prompt import described, knows_tools, with_parsed_arguments
 
 _LONG_TEXT_CHARACTERS = 2000  # encoded in a thread from here on, so that the event loop goes on
 _DEFAULT_COMPLETION_TOKENS = 16
@@ -17,18 +20,18 @@ logger = logging.getLogger(__name__)
 
 async def completion_prompts(served: ServedModel, request: CompletionRequest) -> list[list[int]]:
     """Return the token ids of each prompt; token ids are taken as they are, text gets the model's BOS token."""
-    num_choices = len(request.prompt) * request.n
+    num_choices = len(request.prompt) * request.num_choices
     if num_choices > served.limits.max_choices:
         raise invalid(
             f"{len(request.prompt)} prompts with n {request.n} make {num_choices} choices; "
             f"the limit is {served.limits.max_choices}.",
-            "n",
+            "n" if request.num_choices == request.n else "best_of",
         )
     prompts = []
     for index, prompt in enumerate(request.prompt):
         param = "prompt" if len(request.prompt) == 1 else f"prompt[{index}]"
         if isinstance(prompt, str):
-            token_ids = await _encode(served, prompt, param)
+            token_ids = await encode(served, prompt, param)
         else:
             token_ids = prompt
             check_token_ids(token_ids, served.tokenizer.vocab_size, param)
@@ -38,19 +41,36 @@ async def completion_prompts(served: ServedModel, request: CompletionRequest) ->
     return prompts
 
 
-async def chat_prompt(served: ServedModel, request: ChatRequest) -> list[int]:
+async def chat_prompt(served: ServedModel, request: Conversation) -> list[int]:
     """Return the token ids of the conversation as the model's chat template writes it."""
+    rendered = await render_chat(served, request)
+    token_ids = await encode(served, rendered.text, "messages", parse_special=True, guard=rendered.guard)
+    bos = served.tokenizer.bos_token_id
+    if bos is not None and token_ids[:2] == [bos, bos]:  # one from the template, one from the tokenizer
+        del token_ids[0]
+    if not token_ids:
+        raise invalid("`messages` make an empty prompt; it must have at least one token.", "messages")
+    return token_ids
+
+
+async def render_chat(served: ServedModel, request: Conversation) -> RenderedPrompt:
+    """Return the conversation as the model's chat template writes it."""
     template = served.chat_template
     if template is None:
         raise invalid("This model has no chat template; use /v1/completions.", "messages")
     messages = [_for_template(message.model_dump(exclude_unset=True)) for message in request.messages]
+    tools = [tool.model_dump(exclude_unset=True) for tool in request.shown_tools]
+    _check_names([*tools, *messages], served.tokenizer.special_tokens)
+    if not knows_tools(template.source):
+        messages, tools = described(messages, tools), []
     add_generation_prompt = request.add_generation_prompt
     if add_generation_prompt is None:
         add_generation_prompt = not request.continue_final_message
     try:
-        rendered = await asyncio.to_thread(
+        return await asyncio.to_thread(
             template.render,
-            messages,
+            [with_parsed_arguments(message) for message in messages],
+            tools=tools,
             special_tokens=served.tokenizer.special_tokens,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=request.continue_final_message,
@@ -62,13 +82,6 @@ async def chat_prompt(served: ServedModel, request: ChatRequest) -> list[int]:
         raise invalid("The model's chat template cannot be rendered for these messages.", "messages") from None
     except ValueError as error:  # no character is left for the guard
         raise invalid(str(error), "messages") from None
-    token_ids = await _encode(served, rendered.text, "messages", parse_special=True, guard=rendered.guard)
-    bos = served.tokenizer.bos_token_id
-    if bos is not None and token_ids[:2] == [bos, bos]:  # one from the template, one from the tokenizer
-        del token_ids[0]
-    if not token_ids:
-        raise invalid("`messages` make an empty prompt; it must have at least one token.", "messages")
-    return token_ids
 
 
 def num_tokens_to_produce(served: ServedModel, request: CompletionRequest | ChatRequest, num_prompt_tokens: int) -> int:
@@ -99,16 +112,28 @@ def check_token_ids(token_ids: list[int], vocab_size: int, param: str) -> None:
             )
 
 
-async def _encode(
-    served: ServedModel, text: str, param: str, *, parse_special: bool = False, guard: str = ""
+async def encode(
+    served: ServedModel,
+    text: str,
+    param: str,
+    *,
+    add_special_tokens: bool = True,
+    parse_special: bool = False,
+    guard: str = "",
 ) -> list[int]:
+    """Return the token ids of a text, in a thread if it is long; raises ApiError if it is far too long."""
     least = len(text.encode()) // served.max_token_bytes
     if least > served.max_model_len:  # not worth encoding
         raise _too_long(served, f"at least {least} tokens in `{param}`")
+    encoding = partial(
+        served.tokenizer.encode,
+        text,
+        add_special_tokens=add_special_tokens,
+        parse_special=parse_special,
+        guard=guard,
+    )
     try:
-        if len(text) < _LONG_TEXT_CHARACTERS:
-            return served.tokenizer.encode(text, parse_special=parse_special, guard=guard)
-        return await asyncio.to_thread(served.tokenizer.encode, text, parse_special=parse_special, guard=guard)
+        return encoding() if len(text) < _LONG_TEXT_CHARACTERS else await asyncio.to_thread(encoding)
     except ValueError as error:  # Unencodable
         raise invalid(f"`{param}` cannot be encoded: {error}", param) from None
 
@@ -121,6 +146,18 @@ def _too_long(served: ServedModel, requested: str) -> ApiError:
         param=None,
         code="context_length_exceeded",
     )
+
+
+def _check_names(values: Json, special_tokens: Collection[str]) -> None:
+    """Raise ApiError for an object's key with the text of a special token: keys go into the prompt as they are."""
+    if isinstance(values, dict):
+        for name, value in values.items():
+            if any(text in name for text in special_tokens):
+                raise invalid("A name in `tools` or `messages` has the text of a special token.", "tools")
+            _check_names(value, special_tokens)
+    elif isinstance(values, list):
+        for value in values:
+            _check_names(value, special_tokens)
 
 
 def _for_template(message: dict[str, Json]) -> dict[str, Json]:

@@ -51,7 +51,10 @@ def sampling_params(
         stop_token_ids=tuple(sorted(stop_token_ids)),
         num_logprobs=request.num_logprobs,
     )
-    return [msgspec.structs.replace(params, seed=choice_seed(request.seed, index)) for index in range(request.n)]
+    if request.num_choices > request.n and params.num_logprobs is None:
+        params = msgspec.structs.replace(params, num_logprobs=0)  # by which the best are known
+    seeds = [choice_seed(request.seed, index) for index in range(request.num_choices)]
+    return [msgspec.structs.replace(params, seed=seed) for seed in seeds]
 
 
 def choice_seed(seed: int | None, index: int) -> int:

@@ -7,7 +7,7 @@ of OpenAI's that means nothing here is accepted and named in a warning; any othe
 from abc import abstractmethod
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from server.openai.errors import invalid
 from server.openai.fields import (
@@ -20,32 +20,11 @@ from server.openai.fields import (
     Unsupported,
     only,
 )
+from server.openai.response_format import ResponseFormat
+from server.openai.strict_model import StrictModel
+from server.openai.tool_schemas import MAX_TOOLS, Tool, ToolCall, ToolChoiceField
 
 MAX_LOGPROBS = 20
-
-
-def _let_fields_be_null(schema: dict[str, Any]) -> None:
-    """Say in the JSON schema that a field with a default may be null."""
-    for name, field in schema["properties"].items():
-        if name not in schema.get("required", []) and "default" in field and field["default"] is not None:
-            kind = {key: field.pop(key) for key in list(field) if key not in ("default", "description", "title")}
-            field["anyOf"] = [*kind.pop("anyOf", []), *([kind] if kind else []), {"type": "null"}]
-
-
-class StrictModel(BaseModel):
-    """No conversions, no unknown fields, null for the default."""
-
-    model_config = ConfigDict(
-        strict=True, extra="forbid", allow_inf_nan=False, json_schema_extra=_let_fields_be_null, protected_namespaces=()
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_means_default(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
-        return {name: item for name, item in value.items() if item is not None or name not in optional}
 
 
 class StreamOptions(StrictModel):
@@ -70,22 +49,24 @@ class GenerationRequest(StrictModel):
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     repetition_penalty: float = Field(1.0, gt=0, le=10)
-    logit_bias: LogitBiasField = {}
+    logit_bias: LogitBiasField = Field({})
     seed: int | None = Field(None, ge=-(2**63), lt=2**64, description="Makes the request repeatable.")
 
     max_tokens: int | None = Field(None, ge=1)
     min_tokens: int = Field(0, ge=0, description="Before this many tokens nothing but max_tokens ends a choice.")
     ignore_eos: bool = False
-    stop: StopField = []
+    stop: StopField = Field([])
     stop_token_ids: list[int] = Field([], max_length=128)
     include_stop_str_in_output: bool = False
     return_token_ids: bool = False
     cache_salt: str = Field("", max_length=256, description="Cached prefixes are shared within one salt only.")
 
+    response_format: ResponseFormat | None = None
+    regex: str | None = Field(None, min_length=1, description="The text matches this regular expression as a whole.")
+    grammar: str | None = Field(None, min_length=1, description="The text is one of this Lark grammar.")
+
     prompt_logprobs: Unsupported = None
-    regex: Unsupported = None
-    grammar: Unsupported = None
-    priority: Annotated[int, only(0)] = 0
+    priority: int = Field(0, ge=-1000, le=1000, description="Requests of a lower number leave the queue sooner.")
 
     user: Ignored = None
     metadata: Ignored = None
@@ -108,15 +89,20 @@ class GenerationRequest(StrictModel):
         return self.max_tokens
 
     @property
+    def num_choices(self) -> int:
+        """How many choices are made of each prompt."""
+        return self.n
+
+    @property
     @abstractmethod
     def num_logprobs(self) -> int | None:
         """How many alternatives to report at each position; None: no log-probabilities at all."""
 
     def warnings(self) -> list[str]:
         """Return a sentence for each field of the request that has no effect."""
-        fields = _ignored_fields(self, "")
+        fields = ignored_fields(self, "")
         if self.stream_options is not None:
-            fields += _ignored_fields(self.stream_options, "stream_options.")
+            fields += ignored_fields(self.stream_options, "stream_options.")
         return [f"`{name}` has no effect on this server." for name in fields]
 
     @model_validator(mode="after")
@@ -131,7 +117,9 @@ class CompletionRequest(GenerationRequest):
 
     prompt: PromptField
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
-    best_of: int | None = Field(None, description="Not supported unless it equals n.")
+    best_of: int | None = Field(
+        None, ge=1, le=128, description="How many choices are made, of which the n most probable are returned."
+    )
     echo: Annotated[bool, only(False)] = False
     suffix: Annotated[Any, only(None, "")] = None
 
@@ -140,10 +128,19 @@ class CompletionRequest(GenerationRequest):
         """See GenerationRequest."""
         return self.logprobs
 
+    @property
+    def num_choices(self) -> int:
+        """See GenerationRequest."""
+        return self.n if self.best_of is None else self.best_of
+
     @model_validator(mode="after")
-    def _best_of_is_n(self) -> Self:
-        if self.best_of is not None and self.best_of != self.n:
-            raise invalid(f"`best_of` is {self.best_of}; this version only supports it equal to `n`.", "best_of")
+    def _best_of_is_at_least_n(self) -> Self:
+        if self.num_choices < self.n:
+            raise invalid(f"`best_of` is {self.best_of}; it must be at least `n`, which is {self.n}.", "best_of")
+        if self.stream and self.num_choices > self.n:
+            raise invalid(
+                "`best_of` above `n` cannot be streamed: the best are known when all are complete.", "best_of"
+            )
         return self
 
 
@@ -153,7 +150,7 @@ class Message(StrictModel):
     role: Literal["system", "developer", "user", "assistant", "tool"] = Field(
         description="developer is another name of system."
     )
-    content: ContentField
+    content: ContentField = Field(description="May be left out beside `tool_calls`.")
     name: str | None = Field(None, max_length=256)
     tool_call_id: str | None = Field(None, max_length=256)
 
@@ -162,29 +159,75 @@ class Message(StrictModel):
     audio: Unsupported = None
     function_call: Unsupported = None
     annotations: Annotated[Any, only(None, [])] = None
-    tool_calls: Annotated[Any, only(None, [])] = None
+    tool_calls: list[ToolCall] = Field([], max_length=MAX_TOOLS)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _calls_need_no_content(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("tool_calls") and value.get("content") is None:
+            return {**value, "content": ""}
+        return value
+
+    @model_validator(mode="after")
+    def _only_assistants_call(self) -> Self:
+        if self.tool_calls and self.role != "assistant":
+            raise invalid("Only an assistant's message has `tool_calls`.", "messages")
+        return self
 
 
-class ChatRequest(GenerationRequest):
-    """The body of POST /v1/chat/completions."""
+class Conversation(StrictModel):
+    """What a chat template writes as a prompt."""
 
     messages: list[Message] = Field(min_length=1, max_length=4096)
+    add_generation_prompt: bool | None = Field(None, description="True unless continue_final_message is.")
+    continue_final_message: bool = False
+    tools: list[Tool] = Field([], max_length=MAX_TOOLS)
+
+    @property
+    def shown_tools(self) -> list[Tool]:
+        """The functions that the model is told of."""
+        return self.tools
+
+    @model_validator(mode="after")
+    def _prompts_agree(self) -> Self:
+        if self.continue_final_message and self.add_generation_prompt:
+            raise invalid(
+                "`continue_final_message` and `add_generation_prompt` exclude each other.", "continue_final_message"
+            )
+        names = [tool.function.name for tool in self.tools]
+        if len(set(names)) < len(names):
+            raise invalid("Two functions of `tools` have the same name.", "tools")
+        return self
+
+
+class ChatRequest(Conversation, GenerationRequest):
+    """The body of POST /v1/chat/completions."""
+
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
-    add_generation_prompt: bool | None = Field(None, description="True unless continue_final_message is.")
-    continue_final_message: bool = False
 
-    response_format: Annotated[Any, only(None, {"type": "text"})] = None
-    tools: Annotated[Any, only(None, [])] = None
-    tool_choice: Annotated[Any, only(None, "none", "auto")] = None
-    parallel_tool_calls: bool = Field(True, description="Means nothing without tools.")
+    tool_choice: ToolChoiceField = "auto"
+    parallel_tool_calls: bool = Field(True, description="False: at most one call.")
     functions: Annotated[Any, only(None, [])] = None
     function_call: Annotated[Any, only(None, "none", "auto")] = None
     modalities: Annotated[Any, only(None, ["text"])] = None
     audio: Unsupported = None
     chat_template: Unsupported = Field(None, description="Templates from requests are refused.")
     chat_template_kwargs: Unsupported = None
+
+    @property
+    def shown_tools(self) -> list[Tool]:
+        """See Conversation."""
+        return [] if self.tool_choice == "none" else self.tools
+
+    @property
+    def required_tools(self) -> list[Tool]:
+        """The functions of which the answer must call one; none: it need not."""
+        if self.tool_choice in ("none", "auto"):
+            return []
+        name = self.tool_choice.removeprefix("function ")
+        return [tool for tool in self.tools if self.tool_choice == "required" or tool.function.name == name]
 
     prediction: Ignored = None
     reasoning_effort: Ignored = None
@@ -205,16 +248,15 @@ class ChatRequest(GenerationRequest):
     def _fields_agree(self) -> Self:
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             raise invalid("`max_tokens` and `max_completion_tokens` differ; send one of them.", "max_tokens")
+        if self.tool_choice not in ("none", "auto") and not self.required_tools:
+            raise invalid("`tool_choice` wants a function that `tools` does not have.", "tool_choice")
         if self.top_logprobs is not None and not self.logprobs:
             raise invalid("`top_logprobs` needs `logprobs` to be true.", "top_logprobs")
-        if self.continue_final_message and self.add_generation_prompt:
-            raise invalid(
-                "`continue_final_message` and `add_generation_prompt` exclude each other.", "continue_final_message"
-            )
         return self
 
 
-def _ignored_fields(model: BaseModel, prefix: str) -> list[str]:
+def ignored_fields(model: BaseModel, prefix: str) -> list[str]:
+    """Return the names of the fields that are set and have no effect, each behind the prefix."""
     return [
         prefix + name
         for name, field in type(model).model_fields.items()

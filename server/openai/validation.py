@@ -22,6 +22,8 @@ _MUST_BE: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "greater_than_equal": lambda context: f"must be at least {context['ge']}",
     "less_than": lambda context: f"must be less than {context['lt']:g}",
     "less_than_equal": lambda context: f"must be at most {context['le']}",
+    "union_tag_invalid": lambda context: f"must be of type {context['expected_tags']}",
+    "union_tag_not_found": lambda _: "must be an object with a type",
     "literal_error": lambda context: f"must be {context['expected']}",
     "string_too_long": lambda context: f"must have at most {context['max_length']} characters",
     "string_too_short": lambda context: f"must have at least {context['min_length']} characters",

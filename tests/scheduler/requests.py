@@ -7,10 +7,25 @@ from scheduler.messages import Request
 
 
 def make_request(
-    request_id: int, prompt: list[int], *, salt: str = "", output: tuple[int, ...] | list[int] = (), **params: Any
+    request_id: int,
+    prompt: list[int],
+    *,
+    salt: str = "",
+    output: tuple[int, ...] | list[int] = (),
+    grammar: str = "",
+    key: str = "",
+    priority: int = 0,
+    **params: Any,
 ) -> Request:
     """Return a greedy request with 4 tokens of output unless told otherwise."""
     sampling = SamplingParams(**{"seed": 0, "max_tokens": 4, "temperature": 0.0} | params)
     return Request(
-        request_id=request_id, prompt_token_ids=prompt, params=sampling, output_token_ids=list(output), cache_salt=salt
+        request_id=request_id,
+        prompt_token_ids=prompt,
+        params=sampling,
+        output_token_ids=list(output),
+        cache_salt=salt,
+        grammar=grammar,
+        key=key,
+        priority=priority,
     )

@@ -61,7 +61,7 @@ class SlotSimulator:
 
     def step(self) -> list[SequenceOutput]:
         """Schedule, "compute" and commit once, checking every invariant on the way."""
-        waiting = set(self.scheduler.waiting.values())
+        waiting = set(self.scheduler.waiting)
         plan = self.scheduler.schedule()
         self._check_plan(plan)
         self._check_nobody_joined_too_early(waiting.intersection(self.scheduler.running))

@@ -58,7 +58,7 @@ def block_sizes(kind: str) -> list[int]:
     return [4, 8, 16] if kind.removesuffix(", int8 pool") in ("float32", "bfloat16") else [16, 32]
 
 
-def engine_of(kind: str, model: Llama | None = None, **limits: int) -> Engine:
+def engine_of(kind: str, model: Llama | None = None, **limits: Any) -> Engine:
     kv_dtype = torch.int8 if kind.endswith("int8 pool") else None
     return tiny_engine(model or model_in(kind), kv_dtype, **limits)
 

@@ -68,7 +68,7 @@ def test_the_youngest_running_sequence_is_preempted_and_waits_at_the_head_of_the
     computed, output = step(scheduler)
     assert computed == {0: 1}
     assert output.stats.num_preemptions == 1
-    assert list(scheduler.waiting) == [1, 2]
+    assert [sequence.request.request_id for sequence in scheduler.waiting] == [1, 2]
 
 
 def test_a_preempted_sequence_computes_its_output_again_and_goes_on() -> None:

@@ -23,7 +23,7 @@ def opened(source: str, *, time_limit_seconds: float = 2.0) -> Iterator[ChatTemp
     template.close()
 
 
-def render(source: str, messages: list[dict[str, Any]] | None = None, **options: bool) -> str:
+def render(source: str, messages: list[dict[str, Any]] | None = None, **options: Any) -> str:
     with opened(source) as template:
         rendered = template.render(messages or TALK, special_tokens=["<s>", "</s>"], **options)
         return rendered.text.replace(rendered.guard, "")

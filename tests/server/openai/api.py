@@ -9,6 +9,7 @@ import httpx
 from fastapi import FastAPI
 
 from model.generation_defaults import GenerationDefaults
+from server.api_keys import ApiKeys
 from server.app import create_app
 from server.chat_template import ChatTemplate
 from server.metrics import Metrics
@@ -100,10 +101,12 @@ async def open_api(
     defaults: GenerationDefaults | None = None,
     adds_bos: bool = False,
     num_cached_tokens: int = 0,
+    keys: ApiKeys | None = None,
+    max_model_len: int = MAX_MODEL_LEN,
 ) -> AsyncIterator[Api]:
     """Return a front end whose engine follows `script`; it answers "Hello!" by itself."""
     engine = FakeEngineClient(script or says("Hello!"), num_cached_tokens=num_cached_tokens)
-    metrics = Metrics("fake", engine.config)
+    metrics = Metrics("fake", engine.config, keys.names if keys else ())
     engine.on_step = metrics.observe_step
     app = create_app(
         engine=engine,
@@ -111,11 +114,12 @@ async def open_api(
         chat_template=chat_template,
         model_name="fake",
         aliases=("org/fake-7b",),
-        max_model_len=MAX_MODEL_LEN,
+        max_model_len=max_model_len,
         metrics=metrics,
         version="1.2.3",
         limits=limits,
         defaults=defaults,
+        keys=keys,
     )
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:

@@ -283,3 +283,13 @@ async def test_the_request_id_of_a_client_is_echoed_if_it_is_harmless(api: Api) 
     for sent in ("x" * 65, "a b", "a\x7f", ""):
         response = await api.http.post(COMPLETIONS, json=body, headers={"x-request-id": sent})
         assert re.fullmatch("[0-9a-f]{32}", response.headers["x-request-id"])
+
+
+async def test_best_of_returns_the_most_probable_of_several_choices() -> None:
+    async with open_api(says("seldom", "often", "never")) as api:
+        api.engine.logprob_of = {ord(text[0]): logprob for text, logprob in (("s", -9.0), ("o", -1.0), ("n", -5.0))}
+        answer = await api.complete(best_of=3, n=2)
+        assert [choice["text"] for choice in answer["choices"]] == ["often", "never"]
+        assert [choice["index"] for choice in answer["choices"]] == [0, 1]
+        assert all(choice["logprobs"] is None for choice in answer["choices"])
+        assert answer["usage"]["completion_tokens"] == sum(len(text) + 1 for text in ("seldom", "often", "never"))

@@ -7,6 +7,7 @@ import pytest
 from model.sampling_params import SamplingParams
 from scheduler.config import EngineConfig
 from scheduler.messages import FinishReason, SequenceOutput
+from server.asker import Asker
 from server.metrics import Metrics
 from server.openai.generation import Generation, PromptJob, StopRule
 from server.served_model import ServedModel
@@ -25,7 +26,9 @@ class HandEngine:
         self.streams: list[TokenStream] = []
         self.aborted: list[int] = []
 
-    def submit(self, prompt_token_ids: list[int], params: SamplingParams, cache_salt: str = "") -> TokenStream:
+    def submit(
+        self, prompt_token_ids: list[int], params: SamplingParams, asker: Asker = Asker(), grammar: str = ""
+    ) -> TokenStream:
         self.streams.append(TokenStream(len(self.streams), self.aborted.append))
         return self.streams[-1]
 

@@ -15,6 +15,7 @@ from server.openai.completions import CompletionShape
 from server.openai.schemas import ChatRequest, CompletionRequest
 from server.openai.sse import TextEvent, WriteWatch, event
 from server.text_stream import TextPiece
+from server.tools.call_format import HERMES
 from tests.fakes import byte_tokenizer
 
 HEAD = {"id": "cmpl-1", "created": 1, "model": 'a "quoted" \u2028 name'}
@@ -47,7 +48,9 @@ def test_half_of_a_surrogate_pair_is_refused_either_way() -> None:
 SHAPES: list[ChunkShape] = [
     CompletionShape(CompletionRequest.model_validate({"model": "m", "prompt": "hi"}), byte_tokenizer()),
     ChatShape(
-        ChatRequest.model_validate({"model": "m", "messages": [{"role": "user", "content": "hi"}]}), byte_tokenizer()
+        ChatRequest.model_validate({"model": "m", "messages": [{"role": "user", "content": "hi"}]}),
+        byte_tokenizer(),
+        HERMES,
     ),
 ]
 
@@ -67,7 +70,9 @@ def test_a_stream_of_chunks_is_that_of_chunks_encoded_one_by_one(
             choices.append(opening)
         opened.add(index)
         if piece.text or piece.finish_reason:
-            choices.append(shape.chunk(index, piece))
+            share = shape.chunk(index, piece)
+            assert share is not None
+            choices.append(share)
     expected = [event({**HEAD, "choices": [choice]}) for choice in choices[1:]]
     expected.insert(0, event({**HEAD, "choices": choices[:1], "warnings": ["w"]}))
     assert b"".join(writer.events(index, piece) for index, piece in pieces) == b"".join(expected)

@@ -1,0 +1,56 @@
+"""The grammar check's worker: a process that compiles grammars and does nothing else.
+
+Run by path, with the time limit in seconds and the memory limit in bytes as arguments. Each line on standard input is
+{"grammar": ...} and is answered by {} or {"failed": why}. A grammar from a stranger may take any time and memory.
+"""
+
+import json
+import resource
+import signal
+import sys
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+
+
+class Bytes:
+    """A vocabulary of all bytes and an end: what a grammar allows of it does not depend on the model's tokens."""
+
+    eos_token_id = 256
+    bos_token_id = None
+    special_token_ids = (256,)
+    tokens = (*(bytes([byte]) for byte in range(256)), b"</s>")
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        """Return the tokens of a text."""
+        return list(text.encode() if isinstance(text, str) else text)
+
+
+def main() -> None:
+    """Answer lines until standard input ends."""
+    time_limit_seconds, memory_limit_bytes = float(sys.argv[1]), int(sys.argv[2])
+    if sys.platform == "linux":
+        resource.setrlimit(resource.RLIMIT_AS, (memory_limit_bytes, memory_limit_bytes))
+    tokenizer = LLTokenizer(TokenizerWrapper(Bytes()), slices=[])
+    for line in sys.stdin.buffer:
+        signal.setitimer(signal.ITIMER_REAL, time_limit_seconds)  # without a handler: the kernel ends this process
+        answer = _check(tokenizer, json.loads(line)["grammar"])
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
+        sys.stdout.buffer.flush()
+
+
+def _check(tokenizer: LLTokenizer, grammar: str) -> dict[str, str]:
+    limits = LLParserLimits(verbose_errors=False)
+    is_error, messages = LLMatcher.validate_grammar_with_warnings(grammar, tokenizer, limits=limits)
+    if messages:  # a warning says that something is ignored
+        return {"failed": messages[0]}
+    matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
+    if not is_error and not matcher.is_error():
+        allowed = matcher.compute_bitmask()
+        if not matcher.is_error() and any(allowed):
+            return {}
+    return {"failed": matcher.get_error() or "it allows no text at all"}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""The field `response_format`: text, any JSON object, or JSON of a schema."""
+
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, Field
+
+from server.openai.fields import SchemaField
+from server.openai.strict_model import StrictModel
+
+
+class TextFormat(StrictModel):
+    """Any text."""
+
+    type: Literal["text"]
+
+
+class JsonObjectFormat(StrictModel):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+
+class JsonSchema(StrictModel):
+    """A schema with a name."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    description: str | None = Field(None, max_length=4096)
+    definition: SchemaField = Field({}, alias="schema", description="Draft 2020-12, as far as it can be enforced.")
+    strict: bool = Field(False, description="Schemas are always enforced.")
+
+
+class JsonSchemaFormat(StrictModel):
+    """JSON that the schema allows."""
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Discriminator("type")]

@@ -1,0 +1,155 @@
+"""POST /tokenize, /detokenize and /apply-template: what the model reads, in full view."""
+
+from typing import Any, Self
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field, model_validator
+
+from server.openai.body import read_body
+from server.openai.documentation import documented
+from server.openai.errors import invalid
+from server.openai.models import check_model
+from server.openai.prompts import chat_prompt, check_token_ids, encode, render_chat
+from server.openai.schemas import Conversation, Message
+from server.openai.strict_model import StrictModel
+from server.served_model import ServedModel
+
+MAX_TOKENS = 2**20  # that are detokenized at once
+
+
+class TokenizeRequest(StrictModel):
+    """The body of POST /tokenize: a text, or a conversation."""
+
+    model: str | None = Field(None, description="The served model, if it is left out.")
+    prompt: str | None = None
+    messages: list[Message] | None = Field(None, min_length=1, max_length=4096)
+    add_special_tokens: bool = Field(True, description="With the BOS token, if the model wants one.")
+    parse_special: bool = Field(False, description="The text of a special token in the prompt is that token.")
+    return_pieces: bool = False
+    add_generation_prompt: bool | None = Field(None, description="Of messages: true unless continue_final_message is.")
+    continue_final_message: bool = False
+
+    @model_validator(mode="after")
+    def _has_one_of_both(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise invalid("`prompt` and `messages` exclude each other, and one of them is required.", "prompt")
+        of_text = {"add_special_tokens", "parse_special"} & self.model_fields_set
+        of_chat = {"add_generation_prompt", "continue_final_message"} & self.model_fields_set
+        for name in sorted(of_chat if self.messages is None else of_text):
+            raise invalid(f"`{name}` means nothing for `{'prompt' if self.messages is None else 'messages'}`.", name)
+        return self
+
+    def conversation(self) -> Conversation | None:
+        """Return the conversation, if it is one."""
+        if self.messages is None:
+            return None
+        return Conversation.model_construct(
+            messages=self.messages,
+            add_generation_prompt=self.add_generation_prompt,
+            continue_final_message=self.continue_final_message,
+        )
+
+
+class DetokenizeRequest(StrictModel):
+    """The body of POST /detokenize."""
+
+    model: str | None = None
+    tokens: list[int] = Field(max_length=MAX_TOKENS)
+
+
+class ApplyTemplateRequest(Conversation):
+    """The body of POST /apply-template."""
+
+    model: str | None = None
+
+
+class Piece(BaseModel):
+    """A token and the bytes it writes, perhaps a part of a character."""
+
+    id: int
+    bytes: list[int]
+
+
+class Tokens(BaseModel):
+    """The tokens of a prompt."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    pieces: list[Piece] | None = None
+
+
+class Text(BaseModel):
+    """The text of tokens."""
+
+    text: str
+
+
+class Prompt(BaseModel):
+    """A conversation as the model reads it."""
+
+    prompt: str
+
+
+def tokenize_router(served: ServedModel) -> APIRouter:
+    """Return the routes that show prompts and tokens."""
+    router = APIRouter(tags=["tokens"])
+
+    def check_name(name: str | None) -> None:
+        if name is not None:
+            check_model(served, name)
+
+    @router.post(
+        "/tokenize",
+        summary="Show the tokens of a text or a conversation",
+        response_model=Tokens,
+        response_model_exclude_none=True,
+        **documented(TokenizeRequest, {"prompt": "Hello world", "return_pieces": True}),
+    )
+    async def tokenize(request: Request) -> dict[str, Any]:
+        body = await read_body(request, TokenizeRequest, served.limits)
+        check_name(body.model)
+        conversation = body.conversation()
+        if conversation is not None:
+            token_ids = await chat_prompt(served, conversation)
+        else:
+            assert body.prompt is not None
+            token_ids = await encode(
+                served,
+                body.prompt,
+                "prompt",
+                add_special_tokens=body.add_special_tokens,
+                parse_special=body.parse_special,
+            )
+        answer: dict[str, Any] = {"count": len(token_ids), "max_model_len": served.max_model_len, "tokens": token_ids}
+        if body.return_pieces:
+            answer["pieces"] = [
+                {"id": token_id, "bytes": list(served.tokenizer.token_bytes(token_id))} for token_id in token_ids
+            ]
+        return answer
+
+    @router.post(
+        "/detokenize",
+        summary="Show the text of tokens",
+        response_model=Text,
+        **documented(DetokenizeRequest, {"tokens": [19556, 905]}),
+    )
+    async def detokenize(request: Request) -> dict[str, str]:
+        body = await read_body(request, DetokenizeRequest, served.limits)
+        check_name(body.model)
+        check_token_ids(body.tokens, served.tokenizer.vocab_size, "tokens")
+        return {"text": served.tokenizer.decode(body.tokens, skip_special=False)}
+
+    @router.post(
+        "/apply-template",
+        summary="Show a conversation as the model reads it",
+        response_model=Prompt,
+        **documented(ApplyTemplateRequest, {"messages": [{"role": "user", "content": "Hi"}]}),
+    )
+    async def apply_template(request: Request) -> dict[str, str]:
+        body = await read_body(request, ApplyTemplateRequest, served.limits)
+        check_name(body.model)
+        rendered = await render_chat(served, body)
+        return {"prompt": rendered.text.replace(rendered.guard, "")}
+
+    return router

@@ -1,0 +1,79 @@
+"""The fields of tool calls: functions a model may call, which of them it must, and calls in earlier messages."""
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, PlainValidator
+
+from server.openai.fields import SchemaField, check_depth, wrong
+from server.openai.strict_model import StrictModel
+
+MAX_TOOLS = 128
+FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+
+
+class Function(StrictModel):
+    """What a model is told of a function."""
+
+    name: FunctionName
+    description: str | None = Field(None, max_length=16384)
+    parameters: SchemaField = Field({}, description="JSON schema of the arguments, an object.")
+    strict: bool = Field(False, description="Arguments of required calls always keep to the schema.")
+
+
+class Tool(StrictModel):
+    """A function."""
+
+    type: Literal["function"]
+    function: Function
+
+    @property
+    def arguments_schema(self) -> dict[str, Any]:
+        """The JSON schema of the arguments: an object, without properties if nothing is said."""
+        return self.function.parameters or {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+def _arguments(value: str) -> str:
+    try:
+        parsed = json.loads(value)
+    except (ValueError, RecursionError):
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise wrong("must be a JSON object as a string")
+    check_depth(parsed)
+    return value
+
+
+class CalledFunction(StrictModel):
+    """A function with the arguments of a call."""
+
+    name: FunctionName
+    arguments: Annotated[str, AfterValidator(_arguments)]
+
+
+class ToolCall(StrictModel):
+    """A call that an earlier answer made."""
+
+    id: str = Field(max_length=256)
+    type: Literal["function"] = "function"
+    function: CalledFunction
+    index: int | None = Field(None, description="As the parts of a stream have it; means nothing here.")
+
+
+def _tool_choice(value: Any) -> str:
+    if value in ("none", "auto", "required"):
+        return str(value)
+    function = value.get("function") if isinstance(value, dict) and set(value) == {"type", "function"} else None
+    if (
+        not isinstance(function, dict)
+        or value["type"] != "function"
+        or set(function) != {"name"}
+        or not isinstance(function["name"], str)
+    ):
+        raise wrong("must be none, auto, required, or the type function with the name of one")
+    return f"function {function['name']}"
+
+
+ToolChoiceField = Annotated[
+    str, PlainValidator(_tool_choice, json_schema_input_type=Literal["none", "auto", "required"] | dict[str, Any])
+]

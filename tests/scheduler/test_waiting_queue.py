@@ -1,0 +1,99 @@
+"""WaitingQueue: who joins next, by priority and fairly between keys."""
+
+from model.sample import Sample
+from scheduler.config import EngineConfig
+from scheduler.scheduler import Scheduler
+from scheduler.sequence import Sequence
+from scheduler.waiting_queue import WaitingQueue
+from tests.scheduler.requests import make_request
+
+
+def run_step(scheduler: Scheduler) -> None:
+    plan = scheduler.schedule()
+    scheduler.commit(plan, [Sample(1) for scheduled in plan if scheduled.wants_logits])
+
+
+def sequence(request_id: int, key: str = "", priority: int = 0, num_tokens: int = 10) -> Sequence:
+    return Sequence.of(make_request(request_id, list(range(num_tokens)), key=key, priority=priority))
+
+
+def order(queue: WaitingQueue) -> list[int]:
+    return [waiting.request.request_id for waiting in queue]
+
+
+def test_one_key_is_first_come_first_served() -> None:
+    queue = WaitingQueue()
+    for request_id in range(5):
+        queue.append(sequence(request_id))
+    assert order(queue) == [0, 1, 2, 3, 4]
+    assert len(queue) == 5
+
+
+def test_a_lower_priority_number_goes_first_whatever_the_key() -> None:
+    queue = WaitingQueue()
+    queue.append(sequence(1, "a", 5))
+    queue.append(sequence(2, "a", -1))
+    queue.append(sequence(3, "b", 0))
+    assert order(queue) == [2, 3, 1]
+
+
+def test_keys_take_turns_by_the_tokens_they_were_served() -> None:
+    queue = WaitingQueue()
+    for request_id in range(4):
+        queue.append(sequence(request_id, "long", num_tokens=30))
+    for request_id in range(10, 16):
+        queue.append(sequence(request_id, "short", num_tokens=10))
+    assert order(queue) == [0, 10, 11, 12, 1, 13, 14, 15, 2, 3]
+
+
+def test_tokens_of_answers_count_too() -> None:
+    queue = WaitingQueue()
+    queue.append(sequence(1, "a"))
+    queue.append(sequence(2, "b"))
+    queue.count_output(sequence(9, "a"), 100)
+    assert order(queue) == [2, 1]
+
+
+def test_a_key_that_was_away_has_saved_no_turns() -> None:
+    queue = WaitingQueue()
+    queue.append(sequence(1, "busy"))
+    queue.count_output(sequence(1, "busy"), 1000)
+    for request_id in range(2, 6):
+        queue.append(sequence(request_id, "away"))
+    assert order(queue)[:3] in ([2, 1, 3], [1, 2, 3])
+
+
+def test_a_preempted_sequence_is_before_all_others() -> None:
+    queue = WaitingQueue()
+    queue.append(sequence(1, priority=-5))
+    queue.put_back(sequence(2))
+    queue.put_back(sequence(3))
+    assert order(queue) == [3, 2, 1]
+
+
+def test_a_removed_request_is_gone_and_an_unknown_one_is_not_there() -> None:
+    queue = WaitingQueue()
+    queue.append(sequence(1, "a"))
+    queue.put_back(sequence(2))
+    assert queue.remove(1)
+    assert queue.remove(2)
+    assert not queue.remove(1)
+    assert len(queue) == 0
+    assert order(queue) == []
+
+
+def test_a_single_request_starts_within_two_steps_of_a_free_slot_beside_200_of_another_key() -> None:
+    scheduler = Scheduler(
+        EngineConfig(num_blocks=512, block_size=8, max_batch_tokens=64, max_num_seqs=4, max_model_len=128)
+    )
+    for request_id in range(200):
+        scheduler.add(make_request(request_id, list(range(20)), key="heavy", max_tokens=12))
+    for _ in range(5):
+        run_step(scheduler)
+    scheduler.add(make_request(1000, list(range(20)), key="light", max_tokens=12))
+    steps_with_a_free_slot = 0
+    while not any(running.request.request_id == 1000 for running in scheduler.running):
+        steps_with_a_free_slot += len(scheduler.running) < 4
+        run_step(scheduler)
+        assert steps_with_a_free_slot <= 2
+    assert len(scheduler.waiting) > 150

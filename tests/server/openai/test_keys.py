@@ -1,0 +1,97 @@
+"""Requests with and without keys: every route is closed but those for health, and each key is known by its name."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from server.api_keys import ApiKeys
+from server.chat_template import ChatTemplate
+from tests.server.openai.api import COMPLETIONS, Api, open_api
+
+KEYS = {"alice": "secret-of-alice", "bob": "secret-of-bob"}
+HELLO = {"model": "fake", "prompt": "hi"}
+OPEN = ["/livez", "/readyz", "/health"]
+
+
+def of(name: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {KEYS[name]}"}
+
+
+@pytest.fixture
+async def locked(chat_ml: ChatTemplate) -> AsyncIterator[Api]:
+    async with open_api(chat_template=chat_ml, keys=ApiKeys(KEYS), num_cached_tokens=1) as api:
+        yield api
+
+
+@pytest.mark.parametrize("host", ["test", "test/livez", "test/livez?x=", "127.0.0.1:1/health#", "livez"])
+@pytest.mark.parametrize(
+    "authorization", [None, "Bearer wrong-key", "Bearer", "Basic secret-of-alice", "secret-of-alice"]
+)
+async def test_every_route_but_health_is_closed_whatever_the_host(
+    locked: Api, host: str, authorization: str | None
+) -> None:
+    headers = {"host": host} | ({} if authorization is None else {"authorization": authorization})
+    document = locked.app.openapi()
+    routes = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
+    routes |= {
+        ("GET", "/docs"),
+        ("GET", "/openapi.json"),
+        ("GET", "/nowhere"),
+        ("OPTIONS", COMPLETIONS),
+        ("GET", "//livez"),
+    }
+    assert ("GET", "/metrics") in routes
+    for method, path in routes:
+        response = await locked.http.request(method, path, headers=headers)
+        if path in OPEN:
+            assert response.status_code != 401
+            continue
+        assert response.status_code == 401, path
+        assert response.headers["www-authenticate"] == "Bearer"
+        assert "x-request-id" in response.headers
+        error = response.json()["error"]
+        assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_api_key")
+    assert locked.engine.submitted == []
+
+
+async def test_a_key_opens_every_route(locked: Api) -> None:
+    assert (await locked.http.post(COMPLETIONS, json=HELLO, headers=of("alice"))).status_code == 200
+    assert (await locked.http.get("/metrics", headers={"authorization": "bearer secret-of-bob"})).status_code == 200
+
+
+async def test_two_authorizations_are_none(locked: Api) -> None:
+    headers = [("authorization", "Bearer secret-of-alice"), ("authorization", "Bearer secret-of-bob")]
+    assert (await locked.http.get("/v1/models", headers=headers)).status_code == 401
+
+
+async def test_usage_is_counted_under_the_keys_name(locked: Api) -> None:
+    for _ in range(2):
+        await locked.http.post(COMPLETIONS, json=HELLO | {"n": 2}, headers=of("alice"))
+    await locked.http.post(COMPLETIONS, json=HELLO | {"stream": True}, headers=of("bob"))
+    assert locked.sample("key_requests_total", key="alice") == 2
+    assert locked.sample("key_prompt_tokens_total", key="alice") == 4
+    assert locked.sample("key_generation_tokens_total", key="alice") == 2 * 2 * len("Hello!\0")
+    assert locked.sample("key_generation_tokens_total", key="bob") == len("Hello!\0")
+    exposed = (await locked.http.get("/metrics", headers=of("bob"))).text
+    assert "secret" not in exposed
+
+
+async def test_the_engine_learns_who_asks_and_keys_share_no_prefix(locked: Api) -> None:
+    for name in ("alice", "bob"):
+        await locked.http.post(COMPLETIONS, json=HELLO | {"priority": -3, "cache_salt": "s"}, headers=of(name))
+    first, second = locked.engine.askers
+    assert (first.key_name, first.priority) == ("alice", -3)
+    assert first.cache_salt != second.cache_salt
+
+
+async def test_without_keys_everybody_asks_under_one_name(api: Api) -> None:
+    await api.complete(cache_salt="s")
+    assert (api.engine.askers[0].key_name, api.engine.askers[0].cache_salt) == ("", "s")
+    assert "key_requests" not in api.metrics.exposition().decode()
+
+
+@pytest.mark.parametrize("priority", [-1001, 1001, 1.5, "high"])
+async def test_a_wrong_priority_is_400(api: Api, priority: object) -> None:
+    response = await api.http.post(COMPLETIONS, json=HELLO | {"priority": priority})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "priority"

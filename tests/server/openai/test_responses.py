@@ -1,0 +1,175 @@
+"""POST /v1/responses: the newer form, with the official client and by hand."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from server.chat_template import ChatTemplate
+from server.tools.call_format import HERMES
+from tests.fakes import says
+from tests.server.openai.api import Api, answered, open_api
+
+RESPONSES = "/v1/responses"
+WEATHER = {"type": "function", "name": "weather", "parameters": {"type": "object", "properties": {}}, "strict": False}
+CALL = HERMES.written([("weather", "{}")])
+
+
+@pytest.fixture
+async def client(api: Api) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with official(api) as opened:
+        yield opened
+
+
+def official(api: Api) -> openai.AsyncOpenAI:
+    transport = httpx.ASGITransport(api.app)
+    http = httpx.AsyncClient(transport=transport, base_url="http://test")
+    return openai.AsyncOpenAI(base_url="http://test/v1", api_key="none", http_client=http, max_retries=0)  # type: ignore[arg-type]  # its httpx2 is the same
+
+
+async def events_of(api: Api, **fields: Any) -> list[dict[str, Any]]:
+    response = await api.http.post(RESPONSES, json={"model": "fake", "input": "hi", "stream": True} | fields)
+    assert response.status_code == 200, response.text
+    events = []
+    for number, text in enumerate(response.text.removesuffix("\n\n").split("\n\n")):
+        name, payload = text.split("\n")
+        event = json.loads(payload.removeprefix("data: "))
+        assert name == f"event: {event['type']}"
+        assert event["sequence_number"] == number
+        events.append(event)
+    return events
+
+
+async def test_a_text_is_answered_by_a_text(client: openai.AsyncOpenAI, api: Api) -> None:
+    response = await client.responses.create(model="fake", input="hi", instructions="Be kind.", metadata={"a": "b"})
+    assert response.output_text == "Hello!"
+    assert response.status == "completed"
+    assert response.usage is not None
+    assert response.usage.output_tokens == len("Hello!") + 1
+    assert response.usage.input_tokens == len(api.engine.submitted[0][0])
+    assert response.metadata == {"a": "b"}
+    assert api.prompt_text().startswith("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nhi")
+
+
+async def test_a_stream_has_its_events_in_order(api: Api) -> None:
+    events = await events_of(api)
+    names = [event["type"] for event in events]
+    assert names[:4] == [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+    ]
+    assert names[4:-4] == ["response.output_text.delta"] * (len(names) - 8)
+    assert names[-4:] == [
+        "response.output_text.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        "response.completed",
+    ]
+    assert "".join(event["delta"] for event in events[4:-4]) == events[-4]["text"] == "Hello!"
+    whole = answered(await api.http.post(RESPONSES, json={"model": "fake", "input": "hi"}))
+    last = events[-1]["response"]
+    changing = {"id", "created_at", "output"}
+    assert {name: last[name] for name in last.keys() - changing} == {
+        name: whole[name] for name in whole.keys() - changing
+    }
+    assert last["output"][0]["content"] == whole["output"][0]["content"]
+
+
+async def test_the_official_stream_helper_gathers_it(client: openai.AsyncOpenAI) -> None:
+    async with client.responses.stream(model="fake", input="hi") as stream:
+        final = await stream.get_final_response()
+    assert final.output_text == "Hello!"
+
+
+async def test_an_answer_that_is_cut_off_is_incomplete(api: Api) -> None:
+    whole = answered(await api.http.post(RESPONSES, json={"model": "fake", "input": "hi", "max_output_tokens": 2}))
+    assert whole["status"] == "incomplete"
+    assert whole["incomplete_details"] == {"reason": "max_output_tokens"}
+    assert whole["output"][0]["content"][0]["text"] == "He"
+    assert (await events_of(api, max_output_tokens=2))[-1]["type"] == "response.incomplete"
+
+
+async def test_messages_and_calls_make_the_prompt(api: Api) -> None:
+    items = [
+        {"role": "developer", "content": "Be kind."},
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "weather?"}]},
+        {"type": "function_call", "call_id": "call_1", "name": "weather", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "call_1", "output": "rain"},
+    ]
+    answered(await api.http.post(RESPONSES, json={"model": "fake", "input": items, "tools": [WEATHER]}))
+    text = api.prompt_text()
+    assert text.index("Be kind.") < text.index("weather?") < text.index(CALL + "<|im_end|>") < text.index("rain")
+
+
+async def test_calls_are_items_of_their_own(chat_ml: ChatTemplate) -> None:
+    async with (
+        open_api(says(f"Let me see. {CALL}"), chat_template=chat_ml, max_model_len=4096) as api,
+        official(api) as client,
+    ):
+        response = await client.responses.create(model="fake", input="hi", tools=[WEATHER])  # type: ignore[list-item]
+        assert [item.type for item in response.output] == ["message", "function_call"]
+        call = response.output[1]
+        assert call.type == "function_call"
+        assert (call.name, call.arguments, call.status) == ("weather", "{}", "completed")
+        events = await events_of(api, tools=[WEATHER])
+        deltas = [event["delta"] for event in events if event["type"] == "response.function_call_arguments.delta"]
+        assert "".join(deltas) == "{}"
+        done = next(event for event in events if event["type"] == "response.function_call_arguments.done")
+        assert (done["name"], done["arguments"]) == ("weather", "{}")
+
+
+async def test_the_form_of_the_text_is_prescribed_to_the_engine(api: Api) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    text = {"format": {"type": "json_schema", "name": "thing", "schema": schema, "strict": True}}
+    answered(await api.http.post(RESPONSES, json={"model": "fake", "input": "hi", "text": text}))
+    assert '"integer"' in api.engine.grammars[0]
+
+
+async def test_log_probabilities_stand_beside_the_text(api: Api) -> None:
+    fields = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
+    whole = answered(await api.http.post(RESPONSES, json={"model": "fake", "input": "hi"} | fields))
+    logprobs = whole["output"][0]["content"][0]["logprobs"]
+    assert [entry["token"] for entry in logprobs] == list("Hello!")
+    assert all(len(entry["top_logprobs"]) == 2 for entry in logprobs)
+
+
+async def test_a_stream_that_breaks_off_ends_as_failed(api: Api) -> None:
+    api.engine.dies_after = 2
+    last = (await events_of(api))[-1]
+    assert last["type"] == "response.failed"
+    assert last["response"]["error"]["code"] == "unavailable"
+
+
+async def test_what_has_no_effect_is_named(api: Api) -> None:
+    whole = answered(await api.http.post(RESPONSES, json={"model": "fake", "input": "hi", "store": True}))
+    assert whole["warnings"] == ["`store` has no effect on this server."]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"input": ""}, "input"),
+        ({"input": []}, "input"),
+        ({"input": [{"type": "image"}]}, "input[0]"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content"),
+        ({"input": [{"role": "user", "content": "x", "colour": 1}]}, "input[0].colour"),
+        ({"input": [{"role": "nobody", "content": "x"}]}, "input[0].role"),
+        ({"previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"background": True}, "background"),
+        ({"text": {"format": {"type": "xml"}}}, "text.format"),
+        ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"unknown": 1}, "unknown"),
+    ],
+)
+async def test_a_wrong_field_is_400_and_named(api: Api, fields: dict[str, Any], param: str) -> None:
+    response = await api.http.post(RESPONSES, json={"model": "fake", "input": "hi"} | fields)
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"] == param
+    assert api.engine.submitted == []

@@ -1,0 +1,98 @@
+"""/tokenize, /detokenize and /apply-template: prompts and tokens in full view."""
+
+from typing import Any
+
+import pytest
+
+from tests.fakes import IM_END, IM_START
+from tests.server.openai.api import MAX_MODEL_LEN, Api, a_chat, answered, open_api
+
+MESSAGES = a_chat("hi")["messages"]
+
+
+async def tokenize(api: Api, **fields: Any) -> dict[str, Any]:
+    return answered(await api.http.post("/tokenize", json=fields))
+
+
+async def test_a_text_has_its_tokens_and_their_bytes(api: Api) -> None:
+    answer = await tokenize(api, model="fake", prompt="é!", return_pieces=True)
+    assert answer == {
+        "count": 3,
+        "max_model_len": MAX_MODEL_LEN,
+        "tokens": [0xC3, 0xA9, 0x21],
+        "pieces": [{"id": 0xC3, "bytes": [0xC3]}, {"id": 0xA9, "bytes": [0xA9]}, {"id": 0x21, "bytes": [0x21]}],
+    }
+    assert "pieces" not in await tokenize(api, prompt="é!")
+
+
+async def test_special_tokens_are_parsed_only_if_asked_for(api: Api) -> None:
+    assert (await tokenize(api, prompt="<|im_end|>", parse_special=True))["tokens"] == [IM_END]
+    assert (await tokenize(api, prompt="<|im_end|>"))["count"] == len("<|im_end|>")
+
+
+async def test_the_first_token_can_be_left_out() -> None:
+    async with open_api(adds_bos=True) as api:
+        assert (await tokenize(api, prompt="a"))["count"] == 2
+        assert (await tokenize(api, prompt="a", add_special_tokens=False))["tokens"] == [97]
+
+
+async def test_a_conversation_has_the_tokens_that_a_chat_would_have(api: Api) -> None:
+    answer = await tokenize(api, messages=MESSAGES)
+    await api.chat(messages=MESSAGES)
+    assert answer["tokens"] == api.engine.submitted[0][0]
+    assert answer["tokens"][0] == IM_START
+    without = await tokenize(api, messages=MESSAGES, add_generation_prompt=False)
+    assert without["count"] < answer["count"]
+
+
+async def test_tokens_have_their_text_special_ones_their_names(api: Api) -> None:
+    response = await api.http.post("/detokenize", json={"tokens": [104, 105, IM_END]})
+    assert answered(response) == {"text": "hi<|im_end|>"}
+    assert answered(await api.http.post("/detokenize", json={"tokens": []})) == {"text": ""}
+
+
+async def test_a_conversation_is_shown_as_the_model_reads_it(api: Api) -> None:
+    response = await api.http.post("/apply-template", json={"messages": MESSAGES})
+    assert answered(response) == {"prompt": "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"}
+    hostile = [{"role": "user", "content": "<|im_end|>"}]
+    shown = answered(await api.http.post("/apply-template", json={"messages": hostile, "add_generation_prompt": False}))
+    assert shown == {"prompt": "<|im_start|>user\n<|im_end|><|im_end|>\n"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/tokenize", {}, "prompt"),
+        ("/tokenize", {"prompt": "a", "messages": MESSAGES}, "prompt"),
+        ("/tokenize", {"prompt": "a", "continue_final_message": True}, "continue_final_message"),
+        ("/tokenize", {"messages": MESSAGES, "parse_special": True}, "parse_special"),
+        ("/tokenize", {"prompt": "a", "stream": True}, "stream"),
+        ("/tokenize", {"prompt": "\x04"}, "prompt"),
+        ("/detokenize", {}, "tokens"),
+        ("/detokenize", {"tokens": [260]}, "tokens"),
+        ("/detokenize", {"tokens": [-1]}, "tokens"),
+        ("/detokenize", {"tokens": "hi"}, "tokens"),
+        ("/apply-template", {"messages": []}, "messages"),
+        ("/apply-template", {"messages": [{"role": "nobody", "content": "x"}]}, "messages[0].role"),
+    ],
+)
+async def test_a_wrong_body_is_400_and_names_the_field(api: Api, path: str, body: dict[str, Any], param: str) -> None:
+    response = await api.http.post(path, json=body)
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/detokenize", "/apply-template"])
+async def test_another_model_is_404(api: Api, path: str) -> None:
+    body = {"model": "other", "prompt": "a", "tokens": [], "messages": MESSAGES}
+    fields = {"/tokenize": ("model", "prompt"), "/detokenize": ("model", "tokens")}.get(path, ("model", "messages"))
+    response = await api.http.post(path, json={name: body[name] for name in fields})
+    assert response.status_code == 404
+    assert response.json()["error"]["code"] == "model_not_found"
+
+
+async def test_the_document_shows_an_example_for_every_route_with_a_body(api: Api) -> None:
+    document = (await api.http.get("/openapi.json")).json()
+    bodies = [route["post"]["requestBody"] for route in document["paths"].values() if "post" in route]
+    assert len(bodies) == 6
+    assert all("example" in body["content"]["application/json"] for body in bodies)

@@ -1,0 +1,64 @@
+"""API keys: names, files, and what cannot be one."""
+
+from pathlib import Path
+
+import pytest
+
+from server.api_keys import ApiKeys, WrongKeys, load_keys
+from server.settings import WrongSettings, load_settings
+
+
+def test_keys_come_from_the_option_and_the_file_with_their_names(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# people\n\nalice: secret-of-alice\n  bob :secret-of:bob\n")
+    keys = load_keys(["first-secret", "second-secret"], file)
+    assert keys is not None
+    assert keys.names == ["key-1", "key-2", "alice", "bob"]
+    assert keys.name_of(b"secret-of-alice") == "alice"
+    assert keys.name_of(b"secret-of:bob") == "bob"
+    assert keys.name_of(b"second-secret") == "key-2"
+    for wrong in (b"", b"secret-of-alic", b"secret-of-alice ", b"\xff"):
+        assert keys.name_of(wrong) is None
+
+
+def test_without_keys_there_is_no_guard() -> None:
+    assert load_keys([], None) is None
+    assert load_settings({}, {}).load_keys() is None
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("alice", "not `name: key`"),
+        ("alice: short", "at least 8"),
+        ("alice: has a space", "no space"),
+        (": nameless-key", "name"),
+        ("a: same-secret\nb: same-secret", "same key"),
+        ("a: one-secret\na: two-secret", "second time"),
+    ],
+)
+def test_a_file_of_wrong_keys_is_refused_without_showing_them(tmp_path: Path, text: str, reason: str) -> None:
+    file = tmp_path / "keys"
+    file.write_text(text)
+    with pytest.raises(WrongSettings, match=reason) as caught:
+        load_settings({"api_key_file": str(file)}, {}).load_keys()
+    assert "secret" not in str(caught.value).replace(str(file), "")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(WrongSettings, match="nowhere"):
+        load_settings({"api_key_file": str(tmp_path / "nowhere")}, {}).load_keys()
+
+
+def test_a_key_does_not_show_in_settings() -> None:
+    assert "top-secret" not in repr(load_settings({"api_key": "top-secret"}, {}))
+
+
+def test_only_digests_are_kept() -> None:
+    keys = ApiKeys({"alice": "secret-of-alice"})
+    assert "secret-of-alice" not in repr(vars(keys))
+
+
+def test_names_are_bounded() -> None:
+    with pytest.raises(WrongKeys, match="64"):
+        ApiKeys({"x" * 65: "long-enough"})
