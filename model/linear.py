@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_MAX_AMX_ROWS = 32  # two tiles of 16
+
 
 def row_invariant_linear(x: Tensor, weight: Tensor) -> Tensor:
     """Return x @ weight.T, shape [T, out], where the bits of each row depend on that row and the weight alone.
@@ -13,12 +15,15 @@ def row_invariant_linear(x: Tensor, weight: Tensor) -> Tensor:
     oneDNN keeps the order for two rows or more and has another one for a single row; MKL, which torch prefers for
     float32, changes it with the size of the batch. So oneDNN is called by name, and a single row is computed as two.
     Without AVX-512 it has no product in bfloat16; that is computed in float32 and rounded, once for each element.
+    With AMX it adds up bfloat16 in one order for up to 32 rows and in another for more, so more come in pieces.
     """
     if x.device.type != "cpu" or not torch._C._has_mkldnn:
         return F.linear(x, weight)
     if x.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return row_invariant_linear(x.float(), weight.float()).to(torch.bfloat16)
     num_rows = x.shape[0]
+    if num_rows > _MAX_AMX_ROWS and x.dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
+        return torch.cat([row_invariant_linear(rows, weight) for rows in torch.split(x, _MAX_AMX_ROWS)])
     if num_rows == 1:
         x = x.expand(2, -1).contiguous()
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")

@@ -110,6 +110,20 @@ def test_preemption_changes_no_bit(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_the_number_of_threads_changes_no_bit(kind: str) -> None:
+    requests = [sampled(i, random_prompt(i, 20 + i), max_tokens=4) for i in range(3)]
+    before = torch.get_num_threads()
+    transcripts = []
+    try:
+        for num_threads in (1, 2):
+            torch.set_num_threads(num_threads)
+            transcripts.append(run_to_end(engine_of(kind, block_size=16), requests))
+    finally:
+        torch.set_num_threads(before)
+    assert transcripts[0] == transcripts[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_prefix_hit_changes_no_bit(kind: str) -> None:
     engine = engine_of(kind, block_size=16)
     request = sampled(0, random_prompt(5, 50))
