@@ -1,5 +1,6 @@
 """The engine process: an inbox, the step loop, a heartbeat. Run as `python -m scheduler.process FD`."""
 
+import contextlib
 import os
 import queue
 import signal
@@ -33,6 +34,15 @@ def main() -> None:
     """Serve the API process at the other end of the inherited socket until it goes away."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the API process decides
     connection = socket.socket(fileno=int(sys.argv[1]))
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the API process is gone, so is this one
+        serve(connection)
+
+
+def serve(connection: socket.socket) -> None:
+    """Load what the first message says and run steps for as long as the other end listens.
+
+    Raises BrokenPipeError or ConnectionResetError when it does not.
+    """
     inbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
     threading.Thread(target=_read_inbox, args=(connection, inbox), daemon=True).start()
     start = inbox.get()

@@ -1,5 +1,6 @@
 """TextStream: one choice's tokens turned into text that may be shown."""
 
+from collections.abc import Collection
 from typing import Literal, NamedTuple
 
 from model.detokenizer import Detokenizer
@@ -49,11 +50,13 @@ class TextStream:
         detokenizer: Detokenizer,
         stop_strings: StopStrings,
         *,
+        stop_token_ids: Collection[int],
         include_stop_string: bool = False,
         min_tokens: int = 0,
     ) -> None:
         self._tokens = tokens
         self._detokenizer = detokenizer
+        self._stop_token_ids = stop_token_ids
         self._cutter = TextCutter(stop_strings, include_match=include_stop_string)
         self._is_never_cut = stop_strings.is_empty
         self._min_tokens = min_tokens
@@ -96,8 +99,9 @@ class TextStream:
         )
 
     def _piece(self, output: SequenceOutput, finish_reason: Literal["stop", "length"] | None) -> TextPiece:
-        # The engine says "stop" for a stop token only, and that token is the last one.
-        num_text_tokens = len(output.token_ids) - (finish_reason == "stop")
+        # The engine says "stop" for a stop token, which is the last one, or behind the last token a grammar allows.
+        ends_with_stop_token = finish_reason == "stop" and output.token_ids[-1] in self._stop_token_ids
+        num_text_tokens = len(output.token_ids) - ends_with_stop_token
         shown: list[str] = []
         entries: list[TokenEntry] = []
         num_taken = 0

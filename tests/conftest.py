@@ -1,11 +1,19 @@
 """Fixtures that several packages of tests share."""
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from server.model_store import DEFAULT_MODEL, resolve_model
 from tests.gguf_files import write_tiny_llama
+
+
+def pytest_configure() -> None:
+    """Share the cores between pytest's own processes: threads of several pools on one core wait for each other."""
+    num_processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_processes))
 
 
 @pytest.fixture(scope="session")

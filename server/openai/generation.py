@@ -186,6 +186,7 @@ def _choice_of(
         tokens,
         Detokenizer(served.tokenizer, shown=served.call_token_ids),
         stop.strings,
+        stop_token_ids=params.stop_token_ids,
         include_stop_string=stop.include_match,
         min_tokens=stop.min_tokens,
     )

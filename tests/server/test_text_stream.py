@@ -30,6 +30,7 @@ async def read(
         tokens,
         Detokenizer(byte_tokenizer()),
         StopStrings(stop or []),
+        stop_token_ids=[EOS],
         include_stop_string=include_stop_string,
         min_tokens=min_tokens,
     )
@@ -126,7 +127,7 @@ async def test_an_end_that_is_none_of_the_clients_is_an_error(
     finish_reason: FinishReason, error: type[Exception]
 ) -> None:
     tokens = TokenStream(1, lambda _: None)
-    stream = TextStream(tokens, Detokenizer(byte_tokenizer()), StopStrings([]))
+    stream = TextStream(tokens, Detokenizer(byte_tokenizer()), StopStrings([]), stop_token_ids=[EOS])
     tokens.put(SequenceOutput(request_id=1, token_ids=[], finish_reason=finish_reason))
     with pytest.raises(error):
         stream.take()
@@ -134,7 +135,7 @@ async def test_an_end_that_is_none_of_the_clients_is_an_error(
 
 async def test_what_came_before_the_engine_died_is_read_first() -> None:
     tokens = TokenStream(1, lambda _: None)
-    stream = TextStream(tokens, Detokenizer(byte_tokenizer()), StopStrings([]))
+    stream = TextStream(tokens, Detokenizer(byte_tokenizer()), StopStrings([]), stop_token_ids=[EOS])
     tokens.put(SequenceOutput(request_id=1, token_ids=[97]))
     tokens.fail(EngineDied())
     piece = stream.take()
@@ -142,3 +143,8 @@ async def test_what_came_before_the_engine_died_is_read_first() -> None:
     assert piece.text == "a"
     with pytest.raises(EngineDied):
         stream.take()
+
+
+async def test_the_last_token_of_a_complete_grammar_is_text() -> None:
+    [*_, last], _ = await read([list(b'{"a": 1'), list(b"}")], "stop")
+    assert (last.text, last.finish_reason, len(last.entries)) == ("}", "stop", 1)

@@ -1,0 +1,24 @@
+"""The engine process by itself, at the other end of a socket."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from scheduler.framing import encode_frame
+from scheduler.messages import StartEngine
+
+
+def test_an_engine_nobody_listens_to_ends_without_a_word(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(encode_frame(StartEngine(model_path=str(tmp_path / "none.gguf"))))
+        ours.shutdown(socket.SHUT_RD)  # what the engine says now cannot be delivered
+        engine = subprocess.run(
+            [sys.executable, "-m", "scheduler.process", str(theirs.fileno())],
+            pass_fds=(theirs.fileno(),),
+            check=False,
+            capture_output=True,
+            timeout=60,
+        )
+    assert (engine.returncode, engine.stderr) == (0, b"")
