@@ -131,7 +131,7 @@ def measure_steps(model: CpuLlama, name: str, peak: float, machine: Machine, sec
             query_start_loc=starts,
             seq_lens=torch.full((num_sequences,), length, dtype=torch.int32),
             block_tables=tables,
-            logits_rows=starts[1:].long() - 1,
+            wanted_rows=starts[1:].long() - 1,
         )
         cache = KVCache(config, tables.numel(), BLOCK_SIZE, torch.bfloat16, CPU)
         for pool in cache.keys + cache.values:

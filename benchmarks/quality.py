@@ -108,7 +108,7 @@ def batches(token_ids: list[int], chunk: int) -> Iterable[ForwardBatch]:
     while sequence.num_computed_tokens < len(token_ids):
         num_tokens = min(chunk, len(token_ids) - sequence.num_computed_tokens)
         batch = builder.build([ScheduledSequence(sequence, num_tokens)])
-        yield replace(batch, logits_rows=torch.arange(num_tokens))
+        yield replace(batch, wanted_rows=torch.arange(num_tokens))
         sequence.num_computed_tokens += num_tokens
 
 

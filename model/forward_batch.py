@@ -7,7 +7,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ForwardBatch:
-    """T tokens of B sequences, laid end to end without padding; S rows want logits.
+    """T tokens of B sequences, laid end to end without padding; S rows are wanted as output.
 
     Sequence b owns the tokens query_start_loc[b] to query_start_loc[b + 1]: one when it decodes, many when
     its prompt is prefilled. They are the last of its seq_lens[b] tokens; the earlier ones are in the KV cache.
@@ -19,4 +19,4 @@ class ForwardBatch:
     query_start_loc: Tensor  # [B + 1] int32
     seq_lens: Tensor  # [B] int32, tokens of each sequence after this step
     block_tables: Tensor  # [B, max_blocks] int32, rows padded with zeros
-    logits_rows: Tensor  # [S] int64, tokens whose next token is wanted
+    wanted_rows: Tensor  # [S] int64, tokens whose hidden state is wanted after the last layer

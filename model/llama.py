@@ -168,17 +168,23 @@ class Llama(nn.Module):
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch, kv_cache: KVCache) -> Tensor:
-        """Return the logits of the batch's logits_rows, shape [S, vocab_size], float32."""
+        """Return the logits of the batch's wanted_rows, shape [S, vocab_size], float32."""
+        return self.logits(self.hidden_states(batch, kv_cache))  # only S rows pay for the output head
+
+    @torch.inference_mode()
+    def hidden_states(self, batch: ForwardBatch, kv_cache: KVCache) -> Tensor:
+        """Return the last layer's output at the batch's wanted_rows, shape [S, hidden_size], before the last norm."""
         x = self.embedding(batch.token_ids)  # [T, hidden_size]
         cos, sin = self.rope_cos[batch.positions], self.rope_sin[batch.positions]  # [T, head_dim / 2]
-        return self.logits(self.run_layers(x, cos, sin, batch, kv_cache))  # only S rows pay for the output head
+        return self.run_layers(x, cos, sin, batch, kv_cache)
 
     def run_layers(self, x: Tensor, cos: Tensor, sin: Tensor, batch: ForwardBatch, kv_cache: KVCache) -> Tensor:
-        """Return the batch's logits_rows [S, hidden_size] of x [T, hidden_size] after all layers."""
+        """Return the batch's wanted_rows [S, hidden_size] of x [T, hidden_size] after all layers."""
         for layer in self.layers:
             x = layer(x, cos, sin, batch, kv_cache, self.paged_attention)
-        return x[batch.logits_rows]
+        return x[batch.wanted_rows]
 
+    @torch.inference_mode()
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits [S, vocab_size] of the last layer's output x [S, hidden_size], float32."""
         head = self.embedding.weight if self.config.tie_embeddings else self.output.weight

@@ -7,7 +7,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """The choices of one request, checked by the server before they get here."""
 
     seed: int  # 0 <= seed < 2**64; with the output position it is the only source of randomness
-    max_tokens: int  # at least 1
+    max_tokens: int  # 0: only the prompt is computed
     min_tokens: int = 0  # stop tokens cannot be drawn before this many
     temperature: float = 1.0  # 0: greedy
     top_k: int = 0  # 0: all tokens

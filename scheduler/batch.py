@@ -42,10 +42,10 @@ class BatchBuilder:
         np.cumsum(lengths, out=query_start_loc[1:])
         owners = np.repeat(np.arange(len(plan)), lengths)  # [T], the place of each token's sequence in the plan
         positions = np.arange(len(owners)) + (starts - query_start_loc[:-1])[owners]
-        logits_rows = [
+        wanted_rows = [
             row
             for s, end in zip(plan, query_start_loc[1:].tolist(), strict=True)
-            for row in range(end - s.num_logits, end)
+            for row in (*s.read_rows(end), *range(end - s.num_logits, end))
         ]
 
         def tensor(numbers: NDArray[np.int32] | NDArray[np.int64]) -> torch.Tensor:
@@ -58,7 +58,7 @@ class BatchBuilder:
             query_start_loc=tensor(query_start_loc.astype(np.int32)),  # [B + 1]
             seq_lens=tensor((starts + lengths).astype(np.int32)),  # [B]
             block_tables=tensor(block_tables),  # [B, width]
-            logits_rows=tensor(np.array(logits_rows, dtype=np.int64)),  # [S]
+            wanted_rows=tensor(np.array(wanted_rows, dtype=np.int64)),  # [S]
         )
 
     def _block_tables(self, plan: list[ScheduledSequence]) -> NDArray[np.int32]:

@@ -15,6 +15,7 @@ from scheduler.config import EngineConfig
 from scheduler.grammar import Grammars
 from scheduler.messages import Request, StepOutput
 from scheduler.profile import Profile
+from scheduler.prompt_reading import PromptReading, read_prompts
 from scheduler.scheduler import Scheduler
 from scheduler.sequence import ScheduledSequence
 
@@ -56,25 +57,27 @@ class Engine:
         self._lap("schedule")
         if not plan and self.scheduler.waiting:
             time.sleep(GRAMMAR_PAUSE_SECONDS)  # all that is there waits for its grammar
-        samples = self.run(plan)
-        output = self.scheduler.commit(plan, samples)
+        samples, readings = self.run(plan)
+        output = self.scheduler.commit(plan, samples, readings)
         self._lap("commit")
         stats = msgspec.structs.replace(output.stats, step_seconds=time.monotonic() - started)
         return msgspec.structs.replace(output, stats=stats)
 
-    def run(self, plan: list[ScheduledSequence]) -> list[Sample | None]:
-        """Return the next token of each scheduled sequence that wants one, in the plan's order."""
+    def run(self, plan: list[ScheduledSequence]) -> tuple[list[Sample | None], dict[int, PromptReading]]:
+        """Return the next token of each scheduled sequence that wants one, in the plan's order, and what was read."""
         if not plan:
-            return []
+            return [], {}
         constrained = [s.sequence.matcher for s in plan if s.sequence.matcher is not None and s.wants_logits]
         if constrained and self._grammars is not None:
             for matcher in constrained:
                 matcher.start_mask(self._grammars.executor)
         batch = self._batch_builder.build(plan)
         self._lap("batch")
-        logits = self.model(batch, self.kv_cache)  # [S, vocab_size]
+        hidden = self.model.hidden_states(batch, self.kv_cache)  # [S, hidden_size]
+        hidden, readings = read_prompts(self.model, plan, hidden)
+        logits = self.model.logits(hidden)  # [rows to draw from, vocab_size]
         self._lap("rest")
         rows = sampling_rows(plan)
         samples = sample(logits, rows) if rows else []
         self._lap("sample")
-        return samples
+        return samples, readings

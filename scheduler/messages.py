@@ -4,6 +4,7 @@ from typing import Literal
 
 import msgspec
 
+from model.pooling import Pooling
 from model.sampling_params import SamplingParams
 from scheduler.config import EngineConfig, EngineLimits
 
@@ -32,6 +33,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     cache_salt: str = ""  # prefix blocks are shared only between requests of one salt
     key: str = ""  # the name of whoever asks; the queue shares the engine fairly between names
     priority: int = 0  # lower is sooner
+    num_prompt_logprobs: int | None = None  # as num_logprobs, but of the prompt's own tokens from the second on
+    pooling: Pooling | None = None  # what is wanted is one vector for the prompt; nothing is drawn: max_tokens is 0
     grammar: str = ""  # in llguidance's own form: which texts the output may be; empty: any
 
 
@@ -72,12 +75,14 @@ class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True, array_like=True)
     """What one step did for one sequence."""
 
     request_id: int
-    token_ids: list[int]  # new tokens, a stop token included; empty only with finish_reason abort or error
+    token_ids: list[int]  # new tokens, a stop token included; may be empty at the end
     logprobs: list[TokenLogprobs] = []  # one per new token, if asked for
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0  # prompt tokens whose keys and values came from the prefix cache
     scheduled_at_seconds: float = 0.0  # time.monotonic() when it last left the queue
     error: str | None = None
+    prompt_logprobs: list[TokenLogprobs] = []  # if asked for: those of the prompt's next tokens
+    embedding: list[float] = []  # with the end of a request with pooling
 
 
 class StepStats(msgspec.Struct, frozen=True, kw_only=True, array_like=True):

@@ -5,17 +5,24 @@ preemption by recomputation as in PagedAttention (arXiv:2309.06180), section 4.5
 """
 
 import time
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from itertools import islice
+from types import MappingProxyType
 
 from model.sample import Sample
 from scheduler.block_pool import BlockPool
 from scheduler.config import EngineConfig
 from scheduler.grammar import Matcher
 from scheduler.messages import FinishReason, Request, SequenceOutput, StepOutput, StepStats
+from scheduler.prefix_cache import expect_full_blocks, prefix_hits, publish_full_blocks, release_blocks
+from scheduler.prompt_reading import PromptReading
 from scheduler.sequence import ScheduledSequence, Sequence
 from scheduler.speculation import MAX_DRAFT_TOKENS, MAX_ROWS, PromptLookup, share_out
+from scheduler.step_counters import StepCounters
 from scheduler.waiting_queue import WaitingQueue
+
+NOT_FINITE = "The model's output for this request was not a finite number."
 
 
 class Scheduler:
@@ -28,13 +35,14 @@ class Scheduler:
         self.waiting = WaitingQueue()
         self._refused: list[SequenceOutput] = []  # what the next commit says of requests that cannot run
         self._step = 0
-        self._reset_counters()
+        self._counters = StepCounters()
 
     def add(self, request: Request, matcher: Matcher | None = None) -> None:
         """Put a request at the end of the queue, with the matcher of its grammar if it has one."""
         assert request.prompt_token_ids, "the server refuses empty prompts"
         sequence = Sequence.of(request, matcher)
-        assert sequence.num_tokens < self.config.max_model_len, "the server refuses prompts without room for output"
+        num_tokens = sequence.num_tokens + min(request.params.max_tokens, 1)
+        assert num_tokens <= self.config.max_model_len, "the server refuses prompts without room for output"
         self.waiting.append(sequence)
 
     def abort(self, request_id: int) -> None:
@@ -43,7 +51,7 @@ class Scheduler:
             for sequence in self.running:
                 if sequence.request.request_id == request_id:
                     self.running.remove(sequence)
-                    self._release_blocks(sequence)
+                    release_blocks(self.pool, sequence)
                     return
 
     @property
@@ -53,7 +61,7 @@ class Scheduler:
 
     def schedule(self) -> list[ScheduledSequence]:
         """Return what the next step computes, with every block it needs already in the block tables."""
-        self._reset_counters()
+        self._counters = StepCounters()
         plan: list[ScheduledSequence] = []
         budget = self.config.max_batch_tokens
         index = 0
@@ -67,24 +75,31 @@ class Scheduler:
             else:
                 plan.append(ScheduledSequence(sequence, num_tokens))
                 budget -= num_tokens
-        if not self._num_preemptions:  # else whoever joined now would be the next to be thrown out
+        if not self._counters.num_preemptions:  # else whoever joined now would be the next to be thrown out
             plan += self._admit_waiting(budget)
         if self.config.speculation == "auto":
             plan = self._add_drafts(plan)
         for scheduled in plan:
-            self._count_tokens(scheduled)
+            self._counters.count(scheduled)
         return plan
 
-    def commit(self, plan: list[ScheduledSequence], samples: Seq[Sample | None]) -> StepOutput:
+    def commit(
+        self,
+        plan: list[ScheduledSequence],
+        samples: Seq[Sample | None],
+        readings: Mapping[int, PromptReading] = MappingProxyType({}),
+    ) -> StepOutput:
         """Return what the step produced, after taking it into the sequences.
 
         samples has num_logits entries for each scheduled sequence, in the plan's order; None marks logits that were
-        not finite: that sequence ends with an error and nothing it computed is kept.
+        not finite: that sequence ends with an error and nothing it computed is kept. readings has what was read of
+        prompts, by place in the plan.
         """
         outputs, self._refused = self._refused, []
         remaining = iter(samples)
-        for scheduled in plan:
-            outputs += self._take(scheduled, list(islice(remaining, scheduled.num_logits)))
+        for index, scheduled in enumerate(plan):
+            drawn = list(islice(remaining, scheduled.num_logits))
+            outputs += self._take(scheduled, drawn, readings.get(index))
         self._step += bool(plan)
         return StepOutput(outputs=outputs, stats=self.stats())
 
@@ -97,13 +112,7 @@ class Scheduler:
             num_blocks=self.pool.num_blocks,
             num_used_blocks=self.pool.num_blocks - self.pool.num_free,
             num_cached_blocks=self.pool.num_cached,
-            num_prefill_tokens=self._num_prefill_tokens,
-            num_decode_tokens=self._num_decode_tokens,
-            num_draft_tokens=self._num_draft_tokens,
-            num_accepted_tokens=self._num_accepted_tokens,
-            num_preemptions=self._num_preemptions,
-            prefix_cache_queries=self._prefix_cache_queries,
-            prefix_cache_hits=self._prefix_cache_hits,
+            **vars(self._counters),
         )
 
     def _admit_waiting(self, budget: int) -> list[ScheduledSequence]:
@@ -121,7 +130,7 @@ class Scheduler:
                 continue
             if sequence.matcher is not None and not self._has_grammar(sequence, sequence.matcher):
                 continue
-            hits = self._prefix_hits(sequence)
+            hits = prefix_hits(self.pool, sequence, self.config.block_size)
             if sequence.awaited_hash is not None:
                 continue
             if not self._has_room(sequence, hits):
@@ -175,19 +184,6 @@ class Scheduler:
                 plan[index] = ScheduledSequence(sequence, num_tokens, lookup.guess(sequence.token_ids, count))
         return plan
 
-    def _prefix_hits(self, sequence: Sequence) -> list[int]:
-        """Return the published blocks a waiting sequence begins with, noting if the next one is being computed."""
-        num_full_blocks = (sequence.num_tokens - 1) // self.config.block_size  # the last token gives the logits
-        hits: list[int] = []
-        sequence.awaited_hash = None
-        for name in sequence.hashes(num_full_blocks, self.config.block_size):
-            block = self.pool.lookup(name)
-            if block is None:
-                sequence.awaited_hash = name if self.pool.is_expected(name) else None
-                break
-            hits.append(block)
-        return hits
-
     def _has_room(self, sequence: Sequence, hits: list[int]) -> bool:
         """Whether all its tokens would fit now: a prompt half computed when the pool runs dry is work lost."""
         num_free = self.pool.num_free - sum(self.pool.is_free(block) for block in hits)
@@ -200,12 +196,12 @@ class Scheduler:
         sequence.block_table = hits
         sequence.num_computed_tokens = len(hits) * self.config.block_size
         sequence.num_published_blocks = sequence.num_expected_blocks = len(hits)
-        self._expect_full_blocks(sequence)
+        expect_full_blocks(self.pool, sequence, self.config.block_size)
         sequence.scheduled_at_seconds = time.monotonic()
         if sequence.num_output_tokens == 0:
             sequence.num_cached_tokens = sequence.num_computed_tokens
-        self._prefix_cache_queries += sequence.num_tokens
-        self._prefix_cache_hits += sequence.num_computed_tokens
+        self._counters.prefix_cache_queries += sequence.num_tokens
+        self._counters.prefix_cache_hits += sequence.num_computed_tokens
         num_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
         fits = self._extend_block_table(sequence, num_tokens)
         assert fits, "the free blocks were counted before"
@@ -226,37 +222,14 @@ class Scheduler:
     def _preempt_youngest(self) -> Sequence:
         """Take the blocks of the running sequence that joined last and put it at the head of the queue."""
         sequence = self.running.pop()
-        self._release_blocks(sequence)
+        release_blocks(self.pool, sequence)
         self.waiting.put_back(sequence)
-        self._num_preemptions += 1
+        self._counters.num_preemptions += 1
         return sequence
 
-    def _release_blocks(self, sequence: Sequence) -> None:
-        self.pool.expect_no_more(sequence.block_hashes[sequence.num_published_blocks : sequence.num_expected_blocks])
-        self.pool.release(sequence.block_table)
-        sequence.block_table = []
-        sequence.num_computed_tokens = 0
-        sequence.num_published_blocks = sequence.num_expected_blocks = 0
-
-    def _expect_full_blocks(self, sequence: Sequence) -> None:
-        """Let others wait for the blocks that a running sequence has the tokens of."""
-        num_full = sequence.num_tokens // self.config.block_size
-        if num_full > sequence.num_expected_blocks:
-            names = sequence.hashes(num_full, self.config.block_size)
-            self.pool.expect(names[sequence.num_expected_blocks :])
-            sequence.num_expected_blocks = num_full
-
-    def _publish_full_blocks(self, sequence: Sequence) -> None:
-        """Offer the blocks that this step filled to later requests."""
-        num_full = sequence.num_computed_tokens // self.config.block_size
-        if num_full > sequence.num_published_blocks:
-            names = sequence.hashes(num_full, self.config.block_size)
-            for i in range(sequence.num_published_blocks, num_full):
-                self.pool.publish(sequence.block_table[i], names[i])
-            self.pool.expect_no_more(names[sequence.num_published_blocks :])
-            sequence.num_published_blocks = num_full
-
-    def _take(self, scheduled: ScheduledSequence, drawn: list[Sample | None]) -> list[SequenceOutput]:
+    def _take(
+        self, scheduled: ScheduledSequence, drawn: list[Sample | None], reading: PromptReading | None
+    ) -> list[SequenceOutput]:
         """Take into a sequence what a step computed: its tokens, and what was drawn as far as guesses were right.
 
         A guessed token is computed before it is known to be the one drawn. If it is not, its keys and values lie
@@ -266,6 +239,13 @@ class Scheduler:
         accepted: list[Sample] = []
         reason: FinishReason | None = None
         is_finite = True
+        if reading is not None:
+            if not reading.is_finite:
+                return [self._fail(sequence, NOT_FINITE)]
+            sequence.num_read_tokens = scheduled.read_positions.stop
+            sequence.pool = reading.pool
+        if scheduled.reaches_end and not scheduled.wants_logits:
+            reason = "length"
         for sample, guess in zip(drawn, (*scheduled.draft_token_ids, None), strict=False):
             if sample is None:
                 is_finite = False
@@ -278,17 +258,19 @@ class Scheduler:
             if reason is not None or sample.token_id != guess:
                 break
         self.waiting.count_output(sequence, len(accepted))
-        outputs = [sequence.output(accepted, reason)] if accepted else []
+        outputs: list[SequenceOutput] = []
+        if accepted or reading is not None or reason is not None:
+            outputs.append(sequence.output(accepted, reason, reading.logprobs if reading else ()))
         if not is_finite:
-            return [*outputs, self._fail(sequence, "The model's output for this request was not a finite number.")]
+            return [*outputs, self._fail(sequence, NOT_FINITE)]
         num_guessed_right = max(len(accepted) - 1, 0)
-        self._num_accepted_tokens += num_guessed_right
+        self._counters.num_accepted_tokens += num_guessed_right
         sequence.num_computed_tokens += scheduled.num_tokens + num_guessed_right
-        self._expect_full_blocks(sequence)
-        self._publish_full_blocks(sequence)
+        expect_full_blocks(self.pool, sequence, self.config.block_size)
+        publish_full_blocks(self.pool, sequence, self.config.block_size)
         if reason is not None:
             self.running.remove(sequence)
-            self._release_blocks(sequence)
+            release_blocks(self.pool, sequence)
         return outputs
 
     def _finish_reason(self, sequence: Sequence) -> FinishReason | None:
@@ -305,24 +287,5 @@ class Scheduler:
         for block in sequence.block_table:
             self.pool.forget(block)
         self.running.remove(sequence)
-        self._release_blocks(sequence)
+        release_blocks(self.pool, sequence)
         return sequence.error_output(error)
-
-    def _count_tokens(self, scheduled: ScheduledSequence) -> None:
-        """A lone last token is a decode, with its guesses; everything else is prefill, also what a preemption lost."""
-        num_drafted = len(scheduled.draft_token_ids)
-        self._num_draft_tokens += num_drafted
-        self._num_decode_tokens += num_drafted
-        if scheduled.wants_logits and scheduled.num_tokens == 1 and scheduled.sequence.num_output_tokens > 0:
-            self._num_decode_tokens += 1
-        else:
-            self._num_prefill_tokens += scheduled.num_tokens
-
-    def _reset_counters(self) -> None:
-        self._num_prefill_tokens = 0
-        self._num_decode_tokens = 0
-        self._num_draft_tokens = 0
-        self._num_accepted_tokens = 0
-        self._num_preemptions = 0
-        self._prefix_cache_queries = 0
-        self._prefix_cache_hits = 0

@@ -1,8 +1,10 @@
 """Sequence: one request in progress inside the engine."""
 
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from model.pooling import Pool
 from model.sample import Sample
 from scheduler.block_pool import block_hash, root_hash
 from scheduler.grammar import Matcher
@@ -28,13 +30,18 @@ class Sequence:
     awaited_hash: bytes | None = None  # of the block it waited for when the scheduler last looked at it
     lookup: PromptLookup | None = None  # once guesses were considered
     matcher: Matcher | None = None  # of the request's grammar
+    num_read_tokens: int = 0  # prompt positions of which the request knows what it wanted to know
+    pool: Pool | None = None  # of a request with pooling: the positions read so far
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache when it was first admitted
     scheduled_at_seconds: float = 0.0  # time.monotonic() when it last left the queue
 
     @classmethod
     def of(cls, request: Request, matcher: Matcher | None = None) -> "Sequence":
         """Return the sequence of a request; one submitted again goes on behind its earlier output."""
-        return cls(request, [*request.prompt_token_ids, *request.output_token_ids], matcher=matcher)
+        sequence = cls(request, [*request.prompt_token_ids, *request.output_token_ids], matcher=matcher)
+        if request.pooling == "last":
+            sequence.num_read_tokens = sequence.num_prompt_tokens - 1
+        return sequence
 
     @property
     def num_tokens(self) -> int:
@@ -56,20 +63,28 @@ class Sequence:
         """Tokens produced so far."""
         return self.token_ids[self.num_prompt_tokens :]
 
-    def output(self, samples: list[Sample], reason: FinishReason | None) -> SequenceOutput:
-        """Return what the API process hears of the tokens that a step brought."""
+    @property
+    def read_end(self) -> int:
+        """The prompt position before which the request wants to know something."""
+        if self.request.pooling is not None:
+            return self.num_prompt_tokens
+        return 0 if self.request.num_prompt_logprobs is None else self.num_prompt_tokens - 1  # each tells of the next
+
+    @property
+    def num_reusable_tokens(self) -> int:
+        """Tokens that need not be computed if their keys and values are found: the last one gives the next token."""
+        return self.num_tokens - 1 if self.num_read_tokens >= self.read_end else self.num_read_tokens
+
+    def output(
+        self, samples: list[Sample], reason: FinishReason | None, prompt_samples: Seq[Sample] = ()
+    ) -> SequenceOutput:
+        """Return what the API process hears of the tokens that a step brought, and of those it read."""
         return SequenceOutput(
             request_id=self.request.request_id,
             token_ids=[sample.token_id for sample in samples],
-            logprobs=[
-                TokenLogprobs(
-                    logprob=sample.logprob,
-                    top_token_ids=list(sample.top_token_ids),
-                    top_logprobs=list(sample.top_logprobs),
-                )
-                for sample in samples
-                if sample.logprob is not None
-            ],
+            logprobs=_logprobs(samples),
+            prompt_logprobs=_logprobs(prompt_samples),
+            embedding=self.pool.embedding() if self.pool is not None and reason is not None else [],
             finish_reason=reason,
             num_cached_tokens=self.num_cached_tokens,
             scheduled_at_seconds=self.scheduled_at_seconds,
@@ -88,6 +103,18 @@ class Sequence:
         return self.block_hashes[:num_blocks]
 
 
+def _logprobs(samples: Seq[Sample]) -> list[TokenLogprobs]:
+    return [
+        TokenLogprobs(
+            logprob=sample.logprob,
+            top_token_ids=list(sample.top_token_ids),
+            top_logprobs=list(sample.top_logprobs),
+        )
+        for sample in samples
+        if sample.logprob is not None
+    ]
+
+
 class ScheduledSequence(NamedTuple):
     """A sequence and what this step computes of it: its next num_tokens tokens, and a guess at those after its last."""
 
@@ -101,14 +128,32 @@ class ScheduledSequence(NamedTuple):
         return self.num_tokens + len(self.draft_token_ids)
 
     @property
-    def wants_logits(self) -> bool:
-        """Whether this step reaches the last token, so that the next one can be drawn."""
+    def reaches_end(self) -> bool:
+        """Whether this step computes the last token."""
         return self.sequence.num_computed_tokens + self.num_tokens == len(self.sequence.token_ids)
+
+    @property
+    def wants_logits(self) -> bool:
+        """Whether the token after the last one is drawn from this step."""
+        return self.reaches_end and self.sequence.request.params.max_tokens > 0
 
     @property
     def num_logits(self) -> int:
         """Rows whose next token is drawn: that of the last token and those of guessed ones."""
         return 1 + len(self.draft_token_ids) if self.wants_logits else 0
+
+    @property
+    def read_positions(self) -> range:
+        """Prompt positions of this step of which the request wants to know something."""
+        sequence = self.sequence
+        start = max(sequence.num_computed_tokens, sequence.num_read_tokens)
+        return range(start, max(start, min(sequence.num_computed_tokens + self.num_tokens, sequence.read_end)))
+
+    def read_rows(self, end: int) -> range:
+        """Return the rows of the step that read_positions are, if the last of this sequence is the one before `end`."""
+        first = end - self.num_rows - self.sequence.num_computed_tokens  # the row of position 0
+        positions = self.read_positions
+        return range(first + positions.start, first + positions.stop)
 
     @property
     def token_ids(self) -> list[int]:

@@ -72,6 +72,8 @@ class Transcript:
     finish_reason: str | None = None
     error: str | None = None
     num_cached_tokens: int = field(default=0, compare=False)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    embedding: list[float] = field(default_factory=list)
 
     def take(self, output: SequenceOutput) -> None:
         self.token_ids += output.token_ids
@@ -79,6 +81,8 @@ class Transcript:
         self.finish_reason = output.finish_reason
         self.error = output.error
         self.num_cached_tokens = output.num_cached_tokens
+        self.prompt_logprobs += output.prompt_logprobs
+        self.embedding = output.embedding
 
 
 def run_to_end(

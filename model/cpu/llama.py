@@ -89,7 +89,7 @@ class CpuLlama(Llama):
         super().place_weight(name, table.to(torch.bfloat16))
 
     def run_layers(self, x: Tensor, cos: Tensor, sin: Tensor, batch: ForwardBatch, kv_cache: KVCache) -> Tensor:
-        """Return the batch's logits_rows [S, hidden_size] of x [T, hidden_size] after all layers.
+        """Return the batch's wanted_rows [S, hidden_size] of x [T, hidden_size] after all layers.
 
         This step's keys and values are written into the cache, of all T; the last layer computes no more of the others.
         """
@@ -108,11 +108,12 @@ class CpuLlama(Llama):
             batch.block_tables,
             kv_cache.keys,
             kv_cache.values,
-            batch.logits_rows,
+            batch.wanted_rows,
             self._seconds,
         )
         return hidden
 
+    @torch.inference_mode()
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits [S, vocab_size] of the last layer's output x [S, hidden_size], float32."""
         started = time.perf_counter()

@@ -67,7 +67,7 @@ def logits_of_every_position(model: Llama, token_ids: list[int]) -> torch.Tensor
     builder = BatchBuilder(1, num_blocks, BLOCK_SIZE, torch.device("cpu"))
     batch = builder.build([ScheduledSequence(sequence, len(token_ids))])
     everywhere = torch.arange(len(token_ids))
-    return model(type(batch)(**{**vars(batch), "logits_rows": everywhere}), cache)
+    return model(type(batch)(**{**vars(batch), "wanted_rows": everywhere}), cache)
 
 
 def load_checkpoint(path: Path, dtype: torch.dtype = torch.float32, max_position: int | None = None) -> Llama:

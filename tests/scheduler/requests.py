@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from model.pooling import Pooling
 from model.sampling_params import SamplingParams
 from scheduler.messages import Request
 
@@ -15,6 +16,8 @@ def make_request(
     grammar: str = "",
     key: str = "",
     priority: int = 0,
+    num_prompt_logprobs: int | None = None,
+    pooling: Pooling | None = None,
     **params: Any,
 ) -> Request:
     """Return a greedy request with 4 tokens of output unless told otherwise."""
@@ -28,4 +31,6 @@ def make_request(
         grammar=grammar,
         key=key,
         priority=priority,
+        num_prompt_logprobs=num_prompt_logprobs,
+        pooling=pooling,
     )

@@ -19,7 +19,7 @@ def check(builder: BatchBuilder, plan: list[ScheduledSequence]) -> None:
     batch = builder.build(plan)
     width = max(len(s.sequence.block_table) for s in plan)
     tokens, positions, cache_slots, starts = [], [], [], [0]
-    logits_rows: list[int] = []
+    wanted_rows: list[int] = []
     for scheduled in plan:
         sequence = scheduled.sequence
         first = sequence.num_computed_tokens
@@ -31,7 +31,7 @@ def check(builder: BatchBuilder, plan: list[ScheduledSequence]) -> None:
             cache_slots.append(sequence.block_table[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE)
         starts.append(len(tokens))
         if scheduled.wants_logits:
-            logits_rows += range(len(tokens) - 1 - len(scheduled.draft_token_ids), len(tokens))
+            wanted_rows += range(len(tokens) - 1 - len(scheduled.draft_token_ids), len(tokens))
     assert batch.token_ids.tolist() == tokens
     assert batch.positions.tolist() == positions
     assert batch.slot_mapping.tolist() == cache_slots
@@ -41,7 +41,7 @@ def check(builder: BatchBuilder, plan: list[ScheduledSequence]) -> None:
     ]
     tables = [s.sequence.block_table for s in plan]
     assert batch.block_tables.tolist() == [table + [0] * (width - len(table)) for table in tables]
-    assert batch.logits_rows.tolist() == logits_rows
+    assert batch.wanted_rows.tolist() == wanted_rows
     assert all(tensor.is_contiguous() for tensor in vars(batch).values())
     dtypes = {name: tensor.dtype for name, tensor in vars(batch).items()}
     assert [name for name, dtype in dtypes.items() if dtype == torch.int32] == [

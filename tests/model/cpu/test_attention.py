@@ -57,7 +57,7 @@ class Case:
             query_start_loc=torch.tensor([0, *num_queries]).cumsum(0).int(),
             seq_lens=torch.tensor(lengths, dtype=torch.int32),
             block_tables=tables,
-            logits_rows=nothing,
+            wanted_rows=nothing,
         )
 
     def run(self, attention: Any, window: int | None = None) -> Tensor:

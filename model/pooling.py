@@ -1,0 +1,39 @@
+"""Pooling: one vector for a whole text, from the hidden states of its tokens."""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+Pooling = Literal["mean", "last"]
+
+
+class Pool(NamedTuple):
+    """The hidden states of a text's tokens so far, added up one after the other.
+
+    In float64 and in the order of the text, so the sum has the same bits however the text came in pieces.
+    """
+
+    total: NDArray[np.float64]  # [hidden_size]
+    num_tokens: int
+
+    def embedding(self) -> list[float]:
+        """Return the mean, [hidden_size]; of a single token that is its state."""
+        mean: list[float] = (self.total / self.num_tokens).tolist()
+        return mean
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether every number is one."""
+        return bool(np.isfinite(self.total).all())
+
+
+def pooled(earlier: Pool | None, states: Tensor) -> Pool:
+    """Return a pool with the states [T, hidden_size] behind what was in it."""
+    rows = states.double().numpy(force=True)
+    total, num_tokens = (np.zeros(rows.shape[1]), 0) if earlier is None else earlier
+    total = total.copy()
+    for row in rows:
+        total += row
+    return Pool(total, num_tokens + len(rows))

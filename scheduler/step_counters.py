@@ -1,0 +1,31 @@
+"""StepCounters: what one step did, in numbers."""
+
+from dataclasses import dataclass
+
+from scheduler.sequence import ScheduledSequence
+
+
+@dataclass
+class StepCounters:
+    """The counters of messages.StepStats while a step is put together and taken in."""
+
+    num_prefill_tokens: int = 0
+    num_decode_tokens: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    num_preemptions: int = 0
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
+
+    def count(self, scheduled: ScheduledSequence) -> None:
+        """Add the tokens of a scheduled sequence.
+
+        A lone last token is a decode, with its guesses; everything else is prefill, also what a preemption lost.
+        """
+        num_drafted = len(scheduled.draft_token_ids)
+        self.num_draft_tokens += num_drafted
+        self.num_decode_tokens += num_drafted
+        if scheduled.wants_logits and scheduled.num_tokens == 1 and scheduled.sequence.num_output_tokens > 0:
+            self.num_decode_tokens += 1
+        else:
+            self.num_prefill_tokens += scheduled.num_tokens
