@@ -1,12 +1,10 @@
 """Pooling: one vector for a whole text, from the hidden states of its tokens."""
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-
-Pooling = Literal["mean", "last"]
 
 
 class Pool(NamedTuple):

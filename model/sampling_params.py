@@ -1,6 +1,10 @@
 """SamplingParams: how the next token of one request is chosen and when the request ends."""
 
+from typing import Literal
+
 import msgspec
+
+Pooling = Literal["mean", "last"]  # of the hidden states of a prompt
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -19,3 +23,4 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     logit_bias: dict[int, float] = msgspec.field(default_factory=dict)
     stop_token_ids: tuple[int, ...] = ()  # each ends the request; the model's own end tokens are among them
     num_logprobs: int | None = None  # None: no logprobs; 0: of the chosen token only
+    num_prompt_logprobs: int | None = None  # the same for the prompt's own tokens, from the second on

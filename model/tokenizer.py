@@ -123,8 +123,12 @@ class Tokenizer:
 
         A continuation of other text must keep it: use Detokenizer.
         """
+        return "".join(self.texts(token_ids, skip_special=skip_special))
+
+    def texts(self, token_ids: Sequence[int], *, skip_special: bool = True) -> list[str]:
+        """Return the characters that each token completes, and last those that none does; joined they are the text."""
         detokenizer = Detokenizer(self, skip_special=skip_special, drops_first_space=self._vocabulary.adds_space_prefix)
-        return "".join(map(detokenizer.push, token_ids)) + detokenizer.flush()
+        return [*map(detokenizer.push, token_ids), detokenizer.flush()]
 
     def _encode_ordinary(self, text: str, guard: str) -> list[int]:
         ordinary = text.replace(guard, "") if guard else text

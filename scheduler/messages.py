@@ -4,8 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from model.pooling import Pooling
-from model.sampling_params import SamplingParams
+from model.sampling_params import Pooling, SamplingParams
 from scheduler.config import EngineConfig, EngineLimits
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -33,7 +32,6 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     cache_salt: str = ""  # prefix blocks are shared only between requests of one salt
     key: str = ""  # the name of whoever asks; the queue shares the engine fairly between names
     priority: int = 0  # lower is sooner
-    num_prompt_logprobs: int | None = None  # as num_logprobs, but of the prompt's own tokens from the second on
     pooling: Pooling | None = None  # what is wanted is one vector for the prompt; nothing is drawn: max_tokens is 0
     grammar: str = ""  # in llguidance's own form: which texts the output may be; empty: any
 

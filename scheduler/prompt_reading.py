@@ -53,11 +53,11 @@ def _read(model: Llama, scheduled: ScheduledSequence, hidden: Tensor) -> PromptR
     request = scheduled.sequence.request
     if request.pooling is not None:
         return PromptReading(pool=pooled(scheduled.sequence.pool, model.norm(hidden)))
-    assert request.num_prompt_logprobs is not None, "nothing else is read"
+    assert request.params.num_prompt_logprobs is not None, "nothing else is read"
     positions = scheduled.read_positions
     following = request.prompt_token_ids[positions.start + 1 : positions.stop + 1]
     scored: list[Sample] = []
     for rows in torch.split(hidden, MAX_SCORED_ROWS):
         token_ids = following[len(scored) : len(scored) + len(rows)]
-        scored += with_logprobs(model.logits(rows), token_ids, request.num_prompt_logprobs)
+        scored += with_logprobs(model.logits(rows), token_ids, request.params.num_prompt_logprobs)
     return PromptReading(logprobs=scored)

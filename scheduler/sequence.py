@@ -68,7 +68,8 @@ class Sequence:
         """The prompt position before which the request wants to know something."""
         if self.request.pooling is not None:
             return self.num_prompt_tokens
-        return 0 if self.request.num_prompt_logprobs is None else self.num_prompt_tokens - 1  # each tells of the next
+        is_scored = self.request.params.num_prompt_logprobs is not None
+        return self.num_prompt_tokens - 1 if is_scored else 0  # a position tells of the token behind it
 
     @property
     def num_reusable_tokens(self) -> int:

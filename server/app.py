@@ -16,6 +16,7 @@ from server.metrics import Metrics, metrics_router
 from server.openai.chat import chat_router
 from server.openai.completions import completions_router
 from server.openai.documentation import add_schemas
+from server.openai.embeddings import EmbeddingRequest, embeddings_router
 from server.openai.errors import add_error_handlers
 from server.openai.models import models_router
 from server.openai.response_schemas import ResponsesRequest
@@ -69,6 +70,7 @@ def create_app(
         completions_router(served),
         chat_router(served),
         responses_router(served),
+        embeddings_router(served),
         models_router(served),
         tokenize_router(served),
         health_router(served),
@@ -78,7 +80,15 @@ def create_app(
     add_error_handlers(app)
     add_schemas(
         app,
-        [CompletionRequest, ChatRequest, ResponsesRequest, TokenizeRequest, DetokenizeRequest, ApplyTemplateRequest],
+        [
+            CompletionRequest,
+            ChatRequest,
+            ResponsesRequest,
+            EmbeddingRequest,
+            TokenizeRequest,
+            DetokenizeRequest,
+            ApplyTemplateRequest,
+        ],
     )
     if keys is not None:
         app.add_middleware(KeyGuard, keys=keys)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from model.sampling_params import SamplingParams
+from model.sampling_params import Pooling, SamplingParams
 from scheduler.config import EngineConfig
 from scheduler.messages import Abort, EngineReady, Request, StartEngine, StepOutput, StepStats
 from server.asker import Asker
@@ -73,7 +73,12 @@ class EngineClient:
         return report
 
     def submit(
-        self, prompt_token_ids: list[int], params: SamplingParams, asker: Asker = Asker(), grammar: str = ""
+        self,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        asker: Asker = Asker(),
+        grammar: str = "",
+        pooling: Pooling | None = None,
     ) -> TokenStream:
         """Return the stream of a new request; raises EngineUnavailable."""
         if not self.is_ready:
@@ -89,6 +94,7 @@ class EngineClient:
                 key=asker.key_name,
                 priority=asker.priority,
                 grammar=grammar,
+                pooling=pooling,
             )
         )
         return stream

@@ -49,6 +49,8 @@ class RequestTimeline:
         self.metrics.generation_lengths.observe(self._num_tokens)
         self.metrics.max_tokens.observe(self.max_tokens)
         if self._num_tokens == 0:
+            if reason == "length":  # only the prompt was wanted
+                self.metrics.count_prompt_tokens(self.num_prompt_tokens)
             return
         decode_seconds = self._last_token_at_seconds - self._first_token_at_seconds
         self.metrics.decode_time.observe(decode_seconds)

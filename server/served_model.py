@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Protocol
 
 from model.generation_defaults import GenerationDefaults
-from model.sampling_params import SamplingParams
+from model.sampling_params import Pooling, SamplingParams
 from model.tokenizer import Tokenizer
 from server.asker import Asker
 from server.chat_template import ChatTemplate
@@ -24,7 +24,12 @@ class Engine(Protocol):
         """Whether it takes requests."""
 
     def submit(
-        self, prompt_token_ids: list[int], params: SamplingParams, asker: Asker = Asker(), grammar: str = ""
+        self,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        asker: Asker = Asker(),
+        grammar: str = "",
+        pooling: Pooling | None = None,
     ) -> TokenStream:
         """Return the stream of a new request; raises EngineUnavailable."""
 

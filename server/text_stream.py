@@ -1,6 +1,7 @@
 """TextStream: one choice's tokens turned into text that may be shown."""
 
 from collections.abc import Collection
+from itertools import accumulate
 from typing import Literal, NamedTuple
 
 from model.detokenizer import Detokenizer
@@ -18,11 +19,11 @@ class GenerationCancelled(Exception):
 
 
 class TokenEntry(NamedTuple):
-    """One produced token with its log-probabilities."""
+    """One token of a choice, or of its prompt, with its log-probabilities."""
 
     token_id: int
     text_offset: int  # characters of the choice's text before this token's
-    logprobs: TokenLogprobs
+    logprobs: TokenLogprobs | None  # None: the first token of a prompt, before which there is nothing
 
 
 class TextPiece(NamedTuple):
@@ -31,10 +32,31 @@ class TextPiece(NamedTuple):
     text: str
     token_ids: list[int]  # a stop token included: it is counted, though it has neither text nor entry
     entries: list[TokenEntry]  # empty unless log-probabilities were asked for
+    prompt_entries: list[TokenEntry]  # in the first piece, if those of the prompt were asked for
     finish_reason: Literal["stop", "length"] | None
     num_cached_tokens: int
     scheduled_at_seconds: float
     received_at_seconds: float
+
+
+class ShownPrompt(NamedTuple):
+    """What an answer shows of its prompt."""
+
+    token_ids: list[int]
+    texts: list[str]  # the characters of each token; empty if the text itself is not repeated
+    has_logprobs: bool
+
+    @property
+    def text(self) -> str:
+        """What comes before the choice's own text."""
+        return "".join(self.texts)
+
+    def entries(self, logprobs: list[TokenLogprobs]) -> list[TokenEntry]:
+        """Return each token's entry, given the log-probabilities of all but the first."""
+        if not self.has_logprobs:
+            return []
+        offsets = accumulate(map(len, self.texts or [""] * len(self.token_ids)), initial=0)
+        return [TokenEntry(*entry) for entry in zip(self.token_ids, offsets, [None, *logprobs], strict=False)]
 
 
 class TextStream:
@@ -53,7 +75,9 @@ class TextStream:
         stop_token_ids: Collection[int],
         include_stop_string: bool = False,
         min_tokens: int = 0,
+        prompt: ShownPrompt | None = None,
     ) -> None:
+        """`prompt` is what of the prompt comes before the choice's own first text."""
         self._tokens = tokens
         self._detokenizer = detokenizer
         self._stop_token_ids = stop_token_ids
@@ -61,7 +85,9 @@ class TextStream:
         self._is_never_cut = stop_strings.is_empty
         self._min_tokens = min_tokens
         self._num_tokens = 0
-        self._num_characters = 0
+        self._prompt = prompt  # until it is shown
+        self._prompt_logprobs: list[TokenLogprobs] = []
+        self._num_characters = 0 if prompt is None else len(prompt.text)
 
     def abort(self) -> None:
         """Stop the engine's work on this choice, if it still goes on."""
@@ -79,9 +105,18 @@ class TextStream:
             raise GenerationFailed(output.error or "the engine gave no reason")
         if output.finish_reason == "abort":
             raise GenerationCancelled
+        self._prompt_logprobs += output.prompt_logprobs
+        if not output.token_ids and output.finish_reason is None:
+            return None
         if output.finish_reason is None and not output.logprobs and self._is_never_cut:
-            return self._plain_piece(output)
-        return self._piece(output, output.finish_reason)
+            piece = self._plain_piece(output)
+        else:
+            piece = self._piece(output, output.finish_reason)
+        if self._prompt is not None:
+            entries = self._prompt.entries(self._prompt_logprobs)
+            piece = piece._replace(text=self._prompt.text + piece.text, prompt_entries=entries)
+            self._prompt = None
+        return piece
 
     def _plain_piece(self, output: SequenceOutput) -> TextPiece:
         """Return the same as `_piece`, for the tokens of most requests at less than half of the price."""
@@ -92,6 +127,7 @@ class TextStream:
             text,
             output.token_ids,
             entries=[],
+            prompt_entries=[],
             finish_reason=None,
             num_cached_tokens=output.num_cached_tokens,
             scheduled_at_seconds=output.scheduled_at_seconds,
@@ -124,6 +160,7 @@ class TextStream:
             text="".join(shown),
             token_ids=output.token_ids[:num_taken],
             entries=entries,
+            prompt_entries=[],
             finish_reason="stop" if is_cut else finish_reason,
             num_cached_tokens=output.num_cached_tokens,
             scheduled_at_seconds=output.scheduled_at_seconds,
@@ -144,4 +181,5 @@ def join_pieces(pieces: list[TextPiece]) -> TextPiece:
         text="".join(piece.text for piece in pieces),
         token_ids=[token_id for piece in pieces for token_id in piece.token_ids],
         entries=[entry for piece in pieces for entry in piece.entries],
+        prompt_entries=pieces[0].prompt_entries,
     )

@@ -80,5 +80,6 @@ def _joined(outputs: list[SequenceOutput]) -> SequenceOutput:
         outputs[-1],
         token_ids=[token_id for output in outputs for token_id in output.token_ids],
         logprobs=[entry for output in outputs for entry in output.logprobs],
+        prompt_logprobs=[entry for output in outputs for entry in output.prompt_logprobs],
         num_cached_tokens=outputs[0].num_cached_tokens,
     )

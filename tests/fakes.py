@@ -5,7 +5,7 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 
-from model.sampling_params import SamplingParams
+from model.sampling_params import Pooling, SamplingParams
 from model.tokenizer import Tokenizer, Unencodable
 from model.vocabulary import TokenType
 from scheduler.config import EngineConfig
@@ -70,7 +70,12 @@ class FakeEngineClient:
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
     def submit(
-        self, prompt_token_ids: list[int], params: SamplingParams, asker: Asker = Asker(), grammar: str = ""
+        self,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        asker: Asker = Asker(),
+        grammar: str = "",
+        pooling: Pooling | None = None,
     ) -> TokenStream:
         if not self.is_ready:
             raise EngineUnavailable
@@ -78,7 +83,8 @@ class FakeEngineClient:
         self.askers.append(asker)
         self.submitted.append((prompt_token_ids, params, asker.cache_salt))
         stream = TokenStream(next(self._ids), self._abort)
-        self._tasks[stream.request_id] = asyncio.create_task(self._produce(stream, prompt_token_ids, params))
+        work = self._produce(stream, prompt_token_ids, params, pooling)
+        self._tasks[stream.request_id] = asyncio.create_task(work)
         return stream
 
     @property
@@ -90,10 +96,25 @@ class FakeEngineClient:
         self.aborted.append(request_id)
         self._tasks[request_id].cancel()
 
-    async def _produce(self, stream: TokenStream, prompt: list[int], params: SamplingParams) -> None:
+    async def _produce(
+        self, stream: TokenStream, prompt: list[int], params: SamplingParams, pooling: Pooling | None
+    ) -> None:
         scheduled_at_seconds = time.monotonic()
         script = self._script(prompt, params)
         logprob = self.logprob_of.get(script[0], -5.0) if self.logprob_of else -5.0
+        prompt_logprobs = [one for t in prompt[1:] for one in fake_logprobs(t, params.num_prompt_logprobs)]
+        if params.max_tokens == 0:
+            await self.released.wait()
+            stream.put(
+                SequenceOutput(
+                    request_id=stream.request_id,
+                    token_ids=[],
+                    finish_reason="error" if self.fails_after == 0 else "length",
+                    prompt_logprobs=prompt_logprobs,
+                    embedding=fake_embedding(prompt, pooling),
+                )
+            )
+            return
         for position, token_id in enumerate(script, start=1):
             await asyncio.sleep(self.seconds_per_token)
             await self.released.wait()
@@ -111,6 +132,7 @@ class FakeEngineClient:
                 request_id=stream.request_id,
                 token_ids=[] if finish_reason == "error" else [token_id],
                 logprobs=fake_logprobs(token_id, params.num_logprobs, logprob),
+                prompt_logprobs=prompt_logprobs if position == 1 else [],
                 finish_reason=finish_reason,
                 num_cached_tokens=self._num_cached_tokens,
                 scheduled_at_seconds=scheduled_at_seconds,
@@ -135,6 +157,11 @@ def fake_logprobs(token_id: int, num_logprobs: int | None, logprob: float = -5.0
             top_logprobs=[-0.5 * offset for offset in range(1, num_logprobs + 1)],
         )
     ]
+
+
+def fake_embedding(prompt: list[int], pooling: Pooling | None) -> list[float]:
+    """Return three numbers that tell prompts and poolings apart."""
+    return [] if pooling is None else [float(len(prompt)), float(prompt[-1]), float(pooling == "last")]
 
 
 def says(*texts: str) -> Script:

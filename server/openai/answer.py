@@ -13,13 +13,14 @@ from server.disconnect import until_disconnect
 from server.openai.chunks import ChunkShape, ChunkWriter
 from server.openai.errors import as_api_error
 from server.openai.generation import Generation, PromptJob, StopRule
+from server.openai.logprobs import prompt_logprobs
 from server.openai.prompts import num_tokens_to_produce
 from server.openai.sampling import check_sampling, sampling_params
 from server.openai.schemas import ChatRequest, CompletionRequest
 from server.openai.sse import DONE, EventStream, event
 from server.served_model import ServedModel
 from server.stop_strings import StopStrings
-from server.text_stream import TextPiece
+from server.text_stream import ShownPrompt, TextPiece
 
 Pieces = list[tuple[int, TextPiece]]
 
@@ -91,7 +92,16 @@ class Answer:
             "choices": written,
             "usage": self._generation.usage(),
             **self._remarks(),
+            **self._prompt_logprobs(choices[0]),
         }
+
+    def _prompt_logprobs(self, choice: TextPiece) -> dict[str, Any]:
+        """Return what a chat says of its prompt; completions, which may have several, say it in each choice."""
+        num_alternatives = self._request.prompt_logprobs
+        if num_alternatives is None or isinstance(self._request, CompletionRequest):
+            return {}
+        entries = prompt_logprobs(choice.prompt_entries, self._served.tokenizer, num_alternatives)
+        return {"prompt_logprobs": entries}
 
     async def _events(self, pieces: Pieces) -> AsyncGenerator[bytes, None]:
         """Yield the events of a stream, one or several at once, beginning with those of `pieces`.
@@ -150,7 +160,8 @@ def start_generation(
     jobs = []
     for prompt in prompts:
         max_tokens = num_tokens_to_produce(served, request, len(prompt))
-        jobs.append(PromptJob(token_ids=prompt, params=sampling_params(request, max_tokens, eos_token_ids, defaults)))
+        params = sampling_params(request, max_tokens, eos_token_ids, defaults)
+        jobs.append(PromptJob(token_ids=prompt, params=params, shown=shown_prompt(served, request, prompt)))
     stop = StopRule(
         strings=StopStrings(request.stop),
         include_match=request.include_stop_str_in_output,
@@ -159,11 +170,22 @@ def start_generation(
     return Generation(served, jobs, stop, arrived_at_seconds=arrived_at_seconds, grammar=grammar, asker=asker)
 
 
+def shown_prompt(
+    served: ServedModel, request: CompletionRequest | ChatRequest, prompt: list[int]
+) -> ShownPrompt | None:
+    """Return what the answer shows of a prompt, None if that is nothing."""
+    has_logprobs = request.num_prompt_logprobs is not None
+    is_echoed = isinstance(request, CompletionRequest) and request.echo
+    if not (has_logprobs or is_echoed):
+        return None
+    return ShownPrompt(prompt, served.tokenizer.texts(prompt) if is_echoed else [], has_logprobs)
+
+
 def best_choices(choices: list[TextPiece], num_made: int, num_wanted: int) -> list[TextPiece]:
     """Return of each num_made choices of a prompt the num_wanted of the highest mean log-probability, best first."""
 
     def mean_logprob(choice: TextPiece) -> float:
-        logprobs = [entry.logprobs.logprob for entry in choice.entries]
+        logprobs = [entry.logprobs.logprob for entry in choice.entries if entry.logprobs is not None]
         return sum(logprobs) / len(logprobs) if logprobs else 0.0  # the empty text is certain
 
     best: list[TextPiece] = []

@@ -11,7 +11,7 @@ from server.openai.answer import Answer
 from server.openai.body import read_body
 from server.openai.constraint import checked_grammar
 from server.openai.documentation import documented
-from server.openai.logprobs import completion_logprobs
+from server.openai.logprobs import completion_logprobs, prompt_logprobs
 from server.openai.models import check_model
 from server.openai.prompts import completion_prompts
 from server.openai.schemas import CompletionRequest
@@ -38,15 +38,19 @@ class CompletionShape:
 
     def chunk(self, index: int, piece: TextPiece) -> dict[str, Any]:
         """Return a choice's share of one chunk."""
-        has_logprobs = self._request.num_logprobs is not None
+        entries = piece.prompt_entries + piece.entries if self._request.echo else piece.entries
+        num_logprobs = self._request.logprobs
         choice: dict[str, Any] = {
             "index": index,
             "text": piece.text,
-            "logprobs": completion_logprobs(piece.entries, self._tokenizer) if has_logprobs else None,
+            "logprobs": None if num_logprobs is None else completion_logprobs(entries, self._tokenizer, num_logprobs),
             "finish_reason": piece.finish_reason,
         }
         if self._request.return_token_ids:
             choice["token_ids"] = piece.token_ids
+        num_of_prompt = self._request.prompt_logprobs
+        if num_of_prompt is not None:
+            choice["prompt_logprobs"] = prompt_logprobs(piece.prompt_entries, self._tokenizer, num_of_prompt)
         return choice
 
     def opening(self, index: int) -> None:

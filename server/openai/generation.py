@@ -12,7 +12,7 @@ from server.asker import Asker
 from server.request_timeline import RequestTimeline
 from server.served_model import ServedModel
 from server.stop_strings import StopStrings
-from server.text_stream import TextPiece, TextStream, join_pieces
+from server.text_stream import ShownPrompt, TextPiece, TextStream, join_pieces
 from server.token_stream import TokenStream
 
 
@@ -22,6 +22,7 @@ class PromptJob:
 
     token_ids: list[int]
     params: list[SamplingParams]
+    shown: ShownPrompt | None = None  # what the answer repeats of it, and tells
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +190,7 @@ def _choice_of(
         stop_token_ids=params.stop_token_ids,
         include_stop_string=stop.include_match,
         min_tokens=stop.min_tokens,
+        prompt=job.shown,
     )
     timeline = RequestTimeline(
         metrics=served.metrics,

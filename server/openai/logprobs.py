@@ -8,10 +8,28 @@ from server.text_stream import TokenEntry
 _LOWEST = -9999.0  # stands for minus infinity, which JSON does not have
 
 
+def prompt_logprobs(
+    entries: list[TokenEntry], tokenizer: Tokenizer, num_alternatives: int
+) -> list[dict[str, Any] | None]:
+    """Return for each token of a prompt an object from token ids to what they are and how probable they were there.
+
+    The token itself is in it and the num_alternatives most probable ones; the first token has none.
+    """
+    written: list[dict[str, Any] | None] = []
+    for entry in entries:
+        tokens = {
+            str(token_id): {"logprob": _finite(logprob), "decoded_token": _text_of(token_id, tokenizer)}
+            for token_id, logprob in _alternatives(entry, num_alternatives).items()
+        }
+        written.append(tokens or None)
+    return written
+
+
 def chat_logprobs(entries: list[TokenEntry], tokenizer: Tokenizer) -> dict[str, Any]:
     """Return the `logprobs` of a chat choice or chunk: one object for each token, with the token's true bytes."""
     content = []
     for entry in entries:
+        assert entry.logprobs is not None, "only a prompt's first token has none"
         top = zip(entry.logprobs.top_token_ids, entry.logprobs.top_logprobs, strict=True)
         item = _chat_token(entry.token_id, entry.logprobs.logprob, tokenizer)
         item["top_logprobs"] = [_chat_token(token_id, logprob, tokenizer) for token_id, logprob in top]
@@ -19,22 +37,21 @@ def chat_logprobs(entries: list[TokenEntry], tokenizer: Tokenizer) -> dict[str, 
     return {"content": content, "refusal": None}
 
 
-def completion_logprobs(entries: list[TokenEntry], tokenizer: Tokenizer) -> dict[str, Any]:
+def completion_logprobs(entries: list[TokenEntry], tokenizer: Tokenizer, num_alternatives: int) -> dict[str, Any]:
     """Return the `logprobs` of a completion choice or chunk: parallel lists.
 
-    An entry of `top_logprobs` has the chosen token beside the most probable ones, so up to one more than asked for.
+    An entry of `top_logprobs` has the chosen token beside the num_alternatives most probable ones: up to one more.
+    The first token of an echoed prompt has null in both.
     """
-    top_logprobs = []
+    top_logprobs: list[dict[str, float] | None] = []
     for entry in entries:
-        top = dict(zip(entry.logprobs.top_token_ids, entry.logprobs.top_logprobs, strict=True))
-        top.setdefault(entry.token_id, entry.logprobs.logprob)
-        named: dict[str, float] = {}
-        for token_id, logprob in top.items():  # two tokens may read alike; the more probable one comes first
-            named.setdefault(token_text(tokenizer.token_bytes(token_id)), _finite(logprob))
-        top_logprobs.append(named)
+        named: dict[str, float] = {}  # two tokens may read alike; the more probable one comes first
+        for token_id, logprob in _alternatives(entry, num_alternatives).items():
+            named.setdefault(_text_of(token_id, tokenizer), _finite(logprob))
+        top_logprobs.append(named or None)
     return {
-        "tokens": [token_text(tokenizer.token_bytes(entry.token_id)) for entry in entries],
-        "token_logprobs": [_finite(entry.logprobs.logprob) for entry in entries],
+        "tokens": [_text_of(entry.token_id, tokenizer) for entry in entries],
+        "token_logprobs": [None if entry.logprobs is None else _finite(entry.logprobs.logprob) for entry in entries],
         "top_logprobs": top_logprobs,
         "text_offset": [entry.text_offset for entry in entries],
     }
@@ -46,6 +63,19 @@ def token_text(token: bytes) -> str:
         return token.decode()
     except UnicodeDecodeError:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token)
+
+
+def _alternatives(entry: TokenEntry, num: int) -> dict[int, float]:
+    """Return the most probable tokens in the place of an entry, and its own; none in front of a prompt."""
+    if entry.logprobs is None:
+        return {}
+    top = dict(zip(entry.logprobs.top_token_ids[:num], entry.logprobs.top_logprobs, strict=False))
+    top.setdefault(entry.token_id, entry.logprobs.logprob)
+    return top
+
+
+def _text_of(token_id: int, tokenizer: Tokenizer) -> str:
+    return token_text(tokenizer.token_bytes(token_id))
 
 
 def _chat_token(token_id: int, logprob: float, tokenizer: Tokenizer) -> dict[str, Any]:

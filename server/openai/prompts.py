@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 async def completion_prompts(served: ServedModel, request: CompletionRequest) -> list[list[int]]:
-    """Return the token ids of each prompt; token ids are taken as they are, text gets the model's BOS token."""
+    """Return the token ids of each prompt of a completion; raises ApiError if they make too many choices."""
     num_choices = len(request.prompt) * request.num_choices
     if num_choices > served.limits.max_choices:
         raise invalid(
@@ -27,9 +27,14 @@ async def completion_prompts(served: ServedModel, request: CompletionRequest) ->
             f"the limit is {served.limits.max_choices}.",
             "n" if request.num_choices == request.n else "best_of",
         )
+    return await prompt_tokens(served, request.prompt, "prompt")
+
+
+async def prompt_tokens(served: ServedModel, texts: list[str | list[int]], name: str) -> list[list[int]]:
+    """Return the token ids of each text of the field `name`: ids as they are, text with the model's BOS token."""
     prompts = []
-    for index, prompt in enumerate(request.prompt):
-        param = "prompt" if len(request.prompt) == 1 else f"prompt[{index}]"
+    for index, prompt in enumerate(texts):
+        param = name if len(texts) == 1 else f"{name}[{index}]"
         if isinstance(prompt, str):
             token_ids = await encode(served, prompt, param)
         else:
@@ -92,11 +97,11 @@ def num_tokens_to_produce(served: ServedModel, request: CompletionRequest | Chat
     room = served.max_model_len - num_prompt_tokens
     asked = request.max_new_tokens
     if asked is not None and asked > room:
-        raise _too_long(
+        raise too_long(
             served, f"{num_prompt_tokens + asked} tokens ({num_prompt_tokens} in the prompt, {asked} to come)"
         )
-    if room < 1:
-        raise _too_long(served, f"{num_prompt_tokens} tokens in the prompt, which leaves no room for an answer")
+    if room < 1 and asked != 0:
+        raise too_long(served, f"{num_prompt_tokens} tokens in the prompt, which leaves no room for an answer")
     if asked is not None:
         return asked
     return room if isinstance(request, ChatRequest) else min(room, _DEFAULT_COMPLETION_TOKENS)
@@ -124,7 +129,7 @@ async def encode(
     """Return the token ids of a text, in a thread if it is long; raises ApiError if it is far too long."""
     least = len(text.encode()) // served.max_token_bytes
     if least > served.max_model_len:  # not worth encoding
-        raise _too_long(served, f"at least {least} tokens in `{param}`")
+        raise too_long(served, f"at least {least} tokens in `{param}`")
     encoding = partial(
         served.tokenizer.encode,
         text,
@@ -138,7 +143,8 @@ async def encode(
         raise invalid(f"`{param}` cannot be encoded: {error}", param) from None
 
 
-def _too_long(served: ServedModel, requested: str) -> ApiError:
+def too_long(served: ServedModel, requested: str) -> ApiError:
+    """Return the error of a request that does not fit into the model's context."""
     return ApiError(
         400,
         f"This model's maximum context length is {served.max_model_len} tokens. However, you requested {requested}. "

@@ -7,7 +7,7 @@ from pydantic import Discriminator, Field, model_validator
 from server.openai.errors import invalid
 from server.openai.fields import Ignored, NoEffect, SchemaField, Unsupported, only
 from server.openai.response_format import JsonObjectFormat, TextFormat
-from server.openai.schemas import MAX_LOGPROBS, ignored_fields
+from server.openai.schemas import MAX_LOGPROBS, ignored_warnings
 from server.openai.strict_model import StrictModel
 from server.openai.tool_schemas import MAX_TOOLS, FunctionName
 
@@ -107,8 +107,7 @@ class ResponsesRequest(StrictModel):
 
     def warnings(self) -> list[str]:
         """Return a sentence for each field of the request that has no effect."""
-        fields = ignored_fields(self, "") + ignored_fields(self.text, "text.")
-        return [f"`{name}` has no effect on this server." for name in fields]
+        return ignored_warnings(self) + ignored_warnings(self.text, "text.")
 
 
 def _add_item(messages: list[dict[str, Any]], item: dict[str, Any], param: str) -> None:

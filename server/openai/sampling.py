@@ -50,6 +50,7 @@ def sampling_params(
         logit_bias=request.logit_bias,
         stop_token_ids=tuple(sorted(stop_token_ids)),
         num_logprobs=request.num_logprobs,
+        num_prompt_logprobs=request.num_prompt_logprobs,
     )
     if request.num_choices > request.n and params.num_logprobs is None:
         params = msgspec.structs.replace(params, num_logprobs=0)  # by which the best are known

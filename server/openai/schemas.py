@@ -65,7 +65,9 @@ class GenerationRequest(StrictModel):
     regex: str | None = Field(None, min_length=1, description="The text matches this regular expression as a whole.")
     grammar: str | None = Field(None, min_length=1, description="The text is one of this Lark grammar.")
 
-    prompt_logprobs: Unsupported = None
+    prompt_logprobs: int | None = Field(
+        None, ge=0, le=MAX_LOGPROBS, description="Also report how probable each token of the prompt was. Not streamed."
+    )
     priority: int = Field(0, ge=-1000, le=1000, description="Requests of a lower number leave the queue sooner.")
 
     user: Ignored = None
@@ -98,12 +100,23 @@ class GenerationRequest(StrictModel):
     def num_logprobs(self) -> int | None:
         """How many alternatives to report at each position; None: no log-probabilities at all."""
 
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """How many alternatives to report at each position of the prompt; None: nothing."""
+        return self.prompt_logprobs
+
     def warnings(self) -> list[str]:
         """Return a sentence for each field of the request that has no effect."""
-        fields = ignored_fields(self, "")
+        warnings = ignored_warnings(self)
         if self.stream_options is not None:
-            fields += ignored_fields(self.stream_options, "stream_options.")
-        return [f"`{name}` has no effect on this server." for name in fields]
+            warnings += ignored_warnings(self.stream_options, "stream_options.")
+        return warnings
+
+    @model_validator(mode="after")
+    def _prompt_logprobs_need_a_whole_answer(self) -> Self:
+        if self.prompt_logprobs is not None and self.stream:
+            raise invalid("`prompt_logprobs` cannot be streamed.", "prompt_logprobs")
+        return self
 
     @model_validator(mode="after")
     def _stream_options_need_a_stream(self) -> Self:
@@ -116,11 +129,12 @@ class CompletionRequest(GenerationRequest):
     """The body of POST /v1/completions."""
 
     prompt: PromptField
+    max_tokens: int | None = Field(None, ge=0, description="0 only together with `echo` or `prompt_logprobs`.")
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     best_of: int | None = Field(
         None, ge=1, le=128, description="How many choices are made, of which the n most probable are returned."
     )
-    echo: Annotated[bool, only(False)] = False
+    echo: bool = Field(False, description="The text begins with the prompt.")
     suffix: Annotated[Any, only(None, "")] = None
 
     @property
@@ -129,9 +143,21 @@ class CompletionRequest(GenerationRequest):
         return self.logprobs
 
     @property
+    def num_prompt_logprobs(self) -> int | None:
+        """See GenerationRequest."""
+        wanted = [self.prompt_logprobs, self.logprobs if self.echo else None]
+        return max((number for number in wanted if number is not None), default=None)
+
+    @property
     def num_choices(self) -> int:
         """See GenerationRequest."""
         return self.n if self.best_of is None else self.best_of
+
+    @model_validator(mode="after")
+    def _something_is_wanted(self) -> Self:
+        if self.max_tokens == 0 and not self.echo and self.prompt_logprobs is None:
+            raise invalid("`max_tokens` is 0; it must be at least 1 without `echo` or `prompt_logprobs`.", "max_tokens")
+        return self
 
     @model_validator(mode="after")
     def _best_of_is_at_least_n(self) -> Self:
@@ -255,10 +281,10 @@ class ChatRequest(Conversation, GenerationRequest):
         return self
 
 
-def ignored_fields(model: BaseModel, prefix: str) -> list[str]:
-    """Return the names of the fields that are set and have no effect, each behind the prefix."""
+def ignored_warnings(model: BaseModel, prefix: str = "") -> list[str]:
+    """Return a sentence for each field that is set and has no effect, its name behind the prefix."""
     return [
-        prefix + name
+        f"`{prefix}{name}` has no effect on this server."
         for name, field in type(model).model_fields.items()
         if name in model.model_fields_set and any(isinstance(mark, NoEffect) for mark in field.metadata)
     ]

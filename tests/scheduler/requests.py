@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from model.pooling import Pooling
-from model.sampling_params import SamplingParams
+from model.sampling_params import Pooling, SamplingParams
 from scheduler.messages import Request
 
 
@@ -16,7 +15,6 @@ def make_request(
     grammar: str = "",
     key: str = "",
     priority: int = 0,
-    num_prompt_logprobs: int | None = None,
     pooling: Pooling | None = None,
     **params: Any,
 ) -> Request:
@@ -31,6 +29,5 @@ def make_request(
         grammar=grammar,
         key=key,
         priority=priority,
-        num_prompt_logprobs=num_prompt_logprobs,
         pooling=pooling,
     )

@@ -70,7 +70,7 @@ def test_readings_have_the_same_bits_in_any_company_and_chunking_and_after_preem
 
     alone = {r.request_id: run_to_end(engine_of(kind, block_size=16), [r])[r.request_id] for r in requests()}
     preemptions: list[int] = []
-    limits: dict[str, Any]
+    limits: Any
     for limits in ({"max_batch_tokens": 7}, {"num_blocks": 9, "max_model_len": 64}, {"max_batch_tokens": 256}):
         engine = engine_of(kind, block_size=16, **limits)
         together = run_to_end(engine, requests(), on_step=lambda step: preemptions.append(step.stats.num_preemptions))

@@ -114,3 +114,30 @@ def test_tokens_are_shown_and_put_together_again(server: RunningServer) -> None:
     assert shown["count"] == len(shown["tokens"]) == len(shown["pieces"])
     assert bytes(byte for piece in shown["pieces"] for byte in piece["bytes"]).decode() == "Zürich 😀"
     assert server.http.post("/detokenize", json={"tokens": shown["tokens"]}).json()["text"] == "Zürich 😀"
+
+
+def test_an_echo_has_the_same_log_probabilities_as_the_text_had_when_it_was_produced(client: openai.OpenAI) -> None:
+    first = client.completions.create(model="smollm2", prompt="The sea is", max_tokens=8, temperature=0, logprobs=0)
+    text, produced = first.choices[0].text, first.choices[0].logprobs
+    echoed = client.completions.create(model="smollm2", prompt="The sea is" + text, max_tokens=0, logprobs=0, echo=True)
+    assert echoed.choices[0].text == "The sea is" + text
+    assert produced is not None
+    assert echoed.choices[0].logprobs is not None
+    read = echoed.choices[0].logprobs.token_logprobs
+    assert read is not None
+    assert read[-8:] == produced.token_logprobs  # to the last bit
+
+
+def test_texts_of_one_meaning_have_nearer_embeddings_than_others(client: openai.OpenAI) -> None:
+    texts = ["The cat sleeps on the sofa.", "A kitten is sleeping on the couch.", "def f(x):\n    return x ** 2"]
+    answer = client.embeddings.create(model="smollm2", input=texts)  # the client asks for base64 by itself
+    plain = client.embeddings.create(model="smollm2", input=texts, encoding_format="float")
+    assert [vector.embedding for vector in plain.data] == [vector.embedding for vector in answer.data]
+    cat, kitten, code = (vector.embedding for vector in answer.data)
+    assert len(cat) == 576
+
+    def nearness(one: list[float], other: list[float]) -> float:
+        return sum(a * b for a, b in zip(one, other, strict=True))
+
+    assert nearness(cat, cat) == pytest.approx(1, abs=1e-5)
+    assert nearness(cat, kitten) > nearness(cat, code)

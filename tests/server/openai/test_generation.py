@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from model.sampling_params import SamplingParams
+from model.sampling_params import Pooling, SamplingParams
 from scheduler.config import EngineConfig
 from scheduler.messages import FinishReason, SequenceOutput
 from server.asker import Asker
@@ -27,7 +27,12 @@ class HandEngine:
         self.aborted: list[int] = []
 
     def submit(
-        self, prompt_token_ids: list[int], params: SamplingParams, asker: Asker = Asker(), grammar: str = ""
+        self,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        asker: Asker = Asker(),
+        grammar: str = "",
+        pooling: Pooling | None = None,
     ) -> TokenStream:
         self.streams.append(TokenStream(len(self.streams), self.aborted.append))
         return self.streams[-1]

@@ -60,8 +60,8 @@ SHAPES: list[ChunkShape] = [
 def test_a_stream_of_chunks_is_that_of_chunks_encoded_one_by_one(
     shape: ChunkShape, texts: list[tuple[int, str]]
 ) -> None:
-    pieces = [(index, TextPiece(text, [1], [], None, 0, 0.0, 0.0)) for index, text in texts]
-    pieces += [(index, TextPiece("", [2], [], "stop", 0, 0.0, 0.0)) for index in range(3)]
+    pieces = [(index, TextPiece(text, [1], [], [], None, 0, 0.0, 0.0)) for index, text in texts]
+    pieces += [(index, TextPiece("", [2], [], [], "stop", 0, 0.0, 0.0)) for index in range(3)]
     writer = ChunkWriter(shape, HEAD, first={"warnings": ["w"]}, has_only_text=True, has_token_ids=False)
     choices: list[dict[str, Any]] = []
     opened = set()

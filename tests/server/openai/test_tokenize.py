@@ -94,5 +94,5 @@ async def test_another_model_is_404(api: Api, path: str) -> None:
 async def test_the_document_shows_an_example_for_every_route_with_a_body(api: Api) -> None:
     document = (await api.http.get("/openapi.json")).json()
     bodies = [route["post"]["requestBody"] for route in document["paths"].values() if "post" in route]
-    assert len(bodies) == 6
+    assert len(bodies) == 7
     assert all("example" in body["content"]["application/json"] for body in bodies)

@@ -1,0 +1,139 @@
+"""POST /v1/embeddings: one vector for each text."""
+
+import asyncio
+import base64
+import math
+import struct
+import time
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import Field
+
+from model.sampling_params import Pooling, SamplingParams
+from scheduler.messages import SequenceOutput
+from server.asker import Asker, asker_of
+from server.disconnect import until_disconnect
+from server.openai.body import read_body
+from server.openai.documentation import documented
+from server.openai.errors import invalid
+from server.openai.fields import Ignored, PromptField
+from server.openai.models import check_model
+from server.openai.prompts import prompt_tokens, too_long
+from server.openai.schemas import ignored_warnings
+from server.openai.strict_model import StrictModel
+from server.request_timeline import RequestTimeline
+from server.served_model import ServedModel
+from server.text_stream import GenerationCancelled, GenerationFailed
+from server.token_stream import TokenStream
+
+MAX_INPUTS = 2048
+EXAMPLE = {"model": "smollm2", "input": ["The sea is calm.", "The water lies still."]}
+NOTHING_DRAWN = SamplingParams(seed=0, max_tokens=0)
+
+
+class EmbeddingRequest(StrictModel):
+    """The body of POST /v1/embeddings."""
+
+    model: str
+    input: PromptField
+    encoding_format: Literal["float", "base64"] = Field(
+        "float", description="base64: of the numbers as little-endian float32, one behind the other."
+    )
+    dimensions: int | None = Field(None, ge=1, description="Only so many numbers, the first; the length is 1 again.")
+    pooling: Pooling = Field("mean", description="Of the last hidden states: their mean, or the last one.")
+    priority: int = Field(0, ge=-1000, le=1000, description="Requests of a lower number leave the queue sooner.")
+    cache_salt: str = Field("", max_length=256, description="Cached prefixes are shared within one salt only.")
+    user: Ignored = None
+
+
+def embeddings_router(served: ServedModel) -> APIRouter:
+    """Return the route that makes vectors of texts."""
+    router = APIRouter(tags=["generation"])
+
+    @router.post("/v1/embeddings", summary="Turn texts into vectors", **documented(EmbeddingRequest, EXAMPLE))
+    async def create_embeddings(request: Request) -> dict[str, Any]:
+        arrived_at_seconds = time.monotonic()
+        body = await read_body(request, EmbeddingRequest, served.limits)
+        check_model(served, body.model)
+        if len(body.input) > MAX_INPUTS:
+            raise invalid(f"`input` has {len(body.input)} texts; the limit is {MAX_INPUTS}.", "input")
+        prompts = await prompt_tokens(served, body.input, "input")
+        for prompt in prompts:
+            if len(prompt) > served.max_model_len:
+                raise too_long(served, f"{len(prompt)} tokens in `input`")
+        asker = asker_of(request.scope, body.priority, body.cache_salt)
+        work = _vectors(served, prompts, body.pooling, asker, arrived_at_seconds)
+        vectors = await until_disconnect(request.receive, work)
+        num_tokens = sum(map(len, prompts))
+        served.metrics.count_usage(asker.key_name, num_tokens, 0)
+        written = [_written(vector, body) for vector in vectors]
+        data = [{"object": "embedding", "index": index, "embedding": one} for index, one in enumerate(written)]
+        answer = {"object": "list", "data": data, "model": body.model}
+        warnings = ignored_warnings(body)
+        return {
+            **answer,
+            "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
+            **({"warnings": warnings} if warnings else {}),
+        }
+
+    return router
+
+
+async def _vectors(
+    served: ServedModel, prompts: list[list[int]], pooling: Pooling, asker: Asker, arrived_at_seconds: float
+) -> list[list[float]]:
+    """Return the engine's vector of each prompt; on any end it works on none of them any more."""
+    streams: list[TokenStream] = []
+    timelines = [
+        RequestTimeline(
+            metrics=served.metrics,
+            num_prompt_tokens=len(prompt),
+            max_tokens=0,
+            arrived_at_seconds=arrived_at_seconds,
+            queued_at_seconds=time.monotonic(),
+        )
+        for prompt in prompts
+    ]
+    vectors = []
+    try:
+        streams += (served.engine.submit(prompt, NOTHING_DRAWN, asker, pooling=pooling) for prompt in prompts)
+        served.metrics.observe_request(1)
+        for stream, timeline in zip(streams, timelines, strict=True):
+            output = await _end_of(stream)
+            timeline.finish("length")
+            vectors.append(output.embedding)
+    finally:
+        for stream, timeline in zip(streams, timelines, strict=False):
+            stream.abort()
+            timeline.finish("abort")
+    return vectors
+
+
+async def _end_of(stream: TokenStream) -> SequenceOutput:
+    """Return the last output of a request; raises what ended it too early."""
+    news = asyncio.Event()
+    stream.on_news = news.set
+    while True:
+        output = stream.take()
+        if output is not None and output.finish_reason is not None:
+            break
+        await news.wait()
+        news.clear()
+    if output.finish_reason == "error":
+        raise GenerationFailed(output.error or "the engine gave no reason")
+    if output.finish_reason == "abort":
+        raise GenerationCancelled
+    return output
+
+
+def _written(vector: list[float], request: EmbeddingRequest) -> list[float] | str:
+    """Return a vector of length 1 in the form that was asked for; both forms have the same numbers, in float32."""
+    num = request.dimensions or len(vector)
+    if num > len(vector):
+        raise invalid(f"`dimensions` is {num}; vectors of this model have {len(vector)}.", "dimensions")
+    length = math.sqrt(math.fsum(number * number for number in vector[:num])) or 1.0
+    packed = struct.pack(f"<{num}f", *(number / length for number in vector[:num]))
+    if request.encoding_format == "base64":
+        return base64.b64encode(packed).decode()
+    return list(struct.unpack(f"<{num}f", packed))
