@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from scheduler.config import EngineLimits
+from server.engine_process import engine_environment
 from server.settings import Settings, WrongSettings, load_settings
 
 
@@ -98,3 +99,8 @@ def test_the_engine_is_told_all_its_limits() -> None:
     assert start.limits == EngineLimits(
         kv_cache_memory_bytes=2**20, max_model_len=99, block_size=8, max_batch_tokens=32, max_num_seqs=5
     )
+
+
+def test_an_engine_that_waits_gives_its_core_away_unless_its_user_says_otherwise() -> None:
+    assert engine_environment({})["GOMP_SPINCOUNT"] == "1000"
+    assert engine_environment({"GOMP_SPINCOUNT": "7", "HOME": "/"})["GOMP_SPINCOUNT"] == "7"
