@@ -2,10 +2,9 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
-
 #include <chrono>
 
-#include "vector.h"
+#include "amx.h"
 
 namespace caravan {
 namespace {
@@ -52,7 +51,28 @@ double operations_per_second() {
   return 2.0 * num_products * kLanes * kNumSums * kNumSteps * num_threads / seconds;
 }
 
-double peak(bool of_bytes) { return of_bytes ? operations_per_second<Quad, i32x16>() : operations_per_second<Pair, f32x16>(); }
+// The same in tiles, which come from the nearest cache.
+template <class Factor>
+double tiled_operations_per_second() {
+  const int64_t num_threads = at::get_num_threads(), num_steps = kNumSteps / 8;
+  const auto began = std::chrono::steady_clock::now();
+  at::parallel_for(0, num_threads, 1, [&](int64_t, int64_t) {
+    alignas(64) const uint8_t rows[kTiledRows][64] = {}, weights[16][128] = {};
+    TileSums sums;
+    sums.begin(kTiledRows);
+    for (int64_t step = 0; step < num_steps; step++) sums.add<Factor>(rows, sizeof rows[0], weights);
+  });
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+  return 2.0 * kTiledRows * kColumns * (std::is_same_v<Factor, Pair> ? 32 : 64) * num_steps * num_threads / seconds;
+}
+
+template <class Factor, class Sum, class Rows>
+double best() {
+  const double untiled = operations_per_second<Factor, Sum>();
+  return uses_tiles<Rows>(kTiledRows) ? std::max(untiled, tiled_operations_per_second<Factor>()) : untiled;
+}
+
+double peak(bool of_bytes) { return of_bytes ? best<Quad, i32x16, ByteRows>() : best<Pair, f32x16, BFloat16Rows>(); }
 
 }  // namespace
 

@@ -7,6 +7,7 @@
 
 #include <type_traits>
 
+#include "amx.h"
 #include "kernels.h"
 #include "weights.h"
 
@@ -38,36 +39,48 @@ void run(const Weights& weights, const InputStep& input, const bf16* x, int64_t 
   else
     share_out(num_rows, prepare);
 
-  const int64_t num_tiles = divide_up(num_outputs, kColumns), num_chunks = divide_up(num_rows, kRowsOfUnit);
+  auto finish = [&](int64_t row, int64_t column, f32x16 y) __attribute__((always_inline)) {
+    const int64_t at = row * num_outputs + column, count = std::min(kLanes, num_outputs - column);
+    if (count <= 0) return;
+    if (bias) y += load_floats(bias + column, count);
+    if (residual) y += load_floats(residual + at, count);
+    store_floats(out + at, y, count);
+  };
+
+  const bool is_tiled = uses_tiles<typename Weights::Rows>(num_rows);
+  const int64_t rows_at_once = is_tiled ? kTiledRows : kRowsAtOnce;
+  const int64_t rows_of_unit = is_tiled ? 4 * kTiledRows : kRowsOfUnit;
+  const int64_t num_tiles = divide_up(num_outputs, kColumns), num_chunks = divide_up(num_rows, rows_of_unit);
   share_out(num_tiles * num_chunks, [&](int64_t unit) {
-    const int64_t index = unit / num_chunks, begin = unit % num_chunks * kRowsOfUnit;
+    const int64_t index = unit / num_chunks, begin = unit % num_chunks * rows_of_unit;
     const auto tile = weights.tile(index);
-    const int64_t end = std::min(begin + kRowsOfUnit, num_rows);
-    const int64_t num_passes = divide_up(end - begin, kRowsAtOnce);
+    const int64_t end = std::min(begin + rows_of_unit, num_rows);
+    const int64_t num_passes = divide_up(end - begin, rows_at_once);
     const int64_t step = divide_up(end - begin, num_passes);  // 8 rows are 4 and 4, not 6 and 2
     Ahead ahead{tile.weights + tile.num_bytes(), 0};  // the next tile, if this is the last time this one is wanted
-    if (end == num_rows && num_passes > 1)  // one pass is over before prefetching could help
+    if (end == num_rows && (is_tiled || num_passes > 1))  // without tiles one pass is over before it could help
       ahead.lines_at_once = divide_up(tile.num_bytes(), 64 * num_passes * tile.num_steps());
-    for (int64_t first = begin; first < end; first += step) {
-      with_constant<kRowsAtOnce>(std::min(step, end - first), [&](auto constant) {
+    auto fetched = [&] { ahead.bytes += ahead.lines_at_once * 64 * tile.num_steps(); };
+    TileSums in_tiles;
+    for (int64_t first = begin; first < end; first += step, fetched()) {
+      const int64_t count = std::min(step, end - first);
+      if (is_tiled) {
+        f32x16 sums[kTiledRows][2];
+        multiply(tile, rows, first, count, ahead, in_tiles, sums);
+        for (int64_t r = 0; r < count; r++)
+          for (int half = 0; half < 2; half++) finish(first + r, index * kColumns + half * kLanes, sums[r][half]);
+        continue;
+      }
+      with_constant<kRowsAtOnce>(count, [&](auto constant) {
         constexpr int R = decltype(constant)::value;
         constexpr int C = kHalvesAtOnce<R>;
         for (int half = 0; half < 2; half += C) {
           f32x16 sums[R][C] = {};
           tile.template multiply<R, C>(rows, first, half, half == 0 ? ahead : Ahead{}, sums);
           for (int r = 0; r < R; r++)
-            for (int c = 0; c < C; c++) {
-              const int64_t column = index * kColumns + (half + c) * kLanes, at = (first + r) * num_outputs + column;
-              const int64_t count = std::min(kLanes, num_outputs - column);
-              if (count <= 0) continue;
-              f32x16 y = sums[r][c];
-              if (bias) y += load_floats(bias + column, count);
-              if (residual) y += load_floats(residual + at, count);
-              store_floats(out + at, y, count);
-            }
+            for (int c = 0; c < C; c++) finish(first + r, index * kColumns + (half + c) * kLanes, sums[r][c]);
         }
       });
-      ahead.bytes += ahead.lines_at_once * 64 * tile.num_steps();
     }
   });
 }

@@ -87,9 +87,9 @@ struct GridRows {
         sum += load_floats(rounded);
         Pair* out = &pairs[row * num_pairs + i / 2];
         for (int quad = 0; quad < kLanes; quad += 4) {
-          std::swap(rounded[quad + 1], rounded[quad + 2]);
-          *out++ = pair_of(load<uint32_t>(rounded + quad));
-          *out++ = pair_of(load<uint32_t>(rounded + quad + 2));
+          const uint32_t first = load<uint32_t>(rounded + quad), second = load<uint32_t>(rounded + quad + 2);
+          *out++ = pair_of((first & 0xffff) | second << 16);
+          *out++ = pair_of(first >> 16 | (second & 0xffff0000));
         }
       }
       sums[row * num_groups + group] = sum_of(sum);

@@ -47,6 +47,11 @@ struct BFloat16Tile {
   }
 };
 
+// sum += whole numbers times the scales of their weights and of their row.
+inline void add_scaled(const i32x16& dots, const f32x16& scales, float row_scale, f32x16& sum) {
+  sum += convert<f32x16>(dots) * (scales * row_scale);
+}
+
 // A tile of 32 outputs in 8 bits, in groups of 64 inputs: 32 scales in float16, then [quad of inputs][32][4] bytes, which
 // are weights / scale + 128, for one factor of a product of bytes has no sign.
 struct ByteTile {
@@ -79,7 +84,7 @@ struct ByteTile {
       for (int c = 0; c < C; c++) {
         const f32x16 scale = load_floats((const float16*)group + (half + c) * kLanes);
 #pragma GCC unroll 6
-        for (int r = 0; r < R; r++) sums[r][c] += convert<f32x16>(dots[r][c]) * (scale * rows.scales[at + r * stride]);
+        for (int r = 0; r < R; r++) add_scaled(dots[r][c], scale, rows.scales[at + r * stride], sums[r][c]);
       }
     }
   }
@@ -110,6 +115,13 @@ struct GridTile {
     return bits((bytes >> 8 * odd) & 255) >> 16 | bits((bytes >> (16 + 8 * odd)) & 255);
   }
 
+  // The scales and the offsets, without what was added to q, of the sixteen outputs of a half.
+  static std::pair<f32x16, f32x16> grid(const uint8_t* group, int half) {
+    const float16* scales = (const float16*)group + half * kLanes;
+    const f32x16 scale = load_floats(scales);
+    return {scale, load_floats(scales + kColumns) - kAdded * scale};
+  }
+
   template <int R, int C>
   void multiply(const GridRows& rows, int64_t first, int half, const Ahead& ahead, f32x16 (&sums)[R][C]) const {
     for (int64_t g = 0; g < num_groups; g++) {
@@ -126,8 +138,7 @@ struct GridTile {
           add_products<R, C, Pair>([&](int r) { return row[r * rows.num_pairs + 2 * quad + odd]; }, columns, dots);
         }
       for (int c = 0; c < C; c++) {
-        const float16* grid = (const float16*)group + (half + c) * kLanes;
-        const f32x16 scale = load_floats(grid), offset = load_floats(grid + kColumns) - kAdded * scale;
+        const auto [scale, offset] = grid(group, half + c);
 #pragma GCC unroll 6
         for (int r = 0; r < R; r++) {
           sums[r][c] += dots[r][c] * scale;

@@ -4,10 +4,16 @@ import platform
 from typing import Any
 
 import pytest
+import torch
 
 from model.cpu.build import load_kernels
 
-TARGETS = {"native": "-march=native", "avx2": "-march=x86-64-v3", "plain": "-march=x86-64"}
+TARGETS = {
+    "native": ("-march=native",),
+    "untiled": ("-march=native", "-mno-amx-bf16"),
+    "avx2": ("-march=x86-64-v3",),
+    "plain": ("-march=x86-64",),
+}
 
 
 @pytest.fixture(scope="session", params=TARGETS)
@@ -18,4 +24,6 @@ def kernels(request: pytest.FixtureRequest) -> Any:
         return load_kernels()
     if platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("the lesser builds are for x86-64")
-    return load_kernels((TARGETS[name],), f"caravan_{name}")
+    if name == "untiled" and not torch.cpu.get_capabilities().get("amx_bf16"):
+        pytest.skip("the native build has no tiles")
+    return load_kernels(TARGETS[name], f"caravan_{name}")

@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.cpu.build import load_kernels
 from model.cpu.linear import num_packed_bytes, pack_bfloat16, pack_bytes, pack_grid
 from model.quantization import ByteWeight, dequantize, from_bytes, quantize, quantize_rows, to_bytes
 
+needs_tiles = pytest.mark.skipif(not torch.cpu.get_capabilities().get("amx_bf16"), reason="needs Intel's AMX")
 FORMATS = ["bfloat16", "int8", "grid of 8 bits", "grid of 4 bits"]
 SHAPES = [(96, 64), (33, 30), (1, 8), (88, 48), (160, 1536)]  # outputs, inputs
 
@@ -93,8 +95,30 @@ def test_a_row_has_the_same_bits_among_any_number_of_rows(
     layer = Layer(kernels, kind, num_outputs, num_inputs)
     x = random(230, num_inputs).bfloat16()
     everything = layer.run(x)
-    for num_rows in (1, 2, 3, 4, 5, 6, 7, 8, 13, 96, 97):
+    for num_rows in (1, 2, 3, 4, 5, 6, 7, 8, 13, 16, 17, 31, 32, 33, 96, 97, 128, 129):
         assert torch.equal(torch.cat([layer.run(rows) for rows in x.split(num_rows)]), everything), num_rows
+
+
+@needs_tiles
+def test_tiles_sum_even_and_odd_inputs_apart() -> None:
+    layer = Layer(load_kernels(), "bfloat16", 48, 96)
+    x = random(3, 96).bfloat16()
+    total = torch.zeros(3, 48)
+    for start in range(0, 96, 32):
+        parts = [torch.zeros(3, 48), torch.zeros(3, 48)]
+        for i in range(start, start + 32):  # each product is exact in float64, and with it the sum before it is rounded
+            product = x[:, i, None].double() * layer.matrix[:, i].double()
+            parts[i % 2] = (parts[i % 2].double() + product).float()
+        total += parts[0] + parts[1]
+    assert torch.equal(layer.run(x), total)
+
+
+@needs_tiles
+def test_bytes_have_the_same_sums_with_and_without_tiles() -> None:
+    x = random(40, 200).bfloat16()
+    tiled = Layer(load_kernels(), "int8", 70, 200).run(x)
+    untiled = load_kernels(("-march=native", "-mno-amx-bf16"), "caravan_untiled")
+    assert torch.equal(tiled, Layer(untiled, "int8", 70, 200).run(x))
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
