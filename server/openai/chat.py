@@ -68,7 +68,7 @@ class ChatShape:
         """Return the content of a piece, and what it says of calls."""
         reader = self._readers.get(index)
         if reader is None:
-            several = self._request.parallel_tool_calls
+            several = self._request.allows_several_calls
             reader = self._readers[index] = CallReader(self._call_format, allows_several=several)
         parts = [reader.push(piece.text)]
         if piece.finish_reason is not None:

@@ -31,7 +31,7 @@ async def checked_grammar(served: ServedModel, request: CompletionRequest | Chat
         parameters = {tool.function.name: tool.arguments_schema for tool in request.required_tools}
         if any("x-guidance" in schema for schema in parameters.values()):
             raise invalid("`tools` cannot be used: a schema has the key x-guidance.", "tools")
-        calls = served.call_format.grammar(parameters, allows_several=request.parallel_tool_calls)
+        calls = served.call_format.grammar(parameters, allows_several=request.allows_several_calls)
         wanted["tools"] = LLMatcher.grammar_from_lark(calls)
     if request.regex is not None:
         wanted["regex"] = LLMatcher.grammar_from_regex(request.regex)

@@ -38,7 +38,7 @@ class ResponseWriter:
         self._request = request
         self._served = served
         self._reader = (
-            CallReader(served.call_format, allows_several=chat.parallel_tool_calls) if chat.shown_tools else None
+            CallReader(served.call_format, allows_several=chat.allows_several_calls) if chat.shown_tools else None
         )
         self._id = f"resp_{uuid.uuid4().hex}"
         self._created_at = int(time.time())

@@ -255,6 +255,11 @@ class ChatRequest(Conversation, GenerationRequest):
         name = self.tool_choice.removeprefix("function ")
         return [tool for tool in self.tools if self.tool_choice == "required" or tool.function.name == name]
 
+    @property
+    def allows_several_calls(self) -> bool:
+        """The answer may call more than one function; a choice that names one means one call of it."""
+        return self.parallel_tool_calls and not self.tool_choice.startswith("function ")
+
     prediction: Ignored = None
     reasoning_effort: Ignored = None
     verbosity: Ignored = None

@@ -9,7 +9,7 @@ import pytest
 from server.chat_template import ChatTemplate
 from server.tools.call_format import HERMES
 from tests.fakes import says
-from tests.server.openai.api import CHAT, CHAT_ML, Api, a_chat, open_api
+from tests.server.openai.api import CHAT, CHAT_ML, Api, Body, a_chat, open_api
 
 ARGUMENTS = '{"city": "Paris"}'
 WEATHER = {
@@ -110,6 +110,19 @@ async def test_a_required_call_is_prescribed_to_the_engine(caller: Api, choice: 
     (grammar,) = caller.engine.grammars
     assert "weather" in grammar
     assert ("time" in grammar) == (choice == "required")
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_one"),
+    [
+        ({"tool_choice": "required"}, False),
+        ({"tool_choice": "required", "parallel_tool_calls": False}, True),
+        ({"tool_choice": {"type": "function", "function": {"name": "weather"}}}, True),
+    ],
+)
+async def test_a_choice_that_names_a_function_means_one_call(caller: Api, fields: Body, is_one: bool) -> None:
+    await caller.chat(tools=[WEATHER, TIME], **fields)
+    assert (")*" not in caller.engine.grammars[0]) == is_one
 
 
 async def test_a_free_choice_is_not_prescribed(caller: Api) -> None:
