@@ -4,13 +4,14 @@ BIN := .venv/bin
 MODEL ?= smollm2
 BENCH ?= --concurrency 1,8,32
 
-.PHONY: help serve test check fix bench compare
+.PHONY: help serve test check fix bench compare conformance
 
 help:
 	@echo "make serve   install and serve MODEL (default smollm2) on 127.0.0.1:8000; options in CARAVAN_* variables"
 	@echo "make test    install what the tests need and run them all"
 	@echo "make check   formatting, lint, types, import rule"
 	@echo "make fix     format and mend what can be mended"
+	@echo "make conformance URL=...   judge any OpenAI-style server, rule by rule"
 	@echo "make bench   start the server and measure it; make compare PEERS=FOLDER measures others beside it"
 
 serve: .venv/serve.stamp
@@ -33,6 +34,9 @@ bench: .venv/serve.stamp
 	@$(BIN)/caravan serve $(MODEL) --port 8765 & server=$$!; trap "kill $$server" EXIT; \
 	until curl -sf http://127.0.0.1:8765/readyz > /dev/null; do kill -0 $$server || exit 1; sleep 0.2; done; \
 	$(BIN)/caravan bench http://127.0.0.1:8765 $(BENCH)
+
+conformance: .venv/dev.stamp
+	$(BIN)/python -m tests.conformance $(URL) $(if $(API_KEY),--api-key $(API_KEY))
 
 compare: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.compare $(PEERS) --model $(MODEL)

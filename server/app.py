@@ -1,6 +1,7 @@
 """The HTTP application: the parts of a server, given as arguments, put together."""
 
 import time
+from collections.abc import Callable
 
 from fastapi import FastAPI
 from starlette.types import Lifespan
@@ -40,11 +41,12 @@ def create_app(
     defaults: GenerationDefaults | None = None,
     limits: RequestLimits | None = None,
     keys: ApiKeys | None = None,
+    write_log: Callable[[str], object] = lambda _: None,
     lifespan: Lifespan[FastAPI] | None = None,
 ) -> FastAPI:
     """Return the application that serves one model; `lifespan` starts and stops what must run beside it.
 
-    With `keys` every request but those for health must bring one of them.
+    With `keys` every request but those for health must bring one of them. `write_log` is given a line on each request.
     """
     served = ServedModel(
         name=model_name,
@@ -92,5 +94,7 @@ def create_app(
     )
     if keys is not None:
         app.add_middleware(KeyGuard, keys=keys)
-    app.add_middleware(HttpEdge, metrics=metrics)  # around the guard: a refusal has an id, too, and is counted
+    app.add_middleware(
+        HttpEdge, metrics=metrics, write_log=write_log
+    )  # around the guard: a refusal has an id, too, and is counted
     return app

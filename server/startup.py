@@ -5,6 +5,7 @@ import logging
 import signal
 import socket
 from collections.abc import Coroutine
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -57,6 +58,7 @@ async def run_server(
             metrics=metrics,
             defaults=defaults,
             keys=keys,
+            write_log=partial(print, flush=True) if settings.access_log else lambda _: None,
             version=version("caravan-llm"),
         )
         server = uvicorn.Server(

@@ -10,6 +10,7 @@ from typing import Any
 
 from llguidance import LLMatcher
 
+from server.openai.closed_schema import closed
 from server.openai.errors import invalid
 from server.openai.response_format import JsonObjectFormat, JsonSchemaFormat
 from server.openai.schemas import ChatRequest, CompletionRequest
@@ -28,7 +29,7 @@ async def checked_grammar(served: ServedModel, request: CompletionRequest | Chat
         case JsonSchemaFormat(json_schema=named):
             wanted["response_format"] = grammar_of_schema(named.definition)
     if isinstance(request, ChatRequest) and request.required_tools:
-        parameters = {tool.function.name: tool.arguments_schema for tool in request.required_tools}
+        parameters = {tool.function.name: closed(tool.arguments_schema) for tool in request.required_tools}
         if any("x-guidance" in schema for schema in parameters.values()):
             raise invalid("`tools` cannot be used: a schema has the key x-guidance.", "tools")
         calls = served.call_format.grammar(parameters, allows_several=request.allows_several_calls)
@@ -54,5 +55,5 @@ def grammar_of_schema(schema: dict[str, Any]) -> str:
     if "x-guidance" in schema:
         raise invalid("`response_format` cannot be used: its schema has the key x-guidance.", "response_format")
     return LLMatcher.grammar_from_json_schema(
-        json.dumps(schema), {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+        json.dumps(closed(schema)), {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
     )

@@ -67,6 +67,7 @@ def embeddings_router(served: ServedModel) -> APIRouter:
         vectors = await until_disconnect(request.receive, work)
         num_tokens = sum(map(len, prompts))
         served.metrics.count_usage(asker.key_name, num_tokens, 0)
+        asker.on_usage(num_tokens, 0)
         written = [_written(vector, body) for vector in vectors]
         data = [{"object": "embedding", "index": index, "embedding": one} for index, one in enumerate(written)]
         answer = {"object": "list", "data": data, "model": body.model}

@@ -120,7 +120,9 @@ class Generation:
         if self._choices and not self._is_counted:
             self._is_counted = True
             usage = self.usage()
-            self._served.metrics.count_usage(self._asker.key_name, usage["prompt_tokens"], usage["completion_tokens"])
+            counts = usage["prompt_tokens"], usage["completion_tokens"]
+            self._served.metrics.count_usage(self._asker.key_name, *counts)
+            self._asker.on_usage(*counts)
 
     def usage(self) -> dict[str, Any]:
         """Return the token counts so far: each prompt once, and all tokens produced."""

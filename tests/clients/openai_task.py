@@ -27,7 +27,7 @@ def tasks(url: str, busy_url: str) -> dict[str, Any]:
     ask_city = chat | {"messages": [{"role": "user", "content": CITY_QUESTION}]}
     tools = [openai.pydantic_function_tool(tool) for tool in TOOLS]
     ask_weather = chat | {"messages": [{"role": "user", "content": WEATHER_QUESTION}], "tools": tools}
-    one_call: dict[str, Any] = {"tool_choice": "required", "parallel_tool_calls": False}  # a small model might call for ever
+    one_call: dict[str, Any] = {"tool_choice": "required", "parallel_tool_calls": False}  # or it calls for ever
 
     parsed = client.chat.completions.parse(**ask_city, response_format=City).choices[0].message.parsed
     newer = client.responses.parse(**response, input=CITY_QUESTION, text_format=City).output_parsed

@@ -94,7 +94,8 @@ def test_a_stream_comes_in_pieces_that_join_to_the_whole_answer(done: Done) -> N
 
 
 def test_a_required_call_has_arguments_of_its_schema(done: Done) -> None:
-    tools: dict[str, type[Bounded]] = {tool.__name__: tool for tool in [*TOOLS, City]}
+    known: list[type[Bounded]] = [*TOOLS, City]
+    tools = {tool.__name__: tool for tool in known}
     assert done.answers["required"]
     for call in done.answers["required"]:
         tools[call["name"]].model_validate(call["arguments"], strict=True)

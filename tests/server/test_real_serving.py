@@ -132,7 +132,7 @@ def test_the_terminal_chat_answers(server: RunningServer) -> None:
 
 
 def test_the_first_token_comes_within_six_seconds_of_the_start(real_model_path: Path) -> None:
-    seconds = []
+    seconds: list[float] = []
     while len(seconds) < 3 and min(seconds, default=6) >= 6:  # other tests may want the cores at the same time
         started = time.monotonic()
         with running_server(real_model_path, "--served-model-name", "smollm2") as running:

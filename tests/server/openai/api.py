@@ -1,7 +1,7 @@
 """The whole front end over a fake engine, in the test's own process."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -102,6 +102,7 @@ async def open_api(
     adds_bos: bool = False,
     num_cached_tokens: int = 0,
     keys: ApiKeys | None = None,
+    write_log: Callable[[str], object] = lambda _: None,
     max_model_len: int = MAX_MODEL_LEN,
 ) -> AsyncIterator[Api]:
     """Return a front end whose engine follows `script`; it answers "Hello!" by itself."""
@@ -120,6 +121,7 @@ async def open_api(
         limits=limits,
         defaults=defaults,
         keys=keys,
+        write_log=write_log,
     )
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:

@@ -1,5 +1,6 @@
 """Requests with and without keys: every route is closed but those for health, and each key is known by its name."""
 
+import re
 from collections.abc import AsyncIterator
 
 import pytest
@@ -95,3 +96,23 @@ async def test_a_wrong_priority_is_400(api: Api, priority: object) -> None:
     response = await api.http.post(COMPLETIONS, json=HELLO | {"priority": priority})
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "priority"
+
+
+async def test_a_line_is_logged_of_each_request_and_nothing_in_it_is_of_the_clients_choosing() -> None:
+    lines: list[str] = []
+    async with open_api(keys=ApiKeys({"alice": "secret-of-alice"}), write_log=lines.append) as api:
+        api.http.headers["authorization"] = "Bearer secret-of-alice"
+        await api.complete(prompt="abc")
+        await api.stream(COMPLETIONS, prompt="abc")
+        await api.http.post("/v1/embeddings", json={"model": "fake", "input": ["a", "bc"]})
+        await api.http.get("/nothing%0A/here?secret", headers={"x-request-id": "a b"})
+        await api.http.get("/v1/models", headers={"authorization": "Bearer wrong-secret"})
+    shown = [re.sub(r"^\S+Z?|id=[0-9a-f]{32}|\d\.\d{3}$", "#", line) for line in lines]
+    completion = "# 127.0.0.1 POST /v1/completions 200 # key=alice prompt=3 completion=7 seconds=#"
+    assert shown == [
+        completion,
+        completion,
+        "# 127.0.0.1 POST /v1/embeddings 200 # key=alice prompt=3 completion=0 seconds=#",
+        "# 127.0.0.1 GET unmatched 404 # key=alice prompt=0 completion=0 seconds=#",
+        "# 127.0.0.1 GET unmatched 401 # key=- prompt=0 completion=0 seconds=#",
+    ]

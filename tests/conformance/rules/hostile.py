@@ -1,0 +1,94 @@
+"""Hostile bytes."""
+
+from tests.conformance.target import Target
+
+HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+BODY = b'{"model": "none", "prompt": "a"}'
+CHUNKS = b"20\r\n" + BODY + b"\r\n0\r\n\r\n"
+
+CORPUS: dict[str, bytes] = {
+    "nothing": b"",
+    "a blank line": b"\r\n\r\n",
+    "no HTTP": b"hello\r\n\r\n",
+    "TLS": bytes.fromhex("16030100a5010000a10303") + b"\0" * 64,
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "HTTP/0.9": b"GET /health\r\n\r\n",
+    "another version": b"GET /health HTTP/9.9\r\nHost: a\r\n\r\n",
+    "an unknown method": b"BREW /v1/models HTTP/1.1\r\nHost: a\r\n\r\n",
+    "a method of 10,000 letters": b"A" * 10_000 + b" / HTTP/1.1\r\nHost: a\r\n\r\n",
+    "a path of 100,000 letters": b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
+    "a path with a null": b"GET /v1/mod\0els HTTP/1.1\r\nHost: a\r\n\r\n",
+    "a path that is no UTF-8": b"GET /v1/models/%ff%fe HTTP/1.1\r\nHost: a\r\n\r\n",
+    "a path that climbs": b"GET /../../etc/passwd HTTP/1.1\r\nHost: a\r\n\r\n",
+    "a path of percent signs": b"GET /%%%%25%2 HTTP/1.1\r\nHost: a\r\n\r\n",
+    "an absolute path": b"GET http://other/v1/models HTTP/1.1\r\nHost: a\r\n\r\n",
+    "no host": b"GET /health HTTP/1.1\r\n\r\n",
+    "two hosts": b"GET /health HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+    "a header without a colon": b"GET /health HTTP/1.1\r\nHost a\r\n\r\n",
+    "a header without a name": b"GET /health HTTP/1.1\r\n: a\r\n\r\n",
+    "a folded header": b"GET /health HTTP/1.1\r\nHost: a\r\n b\r\n\r\n",
+    "a header of 1 MiB": b"GET /health HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 2**20 + b"\r\n\r\n",
+    "10,000 headers": b"GET /health HTTP/1.1\r\nHost: a\r\n" + b"X: a\r\n" * 10_000 + b"\r\n",
+    "a header that is no UTF-8": b"GET /health HTTP/1.1\r\nHost: a\r\nX-Request-Id: \xff\xfe\r\n\r\n",
+    "a key that is no UTF-8": b"GET /v1/models HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer \xff\r\n\r\n",
+    "a header with a null": b"GET /health HTTP/1.1\r\nHost: a\r\nX: a\0b\r\n\r\n",
+    "bare line feeds": b"GET /health HTTP/1.1\nHost: a\n\n",
+    "no length": HEAD + b"\r\n" + BODY,
+    "a length below zero": HEAD + b"Content-Length: -1\r\n\r\n" + BODY,
+    "a length that is no number": HEAD + b"Content-Length: ten\r\n\r\n" + BODY,
+    "a length of 30 digits": HEAD + b"Content-Length: " + b"9" * 30 + b"\r\n\r\n" + BODY,
+    "two lengths": HEAD + b"Content-Length: 32\r\nContent-Length: 5\r\n\r\n" + BODY,
+    "a length too long": HEAD + b"Content-Length: 1000\r\n\r\n" + BODY,
+    "a length too short": HEAD + b"Content-Length: 5\r\n\r\n" + BODY,
+    "a length and chunks": HEAD + b"Content-Length: 32\r\nTransfer-Encoding: chunked\r\n\r\n" + CHUNKS,
+    "chunks": HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + CHUNKS,
+    "a chunk of no size": HEAD + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n" + BODY,
+    "a chunk below zero": HEAD + b"Transfer-Encoding: chunked\r\n\r\n-5\r\n" + BODY,
+    "a chunk of 20 digits": HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"f" * 20 + b"\r\n" + BODY,
+    "a chunk cut off": HEAD + b"Transfer-Encoding: chunked\r\n\r\n20\r\n" + BODY[:9],
+    "an unknown encoding": HEAD + b"Transfer-Encoding: gzip, chunked\r\n\r\n" + CHUNKS,
+    "gzip that is none": HEAD + b"Content-Encoding: gzip\r\nContent-Length: 32\r\n\r\n" + BODY,
+    "an expectation": HEAD + b"Expect: 100-continue\r\nContent-Length: 32\r\n\r\n" + BODY,
+    "an upgrade": b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+    "requests in a row": (HEAD + b"Content-Length: 32\r\n\r\n" + BODY) * 20,
+    "half a request": HEAD,
+    "JSON in UTF-16": HEAD + b"Content-Length: 66\r\n\r\n" + BODY.decode().encode("utf-16"),
+    "a byte order mark": HEAD + b"Content-Length: 35\r\n\r\n\xef\xbb\xbf" + BODY,
+}
+
+
+def nothing_breaks_the_server(target: Target) -> None:
+    """Whatever bytes come, the answer is no 5xx, it comes within 10 seconds, and the server lives on."""
+    for name, request in CORPUS.items():
+        try:
+            answer = target.raw(request)
+        except TimeoutError as error:
+            raise AssertionError(f"{name}: no answer and no end within 10 seconds") from error
+        except BrokenPipeError:  # it had read enough
+            continue
+        for line in answer.split(b"\r\n"):
+            if line.startswith(b"HTTP/"):
+                status = int(line.split()[1])
+                assert status < 500 or status in (501, 505), f"{name}: {status}"
+        assert target.http.get("/health").status_code == 200, f"{name}: the server is gone"
+    assert target.complete()["choices"]
+
+
+def a_second_request_is_not_smuggled(target: Target) -> None:
+    """Of a request whose length is given twice, or in two ways, no second request is read."""
+    hidden = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+    lengths = b"Content-Length: 0\r\nContent-Length: %d\r\n" % len(hidden)
+    both = b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n"
+    for headers, body in ((lengths, b""), (both, b"0\r\n\r\n")):
+        answer = target.raw(HEAD + headers + b"\r\n" + body + hidden)
+        assert answer.count(b"HTTP/1.1 200") == 0, "the bytes behind were answered"
+
+
+def clients_that_leave_do_no_harm(target: Target) -> None:
+    """Clients that leave in the middle of a stream do no harm."""
+    body = b'{"model": "%s", "prompt": "a", "stream": true, "max_tokens": 50}' % target.model.encode()
+    key = target.http.headers.get("authorization", "").encode()
+    request = HEAD + b"Authorization: %s\r\nContent-Length: %d\r\n\r\n" % (key, len(body)) + body
+    for _ in range(10):
+        target.raw(request)
+    assert target.complete()["choices"]
