@@ -16,7 +16,7 @@ from server.key_guard import KeyGuard
 from server.metrics import Metrics, metrics_router
 from server.openai.chat import chat_router
 from server.openai.completions import completions_router
-from server.openai.documentation import add_schemas
+from server.openai.documentation import complete_document
 from server.openai.embeddings import EmbeddingRequest, embeddings_router
 from server.openai.errors import add_error_handlers
 from server.openai.models import models_router
@@ -80,7 +80,7 @@ def create_app(
     ):
         app.include_router(router)
     add_error_handlers(app)
-    add_schemas(
+    complete_document(
         app,
         [
             CompletionRequest,
@@ -91,6 +91,7 @@ def create_app(
             DetokenizeRequest,
             ApplyTemplateRequest,
         ],
+        served.names,
     )
     if keys is not None:
         app.add_middleware(KeyGuard, keys=keys)

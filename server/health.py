@@ -1,10 +1,8 @@
 """Whether the server lives, whether it can work, and which version it is."""
 
-from typing import Any
-
 from fastapi import APIRouter
 
-from server.openai.errors import ErrorBody
+from server.openai.documentation import errors
 from server.served_model import ServedModel
 from server.token_stream import EngineUnavailable
 
@@ -12,9 +10,7 @@ from server.token_stream import EngineUnavailable
 def health_router(served: ServedModel) -> APIRouter:
     """Return the routes for probes; they read what is known and give the engine no work."""
     router = APIRouter(tags=["operations"])
-    not_ready: dict[int | str, dict[str, Any]] = {
-        503: {"model": ErrorBody, "description": "The engine is not ready; `Retry-After` says when to come back."}
-    }
+    not_ready = errors(503)
 
     @router.get("/livez", summary="The process answers")
     async def live() -> dict[str, str]:
@@ -27,7 +23,7 @@ def health_router(served: ServedModel) -> APIRouter:
             raise EngineUnavailable
         return {"status": "ready"}
 
-    @router.get("/version", summary="The server's version")
+    @router.get("/version", summary="The server's version", responses=errors(401))
     async def version() -> dict[str, str]:
         return {"version": served.version}
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -16,6 +17,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 
 from scheduler.config import EngineConfig
 from scheduler.messages import FinishReason, StepOutput, StepStats
+from server.openai.documentation import errors
 from server.token_histogram import TokenHistogram
 
 _PREFIX = "caravan_"
@@ -207,7 +209,12 @@ def metrics_router(metrics: Metrics) -> APIRouter:
     """Return the route Prometheus scrapes."""
     router = APIRouter(tags=["operations"])
 
-    @router.get("/metrics", response_class=Response, summary="Metrics in Prometheus' text format")
+    @router.get(
+        "/metrics",
+        response_class=PlainTextResponse,
+        summary="Metrics in Prometheus' text format",
+        responses=errors(401),
+    )
     async def scrape() -> Response:
         return Response(metrics.exposition(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 

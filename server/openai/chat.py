@@ -112,7 +112,9 @@ def chat_router(served: ServedModel) -> APIRouter:
     """Return the route that answers conversations."""
     router = APIRouter(tags=["generation"])
 
-    @router.post("/v1/chat/completions", summary="Answer a conversation", **documented(ChatRequest, EXAMPLE))
+    @router.post(
+        "/v1/chat/completions", summary="Answer a conversation", **documented(ChatRequest, EXAMPLE, is_streamed=True)
+    )
     async def create_chat_completion(request: Request) -> Response:
         arrived_at_seconds = time.monotonic()
         body = await read_body(request, ChatRequest, served.limits)

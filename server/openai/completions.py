@@ -61,7 +61,9 @@ def completions_router(served: ServedModel) -> APIRouter:
     """Return the route that continues prompts."""
     router = APIRouter(tags=["generation"])
 
-    @router.post("/v1/completions", summary="Continue a prompt", **documented(CompletionRequest, EXAMPLE))
+    @router.post(
+        "/v1/completions", summary="Continue a prompt", **documented(CompletionRequest, EXAMPLE, is_streamed=True)
+    )
     async def create_completion(request: Request) -> Response:
         arrived_at_seconds = time.monotonic()
         body = await read_body(request, CompletionRequest, served.limits)

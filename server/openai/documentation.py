@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of routes that read their bodies themselves."""
+"""What the OpenAPI document says of routes that read their bodies themselves, and of errors."""
 
 from typing import Any
 
@@ -16,21 +16,49 @@ _ERRORS = {
     408: "The body took too long to arrive.",
     413: "The body is too large.",
     415: "The body is not JSON.",
+    429: "Too much is asked of the server; `Retry-After` says when to come back.",
     500: "The server failed.",
     503: "The engine is not ready; `Retry-After` says when to come back.",
 }
+_RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}
+_EVENTS: dict[str, Any] = {"text/event-stream": {}}
 
 
-def documented(schema: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]:
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the documentation of error responses."""
+    return {
+        status: {"model": ErrorBody, "description": _ERRORS[status]}
+        | ({"headers": _RETRY_AFTER} if status in (429, 503) else {})
+        for status in statuses
+    }
+
+
+def documented(schema: type[BaseModel], example: dict[str, Any], *, is_streamed: bool = False) -> dict[str, Any]:
     """Return the keyword arguments that document a route whose body is a `schema`, such as `example`."""
     content = {"schema": {"$ref": _REFERENCE.format(model=schema.__name__)}, "example": example}
     return {
         "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": content}}},
-        "responses": {status: {"model": ErrorBody, "description": text} for status, text in _ERRORS.items()},
+        "responses": errors(*_ERRORS) | ({200: {"content": _EVENTS}} if is_streamed else {}),
     }
 
 
-def add_schemas(app: FastAPI, schemas: list[type[BaseModel]]) -> None:
-    """Make `app`'s OpenAPI document define `schemas`; the routes must be there already."""
+def complete_document(app: FastAPI, schemas: list[type[BaseModel]], model_names: tuple[str, ...]) -> None:
+    """Make `app`'s OpenAPI document define `schemas`, and say which names `model` can have.
+
+    The routes must be there already.
+    """
     _, definitions = models_json_schema([(schema, "validation") for schema in schemas], ref_template=_REFERENCE)
-    app.openapi()["components"]["schemas"].update(definitions["$defs"])
+    document = app.openapi()
+    for name, definition in definitions["$defs"].items():
+        document["components"]["schemas"][name] = definition
+        model = definition.get("properties", {}).get("model")
+        if model is not None:
+            (model if "type" in model else model["anyOf"][0])["enum"] = list(model_names)
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)  # FastAPI's own form of a validation error, which is never sent
+            for parameter in operation.get("parameters", []):  # there is one: the model of /v1/models/{name}
+                parameter["schema"]["enum"] = list(model_names)
+            for content in operation.get("requestBody", {}).get("content", {}).values():
+                if "model" in content["example"]:
+                    content["example"]["model"] = model_names[0]

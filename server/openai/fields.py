@@ -4,8 +4,9 @@ import re
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, PlainValidator
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, PlainValidator
+from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic_core.core_schema import no_info_plain_validator_function
 
 from server.openai.errors import shown
 
@@ -28,21 +29,28 @@ def wrong(phrase: str, **context: object) -> PydanticCustomError:
     return PydanticCustomError("invalid", phrase, context)
 
 
-def only(*harmless: object) -> AfterValidator:
-    """Return the validator of a field this version does not support beyond its `harmless` values."""
-    values = [value for value in harmless if value not in (None, "", [])]
+class Only:
+    """Marks a field this version does not support beyond some harmless values."""
 
-    def check(value: Any) -> Any:
-        if value in harmless:
+    def __init__(self, *harmless: object) -> None:
+        self._harmless = harmless
+
+    def __get_pydantic_core_schema__(self, _: Any, __: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_plain_validator_function(self._check)
+
+    def __get_pydantic_json_schema__(self, _: CoreSchema, __: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"enum": list(self._harmless)}
+
+    def _check(self, value: Any) -> Any:
+        if any(value == one and type(value) is type(one) for one in self._harmless):  # 0 is not False
             return value
+        values = [value for value in self._harmless if value not in (None, "", [])]
         if not values:
             raise wrong("is not supported by this version; leave it out")
         raise wrong("is not supported by this version; it can only be {only}", only=" or ".join(map(shown, values)))
 
-    return AfterValidator(check)
 
-
-Unsupported = Annotated[Any, only(None)]
+Unsupported = Annotated[Any, Only(None)]
 
 
 def _stop_strings(value: Any) -> list[str]:

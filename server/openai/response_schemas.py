@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, model_validator
 
 from server.openai.errors import invalid
-from server.openai.fields import Ignored, NoEffect, SchemaField, Unsupported, only
+from server.openai.fields import Ignored, NoEffect, Only, SchemaField, Unsupported
 from server.openai.response_format import JsonObjectFormat, TextFormat
 from server.openai.schemas import MAX_LOGPROBS, ignored_warnings
 from server.openai.strict_model import StrictModel
@@ -65,8 +65,8 @@ class ResponsesRequest(StrictModel):
     conversation: Unsupported = None
     prompt: Unsupported = None
     max_tool_calls: Unsupported = None
-    background: Annotated[Any, only(None, False)] = None
-    truncation: Annotated[Any, only(None, "disabled")] = None
+    background: Annotated[Any, Only(None, False)] = None
+    truncation: Annotated[Any, Only(None, "disabled")] = None
 
     store: Annotated[bool, NoEffect()] = False
     reasoning: Ignored = None

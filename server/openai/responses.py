@@ -193,7 +193,9 @@ def responses_router(served: ServedModel) -> APIRouter:
     """Return the route that answers in OpenAI's newer form."""
     router = APIRouter(tags=["generation"])
 
-    @router.post("/v1/responses", summary="Answer, in the newer form", **documented(ResponsesRequest, EXAMPLE))
+    @router.post(
+        "/v1/responses", summary="Answer, in the newer form", **documented(ResponsesRequest, EXAMPLE, is_streamed=True)
+    )
     async def create_response(request: Request) -> Response:
         arrived_at_seconds = time.monotonic()
         body = await read_body(request, ResponsesRequest, served.limits)

@@ -15,10 +15,10 @@ from server.openai.fields import (
     Ignored,
     LogitBiasField,
     NoEffect,
+    Only,
     PromptField,
     StopField,
     Unsupported,
-    only,
 )
 from server.openai.response_format import ResponseFormat
 from server.openai.strict_model import StrictModel
@@ -135,7 +135,7 @@ class CompletionRequest(GenerationRequest):
         None, ge=1, le=128, description="How many choices are made, of which the n most probable are returned."
     )
     echo: bool = Field(False, description="The text begins with the prompt.")
-    suffix: Annotated[Any, only(None, "")] = None
+    suffix: Annotated[Any, Only(None, "")] = None
 
     @property
     def num_logprobs(self) -> int | None:
@@ -184,7 +184,7 @@ class Message(StrictModel):
     refusal: Unsupported = None
     audio: Unsupported = None
     function_call: Unsupported = None
-    annotations: Annotated[Any, only(None, [])] = None
+    annotations: Annotated[Any, Only(None, [])] = None
     tool_calls: list[ToolCall] = Field([], max_length=MAX_TOOLS)
 
     @model_validator(mode="before")
@@ -235,9 +235,9 @@ class ChatRequest(Conversation, GenerationRequest):
 
     tool_choice: ToolChoiceField = "auto"
     parallel_tool_calls: bool = Field(True, description="False: at most one call.")
-    functions: Annotated[Any, only(None, [])] = None
-    function_call: Annotated[Any, only(None, "none", "auto")] = None
-    modalities: Annotated[Any, only(None, ["text"])] = None
+    functions: Annotated[Any, Only(None, [])] = None
+    function_call: Annotated[Any, Only(None, "none", "auto")] = None
+    modalities: Annotated[Any, Only(None, ["text"])] = None
     audio: Unsupported = None
     chat_template: Unsupported = Field(None, description="Templates from requests are refused.")
     chat_template_kwargs: Unsupported = None
