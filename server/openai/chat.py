@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from model.tokenizer import Tokenizer
 from server.asker import asker_of
 from server.openai.answer import Answer
+from server.openai.answer_schemas import ChatCompletion
 from server.openai.body import read_body
 from server.openai.constraint import checked_grammar
 from server.openai.documentation import documented
@@ -113,7 +114,9 @@ def chat_router(served: ServedModel) -> APIRouter:
     router = APIRouter(tags=["generation"])
 
     @router.post(
-        "/v1/chat/completions", summary="Answer a conversation", **documented(ChatRequest, EXAMPLE, is_streamed=True)
+        "/v1/chat/completions",
+        summary="Answer a conversation",
+        **documented(ChatRequest, EXAMPLE, answer=ChatCompletion, is_streamed=True),
     )
     async def create_chat_completion(request: Request) -> Response:
         arrived_at_seconds = time.monotonic()

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 from model.tokenizer import Tokenizer
 from server.asker import asker_of
 from server.openai.answer import Answer
+from server.openai.answer_schemas import Completion
 from server.openai.body import read_body
 from server.openai.constraint import checked_grammar
 from server.openai.documentation import documented
@@ -62,7 +63,9 @@ def completions_router(served: ServedModel) -> APIRouter:
     router = APIRouter(tags=["generation"])
 
     @router.post(
-        "/v1/completions", summary="Continue a prompt", **documented(CompletionRequest, EXAMPLE, is_streamed=True)
+        "/v1/completions",
+        summary="Continue a prompt",
+        **documented(CompletionRequest, EXAMPLE, answer=Completion, is_streamed=True),
     )
     async def create_completion(request: Request) -> Response:
         arrived_at_seconds = time.monotonic()

@@ -33,12 +33,22 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def documented(schema: type[BaseModel], example: dict[str, Any], *, is_streamed: bool = False) -> dict[str, Any]:
-    """Return the keyword arguments that document a route whose body is a `schema`, such as `example`."""
+def documented(
+    schema: type[BaseModel],
+    example: dict[str, Any],
+    *,
+    answer: type[BaseModel] | None = None,
+    is_streamed: bool = False,
+) -> dict[str, Any]:
+    """Return the keyword arguments that document a route whose body is a `schema`, such as `example`.
+
+    `answer` is for routes that write their answers themselves.
+    """
+    success = {"model": answer, "description": "The answer."} | ({"content": _EVENTS} if is_streamed else {})
     content = {"schema": {"$ref": _REFERENCE.format(model=schema.__name__)}, "example": example}
     return {
         "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": content}}},
-        "responses": errors(*_ERRORS) | ({200: {"content": _EVENTS}} if is_streamed else {}),
+        "responses": errors(*_ERRORS) | ({} if answer is None else {200: success}),
     }
 
 

@@ -7,13 +7,15 @@ import struct
 import time
 from typing import Any, Literal
 
-from fastapi import APIRouter, Request
+import msgspec
+from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from model.sampling_params import Pooling, SamplingParams
 from scheduler.messages import SequenceOutput
 from server.asker import Asker, asker_of
 from server.disconnect import until_disconnect
+from server.openai.answer_schemas import EmbeddingList
 from server.openai.body import read_body
 from server.openai.documentation import documented
 from server.openai.errors import invalid
@@ -51,8 +53,12 @@ def embeddings_router(served: ServedModel) -> APIRouter:
     """Return the route that makes vectors of texts."""
     router = APIRouter(tags=["generation"])
 
-    @router.post("/v1/embeddings", summary="Turn texts into vectors", **documented(EmbeddingRequest, EXAMPLE))
-    async def create_embeddings(request: Request) -> dict[str, Any]:
+    @router.post(
+        "/v1/embeddings",
+        summary="Turn texts into vectors",
+        **documented(EmbeddingRequest, EXAMPLE, answer=EmbeddingList),
+    )
+    async def create_embeddings(request: Request) -> Response:
         arrived_at_seconds = time.monotonic()
         body = await read_body(request, EmbeddingRequest, served.limits)
         check_model(served, body.model)
@@ -70,13 +76,12 @@ def embeddings_router(served: ServedModel) -> APIRouter:
         asker.on_usage(num_tokens, 0)
         written = [_written(vector, body) for vector in vectors]
         data = [{"object": "embedding", "index": index, "embedding": one} for index, one in enumerate(written)]
-        answer = {"object": "list", "data": data, "model": body.model}
+        answer: dict[str, Any] = {"object": "list", "data": data, "model": body.model}
+        answer |= {"usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens}}
         warnings = ignored_warnings(body)
-        return {
-            **answer,
-            "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
-            **({"warnings": warnings} if warnings else {}),
-        }
+        if warnings:
+            answer["warnings"] = warnings
+        return Response(msgspec.json.encode(answer), media_type="application/json")
 
     return router
 

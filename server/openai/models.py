@@ -4,6 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from server.openai.answer_schemas import ModelEntry, ModelList
 from server.openai.documentation import errors
 from server.openai.errors import ApiError, shown
 from server.served_model import ServedModel
@@ -29,12 +30,14 @@ def models_router(served: ServedModel) -> APIRouter:
             "max_model_len": served.max_model_len,
         }
 
-    @router.get("/v1/models", summary="List the models", responses=errors(401))
+    @router.get("/v1/models", summary="List the models", responses=errors(401), response_model=ModelList)
     async def list_models() -> dict[str, Any]:
         return {"object": "list", "data": [entry(name) for name in served.names]}
 
     # A name may contain slashes, as on the Hugging Face hub.
-    @router.get("/v1/models/{name:path}", summary="Describe a model", responses=errors(401, 404))
+    @router.get(
+        "/v1/models/{name:path}", summary="Describe a model", responses=errors(401, 404), response_model=ModelEntry
+    )
     async def retrieve_model(name: str) -> dict[str, Any]:
         check_model(served, name)
         return entry(name)

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from server.asker import asker_of
 from server.disconnect import until_disconnect
 from server.openai.answer import Pieces, start_generation
+from server.openai.answer_schemas import ResponseObject
 from server.openai.body import read_body
 from server.openai.constraint import checked_grammar
 from server.openai.documentation import documented
@@ -194,7 +195,9 @@ def responses_router(served: ServedModel) -> APIRouter:
     router = APIRouter(tags=["generation"])
 
     @router.post(
-        "/v1/responses", summary="Answer, in the newer form", **documented(ResponsesRequest, EXAMPLE, is_streamed=True)
+        "/v1/responses",
+        summary="Answer, in the newer form",
+        **documented(ResponsesRequest, EXAMPLE, answer=ResponseObject, is_streamed=True),
     )
     async def create_response(request: Request) -> Response:
         arrived_at_seconds = time.monotonic()

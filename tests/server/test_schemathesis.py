@@ -32,10 +32,12 @@ def test_no_request_gets_an_answer_that_the_openapi_document_does_not_have(
         ]
         finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=3600, check=False)
         metrics = running.http.get("/metrics").text
-    print(finished.stdout[-5000:])
+        num_restarts = running.metric("engine_restarts_total")
+    print(finished.stdout)
     found = re.search(r"(\d+) generated", finished.stdout)
     assert found
     assert int(found[1]) > 1000
     assert finished.returncode == 0
+    assert num_restarts == 0
     for route in ROUTES:
         assert re.search(rf'^caravan_http_requests_total{{.*route="{route}",status="200"}} \d', metrics, re.MULTILINE)
