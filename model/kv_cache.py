@@ -57,6 +57,11 @@ class KVCache:
         self.keys = [pool() for _ in range(config.num_layers)]
         self.values = [pool() for _ in range(config.num_layers)]
 
+    def copy_block(self, source: int, target: int) -> None:
+        """Copy the keys and values of a block."""
+        for pool in self.keys + self.values:
+            pool[target] = pool[source]
+
     @property
     def num_bytes(self) -> int:
         """Size of the whole pool in bytes."""

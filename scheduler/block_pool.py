@@ -40,6 +40,8 @@ class BlockPool:
         self._hash_of: dict[int, bytes] = {}  # block -> its published hash
         self._block_of: dict[bytes, int] = {}  # published hash -> block
         self._num_cached = 0  # free blocks that have a hash
+        self._tail_blocks: dict[bytes, int] = {}  # hash of a prompt's end -> the held block that begins with it
+        self._tail_of: dict[int, bytes] = {}
         self._expected: Counter[bytes] = Counter()  # hash -> running sequences that will compute its block
 
     @property
@@ -84,6 +86,17 @@ class BlockPool:
             self._block_of[name] = block
             self._hash_of[block] = name
 
+    def publish_tail(self, block: int, name: bytes) -> None:
+        """Offer the beginning of a held block for copying, for as long as it is held."""
+        assert self._ref_counts[block] > 0, "a block is published by one who holds it"
+        if name not in self._tail_blocks and block not in self._tail_of:
+            self._tail_blocks[name] = block
+            self._tail_of[block] = name
+
+    def lookup_tail(self, name: bytes) -> int | None:
+        """Return a block that begins with what has this name, or None."""
+        return self._tail_blocks.get(name)
+
     def expect(self, names: Sequence[bytes]) -> None:
         """Note that a running sequence will compute and publish the blocks of these hashes."""
         self._expected.update(names)
@@ -106,10 +119,16 @@ class BlockPool:
         return len(self._expected)
 
     def forget(self, block: int) -> None:
-        """Withdraw a held block from the prefix table, if it is there."""
+        """Withdraw a held block from the tables, if it is there."""
+        self._forget_tail(block)
         name = self._hash_of.pop(block, None)
         if name is not None:
             del self._block_of[name]
+
+    def _forget_tail(self, block: int) -> None:
+        name = self._tail_of.pop(block, None)
+        if name is not None:
+            del self._tail_blocks[name]
 
     def release(self, blocks: Sequence[int]) -> None:
         """Give back one hold on each block of a sequence.
@@ -120,6 +139,7 @@ class BlockPool:
             assert self._ref_counts[block] > 0, f"block {block} was released more often than held"
             self._ref_counts[block] -= 1
             if self._ref_counts[block] == 0:
+                self._forget_tail(block)
                 self._free[block] = None
                 if block in self._hash_of:
                     self._num_cached += 1
@@ -132,4 +152,6 @@ class BlockPool:
         assert free == {b for b, count in enumerate(self._ref_counts) if count == 0}, "free list and counts differ"
         assert all(count >= 0 for count in self._ref_counts), "negative reference count"
         assert {name: block for block, name in self._hash_of.items()} == self._block_of, "hash tables differ"
+        assert {name: block for block, name in self._tail_of.items()} == self._tail_blocks, "tail tables differ"
+        assert not free & self._tail_of.keys(), "a tail is offered that nobody holds"
         assert self._num_cached == len(free & self._hash_of.keys()), "cached count is wrong"

@@ -37,6 +37,7 @@ class Engine:
         """Without `grammars` no request may have one."""
         self.model = model
         self.kv_cache = KVCache(model.config, config.num_blocks, config.block_size, kv_dtype, device)
+        self.config = config
         self.scheduler = Scheduler(config)
         self._batch_builder = BatchBuilder(config.max_num_seqs, config.max_num_blocks, config.block_size, device)
         self._grammars = grammars
@@ -71,6 +72,9 @@ class Engine:
         if constrained and self._grammars is not None:
             for matcher in constrained:
                 matcher.start_mask(self._grammars.executor)
+        for scheduled in plan:
+            if scheduled.copied_block is not None:
+                self.kv_cache.copy_block(scheduled.copied_block, scheduled.first_block(self.config.block_size))
         batch = self._batch_builder.build(plan)
         self._lap("batch")
         hidden = self.model.hidden_states(batch, self.kv_cache)  # [S, hidden_size]

@@ -32,6 +32,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     cache_salt: str = ""  # prefix blocks are shared only between requests of one salt
     key: str = ""  # the name of whoever asks; the queue shares the engine fairly between names
     priority: int = 0  # lower is sooner
+    group: int = 0  # choices of one prompt have the same number; 0: there is only one
     pooling: Pooling | None = None  # what is wanted is one vector for the prompt; nothing is drawn: max_tokens is 0
     grammar: str = ""  # in llguidance's own form: which texts the output may be; empty: any
 

@@ -51,7 +51,7 @@ class Scheduler:
             for sequence in self.running:
                 if sequence.request.request_id == request_id:
                     self.running.remove(sequence)
-                    release_blocks(self.pool, sequence)
+                    release_blocks(self.pool, sequence, self.config.block_size)
                     return
 
     @property
@@ -130,12 +130,12 @@ class Scheduler:
                 continue
             if sequence.matcher is not None and not self._has_grammar(sequence, sequence.matcher):
                 continue
-            hits = prefix_hits(self.pool, sequence, self.config.block_size)
+            hits, tail = prefix_hits(self.pool, sequence, self.config.block_size)
             if sequence.awaited_hash is not None:
                 continue
             if not self._has_room(sequence, hits):
                 break
-            scheduled = self._admit(sequence, hits, budget)
+            scheduled = self._admit(sequence, hits, tail, budget)
             joined.append(scheduled)
             budget -= scheduled.num_tokens
         for refused in self._refused:
@@ -179,9 +179,9 @@ class Scheduler:
         for index, lookup, count in zip(
             candidates, lookups, share_out(lookups, limits, num_rows, max_rows), strict=True
         ):
-            sequence, num_tokens, _ = plan[index]
+            sequence, num_tokens, *_ = plan[index]
             if count and self._extend_block_table(sequence, num_tokens + count):
-                plan[index] = ScheduledSequence(sequence, num_tokens, lookup.guess(sequence.token_ids, count))
+                plan[index] = plan[index]._replace(draft_token_ids=lookup.guess(sequence.token_ids, count))
         return plan
 
     def _has_room(self, sequence: Sequence, hits: list[int]) -> bool:
@@ -189,12 +189,14 @@ class Scheduler:
         num_free = self.pool.num_free - sum(self.pool.is_free(block) for block in hits)
         return self._num_blocks_for(sequence.num_tokens) - len(hits) <= num_free
 
-    def _admit(self, sequence: Sequence, hits: list[int], budget: int) -> ScheduledSequence:
-        """Make a sequence run, with the blocks of its prefix and those of its first chunk."""
+    def _admit(self, sequence: Sequence, hits: list[int], tail: int | None, budget: int) -> ScheduledSequence:
+        """Make a sequence run, with the blocks of its prefix, a copy of the tail, and the blocks of its first chunk."""
         for block in hits:
             self.pool.share(block)
         sequence.block_table = hits
         sequence.num_computed_tokens = len(hits) * self.config.block_size
+        if tail is not None:
+            sequence.num_computed_tokens = sequence.num_prompt_tokens - 1
         sequence.num_published_blocks = sequence.num_expected_blocks = len(hits)
         expect_full_blocks(self.pool, sequence, self.config.block_size)
         sequence.scheduled_at_seconds = time.monotonic()
@@ -206,7 +208,7 @@ class Scheduler:
         fits = self._extend_block_table(sequence, num_tokens)
         assert fits, "the free blocks were counted before"
         self.running.append(sequence)
-        return ScheduledSequence(sequence, num_tokens)
+        return ScheduledSequence(sequence, num_tokens, copied_block=tail)
 
     def _extend_block_table(self, sequence: Sequence, num_tokens: int) -> bool:
         """Allocate the blocks of the next num_tokens tokens; False, with nothing changed, if they are not free."""
@@ -222,7 +224,7 @@ class Scheduler:
     def _preempt_youngest(self) -> Sequence:
         """Take the blocks of the running sequence that joined last and put it at the head of the queue."""
         sequence = self.running.pop()
-        release_blocks(self.pool, sequence)
+        release_blocks(self.pool, sequence, self.config.block_size)
         self.waiting.put_back(sequence)
         self._counters.num_preemptions += 1
         return sequence
@@ -270,7 +272,7 @@ class Scheduler:
         publish_full_blocks(self.pool, sequence, self.config.block_size)
         if reason is not None:
             self.running.remove(sequence)
-            release_blocks(self.pool, sequence)
+            release_blocks(self.pool, sequence, self.config.block_size)
         return outputs
 
     def _finish_reason(self, sequence: Sequence) -> FinishReason | None:
@@ -287,5 +289,5 @@ class Scheduler:
         for block in sequence.block_table:
             self.pool.forget(block)
         self.running.remove(sequence)
-        release_blocks(self.pool, sequence)
+        release_blocks(self.pool, sequence, self.config.block_size)
         return sequence.error_output(error)

@@ -27,6 +27,7 @@ class Sequence:
     block_hashes: list[bytes] = field(default_factory=list)  # of the full blocks, as far as they were needed
     num_published_blocks: int = 0
     num_expected_blocks: int = 0  # full blocks that are published or that others may wait for
+    is_tail_expected: bool = False  # others of its group may wait for the block its prompt ends in
     awaited_hash: bytes | None = None  # of the block it waited for when the scheduler last looked at it
     lookup: PromptLookup | None = None  # once guesses were considered
     matcher: Matcher | None = None  # of the request's grammar
@@ -103,6 +104,19 @@ class Sequence:
             self.block_hashes.append(block_hash(parent, self.token_ids[start : start + block_size]))
         return self.block_hashes[:num_blocks]
 
+    def tail_hash(self, block_size: int) -> bytes | None:
+        """Return the name of what the prompt has behind its full blocks, without its last token, for its group.
+
+        None if that is nothing, or if nobody else will ask for it.
+        """
+        end = self.num_prompt_tokens - 1
+        num_full = end // block_size
+        if not self.request.group or end == num_full * block_size:
+            return None
+        full = self.hashes(num_full, block_size)
+        parent = full[-1] if full else root_hash(self.request.cache_salt)
+        return block_hash(parent, [self.request.group, *self.token_ids[num_full * block_size : end]])
+
 
 def _logprobs(samples: Seq[Sample]) -> list[TokenLogprobs]:
     return [
@@ -122,11 +136,16 @@ class ScheduledSequence(NamedTuple):
     sequence: Sequence
     num_tokens: int
     draft_token_ids: tuple[int, ...] = ()  # only if the step reaches the last token
+    copied_block: int | None = None  # whose content the block of its first token gets before the step
 
     @property
     def num_rows(self) -> int:
         """Tokens this step computes, guessed ones included."""
         return self.num_tokens + len(self.draft_token_ids)
+
+    def first_block(self, block_size: int) -> int:
+        """Return the block of the first token of this step."""
+        return self.sequence.block_table[self.sequence.num_computed_tokens // block_size]
 
     @property
     def reaches_end(self) -> bool:

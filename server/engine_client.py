@@ -79,6 +79,7 @@ class EngineClient:
         asker: Asker = Asker(),
         grammar: str = "",
         pooling: Pooling | None = None,
+        group: int = 0,
     ) -> TokenStream:
         """Return the stream of a new request; raises EngineUnavailable."""
         if not self.is_ready:
@@ -95,6 +96,7 @@ class EngineClient:
                 priority=asker.priority,
                 grammar=grammar,
                 pooling=pooling,
+                group=group,
             )
         )
         return stream

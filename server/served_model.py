@@ -30,6 +30,7 @@ class Engine(Protocol):
         asker: Asker = Asker(),
         grammar: str = "",
         pooling: Pooling | None = None,
+        group: int = 0,
     ) -> TokenStream:
         """Return the stream of a new request; raises EngineUnavailable."""
 

@@ -76,6 +76,7 @@ class FakeEngineClient:
         asker: Asker = Asker(),
         grammar: str = "",
         pooling: Pooling | None = None,
+        group: int = 0,
     ) -> TokenStream:
         if not self.is_ready:
             raise EngineUnavailable

@@ -1,6 +1,7 @@
 """Generation: the choices of one HTTP request while the engine produces them."""
 
 import asyncio
+import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,8 +63,9 @@ class Generation:
         self._num_open = sum(len(job.params) for job in jobs)  # choices whose last piece is still to come
         try:
             for job in jobs:
+                group = secrets.randbits(63) if len(job.params) > 1 else 0
                 for params in job.params:
-                    tokens = served.engine.submit(job.token_ids, params, asker, grammar)
+                    tokens = served.engine.submit(job.token_ids, params, asker, grammar, group=group)
                     tokens.on_news = self._on_news
                     self._choices.append(_choice_of(tokens, served, job, params, stop, arrived_at_seconds))
         except BaseException:

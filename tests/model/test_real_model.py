@@ -57,9 +57,9 @@ def test_logits_of_every_prompt_position_equal_transformers(model: Llama, twin: 
     assert max(differences) < 1e-3
 
 
-def test_64_greedy_tokens_equal_transformers(model: Llama, twin: Any, prompts: list[list[int]]) -> None:
+def test_64_greedy_tokens_and_logprobs_equal_transformers(model: Llama, twin: Any, prompts: list[list[int]]) -> None:
     engine = tiny_engine(model, num_blocks=512, block_size=16, max_batch_tokens=512, max_model_len=1024)
-    requests = [make_request(i, prompt, max_tokens=64) for i, prompt in enumerate(prompts)]
+    requests = [make_request(i, prompt, max_tokens=64, num_logprobs=5) for i, prompt in enumerate(prompts)]
     ours = run_to_end(engine, requests)
     for i, prompt in enumerate(prompts):
         with torch.inference_mode():  # over prompt and answer at once: each token is the best after those before
@@ -67,3 +67,7 @@ def test_64_greedy_tokens_equal_transformers(model: Llama, twin: Any, prompts: l
         theirs = logits[len(prompt) - 1 : -1].argmax(dim=-1).tolist()
         assert len(theirs) == 64
         assert ours[i].token_ids == theirs
+        logprobs = logits[len(prompt) - 1 : -1].log_softmax(dim=-1)
+        reported = torch.tensor([entry.top_logprobs for entry in ours[i].logprobs])
+        torch.testing.assert_close(reported, logprobs.topk(5).values, atol=1e-3, rtol=0)
+        assert [entry.logprob for entry in ours[i].logprobs] == [entry.top_logprobs[0] for entry in ours[i].logprobs]

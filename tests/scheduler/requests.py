@@ -16,6 +16,7 @@ def make_request(
     key: str = "",
     priority: int = 0,
     pooling: Pooling | None = None,
+    group: int = 0,
     **params: Any,
 ) -> Request:
     """Return a greedy request with 4 tokens of output unless told otherwise."""
@@ -30,4 +31,5 @@ def make_request(
         key=key,
         priority=priority,
         pooling=pooling,
+        group=group,
     )

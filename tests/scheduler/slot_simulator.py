@@ -52,6 +52,7 @@ class SlotSimulator:
         self.slots: list[int | None] = [None] * (self.config.num_blocks * self.config.block_size)
         self.num_preemptions = 0
         self.num_prefix_hits = 0
+        self.num_copies = 0
         self.num_draft_tokens = 0
         self.num_accepted_tokens = 0
 
@@ -115,6 +116,10 @@ class SlotSimulator:
     def _compute(self, scheduled: ScheduledSequence) -> list[Sample]:
         """Write this step's slots, read the whole context, and answer behind the last token and each guessed one."""
         sequence, block_size = scheduled.sequence, self.config.block_size
+        if scheduled.copied_block is not None:
+            source, target = scheduled.copied_block * block_size, scheduled.first_block(block_size) * block_size
+            self.slots[target : target + block_size] = self.slots[source : source + block_size]
+            self.num_copies += 1
         text = [*sequence.token_ids, *scheduled.draft_token_ids]
         end = sequence.num_computed_tokens + scheduled.num_rows
         salt = sequence.request.cache_salt

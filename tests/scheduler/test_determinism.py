@@ -124,6 +124,16 @@ def test_the_number_of_threads_changes_no_bit(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_choices_that_share_one_prefill_get_the_bits_they_get_alone(kind: str) -> None:
+    requests = [sampled(i, random_prompt(5, 58), group=1) for i in range(8)]
+    num_prefilled: list[int] = []
+    engine = engine_of(kind, block_size=16)
+    together = run_to_end(engine, requests, on_step=lambda step: num_prefilled.append(step.stats.num_prefill_tokens))
+    assert sum(num_prefilled) == 58 + 7  # the last token of each prompt gives its first logits
+    assert together == {request.request_id: solo(kind, request) for request in requests}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_prefix_hit_changes_no_bit(kind: str) -> None:
     engine = engine_of(kind, block_size=16)
     request = sampled(0, random_prompt(5, 50))

@@ -261,3 +261,28 @@ def test_prompt_tokens_count_as_prefill_and_single_output_tokens_as_decode() -> 
     assert (stats.num_prefill_tokens, stats.num_decode_tokens) == (3, 0)
     stats = step(scheduler)[1].stats
     assert (stats.num_prefill_tokens, stats.num_decode_tokens) == (0, 1)
+
+
+def test_choices_of_one_prompt_compute_it_once_and_copy_what_its_last_block_begins_with() -> None:
+    scheduler = make_scheduler(num_blocks=16)
+    for request_id in range(3):
+        scheduler.add(make_request(request_id, list(range(10)), group=7, max_tokens=8))
+    assert step(scheduler)[0] == {0: 10}
+    plan = scheduler.schedule()
+    assert [(s.num_tokens, s.copied_block is None) for s in plan] == [(1, True), (1, False), (1, False)]
+    owner, *others = (s.sequence.block_table for s in plan)
+    assert all(table[:2] == owner[:2] and table[2] != owner[2] for table in others)
+    assert [s.copied_block for s in plan[1:]] == [owner[2]] * 2
+    output = scheduler.commit(plan, [Sample(1)] * 3)
+    assert [one.num_cached_tokens for one in output.outputs] == [0, 9, 9]
+    scheduler.pool.check()
+
+
+def test_the_end_of_a_prompt_is_copied_only_while_a_choice_of_it_runs_and_only_within_the_group() -> None:
+    scheduler = make_scheduler(num_blocks=16)
+    scheduler.add(make_request(0, list(range(10)), group=7, max_tokens=2))
+    step(scheduler)
+    scheduler.add(make_request(1, list(range(10)), group=8, max_tokens=1))
+    assert step(scheduler)[0] == {0: 1, 1: 2}
+    scheduler.add(make_request(2, list(range(10)), group=7, max_tokens=1))
+    assert step(scheduler)[0] == {2: 2}

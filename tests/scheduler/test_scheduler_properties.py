@@ -36,11 +36,14 @@ def workloads(draw: st.DrawFn) -> Workload:
     )
     lookback = draw(st.sampled_from([None, 1, 2]))
     stem = draw(st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=0, max_size=24))  # what the prompts share
-    arrivals = []
+    arrivals: list[tuple[int, Request]] = []
     for request_id in range(draw(st.integers(1, 10))):
         shared = stem[: draw(st.integers(0, len(stem)))]
         own = draw(st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=6))
         prompt = (shared + own)[: max_model_len - 1]
+        is_repeated: bool = draw(st.booleans())
+        if arrivals and is_repeated:  # another choice, perhaps
+            prompt = arrivals[-1][1].prompt_token_ids
         max_tokens = draw(st.sampled_from([1, 4, 12, 30]))
         replayed: list[int] = []
         if draw(st.booleans()) and len(prompt) + 1 < max_model_len and max_tokens > 1:  # back after an engine's death
@@ -50,6 +53,7 @@ def workloads(draw: st.DrawFn) -> Workload:
             prompt,
             output=replayed,
             salt=draw(st.sampled_from(["", "", "other"])),
+            group=draw(st.sampled_from([0, 1])),
             max_tokens=max_tokens,
             stop_token_ids=tuple({draw(st.integers(0, VOCAB_SIZE - 1))} - set(replayed)),
         )
@@ -88,6 +92,7 @@ def test_every_request_of_a_random_workload_gets_its_solo_answer_and_no_block_le
             assert (got, simulator.finish_reasons[request.request_id]) == (tokens, reason)
     event(f"preemptions: {min(simulator.num_preemptions, 3)}")
     event(f"prefix hits: {simulator.num_prefix_hits > 0}")
+    event(f"copies: {min(simulator.num_copies, 3)}")
     event(f"guessed right: {simulator.num_accepted_tokens > 0}")
     event(f"guessed wrong: {simulator.num_draft_tokens > simulator.num_accepted_tokens}")
     event(f"aborted: {bool(aborted)}")

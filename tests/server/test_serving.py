@@ -8,7 +8,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -211,3 +213,29 @@ def test_a_port_in_use_ends_the_command_with_one_line(tiny_model_path: Path) -> 
 
 def test_a_wrong_option_ends_the_command_with_one_line(tiny_model_path: Path) -> None:
     assert failed_start(str(tiny_model_path), "--port", "x").startswith("--port is 'x': it ")
+
+
+def test_one_request_of_a_key_does_not_wait_for_the_200_of_another(tiny_model_path: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.txt"
+    keys.write_text("heavy: secret-of-heavy\nlight: secret-of-light\n")
+    ended: list[str] = []
+
+    def ask(http: httpx.Client, name: str) -> None:
+        body = {"model": "tiny", "prompt": f"{name} {len(ended)}", "max_tokens": 8, "ignore_eos": True}
+        headers = {"authorization": f"Bearer secret-of-{name}"}
+        assert http.post("/v1/completions", json=body, headers=headers).status_code == 200
+        ended.append(name)
+
+    with (
+        running_server(tiny_model_path, "--max-num-seqs", "2", "--api-key-file", str(keys)) as running,
+        httpx.Client(base_url=running.url, timeout=60, trust_env=False, limits=httpx.Limits()) as http,
+        ThreadPoolExecutor(201) as pool,
+    ):
+        asked = [pool.submit(ask, http, "heavy") for _ in range(200)]
+        while not ended:
+            time.sleep(0.01)
+        before = len(ended)
+        asked.append(pool.submit(ask, http, "light"))
+        for future in asked:
+            future.result()
+    assert ended.index("light") - before < 100  # first come, first served would let it end as one of the last

@@ -33,6 +33,7 @@ class HandEngine:
         asker: Asker = Asker(),
         grammar: str = "",
         pooling: Pooling | None = None,
+        group: int = 0,
     ) -> TokenStream:
         self.streams.append(TokenStream(len(self.streams), self.aborted.append))
         return self.streams[-1]
