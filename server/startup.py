@@ -18,6 +18,7 @@ from model.tokenizer_loader import load_tokenizer
 from scheduler.messages import EngineReady
 from server.api_keys import ApiKeys
 from server.app import create_app
+from server.bounded_head import BoundedHead
 from server.chat_template import ChatTemplate
 from server.engine_client import EngineClient
 from server.metrics import Metrics
@@ -64,6 +65,7 @@ async def run_server(
         server = uvicorn.Server(
             uvicorn.Config(
                 app,
+                http=BoundedHead,
                 access_log=False,
                 log_config=None,
                 lifespan="off",

@@ -79,13 +79,15 @@ class Target:
         """Return what the server answers to these bytes, nothing if it only closes; raises TimeoutError."""
         address = urlsplit(self.url)
         with socket.create_connection((address.hostname, address.port), timeout=seconds) as connection:
-            connection.sendall(request)
-            connection.shutdown(socket.SHUT_WR)
             received = b""
             try:
+                connection.sendall(request)
+                connection.shutdown(socket.SHUT_WR)
                 while part := connection.recv(65536):
                     received += part
-            except ConnectionResetError:
+            except TimeoutError:
+                raise
+            except OSError:  # it had read enough, and closed with the rest unread
                 pass
         return received
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -73,6 +74,20 @@ def test_a_client_that_leaves_frees_its_blocks_within_two_steps(server: RunningS
     eventually(lambda: is_idle(server), within_seconds=2)
     assert server.metric("generation_tokens_total") - produced_before < 200  # of 400: it did not run to its end
     assert server.metric("request_success_total") >= 0
+
+
+def test_a_head_without_an_end_is_refused(server: RunningServer) -> None:
+    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as client:
+        client.sendall(b"GET /livez HTTP/1.1\r\nx-long: ")
+        for _ in range(1000):
+            client.sendall(b"a" * 1024)
+            if select.select([client], [], [], 0.001)[0]:
+                break
+        answer = client.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["type"] == "invalid_request_error"
+    long = {"x-long": "a" * 8000}
+    assert [server.http.get("/livez", headers=long).status_code for _ in range(12)] == [200] * 12  # 96 KB, one by one
 
 
 def test_more_streams_than_fit_all_finish_as_they_do_alone(server: RunningServer) -> None:
