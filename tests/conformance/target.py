@@ -95,6 +95,7 @@ class Target:
         response = self.post(path, {"model": self.model} | fields)
         assert response.status_code == 200, f"status {response.status_code}: {response.text[:200]}"
         body: Body = response.json()
+        assert body.get("choices"), f"an answer without choices: {response.text[:100]}"
         return body
 
 

@@ -31,6 +31,7 @@ def requests_have_ids(target: Target) -> None:
 def health_is_told(target: Target) -> None:
     """`/health` answers."""
     assert target.http.get("/health").status_code == 200
+    assert target.http.get("/health/nothing").status_code != 200, "so does every path"
 
 
 def unknown_paths_and_methods(target: Target) -> None:

@@ -14,7 +14,9 @@ def streams_end_with_done(target: Target) -> None:
 def events_have_no_id(target: Target) -> None:
     """No event has an `id:` line."""
     body = {"model": target.model, "stream": True} | target.a_chat()
-    assert "\nid:" not in "\n" + target.post(CHAT, body).text
+    text = "\n" + target.post(CHAT, body).text
+    assert "\ndata:" in text, "there are no events"
+    assert "\nid:" not in text
 
 
 def chunks_name_their_answer(target: Target) -> None:

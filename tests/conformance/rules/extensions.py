@@ -122,6 +122,7 @@ def probes_answer(target: Target) -> None:
     """`/livez`, `/readyz`, `/version` and `/metrics` answer."""
     for path in ("/livez", "/readyz", "/version", "/metrics"):
         assert target.http.get(path).status_code == 200, path
+    assert "# TYPE" in target.http.get("/metrics").text
 
 
 def the_document_is_published(target: Target) -> None:
