@@ -20,6 +20,8 @@ from model.sampling_params import SamplingParams
 GREEDY_BELOW = 1e-5  # a temperature this small is greedy: dividing by it would overflow
 BLOCK_WIDTH = 256  # neighbouring tokens whose maximum or sum is found first
 FIRST_BOUND = 16  # a nucleus is sought first among tokens of so many times the weight that would always do
+LEAST_EXPONENT = -87.0
+LEAST_WEIGHT = 1.7e-38  # just above exp of it
 BELOW_ONE = math.nextafter(1.0, 0.0)
 
 Floats = NDArray[np.float32]
@@ -138,7 +140,9 @@ def adjust_logits(logits: Tensor, row: SamplingRow) -> Tensor:
 def draw(logits: Tensor, rows: Sequence[SamplingRow]) -> list[int]:
     """Return a token for each row of [S, vocab_size], drawn from softmax(logits / temperature) after truncation."""
     temperatures = torch.tensor([[row.params.temperature] for row in rows], device=logits.device)
-    weights = (logits - logits.amax(dim=-1, keepdim=True)).div_(temperatures).exp_()
+    exponents = (logits - logits.amax(dim=-1, keepdim=True)).div_(temperatures)
+    # What exp would make less than a normal number is nothing: it takes exp many times as long, minus infinity too.
+    weights = torch.threshold_(torch.threshold_(exponents, LEAST_EXPONENT, LEAST_EXPONENT).exp_(), LEAST_WEIGHT, 0.0)
     width = math.gcd(logits.shape[1], BLOCK_WIDTH)
     sums = weights.view(len(rows), -1, width).sum(dim=-1)  # of short pieces, each by itself
     pairs = zip(weights.numpy(force=True), sums.numpy(force=True), strict=True)

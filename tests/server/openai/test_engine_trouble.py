@@ -78,7 +78,7 @@ async def test_what_the_engine_says_of_its_failure_goes_to_the_log_only(
 async def test_a_defect_of_ours_is_a_500_that_names_nothing(
     api: Api, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def submit(*_: object) -> None:
+    def submit(*_: object, **__: object) -> None:
         raise KeyError("/secret/path")
 
     monkeypatch.setattr(api.engine, "submit", submit)
