@@ -70,8 +70,7 @@ class Engine:
             return [], {}
         constrained = [s.sequence.matcher for s in plan if s.sequence.matcher is not None and s.wants_logits]
         if constrained and self._grammars is not None:
-            for matcher in constrained:
-                matcher.start_mask(self._grammars.executor)
+            self._grammars.start_masks(constrained)
         for scheduled in plan:
             if scheduled.copied_block is not None:
                 self.kv_cache.copy_block(scheduled.copied_block, scheduled.first_block(self.config.block_size))

@@ -18,7 +18,7 @@ class Matcher:
 
     def __init__(self, compiled: "Future[LLMatcher]") -> None:
         self._compiled = compiled
-        self._mask: Future[bytes] | None = None
+        self._mask: Callable[[], bytes] | None = None  # waits for it
 
     @property
     def is_ready(self) -> bool:
@@ -43,15 +43,23 @@ class Matcher:
         self._mask = None
         return self._state.consume_token(token_id)
 
-    def start_mask(self, executor: ThreadPoolExecutor) -> None:
-        """Begin to compute which tokens may come next, if that is not known."""
-        if self._mask is None:
-            self._mask = executor.submit(self._state.compute_bitmask)
+    @property
+    def is_mask_missing(self) -> bool:
+        """Whether nobody computes which tokens may come next, or has done so."""
+        return self._mask is None
+
+    def compute_mask(self) -> bytes:
+        """Return which tokens may come next, as `mask` does, at the price of finding out."""
+        return self._state.compute_bitmask()
+
+    def expect_mask(self, masks: "Future[list[bytes]]", index: int) -> None:
+        """Take the mask from these when it is wanted."""
+        self._mask = lambda: masks.result()[index]
 
     def mask(self) -> bytes:
         """Return which tokens may come next, a bit for each token, the lowest of a byte first; begin before."""
         assert self._mask is not None
-        return self._mask.result()
+        return self._mask()
 
     @property
     def _state(self) -> LLMatcher:
@@ -63,14 +71,23 @@ class Grammars:
 
     def __init__(self, make_tokenizer: Callable[[], LLTokenizer]) -> None:
         """`make_tokenizer` is called with the first grammar."""
-        self.executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar")
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar")
         self._make_tokenizer = make_tokenizer
         self._tokenizer: LLTokenizer | None = None
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
 
     def matcher(self, grammar: str, output_token_ids: list[int]) -> Matcher:
         """Return the matcher of a sequence that has this output already; returns before the grammar is compiled."""
-        return Matcher(self.executor.submit(self._start, grammar, output_token_ids))
+        return Matcher(self._executor.submit(self._start, grammar, output_token_ids))
+
+    def start_masks(self, matchers: list[Matcher]) -> None:
+        """Begin to compute which tokens may come next, in one go for all sequences of which that is not known."""
+        wanted = [matcher for matcher in matchers if matcher.is_mask_missing]
+        if not wanted:
+            return
+        masks = self._executor.submit(lambda: [matcher.compute_mask() for matcher in wanted])
+        for index, matcher in enumerate(wanted):
+            matcher.expect_mask(masks, index)
 
     def _start(self, grammar: str, output_token_ids: list[int]) -> LLMatcher:
         """Only the one thread of the executor comes here."""
