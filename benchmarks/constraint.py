@@ -43,7 +43,7 @@ def main() -> None:
     runtime = choose_runtime(checkpoint, dtype="auto", quantization="auto", block_size=16)
     model = load_model(checkpoint, runtime.dtype, torch.device("cpu"), 2048, runtime.make_model)
     tokenizer = load_tokenizer(path).resized(model.config.vocab_size)
-    grammars = Grammars(lambda: grammar_tokenizer(tokenizer))
+    grammars = Grammars(lambda: grammar_tokenizer(tokenizer), torch.get_num_threads())
     config = EngineConfig(num_blocks=4096, max_model_len=2048, speculation="off")
     prompt = tokenizer.encode("A list of people as JSON: ")
     for temperature in (0.0, 1.0):

@@ -6,7 +6,7 @@ gives the same tokens in any batch and after a replay.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,15 +16,17 @@ from torch import Tensor
 
 from model.sample import Sample
 from model.sampling_params import SamplingParams
+from model.truncation import Floats, is_truncated, kept_tokens
 
 GREEDY_BELOW = 1e-5  # a temperature this small is greedy: dividing by it would overflow
 BLOCK_WIDTH = 256  # neighbouring tokens whose maximum or sum is found first
-FIRST_BOUND = 16  # a nucleus is sought first among tokens of so many times the weight that would always do
 LEAST_EXPONENT = -87.0
 LEAST_WEIGHT = 1.7e-38  # just above exp of it
+NUM_POSITIONS = 2**40  # more than any output has
 BELOW_ONE = math.nextafter(1.0, 0.0)
 
-Floats = NDArray[np.float32]
+Masks = NDArray[np.uint8]  # [N, bytes], a bit for each token that may be drawn, the lowest of a byte first
+FindMasks = Callable[[list[int]], Masks]  # of the grammars of these rows
 
 
 class SamplingRow(NamedTuple):
@@ -34,7 +36,7 @@ class SamplingRow(NamedTuple):
     position: int  # tokens of the output before the one to be drawn
     prompt_token_ids: Sequence[int] = ()  # for penalties; see needs_history
     output_token_ids: Sequence[int] = ()
-    mask: bytes | None = None  # which tokens may be drawn, a bit for each, the lowest of a byte first; None: all
+    allows: Callable[[int], bool] | None = None  # whether the row's grammar allows a token; None: it has none
 
 
 def needs_history(params: SamplingParams) -> bool:
@@ -42,46 +44,74 @@ def needs_history(params: SamplingParams) -> bool:
     return params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
 
 
-def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[Sample | None]:
-    """Return the next token of each row of logits [S, vocab_size]; None for a row that holds NaN or plus infinity."""
+def sample(logits: Tensor, rows: Sequence[SamplingRow], find_masks: FindMasks | None = None) -> list[Sample | None]:
+    """Return the next token of each row of logits [S, vocab_size].
+
+    None for a row that holds NaN or plus infinity, or where grammar and bias leave nothing to choose from.
+    `find_masks` is needed where a row has a grammar.
+
+    Such a row is first chosen from as if it had none: mostly its grammar allows the token, and to ask for one token
+    costs next to nothing. Else it is masked and chosen from again, with another random number. A token x of the allowed
+    A then has the probability p(x) + (1 - p(A)) p(x) / p(A) = p(x) / p(A), as if the row had been masked at once.
+    """
     assert logits.shape[0] == len(rows)
-    maxima, best_ids = largest_logits(logits)
-    token_ids: list[int] = best_ids.tolist()
-    is_sound = maxima.isfinite().tolist()
-    drawn: list[int] = []
-    adjusted: dict[int, Tensor] = {}
-    masked = [index for index, row in enumerate(rows) if row.mask is not None]
-    if masked:
-        allowed = mask_logits(logits[masked], [rows[index].mask or b"" for index in masked])
-        adjusted = dict(zip(masked, allowed, strict=True))
-        for index, token_id in zip(masked, largest_logits(allowed)[1].tolist(), strict=True):
-            token_ids[index] = token_id
-    for index, row in enumerate(rows):
-        if not is_sound[index]:
-            continue
-        if is_adjusted(row):
-            adjusted[index] = adjust_logits(adjusted.get(index, logits[index]), row)
-            token_ids[index] = int(adjusted[index].argmax())
-        if row.mask is not None and adjusted[index][token_ids[index]] == -math.inf:
-            is_sound[index] = False  # nothing is left that may be drawn
-        elif row.params.temperature >= GREEDY_BELOW:
-            drawn.append(index)
-    if drawn:
-        chosen = logits if len(drawn) == len(rows) else logits[drawn]
-        if adjusted:
-            chosen = torch.stack([adjusted.get(index, logits[index]) for index in drawn])
-        for index, token_id in zip(drawn, draw(chosen, [rows[index] for index in drawn]), strict=True):
-            token_ids[index] = token_id
-    samples: list[Sample | None] = [
-        Sample(token_id) if sound else None for token_id, sound in zip(token_ids, is_sound, strict=True)
+    scores = adjusted_logits(logits, rows)
+    token_ids = choose(scores, rows, is_masked=False)
+    masked = [
+        index for index, token_id in enumerate(token_ids) if token_id is not None and forbids(rows[index], token_id)
     ]
-    wanted = {row.params.num_logprobs for row in rows} - {None}
-    for num_logprobs in wanted:
-        asking = [i for i, row in enumerate(rows) if row.params.num_logprobs == num_logprobs and is_sound[i]]
-        found = with_logprobs(logits[asking], [token_ids[index] for index in asking], num_logprobs or 0)
+    if masked:
+        assert find_masks is not None, "a row has a grammar"
+        penalties = mask_penalties(find_masks(masked)).to(logits.device)
+        allowed = scores[masked] + penalties[:, : logits.shape[1]]
+        for index, token_id in zip(masked, choose(allowed, [rows[i] for i in masked], is_masked=True), strict=True):
+            token_ids[index] = token_id
+    samples = [None if token_id is None else Sample(token_id) for token_id in token_ids]
+    for num_logprobs in {row.params.num_logprobs for row in rows} - {None}:
+        asking = {
+            index: token_id
+            for index, token_id in enumerate(token_ids)
+            if token_id is not None and rows[index].params.num_logprobs == num_logprobs
+        }
+        found = with_logprobs(logits[list(asking)], list(asking.values()), num_logprobs or 0)
         for index, one in zip(asking, found, strict=True):
             samples[index] = one
     return samples
+
+
+def choose(scores: Tensor, rows: Sequence[SamplingRow], *, is_masked: bool) -> list[int | None]:
+    """Return the best or a drawn token of each row of [S, vocab_size], None where the best is no finite number.
+
+    Of rows that are yet to be masked and need it before a draw, some token.
+    """
+    maxima, best_ids = largest_logits(scores)
+    pairs = zip(best_ids.tolist(), maxima.isfinite().tolist(), strict=True)
+    token_ids: list[int | None] = [token_id if is_sound else None for token_id, is_sound in pairs]
+    drawn = [
+        index
+        for index, row in enumerate(rows)
+        if token_ids[index] is not None and not is_greedy(row) and (is_masked or not needs_mask(row))
+    ]
+    if drawn:
+        chosen = scores if len(drawn) == len(rows) else scores[drawn]
+        for index, token_id in zip(drawn, draw(chosen, [rows[i] for i in drawn], int(is_masked)), strict=True):
+            token_ids[index] = token_id
+    return token_ids
+
+
+def is_greedy(row: SamplingRow) -> bool:
+    """Return whether a row's best token is taken."""
+    return row.params.temperature < GREEDY_BELOW
+
+
+def needs_mask(row: SamplingRow) -> bool:
+    """Return whether what is drawn from depends on the tokens the grammar allows: it is truncated after masking."""
+    return row.allows is not None and is_truncated(row.params) and not is_greedy(row)
+
+
+def forbids(row: SamplingRow, token_id: int) -> bool:
+    """Return whether a row must be masked and chosen from again."""
+    return row.allows is not None and (needs_mask(row) or not row.allows(token_id))
 
 
 def largest_logits(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,23 +128,37 @@ def largest_logits(logits: Tensor) -> tuple[Tensor, Tensor]:
     return maxima, block * width + inside
 
 
-def mask_logits(logits: Tensor, masks: Sequence[bytes]) -> Tensor:
-    """Return logits [S, vocab_size] with minus infinity for each token that the row's mask leaves out, in place."""
-    bits = np.frombuffer(b"".join(masks), dtype=np.uint8).reshape(len(masks), -1)
-    allowed = np.unpackbits(bits, axis=1, count=logits.shape[1], bitorder="little")  # [S, vocab_size]
-    return logits.masked_fill_(torch.from_numpy(allowed == 0).to(logits.device), -math.inf)
-
-
 def is_adjusted(row: SamplingRow) -> bool:
-    """Return whether the logits of a row are changed before a token is chosen."""
+    """Return whether single logits of a row are changed before a token is chosen."""
     params = row.params
     return bool(
         needs_history(params) or params.logit_bias or (row.position < params.min_tokens and params.stop_token_ids)
     )
 
 
-def adjust_logits(logits: Tensor, row: SamplingRow) -> Tensor:
-    """Return logits [vocab_size] after penalties, bias and minimum length, in a new tensor.
+def adjusted_logits(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    """Return logits [S, vocab_size] after penalties, bias and minimum length, in a new tensor if there are any."""
+    adjusted = [index for index, row in enumerate(rows) if is_adjusted(row)]
+    if not adjusted:
+        return logits
+    scores = logits.clone()
+    for index in adjusted:
+        adjust_logits(scores[index], rows[index])
+    return scores
+
+
+def mask_penalties(masks: Masks) -> Tensor:
+    """Return what to add to logits, [S, 8 * bytes of a mask]: zero where a mask has a one, minus infinity elsewhere.
+
+    Eight are looked up at once, by the byte that says which of them are allowed.
+    """
+    octets = np.unpackbits(np.arange(256, dtype=np.uint8).reshape(-1, 1), axis=1, bitorder="little")
+    table = np.where(octets, np.float32(0), np.float32(-np.inf))  # [256, 8]
+    return torch.from_numpy(table.take(masks, axis=0)).flatten(1)
+
+
+def adjust_logits(logits: Tensor, row: SamplingRow) -> None:
+    """Apply penalties, bias and minimum length to logits [vocab_size], in place.
 
     repetition_penalty divides positive logits of tokens seen in prompt or output and multiplies negative ones
     (CTRL, arXiv:1909.05858, section 4.1); presence and frequency penalties are subtracted, once and per
@@ -123,7 +167,6 @@ def adjust_logits(logits: Tensor, row: SamplingRow) -> Tensor:
     params = row.params
     counts = Counter(row.output_token_ids) if params.presence_penalty or params.frequency_penalty else Counter()
     banned = params.stop_token_ids if row.position < params.min_tokens else ()
-    logits = logits.clone()
     if params.repetition_penalty != 1.0:
         seen = torch.tensor(sorted({*row.prompt_token_ids, *row.output_token_ids}), dtype=torch.int64).to(logits.device)
         old = logits[seen]
@@ -134,11 +177,13 @@ def adjust_logits(logits: Tensor, row: SamplingRow) -> Tensor:
         logits[token_id] += bias
     if banned:
         logits[list(banned)] = -math.inf
-    return logits
 
 
-def draw(logits: Tensor, rows: Sequence[SamplingRow]) -> list[int]:
-    """Return a token for each row of [S, vocab_size], drawn from softmax(logits / temperature) after truncation."""
+def draw(logits: Tensor, rows: Sequence[SamplingRow], attempt: int = 0) -> list[int]:
+    """Return a token for each row of [S, vocab_size], drawn from softmax(logits / temperature) after truncation.
+
+    Each attempt has a random number of its own.
+    """
     temperatures = torch.tensor([[row.params.temperature] for row in rows], device=logits.device)
     exponents = (logits - logits.amax(dim=-1, keepdim=True)).div_(temperatures)
     # What exp would make less than a normal number is nothing: it takes exp many times as long, minus infinity too.
@@ -147,7 +192,7 @@ def draw(logits: Tensor, rows: Sequence[SamplingRow]) -> list[int]:
     sums = weights.view(len(rows), -1, width).sum(dim=-1)  # of short pieces, each by itself
     pairs = zip(weights.numpy(force=True), sums.numpy(force=True), strict=True)
     return [
-        draw_one(*pair, row.params, uniform(row.params.seed, row.position))
+        draw_one(*pair, row.params, uniform(row.params.seed, row.position + attempt * NUM_POSITIONS))
         for pair, row in zip(pairs, rows, strict=True)
     ]
 
@@ -173,76 +218,6 @@ def place_of(number: float, weights: Floats) -> tuple[int, float]:
     index = min(int(running_sum.searchsorted(target, side="right")), int(last))
     start = float(running_sum[index - 1]) if index else 0.0
     return index, min((float(target) - start) / (float(running_sum[index]) - start), BELOW_ONE)
-
-
-def is_truncated(params: SamplingParams) -> bool:
-    """Return whether some tokens may be kept out of the draw."""
-    return params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0
-
-
-def kept_tokens(weights: Floats, params: SamplingParams, mass: float) -> NDArray[np.int64]:
-    """Return the tokens that top_k, then top_p among what is left, and min_p let through, in ascending order.
-
-    weights [vocab_size] are proportional to the probabilities, mass is their sum. Each of the three keeps the tokens
-    at or above some weight, so only those above a lower bound of it are looked at. Tokens of exactly equal weight stay
-    or go together. Sources: top_k arXiv:1805.04833, section 5.4; top_p (nucleus) arXiv:1904.09751, section 3.1; min_p
-    arXiv:2407.01082, section 3.
-    """
-    threshold = params.min_p * float(weights.max()) if params.min_p > 0 else 0.0
-    if 0 < params.top_k < len(weights):
-        tokens = best_tokens(weights, params.top_k)
-        mass = float(weights[tokens].sum(dtype=np.float64))
-    elif params.top_p < 1.0:
-        tokens = nucleus_candidates(weights, mass, params.top_p)
-    else:
-        return np.flatnonzero(weights >= threshold)
-    kept = weights[tokens]
-    if params.top_p < 1.0:
-        threshold = max(threshold, nucleus_threshold(kept, params.top_p * mass))
-    return tokens[kept >= threshold]
-
-
-def best_tokens(weights: Floats, count: int) -> NDArray[np.int64]:
-    """Return the tokens of the count greatest weights, and those that weigh as much as the last of them.
-
-    As many maxima of blocks are each the weight of a token, so no token below the least of them is among the best.
-    """
-    maxima = weights.reshape(-1, math.gcd(len(weights), BLOCK_WIDTH)).max(axis=1)
-    bound = np.partition(maxima, -count)[-count] if count <= len(maxima) else 0.0
-    tokens = np.flatnonzero(weights >= bound)
-    kept = weights[tokens]
-    best: NDArray[np.int64] = tokens[kept >= np.partition(kept, -count)[-count]]
-    return best
-
-
-def nucleus_candidates(weights: Floats, mass: float, top_p: float) -> NDArray[np.int64]:
-    """Return tokens that hold the share top_p of the mass, and with each all that weigh as much or more.
-
-    The tokens that weigh less than (1 - top_p) * mass / vocab_size hold less than 1 - top_p together, so the others
-    will always do. Mostly far fewer do, and they are tried first.
-    """
-    bound = (1.0 - top_p) * mass / len(weights)
-    tokens = np.flatnonzero(weights >= FIRST_BOUND * bound)
-    if weights[tokens].sum(dtype=np.float64) < top_p * mass:
-        tokens = np.flatnonzero(weights >= bound)
-    return tokens
-
-
-def nucleus_threshold(weights: Floats, mass: float) -> float:
-    """Return the largest weight t such that the weights of at least t hold the mass; the least one if none does.
-
-    Positive floats are ordered as their bits are. So their upper bits put them in order in buckets, and only the
-    bucket in which the mass is reached is sorted.
-    """
-    buckets = weights.view(np.int32) >> 16
-    buckets -= buckets.min()
-    sums = np.bincount(buckets, weights=weights)
-    running_sum = sums[::-1].cumsum()  # best first
-    place = min(int(running_sum.searchsorted(mass)), len(sums) - 1)
-    bucket = len(sums) - 1 - place
-    inside = np.sort(weights[buckets == bucket])[::-1]
-    running_sum = inside.cumsum(dtype=np.float64) + (running_sum[place] - sums[bucket])
-    return float(inside[min(int(running_sum.searchsorted(mass)), len(inside) - 1)])
 
 
 def uniform(seed: int, position: int) -> float:

@@ -100,10 +100,10 @@ def sampling_rows(plan: list[ScheduledSequence]) -> list[SamplingRow]:
         sequence, params = scheduled.sequence, scheduled.sequence.request.params
         for index in range(scheduled.num_logits):
             position = sequence.num_output_tokens + index
-            mask = None if sequence.matcher is None else sequence.matcher.mask()
+            allows = None if sequence.matcher is None else sequence.matcher.allows
             if needs_history(params):
                 output = [*sequence.output_token_ids, *scheduled.draft_token_ids[:index]]
-                rows.append(SamplingRow(params, position, sequence.request.prompt_token_ids, output, mask))
+                rows.append(SamplingRow(params, position, sequence.request.prompt_token_ids, output, allows))
             else:
-                rows.append(SamplingRow(params, position, mask=mask))
+                rows.append(SamplingRow(params, position, allows=allows))
     return rows

@@ -9,7 +9,7 @@ import torch
 from model.kv_cache import KVCache
 from model.llama import Llama
 from model.sample import Sample
-from model.sampling import sample
+from model.sampling import FindMasks, sample
 from scheduler.batch import BatchBuilder, sampling_rows
 from scheduler.config import EngineConfig
 from scheduler.grammar import Grammars
@@ -68,9 +68,6 @@ class Engine:
         """Return the next token of each scheduled sequence that wants one, in the plan's order, and what was read."""
         if not plan:
             return [], {}
-        constrained = [s.sequence.matcher for s in plan if s.sequence.matcher is not None and s.wants_logits]
-        if constrained and self._grammars is not None:
-            self._grammars.start_masks(constrained)
         for scheduled in plan:
             if scheduled.copied_block is not None:
                 self.kv_cache.copy_block(scheduled.copied_block, scheduled.first_block(self.config.block_size))
@@ -81,6 +78,14 @@ class Engine:
         logits = self.model.logits(hidden)  # [rows to draw from, vocab_size]
         self._lap("rest")
         rows = sampling_rows(plan)
-        samples = sample(logits, rows) if rows else []
+        samples = sample(logits, rows, self._find_masks(plan)) if rows else []
         self._lap("sample")
         return samples, readings
+
+    def _find_masks(self, plan: list[ScheduledSequence]) -> FindMasks | None:
+        """Return how to find which tokens may come next in rows of logits that have a grammar."""
+        if self._grammars is None:
+            return None
+        matchers = [s.sequence.matcher for s in plan for _ in range(s.num_logits)]
+        grammars = self._grammars
+        return lambda rows: grammars.masks([matcher for row in rows if (matcher := matchers[row])])

@@ -88,7 +88,9 @@ def start_engine(start: StartEngine) -> tuple[Engine, EngineReady, Profile | Non
         free_memory_bytes=free_memory_bytes(),
     )
     profile = Profile(model, sys.stderr.write) if start.is_profiled else None
-    grammars = Grammars(lambda: grammar_tokenizer(load_tokenizer(model_path).resized(model.config.vocab_size)))
+    grammars = Grammars(
+        lambda: grammar_tokenizer(load_tokenizer(model_path).resized(model.config.vocab_size)), torch.get_num_threads()
+    )
     engine = Engine(model, config, kv_dtype, device, profile, grammars)
     ready = EngineReady(
         config=config,

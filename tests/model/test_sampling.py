@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.sampling import SamplingRow, adjust_logits, draw, kept_tokens, largest_logits, sample, uniform
+from model.sampling import SamplingRow, adjust_logits, draw, largest_logits, sample, uniform
 from model.sampling_params import SamplingParams
+from model.truncation import kept_tokens
 
 VOCAB_SIZE = 768
 
@@ -186,8 +187,10 @@ def test_penalties_and_bias_follow_their_formulas(
         min_tokens=min_tokens,
         stop_token_ids=(8, 9),
     )
-    adjusted = adjust_logits(logits, asked)
+    sample(logits.unsqueeze(0), [asked])
     assert torch.equal(logits, before)  # log-probabilities are the model's own
+    adjusted = logits.clone()
+    adjust_logits(adjusted, asked)
     for token_id, value in enumerate(before.tolist()):
         if token_id in prompt or token_id in output:
             value = value / repetition if value > 0 else value * repetition

@@ -14,7 +14,7 @@ from model.cpu.build import load_kernels
 from model.grammar import grammar_tokenizer
 from model.llama import Llama
 from scheduler.engine import Engine
-from scheduler.grammar import Grammars, Matcher
+from scheduler.grammar import Grammars
 from scheduler.messages import Request
 from server.openai.constraint import grammar_of_schema
 from tests.fakes import EOS, IM_END, byte_tokenizer
@@ -32,7 +32,7 @@ def model() -> Llama:
 
 
 def grammars() -> Grammars:
-    return Grammars(lambda: grammar_tokenizer(byte_tokenizer().resized(300)))
+    return Grammars(lambda: grammar_tokenizer(byte_tokenizer().resized(300)), num_threads=2)
 
 
 def constrained_engine(**limits: Any) -> Engine:
@@ -129,10 +129,17 @@ def test_the_same_grammar_is_compiled_once() -> None:
     assert not first.error
     assert not second.error
     assert len(made._compiled) == 1
-    made.start_masks([first, second])
-    assert _allowed(first) == _allowed(second) == set(b"abcdefghijklmnopqrstuvwxyz")
+    for mask in made.masks([first, second]):
+        allowed = {index for index in range(300) if mask[index // 8] >> index % 8 & 1}
+        assert allowed == set(b"abcdefghijklmnopqrstuvwxyz")
 
 
-def _allowed(matcher: Matcher) -> set[int]:
-    mask = matcher.mask()
-    return {index for index in range(300) if mask[index // 8] >> index % 8 & 1}
+def test_a_token_is_allowed_where_its_bit_of_the_mask_is_set() -> None:
+    made = grammars()
+    matcher = made.matcher(grammar_of_schema({"type": "object", "properties": {"a": {"type": "integer"}}}), [])
+    assert not matcher.error
+    for token_id in b'{"a": 12}':
+        [mask] = made.masks([matcher])
+        bits = [bool(mask[index // 8] >> index % 8 & 1) for index in range(300)]
+        assert bits == [matcher.allows(index) for index in range(300)]
+        assert matcher.accept(token_id)
