@@ -82,21 +82,19 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow], find_masks: FindMasks | 
 def choose(scores: Tensor, rows: Sequence[SamplingRow], *, is_masked: bool) -> list[int | None]:
     """Return the best or a drawn token of each row of [S, vocab_size], None where the best is no finite number.
 
-    Of rows that are yet to be masked and need it before a draw, some token.
+    Rows that are yet to be masked and need it before a draw get their best.
     """
-    maxima, best_ids = largest_logits(scores)
-    pairs = zip(best_ids.tolist(), maxima.isfinite().tolist(), strict=True)
-    token_ids: list[int | None] = [token_id if is_sound else None for token_id, is_sound in pairs]
-    drawn = [
-        index
-        for index, row in enumerate(rows)
-        if token_ids[index] is not None and not is_greedy(row) and (is_masked or not needs_mask(row))
-    ]
+    drawn = [i for i, row in enumerate(rows) if not is_greedy(row) and (is_masked or not needs_mask(row))]
+    others = sorted(set(range(len(rows))) - set(drawn))
+    token_ids: dict[int, int | None] = {}
     if drawn:
         chosen = scores if len(drawn) == len(rows) else scores[drawn]
-        for index, token_id in zip(drawn, draw(chosen, [rows[i] for i in drawn], int(is_masked)), strict=True):
-            token_ids[index] = token_id
-    return token_ids
+        token_ids |= zip(drawn, draw(chosen, [rows[i] for i in drawn], attempt=int(is_masked)), strict=True)
+    if others:
+        maxima, best_ids = largest_logits(scores if len(others) == len(rows) else scores[others])
+        best = zip(best_ids.tolist(), maxima.isfinite().tolist(), strict=True)
+        token_ids |= zip(others, [token_id if is_sound else None for token_id, is_sound in best], strict=True)
+    return [token_ids[index] for index in range(len(rows))]
 
 
 def is_greedy(row: SamplingRow) -> bool:
@@ -179,21 +177,24 @@ def adjust_logits(logits: Tensor, row: SamplingRow) -> None:
         logits[list(banned)] = -math.inf
 
 
-def draw(logits: Tensor, rows: Sequence[SamplingRow], attempt: int = 0) -> list[int]:
+def draw(logits: Tensor, rows: Sequence[SamplingRow], attempt: int = 0) -> list[int | None]:
     """Return a token for each row of [S, vocab_size], drawn from softmax(logits / temperature) after truncation.
 
-    Each attempt has a random number of its own.
+    None where the largest logit is no finite number. Each attempt has a random number of its own.
     """
     temperatures = torch.tensor([[row.params.temperature] for row in rows], device=logits.device)
-    exponents = (logits - logits.amax(dim=-1, keepdim=True)).div_(temperatures)
+    maxima = logits.amax(dim=-1, keepdim=True)
+    exponents = (logits - maxima).div_(temperatures)
     # What exp would make less than a normal number is nothing: it takes exp many times as long, minus infinity too.
     weights = torch.threshold_(torch.threshold_(exponents, LEAST_EXPONENT, LEAST_EXPONENT).exp_(), LEAST_WEIGHT, 0.0)
     width = math.gcd(logits.shape[1], BLOCK_WIDTH)
     sums = weights.view(len(rows), -1, width).sum(dim=-1)  # of short pieces, each by itself
-    pairs = zip(weights.numpy(force=True), sums.numpy(force=True), strict=True)
+    parts = zip(weights.numpy(force=True), sums.numpy(force=True), maxima.isfinite().tolist(), rows, strict=True)
     return [
-        draw_one(*pair, row.params, uniform(row.params.seed, row.position + attempt * NUM_POSITIONS))
-        for pair, row in zip(pairs, rows, strict=True)
+        draw_one(row_weights, row_sums, row.params, uniform(row.params.seed, row.position + attempt * NUM_POSITIONS))
+        if is_sound
+        else None
+        for row_weights, row_sums, (is_sound,), row in parts
     ]
 
 
