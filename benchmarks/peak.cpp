@@ -4,7 +4,7 @@
 
 #include <chrono>
 
-#include "amx.h"
+#include "linear_tiles.h"
 
 namespace caravan {
 namespace {
@@ -59,7 +59,7 @@ double tiled_operations_per_second() {
   at::parallel_for(0, num_threads, 1, [&](int64_t, int64_t) {
     alignas(64) const uint8_t rows[kTiledRows][64] = {}, weights[16][128] = {};
     TileSums sums;
-    sums.begin(kTiledRows);
+    sums.begin(kTiledRows, sizeof rows[0]);
     for (int64_t step = 0; step < num_steps; step++) sums.add<Factor>(rows, sizeof rows[0], weights);
   });
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();

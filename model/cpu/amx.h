@@ -1,33 +1,34 @@
-// Products in tiles, eight registers of 16 rows of 64 bytes: Intel's AMX, for linear layers.
+// Products in tiles, eight registers of 16 rows of 64 bytes: Intel's AMX.
 //
-// A tile of rows (16 of them, 32 inputs in bfloat16 or 64 in bytes) times a tile of weights (16 pairs or quads of inputs,
-// 16 outputs) is added to a tile of 16 rows and 16 outputs by one instruction. The weights lie in memory as it wants
-// them. Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18; volume 2,
-// TDPBF16PS, TDPBSUD.
+// A tile of rows (16 of them, 32 inputs in bfloat16 or 64 in bytes) times a tile of columns (16 pairs or quads of inputs,
+// 16 columns) is added to a tile of 16 rows and 16 columns by one instruction. Source: Intel 64 and IA-32 Architectures
+// Software Developer's Manual, volume 1, chapter 18; volume 2, TDPBF16PS, TDPBSUD.
 //
 // TDPBF16PS sums the products of the even inputs of its 32 and those of the odd ones, in float32, then adds both to the
 // tile. That is another order than that of the other builds, so there are tiles for every number of rows, or for none.
 #pragma once
 
-#include "weights.h"
+#include "vector.h"
 
 #if defined(__AMX_BF16__) && defined(__AMX_INT8__) && defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+#define CARAVAN_TILES
 #include <ATen/cpu/Utils.h>
+#endif
 
 namespace caravan {
 
+#ifdef CARAVAN_TILES
 constexpr int64_t kTileRows = 16;
-constexpr int64_t kTiledRows = 2 * kTileRows;  // rows that share each load of weights
+constexpr int64_t kTileBytes = 64;             // of a row
+constexpr int64_t kTiledRows = 2 * kTileRows;  // rows that share each load of columns
 
-// Whether so many rows are multiplied in tiles. The operating system is asked for room to save them in, once.
-template <class Rows>
-inline bool uses_tiles(int64_t num_rows) {
-  if (std::is_same_v<Rows, ByteRows> && num_rows <= kRowsAtOnce) return false;  // the same whole numbers, and faster
+// Whether the operating system gives room to save tiles in; it is asked once.
+inline bool has_tiles() {
   static const bool is_allowed = at::cpu::init_amx();
   return is_allowed;
 }
 
-// The sums of up to 32 rows and 32 outputs, in registers 0 to 3, while it lives. 4 and 5 are for rows, 6 and 7 for weights.
+// The sums of up to 32 rows and 32 columns, in registers 0 to 3, while it lives. 4 and 5 are for rows, 6 and 7 for columns.
 //
 // The instructions are written out, for the compiler's functions do not tell it that they read memory.
 class TileSums {
@@ -36,45 +37,69 @@ class TileSums {
     if (num_rows_) asm volatile("tilerelease");
   }
 
-  // Set the sums of so many rows to zero.
-  void begin(int64_t num_rows) {
-    if (num_rows != num_rows_) configure(num_rows);
+  // Set the sums of so many rows to zero, to which products of so many bytes of each row will be added.
+  void begin(int64_t num_rows, int64_t row_bytes) {
+    if (num_rows != num_rows_ || row_bytes != row_bytes_) configure(num_rows, row_bytes);
     asm volatile("tilezero %tmm0\n\ttilezero %tmm1\n\ttilezero %tmm2\n\ttilezero %tmm3");
   }
 
-  // Add rows [num_rows][64 bytes], so many bytes apart, times weights [16 pairs or quads][32 outputs].
+  // Go on with sums [num_rows][32], so many bytes apart, that were written.
+  void resume(int64_t num_rows, int64_t row_bytes, const void* from, int64_t stride) {
+    if (num_rows != num_rows_ || row_bytes != row_bytes_) configure(num_rows, row_bytes);
+    const char* half = (const char*)from + kTileBytes;
+    load<0>(from, stride);
+    load<1>(half, stride);
+    if (!is_double()) return;
+    load<2>((const char*)from + kTileRows * stride, stride);
+    load<3>(half + kTileRows * stride, stride);
+  }
+
+  // Add rows [num_rows][row_bytes], so many bytes apart, times 32 columns [row_bytes / 4 pairs or quads][16], 16 here and
+  // 16 there.
   template <class Factor>
-  void add(const void* rows, int64_t row_bytes, const void* weights) {
-    load<6>(weights, 128);
-    load<7>((const char*)weights + 64, 128);
-    load<4>(rows, row_bytes);
+  void add(const void* rows, int64_t row_stride, const void* left, const void* right, int64_t column_stride) {
+    load<6>(left, column_stride);
+    load<7>(right, column_stride);
+    load<4>(rows, row_stride);
     multiply<Factor, 0, 4, 6>();
     multiply<Factor, 1, 4, 7>();
     if (!is_double()) return;
-    load<5>((const char*)rows + kTileRows * row_bytes, row_bytes);
+    load<5>((const char*)rows + kTileRows * row_stride, row_stride);
     multiply<Factor, 2, 5, 6>();
     multiply<Factor, 3, 5, 7>();
   }
 
-  // Write the sums [num_rows][32].
-  void store(void* to) const {
-    store<0>(to, 0, 0);
-    store<1>(to, 0, 1);
+  // Add rows times columns [row_bytes / 4][32].
+  template <class Factor>
+  void add(const void* rows, int64_t row_stride, const void* columns) {
+    add<Factor>(rows, row_stride, columns, (const char*)columns + kTileBytes, 2 * kTileBytes);
+  }
+
+  // Write the sums [num_rows][32], so many bytes apart.
+  void store(void* to, int64_t stride) const {
+    char* half = (char*)to + kTileBytes;
+    store<0>(to, stride);
+    store<1>(half, stride);
     if (!is_double()) return;
-    store<2>(to, kTileRows, 0);
-    store<3>(to, kTileRows, 1);
+    store<2>((char*)to + kTileRows * stride, stride);
+    store<3>(half + kTileRows * stride, stride);
   }
 
  private:
-  void configure(int64_t num_rows) {
-    num_rows_ = num_rows;
+  void configure(int64_t num_rows, int64_t row_bytes) {
+    num_rows_ = num_rows, row_bytes_ = row_bytes;
+    const uint16_t bytes = row_bytes, first = std::min(num_rows, kTileRows);
+    const uint16_t second = is_double() ? num_rows - kTileRows : kTileRows, pairs = row_bytes / 4;
     struct alignas(64) {
       uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+      uint16_t row_bytes[16] = {};
+      uint8_t rows[16] = {};
     } shapes;
-    for (int i : {0, 1, 4}) shapes.rows[i] = std::min(num_rows, kTileRows);
-    for (int i : {2, 3, 5}) shapes.rows[i] = is_double() ? num_rows - kTileRows : kTileRows;
+    for (int i : {0, 1, 2, 3, 6, 7}) shapes.row_bytes[i] = kTileBytes;
+    for (int i : {4, 5}) shapes.row_bytes[i] = bytes;
+    for (int i : {0, 1, 4}) shapes.rows[i] = first;
+    for (int i : {2, 3, 5}) shapes.rows[i] = second;
+    for (int i : {6, 7}) shapes.rows[i] = pairs;
     asm volatile("ldtilecfg %0" ::"m"(shapes));
   }
 
@@ -86,114 +111,28 @@ class TileSums {
   }
 
   template <int kTile>
-  static void store(void* to, int64_t row, int half) {
-    char* at = (char*)to + row * 128 + half * 64;
-    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(at), "r"(128l), "i"(kTile) : "memory");
+  static void store(void* to, int64_t stride) {
+    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride), "i"(kTile) : "memory");
   }
 
-  template <class Factor, int kSums, int kRows, int kWeights>
+  template <class Factor, int kSums, int kRows, int kColumns>
   static void multiply() {
     if constexpr (std::is_same_v<Factor, Pair>)
-      asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kRows), "i"(kWeights));
-    else  // signed bytes of rows, unsigned ones of weights
-      asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kRows), "i"(kWeights));
+      asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kRows), "i"(kColumns));
+    else  // signed bytes of rows, unsigned ones of columns
+      asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kRows), "i"(kColumns));
   }
 
-  int64_t num_rows_ = 0;
+  int64_t num_rows_ = 0, row_bytes_ = 0;
 };
-
-// sums[r] = what rows first to first + num_rows, at most 32, give for the tile of weights.
-inline void multiply(const BFloat16Tile& tile, const BFloat16Rows& rows, int64_t first, int64_t num_rows,
-                     const Ahead& ahead, TileSums& tiles, f32x16 (*sums)[2]) {
-  constexpr int64_t kPairs = BFloat16Tile::kPairsOfStep;
-  const Pair* row = &rows.pairs[first * rows.num_pairs];
-  tiles.begin(num_rows);
-  int64_t pair = 0;
-  for (; pair + kPairs <= tile.num_pairs; pair += kPairs) {
-    ahead.fetch(pair / kPairs);
-    tiles.add<Pair>(row + pair, rows.num_pairs * sizeof(Pair), tile.weights + pair * 128);
-  }
-  if (pair < tile.num_pairs) {  // the rows end with zeros, the weights do not
-    alignas(64) uint8_t last[kPairs * 128] = {};
-    std::memcpy(last, tile.weights + pair * 128, (tile.num_pairs - pair) * 128);
-    tiles.add<Pair>(row + pair, rows.num_pairs * sizeof(Pair), last);
-  }
-  tiles.store(sums);
-}
-
-inline void multiply(const ByteTile& tile, const ByteRows& rows, int64_t first, int64_t num_rows, const Ahead& ahead,
-                     TileSums& tiles, f32x16 (*sums)[2]) {
-  i32x16 dots[kTiledRows][2];
-  for (int64_t r = 0; r < num_rows; r++) sums[r][0] = sums[r][1] = f32x16{};
-  for (int64_t g = 0; g < tile.num_groups; g++) {
-    const uint8_t* group = tile.weights + g * ByteTile::kGroupBytes;
-    const int64_t at = first * rows.num_groups + g;
-    ahead.fetch(g);
-    tiles.begin(num_rows);
-    tiles.add<Quad>(&rows.quads[at * kByteGroup / 4], rows.num_groups * kByteGroup, group + 2 * kColumns);
-    tiles.store(dots);
-    const f32x16 scales[2] = {load_floats((const float16*)group), load_floats((const float16*)group + kLanes)};
-    for (int64_t r = 0; r < num_rows; r++)
-      for (int half = 0; half < 2; half++) {
-        const int64_t place = at + r * rows.num_groups;
-        add_scaled(dots[r][half] + rows.starts[place], scales[half], rows.scales[place], sums[r][half]);
-      }
-  }
-}
-
-// The weights are widened two groups ahead: a tile cannot be loaded before what it loads has left the store buffer.
-template <int kBits>
-inline void multiply(const GridTile<kBits>& tile, const GridRows& rows, int64_t first, int64_t num_rows,
-                     const Ahead& ahead, TileSums& tiles, f32x16 (*sums)[2]) {
-  using Tile = GridTile<kBits>;
-  constexpr int kAhead = 2;
-  u32x16 pairs[2 * kAhead][kGroup / 2][2];
-  f32x16 dots[kTiledRows][2];
-  auto widen = [&](int64_t g) {
-    if (g >= tile.num_groups) return;
-    const uint8_t* quads = tile.weights + g * Tile::kGroupBytes + 4 * kColumns;
-#pragma GCC unroll 8
-    for (int quad = 0; quad < kGroup / 4; quad++)
-#pragma GCC unroll 2
-      for (int odd = 0; odd < 2; odd++)
-        for (int half = 0; half < 2; half++)
-          pairs[g % (2 * kAhead)][2 * quad + odd][half] = Tile::pair(quads, quad, half, odd);
-  };
-  for (int64_t r = 0; r < num_rows; r++) sums[r][0] = sums[r][1] = f32x16{};
-  for (int64_t g = 0; g < kAhead; g++) widen(g);
-  for (int64_t g = 0; g < tile.num_groups; g++) {
-    ahead.fetch(g);
-    tiles.begin(num_rows);
-    tiles.add<Pair>(&rows.pairs[first * rows.num_pairs + g * kGroup / 2], rows.num_pairs * sizeof(Pair),
-                    pairs[g % (2 * kAhead)]);
-    tiles.store(dots);
-    widen(g + kAhead);
-    for (int half = 0; half < 2; half++) {
-      const auto [scale, offset] = Tile::grid(tile.weights + g * Tile::kGroupBytes, half);
-      for (int64_t r = 0; r < num_rows; r++) {
-        sums[r][half] += dots[r][half] * scale;
-        sums[r][half] += offset * rows.sums[(first + r) * rows.num_groups + g];
-      }
-    }
-  }
-}
-
-}  // namespace caravan
 #else
-namespace caravan {
-
 constexpr int64_t kTiledRows = 1;
+constexpr bool has_tiles() { return false; }
 struct TileSums {
-  void begin(int64_t) {}
+  void begin(int64_t, int64_t) {}
   template <class Factor>
   void add(const void*, int64_t, const void*) {}
 };
-template <class Rows>
-constexpr bool uses_tiles(int64_t) {
-  return false;
-}
-template <class... Anything>
-void multiply(const Anything&...) {}
+#endif
 
 }  // namespace caravan
-#endif

@@ -10,7 +10,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "attention_split.h"
+#include "attention_tiles.h"
 #include "kernels.h"
 #include "threads.h"
 
@@ -135,14 +135,23 @@ class Attention {
     const int32_t* table = batch_.block_tables + unit.sequence * batch_.table_width;
     const int64_t length = batch_.lengths[unit.sequence], end_head = unit.first_head + unit.num_heads;
     const Context<P> context{pages_, length, scale_};
-    const int64_t step = divide_up(unit.num_rows, divide_up(unit.num_rows, kRows<P>));  // 4 rows are 2 and 2, not 3 and 1
+    const bool is_tiled = attends_in_tiles<P>(pages_.head_dim);
+    const int64_t rows_at_once = is_tiled ? kTiledRows : kRows<P>;
+    const int64_t step = divide_up(unit.num_rows, divide_up(unit.num_rows, rows_at_once));  // 4 are 2 and 2, not 3 and 1
     for (int64_t head = unit.first_head; head < end_head; head++, rows += unit.num_rows, partials += unit.num_rows) {
       Tiles split = {};
       Tiles::find(pages_, table, head, start, std::min(start + kSplit, length), split.offsets);
       find_ahead(unit, table, head, start, split);
       for (int64_t done = 0; done < unit.num_rows; done += step) {
         split.fetches = done == 0;
-        attend_rows<P>(context, split, rows + done, std::min(step, unit.num_rows - done), start, partials + done);
+        const int64_t count = std::min(step, unit.num_rows - done);
+        if constexpr (std::is_same_v<P, bf16>) {
+          if (is_tiled) {
+            attend_tiled(context, split, rows + done, count, start, partials + done);
+            continue;
+          }
+        }
+        attend_rows<P>(context, split, rows + done, count, start, partials + done);
       }
     }
   }
@@ -177,7 +186,8 @@ class Attention {
     const int64_t last_token = token_of(unit, num_rows - 1);
     const int64_t end = batch_.lengths[unit.sequence] - num_queries + last_token + 1;
     const auto rows = rows_of(unit);
-    for (int64_t start = 0; start < end; start += kSplit) {
+    attend(unit, rows.get(), 0, joined);
+    for (int64_t start = kSplit; start < end; start += kSplit) {
       attend(unit, rows.get(), start, next);
       for (int64_t r = 0; r < num_rows; r++) joined[r].join(next[r], scale_, width_);
     }

@@ -6,6 +6,7 @@
 
 #include <limits>
 #include <type_traits>
+#include <utility>
 
 #include "bytes.h"
 #include "pages.h"
@@ -136,6 +137,42 @@ struct Context {
   float scale;     // of scores, times log2(e)
 };
 
+// The positions of the split that begins at `start` which some of the rows see, from the beginning of a tile.
+template <class P>
+inline std::pair<int64_t, int64_t> seen(const Row<P>* rows, int64_t num_rows, int64_t start) {
+  int64_t begin = rows[0].begin, end = rows[0].end;
+  for (int64_t r = 1; r < num_rows; r++) begin = std::min(begin, rows[r].begin), end = std::max(end, rows[r].end);
+  return {std::max(start, begin / kLanes * kLanes), std::min(start + kSplit, end)};
+}
+
+// The softmax of a row's scores of the positions [begin, end): keep(at, s, p) gets sixteen scores and what they become.
+// What the row does not see has the score kNothing and becomes zero.
+template <class P, class Keep>
+inline void weigh(const Row<P>& row, int64_t start, int64_t begin, int64_t end, float scale, float* scores,
+                  Partial& partial, const Keep& keep) {
+  constexpr int32_t kCount[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const i32x16 lane = load<i32x16>(kCount);
+  f32x16 maxima = splat(kNothing);
+  for (int64_t position = begin; position < end; position += kLanes) {
+    f32x16 s = load_floats(&scores[position - start]);
+    if (position < row.begin || position + kLanes > row.end) {
+      const i32x16 at = lane + (int32_t)position;
+      s = select((at >= (int32_t)row.begin) & (at < (int32_t)row.end), s, splat(kNothing));
+      store(&scores[position - start], s);
+    }
+    maxima = maximum(maxima, s);
+  }
+  partial.maximum = maximum_of(maxima);
+  const float base = partial.maximum == kNothing ? 0 : partial.maximum;
+  f32x16 sums = {};
+  for (int64_t at = begin - start; at < end - start; at += kLanes) {
+    const f32x16 s = load_floats(&scores[at]), p = exp2((s - base) * scale);
+    sums += p;
+    keep(at, s, p);
+  }
+  partial.sum = sum_of(sums);
+}
+
 // The partial softmax of R rows over the split that begins at `start`.
 template <class P, int R>
 void attend_split(const Context<P>& context, const Tiles& split, const Row<P>* rows, int64_t start,
@@ -146,10 +183,7 @@ void attend_split(const Context<P>& context, const Tiles& split, const Row<P>* r
   constexpr int kParts = Factor<P>::kParts;
   const Pages<const P>& pages = context.pages;
   const int64_t head_dim = pages.head_dim;
-  int64_t begin = rows[0].begin, end = rows[0].end;
-  for (int r = 1; r < R; r++) begin = std::min(begin, rows[r].begin), end = std::max(end, rows[r].end);
-  begin = std::max(start, begin / kLanes * kLanes);
-  end = std::min(start + kSplit, end);
+  const auto [begin, end] = seen(rows, R, start);
   if (begin >= end) {
     for (int r = 0; r < R; r++) partials[r].maximum = kNothing;
     return;
@@ -187,36 +221,15 @@ void attend_split(const Context<P>& context, const Tiles& split, const Row<P>* r
   for (; position < end; position += kLanes) score(position, std::integral_constant<int, 1>{});
 
   alignas(64) Part weights[R * kParts][kSplit];
-  constexpr int32_t kCount[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  const i32x16 lane = load<i32x16>(kCount);
   for (int r = 0; r < R; r++) {
-    f32x16 maxima = splat(kNothing);
-    for (int64_t position = begin; position < end; position += kLanes) {
-      f32x16 s = load_floats(&scores[r][position - start]);
-      if (position < rows[r].begin || position + kLanes > rows[r].end) {
-        const i32x16 at = lane + (int32_t)position;
-        s = select((at >= (int32_t)rows[r].begin) & (at < (int32_t)rows[r].end), s, splat(kNothing));
-        store(&scores[r][position - start], s);
-      }
-      maxima = maximum(maxima, s);
-    }
-    const float top = maximum_of(maxima);
-    const float base = top == kNothing ? 0 : top;
-    f32x16 sums = {};
-    for (int64_t position = begin; position < end; position += kLanes) {
-      const int64_t at = position - start;
-      f32x16 s = load_floats(&scores[r][at]);
-      f32x16 p = exp2((s - base) * context.scale);
-      sums += p;
+    weigh(rows[r], start, begin, end, context.scale, scores[r], partials[r], [&](int64_t at, f32x16 s, f32x16 p) {
       if constexpr (kIsScaled) {  // what a row does not see has a scale that means nothing
         const f32x16 scales = load_floats(pages.scales(pages.values + split.offsets[at / kLanes]));
         store(&scores[r][at], select(s == kNothing, f32x16{}, p * scales));
       } else {
         store_floats(&weights[r][at], p);
       }
-    }
-    partials[r].maximum = top;
-    partials[r].sum = sum_of(sums);
+    });
     if constexpr (kIsScaled) {
       const int64_t first = begin - start, count = divide_up(end - begin, kLanes) * kLanes;
       const float largest = largest_of(&scores[r][first], count), inverse = inverse_of(largest, kNumFineSteps);

@@ -49,19 +49,22 @@ inline void prepare_row(const InputStep& step, const bf16* row, int64_t num_inpu
   }
 }
 
-// Rows in bfloat16, for weights in bfloat16.
+// Rows in bfloat16, for weights in bfloat16. They are an odd number of cache lines apart, so that those of many rows do
+// not all want the same places in a cache.
 struct BFloat16Rows {
-  int64_t num_pairs;
+  int64_t num_pairs, stride;
   std::unique_ptr<Pair[]> pairs;
 
   BFloat16Rows(int64_t num_rows, int64_t num_inputs)
-      : num_pairs(divide_up(num_inputs, kGroup) * kGroup / 2), pairs(new Pair[num_rows * num_pairs]) {}
+      : num_pairs(divide_up(num_inputs, kGroup) * kGroup / 2),
+        stride(num_pairs / (kGroup / 2) % 2 ? num_pairs : num_pairs + kGroup / 2),
+        pairs(new Pair[num_rows * stride]) {}
 
   void set(int64_t row, const float* numbers) {
     for (int64_t i = 0; i < num_pairs; i += kLanes / 2) {
       bf16 rounded[kLanes];
       store_floats(rounded, load_floats(numbers + 2 * i));
-      for (int64_t j = 0; j < kLanes / 2; j++) pairs[row * num_pairs + i + j] = pair_of(load<uint32_t>(rounded + 2 * j));
+      for (int64_t j = 0; j < kLanes / 2; j++) pairs[row * stride + i + j] = pair_of(load<uint32_t>(rounded + 2 * j));
     }
   }
 };

@@ -37,12 +37,12 @@ struct BFloat16Tile {
 
   template <int R, int C>
   void multiply(const BFloat16Rows& rows, int64_t first, int half, const Ahead& ahead, f32x16 (&sums)[R][C]) const {
-    const Pair* row = &rows.pairs[first * rows.num_pairs];
+    const Pair* row = &rows.pairs[first * rows.stride];
     for (int64_t pair = 0; pair < num_pairs; pair++) {
       if (pair % kPairsOfStep == 0) ahead.fetch(pair / kPairsOfStep);
       u32x16 columns[C];
       for (int c = 0; c < C; c++) columns[c] = load<u32x16>(weights + pair * 128 + 64 * (half + c));
-      add_products<R, C, Pair>([&](int r) { return row[r * rows.num_pairs + pair]; }, columns, sums);
+      add_products<R, C, Pair>([&](int r) { return row[r * rows.stride + pair]; }, columns, sums);
     }
   }
 };
