@@ -4,8 +4,6 @@
 // tokens may lie anywhere, and the order of a sum must not depend on that.
 #pragma once
 
-#include <memory>
-
 #include "amx.h"
 #include "attention_split.h"
 
@@ -30,7 +28,7 @@ inline void attend_tiled(const Context<bf16>& context, const Tiles& split, const
   const Pages<const bf16>& pages = context.pages;
   const int64_t head_dim = pages.head_dim, head_bytes = head_dim * sizeof(bf16), page_bytes = kLanes * head_bytes;
   alignas(64) float scores[kTiledRows][kSplit + kLanes];
-  std::unique_ptr<bf16[]> queries(new bf16[num_rows * head_dim]);
+  const Lines<bf16> queries = lines_of<bf16>(num_rows * head_dim);
   for (int64_t r = 0; r < num_rows; r++) std::memcpy(&queries[r * head_dim], rows[r].query.parts[0], head_bytes);
   auto fetch = [&](const bf16* page, int64_t first, int64_t last) {
     if (!split.fetches) return;
@@ -55,9 +53,10 @@ inline void attend_tiled(const Context<bf16>& context, const Tiles& split, const
 
   // Behind the last token lies what was there before, which may be no number.
   const int64_t num_last = context.length - (end - 1) / kLanes * kLanes;
-  std::unique_ptr<bf16[]> last;
+  Lines<bf16> last;
   if (num_last < kLanes) {
-    last.reset(new bf16[kLanes * head_dim]());
+    last = lines_of<bf16>(kLanes * head_dim);
+    std::memset(last.get(), 0, page_bytes);
     const bf16* values = pages.values + split.offsets[(end - 1 - start) / kLanes];
     std::memcpy(last.get(), values, divide_up(num_last, 2) * 2 * head_bytes);
   }

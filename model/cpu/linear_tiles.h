@@ -32,15 +32,15 @@ inline void multiply(const BFloat16Tile& tile, Steps steps, const BFloat16Rows& 
   else
     tiles.begin(num_rows, kTileBytes);
   const Pair* row = &rows.pairs[first * rows.stride];
-  for (int64_t step = steps.first; step < steps.end; step++) {
-    const int64_t pair = step * kPairs, num_left = tile.num_pairs - pair;
+  const int64_t num_whole = std::min(steps.end, tile.num_pairs / kPairs);
+  for (int64_t step = steps.first; step < num_whole; step++) {
     ahead.fetch(step);
-    if (num_left >= kPairs) {
-      tiles.add<Pair>(row + pair, rows.stride * sizeof(Pair), tile.weights + pair * 128);
-      continue;
-    }
+    tiles.add<Pair>(row + step * kPairs, rows.stride * sizeof(Pair), tile.weights + step * kPairs * 128);
+  }
+  if (num_whole < steps.end) {
     alignas(64) uint8_t last[kPairs * 128] = {};  // the rows end with zeros, the weights do not
-    std::memcpy(last, tile.weights + pair * 128, num_left * 128);
+    const int64_t pair = num_whole * kPairs;
+    std::memcpy(last, tile.weights + pair * 128, (tile.num_pairs - pair) * 128);
     tiles.add<Pair>(row + pair, rows.stride * sizeof(Pair), last);
   }
   tiles.store(sums, kRowBytes);

@@ -53,12 +53,12 @@ inline void prepare_row(const InputStep& step, const bf16* row, int64_t num_inpu
 // not all want the same places in a cache.
 struct BFloat16Rows {
   int64_t num_pairs, stride;
-  std::unique_ptr<Pair[]> pairs;
+  Lines<Pair> pairs;
 
   BFloat16Rows(int64_t num_rows, int64_t num_inputs)
       : num_pairs(divide_up(num_inputs, kGroup) * kGroup / 2),
         stride(num_pairs / (kGroup / 2) % 2 ? num_pairs : num_pairs + kGroup / 2),
-        pairs(new Pair[num_rows * stride]) {}
+        pairs(lines_of<Pair>(num_rows * stride)) {}
 
   void set(int64_t row, const float* numbers) {
     for (int64_t i = 0; i < num_pairs; i += kLanes / 2) {
@@ -72,13 +72,13 @@ struct BFloat16Rows {
 // Rows in bfloat16, for weights on a grid; of each four numbers the second and the third change places.
 struct GridRows {
   int64_t num_pairs, num_groups;
-  std::unique_ptr<Pair[]> pairs;
+  Lines<Pair> pairs;
   std::unique_ptr<float[]> sums;  // [row][group]
 
   GridRows(int64_t num_rows, int64_t num_inputs)
       : num_pairs(divide_up(num_inputs, kGroup) * kGroup / 2),
         num_groups(2 * num_pairs / kGroup),
-        pairs(new Pair[num_rows * num_pairs]),
+        pairs(lines_of<Pair>(num_rows * num_pairs)),
         sums(new float[num_rows * num_groups]) {}
 
   void set(int64_t row, const float* numbers) {
@@ -104,13 +104,13 @@ struct GridRows {
 // A number that is not finite makes its scale such a number, and so the whole row of the result.
 struct ByteRows {
   int64_t num_groups;
-  std::unique_ptr<Quad[]> quads;
+  Lines<Quad> quads;
   std::unique_ptr<float[]> scales;    // [row][group]
   std::unique_ptr<int32_t[]> starts;  // [row][group]: -128 times the sum of the values
 
   ByteRows(int64_t num_rows, int64_t num_inputs)
       : num_groups(divide_up(num_inputs, kByteGroup)),
-        quads(new Quad[num_rows * num_groups * kByteGroup / 4]),
+        quads(lines_of<Quad>(num_rows * num_groups * kByteGroup / 4)),
         scales(new float[num_rows * num_groups]),
         starts(new int32_t[num_rows * num_groups]) {}
 

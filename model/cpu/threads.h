@@ -5,11 +5,24 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
+#include <memory>
 #include <vector>
 
 namespace caravan {
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Numbers that begin where a cache line does: a register is loaded twice as fast from one line as from two.
+struct Free {
+  void operator()(void* numbers) const { std::free(numbers); }
+};
+template <class T>
+using Lines = std::unique_ptr<T[], Free>;
+template <class T>
+Lines<T> lines_of(int64_t count) {
+  return Lines<T>((T*)std::aligned_alloc(64, std::max<int64_t>(1, divide_up(count * sizeof(T), 64)) * 64));
+}
 
 // Call f(unit) for every unit of work. Each thread has a stretch of its own, so that it reads memory in order, and when
 // that is done helps the others: one that the operating system has taken off its core does not hold up the rest.
