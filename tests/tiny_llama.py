@@ -31,7 +31,11 @@ MakeModel = Callable[[ModelConfig], Llama]
 
 
 def tiny_llama(
-    seed: int = 0, dtype: torch.dtype = torch.float32, make_model: MakeModel = plain_llama, **changes: Any
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    make_model: MakeModel = plain_llama,
+    device: str = "cpu",
+    **changes: Any,
 ) -> Llama:
     """Return a random model; the weights are large enough that attention matters and choices are not close."""
     config = replace(TINY, **changes)
@@ -42,8 +46,8 @@ def tiny_llama(
     for name, shape in shapes.items():
         weight = torch.randn(shape, generator=generator)
         weight = 1 + 0.1 * weight if len(shape) == 1 else weight * 2 / shape[1] ** 0.5
-        model.place_weight(name, weight.to(dtype))
-    model.set_max_position(config.max_position, torch.device("cpu"))
+        model.place_weight(name, weight.to(device, dtype))
+    model.set_max_position(config.max_position, torch.device(device))
     return model.eval()
 
 
@@ -59,8 +63,8 @@ def tiny_engine(
         "max_model_len": 256,
     }
     config = EngineConfig(**defaults | limits)
-    dtype = kv_dtype or model.embedding.weight.dtype
-    return Engine(model, config, dtype, torch.device("cpu"), grammars=grammars)
+    table = model.embedding.weight
+    return Engine(model, config, kv_dtype or table.dtype, table.device, grammars=grammars)
 
 
 @dataclass

@@ -51,31 +51,32 @@ def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, window: int 
     """
     num_queries, num_heads, head_dim = queries.shape
     context, num_kv_heads, _ = keys.shape
+    device = queries.device
     group = num_heads // num_kv_heads  # query heads that share one KV head
     num_rows = num_queries * group
     num_tiles = math.ceil(context / TILE)
 
-    padded_keys = torch.zeros(num_kv_heads, num_tiles * TILE, head_dim)
+    padded_keys = torch.zeros(num_kv_heads, num_tiles * TILE, head_dim, device=device)
     padded_keys[:, :context] = keys.transpose(0, 1)
-    padded_values = torch.zeros(num_kv_heads, num_tiles * TILE, head_dim)
+    padded_values = torch.zeros(num_kv_heads, num_tiles * TILE, head_dim, device=device)
     padded_values[:, :context] = values.transpose(0, 1)
     # Each tile by itself in memory: oneDNN multiplies a piece of a wider matrix a hundred times more slowly.
     value_tiles = padded_values.view(num_kv_heads, num_tiles, TILE, head_dim).transpose(2, 3).contiguous()
     grouped = queries.view(num_queries, num_kv_heads, group, head_dim).transpose(0, 1).float() / math.sqrt(head_dim)
     grouped = grouped.reshape(num_kv_heads, num_rows, head_dim)
 
-    scores = torch.empty(num_kv_heads, num_rows, num_tiles * TILE)
+    scores = torch.empty(num_kv_heads, num_rows, num_tiles * TILE, device=device)
     for head in range(num_kv_heads):
         for tile in tiles(num_tiles):
             scores[head, :, tile] = row_invariant_linear(grouped[head], padded_keys[head, tile])
-    positions = torch.arange(context - num_queries, context).repeat_interleave(group)  # [num_rows]
-    distance = positions.unsqueeze(1) - torch.arange(num_tiles * TILE)  # [num_rows, context and padding]
+    positions = torch.arange(context - num_queries, context, device=device).repeat_interleave(group)  # [num_rows]
+    distance = positions.unsqueeze(1) - torch.arange(num_tiles * TILE, device=device)  # [num_rows, context and padding]
     is_hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
     scores.masked_fill_(is_hidden, -math.inf)
     weights = scores.sub_(scores.amax(dim=-1, keepdim=True)).exp_()  # the softmax, still to be divided by its sum
 
     sums = weights.view(num_kv_heads, num_rows, num_tiles, TILE).sum(dim=-1)  # one for each tile
-    mixed = torch.empty(num_kv_heads, num_rows, head_dim)
+    mixed = torch.empty(num_kv_heads, num_rows, head_dim, device=device)
     for head in range(num_kv_heads):
         first, *others = zip(tiles(num_tiles), value_tiles[head], strict=True)  # each [head_dim, TILE]
         mixed[head] = row_invariant_linear(weights[head, :, first[0]], first[1])
