@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 from llguidance import LLExecutor, LLMatcher, LLTokenizer
-from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask_par
+from llguidance.numpy import fill_next_token_bitmask_par, get_bitmask_shape
 from numpy.typing import NDArray
 
 _NUM_KEPT = 128  # grammars that are kept compiled
@@ -75,7 +75,9 @@ class Grammars:
         Takes at least one matcher, each without an error.
         """
         assert self._tokenizer is not None, "it was made for the first of these matchers"
-        masks = allocate_token_bitmask(len(matchers), self._tokenizer.vocab_size)
+        masks = np.zeros(
+            get_bitmask_shape(len(matchers), self._tokenizer.vocab_size), dtype=np.int32
+        )  # nothing allowed
         states = [(matcher.state, index) for index, matcher in enumerate(matchers)]
         fill_next_token_bitmask_par(self._cores, states, masks)
         return masks.view(np.uint8)
