@@ -23,6 +23,7 @@ BLOCK_WIDTH = 256  # neighbouring tokens whose maximum or sum is found first
 LEAST_EXPONENT = -87.0
 LEAST_WEIGHT = 1.7e-38  # just above exp of it
 NUM_POSITIONS = 2**40  # more than any output has
+LARGEST = torch.finfo(torch.float32).max
 BELOW_ONE = math.nextafter(1.0, 0.0)
 
 Masks = NDArray[np.uint8]  # [N, bytes], a bit for each token that may be drawn, the lowest of a byte first
@@ -168,7 +169,10 @@ def adjust_logits(logits: Tensor, row: SamplingRow) -> None:
     if params.repetition_penalty != 1.0:
         seen = torch.tensor(sorted({*row.prompt_token_ids, *row.output_token_ids}), dtype=torch.int64).to(logits.device)
         old = logits[seen]
-        logits[seen] = torch.where(old > 0, old / params.repetition_penalty, old * params.repetition_penalty)
+        new = torch.where(old > 0, old / params.repetition_penalty, old * params.repetition_penalty)
+        logits[seen] = torch.where(
+            old.isfinite(), new.clamp(-LARGEST, LARGEST), old
+        )  # a penalty near zero is no failure
     for token_id, count in counts.items():
         logits[token_id] -= params.presence_penalty + count * params.frequency_penalty
     for token_id, bias in params.logit_bias.items():

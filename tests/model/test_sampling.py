@@ -62,6 +62,16 @@ def test_temperature_zero_takes_the_most_probable_token() -> None:
         assert [found.token_id for found in samples if found] == logits.argmax(-1).tolist()
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("penalty", [5e-324, 1e-30, 1e38])
+def test_a_repetition_penalty_as_small_or_large_as_can_be_leaves_a_token(penalty: float, temperature: float) -> None:
+    logits = random_logits(5, 1, VOCAB_SIZE)
+    seen = tuple(logits[0].topk(5).indices.tolist())
+    [found] = sample(logits, [row(temperature=temperature, repetition_penalty=penalty, prompt=seen)])
+    assert found is not None
+    assert (found.token_id in seen) == (penalty < 1)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_row_with_nan_or_infinity_fails_alone(bad: float) -> None:
     logits = random_logits(1, 3, VOCAB_SIZE)
