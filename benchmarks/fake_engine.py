@@ -106,7 +106,7 @@ def main() -> None:
         while True:
             due_seconds = time.monotonic() + step_seconds
             list(threads.map(_compute, np.array_split(weights, num_threads), [due_seconds] * num_threads))
-            connection.sendall(encode_frame(engine.step()))
+            connection.sendall(encode_frame(engine.step()))  # often enough to go without a heartbeat
 
 
 def _compute(weights: "np.ndarray[tuple[int], np.dtype[np.float64]]", due_seconds: float) -> None:

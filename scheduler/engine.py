@@ -41,6 +41,7 @@ class Engine:
         self.scheduler = Scheduler(config)
         self._batch_builder = BatchBuilder(config.max_num_seqs, config.max_num_blocks, config.block_size, device)
         self._grammars = grammars
+        self.on_batch: Callable[[list[int]], None] = lambda _: None  # told which requests a step is about to run
         self._lap: Callable[[str], None] = profile.lap if profile else lambda _: None
 
     def add(self, request: Request) -> None:
@@ -56,6 +57,7 @@ class Engine:
         started = time.monotonic()
         plan = self.scheduler.schedule()
         self._lap("schedule")
+        self.on_batch([scheduled.sequence.request.request_id for scheduled in plan])
         if not plan and self.scheduler.waiting:
             time.sleep(GRAMMAR_PAUSE_SECONDS)  # all that is there waits for its grammar
         samples, readings = self.run(plan)

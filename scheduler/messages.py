@@ -106,12 +106,25 @@ class StepStats(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 class StepOutput(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Everything one step produced: one frame per step, not per token. What it is made of goes without field names.
 
-    An idle engine sends an empty one twice a second: its heartbeat.
+    An idle engine sends empty ones.
     """
 
     outputs: list[SequenceOutput]
     stats: StepStats
 
 
+class BatchBegins(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The step that begins now works on these requests, and so do those after it until another such frame.
+
+    If the process ends in the middle of a step, this says who was there.
+    """
+
+    request_ids: list[int]
+
+
+class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The step loop is alive, idle or in the middle of a step."""
+
+
 ToEngine = StartEngine | Request | Abort
-FromEngine = EngineReady | EngineFailed | StepOutput
+FromEngine = EngineReady | EngineFailed | BatchBegins | StepOutput | Heartbeat

@@ -1,4 +1,4 @@
-"""The engine process: an inbox, the step loop, a heartbeat. Run as `python -m scheduler.process FD`."""
+"""The engine process: an inbox, the step loop, an outbox. Run as `python -m scheduler.process FD`."""
 
 import contextlib
 import os
@@ -21,13 +21,13 @@ from model.runtime import choose_runtime
 from model.tokenizer_loader import load_tokenizer
 from scheduler.config import choose_max_model_len, plan_engine
 from scheduler.engine import Engine
-from scheduler.framing import LENGTH, encode_frame, frame_length
+from scheduler.framing import LENGTH, frame_length
 from scheduler.grammar import Grammars
 from scheduler.memory import free_memory_bytes
 from scheduler.messages import Abort, EngineFailed, EngineReady, Request, StartEngine, ToEngine
+from scheduler.outbox import BEAT_SECONDS, Outbox
 from scheduler.profile import Profile
 
-HEARTBEAT_SECONDS = 0.5  # an idle engine is heard this often
 CLAIMED_BYTES = 2**30  # of the KV pool, in the background; what lies behind is claimed when it is written
 
 
@@ -45,22 +45,26 @@ def serve(connection: socket.socket) -> None:
     Raises BrokenPipeError or ConnectionResetError when it does not.
     """
     inbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
+    outbox = Outbox(connection)
     threading.Thread(target=_read_inbox, args=(connection, inbox), daemon=True).start()
     start = inbox.get()
     assert isinstance(start, StartEngine), "the first message says what to load"
     try:
         engine, ready, profile = start_engine(start)
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        connection.sendall(encode_frame(EngineFailed(reason=str(error))))
+        outbox.send(EngineFailed(reason=str(error)))
         sys.exit(1)
-    connection.sendall(encode_frame(ready))
+    engine.on_batch = outbox.announce
+    outbox.send(ready)
+    outbox.start_beating()
     threading.Thread(target=engine.kv_cache.claim, args=(CLAIMED_BYTES,), daemon=True).start()
     while True:
+        outbox.loop()
         _take_messages(engine, inbox)
         if profile:
             profile.start_step()
         output = engine.step()
-        connection.sendall(encode_frame(output))
+        outbox.send(output)
         if profile:
             profile.lap("send")
             profile.end_step(output.stats.num_prefill_tokens + output.stats.num_decode_tokens)
@@ -108,8 +112,8 @@ def start_engine(start: StartEngine) -> tuple[Engine, EngineReady, Profile | Non
 
 
 def _take_messages(engine: Engine, inbox: "queue.SimpleQueue[ToEngine]") -> None:
-    """Hand every waiting message to the scheduler; an idle engine waits one heartbeat for the first."""
-    timeout = 0.0 if engine.scheduler.has_work else HEARTBEAT_SECONDS
+    """Hand every waiting message to the scheduler; an idle engine waits for the first, not longer than a beat."""
+    timeout = 0.0 if engine.scheduler.has_work else BEAT_SECONDS / 2
     while True:
         try:
             message = inbox.get(timeout=timeout) if timeout else inbox.get_nowait()

@@ -54,7 +54,7 @@ def serve(**flags: str | bool | None) -> None:
     from server.engine_process import EngineStartFailed
 
     model_path = _resolved(settings.model)
-    engine = EngineClient(settings.start_engine(model_path))
+    engine = EngineClient(settings.start_engine(model_path), hang_seconds=settings.engine_timeout)
     from server.startup import bind, run, run_server
 
     try:

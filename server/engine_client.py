@@ -10,15 +10,18 @@ import msgspec
 
 from model.sampling_params import Pooling, SamplingParams
 from scheduler.config import EngineConfig
-from scheduler.messages import Abort, EngineReady, Request, StartEngine, StepOutput, StepStats
+from scheduler.messages import Abort, BatchBegins, EngineReady, Heartbeat, Request, StartEngine, StepOutput, StepStats
 from server.asker import Asker
 from server.engine_process import ENGINE_PROGRAM, EngineProcess, EngineStartFailed
+from server.live_requests import LiveRequest, LiveRequests
 from server.token_stream import EngineDied, EngineUnavailable, TokenStream
 
-IDLE_SILENCE_SECONDS = 2.0  # an idle engine beats twice a second
-BUSY_SILENCE_SECONDS = 60.0  # one step of a large model on a small machine
+READY_SILENCE_SECONDS = 2.0  # an engine beats twice a second, also in the middle of a step
+HANG_SECONDS = 10.0  # of silence, until the engine is taken for hanging
+WATCH_SECONDS = 0.25  # between two looks at the silence
 FIRST_PAUSE_SECONDS = 0.1  # before the engine is started again; doubles with each failure
 LONGEST_PAUSE_SECONDS = 30.0
+MAX_DOWN_SECONDS = 120.0  # requests wait so long for an engine that does not start
 
 logger = logging.getLogger(__name__)
 
@@ -26,20 +29,29 @@ logger = logging.getLogger(__name__)
 class EngineClient:
     """Hands requests to the engine process and its outputs to their streams.
 
-    If the process ends, or says nothing for too long, every stream fails with EngineDied and the process is started
-    again with the same limits; until it has loaded, requests are refused with EngineUnavailable.
+    If the process ends, or says nothing for too long, it is started again with the same limits and given every request
+    that has not ended, behind the tokens that it has: the streams go on. Until then new requests are refused with
+    EngineUnavailable.
     """
 
-    def __init__(self, start: StartEngine, program: tuple[str, ...] = ENGINE_PROGRAM) -> None:
+    def __init__(
+        self,
+        start: StartEngine,
+        program: tuple[str, ...] = ENGINE_PROGRAM,
+        *,
+        hang_seconds: float = HANG_SECONDS,
+    ) -> None:
         """Start the process, which runs `program`; `ready` tells when it has loaded."""
         self.stats = StepStats()
         self.on_step: Callable[[StepOutput], None] = lambda _: None
         self.on_restart: Callable[[], None] = lambda: None
+        self.on_replay: Callable[[int, float], None] = lambda *_: None  # requests taken over, seconds without engine
         self.config: EngineConfig  # known once it is ready
         self._start = start
         self._program = program
-        self._process = EngineProcess(start, self._deliver, program)
-        self._streams: dict[int, TokenStream] = {}
+        self._hang_seconds = hang_seconds
+        self._process = EngineProcess(start, self._take, program)
+        self._requests = LiveRequests()
         self._request_ids = itertools.count(1)
         self._is_connected = False
         self._heard_at_seconds = 0.0
@@ -48,7 +60,7 @@ class EngineClient:
     @property
     def is_ready(self) -> bool:
         """Whether the engine takes requests and has been heard lately."""
-        return self._is_connected and self._silence_seconds() < self._patience_seconds()
+        return self._is_connected and self._silence_seconds() < READY_SILENCE_SECONDS
 
     @property
     def engine_pid(self) -> int:
@@ -85,20 +97,19 @@ class EngineClient:
         if not self.is_ready:
             raise EngineUnavailable
         stream = TokenStream(next(self._request_ids), self._abort)
-        self._streams[stream.request_id] = stream
-        self._process.send(
-            Request(
-                request_id=stream.request_id,
-                prompt_token_ids=prompt_token_ids,
-                params=params,
-                cache_salt=asker.cache_salt,
-                key=asker.key_name,
-                priority=asker.priority,
-                grammar=grammar,
-                pooling=pooling,
-                group=group,
-            )
+        request = Request(
+            request_id=stream.request_id,
+            prompt_token_ids=prompt_token_ids,
+            params=params,
+            cache_salt=asker.cache_salt,
+            key=asker.key_name,
+            priority=asker.priority,
+            grammar=grammar,
+            pooling=pooling,
+            group=group,
         )
+        self._requests.add(LiveRequest(request, stream))
+        self._send_released()
         return stream
 
     async def stop(self) -> None:
@@ -107,70 +118,89 @@ class EngineClient:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._disconnect()
+        self._requests.fail(EngineDied())
         await self._process.stop()
 
     def _abort(self, request_id: int) -> None:
-        del self._streams[request_id]
-        if self._is_connected:
+        if self._requests.drop(request_id) and self._is_connected:
             self._process.send(Abort(request_id=request_id))
+        self._send_released()
+
+    def _send_released(self) -> None:
+        """Give the engine what it is to work on now."""
+        if self._is_connected:
+            for live in self._requests.released():
+                self._process.send(live.again())
 
     async def _keep_going(self) -> None:
-        """Wait for the process to end, then start another one, for ever."""
+        """Wait for the process to end, then give what it worked on to another one, for ever."""
         while True:
             await self._process.ended()
+            began_seconds = time.monotonic()
             self._disconnect()
-            logger.error("The engine process ended (%s); starting it again.", await self._process.stop())
-            await self._start_again()
+            num_requests = self._requests.lose_engine()
+            cause = await self._process.stop()
+            logger.error("The engine process ended (%s); starting it again for %d requests.", cause, num_requests)
+            await self._start_again(began_seconds)
+            down_seconds = time.monotonic() - began_seconds
+            self.on_replay(len(self._requests), down_seconds)
+            logger.warning("The engine is back after %.1f seconds and goes on.", down_seconds)
             self._connect()
 
-    async def _start_again(self) -> None:
+    async def _start_again(self, began_seconds: float) -> None:
+        """Start a process, over and over until one has loaded; if that takes too long, requests do not wait for it."""
         pause_seconds = FIRST_PAUSE_SECONDS
         while True:
             self.on_restart()
             await asyncio.sleep(pause_seconds)
             try:
-                self._process = EngineProcess(self._start, self._deliver, self._program)
+                self._process = EngineProcess(self._start, self._take, self._program)
                 await self._process.ready()
             except (EngineStartFailed, OSError) as error:
                 await self._process.stop()
                 pause_seconds = min(2 * pause_seconds, LONGEST_PAUSE_SECONDS)
                 logger.error("The engine does not start; next try in %g seconds: %s", pause_seconds, error)
+                if time.monotonic() - began_seconds > MAX_DOWN_SECONDS:
+                    self._requests.fail(EngineDied())
             else:
                 return
 
     async def _watch(self) -> None:
-        """Kill a process that is silent for far too long: it hangs."""
+        """Kill a process that is silent for too long: it hangs."""
+        looked_at_seconds = time.monotonic()
         while True:
-            await asyncio.sleep(IDLE_SILENCE_SECONDS)
-            if self._is_connected and self._silence_seconds() > BUSY_SILENCE_SECONDS:
+            await asyncio.sleep(WATCH_SECONDS)
+            late_seconds = time.monotonic() - looked_at_seconds - WATCH_SECONDS
+            looked_at_seconds = time.monotonic()
+            if late_seconds > 1.0:  # it was this process that stood still; what the engine said is still to be read
+                self._heard_at_seconds += late_seconds
+            if self._is_connected and self._silence_seconds() > self._hang_seconds:
                 logger.error("The engine process has been silent for %.0f seconds; ending it.", self._silence_seconds())
                 self._process.kill()
 
-    def _deliver(self, output: StepOutput) -> None:
+    def _take(self, message: StepOutput | BatchBegins | Heartbeat) -> None:
         self._heard_at_seconds = time.monotonic()
-        self.stats = output.stats
-        self.on_step(output)
-        for sequence in output.outputs:
-            stream = self._streams.get(sequence.request_id)
-            if stream is None:  # aborted while this step ran
-                continue
-            if sequence.finish_reason is not None:
-                del self._streams[sequence.request_id]
-            stream.put(sequence)
+        match message:
+            case StepOutput(outputs=outputs, stats=stats):
+                self.stats = stats
+                self.on_step(message)
+                for output in outputs:
+                    self._requests.put(output)
+                if self._requests.is_holding:
+                    self._send_released()
+            case BatchBegins(request_ids=request_ids):
+                self._requests.begin_batch(request_ids)
+            case Heartbeat():
+                pass
 
     def _connect(self) -> None:
         self._heard_at_seconds = time.monotonic()
         self._is_connected = True
+        self._send_released()
 
     def _disconnect(self) -> None:
         self._is_connected = False
         self.stats = StepStats()
-        streams, self._streams = self._streams, {}
-        for stream in streams.values():
-            stream.fail(EngineDied())
 
     def _silence_seconds(self) -> float:
         return time.monotonic() - self._heard_at_seconds
-
-    def _patience_seconds(self) -> float:
-        return BUSY_SILENCE_SECONDS if self._streams else IDLE_SILENCE_SECONDS

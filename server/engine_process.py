@@ -11,7 +11,16 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from scheduler.framing import FrameSplitter, encode_frame
-from scheduler.messages import EngineFailed, EngineReady, FromEngine, StartEngine, StepOutput, ToEngine
+from scheduler.messages import (
+    BatchBegins,
+    EngineFailed,
+    EngineReady,
+    FromEngine,
+    Heartbeat,
+    StartEngine,
+    StepOutput,
+    ToEngine,
+)
 
 # What runs the engine; -P: what lies in the current folder must not stand in for our modules.
 ENGINE_PROGRAM = ("-P", "-m", "scheduler.process")
@@ -34,10 +43,10 @@ class EngineProcess(asyncio.Protocol):
     def __init__(
         self,
         start: StartEngine,
-        on_step: Callable[[StepOutput], None],
+        on_message: Callable[[StepOutput | BatchBegins | Heartbeat], None],
         program: tuple[str, ...] = ENGINE_PROGRAM,
     ) -> None:
-        """`on_step` is given what each step produced, as soon as it comes."""
+        """`on_message` is given what the engine says once it has loaded, as soon as it comes."""
         self._connection, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -47,7 +56,7 @@ class EngineProcess(asyncio.Protocol):
                 env=engine_environment(os.environ),
             )
         self._connection.sendall(encode_frame(start))
-        self._on_step = on_step
+        self._on_message = on_message
         self._frames = FrameSplitter()
         self._decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
         self._transport: asyncio.Transport | None = None
@@ -99,8 +108,8 @@ class EngineProcess(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         for body in self._frames.split(data):
             match self._decoder.decode(body):
-                case StepOutput() as output:
-                    self._on_step(output)
+                case StepOutput() | BatchBegins() | Heartbeat() as message:
+                    self._on_message(message)
                 case EngineReady() | EngineFailed() if self._report.done():  # nobody waits for it any more
                     pass
                 case EngineReady() as report:

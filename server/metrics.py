@@ -66,6 +66,8 @@ class Metrics:
             "num_preemptions", "Sequences put back into the queue for want of blocks."
         )
         self._engine_restarts = self._counter("engine_restarts", "Starts of the engine process after the first.")
+        self._requests_replayed = self._counter("requests_replayed", "Sequences given to another engine process.")
+        self._engine_down_seconds = self._counter("engine_down_seconds", "Time between two engine processes.")
         self._request_success = Counter(
             _PREFIX + "request_success",
             "Sequences that ended, by reason.",
@@ -150,6 +152,11 @@ class Metrics:
     def count_restart(self) -> None:
         """Count a start of the engine process after the first."""
         self._engine_restarts.inc()
+
+    def count_replay(self, num_requests: int, down_seconds: float) -> None:
+        """Count what a new engine process took over from the one before, and how long there was none."""
+        self._requests_replayed.inc(num_requests)
+        self._engine_down_seconds.inc(down_seconds)
 
     def count_http(self, route: str, status: int) -> None:
         """Count one answer; `route` is the route's template, never the path a client sent."""

@@ -62,6 +62,9 @@ class Settings(BaseSettings):
         "auto", description="auto guesses tokens from the text so far where that pays; no answer changes by it."
     )
     num_threads: int | None = Field(None, ge=1, description="Threads that compute. Default: one per core.")
+    engine_timeout: float = Field(
+        10.0, ge=1, description="Seconds of silence after which the engine hangs and is replaced."
+    )
     access_log: bool = Field(False, description="Print a line for each request: who, what, status, tokens, seconds.")
     profile: bool = Field(False, description="Print every few seconds of work where the time of a step goes.")
 

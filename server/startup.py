@@ -49,6 +49,7 @@ async def run_server(
         metrics = Metrics(names[0], report.config, keys.names if keys else ())
         engine.on_step = metrics.observe_step
         engine.on_restart = metrics.count_restart
+        engine.on_replay = metrics.count_replay
         app = create_app(
             engine=engine,
             tokenizer=tokenizer.resized(report.vocab_size),

@@ -1,0 +1,149 @@
+"""The engine client with engine processes that end and hang: every stream goes on."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from model.sampling_params import SamplingParams
+from scheduler.messages import StartEngine
+from server.engine_client import EngineClient
+from server.token_stream import EngineDied, EngineUnavailable, TokenStream
+from tests.server.scripted_engine import DIES, DIES_LATE, HANGS, token_at
+
+NUM_TOKENS = 60
+
+Answer = tuple[list[int], int]  # its tokens, and how many log-probabilities of its prompt came
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[EngineClient]:
+    program = ("-m", "tests.server.scripted_engine", "0.01")
+    client = EngineClient(StartEngine(model_path=""), program, hang_seconds=1.5)
+    await client.ready()
+    yield client
+    await client.stop()
+
+
+def ask(client: EngineClient, prompt: list[int]) -> TokenStream:
+    return client.submit(prompt, SamplingParams(max_tokens=NUM_TOKENS, seed=1, num_prompt_logprobs=0))
+
+
+async def answer(stream: TokenStream) -> Answer:
+    """Return all of a stream; raises what ended it too early."""
+    tokens: list[int] = []
+    num_scores = 0
+    news = asyncio.Event()
+    stream.on_news = news.set
+    while True:
+        output = stream.take()
+        if output is None:
+            news.clear()
+            await asyncio.wait_for(news.wait(), 30)
+            continue
+        tokens += output.token_ids
+        num_scores += len(output.prompt_logprobs)
+        if output.finish_reason is not None:
+            assert output.finish_reason == "length", output.error
+            return tokens, num_scores
+
+
+def expected(prompt: list[int]) -> Answer:
+    return [token_at(prompt, position) for position in range(NUM_TOKENS)], len(prompt) - 1
+
+
+async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+async def restarted(client: EngineClient) -> None:
+    await until(lambda: client.is_ready)
+
+
+def kill(client: EngineClient) -> None:
+    os.kill(client.engine_pid, signal.SIGKILL)
+
+
+def stop(client: EngineClient) -> None:
+    os.kill(client.engine_pid, signal.SIGSTOP)
+
+
+@pytest.mark.parametrize("harm", [kill, stop])
+async def test_streams_go_on_when_the_engine_is_killed_or_stopped(
+    client: EngineClient, harm: Callable[[EngineClient], None]
+) -> None:
+    prompts = [[100 + index, *range(index + 1)] for index in range(8)]
+    answers = [asyncio.create_task(answer(ask(client, prompt))) for prompt in prompts]
+    replays: list[tuple[int, float]] = []
+    client.on_replay = lambda *counted: replays.append(counted)
+    for pause_seconds in (0.05, 0.2, 0.0):
+        await asyncio.sleep(pause_seconds)
+        pid = client.engine_pid
+        harm(client)
+        await until(lambda pid=pid: client.engine_pid != pid)  # type: ignore[misc]
+        await restarted(client)
+    assert await asyncio.gather(*answers) == [expected(prompt) for prompt in prompts]
+    assert len(replays) == 3
+    assert replays[0][0] == 8
+    assert all(0 < down_seconds < 10 for _, down_seconds in replays)
+
+
+async def test_a_stopped_engine_is_noticed_within_two_seconds_also_when_busy(client: EngineClient) -> None:
+    stream = ask(client, [100])
+    await asyncio.sleep(0.1)
+    stop(client)
+    began = time.monotonic()
+    client._hang_seconds = 60
+    await until(lambda: not client.is_ready)
+    assert time.monotonic() - began < 2.2
+    with pytest.raises(EngineUnavailable):
+        ask(client, [101])
+    os.kill(client.engine_pid, signal.SIGCONT)
+    await until(lambda: client.is_ready)
+    assert await answer(stream) == expected([100])
+
+
+@pytest.mark.parametrize("poison", [DIES, HANGS])
+async def test_a_request_that_ends_every_engine_fails_and_the_others_do_not(client: EngineClient, poison: int) -> None:
+    prompts = [[100 + index] for index in range(3)]
+    answers = [asyncio.create_task(answer(ask(client, prompt))) for prompt in prompts]
+    await asyncio.sleep(0.05)
+    with pytest.raises(AssertionError, match="ended 5 times in a row"):
+        await answer(ask(client, [poison]))
+    assert await asyncio.gather(*answers) == [expected(prompt) for prompt in prompts]
+
+
+async def test_a_request_that_gets_on_with_every_engine_comes_to_its_end(client: EngineClient) -> None:
+    stream = client.submit([DIES_LATE], SamplingParams(max_tokens=9, seed=1))
+    tokens, _ = await answer(stream)
+    assert tokens == [token_at([DIES_LATE], position) for position in range(9)]
+
+
+async def test_a_request_that_waits_for_an_engine_can_be_dropped(client: EngineClient) -> None:
+    streams = [ask(client, [100]), ask(client, [101])]
+    await asyncio.sleep(0.05)
+    kill(client)
+    await until(lambda: not client.is_ready)
+    streams[0].abort()
+    assert await answer(streams[1]) == expected([101])
+
+
+async def test_when_the_server_ends_so_do_the_streams(client: EngineClient) -> None:
+    stream = ask(client, [100])
+    await client.stop()
+    with pytest.raises(EngineDied):
+        await answer(stream)
+
+
+async def test_a_server_that_stood_still_itself_does_not_blame_the_engine(client: EngineClient) -> None:
+    pid = client.engine_pid
+    stream = ask(client, [100])
+    await asyncio.sleep(0.05)
+    time.sleep(2.0)  # noqa: ASYNC251  the event loop stands still for longer than an engine may be silent
+    assert await answer(stream) == expected([100])
+    assert client.engine_pid == pid
