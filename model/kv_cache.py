@@ -70,6 +70,11 @@ class KVCache:
         for pool in self.keys + self.values:
             pool[target] = pool[source]
 
+    def clear_block(self, block: int) -> None:
+        """Overwrite the keys and values of a block, which may be no numbers, with zeros."""
+        for pool in self.keys + self.values:
+            pool[block] = 0
+
     @property
     def num_bytes(self) -> int:
         """Size of the whole pool in bytes."""

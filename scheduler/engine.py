@@ -13,6 +13,7 @@ from model.sampling import FindMasks, sample
 from scheduler.batch import BatchBuilder, sampling_rows
 from scheduler.config import EngineConfig
 from scheduler.grammar import Grammars
+from scheduler.isolation import StepResult, run_isolated
 from scheduler.messages import Request, StepOutput
 from scheduler.profile import Profile
 from scheduler.prompt_reading import PromptReading, read_prompts
@@ -60,16 +61,18 @@ class Engine:
         self.on_batch([scheduled.sequence.request.request_id for scheduled in plan])
         if not plan and self.scheduler.waiting:
             time.sleep(GRAMMAR_PAUSE_SECONDS)  # all that is there waits for its grammar
-        samples, readings = self.run(plan)
-        output = self.scheduler.commit(plan, samples, readings)
+        result = run_isolated(self.run, plan) if plan else StepResult([])
+        output = self.scheduler.commit(plan, *result)
+        for block in self.scheduler.take_spoiled_blocks():
+            self.kv_cache.clear_block(block)
         self._lap("commit")
-        stats = msgspec.structs.replace(output.stats, step_seconds=time.monotonic() - started)
+        step_seconds = time.monotonic() - started
+        self.scheduler.observe_seconds(step_seconds)
+        stats = msgspec.structs.replace(output.stats, step_seconds=step_seconds)
         return msgspec.structs.replace(output, stats=stats)
 
     def run(self, plan: list[ScheduledSequence]) -> tuple[list[Sample | None], dict[int, PromptReading]]:
         """Return the next token of each scheduled sequence that wants one, in the plan's order, and what was read."""
-        if not plan:
-            return [], {}
         for scheduled in plan:
             if scheduled.copied_block is not None:
                 self.kv_cache.copy_block(scheduled.copied_block, scheduled.first_block(self.config.block_size))

@@ -15,6 +15,7 @@ from scheduler.block_pool import BlockPool
 from scheduler.config import EngineConfig
 from scheduler.grammar import Matcher
 from scheduler.messages import FinishReason, Request, SequenceOutput, StepOutput, StepStats
+from scheduler.pace import Pace
 from scheduler.prefix_cache import expect_full_blocks, prefix_hits, publish_full_blocks, release_blocks
 from scheduler.prompt_reading import PromptReading
 from scheduler.sequence import ScheduledSequence, Sequence
@@ -34,6 +35,8 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.waiting = WaitingQueue()
         self._refused: list[SequenceOutput] = []  # what the next commit says of requests that cannot run
+        self._spoiled_blocks: list[int] = []
+        self._pace = Pace(config.max_inter_token_seconds)
         self._step = 0
         self._counters = StepCounters()
 
@@ -64,11 +67,17 @@ class Scheduler:
         self._counters = StepCounters()
         plan: list[ScheduledSequence] = []
         budget = self.config.max_batch_tokens
+        pace = self._pace.max_prefill_tokens(self.running, budget)
         index = 0
         while index < len(self.running) and budget > 0:  # oldest first; a preemption shortens the list at its end
             sequence = self.running[index]
             index += 1
             num_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
+            if num_tokens > 1:
+                num_tokens = min(num_tokens, pace)
+                pace -= num_tokens
+                if not num_tokens:
+                    continue
             while not self._extend_block_table(sequence, num_tokens):
                 if self._preempt_youngest() is sequence:
                     break
@@ -76,7 +85,7 @@ class Scheduler:
                 plan.append(ScheduledSequence(sequence, num_tokens))
                 budget -= num_tokens
         if not self._counters.num_preemptions:  # else whoever joined now would be the next to be thrown out
-            plan += self._admit_waiting(budget)
+            plan += self._admit_waiting(min(budget, pace))
         if self.config.speculation == "auto":
             plan = self._add_drafts(plan)
         for scheduled in plan:
@@ -88,20 +97,31 @@ class Scheduler:
         plan: list[ScheduledSequence],
         samples: Seq[Sample | None],
         readings: Mapping[int, PromptReading] = MappingProxyType({}),
+        failures: Mapping[int, str] = MappingProxyType({}),
     ) -> StepOutput:
-        """Return what the step produced, after taking it into the sequences.
+        """Return what the step produced, after taking it into the sequences; isolation.StepResult says what is what.
 
-        samples has num_logits entries for each scheduled sequence, in the plan's order; None marks logits that were
-        not finite: that sequence ends with an error and nothing it computed is kept. readings has what was read of
-        prompts, by place in the plan.
+        A sequence that failed, or whose logits were not finite, ends with an error and nothing it computed is kept.
         """
         outputs, self._refused = self._refused, []
         remaining = iter(samples)
         for index, scheduled in enumerate(plan):
+            if index in failures:
+                outputs.append(self._fail(scheduled.sequence, failures[index]))
+                continue
             drawn = list(islice(remaining, scheduled.num_logits))
             outputs += self._take(scheduled, drawn, readings.get(index))
         self._step += bool(plan)
         return StepOutput(outputs=outputs, stats=self.stats())
+
+    def take_spoiled_blocks(self) -> list[int]:
+        """Return the blocks that failed sequences wrote to and that nobody else has, once."""
+        spoiled, self._spoiled_blocks = self._spoiled_blocks, []
+        return spoiled
+
+    def observe_seconds(self, seconds: float) -> None:
+        """Take note of how long the step took that was committed last."""
+        self._pace.observe(self._counters, seconds)
 
     def stats(self) -> StepStats:
         """Return the state of queue and pool, with the counters of the last step."""
@@ -256,7 +276,7 @@ class Scheduler:
             sequence.token_ids.append(sample.token_id)
             if sequence.matcher is not None and not sequence.matcher.accept(sample.token_id):
                 return [self._fail(sequence, f"The grammar cannot go on: {sequence.matcher.error}")]
-            reason = self._finish_reason(sequence)
+            reason = sequence.finish_reason(self.config.max_model_len)
             if reason is not None or sample.token_id != guess:
                 break
         self.waiting.count_output(sequence, len(accepted))
@@ -275,19 +295,12 @@ class Scheduler:
             release_blocks(self.pool, sequence, self.config.block_size)
         return outputs
 
-    def _finish_reason(self, sequence: Sequence) -> FinishReason | None:
-        """Return why a sequence ends with the token it has just got, or None."""
-        params = sequence.request.params
-        if sequence.token_ids[-1] in params.stop_token_ids or (sequence.matcher and sequence.matcher.is_complete):
-            return "stop"
-        if sequence.num_output_tokens >= params.max_tokens or sequence.num_tokens >= self.config.max_model_len:
-            return "length"
-        return None
-
     def _fail(self, sequence: Sequence, error: str) -> SequenceOutput:
         """End a sequence whose numbers went wrong; no later request shall find its blocks."""
         for block in sequence.block_table:
             self.pool.forget(block)
         self.running.remove(sequence)
+        blocks = [*sequence.block_table]
         release_blocks(self.pool, sequence, self.config.block_size)
+        self._spoiled_blocks += filter(self.pool.is_free, blocks)
         return sequence.error_output(error)

@@ -92,6 +92,15 @@ class Sequence:
             scheduled_at_seconds=self.scheduled_at_seconds,
         )
 
+    def finish_reason(self, max_model_len: int) -> FinishReason | None:
+        """Return why the sequence ends with the token it has just got, or None."""
+        params = self.request.params
+        if self.token_ids[-1] in params.stop_token_ids or (self.matcher and self.matcher.is_complete):
+            return "stop"
+        if self.num_output_tokens >= params.max_tokens or self.num_tokens >= max_model_len:
+            return "length"
+        return None
+
     def error_output(self, error: str) -> SequenceOutput:
         """Return what the API process hears of a sequence that ends too early."""
         return SequenceOutput(request_id=self.request.request_id, token_ids=[], finish_reason="error", error=error)

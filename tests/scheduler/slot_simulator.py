@@ -67,6 +67,7 @@ class SlotSimulator:
         self._check_plan(plan)
         self._check_nobody_joined_too_early(waiting.intersection(self.scheduler.running))
         output = self.scheduler.commit(plan, [sample for scheduled in plan for sample in self._compute(scheduled)])
+        self.scheduler.observe_seconds(0.01 + 0.002 * output.stats.num_prefill_tokens)
         self.scheduler.pool.check()
         self.num_preemptions += output.stats.num_preemptions
         self.num_prefix_hits += output.stats.prefix_cache_hits

@@ -33,6 +33,7 @@ def workloads(draw: st.DrawFn) -> Workload:
         max_num_seqs=draw(st.integers(1, 6)),
         max_model_len=max_model_len,
         speculation=draw(st.sampled_from(["auto", "off"])),
+        max_inter_token_seconds=draw(st.sampled_from([None, 0.001, 1.0])),
     )
     lookback = draw(st.sampled_from([None, 1, 2]))
     stem = draw(st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=0, max_size=24))  # what the prompts share

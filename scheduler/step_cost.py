@@ -1,0 +1,48 @@
+"""StepCost: how long a step takes, learned from the steps so far."""
+
+FORGETTING = 0.98  # the weight of a step for each that came after it
+FIRST_TOKEN_SECONDS = 1e-3  # of a prefill token, before one was measured
+LEAST_SPREAD = 16.0  # tokens; of prefill sizes, below which a line through them means nothing
+
+
+class StepCost:
+    """A line through the latest steps: seconds = step_seconds + prefill_seconds * prefill tokens.
+
+    Decoding is in the constant: its rows change slowly from step to step, and the line is forgotten fast.
+    Weighted least squares.
+    """
+
+    def __init__(self) -> None:
+        self._weight = self._x = self._xx = self._y = self._xy = 0.0
+        self._slope = FIRST_TOKEN_SECONDS
+
+    def observe(self, num_prefill_tokens: int, seconds: float) -> None:
+        """Take in one step."""
+        x = float(num_prefill_tokens)
+        self._weight = FORGETTING * self._weight + 1
+        self._x = FORGETTING * self._x + x
+        self._xx = FORGETTING * self._xx + x * x
+        self._y = FORGETTING * self._y + seconds
+        self._xy = FORGETTING * self._xy + x * seconds
+        spread = self._xx / self._weight - (self._x / self._weight) ** 2
+        if spread > LEAST_SPREAD**2:
+            together = self._xy / self._weight - self._x * self._y / self._weight**2
+            self._slope = max(together / spread, 1e-6)
+        elif x > LEAST_SPREAD:  # all steps are alike: what is not known of the constant goes to the tokens
+            self._slope = min(self._slope, seconds / x)
+
+    @property
+    def prefill_seconds(self) -> float:
+        """What a prefill token adds to a step."""
+        return self._slope
+
+    @property
+    def step_seconds(self) -> float:
+        """What a step takes without prefill."""
+        if not self._weight:
+            return 0.0
+        return max((self._y - self._slope * self._x) / self._weight, 0.0)
+
+    def max_prefill_tokens(self, seconds: float) -> int:
+        """Return how many prefill tokens fit into a step of so many seconds; it may be none."""
+        return max(int((seconds - self.step_seconds) / self._slope), 0)
