@@ -4,7 +4,7 @@ BIN := .venv/bin
 MODEL ?= smollm2
 BENCH ?= --concurrency 1,8,32
 
-.PHONY: help serve test check fix bench compare conformance
+.PHONY: help serve test check fix bench compare conformance campaign soak
 
 help:
 	@echo "make serve   install and serve MODEL (default smollm2) on 127.0.0.1:8000; options in CARAVAN_* variables"
@@ -12,13 +12,15 @@ help:
 	@echo "make check   formatting, lint, types, import rule"
 	@echo "make fix     format and mend what can be mended"
 	@echo "make conformance URL=...   judge any OpenAI-style server, rule by rule"
+	@echo "make campaign   kill, stop, flood and cut a real server for ten minutes; make soak   memory and known bugs"
 	@echo "make bench   start the server and measure it; make compare PEERS=FOLDER measures others beside it"
 
 serve: .venv/serve.stamp
 	$(BIN)/caravan serve $(MODEL)
 
 test: .venv/dev.stamp .venv/clients.stamp
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal -m "not timing"
+	$(BIN)/pytest -m timing
 
 check: .venv/dev.stamp
 	$(BIN)/ruff format --check .
@@ -37,6 +39,12 @@ bench: .venv/serve.stamp
 
 conformance: .venv/dev.stamp
 	$(BIN)/python -m tests.conformance $(URL) $(if $(API_KEY),--api-key $(API_KEY))
+
+campaign: .venv/dev.stamp
+	$(BIN)/python -m tests.campaign engine_faults overload long_prompt shutdown cuts
+
+soak: .venv/dev.stamp
+	$(BIN)/python -m tests.campaign memory seeded_bugs
 
 compare: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.compare $(PEERS) --model $(MODEL)

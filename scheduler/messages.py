@@ -126,5 +126,13 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The step loop is alive, idle or in the middle of a step."""
 
 
+class EngineLog(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """What the engine process logs."""
+
+    level: int  # as in `logging`
+    text: str
+
+
 ToEngine = StartEngine | Request | Abort
-FromEngine = EngineReady | EngineFailed | BatchBegins | StepOutput | Heartbeat
+WhileRunning = BatchBegins | StepOutput | Heartbeat | EngineLog
+FromEngine = EngineReady | EngineFailed | WhileRunning

@@ -1,6 +1,7 @@
 """Outbox: what the engine process says to the API process, from the step loop and from the thread of its heartbeat."""
 
 import contextlib
+import logging
 import socket
 import threading
 import time
@@ -8,7 +9,7 @@ import time
 import msgspec
 
 from scheduler.framing import encode_frame
-from scheduler.messages import BatchBegins, Heartbeat
+from scheduler.messages import BatchBegins, EngineLog, Heartbeat
 
 BEAT_SECONDS = 0.5
 MAX_STEP_SECONDS = 120.0  # a step that takes longer does not end
@@ -57,3 +58,16 @@ class Outbox:
                 is_stuck = time.monotonic() - self._looped_at_seconds > MAX_STEP_SECONDS
                 if used_seconds > before and not is_stuck:
                     self.send(Heartbeat())
+
+
+class OutboxHandler(logging.Handler):
+    """Sends what this process logs to the API process, which writes it."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        super().__init__(logging.INFO)
+        self._outbox = outbox
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See logging.Handler."""
+        with contextlib.suppress(OSError):
+            self._outbox.send(EngineLog(level=record.levelno, text=self.format(record)))

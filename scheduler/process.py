@@ -1,6 +1,7 @@
 """The engine process: an inbox, the step loop, an outbox. Run as `python -m scheduler.process FD`."""
 
 import contextlib
+import logging
 import os
 import queue
 import signal
@@ -25,7 +26,7 @@ from scheduler.framing import LENGTH, frame_length
 from scheduler.grammar import Grammars
 from scheduler.memory import free_memory_bytes
 from scheduler.messages import Abort, EngineFailed, EngineReady, Request, StartEngine, ToEngine
-from scheduler.outbox import BEAT_SECONDS, Outbox
+from scheduler.outbox import BEAT_SECONDS, Outbox, OutboxHandler
 from scheduler.profile import Profile
 
 CLAIMED_BYTES = 2**30  # of the KV pool, in the background; what lies behind is claimed when it is written
@@ -46,6 +47,7 @@ def serve(connection: socket.socket) -> None:
     """
     inbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
     outbox = Outbox(connection)
+    logging.getLogger().addHandler(OutboxHandler(outbox))
     threading.Thread(target=_read_inbox, args=(connection, inbox), daemon=True).start()
     start = inbox.get()
     assert isinstance(start, StartEngine), "the first message says what to load"

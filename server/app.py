@@ -1,17 +1,20 @@
 """The HTTP application: the parts of a server, given as arguments, put together."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
 
 from fastapi import FastAPI
 from starlette.types import Lifespan
 
 from model.generation_defaults import GenerationDefaults
 from model.tokenizer import Tokenizer
+from server.admission import Admission
 from server.api_keys import ApiKeys
 from server.chat_template import ChatTemplate
+from server.door import Door, DoorKeeper
 from server.health import health_router
-from server.http_edge import HttpEdge
+from server.host_guard import HostGuard
+from server.http_edge import HttpEdge, WriteLog
 from server.key_guard import KeyGuard
 from server.metrics import Metrics, metrics_router
 from server.openai.chat import chat_router
@@ -40,14 +43,20 @@ def create_app(
     version: str,
     defaults: GenerationDefaults | None = None,
     limits: RequestLimits | None = None,
+    admission: Admission | None = None,
+    door: Door | None = None,
     keys: ApiKeys | None = None,
-    write_log: Callable[[str], object] = lambda _: None,
+    hosts: Iterable[str] | None = None,
+    write_log: WriteLog = lambda _: None,
     lifespan: Lifespan[FastAPI] | None = None,
 ) -> FastAPI:
     """Return the application that serves one model; `lifespan` starts and stops what must run beside it.
 
-    With `keys` every request but those for health must bring one of them. `write_log` is given a line on each request.
+    Without `admission` and `door` they have their defaults. With `keys` every request but those for health must bring
+    one of them; with `hosts` the server answers to these names only. `write_log` is given the fields of each.
     """
+    admission = admission or Admission(engine.config, metrics)
+    door = door or Door(engine.config.max_num_seqs + admission.limits.max_requests)
     served = ServedModel(
         name=model_name,
         aliases=aliases,
@@ -58,6 +67,7 @@ def create_app(
         tokenizer=tokenizer,
         chat_template=chat_template,
         metrics=metrics,
+        admission=admission,
         defaults=defaults or GenerationDefaults(),
         limits=limits or RequestLimits(),
     )
@@ -75,7 +85,7 @@ def create_app(
         embeddings_router(served),
         models_router(served),
         tokenize_router(served),
-        health_router(served),
+        health_router(served, door),
         metrics_router(metrics),
     ):
         app.include_router(router)
@@ -93,8 +103,11 @@ def create_app(
         ],
         served.names,
     )
+    app.add_middleware(DoorKeeper, door=door, metrics=metrics)  # behind the guard: strangers take no place
     if keys is not None:
         app.add_middleware(KeyGuard, keys=keys)
+    if hosts is not None:
+        app.add_middleware(HostGuard, hosts=hosts)
     app.add_middleware(
         HttpEdge, metrics=metrics, write_log=write_log
     )  # around the guard: a refusal has an id, too, and is counted

@@ -1,13 +1,21 @@
 """Asker: on whose behalf a request runs, and how soon."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from starlette.types import Scope
 
 NO_KEY = ""  # the name under which all ask where there are no keys
+TIMEOUT_HEADER = "x-request-timeout-ms"
 SCOPE_NAME = "caravan.key_name"  # where the guard leaves the name of the key that it let through
 SCOPE_USAGE = "caravan.usage"  # where the tokens of prompt and answer are left for the log
+
+_MILLISECONDS = re.compile(rb"[1-9][0-9]{0,8}")
+
+
+class WrongTimeout(ValueError):
+    """The header with the time limit cannot be read; the text is for the client."""
 
 
 @dataclass(frozen=True)
@@ -17,14 +25,28 @@ class Asker:
     key_name: str = NO_KEY
     priority: int = 0  # lower is sooner
     cache_salt: str = ""  # prefix blocks are shared within one only
+    timeout_seconds: float | None = None  # from arrival; a later answer is of no use
     on_usage: Callable[[int, int], None] = field(default=lambda *_: None, compare=False)  # tokens of prompt and answer
 
 
 def asker_of(scope: Scope, priority: int, cache_salt: str) -> Asker:
-    """Return who asks; keys never share cached prefixes, so that none can find out by time what another has sent."""
+    """Return who asks; raises WrongTimeout for a time limit that is none.
+
+    Keys never share cached prefixes, so that none can find out by time what another has sent.
+    """
     name: str = scope.get(SCOPE_NAME, NO_KEY)
 
     def remember(num_prompt_tokens: int, num_completion_tokens: int) -> None:
         scope[SCOPE_USAGE] = (num_prompt_tokens, num_completion_tokens)
 
-    return Asker(name, priority, f"{name}\n{cache_salt}" if name != NO_KEY else cache_salt, remember)
+    salt = f"{name}\n{cache_salt}" if name != NO_KEY else cache_salt
+    return Asker(name, priority, salt, _timeout_seconds(scope), remember)
+
+
+def _timeout_seconds(scope: Scope) -> float | None:
+    values = [value for name, value in scope["headers"] if name == b"x-request-timeout-ms"]
+    if not values:
+        return None
+    if len(values) > 1 or not _MILLISECONDS.fullmatch(values[0]):
+        raise WrongTimeout(f"`{TIMEOUT_HEADER}` must be a number of milliseconds, 1 to 999999999.")
+    return int(values[0]) / 1000

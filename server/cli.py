@@ -2,7 +2,6 @@
 
 import asyncio
 import inspect
-import logging
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 import typer
 
 from server.bench.lengths import NOTATION, parse_concurrency, parse_lengths
+from server.logs import set_up_logs
 from server.model_errors import ModelNotFound, ModelUnavailable
 from server.model_store import DEFAULT_MODEL, resolve_model
 from server.settings import ENV_PREFIX, Settings, WrongSettings, load_settings
@@ -43,12 +43,13 @@ def serve(**flags: str | bool | None) -> None:
 
     Each option may also be set as a variable or as a key of the file given by --config.
     """
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     try:
         settings = load_settings({name: value for name, value in flags.items() if value is not None})
         keys = settings.load_keys()
+        settings.check_tls()
     except WrongSettings as error:
         _fail(str(error), 2)
+    set_up_logs(settings.log_format)
     # Imported late, so that the wrong option is an error at once; the web framework comes while the engine loads.
     from server.engine_client import EngineClient
     from server.engine_process import EngineStartFailed

@@ -10,7 +10,18 @@ import msgspec
 
 from model.sampling_params import Pooling, SamplingParams
 from scheduler.config import EngineConfig
-from scheduler.messages import Abort, BatchBegins, EngineReady, Heartbeat, Request, StartEngine, StepOutput, StepStats
+from scheduler.messages import (
+    Abort,
+    BatchBegins,
+    EngineLog,
+    EngineReady,
+    Heartbeat,
+    Request,
+    StartEngine,
+    StepOutput,
+    StepStats,
+    WhileRunning,
+)
 from server.asker import Asker
 from server.engine_process import ENGINE_PROGRAM, EngineProcess, EngineStartFailed
 from server.live_requests import LiveRequest, LiveRequests
@@ -178,7 +189,7 @@ class EngineClient:
                 logger.error("The engine process has been silent for %.0f seconds; ending it.", self._silence_seconds())
                 self._process.kill()
 
-    def _take(self, message: StepOutput | BatchBegins | Heartbeat) -> None:
+    def _take(self, message: WhileRunning) -> None:
         self._heard_at_seconds = time.monotonic()
         match message:
             case StepOutput(outputs=outputs, stats=stats):
@@ -190,6 +201,8 @@ class EngineClient:
                     self._send_released()
             case BatchBegins(request_ids=request_ids):
                 self._requests.begin_batch(request_ids)
+            case EngineLog(level=level, text=text):
+                logger.log(level, "%s", text)
             case Heartbeat():
                 pass
 

@@ -14,12 +14,14 @@ from scheduler.framing import FrameSplitter, encode_frame
 from scheduler.messages import (
     BatchBegins,
     EngineFailed,
+    EngineLog,
     EngineReady,
     FromEngine,
     Heartbeat,
     StartEngine,
     StepOutput,
     ToEngine,
+    WhileRunning,
 )
 
 # What runs the engine; -P: what lies in the current folder must not stand in for our modules.
@@ -43,7 +45,7 @@ class EngineProcess(asyncio.Protocol):
     def __init__(
         self,
         start: StartEngine,
-        on_message: Callable[[StepOutput | BatchBegins | Heartbeat], None],
+        on_message: Callable[[WhileRunning], None],
         program: tuple[str, ...] = ENGINE_PROGRAM,
     ) -> None:
         """`on_message` is given what the engine says once it has loaded, as soon as it comes."""
@@ -108,7 +110,7 @@ class EngineProcess(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         for body in self._frames.split(data):
             match self._decoder.decode(body):
-                case StepOutput() | BatchBegins() | Heartbeat() as message:
+                case StepOutput() | BatchBegins() | Heartbeat() | EngineLog() as message:
                     self._on_message(message)
                 case EngineReady() | EngineFailed() if self._report.done():  # nobody waits for it any more
                     pass

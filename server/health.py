@@ -2,12 +2,13 @@
 
 from fastapi import APIRouter
 
+from server.door import Door
 from server.openai.documentation import errors
 from server.served_model import ServedModel
 from server.token_stream import EngineUnavailable
 
 
-def health_router(served: ServedModel) -> APIRouter:
+def health_router(served: ServedModel, door: Door) -> APIRouter:
     """Return the routes for probes; they read what is known and give the engine no work."""
     router = APIRouter(tags=["operations"])
     not_ready = errors(503)
@@ -16,10 +17,10 @@ def health_router(served: ServedModel) -> APIRouter:
     async def live() -> dict[str, str]:
         return {"status": "live"}
 
-    @router.get("/readyz", summary="The engine can take requests", responses=not_ready)
+    @router.get("/readyz", summary="Requests are taken", responses=not_ready)
     @router.get("/health", summary="The same as /readyz", responses=not_ready)
     async def ready() -> dict[str, str]:
-        if not served.engine.is_ready:
+        if not door.is_open or not served.engine.is_ready:
             raise EngineUnavailable
         return {"status": "ready"}
 

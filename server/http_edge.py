@@ -1,7 +1,5 @@
 """HttpEdge: what every HTTP exchange gets, whichever route answers it."""
 
-import datetime
-import logging
 import re
 import time
 import uuid
@@ -10,13 +8,14 @@ from collections.abc import Callable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.asker import SCOPE_NAME, SCOPE_USAGE
+from server.logs import bind_request_id
 from server.metrics import Metrics
 from server.openai.errors import as_api_error
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _CLIENT_ID = re.compile(rb"[\w-]{1,64}")
 
-logger = logging.getLogger(__name__)
+WriteLog = Callable[[dict[str, object]], object]
 
 
 class HttpEdge:
@@ -26,8 +25,8 @@ class HttpEdge:
     client, and hide from the route that the client has gone.)
     """
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, write_log: Callable[[str], object] = lambda _: None) -> None:
-        """`write_log` is given a line on each exchange when it has ended."""
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, write_log: WriteLog = lambda _: None) -> None:
+        """`write_log` is given the fields of each exchange when it has ended."""
         self._app = app
         self._metrics = metrics
         self._write_log = write_log
@@ -37,6 +36,7 @@ class HttpEdge:
             await self._app(scope, receive, send)
             return
         request_id = _request_id(scope)
+        bind_request_id(request_id.decode())
         started = time.monotonic()
         status = 0
 
@@ -56,19 +56,21 @@ class HttpEdge:
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
             self._metrics.count_http(route, status or 499)
-            self._write_log(log_line(scope, route, status or 499, request_id, time.monotonic() - started))
+            self._write_log(log_fields(scope, route, status or 499) | {"seconds": round(time.monotonic() - started, 3)})
 
 
-def log_line(scope: Scope, route: str, status: int, request_id: bytes, seconds: float) -> str:
-    """Return what is logged of an exchange: nothing that a client can choose, but for its harmless id."""
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-    client = (scope.get("client") or ("-",))[0]
-    method = scope["method"] if scope["method"] in _METHODS else "-"
+def log_fields(scope: Scope, route: str, status: int) -> dict[str, object]:
+    """Return what is logged of an exchange: nothing that a client can choose, beside its harmless id."""
     num_prompt_tokens, num_completion_tokens = scope.get(SCOPE_USAGE, (0, 0))
-    return (
-        f"{now} {client} {method} {route} {status} id={request_id.decode()} key={scope.get(SCOPE_NAME) or '-'} "
-        f"prompt={num_prompt_tokens} completion={num_completion_tokens} seconds={seconds:.3f}"
-    )
+    return {
+        "client": (scope.get("client") or ("-",))[0],
+        "method": scope["method"] if scope["method"] in _METHODS else "-",
+        "route": route,
+        "status": status,
+        "key": scope.get(SCOPE_NAME) or "-",
+        "prompt_tokens": num_prompt_tokens,
+        "completion_tokens": num_completion_tokens,
+    }
 
 
 def _request_id(scope: Scope) -> bytes:

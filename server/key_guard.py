@@ -6,7 +6,7 @@ from server.api_keys import ApiKeys
 from server.asker import SCOPE_NAME
 from server.openai.errors import ApiError
 
-_OPEN_PATHS = frozenset({"/livez", "/readyz", "/health"})
+OPEN_PATHS = frozenset({"/livez", "/readyz", "/health"})
 
 
 class KeyGuard:
@@ -20,7 +20,7 @@ class KeyGuard:
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or scope.get("path") in _OPEN_PATHS:
+        if scope["type"] == "lifespan" or scope.get("path") in OPEN_PATHS:
             await self._app(scope, receive, send)
             return
         name = self._keys.name_of(_bearer(scope))

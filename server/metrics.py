@@ -1,6 +1,7 @@
 """Metrics: what Prometheus sees of this server."""
 
 from collections.abc import Callable, Sequence
+from typing import Literal, get_args
 
 from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
@@ -38,6 +39,12 @@ _STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 _CHOICES = (1, 2, 5, 10, 20)
 
 
+_WAIT_ERROR = (-60, -30, -10, -5, -2, -1, -0.5, 0, 0.5, 1, 2, 5, 10, 30, 60)
+
+Rejection = Literal["queue_full", "queue_tokens", "wait", "deadline"]
+REJECTIONS: tuple[Rejection, ...] = get_args(Rejection)
+
+
 class Metrics:
     """The counters, gauges and histograms of one server, in a registry of its own.
 
@@ -68,6 +75,14 @@ class Metrics:
         self._engine_restarts = self._counter("engine_restarts", "Starts of the engine process after the first.")
         self._requests_replayed = self._counter("requests_replayed", "Sequences given to another engine process.")
         self._engine_down_seconds = self._counter("engine_down_seconds", "Time between two engine processes.")
+        self._rejections = Counter(
+            _PREFIX + "admission_rejections",
+            "Requests refused for want of room or time, by reason.",
+            ["model_name", "reason"],
+            registry=self.registry,
+        )
+        for reason in REJECTIONS:
+            self._rejections.labels(model_name, reason)
         self._request_success = Counter(
             _PREFIX + "request_success",
             "Sequences that ended, by reason.",
@@ -98,6 +113,9 @@ class Metrics:
         )
         self.end_to_end = self._histogram("e2e_request_latency_seconds", "From arrival to the end.", _REQUEST)
         self.queue_time = self._histogram("request_queue_time_seconds", "From queued to last scheduled.", _REQUEST)
+        self.wait_error = self._histogram(
+            "admission_wait_error_seconds", "Predicted time in the queue minus the actual one.", _WAIT_ERROR
+        )
         self.inference_time = self._histogram(
             "request_inference_time_seconds", "From last scheduled to the last token.", _REQUEST
         )
@@ -148,6 +166,10 @@ class Metrics:
     def count_finished(self, reason: FinishReason) -> None:
         """Count a sequence that ended."""
         self._request_success.labels(self._model_name, reason).inc()
+
+    def count_rejection(self, reason: Rejection) -> None:
+        """Count a request that was refused for want of room or time."""
+        self._rejections.labels(self._model_name, reason).inc()
 
     def count_restart(self) -> None:
         """Count a start of the engine process after the first."""

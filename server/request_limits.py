@@ -1,4 +1,4 @@
-"""RequestLimits: what one HTTP request may cost before and while it is answered."""
+"""What one HTTP request may cost before and while it is answered, and how much of them may wait."""
 
 from dataclasses import dataclass
 
@@ -11,3 +11,12 @@ class RequestLimits:
     body_timeout_seconds: float = 60.0  # for the whole body to arrive
     max_choices: int = 256  # prompts times n of one request
     write_timeout_seconds: float = 30.0  # a client that takes nothing of a stream for so long is cut off
+
+
+@dataclass(frozen=True)
+class QueueLimits:
+    """How much may wait."""
+
+    max_requests: int = 512  # sequences
+    max_tokens: int = 1_000_000  # of their prompts and answers
+    max_wait_seconds: float | None = None  # None: however long it takes

@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass
 
 from scheduler.messages import FinishReason
+from server.admission import Admission, Ticket
 from server.metrics import Metrics
 
 
@@ -12,6 +13,8 @@ class RequestTimeline:
     """The moments of one sequence, turned into histograms as they pass; all are time.monotonic()."""
 
     metrics: Metrics
+    admission: Admission
+    ticket: Ticket
     num_prompt_tokens: int
     max_tokens: int
     arrived_at_seconds: float  # at the front, before tokenizing
@@ -28,6 +31,7 @@ class RequestTimeline:
             self._scheduled_at_seconds = scheduled_at_seconds
         if num_tokens == 0:
             return
+        self.admission.count_tokens(self.ticket, num_tokens, self._scheduled_at_seconds - self.queued_at_seconds)
         if self._num_tokens == 0:
             self._first_token_at_seconds = received_at_seconds
             self.metrics.first_token.observe(received_at_seconds - self.arrived_at_seconds)
@@ -43,6 +47,7 @@ class RequestTimeline:
         if self._is_finished:
             return
         self._is_finished = True
+        self.admission.leave(self.ticket, is_complete=reason in ("stop", "length"))
         self.metrics.count_finished(reason)
         self.metrics.end_to_end.observe(time.monotonic() - self.arrived_at_seconds)
         self.metrics.prompt_lengths.observe(self.num_prompt_tokens)

@@ -7,6 +7,8 @@ from typing import Protocol
 from model.generation_defaults import GenerationDefaults
 from model.sampling_params import Pooling, SamplingParams
 from model.tokenizer import Tokenizer
+from scheduler.config import EngineConfig
+from server.admission import Admission
 from server.asker import Asker
 from server.chat_template import ChatTemplate
 from server.grammar_check import GrammarCheck
@@ -18,6 +20,8 @@ from server.tools.call_format import CallFormat, format_of
 
 class Engine(Protocol):
     """What the routes ask of the engine."""
+
+    config: EngineConfig
 
     @property
     def is_ready(self) -> bool:
@@ -48,6 +52,7 @@ class ServedModel:
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
     metrics: Metrics
+    admission: Admission
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     limits: RequestLimits = field(default_factory=RequestLimits)
     grammar_check: GrammarCheck = field(default_factory=GrammarCheck)

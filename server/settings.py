@@ -1,20 +1,36 @@
 """Settings: every option of `caravan serve`, once: a flag, a CARAVAN_* variable and a key of the YAML file alike."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ByteSize, Field, ValidationError
+from pydantic import BeforeValidator, ByteSize, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
 from scheduler.config import EngineLimits, Speculation
 from scheduler.messages import StartEngine
 from server.api_keys import ApiKeys, WrongKeys, load_keys
+from server.host_names import is_loopback
 from server.model_store import DEFAULT_MODEL
+from server.request_limits import QueueLimits
 
 ENV_PREFIX = "CARAVAN_"
+
+
+def _seconds(value: object) -> object:
+    """Return a duration such as 100ms, 0.1s or 0.1 in seconds."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(ms|s|)", value.strip())
+    if match is None:
+        raise ValueError("must be a duration such as 100ms or 0.1s")
+    return float(match[1]) / (1000 if match[2] == "ms" else 1)
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 
 
 class WrongSettings(ValueError):
@@ -29,6 +45,14 @@ class Settings(BaseSettings):
     model: str = Field(DEFAULT_MODEL, description="A .gguf or .bin file, a folder, a hub id org/name, or smollm2.")
     config: Path | None = Field(None, description="A YAML file with any of these options.")
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 is all of them.")
+    allowed_hosts: str | None = Field(
+        None,
+        description="Host names to answer to, with commas between; `*.name` and `*` are known. "
+        "Default: those of this machine if --host is one of them, else any.",
+    )
+    insecure: bool = Field(False, description="Serve other machines without a key: who reaches the port may ask.")
+    tls_certificate: Path | None = Field(None, description="A PEM file with the certificate chain, for HTTPS.")
+    tls_key: Path | None = Field(None, description="A PEM file with the key of --tls-certificate.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     served_model_name: str | None = Field(
         None, description="Names requests use for the model, with commas between; the first one is shown."
@@ -62,10 +86,26 @@ class Settings(BaseSettings):
         "auto", description="auto guesses tokens from the text so far where that pays; no answer changes by it."
     )
     num_threads: int | None = Field(None, ge=1, description="Threads that compute. Default: one per core.")
+    max_queued_requests: int = Field(
+        512, ge=0, description="Sequences that wait for their turn; more are refused (429)."
+    )
+    max_queued_tokens: int = Field(
+        1_000_000, ge=0, description="Tokens of prompts and answers that wait; what goes beyond is refused (429)."
+    )
+    max_wait: float | None = Field(
+        None, gt=0, description="Seconds a request may have to wait; one that would wait longer is refused (429)."
+    )
+    max_inter_token_latency: Seconds | None = Field(
+        None, description="Longest pause of running streams while prompts are computed, such as 100ms. Default: none."
+    )
+    drain_timeout: float = Field(30.0, ge=0, description="Seconds that accepted requests get to end after SIGTERM.")
     engine_timeout: float = Field(
         10.0, ge=1, description="Seconds of silence after which the engine hangs and is replaced."
     )
-    access_log: bool = Field(False, description="Print a line for each request: who, what, status, tokens, seconds.")
+    access_log: bool = Field(False, description="Log each request: who, what, status, tokens, seconds.")
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="Of the log on standard error; auto is text at a terminal, else JSON."
+    )
     profile: bool = Field(False, description="Print every few seconds of work where the time of a step goes.")
 
     @classmethod
@@ -91,13 +131,32 @@ class Settings(BaseSettings):
             return (path.stem if path.suffix.lower() in (".gguf", ".bin") else self.model,)
         return tuple(filter(None, map(str.strip, self.served_model_name.split(",")))) or (self.model,)
 
+    @property
+    def queue_limits(self) -> QueueLimits:
+        """How much may wait."""
+        return QueueLimits(self.max_queued_requests, self.max_queued_tokens, self.max_wait)
+
     def load_keys(self) -> ApiKeys | None:
         """Return the keys that requests must bring, None if they need none; raises WrongSettings."""
         keys = [key.strip() for key in (self.api_key or "").split(",") if key.strip()]
         try:
-            return load_keys(keys, self.api_key_file)
+            found = load_keys(keys, self.api_key_file)
         except (WrongKeys, OSError, UnicodeDecodeError) as error:
             raise WrongSettings(f"--api-key, --api-key-file: {error}") from None
+        if found is None and not self.insecure and not is_loopback(self.host):
+            raise WrongSettings(
+                f"--host {self.host} lets other machines in, and there is no key. Set --api-key or --api-key-file, "
+                "or --insecure if anybody may ask."
+            )
+        return found
+
+    def check_tls(self) -> None:
+        """Raise WrongSettings unless there are both a certificate and its key, or neither."""
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise WrongSettings("--tls-certificate and --tls-key belong together; set both or none.")
+        for name, file in (("--tls-certificate", self.tls_certificate), ("--tls-key", self.tls_key)):
+            if file is not None and not file.is_file():
+                raise WrongSettings(f"{name}: there is no file {file}.")
 
     def start_engine(self, model_path: Path) -> StartEngine:
         """Return what the engine is told to load, and how."""
@@ -115,6 +174,7 @@ class Settings(BaseSettings):
                 max_batch_tokens=self.max_batch_tokens,
                 max_num_seqs=self.max_num_seqs,
                 speculation=self.speculation,
+                max_inter_token_seconds=self.max_inter_token_latency,
             ),
         )
 

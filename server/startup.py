@@ -2,10 +2,8 @@
 
 import asyncio
 import logging
-import signal
 import socket
 from collections.abc import Coroutine
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,16 +13,20 @@ from uvicorn.loops.auto import auto_loop_factory
 from model.generation_defaults import load_generation_defaults
 from model.tokenizer import Tokenizer
 from model.tokenizer_loader import load_tokenizer
-from scheduler.messages import EngineReady
+from scheduler.messages import EngineReady, StepOutput
+from server.admission import Admission
 from server.api_keys import ApiKeys
 from server.app import create_app
 from server.bounded_head import BoundedHead
 from server.chat_template import ChatTemplate
+from server.door import Door
+from server.draining_server import DrainingServer
 from server.engine_client import EngineClient
+from server.host_names import allowed_hosts
 from server.metrics import Metrics
 from server.settings import Settings
 
-DRAIN_SECONDS = 30  # that open streams get to end after SIGTERM or Ctrl-C
+LAST_SECONDS = 1  # for what is still open when the server ends
 BACKLOG = 2048  # connections the operating system keeps for us until they are accepted
 
 logger = logging.getLogger(__name__)
@@ -47,7 +49,14 @@ async def run_server(
         report = await engine.ready()
         names = settings.names
         metrics = Metrics(names[0], report.config, keys.names if keys else ())
-        engine.on_step = metrics.observe_step
+        admission = Admission(report.config, metrics, settings.queue_limits)
+        door = Door(report.config.max_num_seqs + settings.max_queued_requests)
+
+        def on_step(output: StepOutput) -> None:
+            metrics.observe_step(output)
+            admission.observe_step(output.stats)
+
+        engine.on_step = on_step
         engine.on_restart = metrics.count_restart
         engine.on_replay = metrics.count_replay
         app = create_app(
@@ -59,27 +68,35 @@ async def run_server(
             max_model_len=report.config.max_model_len,
             metrics=metrics,
             defaults=defaults,
+            admission=admission,
+            door=door,
+            hosts=allowed_hosts(settings.allowed_hosts, settings.host),
             keys=keys,
-            write_log=partial(print, flush=True) if settings.access_log else lambda _: None,
+            write_log=log_request if settings.access_log else lambda _: None,
             version=version("caravan-llm"),
         )
-        server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                http=BoundedHead,
-                access_log=False,
-                log_config=None,
-                lifespan="off",
-                backlog=BACKLOG,
-                timeout_graceful_shutdown=DRAIN_SECONDS,
-            )
+        config = uvicorn.Config(
+            app,
+            http=BoundedHead,
+            access_log=False,
+            log_config=None,
+            lifespan="off",
+            backlog=BACKLOG,
+            ssl_certfile=settings.tls_certificate,
+            ssl_keyfile=settings.tls_key,
+            timeout_graceful_shutdown=LAST_SECONDS,
         )
+        server = DrainingServer(config, door, settings.drain_timeout, engine.stop)
         listener.listen(BACKLOG)  # from now on connections wait instead of being refused
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # uvicorn raises it once more when it has drained
-        print(start_text(report, model_path, names, address_of(listener)), flush=True)
+        print(start_text(report, model_path, names, address_of(listener, is_encrypted=config.is_ssl)), flush=True)
         await server.serve(sockets=[listener])
     finally:
         await engine.stop()
+
+
+def log_request(fields: dict[str, object]) -> None:
+    """Write the line of a request that has ended."""
+    logging.getLogger("caravan.requests").info("request", extra=fields)
 
 
 def start_text(report: EngineReady, model_path: Path, names: tuple[str, ...], address: str) -> str:
@@ -114,10 +131,11 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def address_of(listener: socket.socket) -> str:
+def address_of(listener: socket.socket, *, is_encrypted: bool = False) -> str:
     """Return the URL of a bound socket, as a client on this machine would write it."""
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if is_encrypted else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _text_parts(model_path: Path, template_file: Path | None) -> tuple[Tokenizer, ChatTemplate | None]:

@@ -24,6 +24,7 @@ from server.openai.models import check_model
 from server.openai.prompts import prompt_tokens, too_long
 from server.openai.schemas import ignored_warnings
 from server.openai.strict_model import StrictModel
+from server.openai.time_limit import out_of_time, seconds_left
 from server.request_timeline import RequestTimeline
 from server.served_model import ServedModel
 from server.text_stream import GenerationCancelled, GenerationFailed
@@ -70,7 +71,11 @@ def embeddings_router(served: ServedModel) -> APIRouter:
                 raise too_long(served, f"{len(prompt)} tokens in `input`")
         asker = asker_of(request.scope, body.priority, body.cache_salt)
         work = _vectors(served, prompts, body.pooling, asker, arrived_at_seconds)
-        vectors = await until_disconnect(request.receive, work)
+        try:
+            async with asyncio.timeout(seconds_left(asker, arrived_at_seconds)):
+                vectors = await until_disconnect(request.receive, work)
+        except TimeoutError:
+            raise out_of_time(asker) from None
         num_tokens = sum(map(len, prompts))
         served.metrics.count_usage(asker.key_name, num_tokens, 0)
         asker.on_usage(num_tokens, 0)
@@ -90,16 +95,19 @@ async def _vectors(
     served: ServedModel, prompts: list[list[int]], pooling: Pooling, asker: Asker, arrived_at_seconds: float
 ) -> list[list[float]]:
     """Return the engine's vector of each prompt; on any end it works on none of them any more."""
+    tickets = served.admission.admit([(len(prompt), 0) for prompt in prompts], asker, arrived_at_seconds)
     streams: list[TokenStream] = []
     timelines = [
         RequestTimeline(
             metrics=served.metrics,
+            admission=served.admission,
+            ticket=ticket,
             num_prompt_tokens=len(prompt),
             max_tokens=0,
             arrived_at_seconds=arrived_at_seconds,
             queued_at_seconds=time.monotonic(),
         )
-        for prompt in prompts
+        for prompt, ticket in zip(prompts, tickets, strict=True)
     ]
     vectors = []
     try:
@@ -113,6 +121,8 @@ async def _vectors(
         for stream, timeline in zip(streams, timelines, strict=False):
             stream.abort()
             timeline.finish("abort")
+        for ticket in tickets:  # of what was not submitted, too
+            served.admission.leave(ticket, is_complete=False)
     return vectors
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import math
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -11,10 +12,12 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from server.asker import TIMEOUT_HEADER, WrongTimeout
 from server.text_stream import GenerationCancelled, GenerationFailed
 from server.token_stream import EngineDied, EngineUnavailable
 
 _RETRY_AFTER_SECONDS = 5
+_LONGEST_RETRY_SECONDS = 120  # clients obey no longer one
 _MAX_MESSAGE = 400  # characters; keeps every error body under 1 KB
 
 logger = logging.getLogger(__name__)
@@ -73,6 +76,23 @@ def invalid(message: str, param: str | None = None) -> ApiError:
     return ApiError(400, message, param=param)
 
 
+def unavailable(message: str) -> ApiError:
+    """Return the error for a time when nothing is answered."""
+    return ApiError(503, message, kind="server_error", code="unavailable", retry_after=_RETRY_AFTER_SECONDS)
+
+
+def overloaded(fact: str, retry_after_seconds: float) -> ApiError:
+    """Return the error for a request that there is no room or no time for."""
+    seconds = min(max(math.ceil(retry_after_seconds), 1), _LONGEST_RETRY_SECONDS)
+    return ApiError(
+        429,
+        f"The server is overloaded. {fact} Try again in {seconds} s.",
+        kind="rate_limit_error",
+        code="server_overloaded",
+        retry_after=seconds,
+    )
+
+
 def shown(value: object, max_characters: int = 60) -> str:
     """Return the JSON value `value` in ASCII, shortened, for a message about it."""
     # Each part of the encoding has at least one character: no more is encoded than is shown.
@@ -84,10 +104,12 @@ def as_api_error(error: Exception) -> ApiError:
     """Return what the client is told about `error`; what only the operator should know is logged."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, WrongTimeout):
+        return invalid(str(error), TIMEOUT_HEADER)
     if isinstance(error, EngineUnavailable):
-        return _unavailable("The engine is not ready. Try again shortly.")
+        return unavailable("The engine is not ready. Try again shortly.")
     if isinstance(error, EngineDied | GenerationCancelled):
-        return _unavailable("The engine stopped before the answer was complete. Try again shortly.")
+        return unavailable("The engine stopped before the answer was complete. Try again shortly.")
     if isinstance(error, ClientDisconnect):
         return ApiError(499, "The client closed the connection.")  # for the metrics: nobody reads it
     if isinstance(error, GenerationFailed):
@@ -118,14 +140,11 @@ def add_error_handlers(app: FastAPI) -> None:
     async def answer_validation(_: Request, __: Exception) -> Response:
         return invalid("A parameter of the path, the query or a header is not valid.").response()
 
-    for kind in (ApiError, EngineUnavailable, EngineDied, GenerationFailed, GenerationCancelled, ClientDisconnect):
+    ours = (ApiError, EngineUnavailable, EngineDied, GenerationFailed, GenerationCancelled, WrongTimeout)
+    for kind in (*ours, ClientDisconnect):
         app.add_exception_handler(kind, answer)
     app.add_exception_handler(HTTPException, answer_http)
     app.add_exception_handler(RequestValidationError, answer_validation)
-
-
-def _unavailable(message: str) -> ApiError:
-    return ApiError(503, message, kind="server_error", code="unavailable", retry_after=_RETRY_AFTER_SECONDS)
 
 
 def _ascii(text: str, max_characters: int) -> str:

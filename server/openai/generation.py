@@ -9,7 +9,9 @@ from typing import Any
 
 from model.detokenizer import Detokenizer
 from model.sampling_params import SamplingParams
+from server.admission import Ticket
 from server.asker import Asker
+from server.openai.time_limit import out_of_time, seconds_left
 from server.request_timeline import RequestTimeline
 from server.served_model import ServedModel
 from server.stop_strings import StopStrings
@@ -51,7 +53,7 @@ class Generation:
         grammar: str = "",
         asker: Asker = Asker(),  # frozen
     ) -> None:
-        """Submit all choices; raises EngineUnavailable, and then none of them runs."""
+        """Submit all choices; raises EngineUnavailable, or ApiError if there is no room, and then none of them runs."""
         self._served = served
         self._asker = asker
         self._is_counted = False
@@ -61,13 +63,21 @@ class Generation:
         self._failure: Exception | None = None  # came together with pieces, which are handed out first
         self._choices: list[_Choice] = []
         self._num_open = sum(len(job.params) for job in jobs)  # choices whose last piece is still to come
+        lengths = [(len(job.token_ids), params.max_tokens) for job in jobs for params in job.params]
+        self._tickets = served.admission.admit(lengths, asker, arrived_at_seconds)
+        self._time_limit: asyncio.TimerHandle | None = None
+        left_seconds = seconds_left(asker, arrived_at_seconds)
+        if left_seconds is not None:
+            self._time_limit = asyncio.get_running_loop().call_later(left_seconds, self._expire)
+        tickets = iter(self._tickets)
         try:
             for job in jobs:
                 group = secrets.randbits(63) if len(job.params) > 1 else 0
                 for params in job.params:
                     tokens = served.engine.submit(job.token_ids, params, asker, grammar, group=group)
                     tokens.on_news = self._on_news
-                    self._choices.append(_choice_of(tokens, served, job, params, stop, arrived_at_seconds))
+                    choice = _choice_of(tokens, served, job, params, stop, next(tickets), arrived_at_seconds)
+                    self._choices.append(choice)
         except BaseException:
             self.end()
             raise
@@ -101,6 +111,11 @@ class Generation:
                 self._failure = error
         return pieces
 
+    def _expire(self) -> None:
+        """End what takes too long for its client."""
+        self._failure = out_of_time(self._asker)
+        self._on_news()
+
     def _on_news(self) -> None:
         """Wake whoever waits. An asyncio.Event would do, at several times the price, once for each token."""
         self._has_news = True
@@ -117,8 +132,12 @@ class Generation:
 
     def end(self) -> None:
         """Stop the engine's work on what has not ended yet."""
+        if self._time_limit is not None:
+            self._time_limit.cancel()
         for choice in self._choices:
             choice.end()
+        for ticket in self._tickets:  # of what was not submitted, too
+            self._served.admission.leave(ticket, is_complete=False)
         if self._choices and not self._is_counted:
             self._is_counted = True
             usage = self.usage()
@@ -185,6 +204,7 @@ def _choice_of(
     job: PromptJob,
     params: SamplingParams,
     stop: StopRule,
+    ticket: Ticket,
     arrived_at_seconds: float,
 ) -> _Choice:
     stream = TextStream(
@@ -198,6 +218,8 @@ def _choice_of(
     )
     timeline = RequestTimeline(
         metrics=served.metrics,
+        admission=served.admission,
+        ticket=ticket,
         num_prompt_tokens=len(job.token_ids),
         max_tokens=params.max_tokens,
         arrived_at_seconds=arrived_at_seconds,

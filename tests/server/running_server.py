@@ -50,10 +50,10 @@ class RunningServer:
 
 
 @contextmanager
-def running_server(model: Path | str, *options: str) -> Iterator[RunningServer]:
+def running_server(model: Path | str, *options: str, program: str = "server.cli") -> Iterator[RunningServer]:
     """Start `caravan serve` on a free port and stop it at the end; what it says goes to the test's output."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "server.cli", "serve", str(model), "--port", "0", *options],
+        [sys.executable, "-m", program, "serve", str(model), "--port", "0", *options],
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -98,7 +98,7 @@ def test_a_template_that_leaves_the_final_message_out_cannot_continue_it() -> No
         "{% import 'os' as os %}",
     ],
 )
-def test_the_sandbox_lets_nothing_out(source: str) -> None:
+def test_threat_7_the_sandbox_lets_nothing_out(source: str) -> None:
     with opened("{% if messages|length > 2 %}" + source + "{% endif %}") as template:
         with pytest.raises(TemplateFailed):
             template.render([*TALK, *TALK], special_tokens=[])
@@ -116,7 +116,7 @@ def test_the_sandbox_lets_nothing_out(source: str) -> None:
     ],
     ids=["loops", "power", "doubling", "memory", "long text"],
 )
-def test_a_template_that_never_ends_or_fills_the_memory_is_stopped(source: str) -> None:
+def test_threat_7_a_template_that_never_ends_or_fills_the_memory_is_stopped(source: str) -> None:
     with opened("{% if messages|length > 2 %}" + source + "{% endif %}ok", time_limit_seconds=0.5) as template:
         start = time.monotonic()
         with pytest.raises(TemplateFailed):

@@ -93,7 +93,7 @@ async def test_streams_go_on_when_the_engine_is_killed_or_stopped(
     assert all(0 < down_seconds < 10 for _, down_seconds in replays)
 
 
-async def test_a_stopped_engine_is_noticed_within_two_seconds_also_when_busy(client: EngineClient) -> None:
+async def test_threat_17_a_stopped_engine_is_noticed_within_two_seconds_also_when_busy(client: EngineClient) -> None:
     stream = ask(client, [100])
     await asyncio.sleep(0.1)
     stop(client)
@@ -109,7 +109,9 @@ async def test_a_stopped_engine_is_noticed_within_two_seconds_also_when_busy(cli
 
 
 @pytest.mark.parametrize("poison", [DIES, HANGS])
-async def test_a_request_that_ends_every_engine_fails_and_the_others_do_not(client: EngineClient, poison: int) -> None:
+async def test_threat_18_a_request_that_ends_every_engine_fails_and_the_others_do_not(
+    client: EngineClient, poison: int
+) -> None:
     prompts = [[100 + index] for index in range(3)]
     answers = [asyncio.create_task(answer(ask(client, prompt))) for prompt in prompts]
     await asyncio.sleep(0.05)

@@ -60,7 +60,7 @@ def test_bad_grammars_are_named(check: GrammarCheck, grammar: str, reason: str) 
         grammar_of_schema({"type": "string", "pattern": "^(a|aa)+$", "minLength": 10**9}),
     ],
 )
-def test_a_bomb_costs_a_bounded_time_and_the_next_grammar_is_checked(check: GrammarCheck, grammar: str) -> None:
+def test_threat_6_a_bomb_costs_a_bounded_time_and_the_next_is_checked(check: GrammarCheck, grammar: str) -> None:
     started = time.monotonic()
     check.problem(grammar)
     assert time.monotonic() - started < 10

@@ -22,6 +22,7 @@ from tests.gguf_files import write_tiny_llama
 from tests.server.running_server import RunningServer, eventually, running_server
 
 LONG = {"model": "tiny", "prompt": "hello", "max_tokens": 400, "ignore_eos": True, "temperature": 0}
+ENDLESS = LONG | {"stream": True, "n": 64}  # four at a time
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +64,11 @@ def test_a_stream_joined_is_the_text_of_the_same_request_without_streaming(serve
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
-def test_a_client_that_leaves_frees_its_blocks_within_two_steps(server: RunningServer, stream: bool) -> None:
+def test_threat_11_a_client_that_leaves_frees_its_blocks_within_two_steps(server: RunningServer, stream: bool) -> None:
     eventually(lambda: is_idle(server), within_seconds=5)
     with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as client:
         body = json.dumps(LONG | {"stream": stream}).encode()
-        head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
+        head = f"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n"
         client.sendall(head.encode() + b"content-type: application/json\r\n\r\n" + body)
         eventually(lambda: server.metric("num_requests_running") == 1, within_seconds=5)
         produced_before = server.metric("generation_tokens_total")
@@ -76,7 +77,7 @@ def test_a_client_that_leaves_frees_its_blocks_within_two_steps(server: RunningS
     assert server.metric("request_success_total") >= 0
 
 
-def test_a_head_without_an_end_is_refused(server: RunningServer) -> None:
+def test_threat_8_a_head_without_an_end_is_refused(server: RunningServer) -> None:
     with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as client:
         client.sendall(b"GET /livez HTTP/1.1\r\nx-long: ")
         for _ in range(1000):
@@ -90,7 +91,7 @@ def test_a_head_without_an_end_is_refused(server: RunningServer) -> None:
     assert [server.http.get("/livez", headers=long).status_code for _ in range(12)] == [200] * 12  # 96 KB, one by one
 
 
-def test_more_streams_than_fit_all_finish_as_they_do_alone(server: RunningServer) -> None:
+def test_threat_16_more_streams_than_fit_all_finish_as_they_do_alone(server: RunningServer) -> None:
     # 256 KiB hold 1,024 tokens (512 in float32); 48 requests of 80 tokens want nearly four times that
     bodies = [
         LONG | {"prompt": f"request number {i}", "max_tokens": 60, "temperature": 1.0, "seed": i} for i in range(48)
@@ -145,7 +146,7 @@ def test_an_engine_that_stops_is_not_ready_within_three_seconds(server: RunningS
     eventually(lambda: server.http.get("/readyz").status_code == 200, within_seconds=3)
 
 
-def test_no_engine_outlives_a_killed_server(tiny_model_path: Path) -> None:
+def test_threat_20_no_engine_outlives_a_killed_server(tiny_model_path: Path) -> None:
     with running_server(tiny_model_path, "--kv-cache-memory", "4MiB") as running:
         children = running.children()
         assert len(children) == 2  # the engine and the chat template's worker
@@ -153,15 +154,55 @@ def test_no_engine_outlives_a_killed_server(tiny_model_path: Path) -> None:
         eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), within_seconds=2)
 
 
-def test_sigterm_lets_a_stream_finish_and_the_server_leaves_with_status_zero(tiny_model_path: Path) -> None:
+def test_threat_20_sigterm_lets_a_stream_finish_and_tells_others_to_come_back(tiny_model_path: Path) -> None:
     with running_server(tiny_model_path, "--kv-cache-memory", "4MiB") as running:
-        body = LONG | {"stream": True}
-        with running.http.stream("POST", "/v1/completions", json=body) as response:
+        children = running.children()
+        with running.http.stream("POST", "/v1/completions", json=LONG | {"stream": True}) as response:
             lines = response.iter_lines()
             next(lines)
             running.process.terminate()
-            assert [line for line in lines if line][-1] == "data: [DONE]"
+            eventually(lambda: running.http.get("/readyz").status_code == 503, within_seconds=1)
+            with httpx.Client(base_url=running.url, trust_env=False) as another:  # a new connection is not refused
+                refused = another.post("/v1/completions", json=LONG)
+                assert (refused.status_code, refused.json()["error"]["code"]) == (503, "unavailable")
+                assert int(refused.headers["retry-after"]) > 0
+                assert another.get("/livez").status_code == 200
+            events = [line for line in lines if line]
+            assert events[-1] == "data: [DONE]"
+            assert "error" not in events[-2]
         assert running.process.wait(10) == 0
+        assert not any(Path(f"/proc/{pid}").exists() for pid in children)
+
+
+def test_a_stream_that_outlasts_the_drain_timeout_ends_with_an_error_and_done(tiny_model_path: Path) -> None:
+    with running_server(
+        tiny_model_path, "--kv-cache-memory", "4MiB", "--max-num-seqs", "4", "--drain-timeout", "0.2"
+    ) as running:
+        with running.http.stream("POST", "/v1/completions", json=ENDLESS) as response:
+            lines = response.iter_lines()
+            next(lines)
+            running.process.terminate()
+            events = [line.removeprefix("data: ") for line in lines if line]
+        assert events[-1] == "[DONE]"
+        assert json.loads(events[-2])["error"]["code"] == "unavailable"
+        assert running.process.wait(5) == 0
+
+
+def test_threat_20_a_second_sigterm_ends_the_server_within_a_second(tiny_model_path: Path) -> None:
+    with running_server(tiny_model_path, "--kv-cache-memory", "4MiB", "--max-num-seqs", "4") as running:
+        children = running.children()
+        with running.http.stream("POST", "/v1/completions", json=ENDLESS) as response:
+            lines = response.iter_lines()
+            next(lines)
+            running.process.terminate()
+            eventually(lambda: running.http.get("/readyz").status_code == 503, within_seconds=1)
+            running.process.terminate()
+            began = time.monotonic()
+            events = [line for line in lines if line]
+        assert events[-1] == "data: [DONE]"
+        assert running.process.wait(5) == 0
+        assert time.monotonic() - began < 1.2
+        assert not any(Path(f"/proc/{pid}").exists() for pid in children)
 
 
 def failed_start(*arguments: str) -> str:
@@ -183,7 +224,7 @@ def test_a_missing_model_file_ends_the_command_with_one_line() -> None:
     assert "There is no file or folder /no/such.gguf" in failed_start("/no/such.gguf")
 
 
-def test_a_cut_off_model_file_ends_the_command_with_one_line(tmp_path: Path) -> None:
+def test_threat_19_a_cut_off_model_file_ends_the_command_with_one_line(tmp_path: Path) -> None:
     path = tmp_path / "cut.gguf"
     write_tiny_llama(path)
     path.write_bytes(path.read_bytes()[:-10_000])
@@ -196,7 +237,7 @@ def test_a_file_that_is_no_model_ends_the_command_with_one_line(tmp_path: Path) 
     assert f"{path} is not a GGUF file" in failed_start(str(path))
 
 
-def test_a_model_with_weights_that_are_no_numbers_ends_the_command_with_one_line(tmp_path: Path) -> None:
+def test_threat_19_a_model_with_weights_that_are_no_numbers_ends_the_command_with_one_line(tmp_path: Path) -> None:
     path = tmp_path / "nan.gguf"
     write_tiny_llama(path, change=lambda tensors: tensors["blk.0.attn_q.weight"][0].fill(float("nan")))
     assert "blk.0.attn_q.weight holds values that are not finite" in failed_start(str(path))

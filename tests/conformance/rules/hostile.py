@@ -2,7 +2,7 @@
 
 from tests.conformance.target import Target
 
-HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 BODY = b'{"model": "none", "prompt": "a"}'
 CHUNKS = b"20\r\n" + BODY + b"\r\n0\r\n\r\n"
 
@@ -13,25 +13,25 @@ CORPUS: dict[str, bytes] = {
     "TLS": bytes.fromhex("16030100a5010000a10303") + b"\0" * 64,
     "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "HTTP/0.9": b"GET /health\r\n\r\n",
-    "another version": b"GET /health HTTP/9.9\r\nHost: a\r\n\r\n",
-    "an unknown method": b"BREW /v1/models HTTP/1.1\r\nHost: a\r\n\r\n",
-    "a method of 10,000 letters": b"A" * 10_000 + b" / HTTP/1.1\r\nHost: a\r\n\r\n",
-    "a path of 100,000 letters": b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
-    "a path with a null": b"GET /v1/mod\0els HTTP/1.1\r\nHost: a\r\n\r\n",
-    "a path that is no UTF-8": b"GET /v1/models/%ff%fe HTTP/1.1\r\nHost: a\r\n\r\n",
-    "a path that climbs": b"GET /../../etc/passwd HTTP/1.1\r\nHost: a\r\n\r\n",
-    "a path of percent signs": b"GET /%%%%25%2 HTTP/1.1\r\nHost: a\r\n\r\n",
-    "an absolute path": b"GET http://other/v1/models HTTP/1.1\r\nHost: a\r\n\r\n",
+    "another version": b"GET /health HTTP/9.9\r\nHost: localhost\r\n\r\n",
+    "an unknown method": b"BREW /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a method of 10,000 letters": b"A" * 10_000 + b" / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a path of 100,000 letters": b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a path with a null": b"GET /v1/mod\0els HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a path that is no UTF-8": b"GET /v1/models/%ff%fe HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a path that climbs": b"GET /../../etc/passwd HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a path of percent signs": b"GET /%%%%25%2 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "an absolute path": b"GET http://other/v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "no host": b"GET /health HTTP/1.1\r\n\r\n",
-    "two hosts": b"GET /health HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+    "two hosts": b"GET /health HTTP/1.1\r\nHost: localhost\r\nHost: b\r\n\r\n",
     "a header without a colon": b"GET /health HTTP/1.1\r\nHost a\r\n\r\n",
     "a header without a name": b"GET /health HTTP/1.1\r\n: a\r\n\r\n",
-    "a folded header": b"GET /health HTTP/1.1\r\nHost: a\r\n b\r\n\r\n",
-    "a header of 1 MiB": b"GET /health HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 2**20 + b"\r\n\r\n",
-    "10,000 headers": b"GET /health HTTP/1.1\r\nHost: a\r\n" + b"X: a\r\n" * 10_000 + b"\r\n",
-    "a header that is no UTF-8": b"GET /health HTTP/1.1\r\nHost: a\r\nX-Request-Id: \xff\xfe\r\n\r\n",
-    "a key that is no UTF-8": b"GET /v1/models HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer \xff\r\n\r\n",
-    "a header with a null": b"GET /health HTTP/1.1\r\nHost: a\r\nX: a\0b\r\n\r\n",
+    "a folded header": b"GET /health HTTP/1.1\r\nHost: localhost\r\n b\r\n\r\n",
+    "a header of 1 MiB": b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 2**20 + b"\r\n\r\n",
+    "10,000 headers": b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + b"X: a\r\n" * 10_000 + b"\r\n",
+    "a header that is no UTF-8": b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: \xff\xfe\r\n\r\n",
+    "a key that is no UTF-8": b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer \xff\r\n\r\n",
+    "a header with a null": b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: a\0b\r\n\r\n",
     "bare line feeds": b"GET /health HTTP/1.1\nHost: a\n\n",
     "no length": HEAD + b"\r\n" + BODY,
     "a length below zero": HEAD + b"Content-Length: -1\r\n\r\n" + BODY,
@@ -49,7 +49,7 @@ CORPUS: dict[str, bytes] = {
     "an unknown encoding": HEAD + b"Transfer-Encoding: gzip, chunked\r\n\r\n" + CHUNKS,
     "gzip that is none": HEAD + b"Content-Encoding: gzip\r\nContent-Length: 32\r\n\r\n" + BODY,
     "an expectation": HEAD + b"Expect: 100-continue\r\nContent-Length: 32\r\n\r\n" + BODY,
-    "an upgrade": b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+    "an upgrade": b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
     "requests in a row": (HEAD + b"Content-Length: 32\r\n\r\n" + BODY) * 20,
     "half a request": HEAD,
     "JSON in UTF-16": HEAD + b"Content-Length: 66\r\n\r\n" + BODY.decode().encode("utf-16"),
@@ -74,7 +74,7 @@ def nothing_breaks_the_server(target: Target) -> None:
 
 def a_second_request_is_not_smuggled(target: Target) -> None:
     """Of a request whose length is given twice, or in two ways, no second request is read."""
-    hidden = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+    hidden = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     lengths = b"Content-Length: 0\r\nContent-Length: %d\r\n" % len(hidden)
     both = b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n"
     for headers, body in ((lengths, b""), (both, b"0\r\n\r\n")):

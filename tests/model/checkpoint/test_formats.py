@@ -182,7 +182,7 @@ def test_a_meta_folder_with_a_gap_between_its_shards_is_refused(tmp_path: Path) 
         (Path("/tmp"), BrokenCheckpoint, "not a sound file of tensors"),
     ],
 )
-def test_a_pth_file_of_anything_but_dense_tensors_is_refused(
+def test_threat_22_a_pth_file_of_anything_but_dense_tensors_is_refused(
     tmp_path: Path, content: Any, error: type[ValueError], words: str
 ) -> None:
     write_meta(tmp_path, random_model("Llama", **META))

@@ -92,7 +92,7 @@ def test_the_alignment_field_moves_the_tensors(tmp_path: Path) -> None:
         (gguf(tensors=(text("t") + u32(1) + u64(1) + u32(0) + u64(0)) * 2, num_tensors=2), "tensor 't' twice"),
     ],
 )
-def test_a_damaged_header_is_one_error_soon_and_small(tmp_path: Path, content: bytes, words: str) -> None:
+def test_threat_23_a_damaged_header_is_one_error_soon_and_small(tmp_path: Path, content: bytes, words: str) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(content)
     tracemalloc.start()
@@ -108,7 +108,7 @@ def test_a_damaged_header_is_one_error_soon_and_small(tmp_path: Path, content: b
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
 @given(change=st.data())
-def test_any_damage_of_the_header_is_an_error_or_nothing(
+def test_threat_23_any_damage_of_the_header_is_an_error_or_nothing(
     tiny_file: Path, tmp_path: Path, change: st.DataObject
 ) -> None:
     content = bytearray(tiny_file.read_bytes())

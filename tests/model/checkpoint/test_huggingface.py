@@ -210,7 +210,7 @@ def test_a_configuration_that_is_no_json_object_is_refused(tmp_path: Path, conte
 
 
 @pytest.mark.parametrize("weight_map", [{}, {"a": "../../etc/passwd"}, {"a": "x.bin"}, {"a": "gone.safetensors"}])
-def test_an_index_names_files_of_its_folder_only(tmp_path: Path, weight_map: dict[str, str]) -> None:
+def test_threat_25_an_index_names_files_of_its_folder_only(tmp_path: Path, weight_map: dict[str, str]) -> None:
     random_model("Llama").save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
@@ -237,7 +237,7 @@ def test_a_folder_without_weights_says_what_it_lacks(tmp_path: Path) -> None:
         ("model.extra.weight", torch.ones(2), UnsupportedModel, "no place"),
     ],
 )
-def test_a_wrong_tensor_is_refused_by_name(
+def test_threat_24_a_wrong_tensor_is_refused_by_name(
     tmp_path: Path, name: str, value: torch.Tensor, error: type[ValueError], words: str
 ) -> None:
     random_model("Llama").save_pretrained(tmp_path)

@@ -146,7 +146,7 @@ def survive(write: Callable[[Path], tuple[Path, Path]], load: Callable[[Path], o
 
 
 @pytest.mark.parametrize("write", CHECKPOINTS, ids=lambda write: write.__name__)
-def test_a_damaged_checkpoint_is_a_typed_error_or_a_whole_model(
+def test_threat_25_a_damaged_checkpoint_is_a_typed_error_or_a_whole_model(
     write: Callable[[Path], tuple[Path, Path]], tmp_path: Path
 ) -> None:
     def load(path: Path) -> object:

@@ -1,7 +1,7 @@
 """The whole front end over a fake engine, in the test's own process."""
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -9,11 +9,14 @@ import httpx
 from fastapi import FastAPI
 
 from model.generation_defaults import GenerationDefaults
+from server.admission import Admission
 from server.api_keys import ApiKeys
 from server.app import create_app
 from server.chat_template import ChatTemplate
+from server.door import Door
+from server.http_edge import WriteLog
 from server.metrics import Metrics
-from server.request_limits import RequestLimits
+from server.request_limits import QueueLimits, RequestLimits
 from tests.fakes import FakeEngineClient, Script, byte_tokenizer, says
 
 COMPLETIONS = "/v1/completions"
@@ -102,13 +105,16 @@ async def open_api(
     adds_bos: bool = False,
     num_cached_tokens: int = 0,
     keys: ApiKeys | None = None,
-    write_log: Callable[[str], object] = lambda _: None,
+    write_log: WriteLog = lambda _: None,
     max_model_len: int = MAX_MODEL_LEN,
+    queue_limits: QueueLimits | None = None,
+    door: Door | None = None,
 ) -> AsyncIterator[Api]:
     """Return a front end whose engine follows `script`; it answers "Hello!" by itself."""
     engine = FakeEngineClient(script or says("Hello!"), num_cached_tokens=num_cached_tokens)
     metrics = Metrics("fake", engine.config, keys.names if keys else ())
     engine.on_step = metrics.observe_step
+    admission = Admission(engine.config, metrics, queue_limits or QueueLimits())
     app = create_app(
         engine=engine,
         tokenizer=byte_tokenizer(adds_bos=adds_bos),
@@ -120,6 +126,8 @@ async def open_api(
         version="1.2.3",
         limits=limits,
         defaults=defaults,
+        admission=admission,
+        door=door,
         keys=keys,
         write_log=write_log,
     )

@@ -200,7 +200,7 @@ async def test_a_wrong_value_of_a_chat_is_named(api: Api, fields: Body, param: s
     ],
     ids=lambda value: value[:20].decode("latin-1") if isinstance(value, bytes) else None,
 )
-async def test_what_is_not_clean_json_is_refused(api: Api, path: str, body: bytes, says: str) -> None:
+async def test_threat_2_what_is_not_clean_json_is_refused(api: Api, path: str, body: bytes, says: str) -> None:
     error = error_of(await api.http.post(path, content=body, headers=JSON))
     assert error["type"] == "invalid_request_error"
     assert says in error["message"]
@@ -251,7 +251,7 @@ async def test_a_request_that_fits_exactly_is_accepted(api: Api) -> None:
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "multipart/form-data", "", "application/jsonp"])
-async def test_only_json_is_read(api: Api, content_type: str) -> None:
+async def test_threat_15_only_json_is_read(api: Api, content_type: str) -> None:
     body = json.dumps(a_chat()).encode()
     error = error_of(await api.http.post(CHAT, content=body, headers={"content-type": content_type}), 415)
     assert error["message"] == "The content type must be application/json."
@@ -262,7 +262,7 @@ async def test_a_parameter_of_the_content_type_does_no_harm(api: Api) -> None:
     assert (await api.http.post(CHAT, content=json.dumps(a_chat()), headers=headers)).status_code == 200
 
 
-async def test_a_large_body_is_refused_declared_or_not(chat_ml: ChatTemplate) -> None:
+async def test_threat_8_a_large_body_is_refused_declared_or_not(chat_ml: ChatTemplate) -> None:
     async def in_pieces() -> Any:
         for _ in range(100):
             yield b" " * 100
@@ -287,7 +287,7 @@ async def test_a_model_without_a_chat_template_refuses_chats_only() -> None:
         assert (await api.complete())["choices"][0]["text"] == "Hello!"
 
 
-async def test_what_a_caller_sent_comes_back_short_and_plain(api: Api) -> None:
+async def test_threat_2_what_a_caller_sent_comes_back_short_and_plain(api: Api) -> None:
     long_name = "k" * 5000 + "\x1b[31m\r\n"
     for fields in ({long_name: 1}, {"temperature": "x" * 5000}, {"stop": {"a": "é" * 5000}}):
         error = error_of(await api.http.post(COMPLETIONS, json={"model": "fake", "prompt": "hi"} | fields))

@@ -75,7 +75,7 @@ async def test_what_the_engine_says_of_its_failure_goes_to_the_log_only(
     assert "a secret of the engine" in caplog.text
 
 
-async def test_a_defect_of_ours_is_a_500_that_names_nothing(
+async def test_threat_13_a_defect_of_ours_is_a_500_that_names_nothing(
     api: Api, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def submit(*_: object, **__: object) -> None:
@@ -91,7 +91,7 @@ async def test_a_defect_of_ours_is_a_500_that_names_nothing(
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("n", [1, 3])
-async def test_a_client_that_leaves_ends_the_engines_work(endless: Api, stream: bool, n: int) -> None:
+async def test_threat_11_a_client_that_leaves_ends_the_engines_work(endless: Api, stream: bool, n: int) -> None:
     exchange = Exchange(endless.app, COMPLETIONS, LONG | {"stream": stream, "n": n})
     await until(lambda: endless.engine.num_produced > 20)
     assert (exchange.status == 200) == stream
@@ -102,7 +102,7 @@ async def test_a_client_that_leaves_ends_the_engines_work(endless: Api, stream: 
     assert endless.sample("request_success_total", finished_reason="abort") == n
 
 
-async def test_a_client_that_leaves_before_the_first_token_ends_the_engines_work(endless: Api) -> None:
+async def test_threat_11_a_client_that_leaves_before_the_first_token_ends_the_engines_work(endless: Api) -> None:
     endless.engine.released.clear()
     for stream in (False, True):
         exchange = Exchange(endless.app, COMPLETIONS, LONG | {"stream": stream})
@@ -113,7 +113,7 @@ async def test_a_client_that_leaves_before_the_first_token_ends_the_engines_work
         await until(lambda: endless.engine.num_running == 0)
 
 
-async def test_a_client_that_does_not_read_is_cut_off(endless: Api) -> None:
+async def test_threat_9_a_client_that_does_not_read_is_cut_off(endless: Api) -> None:
     exchange = Exchange(endless.app, COMPLETIONS, LONG | {"stream": True})
     await until(lambda: len(exchange.sent) > 3)
     exchange.reads.clear()
@@ -122,7 +122,7 @@ async def test_a_client_that_does_not_read_is_cut_off(endless: Api) -> None:
     assert endless.engine.aborted == [1]
 
 
-async def test_a_client_that_reads_slowly_gets_everything(endless: Api) -> None:
+async def test_threat_9_a_client_that_reads_slowly_gets_everything(endless: Api) -> None:
     exchange = Exchange(endless.app, COMPLETIONS, LONG | {"stream": True, "max_tokens": 300})
     while not exchange.is_complete:
         exchange.reads.clear()
@@ -144,7 +144,7 @@ async def test_no_header_is_sent_before_the_first_token(endless: Api) -> None:
     assert exchange.status == 200
 
 
-async def test_a_body_that_does_not_arrive_is_408(chat_ml: ChatTemplate) -> None:
+async def test_threat_8_a_body_that_does_not_arrive_is_408(chat_ml: ChatTemplate) -> None:
     async def trickle() -> AsyncIterator[bytes]:
         yield b"{"
         await asyncio.sleep(5)

@@ -7,6 +7,7 @@ import pytest
 from model.sampling_params import Pooling, SamplingParams
 from scheduler.config import EngineConfig
 from scheduler.messages import FinishReason, SequenceOutput
+from server.admission import Admission
 from server.asker import Asker
 from server.metrics import Metrics
 from server.openai.generation import Generation, PromptJob, StopRule
@@ -21,6 +22,7 @@ class HandEngine:
     """An engine whose outputs the test puts into the streams itself."""
 
     is_ready = True
+    config = EngineConfig(num_blocks=64, max_model_len=512)
 
     def __init__(self) -> None:
         self.streams: list[TokenStream] = []
@@ -44,6 +46,7 @@ class HandEngine:
 
 
 def generation_of(engine: HandEngine, num_choices: int) -> Generation:
+    metrics = Metrics("fake", engine.config)
     served = ServedModel(
         name="fake",
         version="1",
@@ -52,7 +55,8 @@ def generation_of(engine: HandEngine, num_choices: int) -> Generation:
         engine=engine,
         tokenizer=byte_tokenizer(),
         chat_template=None,
-        metrics=Metrics("fake", EngineConfig(num_blocks=64, max_model_len=512)),
+        metrics=metrics,
+        admission=Admission(engine.config, metrics),
     )
     job = PromptJob(token_ids=[1], params=[SamplingParams(seed=0, max_tokens=9)] * num_choices)
     stop = StopRule(strings=StopStrings([]), include_match=False, min_tokens=0)

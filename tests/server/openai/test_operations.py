@@ -106,7 +106,7 @@ async def test_the_documentation_describes_the_bodies(api: Api) -> None:
 
 
 @pytest.mark.parametrize("host", ["evil.example", "test:1@evil", "", "a/b?c#d"])
-async def test_the_host_header_changes_nothing(host: str) -> None:
+async def test_threat_1_the_host_header_changes_nothing(host: str) -> None:
     async with open_api() as api:
         for path, status in (("/livez", 200), ("/v1/models", 200), ("/v1/models/", 404), ("/nowhere", 404)):
             response = await api.http.get(path, headers={"host": host}, follow_redirects=False)

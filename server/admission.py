@@ -1,0 +1,147 @@
+"""Admission: which requests the engine gets, and how long they will wait there."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from scheduler.config import EngineConfig
+from scheduler.messages import StepStats
+from scheduler.step_cost import StepCost
+from server.asker import Asker
+from server.metrics import Metrics, Rejection
+from server.openai.errors import overloaded
+from server.request_limits import QueueLimits
+from server.wait_forecast import forecast_wait_seconds
+
+LEARNING = 0.1  # the weight of the newest answer in the mean length of answers
+
+
+@dataclass(eq=False, kw_only=True)
+class Ticket:
+    """One sequence that was let in, until it ends."""
+
+    priority: int
+    key_name: str
+    num_prompt_tokens: int
+    max_tokens: int
+    predicted_wait_seconds: float = 0.0
+    num_tokens: int = 0  # so far
+
+
+@dataclass
+class Admission:
+    """The book of all sequences that were let in and have not ended.
+
+    A request is let in whole or not at all. What it will wait is forecast from what is before it, from the time that
+    the latest steps took and the share of `max_tokens` that the latest answers used.
+    """
+
+    config: EngineConfig
+    metrics: Metrics
+    limits: QueueLimits = field(default_factory=QueueLimits)
+    _waiting: dict[Ticket, None] = field(default_factory=dict)  # in the order they came
+    _running: dict[Ticket, None] = field(default_factory=dict)
+    _cost: StepCost = field(default_factory=StepCost)
+    _used_share: float = 1.0  # of max_tokens
+
+    def observe_step(self, stats: StepStats) -> None:
+        """Learn from one step how long steps take."""
+        if stats.num_prefill_tokens or stats.num_decode_tokens:
+            self._cost.observe(stats.num_prefill_tokens, stats.step_seconds)
+
+    def admit(self, lengths: Sequence[tuple[int, int]], asker: Asker, arrived_at_seconds: float) -> list[Ticket]:
+        """Return a ticket for each sequence of a request, given the tokens of its prompt and its max_tokens.
+
+        Raises ApiError if the queue has no room for them, if the first of them would wait for too long, or if the
+        answer would come later than the client wants it.
+        """
+        wait_seconds = self._forecast_seconds(asker)
+        self._check_room(lengths, wait_seconds)
+        limit_seconds = self.limits.max_wait_seconds
+        if limit_seconds is not None and wait_seconds > limit_seconds:
+            self._refuse("wait", f"The request would wait for {wait_seconds:.1f} s.", wait_seconds - limit_seconds)
+        if asker.timeout_seconds is not None:
+            left_seconds = arrived_at_seconds + asker.timeout_seconds - time.monotonic()
+            needed_seconds = wait_seconds + self._work_seconds(lengths)
+            if needed_seconds > left_seconds:
+                fact = f"The answer would take {needed_seconds:.1f} s; its client waits for {left_seconds:.1f}."
+                self._refuse("deadline", fact, needed_seconds - left_seconds)
+        tickets = [
+            Ticket(
+                priority=asker.priority,
+                key_name=asker.key_name,
+                num_prompt_tokens=num_prompt_tokens,
+                max_tokens=max_tokens,
+                predicted_wait_seconds=wait_seconds,
+            )
+            for num_prompt_tokens, max_tokens in lengths
+        ]
+        self._waiting |= dict.fromkeys(tickets)
+        return tickets
+
+    def count_tokens(self, ticket: Ticket, num_tokens: int, waited_seconds: float) -> None:
+        """Take note of new tokens of a sequence; the first ones tell how long it waited."""
+        if ticket in self._waiting:
+            del self._waiting[ticket]
+            self._running[ticket] = None
+            self.metrics.wait_error.observe(ticket.predicted_wait_seconds - waited_seconds)
+        ticket.num_tokens += num_tokens
+
+    def leave(self, ticket: Ticket, *, is_complete: bool) -> None:
+        """Take note that a sequence has ended, if it has not left yet; a complete one tells how long answers are."""
+        was_inside = self._waiting.pop(ticket, ticket) is None or self._running.pop(ticket, ticket) is None
+        if was_inside and is_complete and ticket.max_tokens:
+            self._used_share += LEARNING * (ticket.num_tokens / ticket.max_tokens - self._used_share)
+
+    def _check_room(self, lengths: Sequence[tuple[int, int]], wait_seconds: float) -> None:
+        num_free = max(self.config.max_num_seqs - len(self._running), 0)
+        num_waiting = len(self._waiting) + len(lengths) - num_free
+        if num_waiting > self.limits.max_requests:
+            fact = f"{len(self._waiting)} requests wait already; the limit is {self.limits.max_requests}."
+            self._refuse("queue_full", fact, wait_seconds / max(len(self._waiting), 1))
+        num_tokens = sum(ticket.num_prompt_tokens + ticket.max_tokens for ticket in self._waiting)
+        num_new_tokens = sum(map(sum, lengths))
+        if num_waiting > 0 and num_tokens + num_new_tokens > self.limits.max_tokens:
+            fact = f"{num_tokens} tokens wait already; with {num_new_tokens} more the limit of {self.limits.max_tokens}"
+            self._refuse("queue_tokens", f"{fact} would be passed.", wait_seconds / max(len(self._waiting), 1))
+
+    def _refuse(self, reason: Rejection, fact: str, retry_after_seconds: float) -> NoReturn:
+        self.metrics.count_rejection(reason)
+        raise overloaded(fact, retry_after_seconds)
+
+    def _forecast_seconds(self, asker: Asker) -> float:
+        """Return how long one more sequence of `asker` would wait."""
+        before = self._before(asker)
+        num_tokens = [ticket.num_prompt_tokens + ticket.max_tokens for ticket in (*self._running, *before)]
+        mean_num_tokens = sum(num_tokens) / len(num_tokens) if num_tokens else 1
+        max_running = min(self.config.max_num_seqs, int(self.config.num_tokens / mean_num_tokens) or 1)
+        return forecast_wait_seconds(
+            [max(self._expected_tokens(ticket) - ticket.num_tokens, 1) for ticket in self._running],
+            [(ticket.num_prompt_tokens, self._expected_tokens(ticket)) for ticket in before],
+            max_running=max_running,
+            step_seconds=self._cost.step_seconds,
+            prefill_seconds=self._cost.prefill_seconds,
+        )
+
+    def _before(self, asker: Asker) -> list[Ticket]:
+        """Return what waits and would join before: what is more urgent, and as many of each key as of its own."""
+        places = [(ticket.priority, ticket.key_name) for ticket in self._waiting]
+        own_place = (asker.priority, asker.key_name)
+        num_turns = places.count(own_place) + 1
+        num_of: dict[tuple[int, str], int] = {}
+        before = []
+        for ticket, place in zip(self._waiting, places, strict=True):
+            num_of[place] = num_of.get(place, 0) + 1
+            if place[0] < own_place[0] or (place[0] == own_place[0] and num_of[place] <= num_turns):
+                before.append(ticket)
+        return before
+
+    def _expected_tokens(self, ticket: Ticket) -> int:
+        return max(round(self._used_share * ticket.max_tokens), 1)
+
+    def _work_seconds(self, lengths: Sequence[tuple[int, int]]) -> float:
+        """Return what the engine needs for a request that runs: its prompts, and steps for its longest answer."""
+        num_steps = max(max_tokens for _, max_tokens in lengths) * self._used_share
+        num_prompt_tokens = sum(num for num, _ in lengths)
+        return num_prompt_tokens * self._cost.prefill_seconds + num_steps * self._cost.step_seconds

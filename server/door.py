@@ -1,0 +1,57 @@
+"""Door: how many requests are inside the server, and whether more may come in."""
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from server.metrics import Metrics
+from server.openai.errors import ApiError, overloaded, unavailable
+
+RETRY_SECONDS = 1
+
+
+class Door:
+    """Counts what is inside, and is closed for good when the server is to end."""
+
+    def __init__(self, max_inside: int) -> None:
+        self.num_inside = 0
+        self.is_open = True
+        self.max_inside = max_inside
+
+    def close(self) -> None:
+        """Let nothing in any more."""
+        self.is_open = False
+
+
+class DoorKeeper:
+    """ASGI middleware that reserves a place for each request that brings work, before its body is read.
+
+    What only asks how things are (GET) always comes in.
+    """
+
+    def __init__(self, app: ASGIApp, *, door: Door, metrics: Metrics) -> None:
+        self._app = app
+        self._door = door
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
+            await self._app(scope, receive, send)
+            return
+        refusal = self._refusal()
+        if refusal is not None:
+            response = refusal.response()
+            response.headers["connection"] = "close"  # its body was not read
+            await response(scope, receive, send)
+            return
+        self._door.num_inside += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._door.num_inside -= 1
+
+    def _refusal(self) -> ApiError | None:
+        if not self._door.is_open:
+            return unavailable("The server is shutting down. Try again shortly.")
+        if self._door.num_inside >= self._door.max_inside:
+            self._metrics.count_rejection("queue_full")
+            return overloaded(f"It has {self._door.max_inside} requests already, its limit.", RETRY_SECONDS)
+        return None

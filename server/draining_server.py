@@ -1,0 +1,54 @@
+"""DrainingServer: uvicorn's server, which goes on answering until what it has accepted is done."""
+
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from types import FrameType
+
+import uvicorn
+
+from server.door import Door
+
+LAST_WORDS_SECONDS = 0.7  # that clients get to take the error that ends their streams
+
+
+class DrainingServer(uvicorn.Server):
+    """With the first SIGTERM or Ctrl-C the door closes; the server ends when nothing is inside or its time is up.
+
+    Until then who comes is told so, instead of finding no server. A second signal ends it at once: what is inside
+    gets an error.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, door: Door, drain_seconds: float, stop_engine: Callable[[], Awaitable[None]]
+    ) -> None:
+        super().__init__(config)
+        self._door = door
+        self._drain_seconds = drain_seconds
+        self._stop_engine = stop_engine
+        self._ends_at_seconds: float | None = None  # None: no signal has come
+        self._exits_at_seconds: float | None = None  # None: streams may still go on
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """Take a signal; `on_tick` sees to the rest."""
+        if sig == signal.SIGINT:
+            self._captured_signals.append(sig)  # raised again at the end
+        self._door.close()
+        first = time.monotonic() + self._drain_seconds
+        self._ends_at_seconds = first if self._ends_at_seconds is None else 0.0
+
+    async def on_tick(self, counter: int) -> bool:
+        """See uvicorn: called ten times a second; the server ends when it returns True."""
+        if await super().on_tick(counter):
+            return True
+        if self._ends_at_seconds is None:
+            return False
+        now = time.monotonic()
+        if self._door.num_inside == 0:
+            self.should_exit = True
+        elif self._exits_at_seconds is None and now > self._ends_at_seconds:
+            self._exits_at_seconds = now + LAST_WORDS_SECONDS
+            await self._stop_engine()
+        elif self._exits_at_seconds is not None and now > self._exits_at_seconds:
+            self.should_exit = True
+        return self.should_exit

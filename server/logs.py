@@ -1,0 +1,54 @@
+"""Logs: one event, one line; JSON for machines, text for people at a terminal.
+
+Every module logs as usual, with `logging`; the engine process does so through its socket. What is logged while a
+request is answered carries its id. No text of a prompt or an answer is ever an argument of a log call.
+"""
+
+import logging
+import sys
+from typing import Literal, TextIO
+
+import structlog
+from structlog.types import Processor
+
+LogFormat = Literal["auto", "json", "text"]
+
+
+def set_up_logs(kind: LogFormat, stream: TextIO | None = None) -> None:
+    """Send all logs to `stream`, standard error by default; `auto` is text at a terminal, else JSON."""
+    stream = stream or sys.stderr
+    is_json = kind == "json" or (kind == "auto" and not stream.isatty())
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    renderer: list[Processor] = [structlog.processors.JSONRenderer()] if is_json else [_text]
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+
+
+def bind_request_id(request_id: str) -> None:
+    """Make what is logged from here on, in the task that answers this request, carry its id."""
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(request_id=request_id)
+
+
+def _text(_: object, __: str, event: structlog.types.EventDict) -> str:
+    """Return a line for people: level, what happened, and what belongs to it; a traceback below it."""
+    traceback = event.pop("exception", None)
+    level, text, _ = str(event.pop("level")).upper(), event.pop("event"), event.pop("timestamp")
+    fields = " ".join(f"{name}={value}" for name, value in event.items())
+    line = " ".join(filter(None, [level, str(text), fields]))
+    line = "".join(character if character.isprintable() else " " for character in line)
+    return line if traceback is None else f"{line}\n{traceback}"

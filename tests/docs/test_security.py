@@ -1,0 +1,52 @@
+"""SECURITY.md says of routes and limits what the code does."""
+
+import re
+from pathlib import Path
+
+from starlette.routing import Route
+
+from server.bounded_head import HEAD_SECONDS, MAX_HEAD_BYTES
+from server.key_guard import OPEN_PATHS
+from server.request_limits import QueueLimits, RequestLimits
+from server.settings import Settings, load_settings
+from tests.server.openai.api import open_api
+
+TEXT = (Path(__file__).parents[2] / "SECURITY.md").read_text("utf-8")
+
+
+def rows(title: str) -> list[list[str]]:
+    """Return the cells of the table below a heading, without its head."""
+    section = TEXT.partition(f"## {title}\n")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+async def test_the_table_of_routes_is_that_of_the_application() -> None:
+    async with open_api() as api:
+        methods = {path: {*map(str.upper, operations)} for path, operations in api.app.openapi()["paths"].items()}
+        methods |= {route.path: {*(route.methods or ())} for route in api.app.routes if isinstance(route, Route)}
+    routes = {
+        f"`{path}`": [", ".join(sorted(names)), "no" if path in OPEN_PATHS else "yes"]
+        for path, names in methods.items()
+    }
+    assert {path: rest for path, *rest in rows("Routes and who may call them")} == routes
+
+
+def test_the_limits_are_those_of_the_code() -> None:
+    limits, queue, settings = RequestLimits(), QueueLimits(), load_settings({}, {})
+    told = {what: limit for what, limit, _ in rows("Limits")}
+    assert told == {
+        "head of a request": f"{MAX_HEAD_BYTES:,} bytes, {HEAD_SECONDS:g} s",
+        "body of a request": f"{limits.max_body_bytes:,} bytes, {limits.body_timeout_seconds:g} s",
+        "a client that takes nothing of its stream": f"{limits.write_timeout_seconds:g} s",
+        "choices of one request": f"{limits.max_choices}",
+        "sequences that wait": f"{queue.max_requests}",
+        "tokens that wait": f"{queue.max_tokens:,}",
+        "time in the queue": "none" if queue.max_wait_seconds is None else f"{queue.max_wait_seconds:g} s",
+        "silence of the engine": f"{settings.engine_timeout:g} s",
+        "time for accepted requests after SIGTERM": f"{settings.drain_timeout:g} s",
+    }
+    assert settings.queue_limits == queue
+    for _, _, option in rows("Limits"):
+        if option:
+            assert re.sub("[`-]", " ", option).strip().replace(" ", "_") in Settings.model_fields

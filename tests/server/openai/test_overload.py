@@ -1,0 +1,120 @@
+"""What a server that has too much to do, too little time or is about to end tells its clients."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from server.chat_template import ChatTemplate
+from server.door import Door
+from server.request_limits import QueueLimits
+from tests.fakes import echoes
+from tests.server.openai.api import CHAT, COMPLETIONS, Api, a_chat, events_in, open_api
+from tests.server.openai.asgi import Exchange, until
+
+LONG = {"model": "fake", "prompt": "hi", "max_tokens": 400}
+EMBEDDINGS = "/v1/embeddings"
+TIMEOUT = "x-request-timeout-ms"
+
+
+async def hold(api: Api, num: int) -> list[Exchange]:
+    """Return requests the engine works on and says nothing about."""
+    api.engine.released.clear()
+    exchanges = [Exchange(api.app, COMPLETIONS, LONG) for _ in range(num)]
+    await until(lambda: api.engine.num_running == num)
+    return exchanges
+
+
+def assert_overloaded(status: int, headers: Any, error: dict[str, Any]) -> None:
+    assert status == 429
+    assert 1 <= int(headers["retry-after"]) <= 120
+    assert (error["type"], error["code"]) == ("rate_limit_error", "server_overloaded")
+    assert error["message"].isascii()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT, EMBEDDINGS])
+async def test_a_full_queue_is_429_with_retry_after(chat_ml: ChatTemplate, path: str, stream: bool) -> None:
+    async with open_api(echoes(), chat_template=chat_ml, queue_limits=QueueLimits(max_requests=0)) as api:
+        num_running = api.engine.config.max_num_seqs
+        exchanges = await hold(api, num_running - 1)
+        bodies = {CHAT: a_chat(), COMPLETIONS: LONG, EMBEDDINGS: {"model": "fake", "input": ["a", "b"]}}
+        body = bodies[path] | ({"n": 2} if path != EMBEDDINGS else {}) | ({"stream": True} if stream else {})
+        if path == EMBEDDINGS and stream:
+            return
+        refused = await api.http.post(path, json=body)
+        assert_overloaded(refused.status_code, refused.headers, refused.json()["error"])
+        assert api.sample("admission_rejections_total", reason="queue_full") == 1
+        assert len(api.engine.submitted) == num_running - 1  # nothing of it was begun
+        for exchange in exchanges:
+            exchange.leave()
+            await exchange.end()
+        api.engine.released.set()
+        assert (await api.http.post(path, json=body | {"stream": False} if stream else body)).status_code == 200
+
+
+async def test_places_are_taken_before_bodies_are_read(chat_ml: ChatTemplate) -> None:
+    async with open_api(echoes(), chat_template=chat_ml, door=Door(max_inside=2)) as api:
+        exchanges = await hold(api, 2)
+        refused = await api.http.post(COMPLETIONS, content=b"no JSON at all")
+        assert_overloaded(refused.status_code, refused.headers, refused.json()["error"])
+        assert (await api.http.get("/livez")).status_code == 200
+        assert (await api.http.get("/metrics")).status_code == 200
+        exchanges[0].leave()
+        await exchanges[0].end()
+        assert (await api.http.post(COMPLETIONS, content=b"no JSON at all")).status_code == 415
+        exchanges[1].leave()
+        await exchanges[1].end()
+
+
+async def test_a_closed_door_is_503_and_only_for_what_brings_work(chat_ml: ChatTemplate) -> None:
+    door = Door(max_inside=10)
+    async with open_api(echoes(), chat_template=chat_ml, door=door) as api:
+        door.close()
+        for path in (COMPLETIONS, CHAT, EMBEDDINGS, "/tokenize"):
+            refused = await api.http.post(path, json={})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "unavailable")
+            assert int(refused.headers["retry-after"]) > 0
+        assert (await api.http.get("/readyz")).status_code == 503
+        assert (await api.http.get("/livez")).status_code == 200
+        assert (await api.http.get("/v1/models")).status_code == 200
+
+
+async def test_an_answer_that_is_late_before_its_first_token_is_429(chat_ml: ChatTemplate) -> None:
+    async with open_api(echoes(), chat_template=chat_ml) as api:
+        api.engine.released.clear()
+        for path, body in (
+            (COMPLETIONS, LONG),
+            (CHAT, a_chat() | {"stream": True}),
+            ("/v1/responses", {"model": "fake", "input": "hi"}),
+            (EMBEDDINGS, {"model": "fake", "input": "a"}),
+        ):
+            late = await api.http.post(path, json=body, headers={TIMEOUT: "30"})
+            assert_overloaded(late.status_code, late.headers, late.json()["error"])
+            assert "0.03 s" in late.json()["error"]["message"]
+        await until(lambda: api.engine.num_running == 0)
+
+
+async def test_a_stream_that_is_late_ends_with_an_error_and_done(chat_ml: ChatTemplate) -> None:
+    async with open_api(echoes(), chat_template=chat_ml) as api:
+        api.engine.seconds_per_token = 0.005
+        response = await api.http.post(COMPLETIONS, json=LONG | {"stream": True}, headers={TIMEOUT: "100"})
+        events = events_in(response.text)
+        assert len(events) > 2
+        assert events[-1]["error"]["code"] == "server_overloaded"
+        await until(lambda: api.engine.num_running == 0)
+
+
+async def test_an_answer_in_time_is_not_touched(chat_ml: ChatTemplate) -> None:
+    async with open_api(echoes(), chat_template=chat_ml) as api:
+        answer = await api.http.post(COMPLETIONS, json=LONG | {"max_tokens": 4}, headers={TIMEOUT: "200"})
+        assert answer.json()["choices"][0]["text"] == "hihi"
+        await asyncio.sleep(0.25)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "1e3", "", "9999999999", "soon"])
+async def test_a_time_limit_that_is_none_is_400(api: Api, value: str) -> None:
+    refused = await api.http.post(COMPLETIONS, json=LONG, headers={TIMEOUT: value})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == TIMEOUT
+    assert api.engine.submitted == []

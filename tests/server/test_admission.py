@@ -1,0 +1,144 @@
+"""Which requests are let in, and what the others are told."""
+
+import time
+
+import pytest
+
+from scheduler.config import EngineConfig
+from scheduler.messages import StepStats
+from server.admission import Admission, Ticket
+from server.asker import Asker
+from server.metrics import Metrics
+from server.openai.errors import ApiError
+from server.request_limits import QueueLimits
+
+STEP_SECONDS = 0.1
+
+
+def an_admission(*, max_num_seqs: int = 2, **limits: float) -> Admission:
+    """Return one whose engine takes 0.1 s for a step and next to nothing for a prompt."""
+    config = EngineConfig(num_blocks=10_000, max_num_seqs=max_num_seqs, max_model_len=512)
+    admission = Admission(config, Metrics("fake", config), QueueLimits(**limits))  # type: ignore[arg-type]
+    for num_prefill_tokens in (0, 500) * 20:
+        seconds = STEP_SECONDS + num_prefill_tokens * 1e-6
+        admission.observe_step(
+            StepStats(num_decode_tokens=2, num_prefill_tokens=num_prefill_tokens, step_seconds=seconds)
+        )
+    return admission
+
+
+def admit(admission: Admission, *lengths: tuple[int, int], asker: Asker = Asker()) -> list[Ticket]:
+    return admission.admit(lengths or [(10, 20)], asker, time.monotonic())
+
+
+def start(admission: Admission, *tickets: Ticket) -> None:
+    for ticket in tickets:
+        admission.count_tokens(ticket, 1, 0.0)
+
+
+def rejections(admission: Admission, reason: str) -> float:
+    labels = {"model_name": "fake", "reason": reason}
+    return admission.metrics.registry.get_sample_value("caravan_admission_rejections_total", labels) or 0.0
+
+
+def test_beyond_the_bound_requests_are_refused_until_somebody_leaves() -> None:
+    admission = an_admission(max_requests=3)
+    tickets = [ticket for _ in range(5) for ticket in admit(admission)]  # two will run, three wait
+    with pytest.raises(ApiError, match="3 requests wait already; the limit is 3|5 requests wait already") as refused:
+        admit(admission)
+    assert (refused.value.status, refused.value.kind, refused.value.code) == (
+        429,
+        "rate_limit_error",
+        "server_overloaded",
+    )
+    assert 1 <= (refused.value.retry_after or 0) <= 120
+    assert rejections(admission, "queue_full") == 1
+    start(admission, *tickets[:2])
+    with pytest.raises(ApiError):
+        admit(admission)
+    admission.leave(tickets[0], is_complete=True)
+    admit(admission)
+
+
+def test_a_request_of_many_sequences_is_let_in_whole_or_not_at_all() -> None:
+    admission = an_admission(max_requests=3)
+    with pytest.raises(ApiError):
+        admit(admission, *[(10, 20)] * 6)
+    assert len(admit(admission, *[(10, 20)] * 5)) == 5
+
+
+def test_tokens_that_wait_are_bounded_too_but_an_idle_engine_takes_any_request() -> None:
+    admission = an_admission(max_tokens=100)
+    running = admit(admission, (200, 200), (200, 200))
+    start(admission, *running)
+    admit(admission, (20, 40))
+    with pytest.raises(ApiError, match="60 tokens wait already; with 60 more the limit of 100 would be passed"):
+        admit(admission, (20, 40))
+    assert rejections(admission, "queue_tokens") == 1
+
+
+def test_who_would_wait_for_longer_than_the_limit_is_told_when_to_come_back() -> None:
+    admission = an_admission(max_wait_seconds=1.5)
+    start(admission, *admit(admission, (1, 81), (1, 41)))
+    with pytest.raises(ApiError, match=r"would wait for 4\.0 s") as refused:
+        admit(admission)
+    assert refused.value.retry_after == 3  # 2.5 s too many
+    assert rejections(admission, "wait") == 1
+
+
+def test_an_answer_that_would_come_too_late_is_refused() -> None:
+    admission = an_admission()
+    start(admission, *admit(admission, (1, 31), (1, 31)))
+    in_time = Asker(timeout_seconds=6.0)
+    assert admit(admission, (10, 20), asker=in_time)[0].predicted_wait_seconds == pytest.approx(3.0, abs=0.1)
+    with pytest.raises(ApiError, match=r"would take 5\.0 s; its client waits for 4\.5") as refused:
+        admit(admission, (10, 20), asker=Asker(timeout_seconds=4.5))
+    assert refused.value.retry_after == 1
+    assert rejections(admission, "deadline") == 1
+
+
+def test_one_key_does_not_wait_for_the_many_of_another() -> None:
+    admission = an_admission()
+    start(admission, *admit(admission, (1, 11), (1, 11)))
+    for _ in range(50):
+        admit(admission, (10, 20), asker=Asker("many"))
+    (few,) = admit(admission, (10, 20), asker=Asker("few"))
+    (urgent,) = admit(admission, (10, 20), asker=Asker("many", priority=-1))
+    (last,) = admit(admission, (10, 20), asker=Asker("many"))
+    assert urgent.predicted_wait_seconds <= few.predicted_wait_seconds < 1.2
+    assert last.predicted_wait_seconds > 45  # 51 of 2 s, two at a time
+
+
+def test_answers_that_end_early_shorten_the_forecast() -> None:
+    admission = an_admission()
+    for _ in range(60):
+        (ticket,) = admit(admission, (10, 100))
+        admission.count_tokens(ticket, 25, 0.0)
+        admission.leave(ticket, is_complete=True)
+    start(admission, *admit(admission, (1, 100), (1, 100)))
+    assert admit(admission)[0].predicted_wait_seconds == pytest.approx(2.4, rel=0.1)
+
+
+def test_the_error_of_the_forecast_is_counted_and_a_ticket_leaves_once() -> None:
+    admission = an_admission()
+    start(admission, *admit(admission, (1, 21), (1, 21)))
+    (ticket,) = admit(admission)
+    admission.count_tokens(ticket, 1, ticket.predicted_wait_seconds - 0.25)
+
+    def num_up_to(bound: str) -> float:
+        labels = {"model_name": "fake", "le": bound}
+        name = "caravan_admission_wait_error_seconds_bucket"
+        return admission.metrics.registry.get_sample_value(name, labels) or 0.0
+
+    assert num_up_to("0.5") - num_up_to("0.0") == 1  # a quarter of a second too much
+    for _ in range(2):
+        admission.leave(ticket, is_complete=False)
+
+
+def test_a_pool_too_small_for_all_that_may_run_makes_requests_wait() -> None:
+    config = EngineConfig(num_blocks=40, max_num_seqs=64, max_model_len=512)  # 640 tokens
+    admission = Admission(config, Metrics("fake", config))
+    for _ in range(20):
+        admission.observe_step(StepStats(num_decode_tokens=2, step_seconds=STEP_SECONDS))
+    start(admission, *admit(admission, (200, 101), (200, 101)))
+    assert admit(admission, (200, 101))[0].predicted_wait_seconds == pytest.approx(10.0)
