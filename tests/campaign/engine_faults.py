@@ -15,7 +15,7 @@ from tests.campaign.streams import Choice, Refused, client_of, mixed_bodies, str
 from tests.server.running_server import RunningServer
 
 NUM_STREAMS = 32
-MAX_PAUSE_SECONDS = 3.0  # between an engine's readiness and the next fault
+MAX_PAUSE_SECONDS = 2.0  # between an engine's readiness and the next fault
 RECOVERY_SECONDS = 60.0
 
 

@@ -1,0 +1,162 @@
+"""`python -m tests.campaign PART...`: faults and abuse at length, and docs/reliability.md with what came of them.
+
+Parts that are not named keep what the page says of them.
+"""
+
+import argparse
+import asyncio
+import json
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import machine
+from server.model_store import resolve_model
+from tests.campaign.cuts import cut_campaign
+from tests.campaign.engine_faults import fault_campaign
+from tests.campaign.long_prompt import pauses_beside_a_long_prompt
+from tests.campaign.overload import OPTIONS, capacity, overloaded
+from tests.campaign.reliability_page import write_page
+from tests.campaign.seeded_bugs import BUGS, GATES, copy_sources, is_killed, passes
+from tests.campaign.shutdown import shutdown_campaign
+from tests.campaign.soak import soak
+from tests.gguf_files import write_tiny_llama
+from tests.server.running_server import running_server
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "reliability.md"
+RESULTS = ROOT / "docs" / "reliability.json"
+REAL = ["--served-model-name", "smollm2", "--max-model-len", "8192", "--kv-cache-memory", "512MiB"]
+TINY = ["--served-model-name", "tiny"]
+LEVELS = (0.5, 1, 2, 5, 10)  # times the capacity
+
+Result = dict[str, Any]
+
+
+async def engine_faults(model: Path) -> Result:
+    """50 kills and 20 stops of the engine under 32 streams."""
+    with running_server(model, *REAL, "--engine-timeout", "2") as server:
+        report = await fault_campaign(server, num_kills=50, num_stops=20, seed=int(time.time()))
+        restarts, replayed = server.metric("engine_restarts_total"), server.metric("requests_replayed_total")
+        return vars(report) | {"restarts": restarts, "replayed": replayed, "used": server.metric("kv_cache_usage_perc")}
+
+
+async def overload(model: Path) -> Result:
+    """Five rates of arrivals."""
+    with running_server(model, *REAL, *OPTIONS) as server:
+        await capacity(server, 5)
+        peak = await capacity(server, 15)
+        levels = []
+        for number, times_capacity in enumerate(LEVELS):
+            level = await overloaded(server, times_capacity, times_capacity * peak, 20, seed=number)
+            levels.append(
+                {
+                    "times_capacity": times_capacity,
+                    "sent": level.num_sent,
+                    "answered": level.statuses[200],
+                    "refused": level.statuses[429],
+                    "others": level.statuses.total() - level.statuses[200] - level.statuses[429],
+                    "goodput": level.goodput,
+                    "refusal_p99_seconds": level.refusal_p99_seconds,
+                    "max_waiting": level.max_waiting,
+                    "recovery_seconds": level.recovery_seconds,
+                }
+            )
+        return {"peak": peak, "levels": levels}
+
+
+async def long_prompt(model: Path) -> Result:
+    """A prompt of 4,000 tokens among eight streams, with and without a target of 100 ms."""
+    result: Result = {}
+    for name, options in (("none", []), ("100 ms", ["--max-inter-token-latency", "100ms"])):
+        with running_server(model, *REAL, *options) as server:
+            await pauses_beside_a_long_prompt(server)
+            pauses = await pauses_beside_a_long_prompt(server)
+            percentiles = {f"p{percent}": pauses.percentile(percent) for percent in (50, 99, 100)}
+            result[name] = percentiles | {"first_token_seconds": pauses.first_token_seconds}
+    return result
+
+
+async def cuts(model: Path) -> Result:
+    """10,000 requests cut at random moments."""
+    with running_server(model, *TINY, "--kv-cache-memory", "256KiB") as server:
+        return vars(await cut_campaign(server, num_cuts=10_000, seed=int(time.time())))
+
+
+async def shutdown(model: Path) -> Result:
+    """50 times SIGTERM under load."""
+    report = await asyncio.to_thread(shutdown_campaign, model, num_shutdowns=50, seed=int(time.time()))
+    return vars(report)
+
+
+async def memory(model: Path) -> Result:
+    """10,000 requests, and as many with a leak."""
+    result = {}
+    for name, program in (("the server", "server.cli"), ("a server that leaks", "tests.campaign.leaky_server")):
+        with running_server(model, *TINY, "--kv-cache-memory", "1MiB", program=program) as server:
+            slopes = await soak(server, num_requests=10_000)
+            result[name] = {of: vars(slope) | {"is_flat": slope.is_flat} for of, slope in slopes.items()}
+    return result
+
+
+async def seeded_bugs(_: Path) -> Result:
+    """Each known bug in a copy of the sources."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = copy_sources(Path(folder))
+        for gates in GATES.values():
+            assert passes(gates, copy), f"{gates} fail without a bug"
+        result = {}
+        for bug in BUGS:
+            result[bug.name] = is_killed(bug, copy)
+            print(f"  {bug.name}: {'noticed' if result[bug.name] else 'NOT NOTICED'}", flush=True)
+        return result
+
+
+REAL_PARTS: dict[str, Callable[[Path], Any]] = {
+    "engine_faults": engine_faults,
+    "overload": overload,
+    "long_prompt": long_prompt,
+}
+TINY_PARTS: dict[str, Callable[[Path], Any]] = {
+    "shutdown": shutdown,
+    "cuts": cuts,
+    "memory": memory,
+    "seeded_bugs": seeded_bugs,
+}
+
+
+def commit() -> str:
+    """Return the short name of the commit that is checked out."""
+    command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def main() -> None:
+    """Run the parts that are named."""
+    parts = REAL_PARTS | TINY_PARTS
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=[*parts, "page"], metavar="PART", help=", ".join(parts))
+    names = parser.parse_args().parts
+    results: Result = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        tiny = Path(folder) / "tiny.gguf"
+        write_tiny_llama(tiny)
+        real = Path(resolve_model("smollm2", print))
+        for name in names:
+            if name == "page":
+                continue
+            began = time.monotonic()
+            result = asyncio.run(parts[name](real if name in REAL_PARTS else tiny))
+            seconds = time.monotonic() - began
+            head = {"date": time.strftime("%Y-%m-%d"), "commit": commit(), "machine": machine(), "seconds": seconds}
+            results[name] = head | {"result": result}
+            RESULTS.write_text(json.dumps(results, indent=1, default=vars) + "\n", "utf-8")
+            print(f"{name}: {seconds:.0f} s", flush=True)
+    write_page(results, PAGE)
+
+
+if __name__ == "__main__":
+    main()

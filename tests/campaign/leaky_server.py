@@ -1,0 +1,24 @@
+"""The server with a leak: four kilobytes of each request are kept. What watches memory must see it."""
+
+from typing import Any
+from unittest.mock import patch
+
+from fastapi import FastAPI
+
+from server.app import create_app
+from server.cli import main
+
+
+def run() -> None:
+    """Serve as `caravan serve` does, and leak."""
+    kept: list[bytearray] = []
+
+    def create_leaky_app(**parts: Any) -> FastAPI:
+        return create_app(**parts | {"write_log": lambda _: kept.append(bytearray(4096))})
+
+    with patch("server.startup.create_app", create_leaky_app):
+        main()
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,175 @@
+"""docs/reliability.md, from what the parts of the campaign found."""
+
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from matplotlib.figure import Figure
+
+FIGURE = "reliability-goodput.svg"
+
+Part = dict[str, Any]
+
+
+def write_page(results: dict[str, Part], page: Path) -> None:
+    """Write the page, and its figure beside it in figures/."""
+    sections = ["# Reliability", _INTRODUCTION]
+    for name, write in _SECTIONS.items():
+        if name in results:
+            sections += [write(results[name]["result"]), _source(name, results[name])]
+    if "overload" in results:
+        _draw_goodput(results["overload"]["result"], page.parent / "figures" / FIGURE)
+    page.write_text("\n\n".join(sections) + "\n", "utf-8")
+
+
+_INTRODUCTION = (
+    "What came of faults and abuse against a real server, written by `make campaign` and `make soak` "
+    "(`python -m tests.campaign`). Shorter forms of all parts are among the tests. The model is the default one "
+    "unless it is said otherwise; server and clients share the machine."
+)
+
+
+def _engine_faults(result: Part) -> str:
+    detected, recovered = sorted(result["detection_seconds"]), sorted(result["recovery_seconds"])
+    return f"""## The engine killed and stopped under load
+
+32 streams at any time (greedy, sampled, bound to a JSON schema, three choices, with and without log-probabilities, some with long
+prompts), each compared with what it is without faults: text, token ids, log-probabilities, how it ends.
+
+| | |
+|---|---|
+| SIGKILL | {result["num_kills"]} |
+| SIGSTOP (`--engine-timeout 2`) | {result["num_stops"]} |
+| answers | {result["num_answers"]} |
+| **lost, cut or changed** | **{len(result["wrong"])}** |
+| sequences given to another engine | {result["replayed"]:.0f} |
+| asked while there was no engine, and refused with 503 | {result["num_refused"]} |
+| from the fault to `/readyz` saying so | median {median(detected):.2f} s, longest {detected[-1]:.2f} s |
+| from the fault to the next engine at work | median {median(recovered):.1f} s, longest {recovered[-1]:.1f} s |
+| share of the KV pool in use at the end | {result["used"]:g} |"""
+
+
+def _overload(result: Part) -> str:
+    rows = [
+        f"| {level['times_capacity']:g} | {level['sent']} | {level['answered']} | {level['refused']} | {level['others']} "
+        f"| {level['goodput']:.1f} ({level['goodput'] / result['peak']:.0%}) | {1000 * level['refusal_p99_seconds']:.0f} ms "
+        f"| {level['max_waiting']} | {level['recovery_seconds']:.1f} s |"
+        for level in result["levels"]
+    ]
+    return f"""## More requests than can be answered
+
+Poisson arrivals for 20 s at several times the capacity, which is {result["peak"]:.1f} answers of 96 tokens a second. Queue: at most 64
+requests and 3 s (`--max-queued-requests 64 --max-wait 3`). Recovery is the time from the end of the load to a request that is answered as
+quickly as without load.
+
+| times capacity | sent | answered | refused (429) | other statuses | answers a second (of the peak) | refusals, p99 | most that waited | recovery |
+|---|---|---|---|---|---|---|---|---|
+{chr(10).join(rows)}
+
+![Answers a second over arrivals](figures/{FIGURE})"""
+
+
+def _long_prompt(result: Part) -> str:
+    rows = [
+        f"| {target} | {1000 * p['p50']:.0f} | {1000 * p['p99']:.0f} | {1000 * p['p100']:.0f} | {p['first_token_seconds']:.1f} s |"
+        for target, p in result.items()
+    ]
+    return f"""## A long prompt among running streams
+
+A prompt of 4,000 tokens arrives while eight streams run. Pauses between their tokens until its first token, in ms:
+
+| `--max-inter-token-latency` | p50 | p99 | longest | first token of the prompt |
+|---|---|---|---|---|
+{chr(10).join(rows)}"""
+
+
+def _shutdown(result: Part) -> str:
+    codes = sorted(set(result["exit_codes"]))
+    return f"""## SIGTERM under load
+
+A tiny model; eight streams each time; half of the servers with `--drain-timeout 0.1`.
+
+| | |
+|---|---|
+| servers ended | {result["num_shutdowns"]} |
+| streams that came to their own end | {result["num_finished"]} |
+| streams ended with an error event and `[DONE]` | {result["num_ended"]} |
+| refused | {result["num_refused"]} |
+| **cut, or without an end** | **{len(result["wrong"])}** |
+| exit codes | {", ".join(map(str, codes))} |
+| processes left behind | {result["num_left_children"]} |
+| time to leave | median {median(result["seconds"]):.1f} s, longest {max(result["seconds"]):.1f} s |"""
+
+
+def _cuts(result: Part) -> str:
+    return f"""## Clients that leave
+
+A tiny model; connections closed or reset at random moments.
+
+| | |
+|---|---|
+| requests cut | {result["num_cuts"]:,} |
+| of them before they were complete | {result["num_in_request"]:,} |
+| of them in the middle of their answer | {result["num_in_answer"]:,} |
+| **share of the KV pool in use afterwards** | **{result["leaked_blocks"]:g}** |
+| sequences that still run | {result["num_running"]:g} |"""
+
+
+def _memory(result: Part) -> str:
+    rows = [
+        f"| {server}, {process} | {slope['bytes_per_request']:.0f} ± {slope['half_width']:.0f} "
+        f"| {'no' if slope['is_flat'] else 'yes'} |"
+        for server, slopes in result.items()
+        for process, slope in slopes.items()
+    ]
+    return f"""## Memory over 10,000 requests
+
+A tiny model; all kinds of requests. Slope of the memory of each process over the second half, with a 95 % interval; it counts as
+growth if the interval leaves out 0 and the slope is at least 1,000. The server that leaks keeps 4,096 bytes of each request.
+
+| | bytes a request | grows |
+|---|---|---|
+{chr(10).join(rows)}"""
+
+
+def _seeded_bugs(result: Part) -> str:
+    rows = [f"| {name} | {'yes' if is_noticed else '**no**'} |" for name, is_noticed in result.items()]
+    return f"""## Known bugs put into the sources
+
+{sum(result.values())} of {len(result)} are noticed by the tests of the part they are in.
+
+| bug | noticed |
+|---|---|
+{chr(10).join(rows)}"""
+
+
+_SECTIONS = {
+    "engine_faults": _engine_faults,
+    "overload": _overload,
+    "long_prompt": _long_prompt,
+    "shutdown": _shutdown,
+    "cuts": _cuts,
+    "memory": _memory,
+    "seeded_bugs": _seeded_bugs,
+}
+
+
+def _source(name: str, part: Part) -> str:
+    machine = part["machine"]
+    return (
+        f"<sub>`python -m tests.campaign {name}`, {part['date']}, commit {part['commit']}, {part['seconds']:.0f} s, "
+        f"{machine['processor']}, {machine['cores']} cores.</sub>"
+    )
+
+
+def _draw_goodput(result: Part, file: Path) -> None:
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.subplots()
+    times = [level["times_capacity"] for level in result["levels"]]
+    axes.plot(times, [level["goodput"] for level in result["levels"]], "o-", label="answers a second")
+    axes.axhline(result["peak"], color="gray", linestyle="--", label="capacity")
+    axes.set(xlabel="arrivals, times the capacity", xscale="log", ylim=(0, None))
+    axes.set_xticks(times, [f"{number:g}" for number in times], minor=False)
+    axes.minorticks_off()
+    axes.legend()
+    figure.savefig(file, metadata={"Date": None})

@@ -1,0 +1,165 @@
+"""Known bugs, put into a copy of the sources one at a time: do the tests notice?
+
+Each is one that some server of this kind has had, or that an edit of ours could bring. `gates` are the tests of the
+part that has the bug, not those that were written for it.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 400  # for the gates of one bug; a test that hangs has noticed
+
+
+class Bug(NamedTuple):
+    """A change of one line that makes a program wrong."""
+
+    name: str
+    file: str
+    sound: str  # stands in the file once
+    broken: str
+    gates: str = "server"
+
+
+GATES = {
+    "server": ["tests/server/openai", "tests/server/test_text_stream.py", "tests/server/test_stop_strings.py"],
+    "process": ["tests/server/test_serving.py", "tests/server/test_engine_client.py"],
+    "edge": ["tests/server/test_bounded_head.py", "tests/server/test_host_guard.py", "tests/server/test_api_keys.py"],
+    "queue": ["tests/server/test_admission.py", "tests/server/test_wait_forecast.py", "tests/server/openai"],
+    "replay": ["tests/server/test_live_requests.py", "tests/server/test_engine_client.py"],
+    "scheduler": ["tests/scheduler"],
+    "model": ["tests/model/test_sampling.py", "tests/model/checkpoint"],
+}
+
+# fmt: off
+BUGS = [
+    Bug("a block is shared before it is computed", "scheduler/prefix_cache.py",
+        "num_full = sequence.num_computed_tokens // block_size", "num_full = sequence.num_tokens // block_size",
+        "scheduler"),
+    Bug("an aborted request keeps its blocks", "scheduler/scheduler.py",
+        "                    release_blocks(self.pool, sequence, self.config.block_size)\n                    return",
+        "                    return", "scheduler"),
+    Bug("blocks of a failed request stay in the cache", "scheduler/scheduler.py",
+        "            self.pool.forget(block)", "            pass", "scheduler"),
+    Bug("blocks of a failed request are not cleared", "scheduler/scheduler.py",
+        "        self._spoiled_blocks += filter(self.pool.is_free, blocks)\n", "", "scheduler"),
+    Bug("a row that fails takes the batch with it", "scheduler/isolation.py",
+        "            failures[index] = f\"{type(error).__name__}: {error}\"\n            continue",
+        "            return StepResult([], {}, dict.fromkeys(range(len(plan)), str(error)))", "scheduler"),
+    Bug("the oldest is preempted", "scheduler/scheduler.py",
+        "sequence = self.running.pop()", "sequence = self.running.pop(0)", "scheduler"),
+    Bug("one token too many", "scheduler/sequence.py",
+        "self.num_output_tokens >= params.max_tokens", "self.num_output_tokens > params.max_tokens", "scheduler"),
+    Bug("tenants share prefixes", "scheduler/block_pool.py",
+        "return hashlib.sha256(salt.encode()).digest()", "return hashlib.sha256(b\"\").digest()", "scheduler"),
+    Bug("guesses are believed", "scheduler/scheduler.py",
+        "if reason is not None or sample.token_id != guess:", "if reason is not None or guess is None:", "scheduler"),
+    Bug("the latency target is ignored", "scheduler/pace.py",
+        "if self._target_seconds is None or", "if True or", "scheduler"),
+    Bug("keys do not take turns", "scheduler/waiting_queue.py",
+        "self._num_served[key] = self._num_served.get(key, 0.0) + weight", "pass", "scheduler"),
+    Bug("random numbers depend on nothing but the seed", "model/sampling.py",
+        "word = _mix(_mix(seed) + (position + 1) * 0x9E3779B97F4A7C15)", "word = _mix(_mix(seed))", "model"),
+    Bug("files of weights may run code", "model/checkpoint/meta.py",
+        "weights_only=True, mmap=True", "weights_only=False, mmap=True", "model"),
+    Bug("a replay loses the last token", "server/live_requests.py",
+        "output_token_ids=[*self._output_token_ids])", "output_token_ids=self._output_token_ids[:-1])", "replay"),
+    Bug("a replay repeats the prompt's log-probabilities", "server/live_requests.py",
+        "self._num_repeated = self._num_prompt_logprobs", "self._num_repeated = 0", "replay"),
+    Bug("a poison request is tried for ever", "server/live_requests.py",
+        "if live.num_deaths >= MAX_DEATHS:", "if live.num_deaths < 0:", "replay"),
+    Bug("a suspect does not run alone", "server/live_requests.py",
+        "if live.num_deaths >= SUSPECT_DEATHS:", "if live.num_deaths < 0:", "replay"),
+    Bug("a heart beats in a stopped loop", "scheduler/outbox.py",
+        "if used_seconds > before and not is_stuck:", "if not is_stuck:", "replay"),
+    Bug("health is said of an engine that is silent", "server/engine_client.py",
+        "return self._is_connected and self._silence_seconds() < READY_SILENCE_SECONDS", "return self._is_connected",
+        "replay"),
+    Bug("an engine outlives its server", "scheduler/process.py",
+        "    os._exit(0)  # at once", "    return  # at once", "process"),
+    Bug("SIGTERM cuts streams", "server/draining_server.py",
+        "first = time.monotonic() + self._drain_seconds", "first = 0.0", "process"),
+    Bug("a draining server refuses connections", "server/draining_server.py",
+        "        self._door.close()\n", "        self._door.close()\n        self.should_exit = True\n", "process"),
+    Bug("places at the door are never given back", "server/door.py",
+        "            self._door.num_inside -= 1", "            pass", "queue"),
+    Bug("the queue has no bound", "server/admission.py",
+        "if num_waiting > self.limits.max_requests:", "if num_waiting > 10 * self.limits.max_requests + 10:", "queue"),
+    Bug("who has left still waits", "server/admission.py",
+        "was_inside = self._waiting.pop(ticket, ticket) is None or", "was_inside =", "queue"),
+    Bug("clients are told to come back at once", "server/openai/errors.py",
+        "seconds = min(max(math.ceil(retry_after_seconds), 1), _LONGEST_RETRY_SECONDS)", "seconds = 0", "queue"),
+    Bug("the path is taken from the Host header", "server/key_guard.py",
+        "scope.get(\"path\") in OPEN_PATHS", "dict(scope[\"headers\"]).get(b\"host\", b\"\").endswith(b\"livez\")"),
+    Bug("any key is good", "server/api_keys.py",
+        "if hmac.compare_digest(digest, known):", "if digest:", "server"),
+    Bug("names that end like ours are ours", "server/host_guard.py",
+        "return host in self._names or", "return host.endswith(tuple(self._names)) or", "edge"),
+    Bug("a head may trickle", "server/bounded_head.py",
+        "self._head_timer = self.loop.call_later(self.head_seconds, self._give_up)", "pass", "edge"),
+    Bug("NaN is read", "server/openai/body.py",
+        "parse_constant=_refuse_constant", "parse_constant=float"),
+    Bug("the first id behind the vocabulary is a token", "server/openai/prompts.py",
+        "if not 0 <= token_id < vocab_size:", "if not 0 <= token_id <= vocab_size:"),
+    Bug("the beginning of a stop string goes out", "server/stop_strings.py",
+        "num_safe = len(text_so_far) - self._stop_strings.depth[self._state]", "num_safe = len(text_so_far)"),
+    Bug("half a character goes out", "model/detokenizer.py",
+        "text, num_decoded = codecs.utf_8_decode(received, \"replace\")",
+        "text, num_decoded = codecs.utf_8_decode(received, \"replace\", True)"),
+    Bug("the engine works on for clients that have left", "server/openai/generation.py",
+        "        for choice in self._choices:\n            choice.end()\n", ""),
+    Bug("a stream that fails has no [DONE]", "server/openai/answer.py",
+        "            events = event(as_api_error(error).body())\n",
+        "            yield event(as_api_error(error).body())\n            return\n"),
+]
+# fmt: on
+
+
+def is_killed(bug: Bug, folder: Path) -> bool:
+    """Return whether the gates fail with the bug; `folder` is a copy of the sources, and is left as it was."""
+    path = folder / bug.file
+    sound = path.read_text("utf-8")
+    if sound.count(bug.sound) != 1:
+        raise ValueError(f"{bug.file} has what {bug.name!r} changes {sound.count(bug.sound)} times; it must be once.")
+    path.write_text(sound.replace(bug.sound, bug.broken), "utf-8")
+    try:
+        return not passes(GATES[bug.gates], folder)
+    finally:
+        path.write_text(sound, "utf-8")
+
+
+def passes(gates: Sequence[str], folder: Path) -> bool:
+    """Return whether tests pass in a copy of the sources."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *gates]
+    # The copy comes before what is installed; tests of the real model and long ones are for `make test`.
+    environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        ended = subprocess.run(
+            [*command, "-m", "not real_model", "-n", "2", "--dist", "worksteal"],
+            cwd=folder,
+            env=environment,
+            check=False,
+            capture_output=True,
+            timeout=SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    if ended.returncode not in (0, 1, 2):  # passed, failed, or could not even be imported
+        raise RuntimeError(ended.stdout.decode()[-2000:] + ended.stderr.decode()[-2000:])
+    return ended.returncode == 0
+
+
+def copy_sources(folder: Path) -> Path:
+    """Copy the sources with their tests and return where they are."""
+    copy = folder / "caravan"
+    copy.mkdir()
+    for name in ("server", "scheduler", "model", "tests", "benchmarks", "docs"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "figures"))
+    for name in ("pyproject.toml", "SECURITY.md", "README.md"):
+        shutil.copy(ROOT / name, copy / name)
+    return copy

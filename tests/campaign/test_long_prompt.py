@@ -1,0 +1,22 @@
+"""With a latency target a long prompt does not make running streams stand still."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.campaign.long_prompt import pauses_beside_a_long_prompt
+from tests.server.running_server import running_server
+
+pytestmark = [pytest.mark.real_model, pytest.mark.timing]
+
+TARGET_SECONDS = 0.1
+
+
+async def test_a_prompt_of_4000_tokens_keeps_pauses_of_8_streams_near_the_target(real_model_path: Path) -> None:
+    options = ["--served-model-name", "smollm2", "--kv-cache-memory", "512MiB", "--max-inter-token-latency", "100ms"]
+    with running_server(real_model_path, *options) as server:
+        await pauses_beside_a_long_prompt(server)  # so that the price of a token is known
+        pauses = await pauses_beside_a_long_prompt(server)
+        print(pauses.percentile(50), pauses.percentile(99), pauses.first_token_seconds)
+        assert pauses.percentile(99) < 1.5 * TARGET_SECONDS
+        assert pauses.first_token_seconds < 30

@@ -1,0 +1,27 @@
+"""At ten times its capacity the server answers as many requests as ever, and refuses the others at once."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.campaign.overload import MAX_QUEUED, OPTIONS, capacity, overloaded
+from tests.server.running_server import eventually, running_server
+
+pytestmark = [pytest.mark.real_model, pytest.mark.timing]
+
+
+async def test_threat_10_ten_times_the_capacity_is_refused_quickly_and_costs_no_answers(real_model_path: Path) -> None:
+    options = ["--served-model-name", "smollm2", "--max-model-len", "1024", "--kv-cache-memory", "512MiB", *OPTIONS]
+    with running_server(real_model_path, *options) as server:
+        await capacity(server, 3)
+        peak = await capacity(server, 8)
+        level = await overloaded(server, 10, 10 * peak, 10, seed=1)
+        print(f"{peak=:.1f} {level}")
+        assert level.statuses.total() == level.num_sent
+        assert set(level.statuses) == {200, 429}
+        assert level.max_waiting <= MAX_QUEUED
+        assert level.goodput > 0.7 * peak  # 0.9 in the campaign; these are a few seconds on shared cores
+        assert level.refusal_p99_seconds < 0.25  # 0.05 in the campaign
+        assert level.recovery_seconds < 5
+        assert server.metric("engine_restarts_total") == 0
+        eventually(lambda: server.metric("kv_cache_usage_perc") == 0, within_seconds=5)

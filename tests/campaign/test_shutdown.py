@@ -1,0 +1,14 @@
+"""Threat 20: no stream is cut when the server ends."""
+
+from pathlib import Path
+
+from tests.campaign.shutdown import NUM_STREAMS, shutdown_campaign
+
+
+def test_threat_20_sigterm_under_load_cuts_no_stream_and_leaves_nothing_behind(tiny_model_path: Path) -> None:
+    report = shutdown_campaign(tiny_model_path, num_shutdowns=4, seed=2)
+    assert report.wrong == []
+    assert report.exit_codes == [0] * 4
+    assert report.num_left_children == 0
+    assert report.num_finished + report.num_ended + report.num_refused == 4 * NUM_STREAMS
+    assert report.num_finished > 0
