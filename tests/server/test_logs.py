@@ -55,7 +55,7 @@ def test_threat_13_an_event_is_one_line_of_json_whatever_is_in_it(kind: LogForma
 @pytest.mark.usefixtures("root")
 def test_people_get_text() -> None:
     lines = logged("text")
-    assert lines[1] == "INFO request status=200 route=/v1/models request_id=the-id"
+    assert lines[1] == "INFO request request_id=the-id status=200 route=/v1/models"
     assert lines[2] == "ERROR It failed. request_id=the-id"
     assert lines[3].startswith("Traceback")
 
