@@ -134,7 +134,7 @@ def _take_messages(engine: Engine, inbox: "queue.SimpleQueue[ToEngine]") -> None
 def _read_inbox(connection: socket.socket, inbox: "queue.SimpleQueue[ToEngine]") -> None:
     """Move messages from the socket to the inbox; when the API process is gone, so is this one."""
     decoder = msgspec.msgpack.Decoder(ToEngine)
-    with connection.makefile("rb") as stream:
+    with contextlib.suppress(ConnectionResetError), connection.makefile("rb") as stream:
         while head := stream.read(LENGTH.size):
             body = stream.read(frame_length(head))
             inbox.put(decoder.decode(body))

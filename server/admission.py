@@ -33,8 +33,8 @@ class Ticket:
 class Admission:
     """The book of all sequences that were let in and have not ended.
 
-    A request is let in whole or not at all. What it will wait is forecast from what is before it, from the time that
-    the latest steps took and the share of `max_tokens` that the latest answers used.
+    A request is let in whole or not at all; when nothing waits, it is. What it will wait is forecast from what is
+    before it, from the time that the latest steps took and the share of `max_tokens` that the latest answers used.
     """
 
     config: EngineConfig
@@ -97,12 +97,14 @@ class Admission:
     def _check_room(self, lengths: Sequence[tuple[int, int]], wait_seconds: float) -> None:
         num_free = max(self.config.max_num_seqs - len(self._running), 0)
         num_waiting = len(self._waiting) + len(lengths) - num_free
+        if not self._waiting:  # a request larger than the bounds would never be let in
+            return
         if num_waiting > self.limits.max_requests:
             fact = f"{len(self._waiting)} requests wait already; the limit is {self.limits.max_requests}."
             self._refuse("queue_full", fact, wait_seconds / max(len(self._waiting), 1))
         num_tokens = sum(ticket.num_prompt_tokens + ticket.max_tokens for ticket in self._waiting)
         num_new_tokens = sum(map(sum, lengths))
-        if num_waiting > 0 and num_tokens + num_new_tokens > self.limits.max_tokens:
+        if num_tokens + num_new_tokens > self.limits.max_tokens:
             fact = f"{num_tokens} tokens wait already; with {num_new_tokens} more the limit of {self.limits.max_tokens}"
             self._refuse("queue_tokens", f"{fact} would be passed.", wait_seconds / max(len(self._waiting), 1))
 

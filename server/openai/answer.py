@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -14,7 +14,7 @@ from server.openai.chunks import ChunkShape, ChunkWriter
 from server.openai.errors import as_api_error
 from server.openai.generation import Generation, PromptJob, StopRule
 from server.openai.logprobs import prompt_logprobs
-from server.openai.prompts import num_tokens_to_produce
+from server.openai.prompts import check_report, num_tokens_to_produce
 from server.openai.sampling import check_sampling, sampling_params
 from server.openai.schemas import ChatRequest, CompletionRequest
 from server.openai.sse import DONE, EventStream, event
@@ -49,12 +49,14 @@ class Answer:
         grammar: str = "",
         asker: Asker,
         arrived_at_seconds: float,
+        warnings: Sequence[str] = (),
     ) -> None:
         """Submit the prompts to the engine; raises ApiError or EngineUnavailable before anything runs."""
         self._served = served
         self._request = request
         self._prompts = prompts
         self._shape = shape
+        self._warnings = warnings  # beside those of the request itself
         self._has_tools = isinstance(request, ChatRequest) and bool(request.shown_tools)
         self._id = shape.id_prefix + uuid.uuid4().hex
         self._created = int(time.time())
@@ -137,7 +139,7 @@ class Answer:
 
     def _remarks(self) -> dict[str, Any]:
         remarks: dict[str, Any] = {}
-        warnings = self._request.warnings()
+        warnings = [*self._request.warnings(), *self._warnings]
         if warnings:
             remarks["warnings"] = warnings
         if self._request.return_token_ids:
@@ -156,6 +158,7 @@ def start_generation(
 ) -> Generation:
     """Return the running generation of a request; raises ApiError or EngineUnavailable, and then nothing runs."""
     check_sampling(request, served.tokenizer.vocab_size)
+    check_report(request, prompts)
     eos_token_ids, defaults = served.tokenizer.eos_token_ids, served.defaults
     jobs = []
     for prompt in prompts:

@@ -76,7 +76,7 @@ def _parse(body: bytes, schema: type[Schema]) -> Schema:
     try:
         return schema.model_validate(value)
     except ValidationError as error:
-        raise first_problem(error) from None
+        raise first_problem(error, value) from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from server.openai.constraint import checked_grammar
 from server.openai.documentation import documented
 from server.openai.logprobs import chat_logprobs
 from server.openai.models import check_model
-from server.openai.prompts import chat_prompt
+from server.openai.prompts import chat_prompt, unseen_fields
 from server.openai.schemas import ChatRequest
 from server.served_model import ServedModel
 from server.text_stream import TextPiece
@@ -71,9 +71,9 @@ class ChatShape:
         if reader is None:
             several = self._request.allows_several_calls
             reader = self._readers[index] = CallReader(self._call_format, allows_several=several)
-        parts = [reader.push(piece.text)]
+        parts = reader.push(piece.text)
         if piece.finish_reason is not None:
-            parts.append(reader.finish())
+            parts += reader.finish()
         calls: dict[int, dict[str, Any]] = {}
         for call in (call for part in parts for call in part.calls):
             known = calls.setdefault(call.index, {"index": call.index, "function": {"arguments": ""}})
@@ -89,10 +89,11 @@ class ChatShape:
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
     def _choice(self, index: int, kind: str, content: dict[str, Any], piece: TextPiece) -> dict[str, Any]:
+        has_logprobs = self._request.logprobs and (piece.entries or kind == "message")
         choice: dict[str, Any] = {
             "index": index,
             kind: content,
-            "logprobs": chat_logprobs(piece.entries, self._tokenizer) if self._request.logprobs else None,
+            "logprobs": chat_logprobs(piece.entries, self._tokenizer) if has_logprobs else None,
             "finish_reason": self._finish_reason(index, piece),
         }
         if self._request.return_token_ids:
@@ -101,7 +102,7 @@ class ChatShape:
 
     def _finish_reason(self, index: int, piece: TextPiece) -> str | None:
         reader = self._readers.get(index)
-        has_called = reader is not None and reader.num_calls > 0
+        has_called = reader is not None and reader.num_calls > 0 and not reader.is_in_call
         return "tool_calls" if piece.finish_reason == "stop" and has_called else piece.finish_reason
 
 
@@ -127,7 +128,14 @@ def chat_router(served: ServedModel) -> APIRouter:
         grammar = await checked_grammar(served, body)
         asker = asker_of(request.scope, body.priority, body.cache_salt)
         answer = Answer(
-            served, body, [prompt], shape, grammar=grammar, asker=asker, arrived_at_seconds=arrived_at_seconds
+            served,
+            body,
+            [prompt],
+            shape,
+            grammar=grammar,
+            asker=asker,
+            arrived_at_seconds=arrived_at_seconds,
+            warnings=unseen_fields(served, body),
         )
         return await answer.respond(request)
 

@@ -35,12 +35,15 @@ class CompletionShape:
 
     def whole(self, index: int, choice: TextPiece) -> dict[str, Any]:
         """Return a finished choice."""
-        return self.chunk(index, choice)
+        return self._choice(index, choice, is_whole=True)
 
     def chunk(self, index: int, piece: TextPiece) -> dict[str, Any]:
         """Return a choice's share of one chunk."""
+        return self._choice(index, piece, is_whole=False)
+
+    def _choice(self, index: int, piece: TextPiece, *, is_whole: bool) -> dict[str, Any]:
         entries = piece.prompt_entries + piece.entries if self._request.echo else piece.entries
-        num_logprobs = self._request.logprobs
+        num_logprobs = self._request.logprobs if entries or is_whole else None
         choice: dict[str, Any] = {
             "index": index,
             "text": piece.text,

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import Collection
 from functools import partial
 
@@ -14,6 +15,9 @@ from server.tools.tool_prompt import described, knows_tools, with_parsed_argumen
 
 _LONG_TEXT_CHARACTERS = 2000  # encoded in a thread from here on, so that the event loop goes on
 _DEFAULT_COMPLETION_TOKENS = 16
+_NAME_IN_TEMPLATE = re.compile(r"""message(?:\.name\b|\[['"]name['"]\])""")
+_MANY_TOKENS = 10**15
+_MAX_REPORTED = 400_000  # log-probabilities of prompts in one answer, about 60 bytes each
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +32,19 @@ async def completion_prompts(served: ServedModel, request: CompletionRequest) ->
             "n" if request.num_choices == request.n else "best_of",
         )
     return await prompt_tokens(served, request.prompt, "prompt")
+
+
+def check_report(request: CompletionRequest | ChatRequest, prompts: list[list[int]]) -> None:
+    """Raise ApiError if the answer would say more of its prompts than one answer should hold."""
+    if request.num_prompt_logprobs is None:
+        return
+    num_numbers = sum(map(len, prompts)) * request.num_choices * (request.num_prompt_logprobs + 1)
+    if num_numbers > _MAX_REPORTED:
+        raise invalid(
+            f"The answer would have {num_numbers} log-probabilities of prompts; the limit is {_MAX_REPORTED}. "
+            "Ask for fewer choices or alternatives.",
+            "prompt_logprobs" if request.prompt_logprobs is not None else "logprobs",
+        )
 
 
 async def prompt_tokens(served: ServedModel, texts: list[str | list[int]], name: str) -> list[list[int]]:
@@ -89,6 +106,15 @@ async def render_chat(served: ServedModel, request: Conversation) -> RenderedPro
         raise invalid(str(error), "messages") from None
 
 
+def unseen_fields(served: ServedModel, request: Conversation) -> list[str]:
+    """Return a sentence for each field of messages that the model's chat template does not write."""
+    has_names = any(message.name is not None for message in request.messages)
+    source = served.chat_template.source if served.chat_template is not None else ""
+    if not has_names or _NAME_IN_TEMPLATE.search(source):
+        return []
+    return ["`messages[].name` has no effect with the chat template of this model."]
+
+
 def num_tokens_to_produce(served: ServedModel, request: CompletionRequest | ChatRequest, num_prompt_tokens: int) -> int:
     """Return `max_tokens` of a choice: as asked for, or a default that fits.
 
@@ -96,6 +122,8 @@ def num_tokens_to_produce(served: ServedModel, request: CompletionRequest | Chat
     """
     room = served.max_model_len - num_prompt_tokens
     asked = request.max_new_tokens
+    if asked is not None:
+        asked = min(asked, _MANY_TOKENS)  # numbers of thousands of digits cannot be written in a message
     if asked is not None and asked > room:
         raise too_long(
             served, f"{num_prompt_tokens + asked} tokens ({num_prompt_tokens} in the prompt, {asked} to come)"

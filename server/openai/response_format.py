@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field
 
-from server.openai.fields import SchemaField
+from server.openai.fields import NoEffect, SchemaField
 from server.openai.strict_model import StrictModel
 
 
@@ -24,9 +24,14 @@ class JsonSchema(StrictModel):
     """A schema with a name."""
 
     name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
-    description: str | None = Field(None, max_length=4096)
+    description: Annotated[str | None, NoEffect()] = Field(None, max_length=4096)
     definition: SchemaField = Field({}, alias="schema", description="Draft 2020-12, as far as it can be enforced.")
     strict: bool = Field(False, description="Schemas are always enforced.")
+
+    @property
+    def is_lax(self) -> bool:
+        """Somebody asked for a schema that is not enforced."""
+        return "strict" in self.model_fields_set and not self.strict
 
 
 class JsonSchemaFormat(StrictModel):

@@ -9,7 +9,7 @@ from server.openai.fields import Ignored, NoEffect, Only, SchemaField, Unsupport
 from server.openai.response_format import JsonObjectFormat, TextFormat
 from server.openai.schemas import MAX_LOGPROBS, ignored_warnings
 from server.openai.strict_model import StrictModel
-from server.openai.tool_schemas import MAX_TOOLS, FunctionName
+from server.openai.tool_schemas import MAX_TOOLS, FunctionName, strictness_warnings
 
 
 class NamedSchemaFormat(StrictModel):
@@ -17,7 +17,7 @@ class NamedSchemaFormat(StrictModel):
 
     type: Literal["json_schema"]
     name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
-    description: str | None = Field(None, max_length=4096)
+    description: Annotated[str | None, NoEffect()] = Field(None, max_length=4096)
     definition: SchemaField = Field(alias="schema")
     strict: bool = Field(True, description="Schemas are always enforced.")
 
@@ -88,14 +88,24 @@ class ResponsesRequest(StrictModel):
             raise invalid("`input` is empty; it must have a text or an item.", "input")
         return self
 
+    @property
+    def places(self) -> list[str]:
+        """Where each message of the chat comes from."""
+        return [place for place, _ in self._placed_messages()]
+
+    def _placed_messages(self) -> list[tuple[str, dict[str, Any]]]:
+        messages: list[tuple[str, dict[str, Any]]] = []
+        if self.instructions is not None:
+            messages.append(("instructions", {"role": "system", "content": self.instructions}))
+        if isinstance(self.input, str):
+            return [*messages, ("input", {"role": "user", "content": self.input})]
+        for index, item in enumerate(self.input):
+            _add_item(messages, item, f"input[{index}]")
+        return messages
+
     def as_chat(self) -> dict[str, Any]:
         """Return the body of the chat that asks for the same; raises ApiError for an input it does not know."""
-        messages: list[dict[str, Any]] = []
-        if self.instructions is not None:
-            messages.append({"role": "system", "content": self.instructions})
-        items = [{"role": "user", "content": self.input}] if isinstance(self.input, str) else self.input
-        for index, item in enumerate(items):
-            _add_item(messages, item, f"input[{index}]")
+        messages = [message for _, message in self._placed_messages()]
         chat: dict[str, Any] = {"model": self.model, "messages": messages, "stream": self.stream}
         chat |= {"tools": [_chat_tool(tool) for tool in self.tools], "parallel_tool_calls": self.parallel_tool_calls}
         chat |= {"tool_choice": _chat_choice(self.tool_choice), "response_format": _chat_format(self.text)}
@@ -107,27 +117,34 @@ class ResponsesRequest(StrictModel):
 
     def warnings(self) -> list[str]:
         """Return a sentence for each field of the request that has no effect."""
-        return ignored_warnings(self) + ignored_warnings(self.text, "text.")
+        warnings = ignored_warnings(self) + ignored_warnings(self.text, "text.")
+        if isinstance(self.text.format, NamedSchemaFormat):
+            warnings += ignored_warnings(self.text.format, "text.format.")
+            if "strict" in self.text.format.model_fields_set and not self.text.format.strict:
+                warnings.append("`text.format.strict` has no effect: schemas are always enforced.")
+        choice = self.tool_choice if isinstance(self.tool_choice, str) else "named"
+        return warnings + strictness_warnings(self.tools, choice)
 
 
-def _add_item(messages: list[dict[str, Any]], item: dict[str, Any], param: str) -> None:
+def _add_item(messages: list[tuple[str, dict[str, Any]]], item: dict[str, Any], param: str) -> None:
     match item.get("type", "message"):
         case "message":
             known = {"type", "role", "content", "id", "status"}
             _check_keys(item, known, param)
-            messages.append({"role": item.get("role"), "content": _text(item.get("content"), f"{param}.content")})
+            content = _text(item.get("content"), f"{param}.content")
+            messages.append((param, {"role": item.get("role"), "content": content}))
         case "function_call":
             _check_keys(item, {"type", "id", "call_id", "name", "arguments", "status"}, param)
             function = {"name": item.get("name"), "arguments": item.get("arguments")}
             call = {"id": item.get("call_id"), "type": "function", "function": function}
-            if messages and messages[-1].get("tool_calls"):
-                messages[-1]["tool_calls"].append(call)
+            if messages and messages[-1][1].get("tool_calls"):
+                messages[-1][1]["tool_calls"].append(call)
             else:
-                messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
+                messages.append((param, {"role": "assistant", "content": "", "tool_calls": [call]}))
         case "function_call_output":
             _check_keys(item, {"type", "id", "call_id", "output", "status"}, param)
             content = _text(item.get("output"), f"{param}.output")
-            messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": content})
+            messages.append((param, {"role": "tool", "tool_call_id": item.get("call_id"), "content": content}))
         case other:
             raise invalid(
                 f"`{param}` is of type {str(other)[:60]}; it can be message, function_call, or its output.", param
@@ -138,6 +155,9 @@ def _check_keys(item: dict[str, Any], known: set[str], param: str) -> None:
     for name in item:
         if name not in known:
             raise invalid(f"Unknown field `{param}.{name[:64]}`.", f"{param}.{name[:64]}")
+    for name in ("id", "status", "call_id", "name"):
+        if not isinstance(item.get(name), str | None):
+            raise invalid(f"`{param}.{name}` must be a string.", f"{param}.{name}")
 
 
 def _text(content: Any, param: str) -> str:
@@ -145,8 +165,11 @@ def _text(content: Any, param: str) -> str:
     if isinstance(content, str):
         return content
     texts: list[str] = []
-    for part in content if isinstance(content, list) else [None]:
+    for index, part in enumerate(content if isinstance(content, list) else [None]):
         known = part if isinstance(part, dict) else {}
+        for name in known:
+            if name not in ("type", "text", "annotations", "logprobs"):  # the latter two are in our own answers
+                raise invalid(f"Unknown field `{param}[{index}].{name[:64]}`.", f"{param}[{index}].{name[:64]}")
         if known.get("type") not in ("input_text", "output_text", "text") or not isinstance(known.get("text"), str):
             raise invalid(f"`{param}` must be a string or a list of text parts.", param)
         texts.append(known["text"])

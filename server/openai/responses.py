@@ -1,5 +1,6 @@
 """POST /v1/responses: a chat in OpenAI's newer form, without anything that would have to be kept."""
 
+import re
 import time
 import uuid
 from collections.abc import AsyncGenerator
@@ -46,6 +47,7 @@ class ResponseWriter:
         self._output: list[dict[str, Any]] = []
         self._sequence_number = 0
         self._open_item: dict[str, Any] | None = None
+        self._logprobs: list[dict[str, Any]] = []  # of tokens whose text is still to be told apart
 
     def begin(self) -> bytes:
         """Return the events before the first text."""
@@ -56,22 +58,24 @@ class ResponseWriter:
 
     def take(self, piece: TextPiece) -> bytes:
         """Return the events of a piece."""
-        parts = [AnswerPart(content=piece.text)] if self._reader is None else [self._reader.push(piece.text)]
+        parts = [AnswerPart(content=piece.text)] if self._reader is None else self._reader.push(piece.text)
         if piece.finish_reason is not None and self._reader is not None:
-            parts.append(self._reader.finish())
-        logprobs = self._logprobs(piece)
+            parts += self._reader.finish()
+        if self._request.wants_logprobs:
+            self._logprobs += chat_logprobs(piece.entries, self._served.tokenizer)["content"]
         events = b""
         for part in parts:
-            if part.content or logprobs:
-                events += self._add_text(part.content, logprobs)
-                logprobs = []
+            if part.content or (self._reader is None and self._logprobs):
+                events += self._add_text(part.content)
+            if part.calls:
+                self._logprobs = []  # calls have none
             for call in part.calls:
                 if call.name is not None:
                     events += self._open_call(call.name)
                 events += self._add_arguments(call.arguments)
         if piece.finish_reason is not None:
             if not self._output:
-                events += self._add_text("", [])
+                events += self._add_text("")
             events += self._close("incomplete" if piece.finish_reason == "length" else "completed")
         return events
 
@@ -121,14 +125,9 @@ class ResponseWriter:
         warnings = request.warnings()
         return body | {"warnings": warnings} if warnings else body
 
-    def _logprobs(self, piece: TextPiece) -> list[dict[str, Any]]:
-        if not self._request.wants_logprobs:
-            return []
-        entries: list[dict[str, Any]] = chat_logprobs(piece.entries, self._served.tokenizer)["content"]
-        return entries
-
-    def _add_text(self, text: str, logprobs: list[dict[str, Any]]) -> bytes:
+    def _add_text(self, text: str) -> bytes:
         events = b""
+        logprobs, self._logprobs = self._logprobs, []
         if self._open_item is None or self._open_item["type"] != "message":
             events = self._close("completed")
             item = {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant"}
@@ -204,8 +203,11 @@ def responses_router(served: ServedModel) -> APIRouter:
         body = await read_body(request, ResponsesRequest, served.limits)
         check_model(served, body.model)
         chat = _chat_of(body)
-        prompt = await chat_prompt(served, chat)
-        grammar = await checked_grammar(served, chat)
+        try:
+            prompt = await chat_prompt(served, chat)
+            grammar = await checked_grammar(served, chat)
+        except ApiError as error:
+            raise _renamed(error, body) from None
         asker = asker_of(request.scope, body.priority, body.cache_salt)
         writer = ResponseWriter(body, chat, served)
         generation = start_generation(
@@ -214,9 +216,7 @@ def responses_router(served: ServedModel) -> APIRouter:
         is_handed_over = False
         try:
             if not body.stream:
-                (piece,) = await until_disconnect(request.receive, generation.whole_choices())
-                writer.take(piece)
-                whole = writer.whole(piece, generation.usage())
+                whole = await until_disconnect(request.receive, _whole(writer, generation))
                 return Response(msgspec.json.encode(whole), media_type="application/json")
             first = await until_disconnect(request.receive, generation.next_pieces())
             is_handed_over = True
@@ -232,6 +232,16 @@ def responses_router(served: ServedModel) -> APIRouter:
     return router
 
 
+async def _whole(writer: ResponseWriter, generation: Generation) -> dict[str, Any]:
+    """Return the finished response, put together as its stream would be."""
+    while True:
+        pieces = await generation.next_pieces()
+        for _, piece in pieces:
+            writer.take(piece)
+        if generation.is_finished:
+            return writer.whole(pieces[-1][1], generation.usage())
+
+
 async def _events(writer: ResponseWriter, generation: Generation, pieces: Pieces) -> AsyncGenerator[bytes, None]:
     events = writer.begin()
     try:
@@ -245,7 +255,7 @@ async def _events(writer: ResponseWriter, generation: Generation, pieces: Pieces
             pieces = await generation.next_pieces()
         events += writer.end(pieces[-1][1], generation.usage())
     except Exception as error:
-        events = writer.fail(as_api_error(error))
+        events += writer.fail(as_api_error(error))
     yield events
 
 
@@ -254,9 +264,20 @@ def _chat_of(body: ResponsesRequest) -> ChatRequest:
     try:
         return ChatRequest.model_validate(body.as_chat())
     except ValidationError as error:
-        problem = first_problem(error)
-        param = (problem.param or "input").replace("messages", "input", 1).replace("response_format", "text.format", 1)
-        raise ApiError(400, problem.message.replace(problem.param or "", param, 1), param=param) from None
+        raise _renamed(first_problem(error, body.as_chat()), body) from None
+
+
+def _renamed(error: ApiError, body: ResponsesRequest) -> ApiError:
+    """Return an error of the chat that a response asks for, with the names that its fields have there."""
+    names = {"response_format": "text.format", "max_completion_tokens": "max_output_tokens", "messages": "input"}
+    param = error.param or ""
+    place = re.match(r"messages\[(\d+)\]", param)
+    old = place[0] if place else next((name for name in names if param.startswith(name)), "")
+    if not old:
+        return error
+    new = body.places[int(place[1])] if place else names[old]
+    message = error.message.replace(f"`{old}", f"`{new}", 1)
+    return ApiError(error.status, message, param=new + param.removeprefix(old), code=error.code)
 
 
 def _usage(usage: dict[str, Any]) -> dict[str, Any]:

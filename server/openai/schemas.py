@@ -20,9 +20,9 @@ from server.openai.fields import (
     StopField,
     Unsupported,
 )
-from server.openai.response_format import ResponseFormat
+from server.openai.response_format import JsonSchemaFormat, ResponseFormat
 from server.openai.strict_model import StrictModel
-from server.openai.tool_schemas import MAX_TOOLS, Tool, ToolCall, ToolChoiceField
+from server.openai.tool_schemas import MAX_TOOLS, Tool, ToolCall, ToolChoiceField, strictness_warnings
 
 MAX_LOGPROBS = 20
 
@@ -110,6 +110,10 @@ class GenerationRequest(StrictModel):
         warnings = ignored_warnings(self)
         if self.stream_options is not None:
             warnings += ignored_warnings(self.stream_options, "stream_options.")
+        if isinstance(self.response_format, JsonSchemaFormat):
+            warnings += ignored_warnings(self.response_format.json_schema, "response_format.json_schema.")
+            if self.response_format.json_schema.is_lax:
+                warnings.append("`response_format.json_schema.strict` has no effect: schemas are always enforced.")
         return warnings
 
     @model_validator(mode="after")
@@ -259,6 +263,10 @@ class ChatRequest(Conversation, GenerationRequest):
     def allows_several_calls(self) -> bool:
         """The answer may call more than one function; a choice that names one means one call of it."""
         return self.parallel_tool_calls and not self.tool_choice.startswith("function ")
+
+    def warnings(self) -> list[str]:
+        """See GenerationRequest."""
+        return super().warnings() + strictness_warnings([tool.function for tool in self.tools], self.tool_choice)
 
     prediction: Ignored = None
     reasoning_effort: Ignored = None

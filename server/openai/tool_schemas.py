@@ -1,7 +1,8 @@
 """The fields of tool calls: functions a model may call, which of them it must, and calls in earlier messages."""
 
 import json
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import AfterValidator, Field, PlainValidator
 
@@ -19,6 +20,26 @@ class Function(StrictModel):
     description: str | None = Field(None, max_length=16384)
     parameters: SchemaField = Field({}, description="JSON schema of the arguments, an object.")
     strict: bool = Field(False, description="Arguments of required calls always keep to the schema.")
+
+
+class Strict(Protocol):
+    """Anything with the field `strict`."""
+
+    strict: bool
+
+    @property
+    def model_fields_set(self) -> set[str]:
+        """The names of the fields that were given."""
+
+
+def strictness_warnings(functions: Sequence[Strict], tool_choice: str) -> list[str]:
+    """Return a sentence if functions say something of strictness that is not so."""
+    said = {function.strict for function in functions if "strict" in function.model_fields_set}
+    if tool_choice == "auto" and True in said:
+        return ["`strict` of functions has no effect while `tool_choice` is auto; required calls are strict."]
+    if tool_choice not in ("auto", "none") and False in said:
+        return ["`strict` of functions has no effect: required calls are strict."]
+    return []
 
 
 class Tool(StrictModel):

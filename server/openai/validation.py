@@ -25,6 +25,7 @@ _MUST_BE: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "union_tag_invalid": lambda context: f"must be of type {context['expected_tags']}",
     "union_tag_not_found": lambda _: "must be an object with a type",
     "literal_error": lambda context: f"must be {context['expected']}",
+    "string_pattern_mismatch": lambda context: f"must match {context['pattern']}",
     "string_too_long": lambda context: f"must have at most {context['max_length']} characters",
     "string_too_short": lambda context: f"must have at least {context['min_length']} characters",
     "too_long": lambda context: f"must have at most {context['max_length']} items",
@@ -32,10 +33,10 @@ _MUST_BE: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
 }
 
 
-def first_problem(error: ValidationError) -> ApiError:
-    """Return the first problem in `error`, which is one the caller can correct."""
+def first_problem(error: ValidationError, body: Any) -> ApiError:
+    """Return the first problem in `error`, which is one the caller of `body` can correct."""
     problem = error.errors(include_url=False)[0]
-    param = _path(problem["loc"])
+    param = _path(problem["loc"], body)
     if problem["type"] == "missing":
         return invalid(f"`{param}` is missing; it is required.", param)
     if problem["type"] == "extra_forbidden":
@@ -51,9 +52,19 @@ def _must_be(problem: ErrorDetails) -> str:
     return problem["msg"] if phrase is None else phrase(problem.get("ctx", {}))
 
 
-def _path(location: tuple[int | str, ...]) -> str:
-    """Return a location as a caller would write it: messages[0].content."""
+def _path(location: tuple[int | str, ...], body: Any) -> str:
+    """Return a location as a caller would write it: messages[0].content.
+
+    pydantic also names which of several kinds it took a value for; what the body does not have there is left out, but
+    for a field at the end, which is missing.
+    """
     path = ""
-    for part in location:
-        path += f"[{part}]" if isinstance(part, int) else f".{part[:_MAX_KEY]}"
+    value = body
+    for number, part in enumerate(location, start=1):
+        if isinstance(part, int):
+            path += f"[{part}]"
+            value = value[part] if isinstance(value, list) and part < len(value) else None
+        elif isinstance(value, dict) and (part in value or number == len(location)):
+            path += f".{part[:_MAX_KEY]}"
+            value = value.get(part)
     return path.removeprefix(".")

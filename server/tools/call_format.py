@@ -33,11 +33,21 @@ class CallFormat:
             + self.closing
         )
 
-    def grammar(self, parameters: Mapping[str, dict[str, Any]], *, allows_several: bool) -> str:
-        """Return the Lark grammar of one call, or several, of functions with these JSON schemas of their arguments."""
-        rules = [f"start: {json.dumps(self.opening)} call"]
+    def grammar(
+        self,
+        parameters: Mapping[str, dict[str, Any]],
+        *,
+        allows_several: bool,
+        otherwise: dict[str, Any] | None = None,
+    ) -> str:
+        """Return the Lark grammar of one call, or several, of functions with these JSON schemas of their arguments.
+
+        With `otherwise` the text may also be JSON of that schema.
+        """
+        name = "start" if otherwise is None else "calls"
+        rules = [f"{name}: {json.dumps(self.opening)} call"]
         if not self.opening:
-            rules = ["start: call"]
+            rules = [f"{name}: call"]
         if allows_several:
             rules[0] += f" ({json.dumps(self.separator)} call)*"
         if self.closing:
@@ -47,6 +57,8 @@ class CallFormat:
             head = f'{{"name": {json.dumps(name)}, "{self.arguments}": '
             rules.append(f'call{index}: {json.dumps(head)} arguments{index} "}}"')
             rules.append(f"arguments{index}: %json {json.dumps({**schema, 'x-guidance': JSON_SPACING})}")
+        if otherwise is not None:
+            rules += ["start: calls | answer", f"answer: %json {json.dumps({**otherwise, 'x-guidance': JSON_SPACING})}"]
         return "\n".join(rules)
 
 

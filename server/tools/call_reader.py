@@ -26,7 +26,7 @@ class CallPart:
 
 @dataclass
 class AnswerPart:
-    """What became known of an answer at once."""
+    """What became known of an answer at once: content, and calls behind it."""
 
     content: str = ""
     calls: list[CallPart] = field(default_factory=list)
@@ -49,22 +49,22 @@ class CallReader:
         self._has_content = False
         self._allows_several = allows_several
         self._text = ""  # not yet told apart
-        self._part = AnswerPart()  # of the present piece
+        self._parts: list[AnswerPart] = []  # of the present piece, in the order of the text
         self._read = self._read_start if call_format.is_whole_answer else self._read_content
         self._opened = ""  # what stood before a call that has no name yet
         self._depth = 0
         self._is_in_string = False
         self._is_escaped = False
 
-    def push(self, text: str) -> AnswerPart:
-        """Return what the next piece of text makes known."""
+    def push(self, text: str) -> list[AnswerPart]:
+        """Return what the next piece of text makes known, in the order of the text."""
         self._text += text
-        self._part = AnswerPart()
+        self._parts = []
         while self._read():
             pass
-        return self._part
+        return self._parts
 
-    def finish(self) -> AnswerPart:
+    def finish(self) -> list[AnswerPart]:
         """Return what is left when the answer has ended."""
         part = AnswerPart()
         if self._read in (self._read_content, self._read_head, self._read_start):
@@ -72,7 +72,25 @@ class CallReader:
         elif self._read == self._read_arguments and self._text:
             part.calls.append(CallPart(self.num_calls - 1, arguments=self._text))
         self._text = self._opened = ""
-        return part
+        return [part] if part else []
+
+    @property
+    def is_in_call(self) -> bool:
+        """The arguments of a call have begun and not ended."""
+        return self._read == self._read_arguments
+
+    def _show(self, text: str) -> None:
+        """Add content; behind a call it is a part of its own."""
+        if not text:
+            return
+        if not self._parts or self._parts[-1].calls:
+            self._parts.append(AnswerPart())
+        self._parts[-1].content += text
+
+    def _add_call(self, call: CallPart) -> None:
+        if not self._parts:
+            self._parts.append(AnswerPart())
+        self._parts[-1].calls.append(call)
 
     # Each of the following takes what it can from the text and returns whether there is more to do at once.
 
@@ -91,7 +109,7 @@ class CallReader:
         return True
 
     def _read_rest(self) -> bool:
-        self._part.content += self._text
+        self._show(self._text)
         self._text = ""
         return False
 
@@ -113,7 +131,7 @@ class CallReader:
     def _add_content(self, text: str) -> None:
         """White space alone before a call, or between two, is not content."""
         if text.strip() or self._has_content:
-            self._part.content += text
+            self._show(text)
             self._has_content = True
 
     def _read_head(self) -> bool:
@@ -129,7 +147,7 @@ class CallReader:
             name = json.loads(head[1])
         except ValueError:
             return False
-        self._part.calls.append(CallPart(self.num_calls, name))
+        self._add_call(CallPart(self.num_calls, name))
         self.num_calls += 1
         self._opened, self._text, self._read = "", self._text[head.end() :], self._read_arguments
         return True
@@ -159,9 +177,10 @@ class CallReader:
     def _add_arguments(self, text: str) -> None:
         if not text:
             return
-        if not self._part.calls:
-            self._part.calls.append(CallPart(self.num_calls - 1))
-        self._part.calls[-1].arguments += text
+        calls = self._parts[-1].calls if self._parts else []
+        if not calls:
+            self._add_call(CallPart(self.num_calls - 1))
+        self._parts[-1].calls[-1].arguments += text
 
     def _read_after(self) -> bool:
         """Pass what closes a call; then another one begins, or content."""

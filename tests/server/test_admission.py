@@ -62,9 +62,19 @@ def test_beyond_the_bound_requests_are_refused_until_somebody_leaves() -> None:
 
 def test_a_request_of_many_sequences_is_let_in_whole_or_not_at_all() -> None:
     admission = an_admission(max_requests=3)
+    running = admit(admission, *[(10, 20)] * 2)
+    start(admission, *running)
+    admit(admission)
     with pytest.raises(ApiError):
-        admit(admission, *[(10, 20)] * 6)
-    assert len(admit(admission, *[(10, 20)] * 5)) == 5
+        admit(admission, *[(10, 20)] * 3)
+    assert len(admit(admission, *[(10, 20)] * 2)) == 2
+
+
+def test_a_request_larger_than_the_bounds_is_let_in_when_nothing_waits() -> None:
+    admission = an_admission(max_requests=3, max_tokens=100)
+    assert len(admit(admission, *[(10, 20)] * 20)) == 20
+    with pytest.raises(ApiError):
+        admit(admission)
 
 
 def test_tokens_that_wait_are_bounded_too_but_an_idle_engine_takes_any_request() -> None:

@@ -164,7 +164,7 @@ async def test_a_wrong_value_of_a_completion_is_named(api: Api, fields: Body, pa
         ({"tools": [{"type": "function"}]}, "tools[0].function", "is missing"),
         ({"tool_choice": "required"}, "tool_choice", "does not have"),
         ({"response_format": {"type": "xml"}}, "response_format", "must be of type"),
-        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.json_schema", "is missing"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "is missing"),
         ({"modalities": ["audio"]}, "modalities", "can only be"),
         ({"prompt": "hi"}, "prompt", "Unknown field"),
     ],

@@ -44,8 +44,8 @@ async def test_text_has_no_grammar(api: Api) -> None:
         ({"grammar": "start: foo"}, "grammar", "unknown name"),
         ({"response_format": named({"type": "frob"})}, "response_format", "Invalid type"),
         ({"response_format": named({"x-guidance": {"lenient": True}})}, "response_format", "x-guidance"),
-        ({"response_format": named(SCHEMA, name="no spaces")}, "response_format.json_schema.json_schema.name", ""),
-        ({"response_format": named([1])}, "response_format.json_schema.json_schema.schema", "must be an object"),
+        ({"response_format": named(SCHEMA, name="no spaces")}, "response_format.json_schema.name", ""),
+        ({"response_format": named([1])}, "response_format.json_schema.schema", "must be an object"),
         ({"regex": "a", "grammar": 'start: "a"'}, "regex", "exclude each other"),
     ],
 )

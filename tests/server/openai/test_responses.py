@@ -173,3 +173,61 @@ async def test_a_wrong_field_is_400_and_named(api: Api, fields: dict[str, Any], 
     assert response.status_code == 400, response.text
     assert response.json()["error"]["param"] == param
     assert api.engine.submitted == []
+
+
+TALK = f"Let me see.\n{CALL}\nDone."
+
+
+@pytest.mark.parametrize("logprobs", [{}, {"top_logprobs": 1}])
+@pytest.mark.parametrize("text", [CALL, TALK, f"{CALL}\nDone.", "No call."])
+async def test_a_stream_has_the_items_of_the_whole_answer_in_their_order(
+    chat_ml: ChatTemplate, text: str, logprobs: dict[str, Any]
+) -> None:
+    async with open_api(says(text), chat_template=chat_ml, max_model_len=4096) as api:
+        fields: dict[str, Any] = {"tools": [WEATHER], "max_output_tokens": 300} | logprobs
+        body = {"model": "fake", "input": "hi"} | fields
+        whole = answered(await api.http.post(RESPONSES, json=body))
+        events = await events_of(api, **fields)
+        assert events[-1]["type"] == "response.completed"
+        last = events[-1]["response"]
+
+        def shown(item: dict[str, Any]) -> object:
+            return item.get("arguments") or [part["text"] for part in item["content"]]
+
+        assert [shown(item) for item in last["output"]] == [shown(item) for item in whole["output"]]
+        done = [event["item"] for event in events if event["type"] == "response.output_item.done"]
+        assert [shown(item) for item in done] == [shown(item) for item in whole["output"]]
+        for item in (*last["output"], *whole["output"]):
+            for part in item.get("content", []):
+                assert bool(part["logprobs"]) == bool(logprobs)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"input": [{"role": "user", "content": [{"type": "input_text", "text": "a", "extra": 1}]}]}, "EXTRA"),
+        ({"input": [{"role": "user", "content": "a", "id": {"x": 1}}]}, "input[0].id"),
+        ({"input": [{"role": "user", "content": "a", "status": 7}]}, "input[0].status"),
+        ({"instructions": "x", "input": [{"role": "bogus", "content": "a"}]}, "input[0].role"),
+        (
+            {"instructions": "x", "input": [{"role": "user", "content": "a"}, {"role": 1, "content": "a"}]},
+            "input[1].role",
+        ),
+        ({"text": {"format": {"type": "json_schema", "name": "a", "schema": {"type": "frob"}}}}, "text.format"),
+        ({"tool_choice": 5}, "tool_choice"),
+    ],
+)
+async def test_what_is_wrong_is_named_as_it_was_sent(api: Api, fields: dict[str, Any], param: str) -> None:
+    refused = await api.http.post(RESPONSES, json={"model": "fake", "input": "hi"} | fields)
+    assert refused.status_code == 400
+    error = refused.json()["error"]
+    param = {"EXTRA": "input[0].content[0].extra", "SECOND": "input[1].role"}.get(param, param)
+    assert error["param"] == param
+    assert f"`{error['param']}" in error["message"]
+    assert api.engine.submitted == []
+
+
+async def test_an_answer_of_ours_can_be_sent_back(api: Api) -> None:
+    first = answered(await api.http.post(RESPONSES, json={"model": "fake", "input": "hi", "top_logprobs": 1}))
+    again = [{"role": "user", "content": "hi"}, *first["output"], {"role": "user", "content": "more"}]
+    assert (await api.http.post(RESPONSES, json={"model": "fake", "input": again})).status_code == 200

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from llguidance import LLMatcher, LLTokenizer
 
 from server.chat_template import ChatTemplate
 from server.tools.call_format import HERMES
@@ -187,3 +188,54 @@ async def test_wrong_tools_are_400_and_nothing_runs(caller: Api, fields: dict[st
     assert response.status_code == 400, response.text
     assert response.json()["error"]["param"] == param
     assert caller.engine.submitted == []
+
+
+JSON_OBJECT = {"type": "json_object"}
+
+
+def accepts(grammar: str, text: str) -> bool:
+    """Return whether llguidance takes a text as one of the grammar, over tokens that are bytes."""
+    tokenizer = LLTokenizer("byte")
+    matcher = LLMatcher(tokenizer, grammar)
+    return matcher.validate_tokens(tokenizer.tokenize_str(text)) == len(text) and not matcher.is_error()
+
+
+async def test_beside_a_format_functions_may_be_called_and_need_not(caller: Api) -> None:
+    choice = (await caller.chat(tools=[WEATHER], response_format=JSON_OBJECT))["choices"][0]
+    assert choice["message"]["tool_calls"][0]["function"]["name"] == "weather"
+    (grammar,) = caller.engine.grammars
+    assert accepts(grammar, CALL)
+    assert accepts(grammar, '{"any": 1}')
+    assert not accepts(grammar, "Free text")
+    assert not accepts(grammar, HERMES.written([("other", "{}")]))
+
+
+@pytest.mark.parametrize("form", [{"regex": "a+"}, {"grammar": 'start: "a"'}])
+async def test_a_form_in_which_no_call_can_be_written_excludes_tools(caller: Api, form: Body) -> None:
+    refused = await caller.http.post(CHAT, json=a_chat() | {"tools": [WEATHER]} | form)
+    assert refused.json()["error"]["param"] == "tools"
+    await caller.chat(tools=[WEATHER], tool_choice="none", **form)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_call_that_a_stop_string_cuts_off_is_not_said_to_be_one(caller: Api, stream: bool) -> None:
+    fields: Body = {"tools": [WEATHER], "stop": ['is"}']}
+    if stream:
+        choice = (await caller.stream(CHAT, **fields))[-1]["choices"][0]
+    else:
+        choice = (await caller.chat(**fields))["choices"][0]
+    assert choice["finish_reason"] == "stop"
+
+
+async def test_what_is_said_of_strictness_in_vain_is_a_warning(caller: Api) -> None:
+    strict = {**WEATHER, "function": {**WEATHER["function"], "strict": True}}  # type: ignore[dict-item]
+    lax = {**WEATHER, "function": {**WEATHER["function"], "strict": False}}  # type: ignore[dict-item]
+    assert "strict" in (await caller.chat(tools=[strict]))["warnings"][0]
+    assert "warnings" not in await caller.chat(tools=[strict], tool_choice="required")
+    assert "strict" in (await caller.chat(tools=[lax], tool_choice="required"))["warnings"][0]
+    assert "warnings" not in await caller.chat(tools=[lax])
+    schema = {"type": "json_schema", "json_schema": {"name": "a", "description": "b", "schema": {}, "strict": False}}
+    assert [warning.split("`")[1] for warning in (await caller.chat(response_format=schema))["warnings"]] == [
+        "response_format.json_schema.description",
+        "response_format.json_schema.strict",
+    ]

@@ -20,7 +20,7 @@ Read = tuple[str, list[tuple[str, str]]]
 def read(call_format: CallFormat, pieces: Sequence[str], *, allows_several: bool = True) -> Read:
     """Return the content and the calls of an answer that comes in these pieces."""
     reader = CallReader(call_format, allows_several=allows_several)
-    parts = [*map(reader.push, pieces), reader.finish()]
+    parts = [part for piece in pieces for part in reader.push(piece)] + reader.finish()
     calls: list[tuple[str, str]] = []
     for call in (call for part in parts for call in part.calls):
         if call.name is not None:
@@ -85,9 +85,9 @@ def test_a_broken_call_is_content() -> None:
 
 def test_arguments_come_piece_by_piece_before_the_call_is_complete() -> None:
     reader = CallReader(HERMES)
-    assert reader.push('<tool_call>\n{"name": "f", "arguments": {"a"').calls[0].arguments == '{"a"'
-    assert reader.push(": 1").calls[0].arguments == ": 1"
-    assert reader.push("}}\n").calls[0].arguments == "}"
+    assert reader.push('<tool_call>\n{"name": "f", "arguments": {"a"')[0].calls[0].arguments == '{"a"'
+    assert reader.push(": 1")[0].calls[0].arguments == ": 1"
+    assert reader.push("}}\n")[0].calls[0].arguments == "}"
 
 
 def test_an_answer_that_is_cut_off_keeps_the_arguments_so_far() -> None:
@@ -109,3 +109,18 @@ def test_only_the_first_call_is_read_unless_several_are_allowed(call_format: Cal
 def test_arguments_of_any_kind_survive(value: object) -> None:
     arguments = json.dumps({"value": value})
     assert read(HERMES, list(HERMES.written([("f", arguments)]))) == ("", [("f", arguments)])
+
+
+def test_parts_are_in_the_order_of_the_text() -> None:
+    text = "Let me see.\n" + HERMES.written([("f", '{"a": 1}')]) + "\nDone."
+    first, second = CallReader(HERMES).push(text)
+    assert (first.content, [call.name for call in first.calls]) == ("Let me see.\n", ["f"])
+    assert (second.content, second.calls) == ("Done.", [])
+
+
+def test_a_call_that_is_cut_off_is_known_to_be_open() -> None:
+    reader = CallReader(HERMES)
+    reader.push('<tool_call>\n{"name": "f", "arguments": {"a": 1')
+    assert reader.is_in_call
+    reader.push("}}")
+    assert not reader.is_in_call
