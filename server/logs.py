@@ -22,6 +22,7 @@ def set_up_logs(kind: LogFormat, stream: TextIO | None = None) -> None:
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.ExtraAdder(),
+        _without_colours,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
     ]
@@ -42,6 +43,12 @@ def bind_request_id(request_id: str) -> None:
     """Make what is logged from here on, in the task that answers this request, carry its id."""
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(request_id=request_id)
+
+
+def _without_colours(_: object, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+    """Leave out what uvicorn says a second time for terminals."""
+    event.pop("color_message", None)
+    return event
 
 
 def _text(_: object, __: str, event: structlog.types.EventDict) -> str:

@@ -50,3 +50,13 @@ def test_the_limits_are_those_of_the_code() -> None:
     for _, _, option in rows("Limits"):
         if option:
             assert re.sub("[`-]", " ", option).strip().replace(" ", "_") in Settings.model_fields
+
+
+def test_every_threat_has_a_test_with_its_number_and_every_number_is_a_threat() -> None:
+    section = TEXT.partition("## Threats, by number\n")[2].partition("\n## ")[0]
+    threats = {int(number) for number in re.findall(r"^(\d+)\. ", section, re.MULTILINE)}
+    tests = Path(__file__).parents[1].rglob("test_*.py")
+    tested = {
+        int(number) for test in tests for number in re.findall(r"def test_threat_(\d+)_", test.read_text("utf-8"))
+    }
+    assert tested == threats == set(range(1, 26))

@@ -7,6 +7,7 @@ import pytest
 
 from scheduler.config import EngineLimits
 from server.engine_process import engine_environment
+from server.request_limits import QueueLimits
 from server.settings import Settings, WrongSettings, load_settings
 
 
@@ -104,3 +105,44 @@ def test_the_engine_is_told_all_its_limits() -> None:
 def test_an_engine_that_waits_gives_its_core_away_unless_its_user_says_otherwise() -> None:
     assert engine_environment({})["GOMP_SPINCOUNT"] == "1000"
     assert engine_environment({"GOMP_SPINCOUNT": "7", "HOME": "/"})["GOMP_SPINCOUNT"] == "7"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org"])
+def test_other_machines_are_let_in_with_a_key_or_on_purpose_only(host: str) -> None:
+    with pytest.raises(WrongSettings, match="there is no key"):
+        load_settings({"host": host}).load_keys()
+    assert load_settings({"host": host, "insecure": True}).load_keys() is None
+    assert load_settings({"host": host, "api_key": "a-good-key"}).load_keys() is not None
+    assert load_settings({"host": "127.0.0.1"}).load_keys() is None
+
+
+def test_a_certificate_and_its_key_belong_together(tmp_path: Path) -> None:
+    file = tmp_path / "one.pem"
+    file.touch()
+    for flags, says in (
+        ({"tls_certificate": str(file)}, "belong together"),
+        ({"tls_key": str(file)}, "belong together"),
+        ({"tls_certificate": str(file), "tls_key": str(tmp_path / "two.pem")}, "there is no file"),
+    ):
+        with pytest.raises(WrongSettings, match=says):
+            load_settings(flags).check_tls()
+    load_settings({"tls_certificate": str(file), "tls_key": str(file)}).check_tls()
+    load_settings({}).check_tls()
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("100ms", 0.1), ("0.1s", 0.1), ("2", 2.0), ("1.5 s", None), ("-1s", None)]
+)
+def test_a_duration_has_a_unit_or_is_in_seconds(text: str, seconds: float | None) -> None:
+    if seconds is None:
+        with pytest.raises(WrongSettings, match="max-inter-token-latency"):
+            load_settings({"max_inter_token_latency": text})
+    else:
+        assert load_settings({"max_inter_token_latency": text}).max_inter_token_latency == pytest.approx(seconds)
+
+
+def test_limits_of_the_queue_can_be_set() -> None:
+    flags = {"max_queued_requests": "3", "max_queued_tokens": "500", "max_wait": "2.5"}
+    assert load_settings(flags).queue_limits == QueueLimits(3, 500, 2.5)
+    with pytest.raises(WrongSettings, match="max-wait"):
+        load_settings({"max_wait": "0"})
