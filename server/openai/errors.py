@@ -68,6 +68,8 @@ class ApiError(Exception):
     def response(self) -> Response:
         """Return the HTTP answer."""
         headers = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
+        if self.status in (408, 413):  # the rest of the body is not read
+            headers["connection"] = "close"
         return Response(json.dumps(self.body()), self.status, headers, "application/json")
 
 

@@ -63,7 +63,7 @@ def running_server(model: Path | str, *options: str, program: str = "server.cli"
         while not lines or not lines[-1].startswith("Ready"):
             lines.append(process.stdout.readline())
             assert lines[-1], f"the server ended: {lines}"
-        found = re.search(r"http://\S+(?=/v1 )", lines[-1])
+        found = re.search(r"https?://\S+(?=/v1 )", lines[-1])
         assert found
         with RunningServer(process, found[0], "".join(lines)) as running:
             yield running
