@@ -103,6 +103,20 @@ class StepStats(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     step_seconds: float = 0.0
 
 
+WaitReason = Literal["batch full", "token budget", "no free blocks", "prefix being computed", "grammar being compiled"]
+EventKind = Literal["wait", "join", "chunk", "preempt"]
+
+
+class SequenceEvent(msgspec.Struct, frozen=True, array_like=True):
+    """Something happened to one sequence in a step."""
+
+    request_id: int
+    kind: EventKind
+    num_tokens: int = 0  # join: found in the prefix cache; chunk: computed in this step; preempt: to be computed again
+    num_computed_tokens: int = 0  # chunk: all that are computed after it
+    reason: WaitReason | None = None  # wait: why it does not join; told once, until it is another
+
+
 class StepOutput(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Everything one step produced: one frame per step, not per token. What it is made of goes without field names.
 
@@ -111,6 +125,7 @@ class StepOutput(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     outputs: list[SequenceOutput]
     stats: StepStats
+    events: list[SequenceEvent] = []
 
 
 class BatchBegins(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -13,13 +13,14 @@ from types import MappingProxyType
 from model.sample import Sample
 from scheduler.block_pool import BlockPool
 from scheduler.config import EngineConfig
+from scheduler.drafts import with_drafts
+from scheduler.events import EventLog
 from scheduler.grammar import Matcher
 from scheduler.messages import FinishReason, Request, SequenceOutput, StepOutput, StepStats
 from scheduler.pace import Pace
 from scheduler.prefix_cache import expect_full_blocks, prefix_hits, publish_full_blocks, release_blocks
 from scheduler.prompt_reading import PromptReading
 from scheduler.sequence import ScheduledSequence, Sequence
-from scheduler.speculation import MAX_DRAFT_TOKENS, MAX_ROWS, PromptLookup, share_out
 from scheduler.step_counters import StepCounters
 from scheduler.waiting_queue import WaitingQueue
 
@@ -35,6 +36,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.waiting = WaitingQueue()
         self._refused: list[SequenceOutput] = []  # what the next commit says of requests that cannot run
+        self._events = EventLog()
         self._spoiled_blocks: list[int] = []
         self._pace = Pace(config.max_inter_token_seconds)
         self._step = 0
@@ -87,7 +89,7 @@ class Scheduler:
         if not self._counters.num_preemptions:  # else whoever joined now would be the next to be thrown out
             plan += self._admit_waiting(min(budget, pace))
         if self.config.speculation == "auto":
-            plan = self._add_drafts(plan)
+            plan = with_drafts(plan, self.config, self.pool, len(self.running), self._extend_block_table)
         for scheduled in plan:
             self._counters.count(scheduled)
         return plan
@@ -112,7 +114,7 @@ class Scheduler:
             drawn = list(islice(remaining, scheduled.num_logits))
             outputs += self._take(scheduled, drawn, readings.get(index))
         self._step += bool(plan)
-        return StepOutput(outputs=outputs, stats=self.stats())
+        return StepOutput(outputs=outputs, stats=self.stats(), events=self._events.take())
 
     def take_spoiled_blocks(self) -> list[int]:
         """Return the blocks that failed sequences wrote to and that nobody else has, once."""
@@ -144,7 +146,8 @@ class Scheduler:
         """
         joined: list[ScheduledSequence] = []
         for sequence in islice(self.waiting, 2 * self.config.max_num_seqs):
-            if budget <= 0 or len(self.running) >= self.config.max_num_seqs:
+            if len(self.running) >= self.config.max_num_seqs or budget <= 0:
+                self._events.wait(sequence, "token budget" if budget <= 0 else "batch full")
                 break
             if sequence.awaited_hash is not None and self.pool.is_expected(sequence.awaited_hash):
                 continue
@@ -152,8 +155,10 @@ class Scheduler:
                 continue
             hits, tail = prefix_hits(self.pool, sequence, self.config.block_size)
             if sequence.awaited_hash is not None:
+                self._events.wait(sequence, "prefix being computed")
                 continue
             if not self._has_room(sequence, hits):
+                self._events.wait(sequence, "no free blocks")
                 break
             scheduled = self._admit(sequence, hits, tail, budget)
             joined.append(scheduled)
@@ -168,41 +173,12 @@ class Scheduler:
     def _has_grammar(self, sequence: Sequence, matcher: Matcher) -> bool:
         """Whether a waiting sequence's grammar is compiled; if it cannot be, the sequence ends with an error."""
         if not matcher.is_ready:
+            self._events.wait(sequence, "grammar being compiled")
             return False
         if matcher.error:
             self._refused.append(sequence.error_output(matcher.error))
             return False
         return True
-
-    def _add_drafts(self, plan: list[ScheduledSequence]) -> list[ScheduledSequence]:
-        """Return the plan with guesses where they pay, in rows and blocks that nobody else wants."""
-        num_rows = sum(scheduled.num_rows for scheduled in plan)
-        max_rows = min(MAX_ROWS, self.config.max_batch_tokens)
-        candidates = [
-            i for i, scheduled in enumerate(plan) if scheduled.wants_logits and not scheduled.sequence.matcher
-        ]
-        if num_rows >= max_rows or not candidates:
-            return plan
-        # No guess shall be why a sequence is preempted: each may want a block in the next step, its guess some now.
-        has_spare_blocks = self.pool.num_free > len(self.running) * (1 + self._num_blocks_for(MAX_DRAFT_TOKENS))
-        lookups: list[PromptLookup] = []
-        limits: list[int] = []
-        for sequence in (plan[index].sequence for index in candidates):
-            lookup = sequence.lookup = sequence.lookup or PromptLookup(sequence.num_prompt_tokens)
-            lookup.observe(sequence.token_ids)
-            lookups.append(lookup)
-            num_left = sequence.request.params.max_tokens - sequence.num_output_tokens
-            limit = min(num_left, self.config.max_model_len - sequence.num_tokens) - 1
-            room = len(sequence.block_table) * self.config.block_size - sequence.num_tokens
-            limits.append(limit if has_spare_blocks else min(limit, room))
-        plan = list(plan)
-        for index, lookup, count in zip(
-            candidates, lookups, share_out(lookups, limits, num_rows, max_rows), strict=True
-        ):
-            sequence, num_tokens, *_ = plan[index]
-            if count and self._extend_block_table(sequence, num_tokens + count):
-                plan[index] = plan[index]._replace(draft_token_ids=lookup.guess(sequence.token_ids, count))
-        return plan
 
     def _has_room(self, sequence: Sequence, hits: list[int]) -> bool:
         """Whether all its tokens would fit now: a prompt half computed when the pool runs dry is work lost."""
@@ -228,6 +204,7 @@ class Scheduler:
         fits = self._extend_block_table(sequence, num_tokens)
         assert fits, "the free blocks were counted before"
         self.running.append(sequence)
+        self._events.join(sequence)
         return ScheduledSequence(sequence, num_tokens, copied_block=tail)
 
     def _extend_block_table(self, sequence: Sequence, num_tokens: int) -> bool:
@@ -244,6 +221,7 @@ class Scheduler:
     def _preempt_youngest(self) -> Sequence:
         """Take the blocks of the running sequence that joined last and put it at the head of the queue."""
         sequence = self.running.pop()
+        self._events.preempt(sequence, sequence.num_computed_tokens)
         release_blocks(self.pool, sequence, self.config.block_size)
         self.waiting.put_back(sequence)
         self._counters.num_preemptions += 1
@@ -288,6 +266,7 @@ class Scheduler:
         num_guessed_right = max(len(accepted) - 1, 0)
         self._counters.num_accepted_tokens += num_guessed_right
         sequence.num_computed_tokens += scheduled.num_tokens + num_guessed_right
+        self._events.compute(scheduled)
         expect_full_blocks(self.pool, sequence, self.config.block_size)
         publish_full_blocks(self.pool, sequence, self.config.block_size)
         if reason is not None:

@@ -8,7 +8,7 @@ from model.pooling import Pool
 from model.sample import Sample
 from scheduler.block_pool import block_hash, root_hash
 from scheduler.grammar import Matcher
-from scheduler.messages import FinishReason, Request, SequenceOutput, TokenLogprobs
+from scheduler.messages import FinishReason, Request, SequenceOutput, TokenLogprobs, WaitReason
 from scheduler.speculation import PromptLookup
 
 
@@ -29,6 +29,7 @@ class Sequence:
     num_expected_blocks: int = 0  # full blocks that are published or that others may wait for
     is_tail_expected: bool = False  # others of its group may wait for the block its prompt ends in
     awaited_hash: bytes | None = None  # of the block it waited for when the scheduler last looked at it
+    wait_reason: WaitReason | None = None  # that was last told of it
     lookup: PromptLookup | None = None  # once guesses were considered
     matcher: Matcher | None = None  # of the request's grammar
     num_read_tokens: int = 0  # prompt positions of which the request knows what it wanted to know

@@ -26,6 +26,7 @@ class Ticket:
     num_prompt_tokens: int
     max_tokens: int
     predicted_wait_seconds: float = 0.0
+    num_before: int = 0  # sequences that will join before it
     num_tokens: int = 0  # so far
 
 
@@ -56,7 +57,8 @@ class Admission:
         Raises ApiError if the queue has no room for them, if the first of them would wait for too long, or if the
         answer would come later than the client wants it.
         """
-        wait_seconds = self._forecast_seconds(asker)
+        before = self._before(asker)
+        wait_seconds = self._forecast_seconds(before)
         self._check_room(lengths, wait_seconds)
         limit_seconds = self.limits.max_wait_seconds
         if limit_seconds is not None and wait_seconds > limit_seconds:
@@ -74,8 +76,9 @@ class Admission:
                 num_prompt_tokens=num_prompt_tokens,
                 max_tokens=max_tokens,
                 predicted_wait_seconds=wait_seconds,
+                num_before=len(before) + number,
             )
-            for num_prompt_tokens, max_tokens in lengths
+            for number, (num_prompt_tokens, max_tokens) in enumerate(lengths)
         ]
         self._waiting |= dict.fromkeys(tickets)
         return tickets
@@ -112,9 +115,8 @@ class Admission:
         self.metrics.count_rejection(reason)
         raise overloaded(fact, retry_after_seconds)
 
-    def _forecast_seconds(self, asker: Asker) -> float:
-        """Return how long one more sequence of `asker` would wait."""
-        before = self._before(asker)
+    def _forecast_seconds(self, before: Sequence[Ticket]) -> float:
+        """Return how long one more sequence would wait behind these."""
         num_tokens = [ticket.num_prompt_tokens + ticket.max_tokens for ticket in (*self._running, *before)]
         mean_num_tokens = sum(num_tokens) / len(num_tokens) if num_tokens else 1
         max_running = min(self.config.max_num_seqs, int(self.config.num_tokens / mean_num_tokens) or 1)

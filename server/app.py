@@ -12,6 +12,7 @@ from server.admission import Admission
 from server.api_keys import ApiKeys
 from server.chat_template import ChatTemplate
 from server.door import Door, DoorKeeper
+from server.explanations import explanations_router
 from server.health import health_router
 from server.host_guard import HostGuard
 from server.http_edge import HttpEdge, WriteLog
@@ -29,6 +30,7 @@ from server.openai.schemas import ChatRequest, CompletionRequest
 from server.openai.tokenize import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest, tokenize_router
 from server.request_limits import RequestLimits
 from server.served_model import Engine, ServedModel
+from server.story_book import StoryBook
 
 
 def create_app(
@@ -45,6 +47,7 @@ def create_app(
     limits: RequestLimits | None = None,
     admission: Admission | None = None,
     door: Door | None = None,
+    stories: StoryBook | None = None,
     keys: ApiKeys | None = None,
     hosts: Iterable[str] | None = None,
     write_log: WriteLog = lambda _: None,
@@ -68,6 +71,7 @@ def create_app(
         chat_template=chat_template,
         metrics=metrics,
         admission=admission,
+        stories=stories or StoryBook(),
         defaults=defaults or GenerationDefaults(),
         limits=limits or RequestLimits(),
     )
@@ -85,6 +89,7 @@ def create_app(
         embeddings_router(served),
         models_router(served),
         tokenize_router(served),
+        explanations_router(served),
         health_router(served, door),
         metrics_router(metrics),
     ):

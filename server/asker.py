@@ -9,6 +9,7 @@ from starlette.types import Scope
 NO_KEY = ""  # the name under which all ask where there are no keys
 TIMEOUT_HEADER = "x-request-timeout-ms"
 SCOPE_NAME = "caravan.key_name"  # where the guard leaves the name of the key that it let through
+SCOPE_REQUEST_ID = "caravan.request_id"  # where the edge leaves the id of the exchange
 SCOPE_USAGE = "caravan.usage"  # where the tokens of prompt and answer are left for the log
 
 _MILLISECONDS = re.compile(rb"[1-9][0-9]{0,8}")
@@ -26,6 +27,7 @@ class Asker:
     priority: int = 0  # lower is sooner
     cache_salt: str = ""  # prefix blocks are shared within one only
     timeout_seconds: float | None = None  # from arrival; a later answer is of no use
+    request_id: str = ""  # of the HTTP exchange
     on_usage: Callable[[int, int], None] = field(default=lambda *_: None, compare=False)  # tokens of prompt and answer
 
 
@@ -40,7 +42,7 @@ def asker_of(scope: Scope, priority: int, cache_salt: str) -> Asker:
         scope[SCOPE_USAGE] = (num_prompt_tokens, num_completion_tokens)
 
     salt = f"{name}\n{cache_salt}" if name != NO_KEY else cache_salt
-    return Asker(name, priority, salt, _timeout_seconds(scope), remember)
+    return Asker(name, priority, salt, _timeout_seconds(scope), scope.get(SCOPE_REQUEST_ID, ""), remember)
 
 
 def _timeout_seconds(scope: Scope) -> float | None:

@@ -1,4 +1,4 @@
-"""The command line: `caravan serve`, `pull`, `inspect`, `plan`, `chat` and `bench`."""
+"""The command line: `caravan serve`, `pull`, `inspect`, `plan`, `chat`, `bench` and `explain`."""
 
 import asyncio
 import inspect
@@ -31,6 +31,7 @@ def main() -> None:
     app.command("plan")(plan)
     app.command("chat")(chat)
     app.command("bench")(bench)
+    app.command("explain")(explain)
     app()
 
 
@@ -150,6 +151,21 @@ def chat(
         url, model=model, system=system, temperature=temperature, stdin=sys.stdin, stdout=sys.stdout, stderr=sys.stderr
     )
     raise typer.Exit(code)
+
+
+def explain(
+    name: Annotated[str, typer.Argument(help="Id of an answer, or of an exchange (x-request-id).", metavar="ID")],
+    url: Annotated[str, typer.Option(help="Where the server is.", metavar="URL")] = "http://127.0.0.1:8000",
+) -> None:
+    """Say where the time of a request went. The key, if one is needed, is in CARAVAN_API_KEY."""
+    from rich.console import Console
+
+    from server.explain_command import ExplainFailed, fetch_story, print_story
+
+    try:
+        print_story(fetch_story(url, name), Console(width=None if sys.stdout.isatty() else _FILE_COLUMNS))
+    except ExplainFailed as error:
+        _fail(str(error))
 
 
 def bench(

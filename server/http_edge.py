@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.asker import SCOPE_NAME, SCOPE_USAGE
+from server.asker import SCOPE_NAME, SCOPE_REQUEST_ID, SCOPE_USAGE
 from server.logs import bind_request_id
 from server.metrics import Metrics
 from server.openai.errors import as_api_error
@@ -36,6 +36,7 @@ class HttpEdge:
             await self._app(scope, receive, send)
             return
         request_id = _request_id(scope)
+        scope[SCOPE_REQUEST_ID] = request_id.decode()
         bind_request_id(request_id.decode())
         started = time.monotonic()
         status = 0

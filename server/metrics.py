@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import (
     CollectorRegistry,
@@ -14,7 +14,7 @@ from prometheus_client import (
     PlatformCollector,
     ProcessCollector,
 )
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.exposition import choose_encoder, generate_latest
 
 from scheduler.config import EngineConfig
 from scheduler.messages import FinishReason, StepOutput, StepStats
@@ -241,10 +241,11 @@ def metrics_router(metrics: Metrics) -> APIRouter:
     @router.get(
         "/metrics",
         response_class=PlainTextResponse,
-        summary="Metrics in Prometheus' text format",
+        summary="Metrics in Prometheus' text format, or that of OpenMetrics if it is asked for",
         responses=errors(401),
     )
-    async def scrape() -> Response:
-        return Response(metrics.exposition(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+    async def scrape(request: Request) -> Response:
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(metrics.registry), media_type=content_type)
 
     return router

@@ -14,6 +14,7 @@ from server.chat_template import ChatTemplate
 from server.grammar_check import GrammarCheck
 from server.metrics import Metrics
 from server.request_limits import RequestLimits
+from server.story_book import StoryBook
 from server.token_stream import TokenStream
 from server.tools.call_format import CallFormat, format_of
 
@@ -53,6 +54,7 @@ class ServedModel:
     chat_template: ChatTemplate | None
     metrics: Metrics
     admission: Admission
+    stories: StoryBook = field(default_factory=StoryBook)
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     limits: RequestLimits = field(default_factory=RequestLimits)
     grammar_check: GrammarCheck = field(default_factory=GrammarCheck)

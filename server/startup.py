@@ -25,6 +25,7 @@ from server.engine_client import EngineClient
 from server.host_names import allowed_hosts
 from server.metrics import Metrics
 from server.settings import Settings
+from server.story_book import StoryBook
 
 LAST_SECONDS = 1  # for what is still open when the server ends
 BACKLOG = 2048  # connections the operating system keeps for us until they are accepted
@@ -50,15 +51,21 @@ async def run_server(
         names = settings.names
         metrics = Metrics(names[0], report.config, keys.names if keys else ())
         admission = Admission(report.config, metrics, settings.queue_limits)
+        stories = StoryBook()
         door = Door(report.config.max_num_seqs + settings.max_queued_requests)
 
         def on_step(output: StepOutput) -> None:
             metrics.observe_step(output)
             admission.observe_step(output.stats)
+            stories.observe_step(output)
+
+        def on_replay(num_requests: int, down_seconds: float) -> None:
+            metrics.count_replay(num_requests, down_seconds)
+            stories.observe_replay(down_seconds)
 
         engine.on_step = on_step
         engine.on_restart = metrics.count_restart
-        engine.on_replay = metrics.count_replay
+        engine.on_replay = on_replay
         app = create_app(
             engine=engine,
             tokenizer=tokenizer.resized(report.vocab_size),
@@ -70,6 +77,7 @@ async def run_server(
             defaults=defaults,
             admission=admission,
             door=door,
+            stories=stories,
             hosts=allowed_hosts(settings.allowed_hosts, settings.host),
             keys=keys,
             write_log=log_request if settings.access_log else lambda _: None,

@@ -61,7 +61,13 @@ class Answer:
         self._id = shape.id_prefix + uuid.uuid4().hex
         self._created = int(time.time())
         self._generation = start_generation(
-            served, request, prompts, grammar=grammar, asker=asker, arrived_at_seconds=arrived_at_seconds
+            served,
+            request,
+            prompts,
+            grammar=grammar,
+            asker=asker,
+            arrived_at_seconds=arrived_at_seconds,
+            answer_id=self._id,
         )
 
     async def respond(self, request: Request) -> Response:
@@ -95,7 +101,11 @@ class Answer:
             "usage": self._generation.usage(),
             **self._remarks(),
             **self._prompt_logprobs(choices[0]),
+            **self._explanation(),
         }
+
+    def _explanation(self) -> dict[str, Any]:
+        return {"explanation": self._generation.story.written()} if self._request.explain else {}
 
     def _prompt_logprobs(self, choice: TextPiece) -> dict[str, Any]:
         """Return what a chat says of its prompt; completions, which may have several, say it in each choice."""
@@ -130,6 +140,8 @@ class Answer:
                 pieces = await self._generation.next_pieces()
             if self._request.include_usage:
                 events += event({**head, "choices": [], "usage": self._generation.usage()})
+            if self._request.explain:
+                events += event({**head, "choices": [], **self._explanation()})
         except Exception as error:
             events = event(as_api_error(error).body())
         yield events + DONE
@@ -155,6 +167,7 @@ def start_generation(
     grammar: str,
     asker: Asker,
     arrived_at_seconds: float,
+    answer_id: str,
 ) -> Generation:
     """Return the running generation of a request; raises ApiError or EngineUnavailable, and then nothing runs."""
     check_sampling(request, served.tokenizer.vocab_size)
@@ -170,7 +183,15 @@ def start_generation(
         include_match=request.include_stop_str_in_output,
         min_tokens=request.min_tokens,
     )
-    return Generation(served, jobs, stop, arrived_at_seconds=arrived_at_seconds, grammar=grammar, asker=asker)
+    return Generation(
+        served,
+        jobs,
+        stop,
+        arrived_at_seconds=arrived_at_seconds,
+        grammar=grammar,
+        asker=asker,
+        answer_id=answer_id,
+    )
 
 
 def shown_prompt(

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from server.openai.explanation_schema import Explanation
+
 
 class Answered(BaseModel):
     """A part of an answer: these fields and no others; those with a default may be absent."""
@@ -91,6 +93,7 @@ class Completion(Answered):
     usage: Usage
     warnings: list[str] = []
     prompt_token_ids: list[int] | list[list[int]] = []
+    explanation: Explanation | None = None
 
 
 class CallTarget(Answered):
@@ -139,6 +142,7 @@ class ChatCompletion(Answered):
     warnings: list[str] = []
     prompt_token_ids: list[int] = []
     prompt_logprobs: PromptLogprobs = []
+    explanation: Explanation | None = None
 
 
 class OutputText(Answered):

@@ -64,11 +64,11 @@ def complete_document(app: FastAPI, schemas: list[type[BaseModel]], model_names:
         model = definition.get("properties", {}).get("model")
         if model is not None:
             (model if "type" in model else model["anyOf"][0])["enum"] = list(model_names)
-    for operations in document["paths"].values():
+    for path, operations in document["paths"].items():
         for operation in operations.values():
             operation["responses"].pop("422", None)  # FastAPI's own form of a validation error, which is never sent
-            for parameter in operation.get("parameters", []):  # there is one: the model of /v1/models/{name}
-                parameter["schema"]["enum"] = list(model_names)
+            if path == "/v1/models/{name}":
+                operation["parameters"][0]["schema"]["enum"] = list(model_names)
             for content in operation.get("requestBody", {}).get("content", {}).values():
                 if "model" in content["example"]:
                     content["example"]["model"] = model_names[0]

@@ -5,6 +5,7 @@ import base64
 import math
 import struct
 import time
+import uuid
 from typing import Any, Literal
 
 import msgspec
@@ -25,6 +26,7 @@ from server.openai.prompts import prompt_tokens, too_long
 from server.openai.schemas import ignored_warnings
 from server.openai.strict_model import StrictModel
 from server.openai.time_limit import out_of_time, seconds_left
+from server.request_story import RequestStory
 from server.request_timeline import RequestTimeline
 from server.served_model import ServedModel
 from server.text_stream import GenerationCancelled, GenerationFailed
@@ -96,6 +98,9 @@ async def _vectors(
 ) -> list[list[float]]:
     """Return the engine's vector of each prompt; on any end it works on none of them any more."""
     tickets = served.admission.admit([(len(prompt), 0) for prompt in prompts], asker, arrived_at_seconds)
+    story = RequestStory(f"embd-{uuid.uuid4().hex}", asker.request_id, asker.key_name, arrived_at_seconds)
+    story.tell("admitted", prompt_tokens=[len(prompt) for prompt in prompts])
+    served.stories.begin(story)
     streams: list[TokenStream] = []
     timelines = [
         RequestTimeline(
@@ -111,7 +116,9 @@ async def _vectors(
     ]
     vectors = []
     try:
-        streams += (served.engine.submit(prompt, NOTHING_DRAWN, asker, pooling=pooling) for prompt in prompts)
+        for prompt, ticket in zip(prompts, tickets, strict=True):
+            streams.append(served.engine.submit(prompt, NOTHING_DRAWN, asker, pooling=pooling))
+            served.stories.queue(story, streams[-1].request_id, ticket)
         served.metrics.observe_request(1)
         for stream, timeline in zip(streams, timelines, strict=True):
             output = await _end_of(stream)
@@ -120,6 +127,7 @@ async def _vectors(
     finally:
         for stream, timeline in zip(streams, timelines, strict=False):
             stream.abort()
+            served.stories.drop(stream.request_id)
             timeline.finish("abort")
         for ticket in tickets:  # of what was not submitted, too
             served.admission.leave(ticket, is_complete=False)

@@ -12,6 +12,7 @@ from model.sampling_params import SamplingParams
 from server.admission import Ticket
 from server.asker import Asker
 from server.openai.time_limit import out_of_time, seconds_left
+from server.request_story import RequestStory
 from server.request_timeline import RequestTimeline
 from server.served_model import ServedModel
 from server.stop_strings import StopStrings
@@ -52,6 +53,7 @@ class Generation:
         arrived_at_seconds: float,
         grammar: str = "",
         asker: Asker = Asker(),  # frozen
+        answer_id: str = "",
     ) -> None:
         """Submit all choices; raises EngineUnavailable, or ApiError if there is no room, and then none of them runs."""
         self._served = served
@@ -62,9 +64,13 @@ class Generation:
         self._waiter: asyncio.Future[None] | None = None  # whoever waits for that
         self._failure: Exception | None = None  # came together with pieces, which are handed out first
         self._choices: list[_Choice] = []
+        self._engine_numbers: list[int] = []  # of the choices
         self._num_open = sum(len(job.params) for job in jobs)  # choices whose last piece is still to come
         lengths = [(len(job.token_ids), params.max_tokens) for job in jobs for params in job.params]
         self._tickets = served.admission.admit(lengths, asker, arrived_at_seconds)
+        self.story = RequestStory(answer_id, asker.request_id, asker.key_name, arrived_at_seconds)
+        self.story.tell("admitted", prompt_tokens=[len(job.token_ids) for job in jobs])
+        served.stories.begin(self.story)
         self._time_limit: asyncio.TimerHandle | None = None
         left_seconds = seconds_left(asker, arrived_at_seconds)
         if left_seconds is not None:
@@ -76,7 +82,10 @@ class Generation:
                 for params in job.params:
                     tokens = served.engine.submit(job.token_ids, params, asker, grammar, group=group)
                     tokens.on_news = self._on_news
-                    choice = _choice_of(tokens, served, job, params, stop, next(tickets), arrived_at_seconds)
+                    ticket = next(tickets)
+                    served.stories.queue(self.story, tokens.request_id, ticket)
+                    self._engine_numbers.append(tokens.request_id)
+                    choice = _choice_of(tokens, served, job, params, stop, ticket, arrived_at_seconds)
                     self._choices.append(choice)
         except BaseException:
             self.end()
@@ -136,6 +145,8 @@ class Generation:
             self._time_limit.cancel()
         for choice in self._choices:
             choice.end()
+        for engine_number in self._engine_numbers:
+            self._served.stories.drop(engine_number)
         for ticket in self._tickets:  # of what was not submitted, too
             self._served.admission.leave(ticket, is_complete=False)
         if self._choices and not self._is_counted:

@@ -42,7 +42,7 @@ class ResponseWriter:
         self._reader = (
             CallReader(served.call_format, allows_several=chat.allows_several_calls) if chat.shown_tools else None
         )
-        self._id = f"resp_{uuid.uuid4().hex}"
+        self.response_id = f"resp_{uuid.uuid4().hex}"
         self._created_at = int(time.time())
         self._output: list[dict[str, Any]] = []
         self._sequence_number = 0
@@ -100,7 +100,7 @@ class ResponseWriter:
         """Return the response as it is now."""
         request = self._request
         body: dict[str, Any] = {
-            "id": self._id,
+            "id": self.response_id,
             "object": "response",
             "created_at": self._created_at,
             "status": status,
@@ -211,7 +211,13 @@ def responses_router(served: ServedModel) -> APIRouter:
         asker = asker_of(request.scope, body.priority, body.cache_salt)
         writer = ResponseWriter(body, chat, served)
         generation = start_generation(
-            served, chat, [prompt], grammar=grammar, asker=asker, arrived_at_seconds=arrived_at_seconds
+            served,
+            chat,
+            [prompt],
+            grammar=grammar,
+            asker=asker,
+            arrived_at_seconds=arrived_at_seconds,
+            answer_id=writer.response_id,
         )
         is_handed_over = False
         try:

@@ -68,6 +68,7 @@ class GenerationRequest(StrictModel):
     prompt_logprobs: int | None = Field(
         None, ge=0, le=MAX_LOGPROBS, description="Also report how probable each token of the prompt was. Not streamed."
     )
+    explain: bool = Field(False, description="The answer ends with what became of the request, moment by moment.")
     priority: int = Field(0, ge=-1000, le=1000, description="Requests of a lower number leave the queue sooner.")
 
     user: Ignored = None

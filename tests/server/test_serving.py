@@ -132,6 +132,14 @@ def test_when_the_engine_dies_another_one_takes_its_streams_over(server: Running
     assert "".join(event["choices"][0]["text"] for event in [first, *map(json.loads, rest)]) == whole
     assert server.metric("engine_restarts_total") == restarts + 1
     assert server.metric("requests_replayed_total") >= 1
+    story = server.http.get(f"/v1/requests/{first['id']}/explain").json()
+    told = [moment["event"] for moment in story["timeline"]]
+    assert told[:3] == ["admitted", "queued", "joined"]
+    assert told[-1] == "finished"
+    replaced = told.index("engine replaced")
+    assert 0 < story["timeline"][replaced]["tokens"] < 400
+    assert told[replaced + 1 :].count("joined") == 1
+    assert story["choices"][0]["tokens"] == 400
     assert server.metric("engine_down_seconds_total") > 0
     assert server.http.get("/readyz").status_code == 200
 

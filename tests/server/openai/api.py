@@ -9,6 +9,7 @@ import httpx
 from fastapi import FastAPI
 
 from model.generation_defaults import GenerationDefaults
+from scheduler.messages import StepOutput
 from server.admission import Admission
 from server.api_keys import ApiKeys
 from server.app import create_app
@@ -17,6 +18,7 @@ from server.door import Door
 from server.http_edge import WriteLog
 from server.metrics import Metrics
 from server.request_limits import QueueLimits, RequestLimits
+from server.story_book import StoryBook
 from tests.fakes import FakeEngineClient, Script, byte_tokenizer, says
 
 COMPLETIONS = "/v1/completions"
@@ -113,7 +115,13 @@ async def open_api(
     """Return a front end whose engine follows `script`; it answers "Hello!" by itself."""
     engine = FakeEngineClient(script or says("Hello!"), num_cached_tokens=num_cached_tokens)
     metrics = Metrics("fake", engine.config, keys.names if keys else ())
-    engine.on_step = metrics.observe_step
+    stories = StoryBook()
+
+    def on_step(output: StepOutput) -> None:
+        metrics.observe_step(output)
+        stories.observe_step(output)
+
+    engine.on_step = on_step
     admission = Admission(engine.config, metrics, queue_limits or QueueLimits())
     app = create_app(
         engine=engine,
@@ -127,6 +135,7 @@ async def open_api(
         limits=limits,
         defaults=defaults,
         admission=admission,
+        stories=stories,
         door=door,
         keys=keys,
         write_log=write_log,

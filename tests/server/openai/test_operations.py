@@ -3,6 +3,7 @@
 import re
 
 import httpx
+import prometheus_client.openmetrics.parser as openmetrics_parser
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -92,6 +93,18 @@ async def test_metrics_are_in_the_text_format_of_prometheus(api: Api) -> None:
     [config] = families["caravan_cache_config_info"].samples
     assert config.labels["block_size"] == "16"
     assert config.labels["num_blocks"] == str(api.engine.config.num_blocks)
+
+
+async def test_metrics_come_in_openmetrics_if_that_is_asked_for(api: Api) -> None:
+    await api.complete()
+    response = await api.http.get("/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"})
+    assert response.headers["content-type"].startswith("application/openmetrics-text")
+    assert response.text.endswith("# EOF\n")
+    # A histogram with negative bounds has no sum, which this parser wants of every histogram.
+    text = "".join(line for line in response.text.splitlines(keepends=True) if "admission_wait_error" not in line)
+    families = {family.name: family for family in openmetrics_parser.text_string_to_metric_families(text)}
+    assert families["caravan_generation_tokens"].samples[0].value == len("Hello!") + 1
+    assert families["caravan_inter_token_latency_seconds"].type == "histogram"
 
 
 async def test_the_documentation_describes_the_bodies(api: Api) -> None:

@@ -1,0 +1,122 @@
+"""RequestStory: what became of one HTTP request, moment by moment, for whoever asks why it took its time."""
+
+import time
+from typing import Any
+
+from scheduler.messages import SequenceEvent, SequenceOutput, StepStats
+from server.admission import Ticket
+
+MAX_MOMENTS = 400  # of one request; what comes after them is counted
+
+_WORDS = {"wait": "waits", "join": "joined", "chunk": "computed", "preempt": "preempted"}
+
+
+class SequenceStory:
+    """One choice of a request, from the queue to its end."""
+
+    def __init__(self, choice: int) -> None:
+        self.choice = choice
+        self.queued_at_seconds = time.monotonic()
+        self.num_tokens = 0
+        self.num_steps = 0  # that brought tokens
+        self.num_in_batch = 0  # sequences in these steps, together
+        self.largest_batch = 0
+
+    def count(self, output: SequenceOutput, stats: StepStats) -> None:
+        """Take in what a step did for it."""
+        self.num_tokens += len(output.token_ids)
+        self.num_steps += 1
+        self.num_in_batch += stats.num_running
+        self.largest_batch = max(self.largest_batch, stats.num_running)
+
+    def steps(self) -> dict[str, Any]:
+        """Return how many steps it took, and in what company."""
+        mean = round(self.num_in_batch / self.num_steps, 1) if self.num_steps else 0
+        steps = {"steps": self.num_steps, "mean_batch": mean, "largest_batch": self.largest_batch}
+        return {"choice": self.choice, "tokens": self.num_tokens} | steps
+
+
+class RequestStory:
+    """The moments of a request in the order they came, each with the milliseconds since it arrived."""
+
+    def __init__(self, answer_id: str, request_id: str, key_name: str, arrived_at_seconds: float) -> None:
+        self.answer_id = answer_id
+        self.request_id = request_id  # of the HTTP exchange
+        self.key_name = key_name
+        self.is_finished = False
+        self._arrived_at_seconds = arrived_at_seconds
+        self._arrived_at_unix_seconds = time.time() - (time.monotonic() - arrived_at_seconds)
+        self._moments: list[dict[str, Any]] = []
+        self._num_left_out = 0
+        self._sequences: dict[int, SequenceStory] = {}  # by the engine's number
+        self._num_open = 0
+
+    def tell(self, event: str, **facts: Any) -> None:
+        """Add a moment: it is now."""
+        if len(self._moments) >= MAX_MOMENTS:
+            self._num_left_out += 1
+            return
+        seconds = time.monotonic() - self._arrived_at_seconds
+        self._moments.append({"at_ms": round(1000 * seconds, 3), "event": event} | facts)
+
+    def queue(self, engine_number: int, ticket: Ticket) -> None:
+        """Tell that the next choice was given to the engine, under its number there."""
+        choice = len(self._sequences)
+        self._sequences[engine_number] = SequenceStory(choice)
+        self._num_open += 1
+        predicted_ms = round(1000 * ticket.predicted_wait_seconds, 1)
+        self.tell("queued", choice=choice, behind=ticket.num_before, predicted_wait_ms=predicted_ms)
+
+    def take_event(self, event: SequenceEvent) -> None:
+        """Tell what the scheduler did with a choice."""
+        sequence = self._sequences[event.request_id]
+        facts: dict[str, Any] = {"choice": sequence.choice}
+        match event.kind:
+            case "wait":
+                facts["reason"] = event.reason
+            case "join":
+                waited_ms = 1000 * (time.monotonic() - sequence.queued_at_seconds)
+                facts |= {"waited_ms": round(waited_ms, 1), "cached_tokens": event.num_tokens}
+            case "chunk":
+                facts |= {"tokens": event.num_tokens, "computed_tokens": event.num_computed_tokens}
+            case "preempt":
+                facts["lost_tokens"] = event.num_tokens
+                sequence.queued_at_seconds = time.monotonic()
+        self.tell(_WORDS[event.kind], **facts)
+
+    def take_output(self, output: SequenceOutput, stats: StepStats) -> None:
+        """Tell of the first tokens of a choice, and of its end; count what lies between."""
+        sequence = self._sequences[output.request_id]
+        is_first = bool(output.token_ids) and not sequence.num_tokens
+        sequence.count(output, stats)
+        if is_first:
+            self.tell("first token", choice=sequence.choice, batch=stats.num_running)
+        if output.finish_reason is not None:
+            self.end(output.request_id, output.finish_reason)
+
+    def replay(self, down_seconds: float) -> None:
+        """Tell that the engine ended, and that another one goes on from here."""
+        for sequence in self._sequences.values():
+            sequence.queued_at_seconds = time.monotonic()
+        num_tokens = sum(sequence.num_tokens for sequence in self._sequences.values())
+        self.tell("engine replaced", down_ms=round(1000 * down_seconds, 1), tokens=num_tokens)
+
+    def end(self, request_id: int, reason: str) -> None:
+        """Tell how a choice ended."""
+        self._num_open -= 1
+        self.is_finished = self._num_open == 0
+        sequence = self._sequences[request_id]
+        self.tell("finished", choice=sequence.choice, reason=reason, tokens=sequence.num_tokens)
+
+    def written(self) -> dict[str, Any]:
+        """Return the story for JSON."""
+        return {
+            "id": self.answer_id,
+            "request_id": self.request_id,
+            "object": "request.explanation",
+            "arrived_at": round(self._arrived_at_unix_seconds, 3),
+            "is_finished": self.is_finished,
+            "timeline": self._moments,
+            "left_out": self._num_left_out,
+            "choices": [sequence.steps() for sequence in self._sequences.values()],
+        }

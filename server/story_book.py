@@ -1,0 +1,62 @@
+"""StoryBook: the stories of the requests that run, and of the last ones that have ended."""
+
+from collections import OrderedDict
+
+from scheduler.messages import StepOutput
+from server.admission import Ticket
+from server.request_story import RequestStory
+
+MAX_STORIES = 1000  # running ones come on top
+
+
+class StoryBook:
+    """Finds the story of an answer by its id, and hands on what the engine says of its choices."""
+
+    def __init__(self, max_stories: int = MAX_STORIES) -> None:
+        self._max_stories = max_stories
+        self._stories: OrderedDict[str, RequestStory] = OrderedDict()  # by answer id, the latest last
+        self._by_request: dict[tuple[str, str], RequestStory] = {}  # the latest of each key and id of an exchange
+        self._running: dict[int, RequestStory] = {}  # by the engine's number of a choice
+
+    def begin(self, story: RequestStory) -> None:
+        """Add a story; the oldest ended one goes if there are too many."""
+        self._stories[story.answer_id] = story
+        self._by_request[story.key_name, story.request_id] = story
+        while len(self._stories) > self._max_stories:
+            oldest = next((kept for kept in self._stories.values() if kept.is_finished), None)
+            if oldest is None:
+                return
+            del self._stories[oldest.answer_id]
+            if self._by_request.get(place := (oldest.key_name, oldest.request_id)) is oldest:
+                del self._by_request[place]
+
+    def queue(self, story: RequestStory, engine_number: int, ticket: Ticket) -> None:
+        """Tell a story that its next choice was given to the engine."""
+        story.queue(engine_number, ticket)
+        self._running[engine_number] = story
+
+    def observe_step(self, output: StepOutput) -> None:
+        """Tell the stories of a step."""
+        for event in output.events:
+            if (story := self._running.get(event.request_id)) is not None:
+                story.take_event(event)
+        for one in output.outputs:
+            if (story := self._running.get(one.request_id)) is not None:
+                story.take_output(one, output.stats)
+                if one.finish_reason is not None:
+                    del self._running[one.request_id]
+
+    def observe_replay(self, down_seconds: float) -> None:
+        """Tell the stories that run that their engine was replaced."""
+        for story in {id(story): story for story in self._running.values()}.values():
+            story.replay(down_seconds)
+
+    def drop(self, engine_number: int) -> None:
+        """Tell a story that nobody wants a choice any more, if it has not ended."""
+        if (story := self._running.pop(engine_number, None)) is not None:
+            story.end(engine_number, "abort")
+
+    def find(self, name: str, key_name: str) -> RequestStory | None:
+        """Return the story of an answer, by its id or that of its exchange, to the key that asked for it only."""
+        story = self._stories.get(name) or self._by_request.get((key_name, name))
+        return story if story is not None and story.key_name == key_name else None

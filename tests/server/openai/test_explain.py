@@ -1,0 +1,109 @@
+"""The explanation of a request: in its answer, by its route, in the terminal."""
+
+import io
+
+import httpx
+import pytest
+from rich.console import Console
+
+from server.api_keys import ApiKeys
+from server.chat_template import ChatTemplate
+from server.explain_command import ExplainFailed, fetch_story, print_story
+from tests.server.openai.api import CHAT, COMPLETIONS, Api, answered, open_api
+
+EVENTS = ["admitted", "queued", "first token", "finished"]
+
+
+def explain(name: str) -> str:
+    return f"/v1/requests/{name}/explain"
+
+
+async def test_an_answer_can_be_explained_by_its_id_and_by_that_of_its_exchange(api: Api) -> None:
+    body = {"model": "fake", "prompt": "hi"}
+    response = await api.http.post(COMPLETIONS, json=body, headers={"x-request-id": "mine"})
+    by_id = answered(await api.http.get(explain(response.json()["id"])))
+    assert by_id == answered(await api.http.get(explain("mine")))
+    assert [moment["event"] for moment in by_id["timeline"]] == EVENTS
+    assert by_id["timeline"][0]["prompt_tokens"] == [2]
+    assert by_id["timeline"][1] | {"at_ms": 0} == {
+        "at_ms": 0,
+        "event": "queued",
+        "choice": 0,
+        "behind": 0,
+        "predicted_wait_ms": 0,
+    }
+    assert by_id["timeline"][-1]["reason"] == "stop"
+    assert by_id["choices"][0]["tokens"] == by_id["choices"][0]["steps"] == len("Hello!") + 1
+    assert by_id["is_finished"]
+
+
+async def test_an_answer_can_end_with_its_explanation(api: Api) -> None:
+    for answer in (await api.complete(explain=True), await api.chat(explain=True, n=2)):
+        assert answer["explanation"]["id"] == answer["id"]
+        assert answer["explanation"]["timeline"][-1]["event"] == "finished"
+    assert "explanation" not in await api.complete()
+    for path in (COMPLETIONS, CHAT):
+        *chunks, last = await api.stream(path, explain=True, stream_options={"include_usage": True})
+        assert last["choices"] == []
+        assert last["explanation"]["is_finished"]
+        assert "usage" in chunks[-1]
+        assert all("explanation" not in chunk for chunk in chunks)
+
+
+async def test_embeddings_and_responses_have_stories_too(api: Api) -> None:
+    headers = {"x-request-id": "vectors"}
+    body = {"model": "fake", "input": ["a", "b"]}
+    await api.http.post("/v1/embeddings", json=body, headers=headers)
+    story = answered(await api.http.get(explain("vectors")))
+    assert [moment["event"] for moment in story["timeline"]].count("finished") == 2
+    response = answered(await api.http.post("/v1/responses", json={"model": "fake", "input": "hi"}))
+    assert answered(await api.http.get(explain(response["id"])))["is_finished"]
+
+
+async def test_a_key_sees_its_own_requests_only(chat_ml: ChatTemplate) -> None:
+    keys = {"alice": "secret-of-alice", "bob": "secret-of-bob"}
+    async with open_api(chat_template=chat_ml, keys=ApiKeys(keys)) as api:
+        alice = {"authorization": f"Bearer {keys['alice']}"}
+        bob = {"authorization": f"Bearer {keys['bob']}"}
+        body = {"model": "fake", "prompt": "hi"}
+        made = (await api.http.post(COMPLETIONS, json=body, headers=alice | {"x-request-id": "same"})).json()["id"]
+        for name in (made, "same"):
+            assert (await api.http.get(explain(name), headers=alice)).status_code == 200
+            assert (await api.http.get(explain(name), headers=bob)).status_code == 404
+        other = (await api.http.post(COMPLETIONS, json=body, headers=bob | {"x-request-id": "same"})).json()["id"]
+        assert (await api.http.get(explain("same"), headers=alice)).json()["id"] == made
+        assert (await api.http.get(explain("same"), headers=bob)).json()["id"] == other
+
+
+async def test_a_request_that_is_not_known_is_404(api: Api) -> None:
+    refused = await api.http.get(explain("cmpl-0"))
+    assert refused.status_code == 404
+    assert refused.json()["error"]["param"] == "name"
+
+
+async def test_the_command_prints_a_line_for_each_moment(api: Api) -> None:
+    answer = await api.complete()
+    story = answered(await api.http.get(explain(answer["id"])))
+    seen: list[str] = []
+
+    def serve(request: httpx.Request) -> httpx.Response:
+        seen.append(request.url.path)
+        return httpx.Response(200, json=story)
+
+    fetched = fetch_story("http://test", answer["id"], httpx.MockTransport(serve))
+    assert seen == [explain(answer["id"])]
+    written = io.StringIO()
+    print_story(fetched, Console(file=written, width=140))
+    for text in (*EVENTS, "reason stop", "7 tokens in 7 steps", "Finished."):
+        assert text in written.getvalue()
+
+
+@pytest.mark.parametrize("status", [404, None])
+def test_the_command_says_in_one_line_what_is_wrong(status: int | None) -> None:
+    def serve(request: httpx.Request) -> httpx.Response:
+        if status is None:
+            raise httpx.ConnectError("refused")
+        return httpx.Response(status, json={"error": {"message": "There is no such request."}})
+
+    with pytest.raises(ExplainFailed, match=r"no such request|gives no answer"):
+        fetch_story("http://test", "cmpl-1", httpx.MockTransport(serve))

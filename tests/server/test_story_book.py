@@ -1,0 +1,170 @@
+"""Stories of requests, checked against what the scheduler says it did."""
+
+import time
+from typing import Any
+
+import pytest
+
+from scheduler.messages import SequenceEvent, SequenceOutput, StepOutput, StepStats
+from server.admission import Ticket
+from server.request_story import MAX_MOMENTS, RequestStory
+from server.story_book import StoryBook
+from tests.scheduler.requests import make_request
+from tests.scheduler.test_determinism import random_prompt
+from tests.tiny_llama import run_to_end, tiny_engine, tiny_llama
+
+
+def a_ticket(*, num_before: int = 0, predicted: float = 0.0) -> Ticket:
+    ticket = Ticket(priority=0, key_name="", num_prompt_tokens=1, max_tokens=1, predicted_wait_seconds=predicted)
+    ticket.num_before = num_before
+    return ticket
+
+
+def begin(book: StoryBook, *numbers: int, name: str = "cmpl-1", key: str = "") -> RequestStory:
+    story = RequestStory(name, f"exchange of {name}", key, time.monotonic())
+    book.begin(story)
+    for number in numbers:
+        book.queue(story, number, a_ticket())
+    return story
+
+
+def events(story: RequestStory) -> list[str]:
+    return [moment["event"] for moment in story.written()["timeline"]]
+
+
+def test_a_story_tells_what_the_scheduler_did_with_a_request_that_waited_was_chunked_and_preempted() -> None:
+    # 12 blocks of 8 for four sequences of up to 60 tokens, two at once, 24 tokens a step
+    engine = tiny_engine(
+        tiny_llama(), num_blocks=12, block_size=8, max_num_seqs=2, max_batch_tokens=24, max_model_len=96
+    )
+    book = StoryBook()
+    stories = {number: begin(book, number, name=f"cmpl-{number}") for number in range(4)}
+    log: dict[int, list[SequenceEvent]] = {number: [] for number in range(4)}
+    steps: dict[int, list[tuple[int, int]]] = {number: [] for number in range(4)}  # tokens, batch
+
+    def observe(step: StepOutput) -> None:
+        book.observe_step(step)
+        for event in step.events:
+            log[event.request_id].append(event)
+        for output in step.outputs:
+            steps[output.request_id].append((len(output.token_ids), step.stats.num_running))
+
+    requests = [make_request(number, random_prompt(number, 30), max_tokens=25) for number in range(4)]
+    transcripts = run_to_end(engine, requests, on_step=observe)
+    kinds = {event.kind for of_request in log.values() for event in of_request}
+    assert kinds == {"wait", "join", "chunk", "preempt"}
+    words = {"wait": "waits", "join": "joined", "chunk": "computed", "preempt": "preempted"}
+    for number, story in stories.items():
+        written = story.written()
+        told = [moment for moment in written["timeline"] if moment["event"] in words.values()]
+        assert len(told) == len(log[number])
+        for moment, event in zip(told, log[number], strict=True):
+            assert moment["event"] == words[event.kind]
+            match event.kind:
+                case "wait":
+                    assert moment["reason"] == event.reason
+                case "join":
+                    assert moment["cached_tokens"] == event.num_tokens
+                case "chunk":
+                    assert (moment["tokens"], moment["computed_tokens"]) == (
+                        event.num_tokens,
+                        event.num_computed_tokens,
+                    )
+                case "preempt":
+                    assert moment["lost_tokens"] == event.num_tokens
+        batches = [batch for _, batch in steps[number]]
+        assert written["choices"] == [
+            {
+                "choice": 0,
+                "tokens": len(transcripts[number].token_ids),
+                "steps": len(batches),
+                "mean_batch": round(sum(batches) / len(batches), 1),
+                "largest_batch": max(batches),
+            }
+        ]
+        finished = written["timeline"][-1]
+        assert (finished["event"], finished["reason"], finished["tokens"]) == ("finished", "length", 25)
+        times = [moment["at_ms"] for moment in written["timeline"]]
+        assert times == sorted(times)
+    reasons = {event.reason for of_request in log.values() for event in of_request}
+    assert {"batch full", "no free blocks"} <= reasons
+
+
+def test_chunks_add_up_to_the_prompt_and_to_what_a_preemption_lost() -> None:
+    engine = tiny_engine(tiny_llama(), max_batch_tokens=16)
+    chunks: list[int] = []
+
+    def observe(step: StepOutput) -> None:
+        chunks.extend(event.num_tokens for event in step.events if event.kind == "chunk")
+
+    run_to_end(engine, [make_request(0, random_prompt(1, 50), max_tokens=3)], on_step=observe)
+    assert chunks == [16, 16, 16, 2]
+
+
+def step_of(*outputs: SequenceOutput, num_running: int = 1) -> StepOutput:
+    return StepOutput(outputs=[*outputs], stats=StepStats(num_running=num_running))
+
+
+def a_token(number: int, reason: Any = None) -> SequenceOutput:
+    return SequenceOutput(request_id=number, token_ids=[1], finish_reason=reason)
+
+
+def test_choices_are_told_apart_and_a_replaced_engine_is_told() -> None:
+    book = StoryBook()
+    story = begin(book, 5, 6)
+    book.observe_step(step_of(a_token(5), a_token(6), num_running=2))
+    book.observe_replay(1.5)
+    book.observe_step(step_of(a_token(6, "stop")))
+    book.observe_step(step_of(a_token(5, "length")))
+    assert events(story) == [
+        "queued",
+        "queued",
+        "first token",
+        "first token",
+        "engine replaced",
+        "finished",
+        "finished",
+    ]
+    written = story.written()
+    assert (written["timeline"][4]["down_ms"], written["timeline"][4]["tokens"]) == (1500, 2)
+    assert [moment["choice"] for moment in written["timeline"][5:]] == [1, 0]
+    assert written["is_finished"]
+
+
+def test_who_leaves_ends_the_story() -> None:
+    book = StoryBook()
+    story = begin(book, 1)
+    book.drop(1)
+    book.drop(1)
+    book.observe_step(step_of(a_token(1)))
+    assert events(story) == ["queued", "finished"]
+    assert story.written()["timeline"][-1]["reason"] == "abort"
+
+
+def test_a_book_keeps_the_last_stories_and_all_that_run() -> None:
+    book = StoryBook(max_stories=2)
+    running = begin(book, 1, name="running")
+    for number in range(2, 6):
+        begin(book, number, name=f"ended {number}")
+        book.drop(number)
+    assert book.find("running", "") is running
+    assert book.find("ended 5", "") is not None
+    assert [book.find(f"ended {number}", "") for number in (2, 3, 4)] == [None] * 3
+    assert book.find("exchange of ended 2", "") is None
+    assert len(book._by_request) == 2
+
+
+def test_a_story_is_shown_to_its_key_only_under_either_name() -> None:
+    book = StoryBook()
+    story = begin(book, 1, key="alice")
+    assert book.find("cmpl-1", "alice") is book.find("exchange of cmpl-1", "alice") is story
+    assert book.find("cmpl-1", "bob") is book.find("exchange of cmpl-1", "bob") is None
+
+
+@pytest.mark.parametrize("num", [MAX_MOMENTS, MAX_MOMENTS + 7])
+def test_a_story_is_bounded(num: int) -> None:
+    story = RequestStory("a", "b", "", time.monotonic())
+    for _ in range(num):
+        story.tell("computed")
+    assert len(story.written()["timeline"]) == MAX_MOMENTS
+    assert story.written()["left_out"] == num - MAX_MOMENTS
