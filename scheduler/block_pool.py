@@ -71,6 +71,14 @@ class BlockPool:
         """Return whether nobody holds the block."""
         return self._ref_counts[block] == 0
 
+    def is_shared(self, block: int) -> bool:
+        """Return whether several sequences hold the block."""
+        return self._ref_counts[block] > 1
+
+    def cached_blocks(self) -> list[int]:
+        """Return the free blocks that still hold a published prefix."""
+        return [block for block in self._hash_of if self._ref_counts[block] == 0]
+
     def share(self, block: int) -> None:
         """Hold a published block once more, taking it off the free list if need be."""
         assert block in self._hash_of, "only published blocks are shared"

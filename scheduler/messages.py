@@ -104,7 +104,7 @@ class StepStats(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
 
 WaitReason = Literal["batch full", "token budget", "no free blocks", "prefix being computed", "grammar being compiled"]
-EventKind = Literal["wait", "join", "chunk", "preempt"]
+EventKind = Literal["wait", "join", "chunk", "preempt", "finish"]
 
 
 class SequenceEvent(msgspec.Struct, frozen=True, array_like=True):
@@ -148,6 +148,36 @@ class EngineLog(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     text: str
 
 
-ToEngine = StartEngine | Request | Abort
-WhileRunning = BatchBegins | StepOutput | Heartbeat | EngineLog
+class Watch(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Somebody looks, or nobody does any more: how often a view is wanted."""
+
+    period_seconds: float  # 0: never
+
+
+class SequenceView(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """One sequence of a view. Its fields go by their order."""
+
+    request_id: int
+    num_prompt_tokens: int
+    num_tokens: int
+    num_computed_tokens: int
+    max_tokens: int
+    num_blocks: int
+    wait_reason: WaitReason | None = None
+
+
+class EngineView(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Queue, batch and pool at one moment."""
+
+    stats: StepStats
+    block_size: int
+    blocks_per_cell: int
+    cell_states: list[int]  # scheduler/view.py says which there are
+    cell_owners: list[int]  # request ids; 0: none
+    running: list[SequenceView]
+    waiting: list[SequenceView]  # the first of the queue
+
+
+ToEngine = StartEngine | Request | Abort | Watch
+WhileRunning = BatchBegins | StepOutput | Heartbeat | EngineLog | EngineView
 FromEngine = EngineReady | EngineFailed | WhileRunning

@@ -25,9 +25,10 @@ from scheduler.engine import Engine
 from scheduler.framing import LENGTH, frame_length
 from scheduler.grammar import Grammars
 from scheduler.memory import free_memory_bytes
-from scheduler.messages import Abort, EngineFailed, EngineReady, Request, StartEngine, ToEngine
+from scheduler.messages import Abort, EngineFailed, EngineReady, Request, StartEngine, ToEngine, Watch
 from scheduler.outbox import BEAT_SECONDS, Outbox, OutboxHandler
 from scheduler.profile import Profile
+from scheduler.view import engine_view
 
 CLAIMED_BYTES = 2**30  # of the KV pool, in the background; what lies behind is claimed when it is written
 
@@ -60,13 +61,16 @@ def serve(connection: socket.socket) -> None:
     outbox.send(ready)
     outbox.start_beating()
     threading.Thread(target=engine.kv_cache.claim, args=(CLAIMED_BYTES,), daemon=True).start()
+    watch = WatchClock()
     while True:
         outbox.loop()
-        _take_messages(engine, inbox)
+        _take_messages(engine, inbox, watch)
         if profile:
             profile.start_step()
         output = engine.step()
         outbox.send(output)
+        if watch.is_due():
+            outbox.send(engine_view(engine.scheduler))
         if profile:
             profile.lap("send")
             profile.end_step(output.stats.num_prefill_tokens + output.stats.num_decode_tokens)
@@ -113,7 +117,22 @@ def start_engine(start: StartEngine) -> tuple[Engine, EngineReady, Profile | Non
     return engine, ready, profile
 
 
-def _take_messages(engine: Engine, inbox: "queue.SimpleQueue[ToEngine]") -> None:
+class WatchClock:
+    """When the next view is due."""
+
+    def __init__(self) -> None:
+        self.period_seconds = 0.0  # 0: nobody looks
+        self._due_at_seconds = 0.0
+
+    def is_due(self) -> bool:
+        """Whether it is time for a view; then the next one is a period later."""
+        if not self.period_seconds or (now := time.monotonic()) < self._due_at_seconds:
+            return False
+        self._due_at_seconds = now + self.period_seconds
+        return True
+
+
+def _take_messages(engine: Engine, inbox: "queue.SimpleQueue[ToEngine]", watch: WatchClock) -> None:
     """Hand every waiting message to the scheduler; an idle engine waits for the first, not longer than a beat."""
     timeout = 0.0 if engine.scheduler.has_work else BEAT_SECONDS / 2
     while True:
@@ -127,6 +146,8 @@ def _take_messages(engine: Engine, inbox: "queue.SimpleQueue[ToEngine]") -> None
                 engine.add(message)
             case Abort(request_id=request_id):
                 engine.scheduler.abort(request_id)
+            case Watch(period_seconds=period_seconds):
+                watch.period_seconds = period_seconds
             case StartEngine():
                 raise AssertionError("an engine is started once")
 

@@ -12,6 +12,7 @@ from server.admission import Admission
 from server.api_keys import ApiKeys
 from server.chat_template import ChatTemplate
 from server.door import Door, DoorKeeper
+from server.engine_watch import EngineWatch, watch_router
 from server.explanations import explanations_router
 from server.health import health_router
 from server.host_guard import HostGuard
@@ -31,6 +32,7 @@ from server.openai.tokenize import ApplyTemplateRequest, DetokenizeRequest, Toke
 from server.request_limits import RequestLimits
 from server.served_model import Engine, ServedModel
 from server.story_book import StoryBook
+from server.web_page import page_router
 
 
 def create_app(
@@ -48,6 +50,7 @@ def create_app(
     admission: Admission | None = None,
     door: Door | None = None,
     stories: StoryBook | None = None,
+    watch: EngineWatch | None = None,
     keys: ApiKeys | None = None,
     hosts: Iterable[str] | None = None,
     write_log: WriteLog = lambda _: None,
@@ -90,7 +93,9 @@ def create_app(
         models_router(served),
         tokenize_router(served),
         explanations_router(served),
+        watch_router(watch or EngineWatch(engine.watch), served.limits.write_timeout_seconds),
         health_router(served, door),
+        page_router(),
         metrics_router(metrics),
     ):
         app.include_router(router)

@@ -1,4 +1,4 @@
-"""The command line: `caravan serve`, `pull`, `inspect`, `plan`, `chat`, `bench` and `explain`."""
+"""The command line: `caravan serve`, `pull`, `inspect`, `plan`, `chat`, `bench`, `explain` and `top`."""
 
 import asyncio
 import inspect
@@ -32,6 +32,7 @@ def main() -> None:
     app.command("chat")(chat)
     app.command("bench")(bench)
     app.command("explain")(explain)
+    app.command("top")(top)
     app()
 
 
@@ -166,6 +167,22 @@ def explain(
         print_story(fetch_story(url, name), Console(width=None if sys.stdout.isatty() else _FILE_COLUMNS))
     except ExplainFailed as error:
         _fail(str(error))
+
+
+def top(
+    url: Annotated[str, typer.Option(help="Where the server is.", metavar="URL")] = "http://127.0.0.1:8000",
+) -> None:
+    """Watch the engine: batch, queue and KV pool. The key, if one is needed, is in CARAVAN_API_KEY."""
+    from rich.console import Console
+
+    from server.top import TopFailed, watch
+
+    try:
+        watch(url, Console())
+    except TopFailed as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        return
 
 
 def bench(

@@ -15,11 +15,13 @@ from scheduler.messages import (
     BatchBegins,
     EngineLog,
     EngineReady,
+    EngineView,
     Heartbeat,
     Request,
     StartEngine,
     StepOutput,
     StepStats,
+    Watch,
     WhileRunning,
 )
 from server.asker import Asker
@@ -57,6 +59,7 @@ class EngineClient:
         self.on_step: Callable[[StepOutput], None] = lambda _: None
         self.on_restart: Callable[[], None] = lambda: None
         self.on_replay: Callable[[int, float], None] = lambda *_: None  # requests taken over, seconds without engine
+        self.on_view: Callable[[EngineView], None] = lambda _: None
         self.config: EngineConfig  # known once it is ready
         self._start = start
         self._program = program
@@ -65,6 +68,7 @@ class EngineClient:
         self._requests = LiveRequests()
         self._request_ids = itertools.count(1)
         self._is_connected = False
+        self._watch_seconds = 0.0
         self._heard_at_seconds = 0.0
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -122,6 +126,12 @@ class EngineClient:
         self._requests.add(LiveRequest(request, stream))
         self._send_released()
         return stream
+
+    def watch(self, period_seconds: float) -> None:
+        """Have a view of the engine handed to `on_view` so often, 0: never; also of the engines to come."""
+        self._watch_seconds = period_seconds
+        if self._is_connected:
+            self._process.send(Watch(period_seconds=period_seconds))
 
     async def stop(self) -> None:
         """End the process; streams still open fail with EngineDied."""
@@ -203,12 +213,16 @@ class EngineClient:
                 self._requests.begin_batch(request_ids)
             case EngineLog(level=level, text=text):
                 logger.log(level, "%s", text)
+            case EngineView():
+                self.on_view(message)
             case Heartbeat():
                 pass
 
     def _connect(self) -> None:
         self._heard_at_seconds = time.monotonic()
         self._is_connected = True
+        if self._watch_seconds:
+            self.watch(self._watch_seconds)
         self._send_released()
 
     def _disconnect(self) -> None:

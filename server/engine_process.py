@@ -16,6 +16,7 @@ from scheduler.messages import (
     EngineFailed,
     EngineLog,
     EngineReady,
+    EngineView,
     FromEngine,
     Heartbeat,
     StartEngine,
@@ -110,7 +111,7 @@ class EngineProcess(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         for body in self._frames.split(data):
             match self._decoder.decode(body):
-                case StepOutput() | BatchBegins() | Heartbeat() | EngineLog() as message:
+                case StepOutput() | BatchBegins() | Heartbeat() | EngineLog() | EngineView() as message:
                     self._on_message(message)
                 case EngineReady() | EngineFailed() if self._report.done():  # nobody waits for it any more
                     pass

@@ -10,7 +10,7 @@ OPEN_PATHS = frozenset({"/livez", "/readyz", "/health"})
 
 
 class KeyGuard:
-    """ASGI middleware that lets nobody through without a key, whatever the route, but to ask for health.
+    """ASGI middleware that lets nobody through without a key, but to ask for health and for the page.
 
     The path it decides on is the one that routing uses, not one a client can write into a header.
     """
@@ -20,7 +20,7 @@ class KeyGuard:
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or scope.get("path") in OPEN_PATHS:
+        if scope["type"] == "lifespan" or is_open(scope.get("path", "")):
             await self._app(scope, receive, send)
             return
         name = self._keys.name_of(_bearer(scope))
@@ -35,6 +35,11 @@ class KeyGuard:
             await response(scope, receive, send)
         else:
             await send({"type": "websocket.close", "code": 1008})
+
+
+def is_open(path: str) -> bool:
+    """Return whether a path is answered without a key: health, and the files of the page, which are no secret."""
+    return path in OPEN_PATHS or path == "/" or path.startswith("/web/")
 
 
 def _bearer(scope: Scope) -> bytes:

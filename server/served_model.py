@@ -28,6 +28,9 @@ class Engine(Protocol):
     def is_ready(self) -> bool:
         """Whether it takes requests."""
 
+    def watch(self, period_seconds: float) -> None:
+        """Have views of it handed to whoever watches so often, 0: never."""
+
     def submit(
         self,
         prompt_token_ids: list[int],

@@ -22,6 +22,7 @@ from server.chat_template import ChatTemplate
 from server.door import Door
 from server.draining_server import DrainingServer
 from server.engine_client import EngineClient
+from server.engine_watch import EngineWatch
 from server.host_names import allowed_hosts
 from server.metrics import Metrics
 from server.settings import Settings
@@ -51,13 +52,14 @@ async def run_server(
         names = settings.names
         metrics = Metrics(names[0], report.config, keys.names if keys else ())
         admission = Admission(report.config, metrics, settings.queue_limits)
-        stories = StoryBook()
+        stories, watch = StoryBook(), EngineWatch(engine.watch)
         door = Door(report.config.max_num_seqs + settings.max_queued_requests)
 
         def on_step(output: StepOutput) -> None:
             metrics.observe_step(output)
             admission.observe_step(output.stats)
             stories.observe_step(output)
+            watch.observe_step(output)
 
         def on_replay(num_requests: int, down_seconds: float) -> None:
             metrics.count_replay(num_requests, down_seconds)
@@ -66,6 +68,7 @@ async def run_server(
         engine.on_step = on_step
         engine.on_restart = metrics.count_restart
         engine.on_replay = on_replay
+        engine.on_view = watch.observe_view
         app = create_app(
             engine=engine,
             tokenizer=tokenizer.resized(report.vocab_size),
@@ -78,6 +81,7 @@ async def run_server(
             admission=admission,
             door=door,
             stories=stories,
+            watch=watch,
             hosts=allowed_hosts(settings.allowed_hosts, settings.host),
             keys=keys,
             write_log=log_request if settings.access_log else lambda _: None,

@@ -63,6 +63,7 @@ class FakeEngineClient:
         self.fails_after: int | None = None
         self.seconds_per_token = 0.0
         self.logprob_of: dict[int, float] = {}  # of all tokens of an answer, by its first one; else -5
+        self.watch_seconds = 0.0
         self.num_produced = 0
         self._script = script
         self._num_cached_tokens = num_cached_tokens
@@ -87,6 +88,9 @@ class FakeEngineClient:
         work = self._produce(stream, prompt_token_ids, params, pooling)
         self._tasks[stream.request_id] = asyncio.create_task(work)
         return stream
+
+    def watch(self, period_seconds: float) -> None:
+        self.watch_seconds = period_seconds
 
     @property
     def num_running(self) -> int:

@@ -40,6 +40,9 @@ class HandEngine:
         self.streams.append(TokenStream(len(self.streams), self.aborted.append))
         return self.streams[-1]
 
+    def watch(self, period_seconds: float) -> None:
+        raise AssertionError("nobody watches")
+
     def say(self, index: int, text: str, *, ends: bool = False) -> None:
         reason: FinishReason | None = "length" if ends else None
         self.streams[index].put(SequenceOutput(request_id=index, token_ids=list(text.encode()), finish_reason=reason))

@@ -1,0 +1,47 @@
+"""EngineView: queue, batch and pool at one moment, for people who watch."""
+
+from scheduler.messages import EngineView, SequenceView
+from scheduler.scheduler import Scheduler
+from scheduler.sequence import Sequence
+
+MAX_CELLS = 2048  # of the pool as it is drawn; a larger pool has several blocks in a cell
+MAX_WAITING = 100  # of the queue
+
+FREE, CACHED, USED, SHARED = range(4)  # what a cell shows: the last of these that holds for one of its blocks
+
+
+def engine_view(scheduler: Scheduler) -> EngineView:
+    """Return what there is between two steps."""
+    pool = scheduler.pool
+    blocks_per_cell = -(-pool.num_blocks // MAX_CELLS)
+    num_cells = -(-pool.num_blocks // blocks_per_cell)
+    states, owners = bytearray(num_cells), [0] * num_cells
+    for block in pool.cached_blocks():
+        states[block // blocks_per_cell] = CACHED
+    for sequence in scheduler.running:
+        for block in sequence.block_table:
+            cell = block // blocks_per_cell
+            states[cell] = max(states[cell], SHARED if pool.is_shared(block) else USED)
+            owners[cell] = sequence.request.request_id
+    waiting = [sequence for _, sequence in zip(range(MAX_WAITING), scheduler.waiting, strict=False)]
+    return EngineView(
+        stats=scheduler.stats(),
+        block_size=scheduler.config.block_size,
+        blocks_per_cell=blocks_per_cell,
+        cell_states=list(states),
+        cell_owners=owners,
+        running=[_sequence_view(sequence) for sequence in scheduler.running],
+        waiting=[_sequence_view(sequence) for sequence in waiting],
+    )
+
+
+def _sequence_view(sequence: Sequence) -> SequenceView:
+    return SequenceView(
+        request_id=sequence.request.request_id,
+        num_prompt_tokens=sequence.num_prompt_tokens,
+        num_tokens=sequence.num_tokens,
+        num_computed_tokens=sequence.num_computed_tokens,
+        max_tokens=sequence.request.params.max_tokens,
+        num_blocks=len(sequence.block_table),
+        wait_reason=sequence.wait_reason,
+    )

@@ -1,0 +1,144 @@
+"""GET /v1/engine/events: the engine live, for those who watch; nobody pays for it while nobody does."""
+
+import asyncio
+import contextlib
+import itertools
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterator
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+
+from scheduler.messages import EngineView, SequenceEvent, StepOutput
+from server.openai.documentation import errors
+from server.openai.errors import overloaded
+from server.openai.sse import EventStream
+
+VIEW_SECONDS = 0.25  # between two views
+MAX_WATCHERS = 8
+MAX_BEHIND = 8  # views a slow watcher may be behind; older ones are left out
+MAX_STEPS = 200  # steps, and events of sequences, told with one view; older ones are left out
+
+
+class EngineWatch:
+    """Views of the engine, with the steps and events since the view before, for any number of watchers."""
+
+    def __init__(self, set_period: Callable[[float], None]) -> None:
+        """`set_period` asks the engine for views so often, 0: never."""
+        self._set_period = set_period
+        self._watchers: set[Watcher] = set()
+        self._steps: deque[list[float]] = deque(maxlen=MAX_STEPS)
+        self._events: deque[SequenceEvent] = deque(maxlen=MAX_STEPS)
+
+    @property
+    def is_full(self) -> bool:
+        """No more watchers are let in."""
+        return len(self._watchers) >= MAX_WATCHERS
+
+    def observe_step(self, output: StepOutput) -> None:
+        """Remember a step until the next view, if somebody watches."""
+        if not self._watchers:
+            return
+        stats = output.stats
+        num_tokens = stats.num_prefill_tokens + stats.num_decode_tokens
+        if num_tokens:
+            numbers = (stats.step, stats.num_prefill_tokens, stats.num_decode_tokens, 1000 * stats.step_seconds)
+            self._steps.append([*numbers])
+        self._events.extend(output.events)
+        self._events.extend(
+            SequenceEvent(one.request_id, "finish") for one in output.outputs if one.finish_reason is not None
+        )
+
+    def observe_view(self, view: EngineView) -> None:
+        """Hand a view to all watchers."""
+        told = _written(view) | {"steps": [*self._steps], "events": [_event(event) for event in self._events]}
+        self._steps.clear()
+        self._events.clear()
+        body = b"event: view\ndata: " + msgspec.json.encode(told) + b"\n\n"
+        for watcher in self._watchers:
+            watcher.put(body)
+
+    @contextlib.contextmanager
+    def watcher(self) -> "Iterator[Watcher]":
+        """Add a watcher for a while; with the first the engine begins to send views, with the last it ends."""
+        watcher = Watcher()
+        self._watchers.add(watcher)
+        if len(self._watchers) == 1:
+            self._set_period(VIEW_SECONDS)
+        try:
+            yield watcher
+        finally:
+            self._watchers.remove(watcher)
+            if not self._watchers:
+                self._set_period(0.0)
+                self._steps.clear()
+                self._events.clear()
+
+
+class Watcher:
+    """What one watcher has not got yet."""
+
+    def __init__(self) -> None:
+        self._bodies: deque[bytes] = deque(maxlen=MAX_BEHIND)
+        self._news = asyncio.Event()
+
+    def put(self, body: bytes) -> None:
+        """Add an event; the oldest goes if there are too many."""
+        self._bodies.append(body)
+        self._news.set()
+
+    async def take(self) -> bytes:
+        """Wait for the next event and return it."""
+        while not self._bodies:
+            self._news.clear()
+            await self._news.wait()
+        return self._bodies.popleft()
+
+
+def _written(view: EngineView) -> dict[str, Any]:
+    stats = view.stats
+    return {
+        "step": stats.step,
+        "num_running": stats.num_running,
+        "num_waiting": stats.num_waiting,
+        "num_blocks": stats.num_blocks,
+        "num_used_blocks": stats.num_used_blocks,
+        "num_cached_blocks": stats.num_cached_blocks,
+        "block_size": view.block_size,
+        "blocks_per_cell": view.blocks_per_cell,
+        "cell_states": "".join(map(str, view.cell_states)),  # a digit for each
+        "cell_owners": [[number, len([*run])] for number, run in itertools.groupby(view.cell_owners)],
+        "running": [msgspec.to_builtins(sequence) for sequence in view.running],
+        "waiting": [msgspec.to_builtins(sequence) for sequence in view.waiting],
+    }
+
+
+def _event(event: SequenceEvent) -> dict[str, Any]:
+    told: dict[str, Any] = {"request": event.request_id, "kind": event.kind, "tokens": event.num_tokens}
+    return told | ({"reason": event.reason} if event.reason else {})
+
+
+def watch_router(watch: EngineWatch, write_timeout_seconds: float) -> APIRouter:
+    """Return the route that streams views."""
+    router = APIRouter(tags=["operations"])
+
+    @router.get(
+        "/v1/engine/events",
+        summary="Watch the engine: batch, queue and pool, four times a second",
+        responses=errors(401, 429) | {200: {"content": {"text/event-stream": {}}, "description": "Views."}},
+        response_class=Response,
+    )
+    async def events(_: Request) -> Response:
+        if watch.is_full:
+            raise overloaded(f"{MAX_WATCHERS} watch already.", 5)
+        return EventStream(_events(watch), write_timeout_seconds=write_timeout_seconds, on_end=lambda: None)
+
+    return router
+
+
+async def _events(watch: EngineWatch) -> AsyncGenerator[bytes, None]:
+    yield b": hello\n\n"  # so that a client knows at once that it is connected
+    with watch.watcher() as watcher:
+        while True:
+            yield await watcher.take()

@@ -1,0 +1,151 @@
+// Chat: a conversation that is kept in this browser, streamed answers, the tokens of an answer with their probabilities.
+import { complaint, events, headers, trouble } from "./main.js";
+import { markdown } from "./markdown.js";
+
+const by = (id) => document.getElementById(id);
+
+export function startChat() {
+  let model = "";
+  let running = null; // AbortController of the answer that comes
+  const messages = JSON.parse(localStorage.getItem("messages") ?? "[]"); // {role, content, tokens?, facts?}
+  by("system").value = localStorage.getItem("system") ?? "";
+  by("system").addEventListener("change", () => localStorage.setItem("system", by("system").value));
+
+  function keep() {
+    localStorage.setItem("messages", JSON.stringify(messages));
+    by("again").disabled = running !== null || messages.at(-1)?.role !== "assistant";
+    by("send").disabled = running !== null;
+    by("stop").disabled = running === null;
+  }
+
+  function draw() {
+    by("messages").replaceChildren(...messages.map(drawn));
+    keep();
+  }
+
+  function drawn(message) {
+    const box = document.createElement("div");
+    box.className = `message ${message.role}`;
+    const who = document.createElement("p");
+    who.className = "who";
+    who.textContent = message.role === "user" ? "You" : "Model";
+    box.append(who);
+    if (by("token-view").checked && message.tokens?.length) box.append(...message.tokens.map(tokenNode));
+    else box.append(...markdown(message.content));
+    if (message.facts) {
+      const facts = document.createElement("p");
+      facts.className = "facts";
+      facts.textContent = message.facts;
+      box.append(facts);
+    }
+    return box;
+  }
+
+  function tokenNode(token) {
+    const node = document.createElement("span");
+    node.className = "token";
+    node.tabIndex = 0;
+    node.textContent = token.token;
+    const probability = Math.exp(token.logprob);
+    node.style.borderBottomColor = `hsl(${Math.round(120 * probability)} 70% 45%)`;
+    const others = token.top.map((one) => `${JSON.stringify(one.token)} ${percent(one.logprob)}`).join(", ");
+    const text = `${JSON.stringify(token.token)}: probability ${percent(token.logprob)}. Likeliest here: ${others}.`;
+    node.title = text;
+    for (const event of ["mouseenter", "focus"]) node.addEventListener(event, () => (by("token-facts").textContent = text));
+    return node;
+  }
+
+  const percent = (logprob) => `${(100 * Math.exp(logprob)).toFixed(1)} %`;
+
+  async function modelName() {
+    if (!model) {
+      const response = await fetch("/v1/models", { headers: headers() });
+      if (!response.ok) throw new Error(await complaint(response));
+      model = (await response.json()).data[0].id;
+    }
+    return model;
+  }
+
+  async function answer() {
+    running = new AbortController();
+    const message = { role: "assistant", content: "", tokens: [] };
+    const asked = messages.map(({ role, content }) => ({ role, content }));
+    const system = by("system").value.trim();
+    if (system) asked.unshift({ role: "system", content: system });
+    messages.push(message);
+    draw();
+    const began = performance.now();
+    let first = 0;
+    let usage = null;
+    try {
+      const body = {
+        model: await modelName(),
+        messages: asked,
+        stream: true,
+        stream_options: { include_usage: true },
+        temperature: Number(by("temperature").value),
+        top_p: Number(by("top-p").value),
+        max_completion_tokens: Number(by("max-tokens").value),
+        logprobs: true,
+        top_logprobs: 4,
+      };
+      const response = await fetch("/v1/chat/completions", {
+        method: "POST",
+        headers: { "content-type": "application/json", ...headers() },
+        body: JSON.stringify(body),
+        signal: running.signal,
+      });
+      if (!response.ok) throw new Error(await complaint(response));
+      trouble("");
+      for await (const payload of events(response)) {
+        if (payload === "[DONE]") break;
+        const chunk = JSON.parse(payload);
+        if (chunk.error) throw new Error(chunk.error.message);
+        usage = chunk.usage ?? usage;
+        const choice = chunk.choices[0];
+        if (!choice) continue;
+        if (!first && choice.delta.content) first = performance.now();
+        message.content += choice.delta.content ?? "";
+        for (const token of choice.logprobs?.content ?? [])
+          message.tokens.push({ token: token.token, logprob: token.logprob, top: token.top_logprobs });
+        by("messages").lastChild.replaceWith(drawn(message));
+      }
+    } catch (error) {
+      if (error.name !== "AbortError") trouble(error.message);
+    }
+    const seconds = (performance.now() - first) / 1000;
+    const numTokens = usage?.completion_tokens ?? message.tokens.length;
+    if (first) {
+      message.facts = `${numTokens} tokens, ${(numTokens / Math.max(seconds, 0.001)).toFixed(1)} a second; first after ${Math.round(first - began)} ms`;
+    } else messages.pop();
+    running = null;
+    draw();
+  }
+
+  by("ask").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const content = by("question").value.trim();
+    if (!content || running) return;
+    by("question").value = "";
+    messages.push({ role: "user", content });
+    answer();
+  });
+  by("question").addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && !event.shiftKey) {
+      event.preventDefault();
+      by("ask").requestSubmit();
+    }
+  });
+  by("stop").addEventListener("click", () => running?.abort());
+  by("again").addEventListener("click", () => {
+    messages.pop();
+    answer();
+  });
+  by("clear").addEventListener("click", () => {
+    running?.abort();
+    messages.length = 0;
+    draw();
+  });
+  by("token-view").addEventListener("change", draw);
+  draw();
+}

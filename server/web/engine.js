@@ -1,0 +1,184 @@
+// The engine live: pool, batch, steps and events of the newest view, or of an earlier one.
+import { complaint, events, headers, trouble } from "./main.js";
+import { teach } from "./lessons.js";
+
+const by = (id) => document.getElementById(id);
+const MAX_VIEWS = 600; // two and a half minutes
+const MAX_BARS = 160;
+const STATES = ["free", "cached", "used", "shared"];
+const CELL = 10; // pixels
+
+export function startEngine() {
+  const views = [];
+  let shown = -1; // index of the view on the screen
+  let isPaused = false;
+  let stop = null; // AbortController while we watch
+  let cells = null; // what is drawn: states, owners, columns
+
+  async function run(signal) {
+    while (!signal.aborted) {
+      try {
+        const response = await fetch("/v1/engine/events", { headers: headers(), signal });
+        if (!response.ok) throw new Error(await complaint(response));
+        trouble("");
+        for await (const payload of events(response)) take(JSON.parse(payload));
+      } catch (error) {
+        if (error.name !== "AbortError") trouble(error.message);
+      }
+      await new Promise((done) => setTimeout(done, 1000));
+    }
+  }
+
+  function take(view) {
+    views.push(view);
+    if (views.length > MAX_VIEWS) {
+      views.shift();
+      if (isPaused) shown -= 1;
+    }
+    by("moment").max = views.length - 1;
+    if (!isPaused || shown < 0) show(views.length - 1);
+  }
+
+  function show(index) {
+    shown = Math.min(Math.max(index, 0), views.length - 1);
+    if (shown < 0) return;
+    by("moment").value = shown;
+    by("moment-text").textContent = shown === views.length - 1 ? "now" : `${views.length - 1 - shown} views ago`;
+    requestAnimationFrame(() => draw(views[shown]));
+  }
+
+  function pause(paused) {
+    isPaused = paused;
+    by("pause").setAttribute("aria-pressed", String(paused));
+    if (!paused) show(views.length - 1);
+  }
+
+  function draw(view) {
+    by("numbers").textContent =
+      `Step ${view.step}. ${view.num_running} run, ${view.num_waiting} wait. ` +
+      `${view.num_used_blocks} of ${view.num_blocks} blocks used, ${view.num_cached_blocks} free ones hold a prefix; ` +
+      `a block has ${view.block_size} tokens, a cell ${view.blocks_per_cell} ${view.blocks_per_cell === 1 ? "block" : "blocks"}.`;
+    drawPool(view);
+    drawBatch(view);
+    drawSteps();
+    drawEvents();
+  }
+
+  function drawPool(view) {
+    const canvas = by("pool");
+    const columns = Math.max(Math.floor(canvas.clientWidth / CELL), 1);
+    const rows = Math.ceil(view.cell_states.length / columns);
+    if (canvas.width !== columns * CELL || canvas.height !== rows * CELL) {
+      canvas.width = columns * CELL;
+      canvas.height = rows * CELL;
+    }
+    const owners = view.cell_owners.flatMap(([owner, count]) => Array(count).fill(owner));
+    cells = { states: view.cell_states, owners, columns };
+    const context = canvas.getContext("2d");
+    context.clearRect(0, 0, canvas.width, canvas.height);
+    for (let index = 0; index < owners.length; index++) {
+      context.fillStyle = colour(STATES[view.cell_states[index]], owners[index]);
+      context.fillRect((index % columns) * CELL, Math.floor(index / columns) * CELL, CELL - 1, CELL - 1);
+    }
+  }
+
+  function colour(state, owner) {
+    if (state === "free") return "#88888833";
+    if (state === "cached") return "#7fb8c9";
+    if (state === "shared") return "#b050c0";
+    return `hsl(${(owner * 47) % 280} 55% 45%)`;
+  }
+
+  function drawBatch(view) {
+    const rows = [
+      ...view.running.map((row) => [row, row[3] < row[1] ? "prefill" : "decode"]),
+      ...view.waiting.map((row) => [row, "waiting"]),
+    ];
+    by("batch").replaceChildren(
+      ...rows.map(([[number, numPrompt, numTokens, numComputed, maxTokens, numBlocks, reason], phase]) => {
+        const row = document.createElement("tr");
+        const name = document.createElement("td");
+        const press = document.createElement("button");
+        press.type = "button";
+        press.textContent = number;
+        press.addEventListener("click", () => teach(phase));
+        name.append(press);
+        row.append(name, cellOf(phase === "waiting" ? `waits: ${reason ?? "behind others"}` : phase));
+        for (const text of [`${numComputed} of ${numTokens}`, `${numTokens} of at most ${numPrompt + maxTokens}`, numBlocks])
+          row.append(cellOf(text, "number"));
+        return row;
+      }),
+    );
+  }
+
+  function cellOf(text, kind = "") {
+    const cell = document.createElement("td");
+    cell.textContent = text;
+    cell.className = kind;
+    return cell;
+  }
+
+  function drawSteps() {
+    const steps = [];
+    for (let index = shown; index >= 0 && steps.length < MAX_BARS; index--) steps.unshift(...views[index].steps);
+    const bars = steps.slice(-MAX_BARS);
+    const canvas = by("steps");
+    const context = canvas.getContext("2d");
+    const longest = Math.max(...bars.map((step) => step[3]), 1);
+    const width = canvas.width / MAX_BARS;
+    context.clearRect(0, 0, canvas.width, canvas.height);
+    bars.forEach(([, prefill, decode, ms], index) => {
+      const height = (ms / longest) * (canvas.height - 14);
+      const share = prefill / Math.max(prefill + decode, 1);
+      context.fillStyle = "#3a78c2";
+      context.fillRect(index * width, canvas.height - height, width - 1, height);
+      context.fillStyle = "#c98a2b";
+      context.fillRect(index * width, canvas.height - height, width - 1, height * share);
+    });
+    context.fillStyle = getComputedStyle(document.body).color;
+    context.fillText(`${longest.toFixed(0)} ms`, 2, 10);
+  }
+
+  function drawEvents() {
+    const recent = [];
+    for (let index = shown; index >= 0 && recent.length < 40; index--) recent.unshift(...views[index].events);
+    by("events").replaceChildren(
+      ...recent.slice(-40).reverse().map((event) => {
+        const line = document.createElement("li");
+        const press = document.createElement("button");
+        press.type = "button";
+        press.textContent = `${event.kind} ${event.request}`;
+        press.addEventListener("click", () => teach(event.kind));
+        line.append(press, ` ${event.reason ?? ""} ${event.tokens ? `${event.tokens} tokens` : ""}`);
+        return line;
+      }),
+    );
+  }
+
+  by("pool").addEventListener("click", (event) => {
+    if (!cells) return;
+    const scale = by("pool").width / by("pool").clientWidth;
+    const index = Math.floor((event.offsetY * scale) / CELL) * cells.columns + Math.floor((event.offsetX * scale) / CELL);
+    if (index < cells.states.length) teach(STATES[cells.states[index]]);
+  });
+  by("pool").addEventListener("keydown", (event) => {
+    if (event.key === "Enter" || event.key === " ") teach("used");
+  });
+  by("pause").addEventListener("click", () => pause(!isPaused));
+  by("back").addEventListener("click", () => (pause(true), show(shown - 1)));
+  by("forward").addEventListener("click", () => (pause(true), show(shown + 1)));
+  by("moment").addEventListener("input", () => (pause(true), show(Number(by("moment").value))));
+
+  return {
+    /** Begin or end to watch: nobody pays for what nobody looks at. */
+    watch(on) {
+      if (on && !stop) {
+        stop = new AbortController();
+        run(stop.signal);
+      } else if (!on && stop) {
+        stop.abort();
+        stop = null;
+      }
+    },
+  };
+}

@@ -1,0 +1,49 @@
+// What the things of the engine view mean, in two sentences each, and where the guide says more.
+
+const GUIDE = "docs/llama2-from-scratch.md";
+
+export const LESSONS = {
+  free: ["A block nobody holds and that remembers nothing. It is given away first.", "Paging"],
+  cached: [
+    "A free block that still holds the keys and values of a prefix. A request that begins with the same text takes it up instead of computing it again; the least recently used goes first when room is needed.",
+    "Prefix sharing",
+  ],
+  used: [
+    "A block of the KV pool: the keys and values of some consecutive tokens of one sequence. A sequence's blocks may lie anywhere; its block table says where.",
+    "Paging",
+  ],
+  shared: [
+    "A block that several sequences hold, because their texts begin alike. It was computed once and counts its holders; it is free again when the last one lets go.",
+    "Prefix sharing",
+  ],
+  prefill: [
+    "A sequence whose prompt is being computed, in pieces that fit beside the others. Its first token comes when the last piece is done.",
+    "Continuous batching",
+  ],
+  decode: [
+    "A sequence that gets one token in each step. Its last token is the only row it adds to the batch; all before are in the KV cache.",
+    "Continuous batching",
+  ],
+  waiting: [
+    "A sequence in the queue. It joins when the batch, the step's budget and the pool have room for it; keys take turns.",
+    "Continuous batching",
+  ],
+  wait: ["The scheduler looked at this sequence and could not let it join, for the reason that is told. It is told once, until it changes.", "Continuous batching"],
+  join: ["The sequence left the queue and runs from this step on. Tokens are those whose keys and values were found in the prefix cache.", "Prefix sharing"],
+  chunk: ["A piece of the prompt was computed in this step. Long prompts come in several, so that others go on meanwhile.", "Continuous batching"],
+  preempt: [
+    "The pool ran out of blocks, and the sequence that joined last gave its own back. It goes to the head of the queue and computes them again; its answer stays the same.",
+    "Preemption and recomputation",
+  ],
+  finish: ["The sequence has its last token, and its blocks are free. What they hold can be found until they are used again.", "Paging"],
+};
+
+/** Show a lesson. */
+export function teach(name) {
+  const [text, chapter] = LESSONS[name];
+  const line = document.createElement("p");
+  line.textContent = `${text} `;
+  const where = document.createElement("p");
+  where.textContent = `More: ${GUIDE}, “${chapter}”.`;
+  document.getElementById("lesson").replaceChildren(line, where);
+}

@@ -1,0 +1,146 @@
+"""Views of the engine: made for watchers only, bounded, and true."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from rich.console import Console
+
+from scheduler.messages import SequenceEvent, SequenceOutput, StepOutput, StepStats
+from scheduler.view import CACHED, FREE, MAX_CELLS, SHARED, USED, engine_view
+from server.engine_watch import MAX_BEHIND, MAX_STEPS, MAX_WATCHERS, VIEW_SECONDS, EngineWatch
+from server.top import TopFailed, drawn, views
+from tests.scheduler.requests import make_request
+from tests.scheduler.test_scheduler import make_scheduler, step
+from tests.server.running_server import running_server
+
+
+def test_a_view_shows_who_has_which_cells_and_who_waits() -> None:
+    scheduler = make_scheduler(num_blocks=16, max_num_seqs=2)
+    for request_id, prompt in ((1, [1, 2, 3, 4, 5]), (2, [9, 8, 7]), (3, [1])):
+        scheduler.add(make_request(request_id, prompt, max_tokens=9))
+    step(scheduler)
+    view = engine_view(scheduler)
+    assert view.blocks_per_cell == 1
+    assert [row.request_id for row in view.running] == [1, 2]
+    (waiting,) = view.waiting
+    assert (waiting.request_id, waiting.wait_reason) == (3, "batch full")
+    for row, sequence in zip(view.running, scheduler.running, strict=True):
+        assert row.num_computed_tokens == sequence.num_computed_tokens
+        assert row.num_blocks == len(sequence.block_table)
+        for block in sequence.block_table:
+            assert (view.cell_states[block], view.cell_owners[block]) == (USED, row.request_id)
+    assert view.cell_states.count(USED) == view.stats.num_used_blocks
+    assert view.cell_states.count(FREE) == 16 - view.stats.num_used_blocks
+
+
+def test_shared_and_cached_blocks_are_told_apart() -> None:
+    scheduler = make_scheduler(num_blocks=16)
+    scheduler.add(make_request(1, [1, 2, 3, 4, 5], max_tokens=9))
+    step(scheduler)
+    scheduler.add(make_request(2, [1, 2, 3, 4, 6], max_tokens=9))
+    step(scheduler)
+    shared = engine_view(scheduler).cell_states.count(SHARED)
+    assert shared == len(set(scheduler.running[0].block_table) & set(scheduler.running[1].block_table)) > 0
+    for request_id in (1, 2):
+        scheduler.abort(request_id)
+    view = engine_view(scheduler)
+    assert view.cell_states.count(CACHED) == view.stats.num_cached_blocks > 0
+    assert USED not in view.cell_states
+
+
+def test_a_large_pool_has_several_blocks_in_a_cell() -> None:
+    scheduler = make_scheduler(num_blocks=5000, max_model_len=100)
+    scheduler.add(make_request(7, list(range(50)), max_tokens=9))
+    step(scheduler)
+    view = engine_view(scheduler)
+    assert view.blocks_per_cell == 3
+    assert len(view.cell_states) == len(view.cell_owners) == 1667 <= MAX_CELLS
+    assert set(view.cell_owners) == {0, 7}
+
+
+def a_step(number: int) -> StepOutput:
+    stats = StepStats(step=number, num_decode_tokens=1, step_seconds=0.01)
+    output = SequenceOutput(request_id=1, token_ids=[1], finish_reason="stop")
+    return StepOutput(outputs=[output], stats=stats, events=[SequenceEvent(1, "join", 3)])
+
+
+async def told(watch: EngineWatch, *steps: int) -> dict[str, Any]:
+    with watch.watcher() as watcher:
+        for number in steps:
+            watch.observe_step(a_step(number))
+        watch.observe_view(engine_view(make_scheduler()))
+        body = await watcher.take()
+    assert body.startswith(b"event: view\ndata: ")
+    view: dict[str, Any] = json.loads(body.partition(b"data: ")[2])
+    return view
+
+
+async def test_steps_and_events_come_with_the_next_view_once() -> None:
+    watch = EngineWatch(lambda _: None)
+    view = await told(watch, 1, 2)
+    assert view["steps"] == [[1, 0, 1, 10.0], [2, 0, 1, 10.0]]
+    assert [(event["kind"], event["tokens"]) for event in view["events"]] == [("join", 3), ("finish", 0)] * 2
+    assert (await told(watch))["steps"] == []
+
+
+async def test_what_is_told_is_bounded() -> None:
+    watch = EngineWatch(lambda _: None)
+    view = await told(watch, *range(1000))
+    assert len(view["steps"]) == len(view["events"]) == MAX_STEPS
+    with watch.watcher() as slow:
+        for _ in range(100):
+            watch.observe_view(engine_view(make_scheduler()))
+        assert len(slow._bodies) == MAX_BEHIND
+
+
+async def test_the_engine_makes_views_only_while_somebody_watches() -> None:
+    periods: list[float] = []
+    watch = EngineWatch(periods.append)
+    watch.observe_step(a_step(1))
+    with watch.watcher(), watch.watcher():
+        assert periods == [VIEW_SECONDS]
+    assert periods == [VIEW_SECONDS, 0]
+    assert (await told(watch))["steps"] == []
+
+
+def test_a_server_shows_its_engine_to_watchers_and_to_the_terminal(tiny_model_path: Path) -> None:
+    with running_server(tiny_model_path, "--kv-cache-memory", "256KiB", "--max-num-seqs", "2") as server:
+        body = {"model": "tiny", "prompt": "hello", "max_tokens": 400, "ignore_eos": True, "n": 4, "stream": True}
+        seen: list[dict[str, Any]] = []
+        with server.http.stream("POST", "/v1/completions", json=body) as response:
+            lines = response.iter_lines()
+            next(lines)
+            for view in views(server.url):
+                seen.append(view)
+                if any(event["kind"] == "finish" for event in view["events"]):
+                    break
+            for _ in lines:
+                pass
+        assert any(view["num_running"] == 2 and view["num_waiting"] >= 1 for view in seen)
+        assert any(view["steps"] for view in seen)
+        for view in seen:
+            used = sum(state in "23" for state in view["cell_states"])
+            assert used == view["num_used_blocks"]
+            assert sum(count for _, count in view["cell_owners"]) == len(view["cell_states"])
+        written = io.StringIO()
+        Console(file=written, width=140).print(drawn(seen[-1], seen[-1]["events"]))
+        for text in ("KV pool", "running", "decode", "finish"):
+            assert text in written.getvalue()
+        watchers = [httpx.Client(base_url=server.url, trust_env=False) for _ in range(MAX_WATCHERS)]
+        streams = [http.stream("GET", "/v1/engine/events") for http in watchers]
+        received = [stream.__enter__().iter_bytes() for stream in streams]
+        for bodies in received:
+            next(bodies)
+        with pytest.raises(TopFailed, match="watch already"):
+            next(views(server.url))
+        for stream in streams:
+            stream.__exit__(None, None, None)
+
+
+def test_a_server_that_is_not_there_is_one_line() -> None:
+    with pytest.raises(TopFailed, match="gives no answer"):
+        next(views("http://127.0.0.1:1"))

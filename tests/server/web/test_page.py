@@ -1,0 +1,171 @@
+"""The page in a browser: a chat that streams, tokens with their probabilities, the engine as it works."""
+
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.server.running_server import RunningServer, running_server
+
+CHROMIUM = shutil.which("chromium")
+IN_BROWSER = [
+    pytest.mark.browser,
+    pytest.mark.real_model,
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
+]
+KEY = "the-key-of-the-page"
+
+
+@pytest.fixture(scope="module")
+def server(real_model_path: Path) -> Iterator[RunningServer]:
+    # 96 blocks: a few long answers fill them
+    options = ["--served-model-name", "smollm2", "--kv-cache-memory", str(96 * 2 * 30 * 3 * 64 * 2 * 16)]
+    with running_server(real_model_path, *options, "--max-model-len", "1024", "--api-key", KEY) as running:
+        running.http.headers["authorization"] = f"Bearer {KEY}"
+        yield running
+
+
+@pytest.fixture
+def browser() -> Iterator[Browser]:
+    """A browser for one test: beside it no other event loop may run in this thread."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, server: RunningServer) -> Iterator[Page]:
+    page = browser.new_page()
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(server.url)
+    page.fill("#key", KEY)
+    page.dispatch_event("#key", "change")
+    yield page
+    page.close()
+    assert complaints == []
+
+
+class TestInBrowser:
+    """What needs chromium."""
+
+    pytestmark = IN_BROWSER
+
+    def test_a_chat_streams_and_shows_how_probable_its_tokens_were(self, page: Page) -> None:
+        page.fill("#temperature", "0")
+        page.fill("#question", "What is the capital of France?")
+        page.click("#send")
+        answer = page.locator(".message.assistant")
+        expect(answer).to_contain_text("The capital of France is Paris.", timeout=30_000)
+        expect(answer.locator(".facts")).to_have_text(re.compile(r"\d+ tokens, [\d.]+ a second; first after \d+ ms"))
+        page.check("#token-view")
+        token = page.locator(".token", has_text="Paris")
+        token.hover()
+        expect(page.locator("#token-facts")).to_have_text(
+            re.compile(r'" Paris": probability [\d.]+ %. Likeliest here: ')
+        )
+        page.reload()
+        expect(page.locator(".message.assistant")).to_contain_text("Paris")  # kept in the browser
+
+    def test_an_answer_can_be_stopped_and_made_again(self, page: Page, server: RunningServer) -> None:
+        page.fill("#max-tokens", "800")
+        page.fill("#temperature", "1")
+        page.fill("#question", "Tell me a very long story about a caravan.")
+        page.click("#send")
+        expect(page.locator(".message.assistant")).to_contain_text(re.compile(r"\w+ \w+ \w+"), timeout=30_000)
+        page.click("#stop")
+        expect(page.locator("#send")).to_be_enabled()
+        expect(page.locator("#again")).to_be_enabled()
+        before = page.locator(".message.assistant").inner_text()
+        page.fill("#max-tokens", "5")
+        page.click("#again")
+        expect(page.locator(".message.assistant .facts")).to_contain_text("5 tokens", timeout=30_000)
+        assert page.locator(".message.assistant").inner_text() != before
+
+    def test_markup_in_texts_is_text(self, page: Page) -> None:
+        page.fill("#max-tokens", "3")
+        page.fill("#question", "<img src=x onerror=alert(1)> **bold** `code`")
+        page.click("#send")
+        user = page.locator(".message.user").first
+        expect(user).to_contain_text("<img src=x onerror=alert(1)>")
+        assert user.locator("img").count() == 0
+        expect(user.locator("strong")).to_have_text("bold")
+        expect(user.locator("code")).to_have_text("code")
+        expect(page.locator("#send")).to_be_enabled(timeout=30_000)
+
+    def test_the_engine_view_shows_blocks_taken_a_prefix_found_and_a_preemption(
+        self, page: Page, server: RunningServer
+    ) -> None:
+        page.click("#show-engine")
+        expect(page.locator("#numbers")).to_contain_text("0 run, 0 wait", timeout=10_000)
+
+        def ask(index: int) -> None:
+            prompt = "A long beginning that all of them share, word for word, so that it is computed once. " * 3
+            body = {"model": "smollm2", "prompt": f"{prompt} {index}", "max_tokens": 400, "ignore_eos": True}
+            server.http.post("/v1/completions", json=body)
+
+        asking = [threading.Thread(target=ask, args=(index,)) for index in range(6)]
+        for thread in asking:
+            thread.start()
+        expect(page.locator("#numbers")).to_have_text(re.compile(r"[1-9] run"), timeout=20_000)
+        expect(page.locator("#batch tr").first).to_contain_text(re.compile("prefill|decode"))
+        expect(page.locator("#events")).to_contain_text(re.compile(r"join \d+\s+[1-9]\d* tokens"), timeout=30_000)
+        expect(page.locator("#events")).to_contain_text("preempt", timeout=60_000)
+        page.click("#pause")
+        page.locator("#events button", has_text="preempt").first.click()
+        expect(page.locator("#lesson")).to_contain_text("ran out of blocks")
+        page.locator("#pool").click(position={"x": 5, "y": 5})
+        expect(page.locator("#lesson")).to_contain_text("block")
+        page.click("#back")
+        expect(page.locator("#moment-text")).to_contain_text("ago")
+        page.click("#pause")
+        for thread in asking:
+            thread.join()
+        expect(page.locator("#numbers")).to_contain_text("0 run, 0 wait", timeout=30_000)
+        page.click("#show-chat")
+
+    @pytest.mark.parametrize("theme", ["light", "dark"])
+    def test_both_views_can_be_used_by_keyboard_and_screen_reader(
+        self, page: Page, server: RunningServer, theme: str
+    ) -> None:
+        if theme == "dark":
+            page.click("#theme")
+        page.fill("#max-tokens", "5")
+        page.fill("#question", "Hello")
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")  # on Send
+        expect(page.locator(".message.assistant .facts")).to_be_visible(timeout=30_000)
+        for view in ("chat", "engine"):
+            page.click(f"#show-{view}")
+            found = Axe().run(page).response["violations"]
+            serious = [one for one in found if one["impact"] in ("serious", "critical")]
+            assert serious == [], [(one["id"], one["nodes"][0]["html"]) for one in serious]
+
+    def test_the_page_keeps_up_with_thirty_two_streams(self, page: Page, server: RunningServer) -> None:
+        page.click("#show-engine")
+
+        def ask(index: int) -> None:
+            body = {"model": "smollm2", "prompt": f"{index}", "max_tokens": 60, "ignore_eos": True, "n": 4}
+            server.http.post("/v1/completions", json=body)
+
+        asking = [threading.Thread(target=ask, args=(index,)) for index in range(8)]
+        for thread in asking:
+            thread.start()
+        expect(page.locator("#numbers")).to_have_text(re.compile(r"\d\d run"), timeout=20_000)
+        frames = page.evaluate(
+            "() => new Promise(done => { let n = 0; const began = performance.now(); const count = () => {"
+            " n++; performance.now() - began < 2000 ? requestAnimationFrame(count) : done(n / 2) };"
+            " requestAnimationFrame(count) })"
+        )
+        for thread in asking:
+            thread.join()
+        print(f"{frames} frames a second")
+        assert frames > 10  # 30 on a machine that does nothing else
+        page.click("#show-chat")
