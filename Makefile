@@ -18,7 +18,7 @@ help:
 serve: .venv/serve.stamp
 	$(BIN)/caravan serve $(MODEL)
 
-test: .venv/dev.stamp .venv/clients.stamp
+test: .venv/dev.stamp .venv/clients.stamp .venv/debian.stamp
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal -m "not timing"
 	$(BIN)/pytest -m timing
 
@@ -60,6 +60,13 @@ compare: .venv/dev.stamp
 .venv/dev.stamp: pyproject.toml | .venv/bin/python
 	$(BIN)/pip install --disable-pip-version-check -e '.[test,dev]'
 	touch $@ .venv/serve.stamp
+
+# A browser and Prometheus' own tools, where they can be had; without them their tests are skipped.
+.venv/debian.stamp: | .venv/bin/python
+	@{ command -v chromium && command -v promtool; } > /dev/null \
+	|| { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq chromium prometheus; } > .venv/debian.log 2>&1 \
+	|| echo "No chromium or no promtool: their tests are skipped."
+	@touch $@
 
 # Clients that people use, in an environment of their own: they want other versions of the openai package.
 .venv/clients.stamp: tests/clients/requirements.txt .venv/dev.stamp

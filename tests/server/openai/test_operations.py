@@ -1,6 +1,9 @@
 """The routes beside generation: models, probes, version, metrics, documentation."""
 
+import asyncio
 import re
+import shutil
+import subprocess
 
 import httpx
 import prometheus_client.openmetrics.parser as openmetrics_parser
@@ -93,6 +96,15 @@ async def test_metrics_are_in_the_text_format_of_prometheus(api: Api) -> None:
     [config] = families["caravan_cache_config_info"].samples
     assert config.labels["block_size"] == "16"
     assert config.labels["num_blocks"] == str(api.engine.config.num_blocks)
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+async def test_prometheus_own_linter_finds_nothing(api: Api) -> None:
+    await api.complete()
+    text = (await api.http.get("/metrics")).content
+    command = ["promtool", "check", "metrics"]
+    checked = await asyncio.to_thread(subprocess.run, command, input=text, capture_output=True, check=False)
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
 
 
 async def test_metrics_come_in_openmetrics_if_that_is_asked_for(api: Api) -> None:
