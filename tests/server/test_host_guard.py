@@ -20,7 +20,17 @@ async def test_ours_are_answered_to(host: str) -> None:
 
 @pytest.mark.parametrize(
     "host",
-    ["evil.com", "localhost.evil.com", "example.org", "badexample.org", "", "[::1", "127.0.0.1@evil.com", "[::1]x"],
+    [
+        "evil.com",
+        "localhost.evil.com",
+        "evil-localhost",
+        "example.org",
+        "badexample.org",
+        "",
+        "[::1",
+        "127.0.0.1@evil.com",
+        "[::1]x",
+    ],
 )
 async def test_threat_15_others_are_refused(host: str) -> None:
     refused = await ask(host)
