@@ -38,7 +38,10 @@ async def test_threat_1_every_route_but_health_is_closed_whatever_the_host(
         ("GET", "/openapi.json"),
         ("GET", "/nowhere"),
         ("OPTIONS", COMPLETIONS),
-        ("GET", "//livez"),
+        ("GET", "/livez/"),
+        ("GET", "/web"),
+        ("GET", "/webs/main.js"),
+        ("POST", "/.web/main.js"),
     }
     assert ("GET", "/metrics") in routes
     for method, path in routes:
