@@ -58,7 +58,7 @@ def create_app(
 ) -> FastAPI:
     """Return the application that serves one model; `lifespan` starts and stops what must run beside it.
 
-    Without `admission` and `door` they have their defaults. With `keys` every request but those for health must bring
+    Without `admission` and `door` they have their defaults. With `keys` all requests but for health and the page bring
     one of them; with `hosts` the server answers to these names only. `write_log` is given the fields of each.
     """
     admission = admission or Admission(engine.config, metrics)

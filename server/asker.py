@@ -46,7 +46,7 @@ def asker_of(scope: Scope, priority: int, cache_salt: str) -> Asker:
 
 
 def _timeout_seconds(scope: Scope) -> float | None:
-    values = [value for name, value in scope["headers"] if name == b"x-request-timeout-ms"]
+    values = [value for name, value in scope["headers"] if name == TIMEOUT_HEADER.encode()]
     if not values:
         return None
     if len(values) > 1 or not _MILLISECONDS.fullmatch(values[0]):

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request, Response
 from scheduler.messages import EngineView, SequenceEvent, StepOutput
 from server.openai.documentation import errors
 from server.openai.errors import overloaded
-from server.openai.sse import EventStream
+from server.openai.sse import EventStream, named_event
 
 VIEW_SECONDS = 0.25  # between two views
 MAX_WATCHERS = 8
@@ -55,7 +55,7 @@ class EngineWatch:
         told = _written(view) | {"steps": [*self._steps], "events": [_event(event) for event in self._events]}
         self._steps.clear()
         self._events.clear()
-        body = b"event: view\ndata: " + msgspec.json.encode(told) + b"\n\n"
+        body = named_event("view", told)
         for watcher in self._watchers:
             watcher.put(body)
 

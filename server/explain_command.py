@@ -1,11 +1,12 @@
 """`caravan explain`: the story of a request as a table."""
 
-import os
 from typing import Any
 
 import httpx
 from rich.console import Console
 from rich.table import Table
+
+from server.own_key import own_key_headers
 
 _TIMEOUT_SECONDS = 10.0
 
@@ -19,10 +20,10 @@ def fetch_story(url: str, name: str, transport: httpx.BaseTransport | None = Non
 
     The key comes from the variable CARAVAN_API_KEY.
     """
-    key = os.environ.get("CARAVAN_API_KEY", "").partition(",")[0].strip()
-    headers = {"authorization": f"Bearer {key}"} if key else None
     try:
-        with httpx.Client(base_url=url, headers=headers, timeout=_TIMEOUT_SECONDS, transport=transport) as http:
+        with httpx.Client(
+            base_url=url, headers=own_key_headers(), timeout=_TIMEOUT_SECONDS, transport=transport
+        ) as http:
             response = http.get(f"/v1/requests/{name}/explain")
             body: dict[str, Any] = response.json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:

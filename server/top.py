@@ -1,7 +1,6 @@
 """`caravan top`: the engine live in a terminal."""
 
 import json
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from server.chat_client import events
+from server.own_key import own_key_headers
 
 _CONNECT_SECONDS = 10.0
 _CELLS_IN_LINE = 100
@@ -30,12 +30,10 @@ def views(url: str, transport: httpx.BaseTransport | None = None) -> Iterator[di
 
     The key comes from the variable CARAVAN_API_KEY.
     """
-    key = os.environ.get("CARAVAN_API_KEY", "").partition(",")[0].strip()
-    headers = {"authorization": f"Bearer {key}"} if key else None
     timeout = httpx.Timeout(None, connect=_CONNECT_SECONDS)
     try:
         with (
-            httpx.Client(base_url=url, headers=headers, timeout=timeout, transport=transport) as http,
+            httpx.Client(base_url=url, headers=own_key_headers(), timeout=timeout, transport=transport) as http,
             http.stream("GET", "/v1/engine/events") as response,
         ):
             if response.status_code != 200:

@@ -24,7 +24,7 @@ from server.openai.models import check_model
 from server.openai.prompts import chat_prompt
 from server.openai.response_schemas import ResponsesRequest
 from server.openai.schemas import ChatRequest
-from server.openai.sse import EventStream, event
+from server.openai.sse import EventStream, named_event
 from server.openai.validation import first_problem
 from server.served_model import ServedModel
 from server.text_stream import TextPiece
@@ -186,7 +186,7 @@ class ResponseWriter:
     def _event(self, kind: str, /, **fields: Any) -> bytes:
         payload = {"type": kind, "sequence_number": self._sequence_number, **fields}
         self._sequence_number += 1
-        return b"event: " + kind.encode() + b"\n" + event(payload)
+        return named_event(kind, payload)
 
 
 def responses_router(served: ServedModel) -> APIRouter:

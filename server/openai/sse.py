@@ -25,6 +25,11 @@ def event(payload: dict[str, Any]) -> bytes:
     return b"data: " + _json(payload) + b"\n\n"
 
 
+def named_event(name: str, payload: dict[str, Any]) -> bytes:
+    """Return one event of a kind."""
+    return b"event: " + name.encode() + b"\n" + event(payload)
+
+
 class TextEvent:
     """Events that differ in one text: all around it is encoded once."""
 

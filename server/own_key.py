@@ -1,0 +1,9 @@
+"""The key that our own commands send to a server."""
+
+import os
+
+
+def own_key_headers() -> dict[str, str] | None:
+    """Return the header with the first key of the variable CARAVAN_API_KEY, None if there is none."""
+    key = os.environ.get("CARAVAN_API_KEY", "").partition(",")[0].strip()
+    return {"authorization": f"Bearer {key}"} if key else None
