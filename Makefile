@@ -4,13 +4,14 @@ BIN := .venv/bin
 MODEL ?= smollm2
 BENCH ?= --concurrency 1,8,32
 
-.PHONY: help serve test check fix bench compare conformance campaign soak
+.PHONY: help serve test check fix dashboard bench compare conformance campaign soak
 
 help:
 	@echo "make serve   install and serve MODEL (default smollm2) on 127.0.0.1:8000; options in CARAVAN_* variables"
 	@echo "make test    install what the tests need and run them all"
 	@echo "make check   formatting, lint, types, import rule"
 	@echo "make fix     format and mend what can be mended"
+	@echo "make dashboard   write the dashboard anew from docker/grafana/dashboard.py"
 	@echo "make conformance URL=...   judge any OpenAI-style server, rule by rule"
 	@echo "make campaign   kill, stop, flood and cut a real server for ten minutes; make soak   memory and known bugs"
 	@echo "make bench   start the server and measure it; make compare PEERS=FOLDER measures others beside it"
@@ -31,6 +32,9 @@ check: .venv/dev.stamp
 fix: .venv/dev.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+dashboard: .venv/dev.stamp
+	$(BIN)/python docker/grafana/dashboard.py > docker/grafana/dashboards/caravan.json
 
 bench: .venv/serve.stamp
 	@$(BIN)/caravan serve $(MODEL) --port 8765 & server=$$!; trap "kill $$server" EXIT; \

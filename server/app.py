@@ -78,6 +78,7 @@ def create_app(
         defaults=defaults or GenerationDefaults(),
         limits=limits or RequestLimits(),
     )
+    metrics.watch_ready(lambda: door.is_open and engine.is_ready)
     app = FastAPI(
         title="Caravan",
         version=version,

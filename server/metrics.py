@@ -57,10 +57,13 @@ class Metrics:
         self._model_name = model_name
         lengths = one_two_five(config.max_model_len)
 
-        self._stats = StepStats()  # of the newest step; gauges are read from it when they are scraped
+        self._stats = StepStats(
+            num_blocks=config.num_blocks
+        )  # of the newest step; gauges are read from it when they are scraped
         self._gauge("num_requests_running", "Sequences the engine is working on.", lambda: self._stats.num_running)
         self._gauge("num_requests_waiting", "Sequences in the engine's queue.", lambda: self._stats.num_waiting)
         self._gauge("kv_cache_usage_perc", "Share of the KV pool in use; 1 is all of it.", self._kv_cache_usage)
+        self._kv_cache_blocks()
         self._set_cache_config(config)
 
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of requests that got a first token.")
@@ -132,6 +135,10 @@ class Metrics:
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
 
+    def watch_ready(self, is_ready: Callable[[], bool]) -> None:
+        """Show what `is_ready` says, each time it is asked."""
+        self._gauge("ready", "Whether requests are taken, as /readyz says: 1 or 0.", is_ready)
+
     def observe_step(self, output: StepOutput) -> None:
         """Take in what the engine reports of one step."""
         self._stats = stats = output.stats
@@ -190,6 +197,17 @@ class Metrics:
 
     def _kv_cache_usage(self) -> float:
         return self._stats.num_used_blocks / self._stats.num_blocks if self._stats.num_blocks else 0.0
+
+    def _kv_cache_blocks(self) -> None:
+        """Show what the blocks of the pool are."""
+        text = "Blocks of the KV pool: used by sequences, cached (free, with a prefix that can be found), free."
+        family = Gauge(_PREFIX + "kv_cache_blocks", text, ["model_name", "state"], registry=self.registry)
+        for state, value in {
+            "used": lambda: self._stats.num_used_blocks,
+            "cached": lambda: self._stats.num_cached_blocks,
+            "free": lambda: self._stats.num_blocks - self._stats.num_used_blocks - self._stats.num_cached_blocks,
+        }.items():
+            family.labels(self._model_name, state).set_function(value)
 
     def _gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
         gauge = Gauge(_PREFIX + name, text, ["model_name"], registry=self.registry)

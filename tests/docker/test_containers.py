@@ -94,11 +94,26 @@ def test_the_dashboard_asks_only_for_metrics_that_the_server_has() -> None:
     assert asked <= names
 
 
-def test_every_panel_uses_the_provisioned_data_source() -> None:
+def test_every_panel_asks_the_source_that_is_chosen_and_there_is_one() -> None:
     (source,) = load("docker/grafana/provisioning/datasources/prometheus.yml")["datasources"]
     dashboard = json.loads((ROOT / "docker/grafana/dashboards/caravan.json").read_text())
+    (choice,) = (one for one in dashboard["templating"]["list"] if one["type"] == "datasource")
+    assert choice["query"] == source["type"]
     for panel in dashboard["panels"]:
-        assert panel["type"] == "row" or panel["datasource"]["uid"] == source["uid"]
+        assert panel["type"] == "row" or panel["datasource"]["uid"] == f"${choice['name']}"
+
+
+def test_the_dashboard_is_what_its_source_writes() -> None:
+    program = ROOT / "docker/grafana/dashboard.py"
+    written = subprocess.run([sys.executable, program], check=True, capture_output=True, text=True).stdout
+    assert written == (ROOT / "docker/grafana/dashboards/caravan.json").read_text(), "make dashboard"
+
+
+def test_the_dashboard_has_a_row_for_each_question() -> None:
+    dashboard = json.loads((ROOT / "docker/grafana/dashboards/caravan.json").read_text())
+    rows = [panel["title"] for panel in dashboard["panels"] if panel["type"] == "row"]
+    assert len(rows) == 10
+    assert len({panel["title"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
 
 
 @pytest.mark.docker
