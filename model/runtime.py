@@ -40,15 +40,32 @@ class Runtime:
     text: str  # for people
 
 
+def choose_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """Return where to compute; `auto` is a GPU if PyTorch can use one. Raises ValueError if `cuda` is not there."""
+    has_gpu = torch.cuda.is_available()
+    if name == "cuda" and not has_gpu:
+        raise ValueError(f"--device cuda: PyTorch {torch.__version__} finds no GPU that it can use.")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and has_gpu) else "cpu")
+
+
 def choose_runtime(
-    checkpoint: Checkpoint, *, dtype: str, quantization: Literal["auto"] | Quantization, block_size: int
+    checkpoint: Checkpoint,
+    *,
+    device: torch.device,
+    dtype: str,
+    quantization: Literal["auto"] | Quantization,
+    block_size: int,
 ) -> Runtime:
-    """Return how to compute the model; without kernels it is plain PyTorch.
+    """Return how to compute the model; without kernels, and on a GPU, it is plain PyTorch.
 
     `auto` is the fastest way that rounds nothing to less than bfloat16: int4 if the file has all its weights on the
     grid of Q4_0, Q4_1 or Q8_0, else bfloat16 (see ARCHITECTURE.md). Raises ValueError if the choices made contradict
     each other.
     """
+    if device.type != "cpu":
+        if quantization not in ("auto", "none"):
+            raise ValueError(f"--quantization {quantization} needs the kernels for CPUs; it does not go with a GPU.")
+        return _plain(checkpoint, torch.float32 if dtype == "float32" else torch.bfloat16, None)
     kernels = find_kernels(block_size)
     if dtype == "auto":
         dtype = "bfloat16" if kernels is not None or torch.cpu._is_avx512_bf16_supported() else "float32"

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import psutil
+import torch
 
 
 def free_memory_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
@@ -19,3 +20,8 @@ def free_memory_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     except (OSError, ValueError):  # no control group, or no limit in it ("max")
         return free
     return max(0, min(free, limit - used + (int(reclaimable[1]) if reclaimable else 0)))
+
+
+def free_gpu_memory_bytes(device: torch.device) -> int:
+    """Return the bytes of a GPU that nobody has taken."""
+    return int(torch.cuda.mem_get_info(device)[0])

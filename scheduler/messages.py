@@ -15,6 +15,7 @@ class StartEngine(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     model_path: str
     limits: EngineLimits = EngineLimits()
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     quantization: Literal["auto", "none", "int8", "int4"] = "auto"
     kv_cache_dtype: Literal["auto", "bfloat16", "int8"] = "auto"

@@ -18,13 +18,13 @@ from model.checkpoint.checkpoint import num_parameters
 from model.grammar import grammar_tokenizer
 from model.kv_cache import choose_kv_dtype, kv_bytes_per_token
 from model.loader import load_model, open_checkpoint
-from model.runtime import choose_runtime
+from model.runtime import choose_device, choose_runtime
 from model.tokenizer_loader import load_tokenizer
 from scheduler.config import choose_max_model_len, plan_engine
 from scheduler.engine import Engine
 from scheduler.framing import LENGTH, frame_length
 from scheduler.grammar import Grammars
-from scheduler.memory import free_memory_bytes
+from scheduler.memory import free_gpu_memory_bytes, free_memory_bytes
 from scheduler.messages import Abort, EngineFailed, EngineReady, Request, StartEngine, ToEngine, Watch
 from scheduler.outbox import BEAT_SECONDS, Outbox, OutboxHandler
 from scheduler.profile import Profile
@@ -84,12 +84,16 @@ def start_engine(start: StartEngine) -> tuple[Engine, EngineReady, Profile | Non
     started = time.monotonic()
     if start.num_threads:
         torch.set_num_threads(start.num_threads)
-    device = torch.device("cpu")
+    device = choose_device(start.device)
     model_path = Path(start.model_path)
     checkpoint = open_checkpoint(model_path)
     max_model_len = choose_max_model_len(start.limits, checkpoint.config.max_position)
     runtime = choose_runtime(
-        checkpoint, dtype=start.dtype, quantization=start.quantization, block_size=start.limits.block_size
+        checkpoint,
+        device=device,
+        dtype=start.dtype,
+        quantization=start.quantization,
+        block_size=start.limits.block_size,
     )
     kv_dtype = choose_kv_dtype(start.kv_cache_dtype, runtime.dtype)
     model = load_model(checkpoint, runtime.dtype, device, max_model_len, runtime.make_model)
@@ -97,7 +101,7 @@ def start_engine(start: StartEngine) -> tuple[Engine, EngineReady, Profile | Non
         start.limits,
         kv_bytes_per_token=kv_bytes_per_token(model.config, kv_dtype),
         max_position=model.config.max_position,
-        free_memory_bytes=free_memory_bytes(),
+        free_memory_bytes=free_memory_bytes() if device.type == "cpu" else free_gpu_memory_bytes(device),
     )
     profile = Profile(model, sys.stderr.write) if start.is_profiled else None
     grammars = Grammars(
@@ -111,7 +115,7 @@ def start_engine(start: StartEngine) -> tuple[Engine, EngineReady, Profile | Non
         weight_bytes=sum(weight.nbytes for weight in model.parameters()),
         kv_cache_bytes=engine.kv_cache.num_bytes,
         kv_cache_dtype=str(kv_dtype).removeprefix("torch."),
-        weights=runtime.text,
+        weights=runtime.text if device.type == "cpu" else f"{runtime.text}, on {torch.cuda.get_device_name(device)}",
         load_seconds=time.monotonic() - started,
     )
     return engine, ready, profile

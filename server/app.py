@@ -16,7 +16,7 @@ from server.engine_watch import EngineWatch, watch_router
 from server.explanations import explanations_router
 from server.health import health_router
 from server.host_guard import HostGuard
-from server.http_edge import HttpEdge, WriteLog
+from server.http_edge import HttpEdge, OnExchange
 from server.key_guard import KeyGuard
 from server.metrics import Metrics, metrics_router
 from server.openai.chat import chat_router
@@ -53,13 +53,13 @@ def create_app(
     watch: EngineWatch | None = None,
     keys: ApiKeys | None = None,
     hosts: Iterable[str] | None = None,
-    write_log: WriteLog = lambda _: None,
+    on_exchange: OnExchange = lambda _: None,
     lifespan: Lifespan[FastAPI] | None = None,
 ) -> FastAPI:
     """Return the application that serves one model; `lifespan` starts and stops what must run beside it.
 
     Without `admission` and `door` they have their defaults. With `keys` all requests but for health and the page bring
-    one of them; with `hosts` the server answers to these names only. `write_log` is given the fields of each.
+    one of them; with `hosts` the server answers to these names only. `on_exchange` is told of each exchange at its end.
     """
     admission = admission or Admission(engine.config, metrics)
     door = door or Door(engine.config.max_num_seqs + admission.limits.max_requests)
@@ -120,6 +120,6 @@ def create_app(
     if hosts is not None:
         app.add_middleware(HostGuard, hosts=hosts)
     app.add_middleware(
-        HttpEdge, metrics=metrics, write_log=write_log
+        HttpEdge, metrics=metrics, on_exchange=on_exchange
     )  # around the guard: a refusal has an id, too, and is counted
     return app

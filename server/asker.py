@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 
 from starlette.types import Scope
 
+from server.request_end import RequestEnd
+
 NO_KEY = ""  # the name under which all ask where there are no keys
 TIMEOUT_HEADER = "x-request-timeout-ms"
 SCOPE_NAME = "caravan.key_name"  # where the guard leaves the name of the key that it let through
 SCOPE_REQUEST_ID = "caravan.request_id"  # where the edge leaves the id of the exchange
-SCOPE_USAGE = "caravan.usage"  # where the tokens of prompt and answer are left for the log
+SCOPE_END = "caravan.end"  # where it is left what became of the request
 
 _MILLISECONDS = re.compile(rb"[1-9][0-9]{0,8}")
 
@@ -28,7 +30,7 @@ class Asker:
     cache_salt: str = ""  # prefix blocks are shared within one only
     timeout_seconds: float | None = None  # from arrival; a later answer is of no use
     request_id: str = ""  # of the HTTP exchange
-    on_usage: Callable[[int, int], None] = field(default=lambda *_: None, compare=False)  # tokens of prompt and answer
+    on_end: Callable[[RequestEnd], None] = field(default=lambda _: None, compare=False)
 
 
 def asker_of(scope: Scope, priority: int, cache_salt: str) -> Asker:
@@ -38,8 +40,8 @@ def asker_of(scope: Scope, priority: int, cache_salt: str) -> Asker:
     """
     name: str = scope.get(SCOPE_NAME, NO_KEY)
 
-    def remember(num_prompt_tokens: int, num_completion_tokens: int) -> None:
-        scope[SCOPE_USAGE] = (num_prompt_tokens, num_completion_tokens)
+    def remember(end: RequestEnd) -> None:
+        scope[SCOPE_END] = end
 
     salt = f"{name}\n{cache_salt}" if name != NO_KEY else cache_salt
     return Asker(name, priority, salt, _timeout_seconds(scope), scope.get(SCOPE_REQUEST_ID, ""), remember)

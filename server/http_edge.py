@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.asker import SCOPE_NAME, SCOPE_REQUEST_ID, SCOPE_USAGE
+from server.asker import NO_KEY, SCOPE_END, SCOPE_NAME, SCOPE_REQUEST_ID
+from server.exchange import Exchange
 from server.logs import bind_request_id
 from server.metrics import Metrics
 from server.openai.errors import as_api_error
@@ -15,7 +16,7 @@ from server.openai.errors import as_api_error
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _CLIENT_ID = re.compile(rb"[\w-]{1,64}")
 
-WriteLog = Callable[[dict[str, object]], object]
+OnExchange = Callable[[Exchange], object]
 
 
 class HttpEdge:
@@ -25,11 +26,11 @@ class HttpEdge:
     client, and hide from the route that the client has gone.)
     """
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, write_log: WriteLog = lambda _: None) -> None:
-        """`write_log` is given the fields of each exchange when it has ended."""
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, on_exchange: OnExchange = lambda _: None) -> None:
+        """`on_exchange` is told of each exchange when it has ended."""
         self._app = app
         self._metrics = metrics
-        self._write_log = write_log
+        self._on_exchange = on_exchange
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -57,21 +58,22 @@ class HttpEdge:
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
             self._metrics.count_http(route, status or 499)
-            self._write_log(log_fields(scope, route, status or 499) | {"seconds": round(time.monotonic() - started, 3)})
+            self._on_exchange(_exchange(scope, route, status or 499, time.monotonic() - started))
 
 
-def log_fields(scope: Scope, route: str, status: int) -> dict[str, object]:
-    """Return what is logged of an exchange: nothing that a client can choose, beside its harmless id."""
-    num_prompt_tokens, num_completion_tokens = scope.get(SCOPE_USAGE, (0, 0))
-    return {
-        "client": (scope.get("client") or ("-",))[0],
-        "method": scope["method"] if scope["method"] in _METHODS else "-",
-        "route": route,
-        "status": status,
-        "key": scope.get(SCOPE_NAME) or "-",
-        "prompt_tokens": num_prompt_tokens,
-        "completion_tokens": num_completion_tokens,
-    }
+def _exchange(scope: Scope, route: str, status: int, seconds: float) -> Exchange:
+    parents = [value for name, value in scope["headers"] if name == b"traceparent"]
+    return Exchange(
+        request_id=scope[SCOPE_REQUEST_ID],
+        client=(scope.get("client") or ("-",))[0],
+        key_name=scope.get(SCOPE_NAME, NO_KEY),
+        method=scope["method"] if scope["method"] in _METHODS else "-",
+        route=route,
+        status=status,
+        seconds=seconds,
+        trace_parent=parents[0].decode("latin-1") if len(parents) == 1 else "",
+        end=scope.get(SCOPE_END),
+    )
 
 
 def _request_id(scope: Scope) -> bytes:

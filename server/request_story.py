@@ -4,7 +4,6 @@ import time
 from typing import Any
 
 from scheduler.messages import SequenceEvent, SequenceOutput, StepStats
-from server.admission import Ticket
 
 MAX_MOMENTS = 400  # of one request; what comes after them is counted
 
@@ -17,6 +16,7 @@ class SequenceStory:
     def __init__(self, choice: int) -> None:
         self.choice = choice
         self.queued_at_seconds = time.monotonic()
+        self.finish_reason = ""  # not ended
         self.num_tokens = 0
         self.num_steps = 0  # that brought tokens
         self.num_in_batch = 0  # sequences in these steps, together
@@ -45,7 +45,7 @@ class RequestStory:
         self.key_name = key_name
         self.is_finished = False
         self._arrived_at_seconds = arrived_at_seconds
-        self._arrived_at_unix_seconds = time.time() - (time.monotonic() - arrived_at_seconds)
+        self.arrived_at_unix_seconds = time.time() - (time.monotonic() - arrived_at_seconds)
         self._moments: list[dict[str, Any]] = []
         self._num_left_out = 0
         self._sequences: dict[int, SequenceStory] = {}  # by the engine's number
@@ -59,13 +59,13 @@ class RequestStory:
         seconds = time.monotonic() - self._arrived_at_seconds
         self._moments.append({"at_ms": round(1000 * seconds, 3), "event": event} | facts)
 
-    def queue(self, engine_number: int, ticket: Ticket) -> None:
+    def queue(self, engine_number: int, num_before: int, predicted_wait_seconds: float) -> None:
         """Tell that the next choice was given to the engine, under its number there."""
         choice = len(self._sequences)
         self._sequences[engine_number] = SequenceStory(choice)
         self._num_open += 1
-        predicted_ms = round(1000 * ticket.predicted_wait_seconds, 1)
-        self.tell("queued", choice=choice, behind=ticket.num_before, predicted_wait_ms=predicted_ms)
+        predicted_ms = round(1000 * predicted_wait_seconds, 1)
+        self.tell("queued", choice=choice, behind=num_before, predicted_wait_ms=predicted_ms)
 
     def take_event(self, event: SequenceEvent) -> None:
         """Tell what the scheduler did with a choice."""
@@ -106,7 +106,17 @@ class RequestStory:
         self._num_open -= 1
         self.is_finished = self._num_open == 0
         sequence = self._sequences[request_id]
+        sequence.finish_reason = reason
         self.tell("finished", choice=sequence.choice, reason=reason, tokens=sequence.num_tokens)
+
+    def first_seconds(self, event: str) -> float | None:
+        """Return how long after its arrival something first happened, None if it has not."""
+        moments = (moment["at_ms"] / 1000 for moment in self._moments if moment["event"] == event)
+        return next(moments, None)
+
+    def finish_reasons(self) -> list[str]:
+        """Return why each choice that has ended did so, in their order."""
+        return [sequence.finish_reason for sequence in self._sequences.values() if sequence.finish_reason]
 
     def written(self) -> dict[str, Any]:
         """Return the story for JSON."""
@@ -114,7 +124,7 @@ class RequestStory:
             "id": self.answer_id,
             "request_id": self.request_id,
             "object": "request.explanation",
-            "arrived_at": round(self._arrived_at_unix_seconds, 3),
+            "arrived_at": round(self.arrived_at_unix_seconds, 3),
             "is_finished": self.is_finished,
             "timeline": self._moments,
             "left_out": self._num_left_out,

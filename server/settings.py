@@ -62,6 +62,9 @@ class Settings(BaseSettings):
     )
     api_key_file: Path | None = Field(None, description="A file of lines `name: key`, to tell users apart.")
     chat_template: Path | None = Field(None, description="A Jinja file to use instead of the model's chat template.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where the model is computed; auto is a GPU (cuda) if PyTorch can use one."
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Of activations; auto is bfloat16 where that is fast."
     )
@@ -102,7 +105,9 @@ class Settings(BaseSettings):
     engine_timeout: float = Field(
         10.0, ge=1, description="Seconds of silence after which the engine hangs and is replaced."
     )
-    access_log: bool = Field(False, description="Log each request: who, what, status, tokens, seconds.")
+    access_log: bool = Field(
+        False, description="Log every exchange, health checks and metrics, too, not only what is posted."
+    )
     log_format: Literal["auto", "json", "text"] = Field(
         "auto", description="Of the log on standard error; auto is text at a terminal, else JSON."
     )
@@ -162,6 +167,7 @@ class Settings(BaseSettings):
         """Return what the engine is told to load, and how."""
         return StartEngine(
             model_path=str(model_path),
+            device=self.device,
             dtype=self.dtype,
             quantization=self.quantization,
             kv_cache_dtype=self.kv_cache_dtype,

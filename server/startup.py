@@ -23,10 +23,12 @@ from server.door import Door
 from server.draining_server import DrainingServer
 from server.engine_client import EngineClient
 from server.engine_watch import EngineWatch
+from server.exchange import Exchange
 from server.host_names import allowed_hosts
 from server.metrics import Metrics
 from server.settings import Settings
 from server.story_book import StoryBook
+from server.tracing import make_tracer
 
 LAST_SECONDS = 1  # for what is still open when the server ends
 BACKLOG = 2048  # connections the operating system keeps for us until they are accepted
@@ -44,6 +46,7 @@ async def run_server(
     settings: Settings, model_path: Path, engine: EngineClient, listener: socket.socket, keys: ApiKeys | None = None
 ) -> None:
     """Serve until a signal ends it; raises EngineStartFailed or ValueError if the model cannot be served."""
+    tracer = make_tracer()
     try:
         # The tokenizer is built while the engine process loads the weights.
         tokenizer, template = await asyncio.to_thread(_text_parts, model_path, settings.chat_template)
@@ -65,6 +68,12 @@ async def run_server(
             metrics.count_replay(num_requests, down_seconds)
             stories.observe_replay(down_seconds)
 
+        def on_exchange(exchange: Exchange) -> None:
+            if exchange.method == "POST" or settings.access_log:
+                log_exchange(exchange)
+            if tracer is not None and exchange.end is not None:
+                tracer.trace(exchange, exchange.end)
+
         engine.on_step = on_step
         engine.on_restart = metrics.count_restart
         engine.on_replay = on_replay
@@ -84,7 +93,7 @@ async def run_server(
             watch=watch,
             hosts=allowed_hosts(settings.allowed_hosts, settings.host),
             keys=keys,
-            write_log=log_request if settings.access_log else lambda _: None,
+            on_exchange=on_exchange,
             version=version("caravan-llm"),
         )
         config = uvicorn.Config(
@@ -104,11 +113,13 @@ async def run_server(
         await server.serve(sockets=[listener])
     finally:
         await engine.stop()
+        if tracer is not None:
+            await asyncio.to_thread(tracer.close)
 
 
-def log_request(fields: dict[str, object]) -> None:
-    """Write the line of a request that has ended."""
-    logging.getLogger("caravan.requests").info("request", extra=fields)
+def log_exchange(exchange: Exchange) -> None:
+    """Write the line of an exchange that has ended."""
+    logging.getLogger("caravan.requests").info("request", extra=exchange.log_fields())
 
 
 def start_text(report: EngineReady, model_path: Path, names: tuple[str, ...], address: str) -> str:

@@ -32,7 +32,7 @@ class StoryBook:
 
     def queue(self, story: RequestStory, engine_number: int, ticket: Ticket) -> None:
         """Tell a story that its next choice was given to the engine."""
-        story.queue(engine_number, ticket)
+        story.queue(engine_number, ticket.num_before, ticket.predicted_wait_seconds)
         self._running[engine_number] = story
 
     def observe_step(self, output: StepOutput) -> None:
@@ -51,10 +51,10 @@ class StoryBook:
         for story in {id(story): story for story in self._running.values()}.values():
             story.replay(down_seconds)
 
-    def drop(self, engine_number: int) -> None:
-        """Tell a story that nobody wants a choice any more, if it has not ended."""
+    def drop(self, engine_number: int, reason: str = "abort") -> None:
+        """Tell a story why nobody wants more of a choice, if it has not ended."""
         if (story := self._running.pop(engine_number, None)) is not None:
-            story.end(engine_number, "abort")
+            story.end(engine_number, reason)
 
     def find(self, name: str, key_name: str) -> RequestStory | None:
         """Return the story of an answer, by its id or that of its exchange, to the key that asked for it only."""

@@ -26,6 +26,7 @@ from server.openai.prompts import prompt_tokens, too_long
 from server.openai.schemas import ignored_warnings
 from server.openai.strict_model import StrictModel
 from server.openai.time_limit import out_of_time, seconds_left
+from server.request_end import RequestEnd
 from server.request_story import RequestStory
 from server.request_timeline import RequestTimeline
 from server.served_model import ServedModel
@@ -80,7 +81,6 @@ def embeddings_router(served: ServedModel) -> APIRouter:
             raise out_of_time(asker) from None
         num_tokens = sum(map(len, prompts))
         served.metrics.count_usage(asker.key_name, num_tokens, 0)
-        asker.on_usage(num_tokens, 0)
         written = [_written(vector, body) for vector in vectors]
         data = [{"object": "embedding", "index": index, "embedding": one} for index, one in enumerate(written)]
         answer: dict[str, Any] = {"object": "list", "data": data, "model": body.model}
@@ -97,9 +97,10 @@ async def _vectors(
     served: ServedModel, prompts: list[list[int]], pooling: Pooling, asker: Asker, arrived_at_seconds: float
 ) -> list[list[float]]:
     """Return the engine's vector of each prompt; on any end it works on none of them any more."""
-    tickets = served.admission.admit([(len(prompt), 0) for prompt in prompts], asker, arrived_at_seconds)
     story = RequestStory(f"embd-{uuid.uuid4().hex}", asker.request_id, asker.key_name, arrived_at_seconds)
-    story.tell("admitted", prompt_tokens=[len(prompt) for prompt in prompts])
+    story.tell("tokenized", prompt_tokens=[len(prompt) for prompt in prompts])
+    tickets = served.admission.admit([(len(prompt), 0) for prompt in prompts], asker, arrived_at_seconds)
+    story.tell("admitted")
     served.stories.begin(story)
     streams: list[TokenStream] = []
     timelines = [
@@ -123,6 +124,7 @@ async def _vectors(
         for stream, timeline in zip(streams, timelines, strict=True):
             output = await _end_of(stream)
             timeline.finish("length")
+            served.stories.drop(stream.request_id, "length")
             vectors.append(output.embedding)
     finally:
         for stream, timeline in zip(streams, timelines, strict=False):
@@ -131,6 +133,9 @@ async def _vectors(
             timeline.finish("abort")
         for ticket in tickets:  # of what was not submitted, too
             served.admission.leave(ticket, is_complete=False)
+        num_tokens = sum(map(len, prompts))
+        end = RequestEnd(model_name=served.name, num_prompt_tokens=num_tokens, story=story)
+        asker.on_end(end)
     return vectors
 
 

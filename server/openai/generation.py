@@ -12,6 +12,7 @@ from model.sampling_params import SamplingParams
 from server.admission import Ticket
 from server.asker import Asker
 from server.openai.time_limit import out_of_time, seconds_left
+from server.request_end import RequestEnd
 from server.request_story import RequestStory
 from server.request_timeline import RequestTimeline
 from server.served_model import ServedModel
@@ -67,9 +68,10 @@ class Generation:
         self._engine_numbers: list[int] = []  # of the choices
         self._num_open = sum(len(job.params) for job in jobs)  # choices whose last piece is still to come
         lengths = [(len(job.token_ids), params.max_tokens) for job in jobs for params in job.params]
-        self._tickets = served.admission.admit(lengths, asker, arrived_at_seconds)
         self.story = RequestStory(answer_id, asker.request_id, asker.key_name, arrived_at_seconds)
-        self.story.tell("admitted", prompt_tokens=[len(job.token_ids) for job in jobs])
+        self.story.tell("tokenized", prompt_tokens=[len(job.token_ids) for job in jobs])
+        self._tickets = served.admission.admit(lengths, asker, arrived_at_seconds)
+        self.story.tell("admitted")
         served.stories.begin(self.story)
         self._time_limit: asyncio.TimerHandle | None = None
         left_seconds = seconds_left(asker, arrived_at_seconds)
@@ -115,7 +117,9 @@ class Generation:
                     piece = choice.take()
                     if piece is not None:
                         pieces.append((index, piece))
-                        self._num_open -= piece.finish_reason is not None
+                    if piece is not None and piece.finish_reason is not None:
+                        self._num_open -= 1
+                        self._served.stories.drop(self._engine_numbers[index], piece.finish_reason)
             except Exception as error:
                 self._failure = error
         return pieces
@@ -154,7 +158,16 @@ class Generation:
             usage = self.usage()
             counts = usage["prompt_tokens"], usage["completion_tokens"]
             self._served.metrics.count_usage(self._asker.key_name, *counts)
-            self._asker.on_usage(*counts)
+            self._asker.on_end(
+                RequestEnd(
+                    model_name=self._served.name,
+                    params=self._jobs[0].params[0],
+                    num_prompt_tokens=counts[0],
+                    num_cached_tokens=self._num_cached_tokens(),
+                    num_completion_tokens=counts[1],
+                    story=self.story,
+                )
+            )
 
     def usage(self) -> dict[str, Any]:
         """Return the token counts so far: each prompt once, and all tokens produced."""

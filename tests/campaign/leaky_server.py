@@ -14,7 +14,7 @@ def run() -> None:
     kept: list[bytearray] = []
 
     def create_leaky_app(**parts: Any) -> FastAPI:
-        return create_app(**parts | {"write_log": lambda _: kept.append(bytearray(4096))})
+        return create_app(**parts | {"on_exchange": lambda _: kept.append(bytearray(4096))})
 
     with patch("server.startup.create_app", create_leaky_app):
         main()

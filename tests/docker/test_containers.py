@@ -7,6 +7,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +20,25 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from scheduler.config import EngineConfig
 from server.metrics import Metrics
+from server.settings import Settings
 
 ROOT = Path(__file__).parent.parent.parent
+DOCKERFILES = ("docker/Dockerfile", "docker/Dockerfile.cuda")
 
 
 def load(path: str) -> Any:
     return yaml.safe_load((ROOT / path).read_text())
 
 
-def instructions() -> list[tuple[str, str]]:
-    """Return the Dockerfile's instructions with their arguments, comments gone and long lines joined."""
-    text = re.sub(r"^#.*\n", "", (ROOT / "docker/Dockerfile").read_text(), flags=re.MULTILINE)
+def instructions(dockerfile: str) -> list[tuple[str, str]]:
+    """Return a Dockerfile's instructions with their arguments, comments gone and long lines joined."""
+    text = re.sub(r"^#.*\n", "", (ROOT / dockerfile).read_text(), flags=re.MULTILINE)
     lines = text.replace("\\\n", " ").splitlines()
     return [(line.partition(" ")[0], line.partition(" ")[2].strip()) for line in lines if line.strip()]
 
 
-def arguments_of(name: str) -> list[str]:
-    return [rest for instruction, rest in instructions() if instruction == name]
+def arguments_of(name: str, dockerfile: str = DOCKERFILES[0]) -> list[str]:
+    return [rest for instruction, rest in instructions(dockerfile) if instruction == name]
 
 
 def dashboard_expressions() -> list[str]:
@@ -40,16 +46,106 @@ def dashboard_expressions() -> list[str]:
     return [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
 
 
-def test_the_image_runs_as_a_user_without_rights_and_serves_by_default() -> None:
-    assert arguments_of("USER") == ["caravan"]
-    assert json.loads(arguments_of("ENTRYPOINT")[0]) + json.loads(arguments_of("CMD")[-1]) == ["caravan", "serve"]
-    assert arguments_of("EXPOSE") == ["8000"]
+@pytest.mark.parametrize("dockerfile", DOCKERFILES)
+def test_the_image_runs_as_a_user_without_rights_and_serves_by_default(dockerfile: str) -> None:
+    assert arguments_of("USER", dockerfile) == ["caravan"]
+    start = arguments_of("ENTRYPOINT", dockerfile)[0], arguments_of("CMD", dockerfile)[-1]
+    assert [word for line in start for word in json.loads(line)] == ["caravan", "serve"]
+    assert arguments_of("EXPOSE", dockerfile) == ["8000"]
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES)
+def test_the_image_has_the_environment_of_its_build_stage_and_nothing_else_of_it(dockerfile: str) -> None:
+    build, final = arguments_of("FROM", dockerfile)
+    assert build == f"{final} AS build"
+    found = instructions(dockerfile)
+    last = found[[instruction for instruction, _ in found].index("FROM", 1) :]
+    assert [rest for instruction, rest in last if instruction == "COPY"] == ["--from=build /opt/caravan /opt/caravan"]
+    assert not any("pip install" in rest for _, rest in last)
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES)
+def test_the_health_check_asks_the_server_with_python_itself(dockerfile: str) -> None:
+    check = next(rest for instruction, rest in instructions(dockerfile) if instruction == "HEALTHCHECK")
+    python, option, program = json.loads(check.partition("CMD ")[2])
+    assert (python, option) == ("python", "-c")
+    answers = {200: 0, 503: 1}
+    for status, code in answers.items():
+        with answering(status) as port:
+            program_here = program.replace("127.0.0.1:8000", f"127.0.0.1:{port}")
+            assert program_here != program
+            assert (
+                subprocess.run([sys.executable, "-c", program_here], check=False, stderr=subprocess.DEVNULL).returncode
+                == code
+            )
+
+
+@contextmanager
+def answering(status: int) -> Iterator[int]:
+    """Give the port of a server whose /readyz has this status."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status if self.path == "/readyz" else 404)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_both_images_install_the_same_and_only_one_is_for_a_gpu() -> None:
+    builds = []
+    for dockerfile in DOCKERFILES:
+        found = instructions(dockerfile)
+        builds.append(found[: [instruction for instruction, _ in found].index("FROM", 1)])
+    assert [line for line in builds[0] if line[0] != "ARG"] == [line for line in builds[1] if line[0] != "ARG"]
+    devices = ["CARAVAN_DEVICE=cuda" in " ".join(arguments_of("ENV", dockerfile)).split() for dockerfile in DOCKERFILES]
+    assert devices == [False, True]
 
 
 def test_every_image_has_a_pinned_version() -> None:
     images = [service["image"] for service in load("docker-compose.yml")["services"].values() if "image" in service]
-    for image in [*images, *arguments_of("FROM")]:
+    for image in [*images, *(base for dockerfile in DOCKERFILES for base in arguments_of("FROM", dockerfile))]:
         assert re.search(r":v?\d+\.\d+", image), image
+
+
+def test_the_compose_file_is_one_by_its_schema() -> None:
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    found = subprocess.run([*command, "docker-compose.yml"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_the_server_has_limits_and_time_to_drain() -> None:
+    services = load("docker-compose.yml")["services"]
+    for name in ("caravan", "caravan-gpu"):
+        assert services[name]["read_only"] is True
+        assert {"memory", "pids"} <= set(services[name]["deploy"]["resources"]["limits"])
+        assert (
+            int(services[name]["stop_grace_period"].removesuffix("s")) > Settings.model_fields["drain_timeout"].default
+        )
+    for service in services.values():
+        assert "memory" in service["deploy"]["resources"]["limits"]
+
+
+def test_a_gpu_is_asked_for_by_its_profile_only_and_its_server_takes_the_others_place() -> None:
+    services = load("docker-compose.yml")["services"]
+    assert [name for name, service in services.items() if "profiles" in service] == ["caravan-gpu"]
+    gpu = services["caravan-gpu"]
+    assert gpu["profiles"] == ["gpu"]
+    assert gpu["deploy"]["resources"]["reservations"]["devices"][0]["capabilities"] == ["gpu"]
+    assert gpu["networks"]["default"]["aliases"] == ["caravan"]
+    assert gpu["build"]["dockerfile"] == "docker/Dockerfile.cuda"
+    assert gpu["ports"] == services["caravan"]["ports"]
 
 
 def test_ports_are_on_loopback_and_no_service_has_privileges() -> None:
@@ -62,7 +158,7 @@ def test_ports_are_on_loopback_and_no_service_has_privileges() -> None:
 def test_every_mounted_path_exists() -> None:
     mounts = [mount for service in load("docker-compose.yml")["services"].values() for mount in service["volumes"]]
     paths = [mount.partition(":")[0] for mount in mounts if mount.startswith("./")]
-    assert len(paths) == 3
+    assert len(paths) == 4
     assert all((ROOT / path).exists() for path in paths)
 
 
@@ -84,7 +180,9 @@ def test_grafana_finds_the_dashboard_where_it_is_mounted() -> None:
 
 
 def test_the_dashboard_asks_only_for_metrics_that_the_server_has() -> None:
-    exposition = Metrics("m", EngineConfig(num_blocks=64, max_model_len=512)).exposition().decode()
+    metrics = Metrics("m", EngineConfig(num_blocks=64, max_model_len=512))
+    metrics.watch_ready(lambda: True)
+    exposition = metrics.exposition().decode()
     names: set[str] = set()
     for family in text_string_to_metric_families(exposition):
         suffixes = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("_total",)}.get(family.type, ("",))
@@ -123,6 +221,8 @@ def test_the_install_and_start_lines_of_the_image_work_in_an_empty_environment(t
     sources = tmp_path / "sources"
     for line in arguments_of("COPY"):
         *paths, target = shlex.split(line)
+        if line.startswith("--from"):
+            continue
         for path in paths:
             to = sources / target / ("" if (ROOT / path).is_dir() else path)
             to.parent.mkdir(parents=True, exist_ok=True)

@@ -15,13 +15,18 @@ from model.cpu.llama import CpuLlama
 from model.kv_cache import POOL_DTYPES, KVCache, choose_kv_dtype, kv_bytes_per_token
 from model.llama import Llama
 from model.loader import load_model, open_checkpoint
-from model.runtime import choose_runtime
+from model.runtime import choose_device, choose_runtime
 from model.tokenizer_loader import load_tokenizer
 from tests.tiny_llama import TINY
 
 
 def choose(path: Path, **choices: Any) -> Any:
-    defaults: dict[str, Any] = {"dtype": "auto", "quantization": "auto", "block_size": 16}
+    defaults: dict[str, Any] = {
+        "device": torch.device("cpu"),
+        "dtype": "auto",
+        "quantization": "auto",
+        "block_size": 16,
+    }
     return choose_runtime(open_checkpoint(path), **(defaults | choices))
 
 
@@ -132,3 +137,23 @@ def test_a_pool_in_eight_bits_takes_half_and_its_size_is_known_before() -> None:
     for dtype, size in sizes.items():
         assert KVCache(config, 4, 16, dtype, torch.device("cpu")).num_bytes == 4 * 16 * size
     assert sizes[torch.int8] / sizes[torch.bfloat16] == pytest.approx(0.53, abs=0.005)
+
+
+def test_a_gpu_computes_in_plain_pytorch_and_takes_no_quantization(tiny_model_path: Path) -> None:
+    gpu = torch.device("cuda")
+    runtime = choose(tiny_model_path, device=gpu)
+    assert (runtime.dtype, runtime.quantization) == (torch.bfloat16, "none")
+    assert choose(tiny_model_path, device=gpu, dtype="float32").dtype == torch.float32
+    assert type(runtime.make_model(TINY)) is Llama
+    with pytest.raises(ValueError, match="--quantization int8 needs the kernels for CPUs"):
+        choose(tiny_model_path, device=gpu, quantization="int8")
+
+
+def test_the_device_is_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match="--device cuda: PyTorch .* finds no GPU"):
+        choose_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device("auto") == choose_device("cuda") == torch.device("cuda")
+    assert choose_device("cpu") == torch.device("cpu")

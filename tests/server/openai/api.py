@@ -15,7 +15,7 @@ from server.api_keys import ApiKeys
 from server.app import create_app
 from server.chat_template import ChatTemplate
 from server.door import Door
-from server.http_edge import WriteLog
+from server.http_edge import OnExchange
 from server.metrics import Metrics
 from server.request_limits import QueueLimits, RequestLimits
 from server.story_book import StoryBook
@@ -107,7 +107,7 @@ async def open_api(
     adds_bos: bool = False,
     num_cached_tokens: int = 0,
     keys: ApiKeys | None = None,
-    write_log: WriteLog = lambda _: None,
+    on_exchange: OnExchange = lambda _: None,
     max_model_len: int = MAX_MODEL_LEN,
     queue_limits: QueueLimits | None = None,
     door: Door | None = None,
@@ -138,7 +138,7 @@ async def open_api(
         stories=stories,
         door=door,
         keys=keys,
-        write_log=write_log,
+        on_exchange=on_exchange,
     )
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:

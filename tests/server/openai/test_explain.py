@@ -11,7 +11,7 @@ from server.chat_template import ChatTemplate
 from server.explain_command import ExplainFailed, fetch_story, print_story
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, answered, open_api
 
-EVENTS = ["admitted", "queued", "first token", "finished"]
+EVENTS = ["tokenized", "admitted", "queued", "first token", "finished"]
 
 
 def explain(name: str) -> str:
@@ -25,7 +25,8 @@ async def test_an_answer_can_be_explained_by_its_id_and_by_that_of_its_exchange(
     assert by_id == answered(await api.http.get(explain("mine")))
     assert [moment["event"] for moment in by_id["timeline"]] == EVENTS
     assert by_id["timeline"][0]["prompt_tokens"] == [2]
-    assert by_id["timeline"][1] | {"at_ms": 0} == {
+    assert [moment["event"] for moment in by_id["timeline"][:3]] == ["tokenized", "admitted", "queued"]
+    assert by_id["timeline"][2] | {"at_ms": 0} == {
         "at_ms": 0,
         "event": "queued",
         "choice": 0,
@@ -48,6 +49,14 @@ async def test_an_answer_can_end_with_its_explanation(api: Api) -> None:
         assert last["explanation"]["is_finished"]
         assert "usage" in chunks[-1]
         assert all("explanation" not in chunk for chunk in chunks)
+
+
+async def test_an_answer_that_a_stop_string_ended_says_so(api: Api) -> None:
+    answer = await api.complete(explain=True, stop=["l"])
+    assert answer["choices"][0]["text"] == "He"
+    last = answer["explanation"]["timeline"][-1]
+    assert (last["event"], last["reason"]) == ("finished", "stop")
+    assert answer["explanation"]["is_finished"]
 
 
 async def test_embeddings_and_responses_have_stories_too(api: Api) -> None:

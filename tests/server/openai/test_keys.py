@@ -1,5 +1,6 @@
 """Requests with and without keys: every route is closed but those for health, and each key is known by its name."""
 
+import re
 from collections.abc import AsyncIterator
 
 import pytest
@@ -102,7 +103,8 @@ async def test_a_wrong_priority_is_400(api: Api, priority: object) -> None:
 
 async def test_threat_13_a_line_is_logged_of_each_request_and_nothing_in_it_is_of_the_clients_choosing() -> None:
     events: list[dict[str, object]] = []
-    async with open_api(keys=ApiKeys({"alice": "secret-of-alice"}), write_log=events.append) as api:
+    keys = ApiKeys({"alice": "secret-of-alice"})
+    async with open_api(keys=keys, on_exchange=lambda exchange: events.append(exchange.log_fields())) as api:
         api.http.headers["authorization"] = "Bearer secret-of-alice"
         await api.complete(prompt="abc")
         await api.stream(COMPLETIONS, prompt="abc")
@@ -110,15 +112,38 @@ async def test_threat_13_a_line_is_logged_of_each_request_and_nothing_in_it_is_o
         await api.http.get("/nothing%0A/here?secret", headers={"x-request-id": "a b"})
         await api.http.get("/v1/models", headers={"authorization": "Bearer wrong-secret"})
         await api.http.request("BREW", "/v1/models")
-    assert all(float(str(event.pop("seconds"))) >= 0 for event in events)
+    times = [float(str(event.pop(name, 0))) for event in events for name in ("seconds", "first_token_seconds")]
+    assert all(0 <= seconds < 60 for seconds in times)
     assert {event.pop("client") for event in events} == {"127.0.0.1"}
-    names = ("method", "route", "status", "key", "prompt_tokens", "completion_tokens")
+    assert all(re.fullmatch(r"\w{32}", str(event.pop("request_id"))) for event in events)
+    ids = [str(event.pop("id")) for event in events if "id" in event]
+    assert [re.sub(r"\w{32}", "", name) for name in ids] == ["cmpl-", "cmpl-", "embd-"]
+    names = ("method", "route", "status", "key")
+    counts = ("prompt_tokens", "cached_tokens", "completion_tokens", "finish_reasons")
     assert [tuple(event[name] for name in names) for event in events] == [
-        ("POST", "/v1/completions", 200, "alice", 3, 7),
-        ("POST", "/v1/completions", 200, "alice", 3, 7),
-        ("POST", "/v1/embeddings", 200, "alice", 3, 0),
-        ("GET", "unmatched", 404, "alice", 0, 0),
-        ("GET", "unmatched", 401, "-", 0, 0),
-        ("-", "/v1/models", 405, "alice", 0, 0),
+        ("POST", "/v1/completions", 200, "alice"),
+        ("POST", "/v1/completions", 200, "alice"),
+        ("POST", "/v1/embeddings", 200, "alice"),
+        ("GET", "unmatched", 404, "alice"),
+        ("GET", "unmatched", 401, "-"),
+        ("-", "/v1/models", 405, "alice"),
     ]
-    assert all(set(event) == set(names) for event in events)
+    assert [tuple(event[name] for name in counts) for event in events[:3]] == [
+        (3, 0, 7, ["stop"]),
+        (3, 0, 7, ["stop"]),
+        (3, 0, 0, ["length", "length"]),
+    ]
+    assert all(set(event) == {*names, *counts} for event in events[:3])
+    assert all(set(event) == {*names} for event in events[3:])
+
+
+async def test_the_line_of_a_request_says_why_it_ended() -> None:
+    events: list[dict[str, object]] = []
+    async with open_api(on_exchange=lambda exchange: events.append(exchange.log_fields())) as api:
+        await api.complete(prompt="abc", stop=["l"])
+        await api.complete(prompt="abc", n=2, max_tokens=2)
+        async with api.http.stream("POST", COMPLETIONS, json=HELLO | {"max_tokens": 0, "echo": True}) as response:
+            await response.aread()
+    assert [event["finish_reasons"] for event in events] == [["stop"], ["length", "length"], ["length"]]
+    assert "first_token_seconds" in events[0]
+    assert "first_token_seconds" not in events[2]
