@@ -8,11 +8,13 @@ import shutil
 import signal
 import socket
 import subprocess
-import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,8 @@ DOCKER = Path(__file__).parent.parent.parent / "docker"
 LOAD_SECONDS = 60
 NUM_CLIENTS = 16
 VALUES = {"$model_name": ".+", "$instance": ".+", "$__rate_interval": "20s"}  # what Grafana would put in
-SHORT_OPTIONS = ("--max-queued-requests", "6", "--max-num-seqs", "8", "--kv-cache-memory", "40MiB")
+OPTIONS = ("--served-model-name", "smollm2", "--max-model-len", "1536")
+SMALL = ("--max-queued-requests", "6", "--max-num-seqs", "8", "--kv-cache-memory", "40MiB")
 
 pytestmark = [
     pytest.mark.prometheus,
@@ -69,7 +72,7 @@ class Watched:
 def watched(real_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     """A server after a minute of load of all kinds, in which its engine was killed once, with Prometheus beside it."""
     folder = tmp_path_factory.mktemp("prometheus")
-    with running_server(real_model_path, *SHORT_OPTIONS) as server, running_prometheus(folder, server.url) as http:
+    with running_server(real_model_path, *OPTIONS, *SMALL) as server, running_prometheus(folder, server.url) as http:
         started = time.time()
         put_load_on(server)
         yield Watched(http, server, started)
@@ -108,31 +111,35 @@ def is_ready(http: httpx.Client) -> bool:
 def put_load_on(server: RunningServer) -> None:
     """Ask for all kinds of text for a minute, from more clients than the server takes."""
     ends_at = time.monotonic() + LOAD_SECONDS
-    clients = [threading.Thread(target=ask_until, args=(server.url, ends_at, number)) for number in range(NUM_CLIENTS)]
-    for client in clients:
-        client.start()
-    time.sleep(LOAD_SECONDS / 3)
-    os.kill(server.engine_pid(), signal.SIGKILL)
-    for client in clients:
-        client.join()
+    with ThreadPoolExecutor(NUM_CLIENTS) as clients:
+        asking = [clients.submit(ask_until, server.url, ends_at, number) for number in range(NUM_CLIENTS)]
+        time.sleep(LOAD_SECONDS / 3)
+        os.kill(server.engine_pid(), signal.SIGKILL)
+    statuses = Counter(status for client in asking for status in client.result())
+    assert set(statuses) <= {200, 429, 503}, statuses  # 503: while there was no engine
+    assert statuses[200] > 20
+    assert statuses[429] > 0
 
 
-def ask_until(url: str, ends_at: float, number: int) -> None:
+def ask_until(url: str, ends_at: float, number: int) -> list[int]:
     """Ask for one answer after another; each fifth is cut off, each seventh repeats its prompt, so that guesses pay."""
+    statuses = []
     with httpx.Client(base_url=url, timeout=60, trust_env=False) as http:
-        for index, body in enumerate(mixed_bodies(1000)[number::NUM_CLIENTS]):
+        for index, body in enumerate(cycle(mixed_bodies(4 * NUM_CLIENTS)[number::NUM_CLIENTS])):
             if time.monotonic() > ends_at:
-                return
+                break
             if index % 7 == 0:
                 body = {"model": "smollm2", "prompt": "one two three four five six " * 30, "max_tokens": 60}
                 body |= {"temperature": 0, "stream": True}
             with http.stream("POST", "/v1/completions", json=body) as response:
+                statuses.append(response.status_code)
                 if index % 5 == 4:
                     next(response.iter_bytes(), None)
                     continue
                 response.read()
-            if response.status_code == 429:
-                time.sleep(0.2)
+            if response.status_code != 200:
+                time.sleep(0.5)
+    return statuses
 
 
 def panel_queries() -> dict[str, list[str]]:
