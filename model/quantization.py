@@ -80,12 +80,12 @@ def from_bytes(weight: ByteWeight) -> Tensor:
     return wide.flatten(1)[:, : weight.values.shape[1]]
 
 
-def quantize_rows(x: Tensor) -> Tensor:
+def quantize_rows(x: Tensor, group_size: int = BYTE_GROUP) -> Tensor:
     """Return x [T, in] in float32, rounded as the kernels round what they multiply in 8 bits.
 
-    Each group of 64 becomes multiples of its largest magnitude / 127.
+    Each group becomes multiples of its largest magnitude / 127.
     """
-    groups = _in_groups(x.float(), BYTE_GROUP)
+    groups = _in_groups(x.float(), group_size)
     scales = groups.abs().amax(dim=-1, keepdim=True) / 127
     steps = torch.where(scales > 0, scales, 1)
     return ((groups / steps).round() * scales).flatten(1)[:, : x.shape[1]]

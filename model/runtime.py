@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 _TEXTS: Mapping[Quantization, str] = MappingProxyType(
     {
         "none": "bfloat16",
-        "int8": "int8: multiplied in 8 bits, a scale for each 64 weights and each 32 inputs",
+        "int8": "int8: multiplied in 8 bits; weights rounded to 8, or in 4 as the file has them where that is faster",
         "int4": "int4: stored in 4 or 8 bits as the file has them or rounded to 4, multiplied in bfloat16",
     }
 )
@@ -80,7 +80,7 @@ def choose_runtime(
         dtype=torch.bfloat16,
         quantization=chosen,
         make_model=lambda config: CpuLlama(config, kernels, chosen),
-        weight_bytes=_packed_bytes(checkpoint, chosen),
+        weight_bytes=_packed_bytes(checkpoint, chosen, has_byte_products=kernels.has_byte_products()),
         text=_TEXTS[chosen],
     )
 
@@ -119,7 +119,7 @@ def _has_grid(checkpoint: Checkpoint) -> bool:
     return all(grid_bits(checkpoint, parts) is not None for parts in matrices)
 
 
-def _packed_bytes(checkpoint: Checkpoint, quantization: Quantization) -> int:
+def _packed_bytes(checkpoint: Checkpoint, quantization: Quantization, *, has_byte_products: bool) -> int:
     """Return the size of all weights as CpuLlama keeps them: a tied embedding is a table and an output head."""
     total = 0
     for name, parts in weight_parts(checkpoint).items():
@@ -127,5 +127,6 @@ def _packed_bytes(checkpoint: Checkpoint, quantization: Quantization) -> int:
         if not shape or name == "embedding.weight":
             total += num_rows * math.prod(shape) * torch.bfloat16.itemsize
         if shape and (name != "embedding.weight" or checkpoint.config.tie_embeddings):
-            total += num_packed_bytes(num_rows, shape[0], format_of(quantization, grid_bits(checkpoint, parts)))
+            weight_format = format_of(quantization, grid_bits(checkpoint, parts), has_byte_products=has_byte_products)
+            total += num_packed_bytes(num_rows, shape[0], weight_format)
     return total

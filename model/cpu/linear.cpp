@@ -70,7 +70,7 @@ class Product {
     Ahead ahead{tile.weights + tile.num_bytes(), 0};
     if (is_last && (is_tiled_ || num_passes > 1))  // without tiles one pass is over before it could help
       ahead.lines_at_once = divide_up(tile.num_bytes(), 64 * num_passes * tile.num_steps());
-    if (is_tiled_) {
+    if constexpr (!std::is_same_v<typename Weights::Rows, GridByteRows>) if (is_tiled_) {
       multiply_in_tiles(tile, rows_, begin, end, ahead, [&](int64_t first, int64_t count, const f32x16(*sums)[2]) {
         for (int64_t r = 0; r < count; r++)
           for (int half = 0; half < 2; half++) finish(first + r, index * kColumns + half * kLanes, sums[r][half]);
@@ -145,6 +145,8 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& packed, c10::string_vie
     with(GridWeights<8>{bytes, num_inputs});
   else if (format == "grid of 4 bits")
     with(GridWeights<4>{bytes, num_inputs});
+  else if (format == "grid of 4 bits times bytes")
+    with(NibbleWeights{bytes, num_inputs});
   else
     TORCH_CHECK_VALUE(false, "there is no format ", format);
   return out;
@@ -155,6 +157,7 @@ TORCH_LIBRARY_FRAGMENT(CARAVAN_LIBRARY, m) {
       "linear(Tensor x, Tensor packed, str format, int num_outputs, str input, Tensor? norm_weight, float eps, "
       "Tensor? bias, Tensor? residual, bool float_out) -> Tensor",
       linear);
+  m.def("has_byte_products() -> bool", [] { return kHasByteProducts; });
 }
 
 }  // namespace caravan

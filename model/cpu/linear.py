@@ -19,9 +19,10 @@ ROWS_AT_ONCE = 128 * TILE  # of a weight that is rounded: what that takes is man
 class PackedLinear(Linear):
     """A linear layer whose weights are packed, behind a norm if there is one.
 
-    Quantization `none` keeps the weights in bfloat16. `int8` rounds them to 8 bits in groups of 64, rows in groups of
-    32, and multiplies bytes. `int4` stores weights on a grid of 4 bits, or on the one that a file has, and multiplies
-    rows in bfloat16; the weights are not rounded to it.
+    Quantization `none` keeps the weights in bfloat16. `int8` rounds weights and rows to 8 bits in groups of 64 and
+    multiplies bytes; where the processor has no products of bytes, weights on a grid of 4 bits stay there and rows have a
+    scale for each 32, which is faster. `int4` stores weights on a grid of 4 bits, or on the one that a file has, and
+    multiplies rows in bfloat16; the weights are not rounded to it.
     Every way gives a row the same bits among any number of rows.
     """
 
@@ -38,14 +39,16 @@ class PackedLinear(Linear):
         self.norm = norm
         self.quantization = quantization
         self._linear = kernels.linear.default
+        self._has_byte_products = kernels.has_byte_products()
         self._arena = arena
 
     def place(self, weight: Tensor | GroupedWeight) -> None:
         """Pack weight [out, in]."""
         if self.quantization == "int4" and not isinstance(weight, GroupedWeight):
             weight = quantize(weight, 4)
-        self.format = format_of(self.quantization, weight.bits if isinstance(weight, GroupedWeight) else None)
-        if self.quantization != "int4" and isinstance(weight, GroupedWeight):
+        grid_bits = weight.bits if isinstance(weight, GroupedWeight) else None
+        self.format = format_of(self.quantization, grid_bits, has_byte_products=self._has_byte_products)
+        if not self.format.startswith("grid") and isinstance(weight, GroupedWeight):
             weight = dequantize(weight)
         match weight:
             case GroupedWeight():
@@ -74,13 +77,13 @@ class PackedLinear(Linear):
         return product
 
 
-def format_of(quantization: Quantization, grid_bits: int | None) -> str:
+def format_of(quantization: Quantization, grid_bits: int | None, *, has_byte_products: bool) -> str:
     """Return the kernels' name for weights whose files have them on a grid of so many bits, or on none."""
     match quantization:
         case "none":
             return "bfloat16"
         case "int8":
-            return "int8"
+            return "int8" if has_byte_products or grid_bits != 4 else "grid of 4 bits times bytes"
         case "int4":
             return f"grid of {grid_bits or 4} bits"
 
@@ -94,7 +97,7 @@ def num_packed_bytes(num_outputs: int, num_inputs: int, weight_format: str) -> i
         case "int8":
             return num_outputs * -(-num_inputs // BYTE_GROUP) * (2 + BYTE_GROUP)
         case _:
-            bits = 4 if weight_format == "grid of 4 bits" else 8
+            bits = 4 if "4" in weight_format else 8
             return num_outputs * -(-num_inputs // GROUP) * (4 + GROUP * bits // 8)
 
 

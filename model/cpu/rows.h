@@ -100,8 +100,21 @@ struct GridRows {
   }
 };
 
-// Rows in 8 bits with a scale for each group, for weights in 8 bits.
+// Round a group of numbers to bytes times a scale: return the scale and the sum of the bytes.
 // A number that is not finite makes its scale such a number, and so the whole row of the result.
+template <int64_t kCount>
+inline std::pair<float, int32_t> round_to_bytes(const float* from, int8_t (&bytes)[kCount]) {
+  const float largest = largest_of(from, kCount), inverse = inverse_of(largest, 127);
+  i32x16 sum = {};
+  for (int64_t i = 0; i < kCount; i += kLanes) {
+    const i32x16 whole = round_to_whole(load_floats(from + i) * inverse);
+    store(bytes + i, convert<i8x16>(whole));
+    sum += whole;
+  }
+  return {largest / 127.0f, sum_of(sum)};
+}
+
+// Rows in 8 bits with a scale for each group, for weights in 8 bits.
 struct ByteRows {
   int64_t num_groups;
   Lines<Quad> quads;
@@ -117,18 +130,36 @@ struct ByteRows {
   void set(int64_t row, const float* numbers) {
     for (int64_t group = 0; group < num_groups; group++) {
       const int64_t at = row * num_groups + group;
-      const float* from = numbers + group * kByteGroup;
-      const float largest = largest_of(from, kByteGroup), inverse = inverse_of(largest, 127);
-      int8_t values[kByteGroup];
-      i32x16 sum = {};
-      for (int64_t i = 0; i < kByteGroup; i += kLanes) {
-        const i32x16 whole = round_to_whole(load_floats(from + i) * inverse);
-        store(values + i, convert<i8x16>(whole));
-        sum += whole;
-      }
-      for (int64_t i = 0; i < kByteGroup / 4; i++) quads[at * kByteGroup / 4 + i] = quad_of(load<uint32_t>(values + 4 * i));
-      scales[at] = largest / 127.0f;
-      starts[at] = -128 * sum_of(sum);
+      int8_t bytes[kByteGroup];
+      const auto [scale, sum] = round_to_bytes(numbers + group * kByteGroup, bytes);
+      for (int64_t i = 0; i < kByteGroup / 4; i++) quads[at * kByteGroup / 4 + i] = quad_of(load<uint32_t>(bytes + 4 * i));
+      scales[at] = scale;
+      starts[at] = -128 * sum;
+    }
+  }
+};
+
+// Rows in 8 bits with a scale for each 32, for weights in 4 bits on a grid.
+struct GridByteRows {
+  int64_t num_groups;
+  Lines<int32_t> quads;             // [row][group][8], four bytes each
+  std::unique_ptr<float[]> scales;  // [row][group]
+  std::unique_ptr<float[]> sums;    // [row][group]: of the rounded numbers
+
+  GridByteRows(int64_t num_rows, int64_t num_inputs)
+      : num_groups(divide_up(num_inputs, kGroup)),
+        quads(lines_of<int32_t>(num_rows * num_groups * kGroup / 4)),
+        scales(new float[num_rows * num_groups]),
+        sums(new float[num_rows * num_groups]) {}
+
+  void set(int64_t row, const float* numbers) {
+    for (int64_t group = 0; group < num_groups; group++) {
+      const int64_t at = row * num_groups + group;
+      int8_t bytes[kGroup];
+      const auto [scale, sum] = round_to_bytes(numbers + group * kGroup, bytes);
+      std::memcpy(&quads[at * kGroup / 4], bytes, kGroup);
+      scales[at] = scale;
+      sums[at] = scale * (float)sum;
     }
   }
 };

@@ -238,8 +238,8 @@ inline u32x16 part_of(Quad, const u32x16& quads) { return (kPart ? quads >> 8 : 
 inline i32x16 dot(const i32x16& sum, int32_t a, const u32x16& b) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
   auto half = [&](auto sum, auto pairs) {
-    sum += (decltype(sum))_mm256_madd_epi16((__m256i)pairs, _mm256_set1_epi32(a));
-    asm("" : "+x"(sum));  // or the compiler adds up products first, and runs out of registers for them
+    // As the compiler's own addition it would add up products first and run out of registers for them, or copy each sum.
+    asm("vpaddd %1, %0, %0" : "+x"(sum) : "x"(_mm256_madd_epi16((__m256i)pairs, _mm256_set1_epi32(a))));
     return sum;
   };
   return {half(sum.low, b.low), half(sum.high, b.high)};
@@ -247,6 +247,48 @@ inline i32x16 dot(const i32x16& sum, int32_t a, const u32x16& b) {
   return sum + (int32_t)(int16_t)a * (i32x16)(b & 0xffff) + (a >> 16) * (i32x16)(b >> 16);
 #endif
 }
+#endif
+
+// Sums of products of numbers below 16 with signed bytes, over the eight quads of a group of 32.
+#if defined(__AVX512VNNI__)
+constexpr bool kHasByteProducts = true;
+struct NibbleSums {
+  i32x16 sums;
+  void clear() { sums = i32x16{}; }
+  void add(int32_t a, const u32x16& b) { sums = (i32x16)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)b, _mm512_set1_epi32(a)); }
+  i32x16 total() const { return sums; }
+};
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+constexpr bool kHasByteProducts = false;
+struct NibbleSums {  // in 16 bits: 8 quads of 2 * 15 * 128 at most
+  __m256i low, high;
+  void clear() { low = high = _mm256_setzero_si256(); }
+  void add(int32_t a, const u32x16& b) {
+    const __m256i bytes = _mm256_set1_epi32(a);
+    low = plus(low, _mm256_maddubs_epi16((__m256i)b.low, bytes));
+    high = plus(high, _mm256_maddubs_epi16((__m256i)b.high, bytes));
+  }
+  // As the compiler's own addition it would add up products first and run out of registers for them, or copy each sum.
+  static __m256i plus(__m256i sum, __m256i products) {
+    asm("vpaddw %1, %0, %0" : "+x"(sum) : "x"(products));
+    return sum;
+  }
+  i32x16 total() const {
+    const __m256i ones = _mm256_set1_epi16(1);
+    using Half = decltype(i32x16::low);
+    return {(Half)_mm256_madd_epi16(low, ones), (Half)_mm256_madd_epi16(high, ones)};
+  }
+};
+#else
+constexpr bool kHasByteProducts = false;
+struct NibbleSums {
+  i32x16 sums;
+  void clear() { sums = i32x16{}; }
+  void add(int32_t a, const u32x16& b) {
+    for (int i = 0; i < 4; i++) sums += (int32_t)(int8_t)(a >> 8 * i) * (i32x16)((b >> 8 * i) & 15);
+  }
+  i32x16 total() const { return sums; }
+};
 #endif
 
 // sums[r][c] += factors[r] times columns[c], for R rows and C groups of sixteen columns.

@@ -9,10 +9,20 @@ from torch import Tensor
 
 from model.cpu.build import load_kernels
 from model.cpu.linear import num_packed_bytes, pack_bfloat16, pack_bytes, pack_grid
-from model.quantization import ByteWeight, dequantize, from_bytes, quantize, quantize_rows, to_bytes
+from model.quantization import (
+    BYTE_GROUP,
+    GROUP,
+    ByteWeight,
+    GroupedWeight,
+    dequantize,
+    from_bytes,
+    quantize,
+    quantize_rows,
+    to_bytes,
+)
 
 needs_tiles = pytest.mark.skipif(not torch.cpu.get_capabilities().get("amx_bf16"), reason="needs Intel's AMX")
-FORMATS = ["bfloat16", "int8", "grid of 8 bits", "grid of 4 bits"]
+FORMATS = ["bfloat16", "int8", "grid of 8 bits", "grid of 4 bits", "grid of 4 bits times bytes"]
 SHAPES = [(96, 64), (33, 30), (1, 8), (88, 48), (160, 1536)]  # outputs, inputs
 
 
@@ -52,7 +62,8 @@ class Layer:
 
     def expected(self, rows: Tensor) -> Tensor:
         """The product of rows that are ready for it."""
-        rounded = quantize_rows(rows) if self.kind == "int8" else rows.bfloat16().float()
+        group = {"int8": BYTE_GROUP, "grid of 4 bits times bytes": GROUP}.get(self.kind)
+        rounded = rows.bfloat16().float() if group is None else quantize_rows(rows, group)
         return rounded @ self.matrix.T
 
 
@@ -69,7 +80,7 @@ def test_products_agree(kernels: Any, kind: str, num_outputs: int, num_inputs: i
     bias = random(num_outputs, seed=3).bfloat16()
     expected = layer.expected(x.float())
     # a value that lies between two steps of the grid may be rounded the other way
-    tolerance = 0.012 if kind == "int8" else 1e-5
+    tolerance = 0.012 if "byte" in kind or kind == "int8" else 1e-5
     torch.testing.assert_close(layer.run(x), expected, atol=tolerance, rtol=1e-4)
     torch.testing.assert_close(layer.run(x, bias=bias), expected + bias.float(), atol=tolerance, rtol=1e-4)
 
@@ -144,6 +155,16 @@ def test_extremes_of_bytes_do_not_overflow(kernels: Any, sign: int) -> None:
     x = torch.full((1, 64), -127.0, dtype=torch.bfloat16)
     out = kernels.linear(x, pack_bytes(weight), "int8", 32, "", None, 0.0, None, None, True)
     assert torch.equal(out, torch.full((1, 32), -127.0 * 127 * sign * 64))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_extremes_of_nibbles_do_not_overflow(kernels: Any, sign: int) -> None:
+    values = torch.full((32, 64), 15, dtype=torch.uint8)
+    grid = GroupedWeight(values, torch.ones(32, 2).half(), torch.zeros(32, 2).half(), 4)
+    x = torch.full((1, 64), 127.0 * sign, dtype=torch.bfloat16)
+    kind = "grid of 4 bits times bytes"
+    out = kernels.linear(x, pack_grid(grid), kind, 32, "", None, 0.0, None, None, True)
+    assert torch.equal(out, torch.full((1, 32), 127.0 * 15 * sign * 64))
 
 
 def test_an_unknown_format_is_an_error(kernels: Any) -> None:
