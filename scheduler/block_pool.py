@@ -43,6 +43,7 @@ class BlockPool:
         self._tail_blocks: dict[bytes, int] = {}  # hash of a prompt's end -> the held block that begins with it
         self._tail_of: dict[int, bytes] = {}
         self._expected: Counter[bytes] = Counter()  # hash -> running sequences that will compute its block
+        self.num_evicted = 0  # cached blocks that were needed for something else, since the start
 
     @property
     def num_free(self) -> int:
@@ -59,6 +60,7 @@ class BlockPool:
         block, _ = self._free.popitem(last=False)
         if block in self._hash_of:
             self._num_cached -= 1
+            self.num_evicted += 1
             self.forget(block)
         self._ref_counts[block] = 1
         return block

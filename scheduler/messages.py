@@ -99,6 +99,7 @@ class StepStats(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     num_draft_tokens: int = 0  # tokens guessed
     num_accepted_tokens: int = 0  # guessed tokens that were right
     num_preemptions: int = 0
+    num_evicted_blocks: int = 0  # cached ones that were needed for something else
     prefix_cache_queries: int = 0  # tokens looked up
     prefix_cache_hits: int = 0  # tokens found
     step_seconds: float = 0.0
@@ -164,6 +165,7 @@ class SequenceView(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     num_computed_tokens: int
     max_tokens: int
     num_blocks: int
+    num_step_tokens: int = 0  # computed in the last step
     wait_reason: WaitReason | None = None
 
 

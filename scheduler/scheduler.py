@@ -40,6 +40,7 @@ class Scheduler:
         self._spoiled_blocks: list[int] = []
         self._pace = Pace(config.max_inter_token_seconds)
         self._step = 0
+        self.last_plan: list[ScheduledSequence] = []  # for those who watch
         self._counters = StepCounters()
 
     def add(self, request: Request, matcher: Matcher | None = None) -> None:
@@ -67,6 +68,7 @@ class Scheduler:
     def schedule(self) -> list[ScheduledSequence]:
         """Return what the next step computes, with every block it needs already in the block tables."""
         self._counters = StepCounters()
+        num_evicted = self.pool.num_evicted
         plan: list[ScheduledSequence] = []
         budget = self.config.max_batch_tokens
         pace = self._pace.max_prefill_tokens(self.running, budget)
@@ -92,6 +94,8 @@ class Scheduler:
             plan = with_drafts(plan, self.config, self.pool, len(self.running), self._extend_block_table)
         for scheduled in plan:
             self._counters.count(scheduled)
+        self._counters.num_evicted_blocks = self.pool.num_evicted - num_evicted
+        self.last_plan = plan
         return plan
 
     def commit(

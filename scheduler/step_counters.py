@@ -14,6 +14,7 @@ class StepCounters:
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
     num_preemptions: int = 0
+    num_evicted_blocks: int = 0
     prefix_cache_queries: int = 0
     prefix_cache_hits: int = 0
 

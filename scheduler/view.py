@@ -23,6 +23,7 @@ def engine_view(scheduler: Scheduler) -> EngineView:
             cell = block // blocks_per_cell
             states[cell] = max(states[cell], SHARED if pool.is_shared(block) else USED)
             owners[cell] = sequence.request.request_id
+    step_tokens = {one.sequence.request.request_id: one.num_rows for one in scheduler.last_plan}
     waiting = [sequence for _, sequence in zip(range(MAX_WAITING), scheduler.waiting, strict=False)]
     return EngineView(
         stats=scheduler.stats(),
@@ -30,12 +31,12 @@ def engine_view(scheduler: Scheduler) -> EngineView:
         blocks_per_cell=blocks_per_cell,
         cell_states=list(states),
         cell_owners=owners,
-        running=[_sequence_view(sequence) for sequence in scheduler.running],
-        waiting=[_sequence_view(sequence) for sequence in waiting],
+        running=[_sequence_view(sequence, step_tokens) for sequence in scheduler.running],
+        waiting=[_sequence_view(sequence, {}) for sequence in waiting],
     )
 
 
-def _sequence_view(sequence: Sequence) -> SequenceView:
+def _sequence_view(sequence: Sequence, step_tokens: dict[int, int]) -> SequenceView:
     return SequenceView(
         request_id=sequence.request.request_id,
         num_prompt_tokens=sequence.num_prompt_tokens,
@@ -43,5 +44,6 @@ def _sequence_view(sequence: Sequence) -> SequenceView:
         num_computed_tokens=sequence.num_computed_tokens,
         max_tokens=sequence.request.params.max_tokens,
         num_blocks=len(sequence.block_table),
+        num_step_tokens=step_tokens.get(sequence.request.request_id, 0),
         wait_reason=sequence.wait_reason,
     )

@@ -29,7 +29,7 @@ class EngineWatch:
         self._set_period = set_period
         self._watchers: set[Watcher] = set()
         self._steps: deque[list[float]] = deque(maxlen=MAX_STEPS)
-        self._events: deque[SequenceEvent] = deque(maxlen=MAX_STEPS)
+        self._events: deque[dict[str, Any]] = deque(maxlen=MAX_STEPS)
 
     @property
     def is_full(self) -> bool:
@@ -45,14 +45,16 @@ class EngineWatch:
         if num_tokens:
             numbers = (stats.step, stats.num_prefill_tokens, stats.num_decode_tokens, 1000 * stats.step_seconds)
             self._steps.append([*numbers])
-        self._events.extend(output.events)
+        if stats.num_evicted_blocks:
+            self._events.append({"request": 0, "kind": "evict", "blocks": stats.num_evicted_blocks})
+        self._events.extend(map(_event, output.events))
         self._events.extend(
-            SequenceEvent(one.request_id, "finish") for one in output.outputs if one.finish_reason is not None
+            _event(SequenceEvent(one.request_id, "finish")) for one in output.outputs if one.finish_reason is not None
         )
 
     def observe_view(self, view: EngineView) -> None:
         """Hand a view to all watchers."""
-        told = _written(view) | {"steps": [*self._steps], "events": [_event(event) for event in self._events]}
+        told = _written(view) | {"steps": [*self._steps], "events": [*self._events]}
         self._steps.clear()
         self._events.clear()
         body = named_event("view", told)

@@ -83,12 +83,13 @@ def _pool(view: dict[str, Any]) -> RenderableType:
 
 
 def _sequences(view: dict[str, Any]) -> RenderableType:
-    table = Table("request", "state", "prompt", "computed", "tokens", "of at most", "blocks", box=None, pad_edge=False)
+    columns = ("request", "state", "this step", "prompt", "computed", "tokens", "of at most", "blocks")
+    table = Table(*columns, box=None, pad_edge=False)
     running, waiting = view["running"], view["waiting"]
     rows = [(sequence, _phase(sequence)) for sequence in running]
-    rows += [(sequence, f"waits: {sequence[6] or 'behind others'}") for sequence in waiting]
-    for (number, num_prompt, num_tokens, num_computed, max_tokens, num_blocks, _), phase in rows[:_MAX_ROWS]:
-        numbers = (num_prompt, num_computed, num_tokens, num_prompt + max_tokens, num_blocks)
+    rows += [(sequence, f"waits: {sequence[7] or 'behind others'}") for sequence in waiting]
+    for (number, num_prompt, num_tokens, num_computed, max_tokens, num_blocks, num_step, _), phase in rows[:_MAX_ROWS]:
+        numbers = (num_step, num_prompt, num_computed, num_tokens, num_prompt + max_tokens, num_blocks)
         table.add_row(str(number), phase, *map(str, numbers))
     left_out = len(rows) - _MAX_ROWS
     return Group(Text(), table, Text(f"and {left_out} more" if left_out > 0 else ""))
@@ -100,8 +101,10 @@ def _phase(sequence: list[Any]) -> str:
 
 
 def _events(recent: list[dict[str, Any]]) -> RenderableType:
-    lines = [
-        f"{event['kind']} {event['request']}" + (f": {event['reason']}" if "reason" in event else "")
-        for event in recent
-    ]
-    return Text("\n".join(lines), "bright_black")
+    return Text("\n".join(map(_event, recent)), "bright_black")
+
+
+def _event(event: dict[str, Any]) -> str:
+    if not event["request"]:
+        return f"{event['kind']} {event['blocks']} blocks"
+    return f"{event['kind']} {event['request']}" + (f": {event['reason']}" if "reason" in event else "")

@@ -1,13 +1,21 @@
-"""The page at /: a few files as they are, under a policy that lets nothing in from elsewhere."""
+"""The page at /: a few files as they are and the guide, under a policy that lets nothing in from elsewhere."""
 
+from functools import cache
 from importlib.resources import files
 
 from fastapi import APIRouter, Response
 
+from server.guide import guide_page
 from server.openai.errors import ApiError
 
 PAGE = "index.html"
-_TYPES = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
+GUIDE = "llama2-from-scratch"
+_TYPES = {
+    "html": "text/html; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
+}
 _HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -21,17 +29,19 @@ def page_router() -> APIRouter:
     """Return the routes of the page's files. They hold no secrets: the page asks for a key where one is needed."""
     router = APIRouter(tags=["page"])
     folder = files("server") / "web"
-    contents = {
-        file.name: (file.read_bytes(), _TYPES[kind])
-        for file in folder.iterdir()
-        if (kind := file.name.rpartition(".")[2]) in _TYPES
-    }
+    parts = {file.name: file for file in folder.iterdir() if _kind(file.name) in ("html", "css", "js")}
+    parts |= {file.name: file for file in (folder / "figures").iterdir() if _kind(file.name) == "svg"}
+
+    @cache  # of so many names as there are files
+    def content(name: str) -> bytes:
+        if name == f"{GUIDE}.html":
+            return guide_page((folder / f"{GUIDE}.md").read_text("utf-8")).encode()
+        return parts[name].read_bytes()
 
     def answer(name: str) -> Response:
-        if name not in contents:
+        if name not in parts and name != f"{GUIDE}.html":
             raise ApiError(404, "There is no such file.")
-        content, media_type = contents[name]
-        return Response(content, headers=_HEADERS, media_type=media_type)
+        return Response(content(name), headers=_HEADERS, media_type=_TYPES[_kind(name)])
 
     @router.get("/", summary="The page: chat, and the engine live", response_class=Response, include_in_schema=False)
     async def page() -> Response:
@@ -42,3 +52,7 @@ def page_router() -> APIRouter:
         return answer(name)
 
     return router
+
+
+def _kind(name: str) -> str:
+    return name.rpartition(".")[2]

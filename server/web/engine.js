@@ -95,7 +95,7 @@ export function startEngine() {
       ...view.waiting.map((row) => [row, "waiting"]),
     ];
     by("batch").replaceChildren(
-      ...rows.map(([[number, numPrompt, numTokens, numComputed, maxTokens, numBlocks, reason], phase]) => {
+      ...rows.map(([[number, numPrompt, numTokens, numComputed, maxTokens, numBlocks, numStep, reason], phase]) => {
         const row = document.createElement("tr");
         const name = document.createElement("td");
         const press = document.createElement("button");
@@ -104,8 +104,8 @@ export function startEngine() {
         press.addEventListener("click", () => teach(phase));
         name.append(press);
         row.append(name, cellOf(phase === "waiting" ? `waits: ${reason ?? "behind others"}` : phase));
-        for (const text of [`${numComputed} of ${numTokens}`, `${numTokens} of at most ${numPrompt + maxTokens}`, numBlocks])
-          row.append(cellOf(text, "number"));
+        const texts = [numStep, `${numComputed} of ${numTokens}`, `${numTokens} of at most ${numPrompt + maxTokens}`, numBlocks];
+        for (const text of texts) row.append(cellOf(text, "number"));
         return row;
       }),
     );
@@ -147,9 +147,10 @@ export function startEngine() {
         const line = document.createElement("li");
         const press = document.createElement("button");
         press.type = "button";
-        press.textContent = `${event.kind} ${event.request}`;
+        press.textContent = event.request ? `${event.kind} ${event.request}` : event.kind;
         press.addEventListener("click", () => teach(event.kind));
-        line.append(press, ` ${event.reason ?? ""} ${event.tokens ? `${event.tokens} tokens` : ""}`);
+        const size = event.tokens ? `${event.tokens} tokens` : event.blocks ? `${event.blocks} blocks` : "";
+        line.append(press, ` ${event.reason ?? ""} ${size}`);
         return line;
       }),
     );

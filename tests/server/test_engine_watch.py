@@ -31,6 +31,7 @@ def test_a_view_shows_who_has_which_cells_and_who_waits() -> None:
     for row, sequence in zip(view.running, scheduler.running, strict=True):
         assert row.num_computed_tokens == sequence.num_computed_tokens
         assert row.num_blocks == len(sequence.block_table)
+        assert row.num_step_tokens == sequence.num_prompt_tokens
         for block in sequence.block_table:
             assert (view.cell_states[block], view.cell_owners[block]) == (USED, row.request_id)
     assert view.cell_states.count(USED) == view.stats.num_used_blocks
@@ -85,6 +86,21 @@ async def test_steps_and_events_come_with_the_next_view_once() -> None:
     assert view["steps"] == [[1, 0, 1, 10.0], [2, 0, 1, 10.0]]
     assert [(event["kind"], event["tokens"]) for event in view["events"]] == [("join", 3), ("finish", 0)] * 2
     assert (await told(watch))["steps"] == []
+
+
+async def test_blocks_that_lose_their_prefix_are_told_of() -> None:
+    scheduler = make_scheduler(num_blocks=8)
+    watch = EngineWatch(lambda _: None)
+    with watch.watcher() as watcher:
+        for number in range(3):
+            prompt = [100 * number + position for position in range(20)]
+            scheduler.add(make_request(number, prompt, max_tokens=1))
+            while scheduler.has_work:
+                watch.observe_step(step(scheduler)[1])
+        watch.observe_view(engine_view(scheduler))
+        view = json.loads((await watcher.take()).partition(b"data: ")[2])
+    evicted = [event["blocks"] for event in view["events"] if event["kind"] == "evict"]
+    assert sum(evicted) == scheduler.pool.num_evicted > 0
 
 
 async def test_what_is_told_is_bounded() -> None:

@@ -3,7 +3,10 @@
 import re
 from pathlib import Path
 
+from server.guide import anchor_of, guide_page
 from tests.server.openai.api import open_api
+
+ROOT = Path(__file__).parents[2]
 
 
 async def test_the_page_comes_without_a_key_under_a_strict_policy() -> None:
@@ -21,5 +24,39 @@ async def test_the_page_comes_without_a_key_under_a_strict_policy() -> None:
 
 
 def test_the_page_loads_nothing_from_elsewhere() -> None:
-    for file in (Path(__file__).parents[2] / "server" / "web").iterdir():
+    files = [file for kind in ("html", "css", "js") for file in (ROOT / "server/web").glob(f"*.{kind}")]
+    assert len(files) > 6
+    for file in files:
         assert not re.search(r"(?:https?:)?//[a-z0-9-]+\.[a-z]", file.read_text("utf-8")), file
+
+
+async def test_every_lesson_leads_to_a_chapter_of_the_guide() -> None:
+    lessons = (ROOT / "server/web/lessons.js").read_text()
+    chapters = set(re.findall(r'"(\d+\. [^"]+)"', lessons))
+    assert len(chapters) > 2
+    async with open_api() as api:
+        guide = (await api.http.get("/web/llama2-from-scratch.html")).text
+    for chapter in chapters:
+        assert f'<h2 id="{anchor_of(chapter)}">{chapter}</h2>' in guide
+
+
+async def test_the_guide_is_whole_its_figures_come_from_here_and_its_links_can_be_followed() -> None:
+    async with open_api() as api:
+        page = await api.http.get("/web/llama2-from-scratch.html")
+        assert page.headers["content-type"] == "text/html; charset=utf-8"
+        figures = re.findall(r'<img src="([^"]+)"', page.text)
+        assert len(figures) == (ROOT / "docs/llama2-from-scratch.md").read_text().count("![")
+        for figure in figures:
+            answer = await api.http.get(figure)
+            assert (answer.status_code, answer.headers["content-type"]) == (200, "image/svg+xml")
+    assert set(re.findall(r'href="([^":#]+)', page.text)) == {"/web/style.css", "/", "https", "data"}
+    assert "&lt;script" not in page.text
+    assert page.text.count("<h2 ") == 11
+
+
+def test_markup_in_the_guide_is_text() -> None:
+    page = guide_page("# A <b>title</b>\n\n<script>alert(1)</script> [x](javascript:alert(1)) [y](../model/llama.py)")
+    assert '<h1 id="a-btitleb">A &lt;b&gt;title' in page
+    assert "<script>" not in page
+    assert 'href="javascript' not in page
+    assert "<a>y</a>" in page

@@ -19,6 +19,11 @@ IN_BROWSER = [
     pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
 ]
 KEY = "the-key-of-the-page"
+FRAMES_A_SECOND = (
+    "() => new Promise(done => { let n = 0; const began = performance.now(); const count = () => {"
+    " n++; performance.now() - began < 2000 ? requestAnimationFrame(count) : done(n / 2) };"
+    " requestAnimationFrame(count) })"
+)
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +126,10 @@ class TestInBrowser:
         page.click("#pause")
         page.locator("#events button", has_text="preempt").first.click()
         expect(page.locator("#lesson")).to_contain_text("ran out of blocks")
+        with page.context.expect_page() as opened:
+            page.locator("#lesson a").click()
+        expect(opened.value.locator("h2:target")).to_have_text("8. Paging")
+        opened.value.close()
         page.locator("#pool").click(position={"x": 5, "y": 5})
         expect(page.locator("#lesson")).to_contain_text("block")
         page.click("#back")
@@ -148,6 +157,7 @@ class TestInBrowser:
             serious = [one for one in found if one["impact"] in ("serious", "critical")]
             assert serious == [], [(one["id"], one["nodes"][0]["html"]) for one in serious]
 
+    @pytest.mark.timing
     def test_the_page_keeps_up_with_thirty_two_streams(self, page: Page, server: RunningServer) -> None:
         page.click("#show-engine")
 
@@ -159,13 +169,9 @@ class TestInBrowser:
         for thread in asking:
             thread.start()
         expect(page.locator("#numbers")).to_have_text(re.compile(r"\d\d run"), timeout=20_000)
-        frames = page.evaluate(
-            "() => new Promise(done => { let n = 0; const began = performance.now(); const count = () => {"
-            " n++; performance.now() - began < 2000 ? requestAnimationFrame(count) : done(n / 2) };"
-            " requestAnimationFrame(count) })"
-        )
+        frames = page.evaluate(FRAMES_A_SECOND)
         for thread in asking:
             thread.join()
         print(f"{frames} frames a second")
-        assert frames > 10  # 30 on a machine that does nothing else
+        assert frames >= 30
         page.click("#show-chat")

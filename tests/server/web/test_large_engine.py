@@ -1,0 +1,97 @@
+"""The page over a pool of a thousand blocks and a batch of 256 sequences, as nobody computes them here."""
+
+import asyncio
+import random
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from playwright.sync_api import Browser, expect
+
+from scheduler.messages import EngineView, SequenceEvent, SequenceView, StepOutput, StepStats
+from server.engine_watch import VIEW_SECONDS, EngineWatch, watch_router
+from server.web_page import page_router
+from tests.server.web.test_page import FRAMES_A_SECOND, IN_BROWSER, browser
+
+__all__ = ["browser"]  # a fixture
+
+NUM_BLOCKS, NUM_SEQUENCES = 1000, 256
+
+pytestmark = [*IN_BROWSER, pytest.mark.timing]
+
+
+def view_of(step: int) -> EngineView:
+    """Return a pool and a batch that change everywhere from view to view."""
+    chance = random.Random(step)
+    sequences = [
+        SequenceView(
+            request_id=number,
+            num_prompt_tokens=100,
+            num_tokens=100 + step % 500,
+            num_computed_tokens=99 + step % 500,
+            max_tokens=600,
+            num_blocks=4,
+        )
+        for number in range(1, NUM_SEQUENCES + 1)
+    ]
+    stats = StepStats(step=step, num_running=NUM_SEQUENCES, num_blocks=NUM_BLOCKS, num_used_blocks=900)
+    return EngineView(
+        stats=stats,
+        block_size=16,
+        blocks_per_cell=1,
+        cell_states=[chance.randrange(4) for _ in range(NUM_BLOCKS)],
+        cell_owners=[chance.randrange(NUM_SEQUENCES) for _ in range(NUM_BLOCKS)],
+        running=sequences,
+        waiting=[],
+    )
+
+
+async def tell(watch: EngineWatch) -> None:
+    """Tell of a step every 20 ms, with events, and send a view when the engine would."""
+    views_every = round(VIEW_SECONDS / 0.02)
+    step = 0
+    while True:
+        step += 1
+        stats = StepStats(step=step, num_decode_tokens=NUM_SEQUENCES, step_seconds=0.02)
+        watch.observe_step(StepOutput(outputs=[], stats=stats, events=[SequenceEvent(step % 256 + 1, "join")]))
+        if step % views_every == 0:
+            watch.observe_view(view_of(step))
+        await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    """The address of the page over that engine."""
+    watch = EngineWatch(lambda _: None)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        telling = asyncio.create_task(tell(watch))
+        yield
+        telling.cancel()
+
+    app = FastAPI(lifespan=lifespan)
+    app.include_router(page_router())
+    app.include_router(watch_router(watch, 10.0))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+
+
+def test_a_thousand_blocks_and_256_rows_stay_smooth(browser: Browser, url: str) -> None:
+    page = browser.new_page()
+    page.goto(f"{url}#engine")
+    expect(page.locator("#numbers")).to_contain_text("256 run", timeout=20_000)
+    expect(page.locator("#batch tr")).to_have_count(NUM_SEQUENCES)
+    frames = page.evaluate(FRAMES_A_SECOND)
+    print(f"{frames} frames a second")
+    assert frames >= 30
+    page.close()
