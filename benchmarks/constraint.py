@@ -40,7 +40,7 @@ def main() -> None:
     arguments = parser.parse_args()
     path = Path(resolve_model(arguments.model, print))
     checkpoint = open_checkpoint(path)
-    runtime = choose_runtime(checkpoint, device=torch.device("cpu"), dtype="auto", quantization="auto", block_size=16)
+    runtime = choose_runtime(checkpoint, dtype="auto", quantization="auto", block_size=16)
     model = load_model(checkpoint, runtime.dtype, torch.device("cpu"), 2048, runtime.make_model)
     tokenizer = load_tokenizer(path).resized(model.config.vocab_size)
     grammars = Grammars(lambda: grammar_tokenizer(tokenizer), torch.get_num_threads())

@@ -157,9 +157,7 @@ def _computed(checkpoint: Checkpoint, mode: Mode) -> tuple[torch.dtype, Callable
     """Return what computes a mode: in float32 plain PyTorch, otherwise what the server would take."""
     if mode.dtype == "float32":
         return torch.float32, plain_llama
-    runtime = choose_runtime(
-        checkpoint, device=torch.device("cpu"), dtype=mode.dtype, quantization=mode.quantization, block_size=BLOCK_SIZE
-    )
+    runtime = choose_runtime(checkpoint, dtype=mode.dtype, quantization=mode.quantization, block_size=BLOCK_SIZE)
     return runtime.dtype, runtime.make_model
 
 

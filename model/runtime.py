@@ -51,10 +51,10 @@ def choose_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
 def choose_runtime(
     checkpoint: Checkpoint,
     *,
-    device: torch.device,
     dtype: str,
     quantization: Literal["auto"] | Quantization,
     block_size: int,
+    is_gpu: bool = False,
 ) -> Runtime:
     """Return how to compute the model; without kernels, and on a GPU, it is plain PyTorch.
 
@@ -62,7 +62,7 @@ def choose_runtime(
     grid of Q4_0, Q4_1 or Q8_0, else bfloat16 (see ARCHITECTURE.md). Raises ValueError if the choices made contradict
     each other.
     """
-    if device.type != "cpu":
+    if is_gpu:
         if quantization not in ("auto", "none"):
             raise ValueError(f"--quantization {quantization} needs the kernels for CPUs; it does not go with a GPU.")
         return _plain(checkpoint, torch.float32 if dtype == "float32" else torch.bfloat16, None)

@@ -90,10 +90,10 @@ def start_engine(start: StartEngine) -> tuple[Engine, EngineReady, Profile | Non
     max_model_len = choose_max_model_len(start.limits, checkpoint.config.max_position)
     runtime = choose_runtime(
         checkpoint,
-        device=device,
         dtype=start.dtype,
         quantization=start.quantization,
         block_size=start.limits.block_size,
+        is_gpu=device.type == "cuda",
     )
     kv_dtype = choose_kv_dtype(start.kv_cache_dtype, runtime.dtype)
     model = load_model(checkpoint, runtime.dtype, device, max_model_len, runtime.make_model)

@@ -4,8 +4,6 @@ import math
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from model.checkpoint.checkpoint import Checkpoint, num_parameters
 from model.config import ModelConfig
 from model.kv_cache import POOL_DTYPES, KVDtype, choose_kv_dtype, kv_bytes_per_token
@@ -60,13 +58,7 @@ def plan_model(
     """
     checkpoint = open_checkpoint(path)
     config = checkpoint.config
-    runtime = choose_runtime(
-        checkpoint,
-        device=torch.device("cpu"),
-        dtype=dtype,
-        quantization=quantization,
-        block_size=limits.block_size,
-    )
+    runtime = choose_runtime(checkpoint, dtype=dtype, quantization=quantization, block_size=limits.block_size)
     kv_dtype = choose_kv_dtype(kv_cache_dtype, runtime.dtype)
     bytes_per_token, weight_bytes = kv_bytes_per_token(config, kv_dtype), runtime.weight_bytes
     if weight_bytes > memory_bytes:

@@ -20,8 +20,8 @@ class PackedLinear(Linear):
     """A linear layer whose weights are packed, behind a norm if there is one.
 
     Quantization `none` keeps the weights in bfloat16. `int8` rounds weights and rows to 8 bits in groups of 64 and
-    multiplies bytes; where the processor has no products of bytes, weights on a grid of 4 bits stay there and rows have a
-    scale for each 32, which is faster. `int4` stores weights on a grid of 4 bits, or on the one that a file has, and
+    multiplies bytes; where the processor has no products of bytes, weights on a grid of 4 bits stay there and rows have
+    a scale for each 32, which is faster. `int4` stores weights on a grid of 4 bits, or on the one that a file has, and
     multiplies rows in bfloat16; the weights are not rounded to it.
     Every way gives a row the same bits among any number of rows.
     """

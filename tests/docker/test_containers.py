@@ -226,7 +226,10 @@ def test_the_install_and_start_lines_of_the_image_work_in_an_empty_environment(t
         for path in paths:
             to = sources / target / ("" if (ROOT / path).is_dir() else path)
             to.parent.mkdir(parents=True, exist_ok=True)
-            (shutil.copytree if (ROOT / path).is_dir() else shutil.copy)(ROOT / path, to)
+            if (ROOT / path).is_dir():
+                shutil.copytree(ROOT / path, to, symlinks=True)
+            else:
+                shutil.copy(ROOT / path, to)
     environ = os.environ | {"PATH": f"{tmp_path}/venv/bin:{os.environ['PATH']}", "TORCH_INDEX_URL": ""}
     installs = [line for line in arguments_of("RUN") if line.startswith("pip install")]
     assert len(installs) == 2
@@ -238,6 +241,11 @@ def test_the_install_and_start_lines_of_the_image_work_in_an_empty_environment(t
     build = (
         "from model.cpu.build import load_kernels; print(load_kernels().make_layers)"  # the sources are installed, too
     )
+    guide = "from server.web_page import *; print(files('server').joinpath('web', f'{GUIDE}.md').read_text()[:9])"
+    shown = subprocess.run(
+        ["python", "-c", guide], cwd=tmp_path, env=environ, check=True, capture_output=True, text=True
+    )
+    assert shown.stdout == "# Llama 2\n"
     environ["XDG_CACHE_HOME"] = str(tmp_path / "cache")
     built = subprocess.run(
         ["python", "-c", build], cwd=tmp_path, env=environ, check=True, capture_output=True, text=True

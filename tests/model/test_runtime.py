@@ -22,7 +22,6 @@ from tests.tiny_llama import TINY
 
 def choose(path: Path, **choices: Any) -> Any:
     defaults: dict[str, Any] = {
-        "device": torch.device("cpu"),
         "dtype": "auto",
         "quantization": "auto",
         "block_size": 16,
@@ -140,13 +139,12 @@ def test_a_pool_in_eight_bits_takes_half_and_its_size_is_known_before() -> None:
 
 
 def test_a_gpu_computes_in_plain_pytorch_and_takes_no_quantization(tiny_model_path: Path) -> None:
-    gpu = torch.device("cuda")
-    runtime = choose(tiny_model_path, device=gpu)
+    runtime = choose(tiny_model_path, is_gpu=True)
     assert (runtime.dtype, runtime.quantization) == (torch.bfloat16, "none")
-    assert choose(tiny_model_path, device=gpu, dtype="float32").dtype == torch.float32
+    assert choose(tiny_model_path, is_gpu=True, dtype="float32").dtype == torch.float32
     assert type(runtime.make_model(TINY)) is Llama
     with pytest.raises(ValueError, match="--quantization int8 needs the kernels for CPUs"):
-        choose(tiny_model_path, device=gpu, quantization="int8")
+        choose(tiny_model_path, is_gpu=True, quantization="int8")
 
 
 def test_the_device_is_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from scheduler.engine import Engine
 from scheduler.messages import SequenceEvent, SequenceOutput, StepOutput, StepStats
 from server.admission import Ticket
 from server.request_story import MAX_MOMENTS, RequestStory
@@ -32,14 +33,89 @@ def events(story: RequestStory) -> list[str]:
     return [moment["event"] for moment in story.written()["timeline"]]
 
 
-def test_a_story_tells_what_the_scheduler_did_with_a_request_that_waited_was_chunked_and_preempted() -> None:
-    # 12 blocks of 8 for four sequences of up to 60 tokens, two at once, 24 tokens a step
-    engine = tiny_engine(
-        tiny_llama(), num_blocks=12, block_size=8, max_num_seqs=2, max_batch_tokens=24, max_model_len=96
-    )
+# 12 blocks of 8 for four sequences of up to 60 tokens, two at once, 24 tokens a step
+SMALL: dict[str, Any] = {
+    "num_blocks": 12,
+    "block_size": 8,
+    "max_num_seqs": 2,
+    "max_batch_tokens": 24,
+    "max_model_len": 96,
+}
+WORDS = {"wait": "waits", "join": "joined", "chunk": "computed", "preempt": "preempted", "replay": "engine replaced"}
+
+
+def check_told(story: RequestStory, log: list[SequenceEvent | None]) -> None:
+    """Hold a story against the scheduler's own events, None for a new engine."""
+    told = [moment for moment in story.written()["timeline"] if moment["event"] in WORDS.values()]
+    assert [moment["event"] for moment in told] == [WORDS[event.kind if event else "replay"] for event in log]
+    for moment, event in zip(told, log, strict=True):
+        if event is None:
+            continue
+        match event.kind:
+            case "wait":
+                assert moment["reason"] == event.reason
+            case "join":
+                assert moment["cached_tokens"] == event.num_tokens
+            case "chunk":
+                assert (moment["tokens"], moment["computed_tokens"]) == (event.num_tokens, event.num_computed_tokens)
+            case "preempt":
+                assert moment["lost_tokens"] == event.num_tokens
+
+
+def test_a_story_tells_exactly_that_a_request_waited_was_chunked_preempted_and_replayed() -> None:
+    book = StoryBook()
+    prompts = {number: random_prompt(number, 30) for number in range(4)}
+    stories = {number: begin(book, number, name=f"cmpl-{number}") for number in prompts}
+    log: dict[int, list[SequenceEvent | None]] = {number: [] for number in prompts}
+    tokens: dict[int, list[int]] = {number: [] for number in prompts}
+    ended: set[int] = set()
+
+    def start() -> Engine:
+        engine = tiny_engine(tiny_llama(), **SMALL)
+        for number in prompts.keys() - ended:
+            engine.add(make_request(number, prompts[number], output=tokens[number], max_tokens=25))
+        return engine
+
+    def step(engine: Engine) -> None:
+        output = engine.step()
+        book.observe_step(output)
+        for event in output.events:
+            log[event.request_id].append(event)
+        for one in output.outputs:
+            tokens[one.request_id] += one.token_ids
+            if one.finish_reason is not None:
+                ended.add(one.request_id)
+
+    def has_seen_all(number: int) -> bool:
+        kinds = [event.kind for event in log[number] if event]
+        return {"wait", "join", "chunk", "preempt"} <= set(kinds) and kinds[-1] != "preempt" and number not in ended
+
+    engine = start()
+    while not any(map(has_seen_all, prompts)):
+        step(engine)
+    victim = next(filter(has_seen_all, prompts))
+    before = len(tokens[victim])
+    book.observe_replay(0.5)
+    for number in prompts.keys() - ended:
+        log[number].append(None)
+    engine = start()  # the other one was killed
+    while engine.scheduler.has_work:
+        step(engine)
+    for number, story in stories.items():
+        check_told(story, log[number])
+    (replaced,) = (moment for moment in stories[victim].written()["timeline"] if moment["event"] == "engine replaced")
+    assert (replaced["down_ms"], replaced["tokens"]) == (500, before)
+    assert 0 < before < 25
+    undisturbed = [make_request(number, prompt, max_tokens=25) for number, prompt in prompts.items()]
+    transcripts = run_to_end(tiny_engine(tiny_llama(), **SMALL), undisturbed)
+    assert tokens == {number: transcript.token_ids for number, transcript in transcripts.items()}
+
+
+def test_a_story_tells_what_the_scheduler_did_and_in_what_company() -> None:
+    engine = tiny_engine(tiny_llama(), **SMALL)
     book = StoryBook()
     stories = {number: begin(book, number, name=f"cmpl-{number}") for number in range(4)}
-    log: dict[int, list[SequenceEvent]] = {number: [] for number in range(4)}
+    log: dict[int, list[SequenceEvent | None]] = {number: [] for number in range(4)}
     steps: dict[int, list[tuple[int, int]]] = {number: [] for number in range(4)}  # tokens, batch
 
     def observe(step: StepOutput) -> None:
@@ -51,27 +127,11 @@ def test_a_story_tells_what_the_scheduler_did_with_a_request_that_waited_was_chu
 
     requests = [make_request(number, random_prompt(number, 30), max_tokens=25) for number in range(4)]
     transcripts = run_to_end(engine, requests, on_step=observe)
-    kinds = {event.kind for of_request in log.values() for event in of_request}
+    kinds = {event.kind for of_request in log.values() for event in of_request if event}
     assert kinds == {"wait", "join", "chunk", "preempt"}
-    words = {"wait": "waits", "join": "joined", "chunk": "computed", "preempt": "preempted"}
     for number, story in stories.items():
+        check_told(story, log[number])
         written = story.written()
-        told = [moment for moment in written["timeline"] if moment["event"] in words.values()]
-        assert len(told) == len(log[number])
-        for moment, event in zip(told, log[number], strict=True):
-            assert moment["event"] == words[event.kind]
-            match event.kind:
-                case "wait":
-                    assert moment["reason"] == event.reason
-                case "join":
-                    assert moment["cached_tokens"] == event.num_tokens
-                case "chunk":
-                    assert (moment["tokens"], moment["computed_tokens"]) == (
-                        event.num_tokens,
-                        event.num_computed_tokens,
-                    )
-                case "preempt":
-                    assert moment["lost_tokens"] == event.num_tokens
         batches = [batch for _, batch in steps[number]]
         assert written["choices"] == [
             {
@@ -86,7 +146,7 @@ def test_a_story_tells_what_the_scheduler_did_with_a_request_that_waited_was_chu
         assert (finished["event"], finished["reason"], finished["tokens"]) == ("finished", "length", 25)
         times = [moment["at_ms"] for moment in written["timeline"]]
         assert times == sorted(times)
-    reasons = {event.reason for of_request in log.values() for event in of_request}
+    reasons = {event.reason for of_request in log.values() for event in of_request if event}
     assert {"batch full", "no free blocks"} <= reasons
 
 

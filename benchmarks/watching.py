@@ -1,0 +1,127 @@
+"""What it costs to be seen: `python -m benchmarks.watching`.
+
+First what the API process pays to record one step of 32 sequences (metrics, stories), without the engine. Then the
+default model under load, in int8: stretches with and without a watcher of /v1/engine/events in turn, and by how much
+steps grow. The watcher reads and throws away; a browser on the same machine would take processor time of its own.
+"""
+
+import argparse
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import count
+
+import httpx
+
+from scheduler.config import EngineConfig
+from scheduler.messages import SequenceOutput, StepOutput, StepStats
+from server.admission import Ticket
+from server.metrics import Metrics
+from server.request_story import RequestStory
+from server.story_book import StoryBook
+from tests.server.running_server import RunningServer, running_server
+
+NUM_SEQUENCES = 32
+
+
+def main() -> None:
+    """Print both."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=6.0, help="of each stretch")
+    parser.add_argument("--pairs", type=int, default=7, help="of stretches")
+    arguments = parser.parse_args()
+    microseconds = 1e6 * recording_seconds()
+    print(f"recording a step of {NUM_SEQUENCES} sequences: {microseconds:.0f} microseconds", flush=True)
+    options = ("--quantization", "int8", "--speculation", "off", "--kv-cache-memory", "2GiB")
+    with running_server("smollm2", *options) as server, load(server):
+        plain, watched = stretches(server, arguments.seconds, arguments.pairs)
+    ratios = [after / before for before, after in zip(plain, watched, strict=True)]
+    step_ms = 1000 * statistics.median(plain)
+    print(f"a step takes {step_ms:.2f} ms, so recording it takes {100 * microseconds / 1000 / step_ms:.2f} % of it")
+    print(
+        f"with a watcher {100 * (statistics.median(ratios) - 1):+.2f} % (median of {len(ratios)} pairs; all of them:",
+        end=" ",
+    )
+    print(", ".join(f"{100 * (ratio - 1):+.2f}" for ratio in ratios) + ")")
+
+
+def recording_seconds(num_steps: int = 3000) -> float:
+    """Return what metrics and stories take for one step in which all sequences get a token."""
+    metrics = Metrics("m", EngineConfig(num_blocks=4096, max_model_len=8192))
+    stories = StoryBook()
+    for number in range(NUM_SEQUENCES):
+        story = RequestStory(f"cmpl-{number}", f"{number}", "", time.monotonic())
+        stories.begin(story)
+        stories.queue(story, number, Ticket(priority=0, key_name="", num_prompt_tokens=1, max_tokens=1))
+    stats = StepStats(num_running=NUM_SEQUENCES, num_blocks=4096, num_used_blocks=400, num_decode_tokens=NUM_SEQUENCES)
+    outputs = [SequenceOutput(request_id=number, token_ids=[1]) for number in range(NUM_SEQUENCES)]
+    step = StepOutput(outputs=outputs, stats=stats)
+    started = time.perf_counter()
+    for _ in range(num_steps):
+        metrics.observe_step(step)
+        stories.observe_step(step)
+        for _ in outputs:
+            metrics.inter_token.observe(0.02)
+    return (time.perf_counter() - started) / num_steps
+
+
+@contextmanager
+def load(server: RunningServer) -> Iterator[None]:
+    """Keep the engine busy with long answers."""
+    has_ended = threading.Event()
+    numbers = count()
+
+    def ask() -> None:
+        with httpx.Client(base_url=server.url, timeout=300, trust_env=False) as http:
+            while not has_ended.is_set():
+                prompt = f"{next(numbers)}. Once upon a time"
+                body = {"prompt": prompt, "model": "smollm2", "max_tokens": 600, "ignore_eos": True, "temperature": 1}
+                http.post("/v1/completions", json=body).raise_for_status()
+
+    with ThreadPoolExecutor(NUM_SEQUENCES) as clients:
+        asking = [clients.submit(ask) for _ in range(NUM_SEQUENCES)]
+        time.sleep(5)
+        try:
+            yield
+        finally:
+            has_ended.set()
+    for client in asking:
+        client.result()
+
+
+def stretches(server: RunningServer, seconds: float, num_pairs: int) -> tuple[list[float], list[float]]:
+    """Return the mean seconds of a step in each stretch without, and with a watcher."""
+    plain, watched = [], []
+    for _ in range(num_pairs):
+        plain.append(mean_step_seconds(server, seconds))
+        with httpx.Client(base_url=server.url, timeout=30, trust_env=False) as http:
+            has_ended = threading.Event()
+
+            def watch(http: httpx.Client = http, has_ended: threading.Event = has_ended) -> None:
+                with http.stream("GET", "/v1/engine/events") as events:
+                    for _ in events.iter_raw():
+                        if has_ended.is_set():
+                            return
+
+            watcher = threading.Thread(target=watch)
+            watcher.start()
+            time.sleep(0.5)
+            watched.append(mean_step_seconds(server, seconds))
+            has_ended.set()
+            watcher.join()
+    return plain, watched
+
+
+def mean_step_seconds(server: RunningServer, seconds: float) -> float:
+    """Return the mean time of a step over so many seconds."""
+    before, started = server.metric("iteration_tokens_count"), time.perf_counter()
+    time.sleep(seconds)
+    after, ended = server.metric("iteration_tokens_count"), time.perf_counter()
+    return (ended - started) / (after - before)
+
+
+if __name__ == "__main__":
+    main()
