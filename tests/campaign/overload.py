@@ -46,20 +46,29 @@ class Level:
 
 
 async def capacity(server: RunningServer, seconds: float) -> float:
-    """Return how many requests a second the server answers when there are always enough of them."""
-    ends_at = time.monotonic() + seconds
+    """Return how many requests a second the server answers when there are always enough of them.
+
+    It takes so many seconds, or more, until as many have been answered as are there at once.
+    """
+    began = time.monotonic()
     num_answers = 0
     numbers = iter(range(10**9))
     async with client_of(server.url) as http:
 
         async def keep_asking() -> None:
             nonlocal num_answers
-            while time.monotonic() < ends_at:
+            while True:
                 status, _ = await ask(http, f"capacity {seconds} {next(numbers)}")
-                num_answers += status == 200 and time.monotonic() < ends_at
+                num_answers += status == 200
 
-        await asyncio.gather(*(keep_asking() for _ in range(NUM_SATURATING)))
-    return num_answers / seconds
+        asking = [asyncio.create_task(keep_asking()) for _ in range(NUM_SATURATING)]
+        while time.monotonic() < began + seconds or num_answers < NUM_SATURATING:
+            await asyncio.sleep(0.1)
+        took_seconds = time.monotonic() - began
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+    return num_answers / took_seconds
 
 
 async def overloaded(server: RunningServer, times_capacity: float, rate: float, seconds: float, seed: int) -> Level:
