@@ -1,8 +1,9 @@
 """What it costs to be seen: `python -m benchmarks.watching`.
 
-First what the API process pays to record one step of 32 sequences (metrics, stories), without the engine. Then the
-default model under load, in int8: stretches with and without a watcher of /v1/engine/events in turn, and by how much
-steps grow. The watcher reads and throws away; a browser on the same machine would take processor time of its own.
+First what the API process pays to record one step of 32 sequences (metrics, stories), without the engine, and what the
+engine pays for a view of them, of which it makes four a second for those who watch. Then the default model under load,
+in int8: stretches with and without a watcher of /v1/engine/events in turn, and by how much steps grow. The watcher
+reads and throws away; a browser on the same machine would take processor time of its own.
 """
 
 import argparse
@@ -15,10 +16,16 @@ from contextlib import contextmanager
 from itertools import count
 
 import httpx
+import msgspec
 
+from model.sample import Sample
+from model.sampling_params import SamplingParams
 from scheduler.config import EngineConfig
-from scheduler.messages import SequenceOutput, StepOutput, StepStats
+from scheduler.messages import Request, SequenceOutput, StepOutput, StepStats
+from scheduler.scheduler import Scheduler
+from scheduler.view import engine_view
 from server.admission import Ticket
+from server.engine_watch import VIEW_SECONDS
 from server.metrics import Metrics
 from server.request_story import RequestStory
 from server.story_book import StoryBook
@@ -36,6 +43,12 @@ def main() -> None:
     microseconds = 1e6 * recording_seconds()
     print(f"recording a step of {NUM_SEQUENCES} sequences: {microseconds:.0f} microseconds", flush=True)
     options = ("--quantization", "int8", "--speculation", "off", "--kv-cache-memory", "2GiB")
+    view_ms = 1000 * view_seconds()
+    share = 100 * view_ms / 1000 / VIEW_SECONDS
+    print(
+        f"a view of {NUM_SEQUENCES} sequences and 4,096 blocks: {view_ms:.2f} ms, {share:.2f} % of the engine's time",
+        flush=True,
+    )
     with running_server("smollm2", *options) as server, load(server):
         plain, watched = stretches(server, arguments.seconds, arguments.pairs)
     ratios = [after / before for before, after in zip(plain, watched, strict=True)]
@@ -66,6 +79,23 @@ def recording_seconds(num_steps: int = 3000) -> float:
         for _ in outputs:
             metrics.inter_token.observe(0.02)
     return (time.perf_counter() - started) / num_steps
+
+
+def view_seconds(num_views: int = 200) -> float:
+    """Return what the engine takes to make and encode one view."""
+    scheduler = Scheduler(EngineConfig(num_blocks=4096, max_model_len=8192))
+    for number in range(NUM_SEQUENCES):
+        prompt = [number, *range(300)]
+        scheduler.add(
+            Request(request_id=number, prompt_token_ids=prompt, params=SamplingParams(seed=0, max_tokens=100))
+        )
+    while scheduler.waiting:
+        plan = scheduler.schedule()
+        scheduler.commit(plan, [Sample(1) for one in plan if one.wants_logits])
+    started = time.perf_counter()
+    for _ in range(num_views):
+        msgspec.msgpack.encode(engine_view(scheduler))
+    return (time.perf_counter() - started) / num_views
 
 
 @contextmanager
