@@ -113,6 +113,16 @@ def test_both_images_install_the_same_and_only_one_is_for_a_gpu() -> None:
     assert devices == [False, True]
 
 
+def test_what_the_images_copy_is_not_ignored() -> None:
+    everything, *kept = (ROOT / ".dockerignore").read_text().split()
+    assert everything == "*"
+    for dockerfile in DOCKERFILES:
+        lines = [line for line in arguments_of("COPY", dockerfile) if not line.startswith("--from")]
+        copied = [path for line in lines for path in shlex.split(line)[:-1]]
+        assert len(copied) > 5
+        assert {f"!{path}" for path in copied} <= set(kept)
+
+
 def test_every_image_has_a_pinned_version() -> None:
     images = [service["image"] for service in load("docker-compose.yml")["services"].values() if "image" in service]
     for image in [*images, *(base for dockerfile in DOCKERFILES for base in arguments_of("FROM", dockerfile))]:
