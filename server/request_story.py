@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from scheduler.messages import SequenceEvent, SequenceOutput, StepStats
+from scheduler.messages import SequenceEvent, SequenceOutput
 
 MAX_MOMENTS = 400  # of one request; what comes after them is counted
 
@@ -22,12 +22,12 @@ class SequenceStory:
         self.num_in_batch = 0  # sequences in these steps, together
         self.largest_batch = 0
 
-    def count(self, output: SequenceOutput, stats: StepStats) -> None:
-        """Take in what a step did for it."""
+    def count(self, output: SequenceOutput, batch_size: int) -> None:
+        """Take in what a step of so many sequences did for it."""
         self.num_tokens += len(output.token_ids)
         self.num_steps += 1
-        self.num_in_batch += stats.num_running
-        self.largest_batch = max(self.largest_batch, stats.num_running)
+        self.num_in_batch += batch_size
+        self.largest_batch = max(self.largest_batch, batch_size)
 
     def steps(self) -> dict[str, Any]:
         """Return how many steps it took, and in what company."""
@@ -51,13 +51,15 @@ class RequestStory:
         self._sequences: dict[int, SequenceStory] = {}  # by the engine's number
         self._num_open = 0
 
-    def tell(self, event: str, **facts: Any) -> None:
-        """Add a moment: it is now."""
+    def tell(self, event: str, seconds_ago: float = 0.0, **facts: Any) -> None:
+        """Add a moment: it is now, or was so long ago."""
         if len(self._moments) >= MAX_MOMENTS:
             self._num_left_out += 1
             return
-        seconds = time.monotonic() - self._arrived_at_seconds
-        self._moments.append({"at_ms": round(1000 * seconds, 3), "event": event} | facts)
+        at_ms = round(1000 * (time.monotonic() - seconds_ago - self._arrived_at_seconds), 3)
+        if self._moments:
+            at_ms = max(at_ms, self._moments[-1]["at_ms"])
+        self._moments.append({"at_ms": at_ms, "event": event} | facts)
 
     def queue(self, engine_number: int, num_before: int, predicted_wait_seconds: float) -> None:
         """Tell that the next choice was given to the engine, under its number there."""
@@ -67,30 +69,31 @@ class RequestStory:
         predicted_ms = round(1000 * predicted_wait_seconds, 1)
         self.tell("queued", choice=choice, behind=num_before, predicted_wait_ms=predicted_ms)
 
-    def take_event(self, event: SequenceEvent) -> None:
-        """Tell what the scheduler did with a choice."""
+    def take_event(self, event: SequenceEvent, step_seconds: float) -> None:
+        """Tell what the scheduler did with a choice, for a step that took so long: most of it before the step began."""
+        seconds_ago = 0.0 if event.kind == "chunk" else step_seconds
         sequence = self._sequences[event.request_id]
         facts: dict[str, Any] = {"choice": sequence.choice}
         match event.kind:
             case "wait":
                 facts["reason"] = event.reason
             case "join":
-                waited_ms = 1000 * (time.monotonic() - sequence.queued_at_seconds)
+                waited_ms = max(0.0, 1000 * (time.monotonic() - seconds_ago - sequence.queued_at_seconds))
                 facts |= {"waited_ms": round(waited_ms, 1), "cached_tokens": event.num_tokens}
             case "chunk":
                 facts |= {"tokens": event.num_tokens, "computed_tokens": event.num_computed_tokens}
             case "preempt":
                 facts["lost_tokens"] = event.num_tokens
-                sequence.queued_at_seconds = time.monotonic()
-        self.tell(_WORDS[event.kind], **facts)
+                sequence.queued_at_seconds = time.monotonic() - seconds_ago
+        self.tell(_WORDS[event.kind], seconds_ago, **facts)
 
-    def take_output(self, output: SequenceOutput, stats: StepStats) -> None:
+    def take_output(self, output: SequenceOutput, batch_size: int) -> None:
         """Tell of the first tokens of a choice, and of its end; count what lies between."""
         sequence = self._sequences[output.request_id]
         is_first = bool(output.token_ids) and not sequence.num_tokens
-        sequence.count(output, stats)
+        sequence.count(output, batch_size)
         if is_first:
-            self.tell("first token", choice=sequence.choice, batch=stats.num_running)
+            self.tell("first token", choice=sequence.choice, batch=batch_size)
         if output.finish_reason is not None:
             self.end(output.request_id, output.finish_reason)
 

@@ -39,10 +39,12 @@ class StoryBook:
         """Tell the stories of a step."""
         for event in output.events:
             if (story := self._running.get(event.request_id)) is not None:
-                story.take_event(event)
+                story.take_event(event, output.stats.step_seconds)
+        ended = sum(one.finish_reason is not None for one in output.outputs)
+        batch_size = output.stats.num_running + ended  # those that have ended run no more
         for one in output.outputs:
             if (story := self._running.get(one.request_id)) is not None:
-                story.take_output(one, output.stats)
+                story.take_output(one, batch_size)
                 if one.finish_reason is not None:
                     del self._running[one.request_id]
 

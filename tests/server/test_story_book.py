@@ -123,7 +123,8 @@ def test_a_story_tells_what_the_scheduler_did_and_in_what_company() -> None:
         for event in step.events:
             log[event.request_id].append(event)
         for output in step.outputs:
-            steps[output.request_id].append((len(output.token_ids), step.stats.num_running))
+            ended = sum(one.finish_reason is not None for one in step.outputs)
+            steps[output.request_id].append((len(output.token_ids), step.stats.num_running + ended))
 
     requests = [make_request(number, random_prompt(number, 30), max_tokens=25) for number in range(4)]
     transcripts = run_to_end(engine, requests, on_step=observe)
@@ -167,6 +168,20 @@ def step_of(*outputs: SequenceOutput, num_running: int = 1) -> StepOutput:
 
 def a_token(number: int, reason: Any = None) -> SequenceOutput:
     return SequenceOutput(request_id=number, token_ids=[1], finish_reason=reason)
+
+
+def test_what_the_scheduler_did_was_when_the_step_began() -> None:
+    book = StoryBook()
+    story = begin(book, 1)
+    time.sleep(0.2)
+    stats = StepStats(step_seconds=0.15, num_running=0)
+    events_of_step = [SequenceEvent(1, "join", 0), SequenceEvent(1, "chunk", 5, 5)]
+    book.observe_step(StepOutput(outputs=[a_token(1, "stop")], stats=stats, events=events_of_step))
+    queued, joined, computed, first, finished = story.written()["timeline"]
+    assert 40 < joined["at_ms"] - queued["at_ms"] < computed["at_ms"] - 100
+    assert joined["waited_ms"] == pytest.approx(joined["at_ms"] - queued["at_ms"], abs=5)
+    assert computed["at_ms"] <= first["at_ms"] <= finished["at_ms"]
+    assert first["batch"] == 1  # it was in the batch, though it has left
 
 
 def test_choices_are_told_apart_and_a_replaced_engine_is_told() -> None:
