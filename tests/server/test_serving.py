@@ -196,6 +196,7 @@ def test_a_stream_that_outlasts_the_drain_timeout_ends_with_an_error_and_done(ti
         assert running.process.wait(5) == 0
 
 
+@pytest.mark.timing
 def test_threat_20_a_second_sigterm_ends_the_server_within_a_second(tiny_model_path: Path) -> None:
     with running_server(tiny_model_path, "--kv-cache-memory", "4MiB", "--max-num-seqs", "4") as running:
         children = running.children()
