@@ -1,6 +1,8 @@
 """DrainingServer: uvicorn's server, which goes on answering until what it has accepted is done."""
 
+import asyncio
 import signal
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from types import FrameType
@@ -9,7 +11,8 @@ import uvicorn
 
 from server.door import Door
 
-LAST_WORDS_SECONDS = 0.7  # that clients get to take the error that ends their streams
+LAST_WORDS_SECONDS = 0.6  # that clients get to take the error that ends their streams
+LAST_COMERS_SECONDS = 0.1  # that who has just connected gets to send a request and read that it came too late
 
 
 class DrainingServer(uvicorn.Server):
@@ -52,3 +55,10 @@ class DrainingServer(uvicorn.Server):
         elif self._exits_at_seconds is not None and now > self._exits_at_seconds:
             self.should_exit = True
         return self.should_exit
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn, which would reset connections whose requests are still on their way."""
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(LAST_COMERS_SECONDS)
+        await super().shutdown(sockets)

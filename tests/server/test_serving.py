@@ -196,6 +196,21 @@ def test_a_stream_that_outlasts_the_drain_timeout_ends_with_an_error_and_done(ti
         assert running.process.wait(5) == 0
 
 
+def test_threat_20_who_connected_before_the_server_ended_is_answered(tiny_model_path: Path) -> None:
+    with running_server(tiny_model_path) as running:
+        port = httpx.URL(running.url).port
+        assert port is not None
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            assert running.http.get("/livez").status_code == 200  # the server has taken that connection too
+            running.process.terminate()
+            with pytest.raises(ConnectionRefusedError):
+                while True:
+                    socket.create_connection(("127.0.0.1", port)).close()
+            connection.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 2\r\n\r\n{}")
+            assert connection.recv(64).startswith(b"HTTP/1.1 503 ")
+        assert running.process.wait(5) == 0
+
+
 @pytest.mark.timing
 def test_threat_20_a_second_sigterm_ends_the_server_within_a_second(tiny_model_path: Path) -> None:
     with running_server(tiny_model_path, "--kv-cache-memory", "4MiB", "--max-num-seqs", "4") as running:
