@@ -78,7 +78,11 @@ def create_app(
         defaults=defaults or GenerationDefaults(),
         limits=limits or RequestLimits(),
     )
-    metrics.watch_ready(lambda: door.is_open and engine.is_ready)
+
+    def is_ready() -> bool:
+        return door.is_open and engine.is_ready
+
+    metrics.watch_ready(is_ready)
     app = FastAPI(
         title="Caravan",
         version=version,
@@ -95,7 +99,7 @@ def create_app(
         tokenize_router(served),
         explanations_router(served),
         watch_router(watch or EngineWatch(engine.watch), served.limits.write_timeout_seconds),
-        health_router(served, door),
+        health_router(served, is_ready),
         page_router(),
         metrics_router(metrics),
     ):

@@ -11,8 +11,8 @@ import uvicorn
 
 from server.door import Door
 
-LAST_WORDS_SECONDS = 0.6  # that clients get to take the error that ends their streams
-LAST_COMERS_SECONDS = 0.1  # that who has just connected gets to send a request and read that it came too late
+LAST_WORDS_SECONDS = 0.5  # that clients get to take the error that ends their streams
+LAST_COMERS_SECONDS = 0.2  # that who has just connected gets to send a request and read that it came too late
 
 
 class DrainingServer(uvicorn.Server):

@@ -1,14 +1,15 @@
 """Whether the server lives, whether it can work, and which version it is."""
 
+from collections.abc import Callable
+
 from fastapi import APIRouter
 
-from server.door import Door
 from server.openai.documentation import errors
 from server.served_model import ServedModel
 from server.token_stream import EngineUnavailable
 
 
-def health_router(served: ServedModel, door: Door) -> APIRouter:
+def health_router(served: ServedModel, is_ready: Callable[[], bool]) -> APIRouter:
     """Return the routes for probes; they read what is known and give the engine no work."""
     router = APIRouter(tags=["operations"])
     not_ready = errors(503)
@@ -20,7 +21,7 @@ def health_router(served: ServedModel, door: Door) -> APIRouter:
     @router.get("/readyz", summary="Requests are taken", responses=not_ready)
     @router.get("/health", summary="The same as /readyz", responses=not_ready)
     async def ready() -> dict[str, str]:
-        if not door.is_open or not served.engine.is_ready:
+        if not is_ready():
             raise EngineUnavailable
         return {"status": "ready"}
 

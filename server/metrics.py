@@ -57,9 +57,8 @@ class Metrics:
         self._model_name = model_name
         lengths = one_two_five(config.max_model_len)
 
-        self._stats = StepStats(
-            num_blocks=config.num_blocks
-        )  # of the newest step; gauges are read from it when they are scraped
+        # Of the newest step; gauges are read from it when they are scraped.
+        self._stats = StepStats(num_blocks=config.num_blocks)
         self._gauge("num_requests_running", "Sequences the engine is working on.", lambda: self._stats.num_running)
         self._gauge("num_requests_waiting", "Sequences in the engine's queue.", lambda: self._stats.num_waiting)
         self._gauge("kv_cache_usage_perc", "Share of the KV pool in use; 1 is all of it.", self._kv_cache_usage)

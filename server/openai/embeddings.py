@@ -133,9 +133,7 @@ async def _vectors(
             timeline.finish("abort")
         for ticket in tickets:  # of what was not submitted, too
             served.admission.leave(ticket, is_complete=False)
-        num_tokens = sum(map(len, prompts))
-        end = RequestEnd(model_name=served.name, num_prompt_tokens=num_tokens, story=story)
-        asker.on_end(end)
+        asker.on_end(RequestEnd(model_name=served.name, num_prompt_tokens=sum(map(len, prompts)), story=story))
     return vectors
 
 

@@ -163,7 +163,7 @@ class Generation:
                     model_name=self._served.name,
                     params=self._jobs[0].params[0],
                     num_prompt_tokens=counts[0],
-                    num_cached_tokens=self._num_cached_tokens(),
+                    num_cached_tokens=usage["prompt_tokens_details"]["cached_tokens"],
                     num_completion_tokens=counts[1],
                     story=self.story,
                 )

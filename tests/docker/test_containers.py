@@ -7,10 +7,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from scheduler.config import EngineConfig
 from server.metrics import Metrics
 from server.settings import Settings
+from tests.http_server import QuietHandler, serving
 
 ROOT = Path(__file__).parent.parent.parent
 DOCKERFILES = ("docker/Dockerfile", "docker/Dockerfile.cuda")
@@ -71,8 +68,8 @@ def test_the_health_check_asks_the_server_with_python_itself(dockerfile: str) ->
     assert (python, option) == ("python", "-c")
     answers = {200: 0, 503: 1}
     for status, code in answers.items():
-        with answering(status) as port:
-            program_here = program.replace("127.0.0.1:8000", f"127.0.0.1:{port}")
+        with serving(readiness(status)) as url:
+            program_here = program.replace("http://127.0.0.1:8000", url)
             assert program_here != program
             assert (
                 subprocess.run([sys.executable, "-c", program_here], check=False, stderr=subprocess.DEVNULL).returncode
@@ -80,27 +77,15 @@ def test_the_health_check_asks_the_server_with_python_itself(dockerfile: str) ->
             )
 
 
-@contextmanager
-def answering(status: int) -> Iterator[int]:
-    """Give the port of a server whose /readyz has this status."""
+def readiness(status: int) -> type[QuietHandler]:
+    """Return what answers /readyz with this status."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_GET(self) -> None:
             self.send_response(status if self.path == "/readyz" else 404)
             self.end_headers()
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield server.server_port
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    return Handler
 
 
 def test_both_images_install_the_same_and_only_one_is_for_a_gpu() -> None:
@@ -229,10 +214,8 @@ def test_the_dashboard_has_a_row_for_each_question() -> None:
 def test_the_install_and_start_lines_of_the_image_work_in_an_empty_environment(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     sources = tmp_path / "sources"
-    for line in arguments_of("COPY"):
+    for line in (line for line in arguments_of("COPY") if not line.startswith("--from")):
         *paths, target = shlex.split(line)
-        if line.startswith("--from"):
-            continue
         for path in paths:
             to = sources / target / ("" if (ROOT / path).is_dir() else path)
             to.parent.mkdir(parents=True, exist_ok=True)

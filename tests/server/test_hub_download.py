@@ -4,10 +4,8 @@ import errno
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,10 +13,11 @@ import pytest
 
 from server.hub_download import fetch_from_hub, hub_failure
 from server.model_errors import ModelNotFound, ModelUnavailable
+from tests.http_server import QuietHandler, serving
 from tests.server.wheels import CONTENT, files_in, ignore_progress
 
 
-class FakeHub(BaseHTTPRequestHandler):
+class FakeHub(QuietHandler):
     """As much of the Hugging Face hub as a download needs: org/one, org/many, the gated org/gated, and org/broken."""
 
     commit = "0123456789012345678901234567890123456789"
@@ -30,9 +29,6 @@ class FakeHub(BaseHTTPRequestHandler):
         "org/gated": {"g.gguf": b"secret"},
     }
     served: list[str]
-
-    def log_request(self, code: object = "-", size: object = "-") -> None:
-        pass
 
     def do_HEAD(self) -> None:
         self._answer(with_body=False)
@@ -72,16 +68,8 @@ class FakeHub(BaseHTTPRequestHandler):
 @contextmanager
 def running_hub() -> Iterator[tuple[str, list[str]]]:
     served: list[str] = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Hub", (FakeHub,), {"served": served}))
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", served
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(type("Hub", (FakeHub,), {"served": served})) as endpoint:
+        yield endpoint, served
 
 
 class TestHub:
