@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -290,6 +291,15 @@ def test_a_plot_without_matplotlib_is_refused_before_measuring(monkeypatch: pyte
         assert not server.bodies
 
 
+@pytest.fixture
+def heeds_ctrl_c() -> Iterator[None]:
+    """Tests that a shell runs in the background would ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_ctrl_c_prints_what_was_measured_so_far() -> None:
     with fake_server(first_token_seconds=0.1) as server:
 
