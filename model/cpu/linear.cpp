@@ -70,12 +70,14 @@ class Product {
     Ahead ahead{tile.weights + tile.num_bytes(), 0};
     if (is_last && (is_tiled_ || num_passes > 1))  // without tiles one pass is over before it could help
       ahead.lines_at_once = divide_up(tile.num_bytes(), 64 * num_passes * tile.num_steps());
-    if constexpr (!std::is_same_v<typename Weights::Rows, GridByteRows>) if (is_tiled_) {
-      multiply_in_tiles(tile, rows_, begin, end, ahead, [&](int64_t first, int64_t count, const f32x16(*sums)[2]) {
-        for (int64_t r = 0; r < count; r++)
-          for (int half = 0; half < 2; half++) finish(first + r, index * kColumns + half * kLanes, sums[r][half]);
-      });
-      return;
+    if constexpr (Weights::Rows::kGoInTiles) {
+      if (is_tiled_) {
+        multiply_in_tiles(tile, rows_, begin, end, ahead, [&](int64_t first, int64_t count, const f32x16(*sums)[2]) {
+          for (int64_t r = 0; r < count; r++)
+            for (int half = 0; half < 2; half++) finish(first + r, index * kColumns + half * kLanes, sums[r][half]);
+        });
+        return;
+      }
     }
     const int64_t step = divide_up(end - begin, num_passes);  // 8 rows are 4 and 4, not 6 and 2
     for (int64_t first = begin; first < end; first += step) {

@@ -97,7 +97,7 @@ def num_packed_bytes(num_outputs: int, num_inputs: int, weight_format: str) -> i
         case "int8":
             return num_outputs * -(-num_inputs // BYTE_GROUP) * (2 + BYTE_GROUP)
         case _:
-            bits = 4 if "4" in weight_format else 8
+            bits = 8 if weight_format == "grid of 8 bits" else 4
             return num_outputs * -(-num_inputs // GROUP) * (4 + GROUP * bits // 8)
 
 

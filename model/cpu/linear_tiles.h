@@ -9,7 +9,7 @@ namespace caravan {
 // Whether so many rows are multiplied in tiles.
 template <class Rows>
 inline bool uses_tiles(int64_t num_rows) {
-  if (std::is_same_v<Rows, GridByteRows>) return false;
+  if (!Rows::kGoInTiles) return false;
   if (std::is_same_v<Rows, ByteRows> && num_rows <= kRowsAtOnce) return false;  // the same whole numbers, and faster
   return has_tiles();
 }
