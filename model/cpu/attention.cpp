@@ -107,24 +107,31 @@ class Attention {
   std::unique_ptr<Row<P>[]> rows_of(const Unit& unit) const {
     const int64_t first_query = batch_.query_starts[unit.sequence], last_query = batch_.query_starts[unit.sequence + 1];
     const int64_t first_position = batch_.lengths[unit.sequence] - (last_query - first_query), head_dim = pages_.head_dim;
-    constexpr bool kIsScaled = std::is_same_v<P, Byte>;
-    const int64_t num_rows = unit.num_all_rows(), num_bytes = kIsScaled ? 2 * width_ * num_rows : 0;
-    std::unique_ptr<Row<P>[]> rows(new Row<P>[num_rows + divide_up(num_bytes, sizeof(Row<P>))]);
-    int8_t* parts = (int8_t*)(rows.get() + num_rows);
+    using Part = typename Factor<P>::Part;
+    constexpr int kParts = Factor<P>::kParts;
+    constexpr bool kIsQuery = std::is_same_v<Part, E>;
+    const int64_t num_rows = unit.num_all_rows(), num_parts = kIsQuery ? 0 : kParts * width_ * num_rows;
+    std::unique_ptr<Row<P>[]> rows(new Row<P>[num_rows + divide_up(num_parts * sizeof(Part), sizeof(Row<P>))]);
+    Part* parts = (Part*)(rows.get() + num_rows);
     for (int64_t r = 0; r < num_rows; r++) {
       const int64_t position = first_position + token_of(unit, r);
       const E* query = queries_ + query_of(unit, r);
       rows[r].begin = std::max<int64_t>(0, position + 1 - window_);
       rows[r].end = position + 1;
-      if constexpr (kIsScaled) {
+      Part* high = parts + kParts * r * width_;
+      if constexpr (kIsQuery) {
+        rows[r].query = {{query}};
+      } else if constexpr (kParts == 1) {
+        for (int64_t i = 0; i < head_dim; i += kLanes)
+          store_floats(high + i, load_floats(query + i, std::min(kLanes, head_dim - i)));
+        rows[r].query = {{high}};
+      } else {
         const float largest = largest_of(query, head_dim), inverse = inverse_of(largest, kNumFineSteps);
-        int8_t *high = parts + 2 * r * width_, *low = high + width_;
+        Part* low = high + width_;
         i32x16 wholes = {};
         for (int64_t i = 0; i < head_dim; i += kLanes)
           wholes += set_parts(load_floats(query + i, std::min(kLanes, head_dim - i)), inverse, high + i, low + i);
         rows[r].query = factor_of(high, low, largest, wholes);
-      } else {
-        rows[r].query = {{query}};
       }
     }
     return rows;

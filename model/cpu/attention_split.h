@@ -17,20 +17,19 @@ namespace caravan {
 namespace {  // of attention.cpp alone
 
 constexpr int64_t kSplit = 256;    // tokens of one softmax
-constexpr int kSideBySide = kHasWideRegisters ? 4 : 2;  // tiles, or groups of 16 head dimensions, side by side
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
 
-// A row that multiplies what lies in pages: numbers of their own type or, for bytes, whole numbers of 15 bits in two
-// parts, 128 * high + low. With them the sums are exact, and rounding the row costs less than rounding the pages did.
+// A row that multiplies what lies in pages: numbers or, for bytes, whole numbers of 15 bits in two parts,
+// 128 * high + low. With them the sums are exact, and rounding the row costs less than rounding the pages did.
 template <class P>
 struct Factor {
-  using Part = P;
+  using Part = typename Step<P>::Part;
   static constexpr int kParts = 1;
   const Part* parts[kParts];
 };
 template <>
 struct Factor<Byte> {
-  using Part = int8_t;
+  using Part = Step<Byte>::Part;
   static constexpr int kParts = 2;
   const Part* parts[kParts];  // high, low
   float scale;
@@ -38,7 +37,10 @@ struct Factor<Byte> {
 };
 
 template <class P>
-constexpr int kRows = (kHasWideRegisters ? 6 : 3) / Factor<P>::kParts;  // rows that share each load of keys or values
+constexpr int kRows = (kHasWideRegisters ? 6 : 5) / Factor<P>::kParts;  // rows that share each load of keys or values
+// Tiles, or groups of 16 head dimensions, side by side for so many parts of rows: all sums are to stay in registers.
+template <int kNumParts>
+constexpr int kSideBySide = kHasWideRegisters ? 4 : kNumParts <= 3 ? 2 : 1;
 
 // sums[r][c] += the first num_steps steps of part r of the rows times those of column group c. If `fetches`, as much of
 // `ahead` is fetched into the cache meanwhile: pages lie anywhere, and the processor sees only where it has been.
@@ -180,7 +182,7 @@ void attend_split(const Context<P>& context, const Tiles& split, const Row<P>* r
   using S = Step<P>;
   using Part = typename Factor<P>::Part;
   constexpr bool kIsScaled = std::is_same_v<P, Byte>;
-  constexpr int kParts = Factor<P>::kParts;
+  constexpr int kParts = Factor<P>::kParts, kColumns = kSideBySide<R * kParts>;
   const Pages<const P>& pages = context.pages;
   const int64_t head_dim = pages.head_dim;
   const auto [begin, end] = seen(rows, R, start);
@@ -216,8 +218,8 @@ void attend_split(const Context<P>& context, const Tiles& split, const Row<P>* r
       }
   };
   int64_t position = begin;
-  for (; position + (kSideBySide - 1) * kLanes < end; position += kSideBySide * kLanes)
-    score(position, std::integral_constant<int, kSideBySide>{});
+  for (; position + (kColumns - 1) * kLanes < end; position += kColumns * kLanes)
+    score(position, std::integral_constant<int, kColumns>{});
   for (; position < end; position += kLanes) score(position, std::integral_constant<int, 1>{});
 
   alignas(64) Part weights[R * kParts][kSplit];
@@ -263,8 +265,8 @@ void attend_split(const Context<P>& context, const Tiles& split, const Row<P>* r
       for (int c = 0; c < C; c++) store(partials[r].output + column + c * kLanes, product<P>(factors, sums, r, c));
   };
   int64_t column = 0;
-  for (; column + kSideBySide * kLanes <= head_dim; column += kSideBySide * kLanes)
-    mix(column, std::integral_constant<int, kSideBySide>{});
+  for (; column + kColumns * kLanes <= head_dim; column += kColumns * kLanes)
+    mix(column, std::integral_constant<int, kColumns>{});
   for (; column < head_dim; column += kLanes) mix(column, std::integral_constant<int, 1>{});
 }
 

@@ -21,12 +21,13 @@ struct Byte {
   uint8_t bits;  // the number plus 128
 };
 
-// What one step of a sum of products takes of a row, and sixteen lanes of it.
+// What one step of a sum of products takes of a row, whose numbers are Parts, and sixteen lanes of it.
 template <class P>
 struct Step;
 template <>
 struct Step<float> {
   static constexpr int64_t kWidth = 1;
+  using Part = float;
   using Lanes = f32x16;
   using Sum = f32x16;
   using Factor = Single;
@@ -38,11 +39,18 @@ struct Step<bf16> {
   using Lanes = u32x16;
   using Sum = f32x16;
   using Factor = Pair;
+#if defined(__AVX512BF16__)
+  using Part = bf16;
   static Pair factor(const bf16* row) { return pair_of(load<uint32_t>(row)); }
+#else  // widened once for the whole row
+  using Part = float;
+  static Pair factor(const float* row) { return {{row[0], row[1]}}; }
+#endif
 };
 template <>
 struct Step<Byte> {
   static constexpr int64_t kWidth = 4;
+  using Part = int8_t;
   using Lanes = u32x16;
   using Sum = i32x16;
   using Factor = Quad;

@@ -140,7 +140,7 @@ inline uint32_t maximum_of(const u32x16& x) {
 
 // 2 to the power of x, to about one unit in the last place of a float; below -127 it is 0. Exactly 1 at 0.
 // x = n + f with |f| <= 1/2; 2^f is its Taylor polynomial, n goes into the exponent.
-inline f32x16 exp2(f32x16 x) {
+[[gnu::always_inline]] inline f32x16 exp2(f32x16 x) {
 #if defined(__AVX512F__)
   x = (f32x16)_mm512_max_ps(_mm512_set1_ps(-150.0f), (__m512)x);  // NaN, the second, stays
   f32x16 n = (f32x16)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);

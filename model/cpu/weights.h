@@ -154,6 +154,7 @@ struct GridTile {
 struct NibbleTile {
   static constexpr int64_t kGroupBytes = GridTile<4>::kGroupBytes;
   static constexpr int64_t kQuads = kGroup / 4;
+  static constexpr int64_t kFarAhead = 4 * kGroupBytes;  // one row is done with a group before the next has come
   const uint8_t* weights;
   int64_t num_groups;
 
@@ -180,6 +181,7 @@ struct NibbleTile {
 #pragma GCC unroll kUnrolled
       for (int quad = 0; quad < kQuads; quad++) {
         const u32x16 bytes = load<u32x16>(group + 4 * kColumns + quad * 64);
+        if constexpr (R == 1) __builtin_prefetch(group + kFarAhead + quad * kGroupBytes / kQuads);
         u32x16 columns[C];
         for (int c = 0; c < C; c++) columns[c] = (bytes >> 4 * (kHalf + c)) & 0x0f0f0f0f;
 #pragma GCC unroll 6
