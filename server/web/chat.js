@@ -4,16 +4,38 @@ import { markdown } from "./markdown.js";
 
 const by = (id) => document.getElementById(id);
 
+/** Return the conversation that this browser keeps; none if it cannot be read. */
+function stored() {
+  try {
+    return JSON.parse(localStorage.getItem("messages")) ?? [];
+  } catch {
+    return [];
+  }
+}
+
+/** Keep a conversation: whole, or without the tokens if the browser has no room for them, or as it was before. */
+function store(messages) {
+  for (const kept of [messages, messages.map(({ role, content, facts }) => ({ role, content, facts }))]) {
+    try {
+      localStorage.setItem("messages", JSON.stringify(kept));
+      return;
+    } catch {
+      // The next one is smaller.
+    }
+  }
+}
+
 export function startChat() {
   let model = "";
   let running = null; // AbortController of the answer that comes
-  const messages = JSON.parse(localStorage.getItem("messages") ?? "[]"); // {role, content, tokens?, facts?}
+  const messages = stored(); // {role, content, tokens?, facts?}
   by("system").value = localStorage.getItem("system") ?? "";
   by("system").addEventListener("change", () => localStorage.setItem("system", by("system").value));
 
   function keep() {
-    localStorage.setItem("messages", JSON.stringify(messages));
-    by("again").disabled = running !== null || messages.at(-1)?.role !== "assistant";
+    store(messages);
+    by("messages").setAttribute("aria-busy", String(running !== null)); // read out when it is whole
+    by("again").disabled = running !== null || messages.length === 0;
     by("send").disabled = running !== null;
     by("stop").disabled = running === null;
   }
@@ -138,7 +160,7 @@ export function startChat() {
   });
   by("stop").addEventListener("click", () => running?.abort());
   by("again").addEventListener("click", () => {
-    messages.pop();
+    if (messages.at(-1).role === "assistant") messages.pop(); // else the question was never answered
     answer();
   });
   by("clear").addEventListener("click", () => {

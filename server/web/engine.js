@@ -162,9 +162,8 @@ export function startEngine() {
     const index = Math.floor((event.offsetY * scale) / CELL) * cells.columns + Math.floor((event.offsetX * scale) / CELL);
     if (index < cells.states.length) teach(STATES[cells.states[index]]);
   });
-  by("pool").addEventListener("keydown", (event) => {
-    if (event.key === "Enter" || event.key === " ") teach("used");
-  });
+  for (const press of document.querySelectorAll("[data-state]"))
+    press.addEventListener("click", () => teach(press.dataset.state)); // without a mouse, too
   by("pause").addEventListener("click", () => pause(!isPaused));
   by("back").addEventListener("click", () => (pause(true), show(shown - 1)));
   by("forward").addEventListener("click", () => (pause(true), show(shown + 1)));

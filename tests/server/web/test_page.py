@@ -94,6 +94,33 @@ class TestInBrowser:
         expect(page.locator(".message.assistant .facts")).to_contain_text("5 tokens", timeout=30_000)
         assert page.locator(".message.assistant").inner_text() != before
 
+    def test_a_question_that_was_not_answered_can_be_asked_again(self, page: Page) -> None:
+        page.route("**/v1/chat/completions", lambda _: None)  # never answers
+        page.fill("#max-tokens", "5")
+        page.fill("#question", "Hello")
+        page.click("#send")
+        expect(page.locator(".message.assistant")).to_be_visible()
+        page.click("#stop")
+        expect(page.locator(".message.assistant")).to_have_count(0)
+        page.unroute("**/v1/chat/completions")
+        page.click("#again")
+        expect(page.locator(".message.assistant .facts")).to_be_visible(timeout=30_000)
+        expect(page.locator(".message.user")).to_have_count(1)
+
+    def test_a_conversation_goes_on_when_the_browser_has_no_room_to_keep_it(self, page: Page) -> None:
+        fill = "localStorage.setItem(`x${n++}`, 'x'.repeat(size))"
+        page.evaluate(f"let n = 0; for (let size = 2 ** 20; size; size >>= 1) for (;;) try {{ {fill} }} catch {{ break }}")
+        page.fill("#max-tokens", "20")
+        for number, question in enumerate(("Hello", "What is the capital of France?"), 1):
+            page.fill("#question", question)
+            page.click("#send")
+            expect(page.locator(".message.assistant .facts")).to_have_count(number, timeout=30_000)
+            expect(page.locator("#send")).to_be_enabled()
+        page.evaluate("localStorage.clear(); localStorage.setItem('messages', '{')")
+        page.reload()
+        expect(page.locator("#send")).to_be_enabled()
+        assert page.locator(".message").count() == 0
+
     def test_markup_in_texts_is_text(self, page: Page) -> None:
         page.fill("#max-tokens", "3")
         page.fill("#question", "<img src=x onerror=alert(1)> **bold** `code`")
@@ -132,6 +159,8 @@ class TestInBrowser:
         opened.value.close()
         page.locator("#pool").click(position={"x": 5, "y": 5})
         expect(page.locator("#lesson")).to_contain_text("block")
+        page.locator("[data-state=shared]").press("Enter")
+        expect(page.locator("#lesson")).to_contain_text("several sequences hold")
         page.click("#back")
         expect(page.locator("#moment-text")).to_contain_text("ago")
         page.click("#pause")
