@@ -30,9 +30,13 @@ class EventLog:
         """Say that a sequence gave its blocks back."""
         self._events.append(SequenceEvent(sequence.request.request_id, "preempt", num_lost_tokens))
 
+    def abort(self, request_id: int) -> None:
+        """Say that nobody wants more of a sequence."""
+        self._events.append(SequenceEvent(request_id, "abort"))
+
     def compute(self, scheduled: ScheduledSequence) -> None:
         """Say which part of a prompt, or of what a preemption lost, a step has computed."""
-        if scheduled.num_tokens > 1:
-            sequence = scheduled.sequence
+        sequence = scheduled.sequence
+        if scheduled.num_tokens > 1 or sequence.num_computed_tokens <= sequence.num_prompt_tokens:
             event = (scheduled.num_tokens, sequence.num_computed_tokens)
             self._events.append(SequenceEvent(sequence.request.request_id, "chunk", *event))

@@ -53,12 +53,15 @@ class Scheduler:
 
     def abort(self, request_id: int) -> None:
         """Drop a request, running or waiting; an unknown one has already ended."""
-        if not self.waiting.remove(request_id):
-            for sequence in self.running:
-                if sequence.request.request_id == request_id:
-                    self.running.remove(sequence)
-                    release_blocks(self.pool, sequence, self.config.block_size)
-                    return
+        if self.waiting.remove(request_id):
+            self._events.abort(request_id)
+            return
+        for sequence in self.running:
+            if sequence.request.request_id == request_id:
+                self.running.remove(sequence)
+                release_blocks(self.pool, sequence, self.config.block_size)
+                self._events.abort(request_id)
+                return
 
     @property
     def has_work(self) -> bool:

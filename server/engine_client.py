@@ -20,7 +20,6 @@ from scheduler.messages import (
     Request,
     StartEngine,
     StepOutput,
-    StepStats,
     Watch,
     WhileRunning,
 )
@@ -55,8 +54,8 @@ class EngineClient:
         hang_seconds: float = HANG_SECONDS,
     ) -> None:
         """Start the process, which runs `program`; `ready` tells when it has loaded."""
-        self.stats = StepStats()
         self.on_step: Callable[[StepOutput], None] = lambda _: None
+        self.on_disconnect: Callable[[], None] = lambda: None  # the engine has ended, or the client is stopped
         self.on_restart: Callable[[], None] = lambda: None
         self.on_replay: Callable[[int, float], None] = lambda *_: None  # requests taken over, seconds without engine
         self.on_view: Callable[[EngineView], None] = lambda _: None
@@ -202,8 +201,7 @@ class EngineClient:
     def _take(self, message: WhileRunning) -> None:
         self._heard_at_seconds = time.monotonic()
         match message:
-            case StepOutput(outputs=outputs, stats=stats):
-                self.stats = stats
+            case StepOutput(outputs=outputs):
                 self.on_step(message)
                 for output in outputs:
                     self._requests.put(output)
@@ -227,7 +225,7 @@ class EngineClient:
 
     def _disconnect(self) -> None:
         self._is_connected = False
-        self.stats = StepStats()
+        self.on_disconnect()
 
     def _silence_seconds(self) -> float:
         return time.monotonic() - self._heard_at_seconds

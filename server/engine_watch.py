@@ -1,10 +1,9 @@
 """GET /v1/engine/events: the engine live, for those who watch; nobody pays for it while nobody does."""
 
 import asyncio
-import contextlib
 import itertools
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import msgspec
@@ -61,21 +60,21 @@ class EngineWatch:
         for watcher in self._watchers:
             watcher.put(body)
 
-    @contextlib.contextmanager
-    def watcher(self) -> "Iterator[Watcher]":
-        """Add a watcher for a while; with the first the engine begins to send views, with the last it ends."""
+    def enter(self) -> "Watcher":
+        """Add a watcher, who must leave; with the first the engine begins to send views."""
         watcher = Watcher()
         self._watchers.add(watcher)
         if len(self._watchers) == 1:
             self._set_period(VIEW_SECONDS)
-        try:
-            yield watcher
-        finally:
-            self._watchers.remove(watcher)
-            if not self._watchers:
-                self._set_period(0.0)
-                self._steps.clear()
-                self._events.clear()
+        return watcher
+
+    def leave(self, watcher: "Watcher") -> None:
+        """Remove a watcher; with the last the engine ends to send views."""
+        self._watchers.remove(watcher)
+        if not self._watchers:
+            self._set_period(0.0)
+            self._steps.clear()
+            self._events.clear()
 
 
 class Watcher:
@@ -134,13 +133,15 @@ def watch_router(watch: EngineWatch, write_timeout_seconds: float) -> APIRouter:
     async def events(_: Request) -> Response:
         if watch.is_full:
             raise overloaded(f"{MAX_WATCHERS} watch already.", 5)
-        return EventStream(_events(watch), write_timeout_seconds=write_timeout_seconds, on_end=lambda: None)
+        watcher = watch.enter()
+        return EventStream(
+            _events(watcher), write_timeout_seconds=write_timeout_seconds, on_end=lambda: watch.leave(watcher)
+        )
 
     return router
 
 
-async def _events(watch: EngineWatch) -> AsyncGenerator[bytes, None]:
+async def _events(watcher: Watcher) -> AsyncGenerator[bytes, None]:
     yield b": hello\n\n"  # so that a client knows at once that it is connected
-    with watch.watcher() as watcher:
-        while True:
-            yield await watcher.take()
+    while True:
+        yield await watcher.take()

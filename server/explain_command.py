@@ -29,8 +29,16 @@ def fetch_story(url: str, name: str, transport: httpx.BaseTransport | None = Non
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise ExplainFailed(f"{url} gives no answer: {str(error) or type(error).__name__}.") from None
     if response.status_code != 200:
-        raise ExplainFailed(str(body["error"]["message"]))
+        raise ExplainFailed(_complaint(body) or f"{url} answers with status {response.status_code}.")
     return body
+
+
+def _complaint(body: Any) -> str:
+    """Return what an answer says went wrong; empty if it is not one of ours."""
+    try:
+        return str(body["error"]["message"])
+    except (LookupError, TypeError):
+        return ""
 
 
 def print_story(story: dict[str, Any], console: Console) -> None:

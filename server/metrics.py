@@ -138,6 +138,10 @@ class Metrics:
         """Show what `is_ready` says, each time it is asked."""
         self._gauge("ready", "Whether requests are taken, as /readyz says: 1 or 0.", is_ready)
 
+    def forget_step(self) -> None:
+        """Show no work: there is no engine that does any."""
+        self._stats = StepStats(num_blocks=self._stats.num_blocks)
+
     def observe_step(self, output: StepOutput) -> None:
         """Take in what the engine reports of one step."""
         self._stats = stats = output.stats

@@ -19,8 +19,9 @@ class RequestEnd:
 
     def log_fields(self) -> dict[str, object]:
         """Return counts, times and reasons; times are left out for what never happened."""
+        queued, joined = self.story.first_seconds("queued"), self.story.first_seconds("joined")
         times = {
-            "queued_seconds": self.story.first_seconds("joined"),
+            "queued_seconds": None if queued is None or joined is None else joined - queued,
             "first_token_seconds": self.story.first_seconds("first token"),
         }
         return {

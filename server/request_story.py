@@ -71,6 +71,8 @@ class RequestStory:
 
     def take_event(self, event: SequenceEvent, step_seconds: float) -> None:
         """Tell what the scheduler did with a choice, for a step that took so long: most of it before the step began."""
+        if event.kind == "abort":  # the one who wanted it tells of its end
+            return
         seconds_ago = 0.0 if event.kind == "chunk" else step_seconds
         sequence = self._sequences[event.request_id]
         facts: dict[str, Any] = {"choice": sequence.choice}

@@ -75,6 +75,7 @@ async def run_server(
                 tracer.trace(exchange, exchange.end)
 
         engine.on_step = on_step
+        engine.on_disconnect = metrics.forget_step
         engine.on_restart = metrics.count_restart
         engine.on_replay = on_replay
         engine.on_view = watch.observe_view

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from model.sampling_params import Pooling, SamplingParams
-from scheduler.messages import SequenceOutput
+from scheduler.messages import FinishReason, SequenceOutput
 from server.asker import Asker, asker_of
 from server.disconnect import until_disconnect
 from server.openai.answer_schemas import EmbeddingList
@@ -101,7 +101,6 @@ async def _vectors(
     story.tell("tokenized", prompt_tokens=[len(prompt) for prompt in prompts])
     tickets = served.admission.admit([(len(prompt), 0) for prompt in prompts], asker, arrived_at_seconds)
     story.tell("admitted")
-    served.stories.begin(story)
     streams: list[TokenStream] = []
     timelines = [
         RequestTimeline(
@@ -120,9 +119,16 @@ async def _vectors(
         for prompt, ticket in zip(prompts, tickets, strict=True):
             streams.append(served.engine.submit(prompt, NOTHING_DRAWN, asker, pooling=pooling))
             served.stories.queue(story, streams[-1].request_id, ticket)
+        served.stories.begin(story)
         served.metrics.observe_request(1)
         for stream, timeline in zip(streams, timelines, strict=True):
-            output = await _end_of(stream)
+            try:
+                output = await _end_of(stream)
+            except Exception as error:
+                reason: FinishReason = "abort" if isinstance(error, GenerationCancelled) else "error"
+                timeline.finish(reason)
+                served.stories.drop(stream.request_id, reason)
+                raise
             timeline.finish("length")
             served.stories.drop(stream.request_id, "length")
             vectors.append(output.embedding)

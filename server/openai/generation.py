@@ -17,7 +17,7 @@ from server.request_story import RequestStory
 from server.request_timeline import RequestTimeline
 from server.served_model import ServedModel
 from server.stop_strings import StopStrings
-from server.text_stream import ShownPrompt, TextPiece, TextStream, join_pieces
+from server.text_stream import GenerationCancelled, ShownPrompt, TextPiece, TextStream, join_pieces
 from server.token_stream import TokenStream
 
 
@@ -72,7 +72,6 @@ class Generation:
         self.story.tell("tokenized", prompt_tokens=[len(job.token_ids) for job in jobs])
         self._tickets = served.admission.admit(lengths, asker, arrived_at_seconds)
         self.story.tell("admitted")
-        served.stories.begin(self.story)
         self._time_limit: asyncio.TimerHandle | None = None
         left_seconds = seconds_left(asker, arrived_at_seconds)
         if left_seconds is not None:
@@ -92,6 +91,7 @@ class Generation:
         except BaseException:
             self.end()
             raise
+        served.stories.begin(self.story)
         served.metrics.observe_request(len(jobs[0].params))
 
     @property
@@ -114,7 +114,12 @@ class Generation:
             self._has_news = False
             try:
                 for index, choice in enumerate(self._choices):
-                    piece = choice.take()
+                    try:
+                        piece = choice.take()
+                    except Exception as error:
+                        reason = "abort" if isinstance(error, GenerationCancelled) else "error"
+                        self._served.stories.drop(self._engine_numbers[index], reason)
+                        raise
                     if piece is not None:
                         pieces.append((index, piece))
                     if piece is not None and piece.finish_reason is not None:

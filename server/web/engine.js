@@ -13,6 +13,7 @@ export function startEngine() {
   let shown = -1; // index of the view on the screen
   let isPaused = false;
   let stop = null; // AbortController while we watch
+  const lines = new WeakMap(); // of events
   let cells = null; // what is drawn: states, owners, columns
 
   async function run(signal) {
@@ -30,20 +31,23 @@ export function startEngine() {
   }
 
   function take(view) {
+    if (isPaused && views.length >= MAX_VIEWS) return; // what is looked at stays
     views.push(view);
-    if (views.length > MAX_VIEWS) {
-      views.shift();
-      if (isPaused) shown -= 1;
-    }
+    if (views.length > MAX_VIEWS) views.shift();
     by("moment").max = views.length - 1;
-    if (!isPaused || shown < 0) show(views.length - 1);
+    if (isPaused) tellMoment();
+    else show(views.length - 1);
+  }
+
+  function tellMoment() {
+    by("moment").value = shown;
+    by("moment-text").textContent = shown === views.length - 1 ? "now" : `${views.length - 1 - shown} views ago`;
   }
 
   function show(index) {
     shown = Math.min(Math.max(index, 0), views.length - 1);
     if (shown < 0) return;
-    by("moment").value = shown;
-    by("moment-text").textContent = shown === views.length - 1 ? "now" : `${views.length - 1 - shown} views ago`;
+    tellMoment();
     requestAnimationFrame(() => draw(views[shown]));
   }
 
@@ -94,28 +98,37 @@ export function startEngine() {
       ...view.running.map((row) => [row, row[3] < row[1] ? "prefill" : "decode"]),
       ...view.waiting.map((row) => [row, "waiting"]),
     ];
-    by("batch").replaceChildren(
-      ...rows.map(([[number, numPrompt, numTokens, numComputed, maxTokens, numBlocks, numStep, reason], phase]) => {
-        const row = document.createElement("tr");
-        const name = document.createElement("td");
-        const press = document.createElement("button");
-        press.type = "button";
-        press.textContent = number;
-        press.addEventListener("click", () => teach(phase));
-        name.append(press);
-        row.append(name, cellOf(phase === "waiting" ? `waits: ${reason ?? "behind others"}` : phase));
-        const texts = [numStep, `${numComputed} of ${numTokens}`, `${numTokens} of at most ${numPrompt + maxTokens}`, numBlocks];
-        for (const text of texts) row.append(cellOf(text, "number"));
-        return row;
-      }),
-    );
+    const known = new Map([...by("batch").children].map((row) => [row.dataset.request, row]));
+    const nodes = rows.map(([[number, numPrompt, numTokens, numComputed, maxTokens, numBlocks, numStep, reason], phase]) => {
+      const row = known.get(String(number)) ?? newRow(number);
+      row.dataset.lesson = phase;
+      const state = phase === "waiting" ? `waits: ${reason ?? "behind others"}` : phase;
+      const sizes = [numStep, `${numComputed} of ${numTokens}`, `${numTokens} of at most ${numPrompt + maxTokens}`, numBlocks];
+      [state, ...sizes].forEach((text, index) => (row.children[index + 1].textContent = text));
+      return row;
+    });
+    update(by("batch"), nodes);
   }
 
-  function cellOf(text, kind = "") {
-    const cell = document.createElement("td");
-    cell.textContent = text;
-    cell.className = kind;
-    return cell;
+  function newRow(number) {
+    const row = document.createElement("tr");
+    row.dataset.request = number;
+    const press = document.createElement("button");
+    press.type = "button";
+    press.textContent = number;
+    for (let index = 0; index < 6; index++) row.append(document.createElement("td"));
+    row.firstChild.append(press);
+    for (const cell of [...row.children].slice(2)) cell.className = "number";
+    return row;
+  }
+
+  /** Make these the children of a node; those that stay are not touched, so that they can be pressed meanwhile. */
+  function update(parent, nodes) {
+    const wanted = new Set(nodes);
+    for (const node of [...parent.children]) if (!wanted.has(node)) node.remove();
+    nodes.forEach((node, index) => {
+      if (parent.children[index] !== node) parent.insertBefore(node, parent.children[index] ?? null);
+    });
   }
 
   function drawSteps() {
@@ -142,20 +155,27 @@ export function startEngine() {
   function drawEvents() {
     const recent = [];
     for (let index = shown; index >= 0 && recent.length < 40; index--) recent.unshift(...views[index].events);
-    by("events").replaceChildren(
-      ...recent.slice(-40).reverse().map((event) => {
-        const line = document.createElement("li");
-        const press = document.createElement("button");
-        press.type = "button";
-        press.textContent = event.request ? `${event.kind} ${event.request}` : event.kind;
-        press.addEventListener("click", () => teach(event.kind));
-        const size = event.tokens ? `${event.tokens} tokens` : event.blocks ? `${event.blocks} blocks` : "";
-        line.append(press, ` ${event.reason ?? ""} ${size}`);
-        return line;
-      }),
-    );
+    update(by("events"), recent.slice(-40).reverse().map(lineOf));
   }
 
+  function lineOf(event) {
+    if (!lines.has(event)) {
+      const line = document.createElement("li");
+      line.dataset.lesson = event.kind;
+      const press = document.createElement("button");
+      press.type = "button";
+      press.textContent = event.request ? `${event.kind} ${event.request}` : event.kind;
+      const size = event.tokens ? `${event.tokens} tokens` : event.blocks ? `${event.blocks} blocks` : "";
+      line.append(press, ` ${event.reason ?? ""} ${size}`);
+      lines.set(event, line);
+    }
+    return lines.get(event);
+  }
+
+  for (const list of ["batch", "events"])
+    by(list).addEventListener("click", ({ target }) => {
+      if (target.tagName === "BUTTON") teach(target.closest("[data-lesson]").dataset.lesson);
+    });
   by("pool").addEventListener("click", (event) => {
     if (!cells) return;
     const scale = by("pool").width / by("pool").clientWidth;

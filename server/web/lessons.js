@@ -39,6 +39,7 @@ export const LESSONS = {
     "A free block that still held a prefix was needed for something else. The least recently used go first; whoever comes with that prefix now computes it again.",
     "10. Sharing prefixes",
   ],
+  abort: ["Nobody wants more of this sequence: a stop string was found, or the client left. Its blocks are free, as at any end.", "8. Paging"],
   finish: ["The sequence has its last token, and its blocks are free. What they hold can be found until they are used again.", "8. Paging"],
 };
 

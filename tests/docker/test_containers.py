@@ -15,6 +15,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from scheduler.config import EngineConfig
+from server.host_names import LOOPBACK_NAMES, allowed_hosts
 from server.metrics import Metrics
 from server.settings import Settings
 from tests.http_server import QuietHandler, serving
@@ -75,6 +76,14 @@ def test_the_health_check_asks_the_server_with_python_itself(dockerfile: str) ->
                 subprocess.run([sys.executable, "-c", program_here], check=False, stderr=subprocess.DEVNULL).returncode
                 == code
             )
+
+
+def test_the_served_port_answers_to_this_machines_names_and_to_prometheus_only() -> None:
+    compose = load("docker-compose.yml")
+    for name in ("caravan", "caravan-gpu"):
+        environment = compose["services"][name]["environment"]
+        hosts = allowed_hosts(environment["CARAVAN_ALLOWED_HOSTS"], "0.0.0.0")
+        assert hosts == (*LOOPBACK_NAMES, "caravan")
 
 
 def readiness(status: int) -> type[QuietHandler]:

@@ -128,9 +128,12 @@ async def test_a_request_that_gets_on_with_every_engine_comes_to_its_end(client:
 
 async def test_a_request_that_waits_for_an_engine_can_be_dropped(client: EngineClient) -> None:
     streams = [ask(client, [100]), ask(client, [101])]
+    ends: list[float] = []
+    client.on_disconnect = lambda: ends.append(time.monotonic())
     await asyncio.sleep(0.05)
     kill(client)
     await until(lambda: not client.is_ready)
+    await until(lambda: len(ends) == 1)
     streams[0].abort()
     assert await answer(streams[1]) == expected([101])
 

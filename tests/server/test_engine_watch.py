@@ -2,6 +2,8 @@
 
 import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from rich.console import Console
 
 from scheduler.messages import SequenceEvent, SequenceOutput, StepOutput, StepStats
 from scheduler.view import CACHED, FREE, MAX_CELLS, SHARED, USED, engine_view
-from server.engine_watch import MAX_BEHIND, MAX_STEPS, MAX_WATCHERS, VIEW_SECONDS, EngineWatch
+from server.engine_watch import MAX_BEHIND, MAX_STEPS, MAX_WATCHERS, VIEW_SECONDS, EngineWatch, Watcher
 from server.top import TopFailed, drawn, views
 from tests.scheduler.requests import make_request
 from tests.scheduler.test_scheduler import make_scheduler, step
@@ -69,8 +71,15 @@ def a_step(number: int) -> StepOutput:
     return StepOutput(outputs=[output], stats=stats, events=[SequenceEvent(1, "join", 3)])
 
 
+@contextmanager
+def watcher_of(watch: EngineWatch) -> Iterator[Watcher]:
+    watcher = watch.enter()
+    yield watcher
+    watch.leave(watcher)
+
+
 async def told(watch: EngineWatch, *steps: int) -> dict[str, Any]:
-    with watch.watcher() as watcher:
+    with watcher_of(watch) as watcher:
         for number in steps:
             watch.observe_step(a_step(number))
         watch.observe_view(engine_view(make_scheduler()))
@@ -91,7 +100,7 @@ async def test_steps_and_events_come_with_the_next_view_once() -> None:
 async def test_blocks_that_lose_their_prefix_are_told_of() -> None:
     scheduler = make_scheduler(num_blocks=8)
     watch = EngineWatch(lambda _: None)
-    with watch.watcher() as watcher:
+    with watcher_of(watch) as watcher:
         for number in range(3):
             prompt = [100 * number + position for position in range(20)]
             scheduler.add(make_request(number, prompt, max_tokens=1))
@@ -107,7 +116,7 @@ async def test_what_is_told_is_bounded() -> None:
     watch = EngineWatch(lambda _: None)
     view = await told(watch, *range(1000))
     assert len(view["steps"]) == len(view["events"]) == MAX_STEPS
-    with watch.watcher() as slow:
+    with watcher_of(watch) as slow:
         for _ in range(100):
             watch.observe_view(engine_view(make_scheduler()))
         assert len(slow._bodies) == MAX_BEHIND
@@ -117,7 +126,7 @@ async def test_the_engine_makes_views_only_while_somebody_watches() -> None:
     periods: list[float] = []
     watch = EngineWatch(periods.append)
     watch.observe_step(a_step(1))
-    with watch.watcher(), watch.watcher():
+    with watcher_of(watch), watcher_of(watch):
         assert periods == [VIEW_SECONDS]
     assert periods == [VIEW_SECONDS, 0]
     assert (await told(watch))["steps"] == []

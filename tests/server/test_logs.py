@@ -65,7 +65,7 @@ def test_threat_13_no_prompt_is_logged_whatever_becomes_of_it(
 ) -> None:
     with running_server(tiny_model_path, "--kv-cache-memory", "4MiB", "--access-log") as server:
         for body in (
-            {"model": "tiny", "prompt": CANARY, "max_tokens": 3},
+            {"model": "tiny", "prompt": CANARY, "max_tokens": 3, "ignore_eos": True},
             {"model": CANARY, "prompt": CANARY},
             {"model": "tiny", "prompt": CANARY, CANARY: 1},
             {"model": "tiny", "prompt": CANARY, "regex": f"({CANARY}"},

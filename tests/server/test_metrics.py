@@ -101,3 +101,5 @@ def test_the_blocks_of_the_pool_add_up() -> None:
     metrics.observe_step(StepOutput(outputs=[], stats=stats))
     assert blocks() == {"used": 10, "cached": 50, "free": 4}
     assert metrics.registry.get_sample_value("caravan_kv_cache_usage_perc", {"model_name": "m"}) == 10 / 64
+    metrics.forget_step()
+    assert blocks() == {"used": 0, "cached": 0, "free": 64}

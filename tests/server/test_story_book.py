@@ -151,15 +151,16 @@ def test_a_story_tells_what_the_scheduler_did_and_in_what_company() -> None:
     assert {"batch full", "no free blocks"} <= reasons
 
 
-def test_chunks_add_up_to_the_prompt_and_to_what_a_preemption_lost() -> None:
+@pytest.mark.parametrize("last", [1, 2])
+def test_chunks_add_up_to_the_prompt_and_to_what_a_preemption_lost(last: int) -> None:
     engine = tiny_engine(tiny_llama(), max_batch_tokens=16)
     chunks: list[int] = []
 
     def observe(step: StepOutput) -> None:
         chunks.extend(event.num_tokens for event in step.events if event.kind == "chunk")
 
-    run_to_end(engine, [make_request(0, random_prompt(1, 50), max_tokens=3)], on_step=observe)
-    assert chunks == [16, 16, 16, 2]
+    run_to_end(engine, [make_request(0, random_prompt(1, 48 + last), max_tokens=3)], on_step=observe)
+    assert chunks == [16, 16, 16, last]
 
 
 def step_of(*outputs: SequenceOutput, num_running: int = 1) -> StepOutput:

@@ -9,6 +9,7 @@ from rich.console import Console
 from server.api_keys import ApiKeys
 from server.chat_template import ChatTemplate
 from server.explain_command import ExplainFailed, fetch_story, print_story
+from server.token_stream import EngineUnavailable
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, answered, open_api
 
 EVENTS = ["tokenized", "admitted", "queued", "first token", "finished"]
@@ -49,6 +50,17 @@ async def test_an_answer_can_end_with_its_explanation(api: Api) -> None:
         assert last["explanation"]["is_finished"]
         assert "usage" in chunks[-1]
         assert all("explanation" not in chunk for chunk in chunks)
+
+
+async def test_requests_that_no_engine_takes_leave_no_stories(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise EngineUnavailable
+
+    monkeypatch.setattr(api.engine, "submit", refuse)
+    for path, body in ((COMPLETIONS, {"prompt": "hi"}), ("/v1/embeddings", {"input": "hi"})):
+        refused = await api.http.post(path, json={"model": "fake"} | body, headers={"x-request-id": "refused"})
+        assert refused.status_code == 503
+        assert (await api.http.get(explain("refused"))).status_code == 404
 
 
 async def test_an_answer_that_a_stop_string_ended_says_so(api: Api) -> None:
