@@ -51,6 +51,11 @@ class RequestStory:
         self._sequences: dict[int, SequenceStory] = {}  # by the engine's number
         self._num_open = 0
 
+    @property
+    def num_choices(self) -> int:
+        """Choices that were given to the engine."""
+        return len(self._sequences)
+
     def tell(self, event: str, seconds_ago: float = 0.0, **facts: Any) -> None:
         """Add a moment: it is now, or was so long ago."""
         if len(self._moments) >= MAX_MOMENTS:

@@ -7,26 +7,31 @@ from server.admission import Ticket
 from server.request_story import RequestStory
 
 MAX_STORIES = 1000  # running ones come on top
+MAX_CHOICES = 10_000  # of all stories: one may have thousands
 
 
 class StoryBook:
     """Finds the story of an answer by its id, and hands on what the engine says of its choices."""
 
-    def __init__(self, max_stories: int = MAX_STORIES) -> None:
+    def __init__(self, max_stories: int = MAX_STORIES, max_choices: int = MAX_CHOICES) -> None:
         self._max_stories = max_stories
+        self._max_choices = max_choices
+        self._num_choices = 0  # of the stories that are kept
         self._stories: OrderedDict[str, RequestStory] = OrderedDict()  # by answer id, the latest last
         self._by_request: dict[tuple[str, str], RequestStory] = {}  # the latest of each key and id of an exchange
         self._running: dict[int, RequestStory] = {}  # by the engine's number of a choice
 
     def begin(self, story: RequestStory) -> None:
-        """Add a story; the oldest ended one goes if there are too many."""
+        """Add a story whose choices are queued; the oldest ended ones go if there are too many."""
+        self._num_choices += story.num_choices
         self._stories[story.answer_id] = story
         self._by_request[story.key_name, story.request_id] = story
-        while len(self._stories) > self._max_stories:
+        while len(self._stories) > self._max_stories or self._num_choices > self._max_choices:
             oldest = next((kept for kept in self._stories.values() if kept.is_finished), None)
             if oldest is None:
                 return
             del self._stories[oldest.answer_id]
+            self._num_choices -= oldest.num_choices
             if self._by_request.get(place := (oldest.key_name, oldest.request_id)) is oldest:
                 del self._by_request[place]
 

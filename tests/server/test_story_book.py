@@ -23,9 +23,9 @@ def a_ticket(*, num_before: int = 0, predicted: float = 0.0) -> Ticket:
 
 def begin(book: StoryBook, *numbers: int, name: str = "cmpl-1", key: str = "") -> RequestStory:
     story = RequestStory(name, f"exchange of {name}", key, time.monotonic())
-    book.begin(story)
     for number in numbers:
         book.queue(story, number, a_ticket())
+    book.begin(story)
     return story
 
 
@@ -183,6 +183,15 @@ def test_what_the_scheduler_did_was_when_the_step_began() -> None:
     assert joined["waited_ms"] == pytest.approx(joined["at_ms"] - queued["at_ms"], abs=5)
     assert computed["at_ms"] <= first["at_ms"] <= finished["at_ms"]
     assert first["batch"] == 1  # it was in the batch, though it has left
+
+
+def test_stories_of_many_choices_leave_room_for_fewer() -> None:
+    book = StoryBook(max_stories=10, max_choices=5)
+    for number in range(1, 7):
+        begin(book, number, 10 + number, name=f"cmpl-{number}")
+        for choice in (number, 10 + number):
+            book.drop(choice)
+    assert [number for number in range(1, 7) if book.find(f"cmpl-{number}", "")] == [5, 6]
 
 
 def test_choices_are_told_apart_and_a_replaced_engine_is_told() -> None:
