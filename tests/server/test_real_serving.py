@@ -131,6 +131,7 @@ def test_the_terminal_chat_answers(server: RunningServer) -> None:
     assert chat.stdout == "The capital of France is Paris.\n"
 
 
+@pytest.mark.timing
 def test_the_first_token_comes_within_six_seconds_of_the_start(real_model_path: Path) -> None:
     seconds: list[float] = []
     while len(seconds) < 3 and min(seconds, default=6) >= 6:  # other tests may want the cores at the same time
