@@ -53,15 +53,13 @@ class Scheduler:
 
     def abort(self, request_id: int) -> None:
         """Drop a request, running or waiting; an unknown one has already ended."""
-        if self.waiting.remove(request_id):
-            self._events.abort(request_id)
+        running = next((sequence for sequence in self.running if sequence.request.request_id == request_id), None)
+        if running is not None:
+            self.running.remove(running)
+            release_blocks(self.pool, running, self.config.block_size)
+        elif not self.waiting.remove(request_id):
             return
-        for sequence in self.running:
-            if sequence.request.request_id == request_id:
-                self.running.remove(sequence)
-                release_blocks(self.pool, sequence, self.config.block_size)
-                self._events.abort(request_id)
-                return
+        self._events.abort(request_id)
 
     @property
     def has_work(self) -> bool:

@@ -5,7 +5,7 @@ from itertools import accumulate
 from typing import Literal, NamedTuple
 
 from model.detokenizer import Detokenizer
-from scheduler.messages import SequenceOutput, TokenLogprobs
+from scheduler.messages import FinishReason, SequenceOutput, TokenLogprobs
 from server.stop_strings import StopStrings, TextCutter
 from server.token_stream import TokenStream
 
@@ -16,6 +16,11 @@ class GenerationFailed(Exception):
 
 class GenerationCancelled(Exception):
     """The engine dropped this request although its reader did not ask for it."""
+
+
+def failure_reason(error: Exception) -> FinishReason:
+    """Return how a choice is counted and told that ended with this error."""
+    return "abort" if isinstance(error, GenerationCancelled) else "error"
 
 
 class TokenEntry(NamedTuple):

@@ -30,7 +30,7 @@ from server.request_end import RequestEnd
 from server.request_story import RequestStory
 from server.request_timeline import RequestTimeline
 from server.served_model import ServedModel
-from server.text_stream import GenerationCancelled, GenerationFailed
+from server.text_stream import GenerationCancelled, GenerationFailed, failure_reason
 from server.token_stream import TokenStream
 
 MAX_INPUTS = 2048
@@ -115,6 +115,12 @@ async def _vectors(
         for prompt, ticket in zip(prompts, tickets, strict=True)
     ]
     vectors = []
+
+    def finish(stream: TokenStream, timeline: RequestTimeline, reason: FinishReason) -> None:
+        """Close what is kept of a prompt; only the first call counts."""
+        timeline.finish(reason)
+        served.stories.drop(stream.request_id, reason)
+
     try:
         for prompt, ticket in zip(prompts, tickets, strict=True):
             streams.append(served.engine.submit(prompt, NOTHING_DRAWN, asker, pooling=pooling))
@@ -125,18 +131,14 @@ async def _vectors(
             try:
                 output = await _end_of(stream)
             except Exception as error:
-                reason: FinishReason = "abort" if isinstance(error, GenerationCancelled) else "error"
-                timeline.finish(reason)
-                served.stories.drop(stream.request_id, reason)
+                finish(stream, timeline, failure_reason(error))
                 raise
-            timeline.finish("length")
-            served.stories.drop(stream.request_id, "length")
+            finish(stream, timeline, "length")
             vectors.append(output.embedding)
     finally:
         for stream, timeline in zip(streams, timelines, strict=False):
             stream.abort()
-            served.stories.drop(stream.request_id)
-            timeline.finish("abort")
+            finish(stream, timeline, "abort")
         for ticket in tickets:  # of what was not submitted, too
             served.admission.leave(ticket, is_complete=False)
         asker.on_end(RequestEnd(model_name=served.name, num_prompt_tokens=sum(map(len, prompts)), story=story))

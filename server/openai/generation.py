@@ -9,6 +9,7 @@ from typing import Any
 
 from model.detokenizer import Detokenizer
 from model.sampling_params import SamplingParams
+from scheduler.messages import FinishReason
 from server.admission import Ticket
 from server.asker import Asker
 from server.openai.time_limit import out_of_time, seconds_left
@@ -17,7 +18,8 @@ from server.request_story import RequestStory
 from server.request_timeline import RequestTimeline
 from server.served_model import ServedModel
 from server.stop_strings import StopStrings
-from server.text_stream import GenerationCancelled, ShownPrompt, TextPiece, TextStream, join_pieces
+from server.story_book import StoryBook
+from server.text_stream import ShownPrompt, TextPiece, TextStream, failure_reason, join_pieces
 from server.token_stream import TokenStream
 
 
@@ -65,7 +67,6 @@ class Generation:
         self._waiter: asyncio.Future[None] | None = None  # whoever waits for that
         self._failure: Exception | None = None  # came together with pieces, which are handed out first
         self._choices: list[_Choice] = []
-        self._engine_numbers: list[int] = []  # of the choices
         self._num_open = sum(len(job.params) for job in jobs)  # choices whose last piece is still to come
         lengths = [(len(job.token_ids), params.max_tokens) for job in jobs for params in job.params]
         self.story = RequestStory(answer_id, asker.request_id, asker.key_name, arrived_at_seconds)
@@ -84,10 +85,9 @@ class Generation:
                     tokens = served.engine.submit(job.token_ids, params, asker, grammar, group=group)
                     tokens.on_news = self._on_news
                     ticket = next(tickets)
-                    served.stories.queue(self.story, tokens.request_id, ticket)
-                    self._engine_numbers.append(tokens.request_id)
                     choice = _choice_of(tokens, served, job, params, stop, ticket, arrived_at_seconds)
                     self._choices.append(choice)
+                    served.stories.queue(self.story, tokens.request_id, ticket)
         except BaseException:
             self.end()
             raise
@@ -114,17 +114,11 @@ class Generation:
             self._has_news = False
             try:
                 for index, choice in enumerate(self._choices):
-                    try:
-                        piece = choice.take()
-                    except Exception as error:
-                        reason = "abort" if isinstance(error, GenerationCancelled) else "error"
-                        self._served.stories.drop(self._engine_numbers[index], reason)
-                        raise
+                    piece = choice.take()
                     if piece is not None:
                         pieces.append((index, piece))
                     if piece is not None and piece.finish_reason is not None:
                         self._num_open -= 1
-                        self._served.stories.drop(self._engine_numbers[index], piece.finish_reason)
             except Exception as error:
                 self._failure = error
         return pieces
@@ -154,8 +148,6 @@ class Generation:
             self._time_limit.cancel()
         for choice in self._choices:
             choice.end()
-        for engine_number in self._engine_numbers:
-            self._served.stories.drop(engine_number)
         for ticket in self._tickets:  # of what was not submitted, too
             self._served.admission.leave(ticket, is_complete=False)
         if self._choices and not self._is_counted:
@@ -199,18 +191,20 @@ class Generation:
 class _Choice:
     """One choice, counted and timed while it is read."""
 
-    def __init__(self, stream: TextStream, timeline: RequestTimeline) -> None:
+    def __init__(self, stream: TextStream, timeline: RequestTimeline, stories: StoryBook, engine_number: int) -> None:
         self.num_tokens = 0
         self.num_cached_tokens: int | None = None  # None: nothing has come yet
         self._stream = stream
         self._timeline = timeline
+        self._stories = stories
+        self._engine_number = engine_number
 
     def take(self) -> TextPiece | None:
         """Return what has come, None if that is nothing; raises what ended the choice too early."""
         try:
             piece = self._stream.take()
-        except Exception:
-            self._timeline.finish("error")
+        except Exception as error:
+            self._finish(failure_reason(error))
             raise
         if piece is None:
             return None
@@ -219,12 +213,18 @@ class _Choice:
         self.num_tokens += len(piece.token_ids)
         self._timeline.on_tokens(len(piece.token_ids), piece.received_at_seconds, piece.scheduled_at_seconds)
         if piece.finish_reason is not None:
-            self._timeline.finish(piece.finish_reason)
+            self._finish(piece.finish_reason)
         return piece
 
     def end(self) -> None:
+        """Stop the work on it; nothing happens if it has ended."""
         self._stream.abort()
-        self._timeline.finish("abort")
+        self._finish("abort")
+
+    def _finish(self, reason: FinishReason) -> None:
+        """Close its timeline and its story; only the first call counts."""
+        self._timeline.finish(reason)
+        self._stories.drop(self._engine_number, reason)
 
 
 def _choice_of(
@@ -254,4 +254,4 @@ def _choice_of(
         arrived_at_seconds=arrived_at_seconds,
         queued_at_seconds=time.monotonic(),
     )
-    return _Choice(stream, timeline)
+    return _Choice(stream, timeline, served.stories, tokens.request_id)

@@ -113,13 +113,17 @@ export function startEngine() {
   function newRow(number) {
     const row = document.createElement("tr");
     row.dataset.request = number;
-    const press = document.createElement("button");
-    press.type = "button";
-    press.textContent = number;
     for (let index = 0; index < 6; index++) row.append(document.createElement("td"));
-    row.firstChild.append(press);
+    row.firstChild.append(buttonOf(number));
     for (const cell of [...row.children].slice(2)) cell.className = "number";
     return row;
+  }
+
+  function buttonOf(text) {
+    const press = document.createElement("button");
+    press.type = "button";
+    press.textContent = text;
+    return press;
   }
 
   /** Make these the children of a node; those that stay are not touched, so that they can be pressed meanwhile. */
@@ -162,9 +166,7 @@ export function startEngine() {
     if (!lines.has(event)) {
       const line = document.createElement("li");
       line.dataset.lesson = event.kind;
-      const press = document.createElement("button");
-      press.type = "button";
-      press.textContent = event.request ? `${event.kind} ${event.request}` : event.kind;
+      const press = buttonOf(event.request ? `${event.kind} ${event.request}` : event.kind);
       const size = event.tokens ? `${event.tokens} tokens` : event.blocks ? `${event.blocks} blocks` : "";
       line.append(press, ` ${event.reason ?? ""} ${size}`);
       lines.set(event, line);
@@ -172,18 +174,16 @@ export function startEngine() {
     return lines.get(event);
   }
 
-  for (const list of ["batch", "events"])
-    by(list).addEventListener("click", ({ target }) => {
-      if (target.tagName === "BUTTON") teach(target.closest("[data-lesson]").dataset.lesson);
-    });
+  by("engine").addEventListener("click", ({ target }) => {
+    const lesson = target.closest("button")?.closest("[data-lesson]"); // of the legend, a row, an event
+    if (lesson) teach(lesson.dataset.lesson);
+  });
   by("pool").addEventListener("click", (event) => {
     if (!cells) return;
     const scale = by("pool").width / by("pool").clientWidth;
     const index = Math.floor((event.offsetY * scale) / CELL) * cells.columns + Math.floor((event.offsetX * scale) / CELL);
     if (index < cells.states.length) teach(STATES[cells.states[index]]);
   });
-  for (const press of document.querySelectorAll("[data-state]"))
-    press.addEventListener("click", () => teach(press.dataset.state)); // without a mouse, too
   by("pause").addEventListener("click", () => pause(!isPaused));
   by("back").addEventListener("click", () => (pause(true), show(shown - 1)));
   by("forward").addEventListener("click", () => (pause(true), show(shown + 1)));

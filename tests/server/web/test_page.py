@@ -166,7 +166,7 @@ class TestInBrowser:
         opened.value.close()
         page.locator("#pool").click(position={"x": 5, "y": 5})
         expect(page.locator("#lesson p").first).to_have_text(re.compile("^A (free )?block "))
-        page.locator("[data-state=shared]").press("Enter")
+        page.locator("[data-lesson=shared]").press("Enter")
         expect(page.locator("#lesson")).to_contain_text("several sequences hold")
         page.click("#back")
         expect(page.locator("#moment-text")).to_contain_text("ago")
