@@ -26,7 +26,7 @@ class BoundedHead(HttpToolsProtocol):
         self._is_in_head = False
         self._head_timer: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """See HttpToolsProtocol."""
         super().connection_made(transport)
         self._expect_head()

@@ -32,7 +32,7 @@ class DrainingServer(uvicorn.Server):
         self._ends_at_seconds: float | None = None  # None: no signal has come
         self._exits_at_seconds: float | None = None  # None: streams may still go on
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  # uvicorn's signature
         """Take a signal; `on_tick` sees to the rest."""
         if sig == signal.SIGINT:
             self._captured_signals.append(sig)  # raised again at the end

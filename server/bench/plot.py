@@ -18,7 +18,7 @@ def check_plot(path: Path) -> None:
     if path.suffix not in SUFFIXES:
         raise BenchFailed(f"--plot {path}: the name must end in {', '.join(SUFFIXES)}.")
     try:
-        import matplotlib  # noqa: F401
+        import matplotlib  # noqa: F401  # only whether it is there
     except ImportError:
         raise BenchFailed("--plot needs matplotlib: pip install 'caravan-llm[bench]'.") from None
 

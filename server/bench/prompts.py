@@ -30,7 +30,7 @@ class PromptMaker:
         overhead_tokens: int = 0,
         words_per_token: float = 1.0,
     ) -> None:
-        self._source = random.Random(f"prompts {seed}")  # noqa: S311
+        self._source = random.Random(f"prompts {seed}")  # noqa: S311  # the same again, not a secret
         self._units: Sequence[int | str] = _WORDS.split() if is_text else _TOKEN_IDS
         self._overhead_tokens = overhead_tokens
         self._words_per_token = words_per_token

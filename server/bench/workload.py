@@ -24,14 +24,14 @@ class PlannedRequest:
 
 def steady_requests(prompt: Lengths, output: Lengths, seed: int) -> Iterator[PlannedRequest]:
     """Yield requests without end for a closed loop."""
-    source = random.Random(seed)  # noqa: S311
+    source = random.Random(seed)  # noqa: S311  # the same again, not a secret
     while True:
         yield PlannedRequest(prompt.draw(source), output.draw(source))
 
 
 def poisson_requests(prompt: Lengths, output: Lengths, rate: float, seed: int) -> Iterator[PlannedRequest]:
     """Yield requests without end that arrive independently of each other, `rate` a second on average."""
-    gaps, now = random.Random(f"arrivals {seed}"), 0.0  # noqa: S311
+    gaps, now = random.Random(f"arrivals {seed}"), 0.0  # noqa: S311  # the same again, not a secret
     for request in steady_requests(prompt, output, seed):
         yield PlannedRequest(request.prompt_tokens, request.output_tokens, now)
         now += gaps.expovariate(rate)

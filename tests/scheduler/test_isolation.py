@@ -93,5 +93,5 @@ def test_a_step_that_fails_by_chance_costs_nobody_anything() -> None:
             raise RuntimeError("once")
         return run(plan)
 
-    engine.run = once  # type: ignore[method-assign]
+    engine.run = once  # type: ignore[method-assign]  # one step that fails
     assert run_to_end(engine, requests()) == run_to_end(engine_of("float32", max_model_len=64), requests())

@@ -23,7 +23,7 @@ def model() -> Llama:
 
 
 def reader(request_id: int, prompt: list[int] = PROMPT, **fields: object) -> Request:
-    return make_request(request_id, prompt, **({"num_prompt_logprobs": 2, "max_tokens": 3} | fields))  # type: ignore[arg-type]
+    return make_request(request_id, prompt, **({"num_prompt_logprobs": 2, "max_tokens": 3} | fields))  # type: ignore[arg-type]  # fields of any type
 
 
 def test_log_probabilities_of_a_prompt_are_those_of_transformers(model: Llama) -> None:
