@@ -105,7 +105,9 @@ class StepStats(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     step_seconds: float = 0.0
 
 
-WaitReason = Literal["batch full", "token budget", "no free blocks", "prefix being computed", "grammar being compiled"]
+WaitReason = Literal[
+    "behind others", "batch full", "token budget", "no free blocks", "prefix being computed", "grammar being compiled"
+]
 EventKind = Literal["wait", "join", "chunk", "preempt", "abort", "finish"]
 
 

@@ -35,6 +35,7 @@ class Scheduler:
         self.pool = BlockPool(config.num_blocks)
         self.running: list[Sequence] = []
         self.waiting = WaitingQueue()
+        self._newcomers: list[Sequence] = []  # in the queue since it was last looked at
         self._refused: list[SequenceOutput] = []  # what the next commit says of requests that cannot run
         self._events = EventLog()
         self._spoiled_blocks: list[int] = []
@@ -50,6 +51,7 @@ class Scheduler:
         num_tokens = sequence.num_tokens + min(request.params.max_tokens, 1)
         assert num_tokens <= self.config.max_model_len, "the server refuses prompts without room for output"
         self.waiting.append(sequence)
+        self._newcomers.append(sequence)
 
     def abort(self, request_id: int) -> None:
         """Drop a request, running or waiting; an unknown one has already ended."""
@@ -173,6 +175,10 @@ class Scheduler:
         for scheduled in joined:
             self.waiting.remove(scheduled.sequence.request.request_id)
             self.waiting.count_prompt(scheduled.sequence)
+        for sequence in self._newcomers:
+            if sequence.wait_reason is None and self.waiting.has(sequence.request.request_id):
+                self._events.wait(sequence, "behind others")  # nobody came to look at it
+        self._newcomers.clear()
         return joined
 
     def _has_grammar(self, sequence: Sequence, matcher: Matcher) -> bool:
@@ -229,6 +235,7 @@ class Scheduler:
         self._events.preempt(sequence, sequence.num_computed_tokens)
         release_blocks(self.pool, sequence, self.config.block_size)
         self.waiting.put_back(sequence)
+        self._newcomers.append(sequence)
         self._counters.num_preemptions += 1
         return sequence
 

@@ -43,6 +43,10 @@ class WaitingQueue:
                     yield sequence
                     heappush(turns, (num_served + _PREFILL_WEIGHT * sequence.num_tokens, key))
 
+    def has(self, request_id: int) -> bool:
+        """Whether a sequence is in the queue."""
+        return request_id in self._preempted or request_id in self._line_of
+
     def append(self, sequence: Sequence) -> None:
         """Put a sequence behind the others of its priority and key."""
         request = sequence.request

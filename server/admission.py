@@ -26,7 +26,8 @@ class Ticket:
     num_prompt_tokens: int
     max_tokens: int
     predicted_wait_seconds: float = 0.0
-    num_before: int = 0  # sequences that will join before it
+    num_before: int = 0  # sequences in the queue that will join before it
+    is_in_batch: bool = False  # and not in the queue, as the engine told the story book
     num_tokens: int = 0  # so far
 
 
@@ -58,6 +59,7 @@ class Admission:
         answer would come later than the client wants it.
         """
         before = self._before(asker)
+        num_before = sum(not ticket.is_in_batch for ticket in (*self._running, *before))
         wait_seconds = self._forecast_seconds(before)
         self._check_room(lengths, wait_seconds)
         limit_seconds = self.limits.max_wait_seconds
@@ -76,7 +78,7 @@ class Admission:
                 num_prompt_tokens=num_prompt_tokens,
                 max_tokens=max_tokens,
                 predicted_wait_seconds=wait_seconds,
-                num_before=len(before) + number,
+                num_before=num_before + number,
             )
             for number, (num_prompt_tokens, max_tokens) in enumerate(lengths)
         ]
@@ -88,6 +90,7 @@ class Admission:
         if ticket in self._waiting:
             del self._waiting[ticket]
             self._running[ticket] = None
+            ticket.is_in_batch = True
             self.metrics.wait_error.observe(ticket.predicted_wait_seconds - waited_seconds)
         ticket.num_tokens += num_tokens
 

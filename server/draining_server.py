@@ -23,9 +23,16 @@ class DrainingServer(uvicorn.Server):
     """
 
     def __init__(
-        self, config: uvicorn.Config, door: Door, drain_seconds: float, stop_engine: Callable[[], Awaitable[None]]
+        self,
+        config: uvicorn.Config,
+        door: Door,
+        drain_seconds: float,
+        stop_engine: Callable[[], Awaitable[None]],
+        end_watch: Callable[[], None],
     ) -> None:
+        """`end_watch` ends the streams that would go on for ever."""
         super().__init__(config)
+        self._end_watch = end_watch
         self._door = door
         self._drain_seconds = drain_seconds
         self._stop_engine = stop_engine
@@ -60,5 +67,6 @@ class DrainingServer(uvicorn.Server):
         """See uvicorn, which would reset connections whose requests are still on their way."""
         for server in self.servers:
             server.close()
+        self._end_watch()
         await asyncio.sleep(LAST_COMERS_SECONDS)
         await super().shutdown(sockets)

@@ -27,6 +27,7 @@ class EngineWatch:
         """`set_period` asks the engine for views so often, 0: never."""
         self._set_period = set_period
         self._watchers: set[Watcher] = set()
+        self._is_closed = False
         self._steps: deque[list[float]] = deque(maxlen=MAX_STEPS)
         self._events: deque[dict[str, Any]] = deque(maxlen=MAX_STEPS)
 
@@ -44,12 +45,12 @@ class EngineWatch:
         if num_tokens:
             numbers = (stats.step, stats.num_prefill_tokens, stats.num_decode_tokens, 1000 * stats.step_seconds)
             self._steps.append([*numbers])
+        events = [_event(event) for event in output.events]
         if stats.num_evicted_blocks:
-            self._events.append({"request": 0, "kind": "evict", "blocks": stats.num_evicted_blocks})
-        self._events.extend(map(_event, output.events))
-        self._events.extend(
-            _event(SequenceEvent(one.request_id, "finish")) for one in output.outputs if one.finish_reason is not None
-        )
+            events.insert(0, {"request": 0, "kind": "evict", "text": _counted(stats.num_evicted_blocks, "block")})
+        ended = (one for one in output.outputs if one.finish_reason is not None)
+        events += [{"request": one.request_id, "kind": "finish", "text": one.finish_reason} for one in ended]
+        self._events.extend({"step": stats.step} | event for event in events)
 
     def observe_view(self, view: EngineView) -> None:
         """Hand a view to all watchers."""
@@ -63,10 +64,18 @@ class EngineWatch:
     def enter(self) -> "Watcher":
         """Add a watcher, who must leave; with the first the engine begins to send views."""
         watcher = Watcher()
+        if self._is_closed:
+            watcher.put(None)
         self._watchers.add(watcher)
         if len(self._watchers) == 1:
             self._set_period(VIEW_SECONDS)
         return watcher
+
+    def close(self) -> None:
+        """End what everybody watches, for good."""
+        self._is_closed = True
+        for watcher in self._watchers:
+            watcher.put(None)
 
     def leave(self, watcher: "Watcher") -> None:
         """Remove a watcher; with the last the engine ends to send views."""
@@ -81,16 +90,16 @@ class Watcher:
     """What one watcher has not got yet."""
 
     def __init__(self) -> None:
-        self._bodies: deque[bytes] = deque(maxlen=MAX_BEHIND)
+        self._bodies: deque[bytes | None] = deque(maxlen=MAX_BEHIND)
         self._news = asyncio.Event()
 
-    def put(self, body: bytes) -> None:
-        """Add an event; the oldest goes if there are too many."""
+    def put(self, body: bytes | None) -> None:
+        """Add an event, or None: it was the last one; the oldest goes if there are too many."""
         self._bodies.append(body)
         self._news.set()
 
-    async def take(self) -> bytes:
-        """Wait for the next event and return it."""
+    async def take(self) -> bytes | None:
+        """Wait for the next event and return it, None if there will be no more."""
         while not self._bodies:
             self._news.clear()
             await self._news.wait()
@@ -116,8 +125,26 @@ def _written(view: EngineView) -> dict[str, Any]:
 
 
 def _event(event: SequenceEvent) -> dict[str, Any]:
-    told: dict[str, Any] = {"request": event.request_id, "kind": event.kind, "tokens": event.num_tokens}
-    return told | ({"reason": event.reason} if event.reason else {})
+    return {"request": event.request_id, "kind": event.kind, "text": _text(event)}
+
+
+def _text(event: SequenceEvent) -> str:
+    """Return what there is to say of an event beside its kind."""
+    match event.kind:
+        case "wait":
+            return event.reason or ""
+        case "join" if event.num_tokens:
+            return f"prefix hit, {_counted(event.num_tokens, 'token')} from the cache"
+        case "chunk":
+            return f"{_counted(event.num_tokens, 'token')} computed, {event.num_computed_tokens} so far"
+        case "preempt":
+            return f"{_counted(event.num_tokens, 'token')} to compute again"
+        case _:
+            return ""
+
+
+def _counted(num: int, noun: str) -> str:
+    return f"{num} {noun}" if num == 1 else f"{num} {noun}s"
 
 
 def watch_router(watch: EngineWatch, write_timeout_seconds: float) -> APIRouter:
@@ -143,5 +170,5 @@ def watch_router(watch: EngineWatch, write_timeout_seconds: float) -> APIRouter:
 
 async def _events(watcher: Watcher) -> AsyncGenerator[bytes, None]:
     yield b": hello\n\n"  # so that a client knows at once that it is connected
-    while True:
-        yield await watcher.take()
+    while (body := await watcher.take()) is not None:
+        yield body

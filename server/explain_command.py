@@ -50,10 +50,11 @@ def print_story(story: dict[str, Any], console: Console) -> None:
         table.add_row(f"{moment['at_ms']:,.1f}", moment["event"], told)
     console.print(table)
     if story["left_out"]:
-        console.print(f"{story['left_out']} later moments are not kept.")
+        console.print(f"{story['left_out']} later moments, of kinds that are told above, are not kept.")
     for choice in story["choices"]:
         console.print(
-            f"Choice {choice['choice']}: {choice['tokens']} tokens in {choice['steps']} steps, "
+            f"Choice {choice['choice']}, in the live view {choice['engine_request']}: "
+            f"{choice['tokens']} tokens in {choice['steps']} steps, "
             f"on average with {choice['mean_batch']:g} sequences in the batch, at most {choice['largest_batch']}."
         )
     console.print("Finished." if story["is_finished"] else "Still running.")

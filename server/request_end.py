@@ -26,6 +26,7 @@ class RequestEnd:
         }
         return {
             "id": self.story.answer_id,
+            "engine_requests": self.story.engine_numbers(),
             "prompt_tokens": self.num_prompt_tokens,
             "cached_tokens": self.num_cached_tokens,
             "completion_tokens": self.num_completion_tokens,

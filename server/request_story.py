@@ -1,11 +1,15 @@
-"""RequestStory: what became of one HTTP request, moment by moment, for whoever asks why it took its time."""
+"""RequestStory: what became of one HTTP request, moment by moment, for whoever asks why it took its time.
+
+A story is bounded, but has its end: behind its first moments only what is new of a choice is kept, such as its first
+token, or a reason to wait that it had not before. So log lines and spans, which are made of stories, have all times.
+"""
 
 import time
 from typing import Any
 
 from scheduler.messages import SequenceEvent, SequenceOutput
 
-MAX_MOMENTS = 400  # of one request; what comes after them is counted
+MAX_MOMENTS = 400  # of one request; of what comes after them the first of each kind of each choice is kept, too
 
 _WORDS = {"wait": "waits", "join": "joined", "chunk": "computed", "preempt": "preempted"}
 
@@ -13,9 +17,11 @@ _WORDS = {"wait": "waits", "join": "joined", "chunk": "computed", "preempt": "pr
 class SequenceStory:
     """One choice of a request, from the queue to its end."""
 
-    def __init__(self, choice: int) -> None:
+    def __init__(self, choice: int, engine_number: int) -> None:
         self.choice = choice
+        self.engine_number = engine_number  # as which those who watch the engine see it
         self.queued_at_seconds = time.monotonic()
+        self.has_joined = False  # at some time
         self.finish_reason = ""  # not ended
         self.num_tokens = 0
         self.num_steps = 0  # that brought tokens
@@ -29,11 +35,12 @@ class SequenceStory:
         self.num_in_batch += batch_size
         self.largest_batch = max(self.largest_batch, batch_size)
 
-    def steps(self) -> dict[str, Any]:
-        """Return how many steps it took, and in what company."""
+    def written(self) -> dict[str, Any]:
+        """Return how many steps it took, in what company, and how it ended."""
         mean = round(self.num_in_batch / self.num_steps, 1) if self.num_steps else 0
         steps = {"steps": self.num_steps, "mean_batch": mean, "largest_batch": self.largest_batch}
-        return {"choice": self.choice, "tokens": self.num_tokens} | steps
+        facts = {"choice": self.choice, "engine_request": self.engine_number, "tokens": self.num_tokens}
+        return facts | steps | {"finish_reason": self.finish_reason or None}
 
 
 class RequestStory:
@@ -44,9 +51,10 @@ class RequestStory:
         self.request_id = request_id  # of the HTTP exchange
         self.key_name = key_name
         self.is_finished = False
-        self._arrived_at_seconds = arrived_at_seconds
+        self.arrived_at_seconds = arrived_at_seconds
         self.arrived_at_unix_seconds = time.time() - (time.monotonic() - arrived_at_seconds)
         self._moments: list[dict[str, Any]] = []
+        self._kinds_told: set[tuple[Any, ...]] = set()
         self._num_left_out = 0
         self._sequences: dict[int, SequenceStory] = {}  # by the engine's number
         self._num_open = 0
@@ -57,11 +65,13 @@ class RequestStory:
         return len(self._sequences)
 
     def tell(self, event: str, seconds_ago: float = 0.0, **facts: Any) -> None:
-        """Add a moment: it is now, or was so long ago."""
-        if len(self._moments) >= MAX_MOMENTS:
+        """Add a moment, if there is room for one more of its kind: it is now, or was so long ago."""
+        kind = (event, *map(facts.get, ("choice", "reason", "again")))
+        if len(self._moments) >= MAX_MOMENTS and kind in self._kinds_told:
             self._num_left_out += 1
             return
-        at_ms = round(1000 * (time.monotonic() - seconds_ago - self._arrived_at_seconds), 3)
+        self._kinds_told.add(kind)
+        at_ms = round(1000 * (time.monotonic() - seconds_ago - self.arrived_at_seconds), 3)
         if self._moments:
             at_ms = max(at_ms, self._moments[-1]["at_ms"])
         self._moments.append({"at_ms": at_ms, "event": event} | facts)
@@ -69,10 +79,11 @@ class RequestStory:
     def queue(self, engine_number: int, num_before: int, predicted_wait_seconds: float) -> None:
         """Tell that the next choice was given to the engine, under its number there."""
         choice = len(self._sequences)
-        self._sequences[engine_number] = SequenceStory(choice)
+        self._sequences[engine_number] = SequenceStory(choice, engine_number)
         self._num_open += 1
         predicted_ms = round(1000 * predicted_wait_seconds, 1)
-        self.tell("queued", choice=choice, behind=num_before, predicted_wait_ms=predicted_ms)
+        forecast = {"behind": num_before, "predicted_wait_ms": predicted_ms}
+        self.tell("queued", choice=choice, engine_request=engine_number, **forecast)
 
     def take_event(self, event: SequenceEvent, step_seconds: float) -> None:
         """Tell what the scheduler did with a choice, for a step that took so long: most of it before the step began."""
@@ -87,6 +98,9 @@ class RequestStory:
             case "join":
                 waited_ms = max(0.0, 1000 * (time.monotonic() - seconds_ago - sequence.queued_at_seconds))
                 facts |= {"waited_ms": round(waited_ms, 1), "cached_tokens": event.num_tokens}
+                if sequence.has_joined:
+                    facts["again"] = True
+                sequence.has_joined = True
             case "chunk":
                 facts |= {"tokens": event.num_tokens, "computed_tokens": event.num_computed_tokens}
             case "preempt":
@@ -124,6 +138,10 @@ class RequestStory:
         moments = (moment["at_ms"] / 1000 for moment in self._moments if moment["event"] == event)
         return next(moments, None)
 
+    def engine_numbers(self) -> list[int]:
+        """Return the engine's number of each choice, as `caravan top` and the page show it."""
+        return [*self._sequences]
+
     def finish_reasons(self) -> list[str]:
         """Return why each choice that has ended did so, in their order."""
         return [sequence.finish_reason for sequence in self._sequences.values() if sequence.finish_reason]
@@ -138,5 +156,5 @@ class RequestStory:
             "is_finished": self.is_finished,
             "timeline": self._moments,
             "left_out": self._num_left_out,
-            "choices": [sequence.steps() for sequence in self._sequences.values()],
+            "choices": [sequence.written() for sequence in self._sequences.values()],
         }

@@ -108,7 +108,7 @@ async def run_server(
             ssl_keyfile=settings.tls_key,
             timeout_graceful_shutdown=LAST_SECONDS,
         )
-        server = DrainingServer(config, door, settings.drain_timeout, engine.stop)
+        server = DrainingServer(config, door, settings.drain_timeout, engine.stop, watch.close)
         listener.listen(BACKLOG)  # from now on connections wait instead of being refused
         print(start_text(report, model_path, names, address_of(listener, is_encrypted=config.is_ssl)), flush=True)
         await server.serve(sockets=[listener])

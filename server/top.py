@@ -87,7 +87,7 @@ def _sequences(view: dict[str, Any]) -> RenderableType:
     table = Table(*columns, box=None, pad_edge=False)
     running, waiting = view["running"], view["waiting"]
     rows = [(sequence, _phase(sequence)) for sequence in running]
-    rows += [(sequence, f"waits: {sequence[7] or 'behind others'}") for sequence in waiting]
+    rows += [(sequence, f"waits: {sequence[7] or 'not looked at yet'}") for sequence in waiting]
     for (number, num_prompt, num_tokens, num_computed, max_tokens, num_blocks, num_step, _), phase in rows[:_MAX_ROWS]:
         numbers = (num_step, num_prompt, num_computed, num_tokens, num_prompt + max_tokens, num_blocks)
         table.add_row(str(number), phase, *map(str, numbers))
@@ -105,6 +105,5 @@ def _events(recent: list[dict[str, Any]]) -> RenderableType:
 
 
 def _event(event: dict[str, Any]) -> str:
-    if not event["request"]:
-        return f"{event['kind']} {event['blocks']} blocks"
-    return f"{event['kind']} {event['request']}" + (f": {event['reason']}" if "reason" in event else "")
+    who = f" {event['request']}" if event["request"] else ""
+    return f"{event['kind']}{who}" + (f": {event['text']}" if event["text"] else "")

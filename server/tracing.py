@@ -16,8 +16,10 @@ from server.request_end import RequestEnd
 if TYPE_CHECKING:  # an extra: without it there are no spans
     from opentelemetry.sdk.trace import TracerProvider
 
+PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")  # OpenTelemetry's own variables
 
+_PROTOCOL = "http/protobuf"
 _OPERATIONS = MappingProxyType(
     {
         "/v1/chat/completions": "chat",
@@ -28,6 +30,7 @@ _OPERATIONS = MappingProxyType(
 )
 # The spans inside that of a request: from one moment of a choice to another.
 _PHASES = (("queue", "queued", "joined"), ("prefill", "joined", "first token"), ("decode", "first token", "finished"))
+_MAX_CHOICES = 64  # of a request, that have spans of their own
 _TOLD = frozenset({"waits", "joined", "preempted", "engine replaced"})  # moments that are events of the span
 
 logger = logging.getLogger(__name__)
@@ -37,7 +40,7 @@ class Tracer:
     """Makes the spans of requests from their stories, when they have ended."""
 
     def __init__(self, provider: "TracerProvider") -> None:
-        self._provider = provider
+        self.provider = provider
         self._tracer = provider.get_tracer("caravan")
 
     def trace(self, exchange: Exchange, end: RequestEnd) -> None:
@@ -61,7 +64,7 @@ class Tracer:
                 facts = {f"caravan.{name}": value for name, value in moment.items() if name not in ("at_ms", "event")}
                 span.add_event(moment["event"], facts, _nanoseconds(arrived_at, moment["at_ms"]))
         context = set_span_in_context(span, parent)
-        for name, attributes, start_ms, end_ms in _phases(moments):
+        for name, attributes, start_ms, end_ms in phases(moments):
             phase = self._tracer.start_span(
                 name, context, SpanKind.INTERNAL, attributes, start_time=_nanoseconds(arrived_at, start_ms)
             )
@@ -73,7 +76,7 @@ class Tracer:
 
     def close(self) -> None:
         """Send what is not sent yet."""
-        self._provider.shutdown()
+        self.provider.shutdown()
 
 
 def make_tracer(environ: Mapping[str, str] = os.environ) -> Tracer | None:
@@ -88,7 +91,12 @@ def make_tracer(environ: Mapping[str, str] = os.environ) -> Tracer | None:
     except ImportError:
         logger.warning("%s is set, but nothing is traced without: pip install 'caravan-llm[otel]'", ENDPOINTS[0])
         return None
-    resource = Resource.create({"service.name": environ.get("OTEL_SERVICE_NAME", "caravan")})
+    protocol = next(filter(None, map(environ.get, PROTOCOLS)), _PROTOCOL)
+    if protocol != _PROTOCOL:
+        logger.warning("Spans are sent as %s, not as %s: the other form is not built in.", _PROTOCOL, protocol)
+    resource = Resource.create()  # from OpenTelemetry's variables
+    if str(resource.attributes["service.name"]).startswith("unknown_service"):
+        resource = resource.merge(Resource({"service.name": "caravan"}))
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return Tracer(provider)
@@ -126,13 +134,13 @@ def _attributes(operation: str, exchange: Exchange, end: RequestEnd) -> dict[str
     return attributes
 
 
-def _phases(moments: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any], float, float]]:
-    """Return name, attributes, start and end (ms) of each phase of each choice that it got through."""
+def phases(moments: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any], float, float]]:
+    """Return name, attributes, start and end (ms) of each phase that one of the first choices got through."""
     first: dict[tuple[int, str], float] = {}
     for moment in moments:
         if "choice" in moment:
             first.setdefault((moment["choice"], moment["event"]), moment["at_ms"])
-    choices = sorted({choice for choice, _ in first})
+    choices = sorted({choice for choice, _ in first})[:_MAX_CHOICES]
     return [
         (name, {"caravan.choice": choice}, first[choice, start], first[choice, end])
         for choice in choices

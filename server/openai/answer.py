@@ -140,10 +140,11 @@ class Answer:
                 pieces = await self._generation.next_pieces()
             if self._request.include_usage:
                 events += event({**head, "choices": [], "usage": self._generation.usage()})
-            if self._request.explain:
-                events += event({**head, "choices": [], **self._explanation()})
         except Exception as error:
+            self._generation.end()  # so that its story has an end
             events = event(as_api_error(error).body())
+        if self._request.explain:
+            events += event({**head, "choices": [], **self._explanation()})
         yield events + DONE
 
     def _head(self, object_name: str) -> dict[str, Any]:

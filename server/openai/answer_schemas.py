@@ -222,6 +222,7 @@ class ResponseObject(Answered):
     truncation: Literal["disabled"]
     usage: ResponseUsage
     warnings: list[str] = []
+    explanation: Explanation | None = None
 
 
 class Embedding(Answered):
@@ -247,6 +248,7 @@ class EmbeddingList(Answered):
     model: str
     usage: EmbeddingUsage
     warnings: list[str] = []
+    explanation: Explanation | None = None
 
 
 class ModelEntry(Answered):

@@ -50,6 +50,7 @@ class EmbeddingRequest(StrictModel):
     pooling: Pooling = Field("mean", description="Of the last hidden states: their mean, or the last one.")
     priority: int = Field(0, ge=-1000, le=1000, description="Requests of a lower number leave the queue sooner.")
     cache_salt: str = Field("", max_length=256, description="Cached prefixes are shared within one salt only.")
+    explain: bool = Field(False, description="The answer ends with what became of the request, moment by moment.")
     user: Ignored = None
 
 
@@ -73,7 +74,8 @@ def embeddings_router(served: ServedModel) -> APIRouter:
             if len(prompt) > served.max_model_len:
                 raise too_long(served, f"{len(prompt)} tokens in `input`")
         asker = asker_of(request.scope, body.priority, body.cache_salt)
-        work = _vectors(served, prompts, body.pooling, asker, arrived_at_seconds)
+        story = RequestStory(f"embd-{uuid.uuid4().hex}", asker.request_id, asker.key_name, arrived_at_seconds)
+        work = _vectors(served, prompts, body.pooling, asker, story)
         try:
             async with asyncio.timeout(seconds_left(asker, arrived_at_seconds)):
                 vectors = await until_disconnect(request.receive, work)
@@ -88,16 +90,18 @@ def embeddings_router(served: ServedModel) -> APIRouter:
         warnings = ignored_warnings(body)
         if warnings:
             answer["warnings"] = warnings
+        if body.explain:
+            answer["explanation"] = story.written()
         return Response(msgspec.json.encode(answer), media_type="application/json")
 
     return router
 
 
 async def _vectors(
-    served: ServedModel, prompts: list[list[int]], pooling: Pooling, asker: Asker, arrived_at_seconds: float
+    served: ServedModel, prompts: list[list[int]], pooling: Pooling, asker: Asker, story: RequestStory
 ) -> list[list[float]]:
     """Return the engine's vector of each prompt; on any end it works on none of them any more."""
-    story = RequestStory(f"embd-{uuid.uuid4().hex}", asker.request_id, asker.key_name, arrived_at_seconds)
+    arrived_at_seconds = story.arrived_at_seconds
     story.tell("tokenized", prompt_tokens=[len(prompt) for prompt in prompts])
     tickets = served.admission.admit([(len(prompt), 0) for prompt in prompts], asker, arrived_at_seconds)
     story.tell("admitted")
@@ -116,10 +120,10 @@ async def _vectors(
     ]
     vectors = []
 
-    def finish(stream: TokenStream, timeline: RequestTimeline, reason: FinishReason) -> None:
+    def finish(stream: TokenStream, timeline: RequestTimeline, reason: FinishReason, told_reason: str) -> None:
         """Close what is kept of a prompt; only the first call counts."""
         timeline.finish(reason)
-        served.stories.drop(stream.request_id, reason)
+        served.stories.drop(stream.request_id, told_reason)
 
     try:
         for prompt, ticket in zip(prompts, tickets, strict=True):
@@ -131,14 +135,16 @@ async def _vectors(
             try:
                 output = await _end_of(stream)
             except Exception as error:
-                finish(stream, timeline, failure_reason(error))
+                finish(stream, timeline, reason := failure_reason(error), reason)
                 raise
-            finish(stream, timeline, "length")
+            finish(stream, timeline, "length", "length")
             vectors.append(output.embedding)
     finally:
+        left_seconds = seconds_left(asker, arrived_at_seconds)
+        told_reason = "abort" if left_seconds is None or left_seconds > 0 else "timeout"
         for stream, timeline in zip(streams, timelines, strict=False):
             stream.abort()
-            finish(stream, timeline, "abort")
+            finish(stream, timeline, "abort", told_reason)
         for ticket in tickets:  # of what was not submitted, too
             served.admission.leave(ticket, is_complete=False)
         asker.on_end(RequestEnd(model_name=served.name, num_prompt_tokens=sum(map(len, prompts)), story=story))

@@ -16,10 +16,12 @@ class ChoiceSteps(BaseModel):
     """How many of the engine's steps one choice took, and in what company."""
 
     choice: int
+    engine_request: int  # its number in the live view
     tokens: int
     steps: int
     mean_batch: float
     largest_batch: int
+    finish_reason: str | None  # None: it still runs
 
 
 class Explanation(BaseModel):
@@ -31,5 +33,5 @@ class Explanation(BaseModel):
     arrived_at: float  # seconds since 1970
     is_finished: bool
     timeline: list[Moment]
-    left_out: int  # moments behind the last one that is kept
+    left_out: int  # later moments of a kind that was told before
     choices: list[ChoiceSteps]

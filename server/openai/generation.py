@@ -62,6 +62,7 @@ class Generation:
         self._served = served
         self._asker = asker
         self._is_counted = False
+        self._is_out_of_time = False
         self._jobs = jobs
         self._has_news = False  # some choice has something to take
         self._waiter: asyncio.Future[None] | None = None  # whoever waits for that
@@ -125,6 +126,7 @@ class Generation:
 
     def _expire(self) -> None:
         """End what takes too long for its client."""
+        self._is_out_of_time = True
         self._failure = out_of_time(self._asker)
         self._on_news()
 
@@ -146,8 +148,9 @@ class Generation:
         """Stop the engine's work on what has not ended yet."""
         if self._time_limit is not None:
             self._time_limit.cancel()
+        reason = "timeout" if self._is_out_of_time else "abort"
         for choice in self._choices:
-            choice.end()
+            choice.end(reason)
         for ticket in self._tickets:  # of what was not submitted, too
             self._served.admission.leave(ticket, is_complete=False)
         if self._choices and not self._is_counted:
@@ -216,15 +219,15 @@ class _Choice:
             self._finish(piece.finish_reason)
         return piece
 
-    def end(self) -> None:
-        """Stop the work on it; nothing happens if it has ended."""
+    def end(self, told_reason: str) -> None:
+        """Stop the work on it, and tell its story why; nothing happens if it has ended."""
         self._stream.abort()
-        self._finish("abort")
+        self._finish("abort", told_reason)
 
-    def _finish(self, reason: FinishReason) -> None:
+    def _finish(self, reason: FinishReason, told_reason: str | None = None) -> None:
         """Close its timeline and its story; only the first call counts."""
         self._timeline.finish(reason)
-        self._stories.drop(self._engine_number, reason)
+        self._stories.drop(self._engine_number, told_reason or reason)
 
 
 def _choice_of(

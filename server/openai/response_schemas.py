@@ -60,6 +60,7 @@ class ResponsesRequest(StrictModel):
     metadata: dict[str, str] = Field({}, max_length=16, description="Comes back as it is.")
     priority: int = Field(0, ge=-1000, le=1000)
     cache_salt: str = Field("", max_length=256)
+    explain: bool = Field(False, description="The response tells what became of the request, moment by moment.")
 
     previous_response_id: Unsupported = Field(None, description="Nothing is kept; send the whole conversation.")
     conversation: Unsupported = None

@@ -79,21 +79,23 @@ class ResponseWriter:
             events += self._close("incomplete" if piece.finish_reason == "length" else "completed")
         return events
 
-    def end(self, piece: TextPiece, usage: dict[str, Any]) -> bytes:
+    def end(self, piece: TextPiece, generation: Generation) -> bytes:
         """Return the last event, after the last piece."""
-        response = self.whole(piece, usage)
+        response = self.whole(piece, generation)
         return self._event(f"response.{response['status']}", response=response)
 
-    def whole(self, piece: TextPiece, usage: dict[str, Any]) -> dict[str, Any]:
+    def whole(self, piece: TextPiece, generation: Generation) -> dict[str, Any]:
         """Return the finished response."""
-        return self.response("incomplete" if piece.finish_reason == "length" else "completed", usage)
+        status = "incomplete" if piece.finish_reason == "length" else "completed"
+        return self.response(status, generation.usage()) | self._explanation(generation)
 
-    def fail(self, error: ApiError) -> bytes:
+    def fail(self, error: ApiError, generation: Generation) -> bytes:
         """Return the event of an answer that broke off."""
         told = error.body()["error"]
         response = self.response("failed", None) | {
             "error": {"code": told["code"] or "server_error", "message": told["message"]}
         }
+        response |= self._explanation(generation)
         return self._event("response.failed", response=response)
 
     def response(self, status: str, usage: dict[str, Any] | None) -> dict[str, Any]:
@@ -124,6 +126,9 @@ class ResponseWriter:
         }
         warnings = request.warnings()
         return body | {"warnings": warnings} if warnings else body
+
+    def _explanation(self, generation: Generation) -> dict[str, Any]:
+        return {"explanation": generation.story.written()} if self._request.explain else {}
 
     def _add_text(self, text: str) -> bytes:
         events = b""
@@ -245,7 +250,7 @@ async def _whole(writer: ResponseWriter, generation: Generation) -> dict[str, An
         for _, piece in pieces:
             writer.take(piece)
         if generation.is_finished:
-            return writer.whole(pieces[-1][1], generation.usage())
+            return writer.whole(pieces[-1][1], generation)
 
 
 async def _events(writer: ResponseWriter, generation: Generation, pieces: Pieces) -> AsyncGenerator[bytes, None]:
@@ -259,9 +264,10 @@ async def _events(writer: ResponseWriter, generation: Generation, pieces: Pieces
             yield events
             events = b""
             pieces = await generation.next_pieces()
-        events += writer.end(pieces[-1][1], generation.usage())
+        events += writer.end(pieces[-1][1], generation)
     except Exception as error:
-        events += writer.fail(as_api_error(error))
+        generation.end()  # so that its story has an end
+        events += writer.fail(as_api_error(error), generation)
     yield events
 
 

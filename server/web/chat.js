@@ -25,9 +25,21 @@ function store(messages) {
   }
 }
 
+const probability = ({ token, logprob }) => ({ token, logprob });
+
+/** Return what is told of an answer whose first text came at `first`, 0: it has none. Its rate is that of what followed. */
+function facts(numTokens, began, first) {
+  const tokens = numTokens === 1 ? "1 token" : `${numTokens} tokens`;
+  if (!first) return `${tokens}, no text`;
+  const seconds = (performance.now() - first) / 1000;
+  const rate = numTokens > 1 && seconds > 0 ? `, ${((numTokens - 1) / seconds).toFixed(1)} a second` : "";
+  return `${tokens}${rate}; first after ${Math.round(first - began)} ms`;
+}
+
 export function startChat() {
   let model = "";
   let running = null; // AbortController of the answer that comes
+  let isDrawing = false; // before the next frame
   const messages = stored(); // {role, content, tokens?, facts?}
   by("system").value = localStorage.getItem("system") ?? "";
   by("system").addEventListener("change", () => localStorage.setItem("system", by("system").value));
@@ -73,7 +85,6 @@ export function startChat() {
     const others = token.top.map((one) => `${JSON.stringify(one.token)} ${percent(one.logprob)}`).join(", ");
     const text = `${JSON.stringify(token.token)}: probability ${percent(token.logprob)}. Likeliest here: ${others}.`;
     node.title = text;
-    for (const event of ["mouseenter", "focus"]) node.addEventListener(event, () => (by("token-facts").textContent = text));
     return node;
   }
 
@@ -88,15 +99,28 @@ export function startChat() {
     return model;
   }
 
+  /** Draw the answer that comes, with the next frame: several chunks may come before it. */
+  function drawSoon(message) {
+    if (isDrawing) return;
+    isDrawing = true;
+    requestAnimationFrame(() => {
+      isDrawing = false;
+      if (message === messages.at(-1)) by("messages").lastChild.replaceWith(drawn(message));
+    });
+  }
+
+  /** Answer the last question; an answer it had stays until there is another. */
   async function answer() {
     running = new AbortController();
     const message = { role: "assistant", content: "", tokens: [] };
-    const asked = messages.map(({ role, content }) => ({ role, content }));
+    const old = messages.at(-1).role === "assistant" ? messages.at(-1) : null;
+    const asked = (old ? messages.slice(0, -1) : messages).map(({ role, content }) => ({ role, content }));
     const system = by("system").value.trim();
     if (system) asked.unshift({ role: "system", content: system });
-    messages.push(message);
+    const replaceOld = () => old && messages.at(-1) === old && messages.splice(-1, 1, message);
+    if (!old) messages.push(message);
     draw();
-    const began = performance.now();
+    let began = 0;
     let first = 0;
     let usage = null;
     try {
@@ -111,6 +135,7 @@ export function startChat() {
         logprobs: true,
         top_logprobs: 4,
       };
+      began = performance.now();
       const response = await fetch("/v1/chat/completions", {
         method: "POST",
         headers: { "content-type": "application/json", ...headers() },
@@ -126,20 +151,22 @@ export function startChat() {
         usage = chunk.usage ?? usage;
         const choice = chunk.choices[0];
         if (!choice) continue;
-        if (!first && choice.delta.content) first = performance.now();
+        if (!first && choice.delta.content) {
+          first = performance.now();
+          replaceOld();
+        }
         message.content += choice.delta.content ?? "";
         for (const token of choice.logprobs?.content ?? [])
-          message.tokens.push({ token: token.token, logprob: token.logprob, top: token.top_logprobs });
-        by("messages").lastChild.replaceWith(drawn(message));
+          message.tokens.push({ ...probability(token), top: token.top_logprobs.map(probability) });
+        drawSoon(message);
       }
     } catch (error) {
       if (error.name !== "AbortError") trouble(error.message);
     }
-    const seconds = (performance.now() - first) / 1000;
-    const numTokens = usage?.completion_tokens ?? message.tokens.length;
-    if (first) {
-      message.facts = `${numTokens} tokens, ${(numTokens / Math.max(seconds, 0.001)).toFixed(1)} a second; first after ${Math.round(first - began)} ms`;
-    } else messages.pop();
+    if (first || usage) {
+      message.facts = facts(usage?.completion_tokens ?? message.tokens.length, began, first);
+      replaceOld();
+    } else if (messages.at(-1) === message) messages.pop();
     running = null;
     draw();
   }
@@ -153,21 +180,22 @@ export function startChat() {
     answer();
   });
   by("question").addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && !event.shiftKey) {
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
       event.preventDefault();
       by("ask").requestSubmit();
     }
   });
   by("stop").addEventListener("click", () => running?.abort());
-  by("again").addEventListener("click", () => {
-    if (messages.at(-1).role === "assistant") messages.pop(); // else the question was never answered
-    answer();
-  });
+  by("again").addEventListener("click", () => answer());
   by("clear").addEventListener("click", () => {
     running?.abort();
     messages.length = 0;
     draw();
   });
   by("token-view").addEventListener("change", draw);
+  for (const event of ["mouseover", "focusin"])
+    by("messages").addEventListener(event, ({ target }) => {
+      if (target.className === "token") by("token-facts").textContent = target.title;
+    });
   draw();
 }

@@ -5,12 +5,15 @@ import { teach } from "./lessons.js";
 const by = (id) => document.getElementById(id);
 const MAX_VIEWS = 600; // two and a half minutes
 const MAX_BARS = 160;
+const MAX_EVENTS = 40;
 const STATES = ["free", "cached", "used", "shared"];
 const CELL = 10; // pixels
 
 export function startEngine() {
   const views = [];
   let shown = -1; // index of the view on the screen
+  let stepAt = -1; // index of the step on the screen in that view's steps; -1: it has none
+  let isDrawing = false; // before the next frame
   let isPaused = false;
   let stop = null; // AbortController while we watch
   const lines = new WeakMap(); // of events
@@ -32,23 +35,46 @@ export function startEngine() {
 
   function take(view) {
     if (isPaused && views.length >= MAX_VIEWS) return; // what is looked at stays
-    views.push(view);
+    views.push(Object.assign(view, { cameAt: performance.now() }));
     if (views.length > MAX_VIEWS) views.shift();
     by("moment").max = views.length - 1;
-    if (isPaused) tellMoment();
+    if (isPaused && shown >= 0) tellMoment();
     else show(views.length - 1);
   }
 
   function tellMoment() {
+    const since = views.slice(shown + 1).reduce((sum, view) => sum + view.steps.length, 0);
+    const ago = since + views[shown].steps.length - 1 - stepAt;
+    const seconds = (views.at(-1).cameAt - views[shown].cameAt) / 1000;
+    const text = ago || seconds ? `${ago} ${ago === 1 ? "step" : "steps"}, ${seconds.toFixed(1)} s ago` : "now";
     by("moment").value = shown;
-    by("moment-text").textContent = shown === views.length - 1 ? "now" : `${views.length - 1 - shown} views ago`;
+    by("moment").setAttribute("aria-valuetext", text);
+    by("moment-text").textContent = text;
   }
 
-  function show(index) {
+  const shownStep = () => views[shown].steps[stepAt]?.[0] ?? views[shown].step;
+
+  /** Put a view on the screen, with one of its steps; without one the last. */
+  function show(index, step = Infinity) {
     shown = Math.min(Math.max(index, 0), views.length - 1);
     if (shown < 0) return;
+    stepAt = Math.min(step, views[shown].steps.length - 1);
     tellMoment();
-    requestAnimationFrame(() => draw(views[shown]));
+    if (isDrawing) return; // the frame that comes shows this, too
+    isDrawing = true;
+    requestAnimationFrame(() => {
+      isDrawing = false;
+      draw(views[shown]);
+    });
+  }
+
+  /** Go to the step before or after the one on the screen, in whichever view it is. */
+  function move(way) {
+    pause(true);
+    if (views[shown]?.steps[stepAt + way]) return show(shown, stepAt + way);
+    let index = shown + way;
+    while (views[index]?.steps.length === 0) index += way; // the engine was idle
+    if (views[index]) show(index, way > 0 ? 0 : Infinity);
   }
 
   function pause(paused) {
@@ -58,8 +84,13 @@ export function startEngine() {
   }
 
   function draw(view) {
+    const [step, numPrefill, numDecode, ms] = view.steps[stepAt] ?? [view.step, 0, 0, 0];
+    const work = ms ? `: ${numPrefill} prompt and ${numDecode} other tokens in ${ms.toFixed(1)} ms` : "";
+    const isLast = step === view.step; // pool, batch and queue are those behind the last step of the view
+    const after = isLast ? "" : `After step ${view.step}, as below: `;
+    by("step-column").textContent = isLast ? "This step" : `Step ${view.step}`;
     by("numbers").textContent =
-      `Step ${view.step}. ${view.num_running} run, ${view.num_waiting} wait. ` +
+      `Step ${step}${work}. ${after}${view.num_running} run, ${view.num_waiting} wait. ` +
       `${view.num_used_blocks} of ${view.num_blocks} blocks used, ${view.num_cached_blocks} free ones hold a prefix; ` +
       `a block has ${view.block_size} tokens, a cell ${view.blocks_per_cell} ${view.blocks_per_cell === 1 ? "block" : "blocks"}.`;
     drawPool(view);
@@ -102,7 +133,7 @@ export function startEngine() {
     const nodes = rows.map(([[number, numPrompt, numTokens, numComputed, maxTokens, numBlocks, numStep, reason], phase]) => {
       const row = known.get(String(number)) ?? newRow(number);
       row.dataset.lesson = phase;
-      const state = phase === "waiting" ? `waits: ${reason ?? "behind others"}` : phase;
+      const state = phase === "waiting" ? `waits: ${reason ?? "not looked at yet"}` : phase;
       const sizes = [numStep, `${numComputed} of ${numTokens}`, `${numTokens} of at most ${numPrompt + maxTokens}`, numBlocks];
       [state, ...sizes].forEach((text, index) => (row.children[index + 1].textContent = text));
       return row;
@@ -137,7 +168,8 @@ export function startEngine() {
 
   function drawSteps() {
     const steps = [];
-    for (let index = shown; index >= 0 && steps.length < MAX_BARS; index--) steps.unshift(...views[index].steps);
+    for (let index = shown; index >= 0 && steps.length < MAX_BARS; index--)
+      steps.unshift(...(index === shown ? views[index].steps.slice(0, stepAt + 1) : views[index].steps));
     const bars = steps.slice(-MAX_BARS);
     const canvas = by("steps");
     const context = canvas.getContext("2d");
@@ -157,18 +189,22 @@ export function startEngine() {
   }
 
   function drawEvents() {
-    const recent = [];
-    for (let index = shown; index >= 0 && recent.length < 40; index--) recent.unshift(...views[index].events);
-    update(by("events"), recent.slice(-40).reverse().map(lineOf));
+    const step = shownStep();
+    const recent = views[shown].events.filter((event) => event.step <= step);
+    const current = new Set(recent.filter((event) => event.step === step));
+    for (let index = shown - 1; index >= 0 && recent.length < MAX_EVENTS; index--) recent.unshift(...views[index].events);
+    const told = recent.slice(-MAX_EVENTS).reverse();
+    update(by("events"), told.map(lineOf));
+    for (const event of told) lineOf(event).ariaCurrent = current.has(event) ? "step" : null;
   }
 
   function lineOf(event) {
     if (!lines.has(event)) {
       const line = document.createElement("li");
       line.dataset.lesson = event.kind;
+      line.dataset.step = event.step;
       const press = buttonOf(event.request ? `${event.kind} ${event.request}` : event.kind);
-      const size = event.tokens ? `${event.tokens} tokens` : event.blocks ? `${event.blocks} blocks` : "";
-      line.append(press, ` ${event.reason ?? ""} ${size}`);
+      line.append(press, ` ${event.text}`);
       lines.set(event, line);
     }
     return lines.get(event);
@@ -182,11 +218,11 @@ export function startEngine() {
     if (!cells) return;
     const scale = by("pool").width / by("pool").clientWidth;
     const index = Math.floor((event.offsetY * scale) / CELL) * cells.columns + Math.floor((event.offsetX * scale) / CELL);
-    if (index < cells.states.length) teach(STATES[cells.states[index]]);
+    if (index >= 0 && index < cells.states.length) teach(STATES[cells.states[index]]);
   });
   by("pause").addEventListener("click", () => pause(!isPaused));
-  by("back").addEventListener("click", () => (pause(true), show(shown - 1)));
-  by("forward").addEventListener("click", () => (pause(true), show(shown + 1)));
+  by("back").addEventListener("click", () => move(-1));
+  by("forward").addEventListener("click", () => move(1));
   by("moment").addEventListener("input", () => (pause(true), show(Number(by("moment").value))));
 
   return {

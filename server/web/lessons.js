@@ -28,7 +28,7 @@ export const LESSONS = {
     "A sequence in the queue. It joins when the batch, the step's budget and the pool have room for it; keys take turns.",
     "9. Continuous batching",
   ],
-  wait: ["The scheduler looked at this sequence and could not let it join, for the reason that is told. It is told once, until it changes.", "9. Continuous batching"],
+  wait: ["This sequence stays in the queue: others are before it, or the scheduler could not let it join, for the reason that is told. It is told once, until it changes.", "9. Continuous batching"],
   join: ["The sequence left the queue and runs from this step on. Tokens are those whose keys and values were found in the prefix cache.", "10. Sharing prefixes"],
   chunk: ["A piece of the prompt was computed in this step. Long prompts come in several, so that others go on meanwhile.", "9. Continuous batching"],
   preempt: [

@@ -50,7 +50,12 @@ function show(name) {
     by(view).hidden = view !== name;
     by(`show-${view}`).setAttribute("aria-pressed", String(view === name));
   }
-  engine.watch(name === "engine");
+  watch();
+}
+
+/** Watch the engine while it can be seen. */
+function watch() {
+  engine.watch(!by("engine").hidden && !document.hidden);
 }
 
 const engine = startEngine();
@@ -67,4 +72,5 @@ document.documentElement.classList.toggle("dark", dark === "true");
 by("theme").addEventListener("click", () => {
   localStorage.setItem("dark", String(document.documentElement.classList.toggle("dark")));
 });
+document.addEventListener("visibilitychange", watch);
 show(location.hash === "#engine" ? "engine" : "chat");

@@ -182,24 +182,44 @@ def test_a_block_that_a_running_sequence_has_just_the_last_token_of_is_waited_fo
 def test_a_step_looks_at_as_many_sequences_however_many_wait() -> None:
     def num_calls(num_waiting: int, *, is_prefix_shared: bool) -> int:
         scheduler = make_scheduler(num_blocks=1000)
+        scheduler.add(
+            make_request(num_waiting, [1_000_000] * 16)
+        )  # the whole budget of a step, and no prefix of theirs
         for request_id in range(num_waiting):
             start = 0 if is_prefix_shared else 10 * request_id
             scheduler.add(make_request(request_id, [*range(start, start + 5), request_id], max_tokens=20))
+        step(scheduler)  # who has come since the step before is looked at once
+        scheduler.abort(num_waiting)
         calls: list[str] = []
         gc.disable()  # it calls what others, such as hypothesis, have left with it
         sys.setprofile(lambda frame, event, argument: calls.append(event))
         try:
             plan = scheduler.schedule()
-            scheduler.commit(plan, [Sample(1)] * len(plan))
+            events = scheduler.commit(plan, [Sample(1)] * len(plan)).events
             scheduler.abort(num_waiting - 1)
         finally:
             sys.setprofile(None)
             gc.enable()
+        assert is_prefix_shared == any(event.reason == "prefix being computed" for event in events)
         return len(calls)
 
     for is_prefix_shared in (False, True):
         few = num_calls(20, is_prefix_shared=is_prefix_shared)
         assert num_calls(10_000, is_prefix_shared=is_prefix_shared) == few
+
+
+def test_each_waiting_sequence_has_its_reason_once_and_those_behind_the_first_have_theirs() -> None:
+    scheduler = make_scheduler(max_num_seqs=1)
+    for request_id in range(4):
+        scheduler.add(make_request(request_id, [request_id, 2, 3], max_tokens=9))
+    told = [(event.request_id, event.kind, event.reason) for event in step(scheduler)[1].events]
+    waits = {request_id: reason for request_id, kind, reason in told if kind == "wait"}
+    assert waits == {1: "batch full", 2: "behind others", 3: "behind others"}
+    assert not step(scheduler)[1].events  # nothing is new
+    scheduler.abort(0)
+    told = [(event.request_id, event.kind, event.reason) for event in step(scheduler)[1].events]
+    assert (2, "wait", "batch full") in told
+    assert {request_id for request_id, kind, _ in told if kind == "wait"} == {2}
 
 
 def test_an_aborted_request_gives_its_blocks_back_at_once() -> None:

@@ -17,6 +17,8 @@ from server.engine_watch import MAX_BEHIND, MAX_STEPS, MAX_WATCHERS, VIEW_SECOND
 from server.top import TopFailed, drawn, views
 from tests.scheduler.requests import make_request
 from tests.scheduler.test_scheduler import make_scheduler, step
+from tests.server.openai.api import Api, open_api
+from tests.server.openai.asgi import Exchange, until
 from tests.server.running_server import running_server
 
 
@@ -78,22 +80,32 @@ def watcher_of(watch: EngineWatch) -> Iterator[Watcher]:
     watch.leave(watcher)
 
 
+async def next_view(watcher: Watcher) -> dict[str, Any]:
+    body = await watcher.take()
+    assert body is not None
+    assert body.startswith(b"event: view\ndata: ")
+    view: dict[str, Any] = json.loads(body.partition(b"data: ")[2])
+    return view
+
+
 async def told(watch: EngineWatch, *steps: int) -> dict[str, Any]:
     with watcher_of(watch) as watcher:
         for number in steps:
             watch.observe_step(a_step(number))
         watch.observe_view(engine_view(make_scheduler()))
-        body = await watcher.take()
-    assert body.startswith(b"event: view\ndata: ")
-    view: dict[str, Any] = json.loads(body.partition(b"data: ")[2])
-    return view
+        return await next_view(watcher)
 
 
 async def test_steps_and_events_come_with_the_next_view_once() -> None:
     watch = EngineWatch(lambda _: None)
     view = await told(watch, 1, 2)
     assert view["steps"] == [[1, 0, 1, 10.0], [2, 0, 1, 10.0]]
-    assert [(event["kind"], event["tokens"]) for event in view["events"]] == [("join", 3), ("finish", 0)] * 2
+    assert [(event["step"], event["kind"], event["text"]) for event in view["events"]] == [
+        (1, "join", "prefix hit, 3 tokens from the cache"),
+        (1, "finish", "stop"),
+        (2, "join", "prefix hit, 3 tokens from the cache"),
+        (2, "finish", "stop"),
+    ]
     assert (await told(watch))["steps"] == []
 
 
@@ -107,8 +119,8 @@ async def test_blocks_that_lose_their_prefix_are_told_of() -> None:
             while scheduler.has_work:
                 watch.observe_step(step(scheduler)[1])
         watch.observe_view(engine_view(scheduler))
-        view = json.loads((await watcher.take()).partition(b"data: ")[2])
-    evicted = [event["blocks"] for event in view["events"] if event["kind"] == "evict"]
+        view = await next_view(watcher)
+    evicted = [int(event["text"].split()[0]) for event in view["events"] if event["kind"] == "evict"]
     assert sum(evicted) == scheduler.pool.num_evicted > 0
 
 
@@ -132,7 +144,35 @@ async def test_the_engine_makes_views_only_while_somebody_watches() -> None:
     assert (await told(watch))["steps"] == []
 
 
-def test_a_server_shows_its_engine_to_watchers_and_to_the_terminal(tiny_model_path: Path) -> None:
+async def test_when_the_server_ends_so_do_its_watchers() -> None:
+    watch = EngineWatch(lambda _: None)
+    with watcher_of(watch) as watcher:
+        watch.observe_view(engine_view(make_scheduler()))
+        watch.close()
+        assert await watcher.take() is not None
+        assert await watcher.take() is None
+    with watcher_of(watch) as late:
+        assert await late.take() is None
+
+
+async def test_as_many_watch_as_may_however_many_come_at_once() -> None:
+    async def statuses(api: Api) -> list[int | None]:
+        exchanges = [Exchange(api.app, "/v1/engine/events", None) for _ in range(MAX_WATCHERS + 4)]
+        await until(lambda: all(exchange.status for exchange in exchanges))
+        for exchange in exchanges:
+            exchange.leave()
+            await exchange.end()
+        return [exchange.status for exchange in exchanges]
+
+    async with open_api() as api:
+        for _ in range(2):  # those who have left are not counted
+            told = await statuses(api)
+            assert (told.count(200), told.count(429)) == (MAX_WATCHERS, 4)
+
+
+def test_a_server_shows_its_engine_to_watchers_and_to_the_terminal(
+    tiny_model_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     with running_server(tiny_model_path, "--kv-cache-memory", "256KiB", "--max-num-seqs", "2") as server:
         body = {"model": "tiny", "prompt": "hello", "max_tokens": 400, "ignore_eos": True, "n": 4, "stream": True}
         seen: list[dict[str, Any]] = []
@@ -162,6 +202,12 @@ def test_a_server_shows_its_engine_to_watchers_and_to_the_terminal(tiny_model_pa
             next(bodies)
         with pytest.raises(TopFailed, match="watch already"):
             next(views(server.url))
+        server.process.terminate()
+        for bodies in received:
+            for _ in bodies:  # to its end, which is one: the server closed it
+                pass
+        assert server.process.wait(20) == 0
+        assert "Traceback" not in capfd.readouterr().err
         for stream in streams:
             stream.__exit__(None, None, None)
 

@@ -5,11 +5,16 @@ from typing import Any
 
 import pytest
 
+from scheduler.config import EngineConfig
 from scheduler.engine import Engine
-from scheduler.messages import SequenceEvent, SequenceOutput, StepOutput, StepStats
-from server.admission import Ticket
+from scheduler.messages import EventKind, SequenceEvent, SequenceOutput, StepOutput, StepStats, WaitReason
+from server.admission import Admission, Ticket
+from server.asker import Asker
+from server.metrics import Metrics
+from server.request_end import RequestEnd
 from server.request_story import MAX_MOMENTS, RequestStory
 from server.story_book import StoryBook
+from server.tracing import phases
 from tests.scheduler.requests import make_request
 from tests.scheduler.test_determinism import random_prompt
 from tests.tiny_llama import run_to_end, tiny_engine, tiny_llama
@@ -137,10 +142,12 @@ def test_a_story_tells_what_the_scheduler_did_and_in_what_company() -> None:
         assert written["choices"] == [
             {
                 "choice": 0,
+                "engine_request": number,
                 "tokens": len(transcripts[number].token_ids),
                 "steps": len(batches),
                 "mean_batch": round(sum(batches) / len(batches), 1),
                 "largest_batch": max(batches),
+                "finish_reason": "length",
             }
         ]
         finished = written["timeline"][-1]
@@ -148,7 +155,7 @@ def test_a_story_tells_what_the_scheduler_did_and_in_what_company() -> None:
         times = [moment["at_ms"] for moment in written["timeline"]]
         assert times == sorted(times)
     reasons = {event.reason for of_request in log.values() for event in of_request if event}
-    assert {"batch full", "no free blocks"} <= reasons
+    assert {"batch full", "no free blocks", "behind others"} <= reasons
 
 
 @pytest.mark.parametrize("last", [1, 2])
@@ -253,3 +260,63 @@ def test_a_story_is_bounded(num: int) -> None:
         story.tell("computed")
     assert len(story.written()["timeline"]) == MAX_MOMENTS
     assert story.written()["left_out"] == num - MAX_MOMENTS
+
+
+def test_a_story_of_many_moments_has_its_end_and_all_its_times() -> None:
+    book = StoryBook()
+    story = begin(book, 1)
+    book.observe_step(StepOutput(outputs=[], stats=StepStats(), events=[SequenceEvent(1, "join")]))
+    for number in range(MAX_MOMENTS + 100):
+        chunk = SequenceEvent(1, "chunk", 1, number + 1)
+        book.observe_step(StepOutput(outputs=[], stats=StepStats(num_running=1), events=[chunk]))
+    book.observe_step(step_of(a_token(1)))
+    book.observe_step(step_of(a_token(1, "length")))
+    assert events(story)[-2:] == ["first token", "finished"]
+    assert story.written()["left_out"] > 100
+    assert story.written()["choices"][0]["finish_reason"] == "length"
+    end = RequestEnd(model_name="m", story=story, num_prompt_tokens=600)
+    assert {"queued_seconds", "first_token_seconds"} <= set(end.log_fields())
+    assert [name for name, *_ in phases(story.written()["timeline"])] == ["queue", "prefill", "decode"]
+
+
+def test_who_has_joined_is_not_in_the_queue_any_more() -> None:
+    config = EngineConfig(num_blocks=200)
+    admission, book = Admission(config, Metrics("fake", config)), StoryBook()
+    story = RequestStory("cmpl-1", "exchange", "", time.monotonic())
+    for number in (1, 2):
+        (ticket,) = admission.admit([(10, 20)], Asker(), time.monotonic())
+        assert ticket.num_before == number - 1
+        book.queue(story, number, ticket)
+    book.observe_step(StepOutput(outputs=[], stats=StepStats(), events=[SequenceEvent(1, "join")]))
+    (ticket,) = admission.admit([(10, 20)], Asker(), time.monotonic())
+    assert ticket.num_before == 1  # of the two
+    book.observe_step(StepOutput(outputs=[], stats=StepStats(), events=[SequenceEvent(1, "preempt", 5)]))
+    (ticket,) = admission.admit([(10, 20)], Asker(), time.monotonic())
+    assert ticket.num_before == 3
+    book.observe_step(StepOutput(outputs=[], stats=StepStats(), events=[SequenceEvent(1, "join")]))
+    book.observe_replay(1.0)
+    (ticket,) = admission.admit([(10, 20)], Asker(), time.monotonic())
+    assert ticket.num_before == 4
+    book.drop(1)
+    book.drop(2)
+    assert not book._tickets
+
+
+def test_a_story_of_many_choices_tells_the_last_reasons_too() -> None:
+    num = 150
+    book = StoryBook()
+    story = begin(book, *range(num))
+
+    def tell(kind: EventKind, reason: WaitReason | None = None) -> None:
+        told = [SequenceEvent(number, kind, reason=reason) for number in range(num)]
+        book.observe_step(StepOutput(outputs=[], stats=StepStats(), events=told))
+
+    tell("wait", "behind others")
+    tell("wait", "batch full")
+    tell("join")
+    tell("preempt")
+    tell("join")
+    tell("preempt")
+    last = [moment for moment in story.written()["timeline"] if moment.get("choice") == num - 1]
+    assert [moment["event"] for moment in last] == ["queued", "waits", "waits", "joined", "preempted", "joined"]
+    assert story.written()["left_out"] == num

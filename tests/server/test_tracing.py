@@ -99,6 +99,35 @@ def test_a_server_whose_collector_is_not_there_serves_and_ends(
         assert server.process.wait(15) == 0
 
 
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({}, "caravan"),
+        ({"OTEL_SERVICE_NAME": "mine"}, "mine"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=theirs,deployment.environment.name=test"}, "theirs"),
+    ],
+)
+def test_what_is_sent_carries_the_name_that_opentelemetrys_variables_give(
+    variables: dict[str, str], name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    tracer = make_tracer({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"} | variables)
+    assert tracer is not None
+    attributes = tracer.provider.resource.attributes
+    tracer.close()
+    assert attributes["service.name"] == name
+    assert attributes.get("deployment.environment.name") == ("test" if name == "theirs" else None)
+    assert not caplog.messages
+
+
+def test_a_form_that_is_not_built_in_is_said_to_be_none(caplog: pytest.LogCaptureFixture) -> None:
+    tracer = make_tracer({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"})
+    assert tracer is not None
+    tracer.close()
+    assert "http/protobuf, not as grpc" in caplog.text
+
+
 def test_nothing_is_traced_without_an_endpoint() -> None:
     assert make_tracer({}) is None
     assert make_tracer({"OTEL_SERVICE_NAME": "x"}) is None

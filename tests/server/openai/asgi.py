@@ -9,19 +9,19 @@ from starlette.types import Message
 
 
 class Exchange:
-    """A client that posts `body` and can go away, or stop reading, at any moment."""
+    """A client that posts `body`, or gets without one, and can go away, or stop reading, at any moment."""
 
-    def __init__(self, app: FastAPI, path: str, body: dict[str, Any]) -> None:
+    def __init__(self, app: FastAPI, path: str, body: dict[str, Any] | None) -> None:
         self.sent: list[Message] = []
         self.reads = asyncio.Event()  # cleared: the client takes nothing
         self.reads.set()
         self._from_client: asyncio.Queue[Message] = asyncio.Queue()
-        self._from_client.put_nowait({"type": "http.request", "body": json.dumps(body).encode(), "more_body": False})
+        self._from_client.put_nowait({"type": "http.request", "body": json.dumps(body).encode() if body else b""})
         scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": "1.1",
-            "method": "POST",
+            "method": "POST" if body else "GET",
             "scheme": "http",
             "path": path,
             "raw_path": path.encode(),

@@ -10,7 +10,8 @@ from server.api_keys import ApiKeys
 from server.chat_template import ChatTemplate
 from server.explain_command import ExplainFailed, fetch_story, print_story
 from server.token_stream import EngineUnavailable
-from tests.server.openai.api import CHAT, COMPLETIONS, Api, answered, open_api
+from tests.server.openai.api import CHAT, COMPLETIONS, Api, answered, events_in, open_api
+from tests.server.openai.test_responses import events_of
 
 EVENTS = ["tokenized", "admitted", "queued", "first token", "finished"]
 
@@ -31,6 +32,7 @@ async def test_an_answer_can_be_explained_by_its_id_and_by_that_of_its_exchange(
         "at_ms": 0,
         "event": "queued",
         "choice": 0,
+        "engine_request": by_id["choices"][0]["engine_request"],
         "behind": 0,
         "predicted_wait_ms": 0,
     }
@@ -50,6 +52,51 @@ async def test_an_answer_can_end_with_its_explanation(api: Api) -> None:
         assert last["explanation"]["is_finished"]
         assert "usage" in chunks[-1]
         assert all("explanation" not in chunk for chunk in chunks)
+
+
+async def test_responses_and_vectors_can_end_with_their_explanation(api: Api) -> None:
+    body = {"model": "fake", "input": "hi", "explain": True}
+    for path in ("/v1/responses", "/v1/embeddings"):
+        answer = answered(await api.http.post(path, json=body))
+        assert answer["explanation"]["timeline"][-1]["event"] == "finished"
+        assert "explanation" not in answered(await api.http.post(path, json=body | {"explain": False}))
+    *events, last = await events_of(api, explain=True)
+    assert last["response"]["explanation"]["is_finished"]
+    assert not any("explanation" in event.get("response", {}) for event in events)
+
+
+async def test_an_answer_that_breaks_off_is_explained_too(api: Api) -> None:
+    api.engine.fails_after = 2
+    for path in (COMPLETIONS, CHAT):
+        *_, error, last = await api.stream(path, explain=True)
+        assert "error" in error
+        assert last["explanation"]["timeline"][-1]["reason"] == "error"
+    failed = (await events_of(api, explain=True))[-1]
+    assert failed["response"]["explanation"]["timeline"][-1]["reason"] == "error"
+
+
+async def test_a_broken_answer_ends_with_the_end_of_all_its_choices(api: Api) -> None:
+    api.engine.fails_after = 2
+    explanation = (await api.stream(COMPLETIONS, explain=True, n=2))[-1]["explanation"]
+    assert explanation["is_finished"]
+    assert [choice["finish_reason"] for choice in explanation["choices"]] == ["error", "error"]
+    api.engine.fails_after = None
+    api.engine.seconds_per_token = 0.1
+    late = {"x-request-timeout-ms": "300"}
+    body = {"model": "fake", "prompt": "hi", "stream": True, "explain": True}
+    *_, error, last = events_in((await api.http.post(COMPLETIONS, json=body, headers=late)).text)
+    assert error["error"]["code"] == "server_overloaded"
+    assert last["explanation"]["choices"][0]["finish_reason"] == "timeout"
+
+
+async def test_an_answer_that_took_too_long_for_its_client_says_so(api: Api) -> None:
+    api.engine.released.clear()
+    for path, body in ((COMPLETIONS, {"prompt": "hi"}), ("/v1/embeddings", {"input": "hi"})):
+        headers = {"x-request-id": "late", "x-request-timeout-ms": "300"}
+        late = await api.http.post(path, json={"model": "fake"} | body, headers=headers)
+        assert late.status_code == 429
+        story = answered(await api.http.get(explain("late")))
+        assert (story["timeline"][-1]["event"], story["timeline"][-1]["reason"]) == ("finished", "timeout")
 
 
 async def test_requests_that_no_engine_takes_leave_no_stories(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

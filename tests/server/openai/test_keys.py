@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import AsyncIterator
+from typing import cast
 
 import pytest
 
@@ -119,6 +120,8 @@ async def test_threat_13_a_line_is_logged_of_each_request_and_nothing_in_it_is_o
     ids = [str(event.pop("id")) for event in events if "id" in event]
     assert [re.sub(r"\w{32}", "", name) for name in ids] == ["cmpl-", "cmpl-", "embd-"]
     names = ("method", "route", "status", "key")
+    numbers = [number for event in events for number in cast("list[int]", event.pop("engine_requests", []))]
+    assert len(numbers) == len(set(numbers)) == 4
     counts = ("prompt_tokens", "cached_tokens", "completion_tokens", "finish_reasons")
     assert [tuple(event[name] for name in names) for event in events] == [
         ("POST", "/v1/completions", 200, "alice"),

@@ -1,5 +1,7 @@
 """The page in a browser: a chat that streams, tokens with their probabilities, the engine as it works."""
 
+import itertools
+import json
 import re
 import shutil
 import threading
@@ -10,7 +12,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.server.running_server import RunningServer, running_server
+from tests.server.running_server import RunningServer, eventually, running_server
 
 CHROMIUM = shutil.which("chromium")
 IN_BROWSER = [
@@ -19,6 +21,11 @@ IN_BROWSER = [
     pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
 ]
 KEY = "the-key-of-the-page"
+LENGTHS = """() => {
+    window.lengths = [];
+    const note = () => window.lengths.push(document.querySelector(".message.assistant")?.textContent.length ?? 0);
+    new MutationObserver(note).observe(document.getElementById("messages"), { childList: true });
+}"""
 FRAMES_A_SECOND = (
     "() => new Promise(done => { let n = 0; const began = performance.now(); const count = () => {"
     " n++; performance.now() - began < 2000 ? requestAnimationFrame(count) : done(n / 2) };"
@@ -58,6 +65,21 @@ def page(browser: Browser, server: RunningServer) -> Iterator[Page]:
     assert complaints == []
 
 
+def aborted(server: RunningServer) -> int:
+    """Return how many requests were given up by their clients."""
+    found = re.search(
+        r'request_success_total\{[^}]*finished_reason="abort"[^}]*\} (\d+)', server.http.get("/metrics").text
+    )
+    return int(found[1]) if found else 0
+
+
+def shown_step(page: Page) -> int:
+    """Return the number of the step on the screen."""
+    found = re.search(r"Step (\d+)", page.locator("#numbers").inner_text())
+    assert found
+    return int(found[1])
+
+
 class TestInBrowser:
     """What needs chromium."""
 
@@ -66,10 +88,14 @@ class TestInBrowser:
     def test_a_chat_streams_and_shows_how_probable_its_tokens_were(self, page: Page) -> None:
         page.fill("#temperature", "0")
         page.fill("#question", "What is the capital of France?")
+        page.evaluate(LENGTHS)
         page.click("#send")
         answer = page.locator(".message.assistant")
         expect(answer).to_contain_text("The capital of France is Paris.", timeout=30_000)
         expect(answer.locator(".facts")).to_have_text(re.compile(r"\d+ tokens, [\d.]+ a second; first after \d+ ms"))
+        lengths = page.evaluate("window.lengths")
+        assert len(set(lengths)) >= 4  # it grew before one's eyes
+        assert lengths == sorted(lengths)
         page.check("#token-view")
         token = page.locator(".token", has_text="Paris")
         token.hover()
@@ -85,14 +111,43 @@ class TestInBrowser:
         page.fill("#question", "Tell me a very long story about a caravan.")
         page.click("#send")
         expect(page.locator(".message.assistant")).to_contain_text(re.compile(r"\w+ \w+ \w+"), timeout=30_000)
+        assert server.metric("num_requests_running") == 1
+        num_aborted = aborted(server)
         page.click("#stop")
         expect(page.locator("#send")).to_be_enabled()
         expect(page.locator("#again")).to_be_enabled()
+        eventually(lambda: server.metric("num_requests_running") == 0, within_seconds=5)
+        assert aborted(server) == num_aborted + 1
         before = page.locator(".message.assistant").inner_text()
         page.fill("#max-tokens", "5")
         page.click("#again")
-        expect(page.locator(".message.assistant .facts")).to_contain_text("5 tokens", timeout=30_000)
+        expect(page.locator(".message.assistant .facts")).to_have_text(re.compile("^5 tokens, "), timeout=30_000)
         assert page.locator(".message.assistant").inner_text() != before
+
+    def test_an_answer_stays_until_there_is_another(self, page: Page) -> None:
+        page.fill("#max-tokens", "5")
+        page.fill("#question", "Hello")
+        page.click("#send")
+        expect(page.locator(".message.assistant .facts")).to_be_visible(timeout=30_000)
+        before = page.locator(".message.assistant").inner_text()
+        page.route("**/v1/chat/completions", lambda _: None)  # never answers
+        page.click("#again")
+        expect(page.locator("#stop")).to_be_enabled()
+        assert page.evaluate("JSON.parse(localStorage.getItem('messages')).length") == 2
+        page.click("#stop")
+        expect(page.locator("#send")).to_be_enabled()
+        assert page.locator(".message.assistant").inner_text() == before
+
+    def test_an_answer_without_text_is_one(self, page: Page) -> None:
+        chunks = [
+            {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": "stop"}]},
+            {"choices": [], "usage": {"completion_tokens": 1}},
+        ]
+        body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+        page.route("**/v1/chat/completions", lambda route: route.fulfill(body=body, content_type="text/event-stream"))
+        page.fill("#question", "Hello")
+        page.click("#send")
+        expect(page.locator(".message.assistant .facts")).to_have_text("1 token, no text")
 
     def test_a_question_that_was_not_answered_can_be_asked_again(self, page: Page) -> None:
         page.route("**/v1/chat/completions", lambda _: None)  # never answers
@@ -155,7 +210,9 @@ class TestInBrowser:
         page.wait_for_timeout(600)  # two views later it is still there
         page.keyboard.press("Enter")
         expect(page.locator("#lesson")).to_contain_text("A sequence ")
-        expect(page.locator("#events")).to_contain_text(re.compile(r"join \d+\s+[1-9]\d* tokens"), timeout=30_000)
+        expect(page.locator("#events")).to_contain_text(
+            re.compile(r"join \d+ prefix hit, [1-9]\d* tokens"), timeout=30_000
+        )
         expect(page.locator("#events")).to_contain_text("preempt", timeout=60_000)
         page.click("#pause")
         page.locator("#events button", has_text="preempt").first.click()
@@ -168,14 +225,48 @@ class TestInBrowser:
         expect(page.locator("#lesson p").first).to_have_text(re.compile("^A (free )?block "))
         page.locator("[data-lesson=shared]").press("Enter")
         expect(page.locator("#lesson")).to_contain_text("several sequences hold")
-        page.click("#back")
+        steps = [shown_step(page)]
+        for way in ("back", "back", "back", "forward"):
+            page.click(f"#{way}")
+            expect(page.locator("#numbers")).not_to_contain_text(f"Step {steps[-1]}:")
+            steps.append(shown_step(page))
+        assert [before - after for before, after in itertools.pairwise(steps)] == [1, 1, 1, -1]
         expect(page.locator("#moment-text")).to_contain_text("ago")
+        told = page.eval_on_selector_all(
+            "#events li", "all => all.map(one => [Number(one.dataset.step), one.ariaCurrent])"
+        )
+        assert max(step for step, _ in told) <= steps[-1]
+        assert all((current == "step") == (step == steps[-1]) for step, current in told)
         page.click("#pause")
         for thread in asking:
             thread.join()
         expect(page.locator("#numbers")).to_contain_text("0 run, 0 wait", timeout=30_000)
         expect(page.locator("#numbers")).to_contain_text(" 0 of ")
         page.click("#show-chat")
+
+    def test_pausing_before_there_is_anything_to_see_breaks_nothing(self, page: Page) -> None:
+        page.route("**/v1/engine/events", lambda _: None)  # never answers
+        page.click("#show-engine")
+        for button in ("back", "forward", "pause", "pause"):
+            page.click(f"#{button}")
+        page.unroute("**/v1/engine/events")
+        page.click("#show-chat")
+        page.click("#show-engine")
+        expect(page.locator("#numbers")).to_contain_text("0 run", timeout=10_000)
+        expect(page.locator("#trouble")).to_be_hidden()
+
+    def test_a_hidden_page_does_not_watch(self, page: Page, server: RunningServer) -> None:
+        ended: list[str] = []
+        page.on("requestfailed", lambda request: ended.append(request.url))
+        page.click("#show-engine")
+        expect(page.locator("#numbers")).to_contain_text("0 run", timeout=10_000)
+        hide = "is => { Object.defineProperty(document, 'hidden', {value: is, configurable: true});"
+        hide += " document.dispatchEvent(new Event('visibilitychange')) }"
+        page.evaluate(hide, True)
+        page.wait_for_timeout(300)
+        assert ended == [f"{server.url}/v1/engine/events"]
+        with page.expect_response("**/v1/engine/events"):
+            page.evaluate(hide, False)
 
     @pytest.mark.parametrize("theme", ["light", "dark"])
     def test_both_views_can_be_used_by_keyboard_and_screen_reader(
