@@ -2,7 +2,8 @@
 
 First what the API process pays to record one step of 32 sequences (metrics, stories), without the engine, and what the
 engine pays for a view of them, of which it makes four a second for those who watch. Then the default model under load,
-in int8: stretches with and without a watcher of /v1/engine/events in turn, and by how much steps grow. The watcher
+in int8: stretches with and without a watcher of /v1/engine/events in turn, each first in every other pair, and by how
+much steps grow. Answers end one behind the other, so that contexts are as long in one stretch as in another. Who watches
 reads and throws away; a browser on the same machine would take processor time of its own.
 """
 
@@ -32,13 +33,14 @@ from server.story_book import StoryBook
 from tests.server.running_server import RunningServer, running_server
 
 NUM_SEQUENCES = 32
+MAX_TOKENS = 600  # of an answer
 
 
 def main() -> None:
     """Print both."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=6.0, help="of each stretch")
-    parser.add_argument("--pairs", type=int, default=7, help="of stretches")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each stretch")
+    parser.add_argument("--pairs", type=int, default=15, help="of stretches")
     arguments = parser.parse_args()
     microseconds = 1e6 * recording_seconds()
     print(f"recording a step of {NUM_SEQUENCES} sequences: {microseconds:.0f} microseconds", flush=True)
@@ -100,19 +102,21 @@ def view_seconds(num_views: int = 200) -> float:
 
 @contextmanager
 def load(server: RunningServer) -> Iterator[None]:
-    """Keep the engine busy with long answers."""
+    """Keep the engine busy with long answers that end one behind the other."""
     has_ended = threading.Event()
     numbers = count()
 
-    def ask() -> None:
+    def ask(index: int) -> None:
+        num_tokens = MAX_TOKENS * (index + 1) // NUM_SEQUENCES
         with httpx.Client(base_url=server.url, timeout=300, trust_env=False) as http:
             while not has_ended.is_set():
                 prompt = f"{next(numbers)}. Once upon a time"
-                body = {"prompt": prompt, "model": "smollm2", "max_tokens": 600, "ignore_eos": True, "temperature": 1}
-                http.post("/v1/completions", json=body).raise_for_status()
+                body = {"prompt": prompt, "model": "smollm2", "ignore_eos": True, "temperature": 1}
+                http.post("/v1/completions", json=body | {"max_tokens": num_tokens}).raise_for_status()
+                num_tokens = MAX_TOKENS
 
     with ThreadPoolExecutor(NUM_SEQUENCES) as clients:
-        asking = [clients.submit(ask) for _ in range(NUM_SEQUENCES)]
+        asking = [clients.submit(ask, index) for index in range(NUM_SEQUENCES)]
         time.sleep(5)
         try:
             yield
@@ -125,24 +129,36 @@ def load(server: RunningServer) -> Iterator[None]:
 def stretches(server: RunningServer, seconds: float, num_pairs: int) -> tuple[list[float], list[float]]:
     """Return the mean seconds of a step in each stretch without, and with a watcher."""
     plain, watched = [], []
-    for _ in range(num_pairs):
-        plain.append(mean_step_seconds(server, seconds))
-        with httpx.Client(base_url=server.url, timeout=30, trust_env=False) as http:
-            has_ended = threading.Event()
-
-            def watch(http: httpx.Client = http, has_ended: threading.Event = has_ended) -> None:
-                with http.stream("GET", "/v1/engine/events") as events:
-                    for _ in events.iter_raw():
-                        if has_ended.is_set():
-                            return
-
-            watcher = threading.Thread(target=watch)
-            watcher.start()
-            time.sleep(0.5)
-            watched.append(mean_step_seconds(server, seconds))
-            has_ended.set()
-            watcher.join()
+    for pair in range(num_pairs):
+        for is_watched in (pair % 2 == 1, pair % 2 == 0):
+            if is_watched:
+                with watcher(server):
+                    watched.append(mean_step_seconds(server, seconds))
+            else:
+                plain.append(mean_step_seconds(server, seconds))
     return plain, watched
+
+
+@contextmanager
+def watcher(server: RunningServer) -> Iterator[None]:
+    """Have somebody watch the engine."""
+    has_ended = threading.Event()
+
+    def watch() -> None:
+        with (
+            httpx.Client(base_url=server.url, timeout=30, trust_env=False) as http,
+            http.stream("GET", "/v1/engine/events") as events,
+        ):
+            for _ in events.iter_raw():
+                if has_ended.is_set():
+                    return
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    time.sleep(0.5)
+    yield
+    has_ended.set()
+    watching.join()
 
 
 def mean_step_seconds(server: RunningServer, seconds: float) -> float:
