@@ -26,8 +26,8 @@ def write_page(results: dict[str, Any], known: Sequence[Variant], page: Path) ->
         "weights, one server at a time, in turn, and the same client (`caravan bench`). This page is written by "
         "`make compare PEERS=FOLDER`; [benchmarks/peers.md](../benchmarks/peers.md) says how to fill the folder.",
         f"{machine['processor']}; {machine['cores']} cores; {machine['features']}; {machine['memory']}; "
-        f"{machine['system']}. The model is the default one, SmolLM2-135M-Instruct. Rounds on other processors, and what "
-        "was missed there, are in [benchmarks/LOG.md](../benchmarks/LOG.md).",
+        f"{machine['system']}. The model is the default one, SmolLM2-135M-Instruct. Rounds on other processors, and "
+        "what was missed there, are in [benchmarks/LOG.md](../benchmarks/LOG.md).",
         _versions(measured, rounds, results["absent"]),
         "## Tokens a second\n\nStreamed over HTTP, greedy, prompts of random tokens; 128 tokens in and 128 out unless "
         "it is said otherwise. The first three columns count output tokens, the others those of prompts, too. Medians "

@@ -3,8 +3,8 @@
 First what the API process pays to record one step of 32 sequences (metrics, stories), without the engine, and what the
 engine pays for a view of them, of which it makes four a second for those who watch. Then the default model under load,
 in int8: stretches with and without a watcher of /v1/engine/events in turn, each first in every other pair, and by how
-much steps grow. Answers end one behind the other, so that contexts are as long in one stretch as in another. Who watches
-reads and throws away; a browser on the same machine would take processor time of its own.
+much steps grow. Answers end one behind the other, so that contexts are as long in one stretch as in another. The
+watcher reads and throws away; a browser on the same machine would take processor time of its own.
 """
 
 import argparse

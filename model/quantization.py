@@ -46,8 +46,8 @@ def quantize(weight: Tensor, bits: int) -> GroupedWeight:
 
 def dequantize(weight: GroupedWeight) -> Tensor:
     """Return the matrix [out, in] in float32."""
-    groups = _in_groups(weight.values.float())
-    wide = groups * weight.scales.float().unsqueeze(-1) + weight.offsets.float().unsqueeze(-1)
+    wide = _in_groups(weight.values.float())  # a copy: the rest happens in its place
+    wide.mul_(weight.scales.float().unsqueeze(-1)).add_(weight.offsets.float().unsqueeze(-1))
     return wide.flatten(1)[:, : weight.shape[1]]
 
 

@@ -18,6 +18,7 @@ MAX_ENTRIES = 2**16  # metadata fields, and tensors
 MAX_DIMENSIONS = 4
 DEFAULT_ALIGNMENT = 32
 
+_LENGTH = struct.Struct("<Q")  # of a string, before it
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 _NUMBERS: Mapping[int, str] = {  # value type -> format of struct and array
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", _BOOL: "?", 10: "Q", 11: "q", 12: "d",
@@ -117,7 +118,7 @@ class _Reader:
     def _array(self) -> list[object]:
         item_type = self._number("I")
         if item_type == _STRING:
-            return [self._string() for _ in range(self._count(MAX_ITEMS, "items", 8))]
+            return [*self._strings(self._count(MAX_ITEMS, "items", 8))]
         if item_type not in _NUMBERS:
             raise self._broken(f"an array has items of type {item_type}; supported are numbers and strings")
         code = _NUMBERS[item_type]
@@ -125,11 +126,26 @@ class _Reader:
         return list(struct.unpack(f"<{num_items}{code}", self._take(num_items * struct.calcsize(f"<{code}"))))
 
     def _string(self) -> str:
-        length = self._number("Q")
+        (string,) = self._strings(1)
+        return string
+
+    def _strings(self, count: int) -> list[str]:
+        """Return so many strings; without a call for each, since a start waits for a hundred thousand of them."""
+        strings = []
+        content, end, at, length_at = self._content, self._end, self._at, _LENGTH.unpack_from
         try:
-            return self._take(length).decode()
+            for _ in range(count):
+                start = at + _LENGTH.size
+                (length,) = length_at(content, at) if start <= end else (end,)
+                at = start + length
+                if at > end:
+                    self._at = min(start, end)
+                    raise self._broken(f"the header ends in the middle, at byte {self._at}")
+                strings.append(content[start:at].decode())
         except UnicodeDecodeError:
-            raise self._broken(f"the text at byte {self._at - length} is not UTF-8") from None
+            raise self._broken(f"the text at byte {start} is not UTF-8") from None
+        self._at = at
+        return strings
 
     def _count(self, limit: int, what: str, least_bytes: int) -> int:
         count = self._number("Q")
