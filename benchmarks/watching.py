@@ -4,20 +4,23 @@ First what the API process pays to record one step of 32 sequences (metrics, sto
 engine pays for a view of them, of which it makes four a second for those who watch. Then the default model under load,
 in int8: stretches with and without a watcher of /v1/engine/events in turn, each first in every other pair, and by how
 much steps grow. Answers end one behind the other, so that contexts are as long in one stretch as in another. The
-watcher reads and throws away; a browser on the same machine would take processor time of its own.
+watcher reads and throws away, as if a browser on another machine showed the page; with --browser it is one on this
+machine, which takes processor time of its own.
 """
 
 import argparse
+import shutil
 import statistics
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import count
 
 import httpx
 import msgspec
+from playwright.sync_api import sync_playwright
 
 from model.sample import Sample
 from model.sampling_params import SamplingParams
@@ -41,6 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each stretch")
     parser.add_argument("--pairs", type=int, default=15, help="of stretches")
+    parser.add_argument("--browser", action="store_true", help="watch by the page in chromium, without a window")
     arguments = parser.parse_args()
     microseconds = 1e6 * recording_seconds()
     print(f"recording a step of {NUM_SEQUENCES} sequences: {microseconds:.0f} microseconds", flush=True)
@@ -52,7 +56,9 @@ def main() -> None:
         flush=True,
     )
     with running_server("smollm2", *options) as server, load(server):
-        plain, watched = stretches(server, arguments.seconds, arguments.pairs)
+        plain, watched = stretches(
+            server, arguments.seconds, arguments.pairs, browser if arguments.browser else watcher
+        )
     ratios = [after / before for before, after in zip(plain, watched, strict=True)]
     step_ms = 1000 * statistics.median(plain)
     print(f"a step takes {step_ms:.2f} ms, so recording it takes {100 * microseconds / 1000 / step_ms:.2f} % of it")
@@ -117,7 +123,8 @@ def load(server: RunningServer) -> Iterator[None]:
 
     with ThreadPoolExecutor(NUM_SEQUENCES) as clients:
         asking = [clients.submit(ask, index) for index in range(NUM_SEQUENCES)]
-        time.sleep(5)
+        while server.metric("iteration_tokens_count") < MAX_TOKENS:  # then contexts are of all lengths
+            time.sleep(0.5)
         try:
             yield
         finally:
@@ -126,7 +133,12 @@ def load(server: RunningServer) -> Iterator[None]:
         client.result()
 
 
-def stretches(server: RunningServer, seconds: float, num_pairs: int) -> tuple[list[float], list[float]]:
+def stretches(
+    server: RunningServer,
+    seconds: float,
+    num_pairs: int,
+    watcher: Callable[[RunningServer], AbstractContextManager[None]],
+) -> tuple[list[float], list[float]]:
     """Return the mean seconds of a step in each stretch without, and with a watcher."""
     plain, watched = [], []
     for pair in range(num_pairs):
@@ -149,6 +161,7 @@ def watcher(server: RunningServer) -> Iterator[None]:
             httpx.Client(base_url=server.url, timeout=30, trust_env=False) as http,
             http.stream("GET", "/v1/engine/events") as events,
         ):
+            events.raise_for_status()
             for _ in events.iter_raw():
                 if has_ended.is_set():
                     return
@@ -159,6 +172,18 @@ def watcher(server: RunningServer) -> Iterator[None]:
     yield
     has_ended.set()
     watching.join()
+
+
+@contextmanager
+def browser(server: RunningServer) -> Iterator[None]:
+    """Have a browser on this machine show the engine live."""
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = chromium.new_page()
+        page.goto(f"{server.url}/#engine")
+        page.wait_for_timeout(2000)
+        yield
+        chromium.close()
 
 
 def mean_step_seconds(server: RunningServer, seconds: float) -> float:

@@ -35,7 +35,7 @@ class Scheduler:
         self.pool = BlockPool(config.num_blocks)
         self.running: list[Sequence] = []
         self.waiting = WaitingQueue()
-        self._newcomers: list[Sequence] = []  # in the queue since it was last looked at
+        self._to_tell: dict[int, Sequence] = {}  # who waits "behind others", unless it is looked at in this step
         self._refused: list[SequenceOutput] = []  # what the next commit says of requests that cannot run
         self._events = EventLog()
         self._spoiled_blocks: list[int] = []
@@ -51,7 +51,7 @@ class Scheduler:
         num_tokens = sequence.num_tokens + min(request.params.max_tokens, 1)
         assert num_tokens <= self.config.max_model_len, "the server refuses prompts without room for output"
         self.waiting.append(sequence)
-        self._newcomers.append(sequence)
+        self._to_tell[request.request_id] = sequence
 
     def abort(self, request_id: int) -> None:
         """Drop a request, running or waiting; an unknown one has already ended."""
@@ -152,7 +152,9 @@ class Scheduler:
         take its place in the same prefix, for it would wait for the same block. How many are looked at is bounded.
         """
         joined: list[ScheduledSequence] = []
+        looked_at: dict[int, Sequence] = {}
         for sequence in islice(self.waiting, 2 * self.config.max_num_seqs):
+            looked_at[sequence.request.request_id] = sequence
             if len(self.running) >= self.config.max_num_seqs or budget <= 0:
                 self._events.wait(sequence, "token budget" if budget <= 0 else "batch full")
                 break
@@ -175,10 +177,10 @@ class Scheduler:
         for scheduled in joined:
             self.waiting.remove(scheduled.sequence.request.request_id)
             self.waiting.count_prompt(scheduled.sequence)
-        for sequence in self._newcomers:
-            if sequence.wait_reason is None and self.waiting.has(sequence.request.request_id):
-                self._events.wait(sequence, "behind others")  # nobody came to look at it
-        self._newcomers.clear()
+        for request_id, sequence in self._to_tell.items():
+            if request_id not in looked_at and self.waiting.has(request_id):
+                self._events.wait(sequence, "behind others")
+        self._to_tell = looked_at
         return joined
 
     def _has_grammar(self, sequence: Sequence, matcher: Matcher) -> bool:
@@ -235,7 +237,7 @@ class Scheduler:
         self._events.preempt(sequence, sequence.num_computed_tokens)
         release_blocks(self.pool, sequence, self.config.block_size)
         self.waiting.put_back(sequence)
-        self._newcomers.append(sequence)
+        self._to_tell[sequence.request.request_id] = sequence
         self._counters.num_preemptions += 1
         return sequence
 

@@ -1,7 +1,7 @@
 """Admission: which requests the engine gets, and how long they will wait there."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -58,8 +58,10 @@ class Admission:
         Raises ApiError if the queue has no room for them, if the first of them would wait for too long, or if the
         answer would come later than the client wants it.
         """
-        before = self._before(asker)
-        num_before = sum(not ticket.is_in_batch for ticket in (*self._running, *before))
+        before = self._before(asker, self._waiting)
+        queued = [ticket for ticket in self._waiting if not ticket.is_in_batch]
+        num_preempted = sum(not ticket.is_in_batch for ticket in self._running)
+        num_before = num_preempted + len(self._before(asker, queued))
         wait_seconds = self._forecast_seconds(before)
         self._check_room(lengths, wait_seconds)
         limit_seconds = self.limits.max_wait_seconds
@@ -90,7 +92,6 @@ class Admission:
         if ticket in self._waiting:
             del self._waiting[ticket]
             self._running[ticket] = None
-            ticket.is_in_batch = True
             self.metrics.wait_error.observe(ticket.predicted_wait_seconds - waited_seconds)
         ticket.num_tokens += num_tokens
 
@@ -131,14 +132,14 @@ class Admission:
             prefill_seconds=self._cost.prefill_seconds,
         )
 
-    def _before(self, asker: Asker) -> list[Ticket]:
-        """Return what waits and would join before: what is more urgent, and as many of each key as of its own."""
-        places = [(ticket.priority, ticket.key_name) for ticket in self._waiting]
+    def _before(self, asker: Asker, waiting: Collection[Ticket]) -> list[Ticket]:
+        """Return which of these would join before: what is more urgent, and as many of each key as of its own."""
+        places = [(ticket.priority, ticket.key_name) for ticket in waiting]
         own_place = (asker.priority, asker.key_name)
         num_turns = places.count(own_place) + 1
         num_of: dict[tuple[int, str], int] = {}
         before = []
-        for ticket, place in zip(self._waiting, places, strict=True):
+        for ticket, place in zip(waiting, places, strict=True):
             num_of[place] = num_of.get(place, 0) + 1
             if place[0] < own_place[0] or (place[0] == own_place[0] and num_of[place] <= num_turns):
                 before.append(ticket)

@@ -30,6 +30,8 @@ class EngineWatch:
         self._is_closed = False
         self._steps: deque[list[float]] = deque(maxlen=MAX_STEPS)
         self._events: deque[dict[str, Any]] = deque(maxlen=MAX_STEPS)
+        self._step = 0  # the last one, of this engine
+        self._num_earlier_steps = 0  # of engines before it
 
     @property
     def is_full(self) -> bool:
@@ -38,23 +40,37 @@ class EngineWatch:
 
     def observe_step(self, output: StepOutput) -> None:
         """Remember a step until the next view, if somebody watches."""
+        stats = output.stats
+        self._step = stats.step
         if not self._watchers:
             return
-        stats = output.stats
         num_tokens = stats.num_prefill_tokens + stats.num_decode_tokens
         if num_tokens:
-            numbers = (stats.step, stats.num_prefill_tokens, stats.num_decode_tokens, 1000 * stats.step_seconds)
+            numbers = (self._num_steps, stats.num_prefill_tokens, stats.num_decode_tokens, 1000 * stats.step_seconds)
             self._steps.append([*numbers])
-        events = [_event(event) for event in output.events]
+        events = [_event(event) for event in output.events if event.reason != "behind others"]  # many, and in the view
         if stats.num_evicted_blocks:
             events.insert(0, {"request": 0, "kind": "evict", "text": _counted(stats.num_evicted_blocks, "block")})
         ended = (one for one in output.outputs if one.finish_reason is not None)
         events += [{"request": one.request_id, "kind": "finish", "text": one.finish_reason} for one in ended]
-        self._events.extend({"step": stats.step} | event for event in events)
+        self._tell(events)
+
+    def observe_replay(self) -> None:
+        """Take note that another engine goes on; to those who watch, its steps come behind those of the one before."""
+        self._num_earlier_steps, self._step = self._num_steps, 0
+        if self._watchers:
+            self._tell([{"request": 0, "kind": "restart", "text": "the engine was replaced"}])
+
+    @property
+    def _num_steps(self) -> int:
+        return self._num_earlier_steps + self._step
+
+    def _tell(self, events: list[dict[str, Any]]) -> None:
+        self._events.extend({"step": self._num_steps} | event for event in events)
 
     def observe_view(self, view: EngineView) -> None:
         """Hand a view to all watchers."""
-        told = _written(view) | {"steps": [*self._steps], "events": [*self._events]}
+        told = _written(view) | {"step": self._num_steps, "steps": [*self._steps], "events": [*self._events]}
         self._steps.clear()
         self._events.clear()
         body = named_event("view", told)
@@ -109,7 +125,6 @@ class Watcher:
 def _written(view: EngineView) -> dict[str, Any]:
     stats = view.stats
     return {
-        "step": stats.step,
         "num_running": stats.num_running,
         "num_waiting": stats.num_waiting,
         "num_blocks": stats.num_blocks,

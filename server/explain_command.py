@@ -55,6 +55,7 @@ def print_story(story: dict[str, Any], console: Console) -> None:
         console.print(
             f"Choice {choice['choice']}, in the live view {choice['engine_request']}: "
             f"{choice['tokens']} tokens in {choice['steps']} steps, "
-            f"on average with {choice['mean_batch']:g} sequences in the batch, at most {choice['largest_batch']}."
+            f"on average with {choice['mean_batch']:g} sequences in the batch, at most {choice['largest_batch']}"
+            + (f"; ended: {choice['finish_reason']}." if choice["finish_reason"] else ".")
         )
     console.print("Finished." if story["is_finished"] else "Still running.")

@@ -23,6 +23,7 @@ class SequenceStory:
         self.queued_at_seconds = time.monotonic()
         self.has_joined = False  # at some time
         self.finish_reason = ""  # not ended
+        self.end: dict[str, Any] = {}  # the moment of its end
         self.num_tokens = 0
         self.num_steps = 0  # that brought tokens
         self.num_in_batch = 0  # sequences in these steps, together
@@ -53,7 +54,7 @@ class RequestStory:
         self.is_finished = False
         self.arrived_at_seconds = arrived_at_seconds
         self.arrived_at_unix_seconds = time.time() - (time.monotonic() - arrived_at_seconds)
-        self._moments: list[dict[str, Any]] = []
+        self._moments: list[dict[str, Any]] = [{"at_ms": 0.0, "event": "arrived"}]
         self._kinds_told: set[tuple[Any, ...]] = set()
         self._num_left_out = 0
         self._sequences: dict[int, SequenceStory] = {}  # by the engine's number
@@ -72,18 +73,15 @@ class RequestStory:
             return
         self._kinds_told.add(kind)
         at_ms = round(1000 * (time.monotonic() - seconds_ago - self.arrived_at_seconds), 3)
-        if self._moments:
-            at_ms = max(at_ms, self._moments[-1]["at_ms"])
+        at_ms = max(at_ms, self._moments[-1]["at_ms"])
         self._moments.append({"at_ms": at_ms, "event": event} | facts)
 
-    def queue(self, engine_number: int, num_before: int, predicted_wait_seconds: float) -> None:
+    def queue(self, engine_number: int, num_before: int) -> None:
         """Tell that the next choice was given to the engine, under its number there."""
         choice = len(self._sequences)
         self._sequences[engine_number] = SequenceStory(choice, engine_number)
         self._num_open += 1
-        predicted_ms = round(1000 * predicted_wait_seconds, 1)
-        forecast = {"behind": num_before, "predicted_wait_ms": predicted_ms}
-        self.tell("queued", choice=choice, engine_request=engine_number, **forecast)
+        self.tell("queued", choice=choice, engine_request=engine_number, behind=num_before)
 
     def take_event(self, event: SequenceEvent, step_seconds: float) -> None:
         """Tell what the scheduler did with a choice, for a step that took so long: most of it before the step began."""
@@ -125,13 +123,18 @@ class RequestStory:
         num_tokens = sum(sequence.num_tokens for sequence in self._sequences.values())
         self.tell("engine replaced", down_ms=round(1000 * down_seconds, 1), tokens=num_tokens)
 
-    def end(self, request_id: int, reason: str) -> None:
-        """Tell how a choice ended."""
-        self._num_open -= 1
-        self.is_finished = self._num_open == 0
+    def end(self, request_id: int, reason: str, num_tokens: int | None = None) -> None:
+        """Tell how a choice ended. Its reader knows better than the engine: a stop string may have ended it before."""
         sequence = self._sequences[request_id]
+        if num_tokens is not None:
+            sequence.num_tokens = num_tokens
+        if not sequence.finish_reason:
+            self._num_open -= 1
+            self.is_finished = self._num_open == 0
+            self.tell("finished", choice=sequence.choice)
+            sequence.end = self._moments[-1]
         sequence.finish_reason = reason
-        self.tell("finished", choice=sequence.choice, reason=reason, tokens=sequence.num_tokens)
+        sequence.end |= {"reason": reason, "tokens": sequence.num_tokens}
 
     def first_seconds(self, event: str) -> float | None:
         """Return how long after its arrival something first happened, None if it has not."""

@@ -67,6 +67,7 @@ async def run_server(
         def on_replay(num_requests: int, down_seconds: float) -> None:
             metrics.count_replay(num_requests, down_seconds)
             stories.observe_replay(down_seconds)
+            watch.observe_replay()
 
         def on_exchange(exchange: Exchange) -> None:
             if exchange.method == "POST" or settings.access_log:

@@ -19,8 +19,8 @@ class StoryBook:
         self._num_choices = 0  # of the stories that are kept
         self._stories: OrderedDict[str, RequestStory] = OrderedDict()  # by answer id, the latest last
         self._by_request: dict[tuple[str, str], RequestStory] = {}  # the latest of each key and id of an exchange
-        self._running: dict[int, RequestStory] = {}  # by the engine's number of a choice
-        self._tickets: dict[int, Ticket] = {}  # by the same
+        self._running: dict[int, RequestStory] = {}  # by the engine's number of a choice, until its reader is done
+        self._tickets: dict[int, Ticket] = {}  # by the same, until the engine is done
 
     def begin(self, story: RequestStory) -> None:
         """Add a story whose choices are queued; the oldest ended ones go if there are too many."""
@@ -38,7 +38,7 @@ class StoryBook:
 
     def queue(self, story: RequestStory, engine_number: int, ticket: Ticket) -> None:
         """Tell a story that its next choice was given to the engine."""
-        story.queue(engine_number, ticket.num_before, ticket.predicted_wait_seconds)
+        story.queue(engine_number, ticket.num_before)
         self._running[engine_number] = story
         self._tickets[engine_number] = ticket
 
@@ -55,27 +55,23 @@ class StoryBook:
             if (story := self._running.get(one.request_id)) is not None:
                 story.take_output(one, batch_size)
                 if one.finish_reason is not None:
-                    self._forget(one.request_id)
+                    del self._tickets[one.request_id]
 
     def observe_replay(self, down_seconds: float) -> None:
         """Tell the stories that run that their engine was replaced: all of them are in its queue again."""
         for ticket in self._tickets.values():
             ticket.is_in_batch = False
-        for story in {id(story): story for story in self._running.values()}.values():
+        for story in {id(story): story for story in self._running.values() if not story.is_finished}.values():
             story.replay(down_seconds)
 
-    def drop(self, engine_number: int, reason: str = "abort") -> None:
-        """Tell a story why nobody wants more of a choice, if it has not ended."""
-        if (story := self._running.get(engine_number)) is not None:
-            self._forget(engine_number)
-            story.end(engine_number, reason)
+    def drop(self, engine_number: int, reason: str = "abort", num_tokens: int | None = None) -> None:
+        """Tell a story how a choice ended for its reader, and with how many tokens; only the first call counts."""
+        story = self._running.pop(engine_number, None)
+        if story is not None:
+            self._tickets.pop(engine_number, None)
+            story.end(engine_number, reason, num_tokens)
 
     def find(self, name: str, key_name: str) -> RequestStory | None:
         """Return the story of an answer, by its id or that of its exchange, to the key that asked for it only."""
         story = self._stories.get(name) or self._by_request.get((key_name, name))
         return story if story is not None and story.key_name == key_name else None
-
-    def _forget(self, engine_number: int) -> None:
-        """Hear no more of a choice."""
-        del self._running[engine_number]
-        del self._tickets[engine_number]

@@ -104,7 +104,7 @@ async def _vectors(
     arrived_at_seconds = story.arrived_at_seconds
     story.tell("tokenized", prompt_tokens=[len(prompt) for prompt in prompts])
     tickets = served.admission.admit([(len(prompt), 0) for prompt in prompts], asker, arrived_at_seconds)
-    story.tell("admitted")
+    story.tell("admitted", predicted_wait_ms=round(1000 * tickets[0].predicted_wait_seconds, 1))
     streams: list[TokenStream] = []
     timelines = [
         RequestTimeline(
@@ -119,6 +119,7 @@ async def _vectors(
         for prompt, ticket in zip(prompts, tickets, strict=True)
     ]
     vectors = []
+    reason_of_rest: FinishReason = "abort"
 
     def finish(stream: TokenStream, timeline: RequestTimeline, reason: FinishReason, told_reason: str) -> None:
         """Close what is kept of a prompt; only the first call counts."""
@@ -135,16 +136,16 @@ async def _vectors(
             try:
                 output = await _end_of(stream)
             except Exception as error:
-                finish(stream, timeline, reason := failure_reason(error), reason)
+                reason_of_rest = failure_reason(error)
                 raise
             finish(stream, timeline, "length", "length")
             vectors.append(output.embedding)
     finally:
         left_seconds = seconds_left(asker, arrived_at_seconds)
-        told_reason = "abort" if left_seconds is None or left_seconds > 0 else "timeout"
+        told_reason = reason_of_rest if left_seconds is None or left_seconds > 0 else "timeout"
         for stream, timeline in zip(streams, timelines, strict=False):
             stream.abort()
-            finish(stream, timeline, "abort", told_reason)
+            finish(stream, timeline, reason_of_rest, told_reason)
         for ticket in tickets:  # of what was not submitted, too
             served.admission.leave(ticket, is_complete=False)
         asker.on_end(RequestEnd(model_name=served.name, num_prompt_tokens=sum(map(len, prompts)), story=story))

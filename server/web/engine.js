@@ -211,7 +211,7 @@ export function startEngine() {
   }
 
   by("engine").addEventListener("click", ({ target }) => {
-    const lesson = target.closest("button")?.closest("[data-lesson]"); // of the legend, a row, an event
+    const lesson = target.closest("[data-lesson]"); // of the legend, a row, an event
     if (lesson) teach(lesson.dataset.lesson);
   });
   by("pool").addEventListener("click", (event) => {

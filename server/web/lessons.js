@@ -35,6 +35,10 @@ export const LESSONS = {
     "The pool ran out of blocks, and the sequence that joined last gave its own back. It goes to the head of the queue and computes them again; its answer stays the same.",
     "8. Paging",
   ],
+  restart: [
+    "The engine process ended, and another one took its requests over behind the tokens they had. It computes their texts again, and no stream ends.",
+    "9. Continuous batching",
+  ],
   evict: [
     "A free block that still held a prefix was needed for something else. The least recently used go first; whoever comes with that prefix now computes it again.",
     "10. Sharing prefixes",

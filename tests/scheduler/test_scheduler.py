@@ -222,6 +222,24 @@ def test_each_waiting_sequence_has_its_reason_once_and_those_behind_the_first_ha
     assert {request_id for request_id, kind, _ in told if kind == "wait"} == {2}
 
 
+def test_a_reason_goes_when_it_is_not_looked_at_any_more() -> None:
+    scheduler = make_scheduler(num_blocks=100, max_num_seqs=2)
+    reasons: dict[int, str | None] = {}
+
+    def run() -> None:
+        for event in step(scheduler)[1].events:
+            reasons[event.request_id] = event.reason if event.kind == "wait" else event.kind
+
+    for request_id in range(3):
+        scheduler.add(make_request(request_id, [1, 2, 3, 4, 5, request_id], max_tokens=20))
+    run()
+    assert (reasons[1], reasons[2]) == ("prefix being computed", "prefix being computed")
+    scheduler.add(make_request(3, [9], max_tokens=20, priority=-1))
+    run()
+    assert len(scheduler.running) == 2
+    assert {reasons[number] for number in (1, 2) if reasons[number] != "chunk"} == {"batch full", "behind others"}
+
+
 def test_an_aborted_request_gives_its_blocks_back_at_once() -> None:
     scheduler = make_scheduler(max_num_seqs=1)
     scheduler.add(make_request(0, [1, 2, 3]))

@@ -124,6 +124,29 @@ async def test_blocks_that_lose_their_prefix_are_told_of() -> None:
     assert sum(evicted) == scheduler.pool.num_evicted > 0
 
 
+async def test_steps_of_another_engine_come_behind_those_of_the_one_before() -> None:
+    watch = EngineWatch(lambda _: None)
+    with watcher_of(watch) as watcher:
+        for number in (1, 2):
+            watch.observe_step(a_step(number))
+        watch.observe_replay()
+        watch.observe_step(a_step(1))
+        watch.observe_view(engine_view(make_scheduler()))
+        view = await next_view(watcher)
+    assert [number for number, *_ in view["steps"]] == [1, 2, 3]
+    assert view["step"] == 3
+    assert [(one["step"], one["kind"]) for one in view["events"]][4:] == [(2, "restart"), (3, "join"), (3, "finish")]
+
+
+async def test_those_behind_others_do_not_drive_out_other_events() -> None:
+    watch = EngineWatch(lambda _: None)
+    with watcher_of(watch) as watcher:
+        waits = [SequenceEvent(number, "wait", reason="behind others") for number in range(2000)]
+        watch.observe_step(StepOutput(outputs=[], stats=StepStats(step=1), events=[SequenceEvent(1, "join"), *waits]))
+        watch.observe_view(engine_view(make_scheduler()))
+        assert [event["kind"] for event in (await next_view(watcher))["events"]] == ["join"]
+
+
 async def test_what_is_told_is_bounded() -> None:
     watch = EngineWatch(lambda _: None)
     view = await told(watch, *range(1000))
@@ -208,8 +231,9 @@ def test_a_server_shows_its_engine_to_watchers_and_to_the_terminal(
                 pass
         assert server.process.wait(20) == 0
         assert "Traceback" not in capfd.readouterr().err
-        for stream in streams:
+        for stream, http in zip(streams, watchers, strict=True):
             stream.__exit__(None, None, None)
+            http.close()
 
 
 def test_a_server_that_is_not_there_is_one_line() -> None:

@@ -20,10 +20,8 @@ from tests.scheduler.test_determinism import random_prompt
 from tests.tiny_llama import run_to_end, tiny_engine, tiny_llama
 
 
-def a_ticket(*, num_before: int = 0, predicted: float = 0.0) -> Ticket:
-    ticket = Ticket(priority=0, key_name="", num_prompt_tokens=1, max_tokens=1, predicted_wait_seconds=predicted)
-    ticket.num_before = num_before
-    return ticket
+def a_ticket() -> Ticket:
+    return Ticket(priority=0, key_name="", num_prompt_tokens=1, max_tokens=1)
 
 
 def begin(book: StoryBook, *numbers: int, name: str = "cmpl-1", key: str = "") -> RequestStory:
@@ -185,7 +183,7 @@ def test_what_the_scheduler_did_was_when_the_step_began() -> None:
     stats = StepStats(step_seconds=0.15, num_running=0)
     events_of_step = [SequenceEvent(1, "join", 0), SequenceEvent(1, "chunk", 5, 5)]
     book.observe_step(StepOutput(outputs=[a_token(1, "stop")], stats=stats, events=events_of_step))
-    queued, joined, computed, first, finished = story.written()["timeline"]
+    _, queued, joined, computed, first, finished = story.written()["timeline"]
     assert 40 < joined["at_ms"] - queued["at_ms"] < computed["at_ms"] - 100
     assert joined["waited_ms"] == pytest.approx(joined["at_ms"] - queued["at_ms"], abs=5)
     assert computed["at_ms"] <= first["at_ms"] <= finished["at_ms"]
@@ -209,6 +207,7 @@ def test_choices_are_told_apart_and_a_replaced_engine_is_told() -> None:
     book.observe_step(step_of(a_token(6, "stop")))
     book.observe_step(step_of(a_token(5, "length")))
     assert events(story) == [
+        "arrived",
         "queued",
         "queued",
         "first token",
@@ -218,8 +217,8 @@ def test_choices_are_told_apart_and_a_replaced_engine_is_told() -> None:
         "finished",
     ]
     written = story.written()
-    assert (written["timeline"][4]["down_ms"], written["timeline"][4]["tokens"]) == (1500, 2)
-    assert [moment["choice"] for moment in written["timeline"][5:]] == [1, 0]
+    assert (written["timeline"][5]["down_ms"], written["timeline"][5]["tokens"]) == (1500, 2)
+    assert [moment["choice"] for moment in written["timeline"][6:]] == [1, 0]
     assert written["is_finished"]
 
 
@@ -229,7 +228,7 @@ def test_who_leaves_ends_the_story() -> None:
     book.drop(1)
     book.drop(1)
     book.observe_step(step_of(a_token(1)))
-    assert events(story) == ["queued", "finished"]
+    assert events(story) == ["arrived", "queued", "finished"]
     assert story.written()["timeline"][-1]["reason"] == "abort"
 
 
@@ -256,7 +255,7 @@ def test_a_story_is_shown_to_its_key_only_under_either_name() -> None:
 @pytest.mark.parametrize("num", [MAX_MOMENTS, MAX_MOMENTS + 7])
 def test_a_story_is_bounded(num: int) -> None:
     story = RequestStory("a", "b", "", time.monotonic())
-    for _ in range(num):
+    for _ in range(num - 1):  # it has arrived
         story.tell("computed")
     assert len(story.written()["timeline"]) == MAX_MOMENTS
     assert story.written()["left_out"] == num - MAX_MOMENTS
@@ -320,3 +319,37 @@ def test_a_story_of_many_choices_tells_the_last_reasons_too() -> None:
     last = [moment for moment in story.written()["timeline"] if moment.get("choice") == num - 1]
     assert [moment["event"] for moment in last] == ["queued", "waits", "waits", "joined", "preempted", "joined"]
     assert story.written()["left_out"] == num
+
+
+def test_the_reader_says_how_a_choice_ended() -> None:
+    book = StoryBook()
+    story = begin(book, 1)
+    for reason in (None, None, "length"):
+        book.observe_step(step_of(a_token(1, reason)))
+    assert story.written()["choices"][0]["finish_reason"] == "length"
+    assert story.is_finished
+    book.drop(1, "stop", 2)
+    book.drop(1, "abort", 3)
+    last = story.written()["timeline"][-1]
+    assert (last["event"], last["reason"], last["tokens"]) == ("finished", "stop", 2)
+    assert not book._running
+    assert not book._tickets
+
+
+def test_only_those_in_the_queue_are_counted_as_before_one() -> None:
+    config = EngineConfig(num_blocks=200)
+    admission, book = Admission(config, Metrics("fake", config)), StoryBook()
+    numbers = iter(range(100))
+
+    def admit(key: str, num: int) -> list[int]:
+        tickets = [admission.admit([(10, 20)], Asker(key), time.monotonic())[0] for _ in range(num)]
+        story = RequestStory("cmpl", "exchange", key, time.monotonic())
+        for number, ticket in zip(numbers, tickets, strict=False):
+            book.queue(story, number, ticket)
+        return [ticket.num_before for ticket in tickets]
+
+    admit("a", 6)
+    joins = [SequenceEvent(number, "join") for number in range(6)]
+    book.observe_step(StepOutput(outputs=[], stats=StepStats(), events=joins))
+    assert admit("b", 6) == [0, 1, 2, 3, 4, 5]
+    assert admit("a", 2) == [1, 3]  # keys take turns, whatever they have in the batch

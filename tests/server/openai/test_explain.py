@@ -13,7 +13,7 @@ from server.token_stream import EngineUnavailable
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, answered, events_in, open_api
 from tests.server.openai.test_responses import events_of
 
-EVENTS = ["tokenized", "admitted", "queued", "first token", "finished"]
+EVENTS = ["arrived", "tokenized", "admitted", "queued", "first token", "finished"]
 
 
 def explain(name: str) -> str:
@@ -26,15 +26,14 @@ async def test_an_answer_can_be_explained_by_its_id_and_by_that_of_its_exchange(
     by_id = answered(await api.http.get(explain(response.json()["id"])))
     assert by_id == answered(await api.http.get(explain("mine")))
     assert [moment["event"] for moment in by_id["timeline"]] == EVENTS
-    assert by_id["timeline"][0]["prompt_tokens"] == [2]
-    assert [moment["event"] for moment in by_id["timeline"][:3]] == ["tokenized", "admitted", "queued"]
-    assert by_id["timeline"][2] | {"at_ms": 0} == {
+    assert by_id["timeline"][1]["prompt_tokens"] == [2]
+    assert by_id["timeline"][2]["predicted_wait_ms"] == 0
+    assert by_id["timeline"][3] | {"at_ms": 0} == {
         "at_ms": 0,
         "event": "queued",
         "choice": 0,
         "engine_request": by_id["choices"][0]["engine_request"],
         "behind": 0,
-        "predicted_wait_ms": 0,
     }
     assert by_id["timeline"][-1]["reason"] == "stop"
     assert by_id["choices"][0]["tokens"] == by_id["choices"][0]["steps"] == len("Hello!") + 1
@@ -81,8 +80,8 @@ async def test_a_broken_answer_ends_with_the_end_of_all_its_choices(api: Api) ->
     assert explanation["is_finished"]
     assert [choice["finish_reason"] for choice in explanation["choices"]] == ["error", "error"]
     api.engine.fails_after = None
-    api.engine.seconds_per_token = 0.1
-    late = {"x-request-timeout-ms": "300"}
+    api.engine.seconds_per_token = 0.4
+    late = {"x-request-timeout-ms": "1500"}
     body = {"model": "fake", "prompt": "hi", "stream": True, "explain": True}
     *_, error, last = events_in((await api.http.post(COMPLETIONS, json=body, headers=late)).text)
     assert error["error"]["code"] == "server_overloaded"
@@ -116,6 +115,20 @@ async def test_an_answer_that_a_stop_string_ended_says_so(api: Api) -> None:
     last = answer["explanation"]["timeline"][-1]
     assert (last["event"], last["reason"]) == ("finished", "stop")
     assert answer["explanation"]["is_finished"]
+
+
+async def test_a_stop_string_in_the_last_token_ends_the_story_as_it_ends_the_answer(api: Api) -> None:
+    answer = await api.complete(explain=True, stop=["o"], max_tokens=5)
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    (choice,) = answer["explanation"]["choices"]
+    assert (choice["finish_reason"], choice["tokens"]) == ("stop", answer["usage"]["completion_tokens"])
+    assert answer["explanation"]["timeline"][-1]["reason"] == "stop"
+
+
+async def test_all_choices_end_with_the_engine(api: Api) -> None:
+    api.engine.dies_after = 2
+    explanation = (await api.stream(COMPLETIONS, explain=True, n=2))[-1]["explanation"]
+    assert [choice["finish_reason"] for choice in explanation["choices"]] == ["error", "error"]
 
 
 async def test_embeddings_and_responses_have_stories_too(api: Api) -> None:
