@@ -135,7 +135,7 @@ def test_when_the_engine_dies_another_one_takes_its_streams_over(server: Running
     assert server.metric("requests_replayed_total") >= 1
     story = server.http.get(f"/v1/requests/{first['id']}/explain").json()
     told = [moment["event"] for moment in story["timeline"]]
-    assert told[:4] == ["tokenized", "admitted", "queued", "joined"]
+    assert told[:5] == ["arrived", "tokenized", "admitted", "queued", "joined"]
     assert told[-1] == "finished"
     replaced = told.index("engine replaced")
     assert 0 < story["timeline"][replaced]["tokens"] < 400
