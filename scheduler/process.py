@@ -24,7 +24,7 @@ from scheduler.config import choose_max_model_len, plan_engine
 from scheduler.engine import Engine
 from scheduler.framing import LENGTH, frame_length
 from scheduler.grammar import Grammars
-from scheduler.memory import free_gpu_memory_bytes, free_memory_bytes
+from scheduler.memory import free_gpu_memory_bytes, free_memory_bytes, give_back_freed_memory
 from scheduler.messages import Abort, EngineFailed, EngineReady, Request, StartEngine, ToEngine, Watch
 from scheduler.outbox import BEAT_SECONDS, Outbox, OutboxHandler
 from scheduler.profile import Profile
@@ -97,6 +97,7 @@ def start_engine(start: StartEngine) -> tuple[Engine, EngineReady, Profile | Non
     )
     kv_dtype = choose_kv_dtype(start.kv_cache_dtype, runtime.dtype)
     model = load_model(checkpoint, runtime.dtype, device, max_model_len, runtime.make_model)
+    give_back_freed_memory()
     config = plan_engine(
         start.limits,
         kv_bytes_per_token=kv_bytes_per_token(model.config, kv_dtype),

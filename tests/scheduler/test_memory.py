@@ -5,7 +5,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scheduler.memory import free_memory_bytes
+from scheduler.memory import free_memory_bytes, give_back_freed_memory
 
 
 def test_outside_a_container_it_is_what_the_machine_has(tmp_path: Path) -> None:
@@ -22,3 +22,13 @@ def test_a_container_has_what_its_limit_leaves(tmp_path: Path) -> None:
 def test_a_container_without_a_limit_has_what_the_machine_has(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("max\n")
     assert free_memory_bytes(tmp_path) == pytest.approx(psutil.virtual_memory().available, rel=0.05)
+
+
+def test_what_was_freed_is_given_back() -> None:
+    blocks = [bytearray(60_000) for _ in range(2000)]
+    last = bytearray(60_000)  # behind them, so that the C library keeps what is before it
+    del blocks
+    before = psutil.Process().memory_info().rss
+    give_back_freed_memory()
+    assert psutil.Process().memory_info().rss < before - 80_000_000
+    assert len(last) == 60_000
