@@ -9,7 +9,6 @@ machine, which takes processor time of its own.
 """
 
 import argparse
-import shutil
 import statistics
 import threading
 import time
@@ -20,7 +19,6 @@ from itertools import count
 
 import httpx
 import msgspec
-from playwright.sync_api import sync_playwright
 
 from model.sample import Sample
 from model.sampling_params import SamplingParams
@@ -34,6 +32,7 @@ from server.metrics import Metrics
 from server.request_story import RequestStory
 from server.story_book import StoryBook
 from tests.server.running_server import RunningServer, running_server
+from tests.server.web.chromium import chromium
 
 NUM_SEQUENCES = 32
 MAX_TOKENS = 600  # of an answer
@@ -137,14 +136,14 @@ def stretches(
     server: RunningServer,
     seconds: float,
     num_pairs: int,
-    watcher: Callable[[RunningServer], AbstractContextManager[None]],
+    watching: Callable[[RunningServer], AbstractContextManager[None]],
 ) -> tuple[list[float], list[float]]:
     """Return the mean seconds of a step in each stretch without, and with a watcher."""
     plain, watched = [], []
     for pair in range(num_pairs):
         for is_watched in (pair % 2 == 1, pair % 2 == 0):
             if is_watched:
-                with watcher(server):
+                with watching(server):
                     watched.append(mean_step_seconds(server, seconds))
             else:
                 plain.append(mean_step_seconds(server, seconds))
@@ -177,13 +176,11 @@ def watcher(server: RunningServer) -> Iterator[None]:
 @contextmanager
 def browser(server: RunningServer) -> Iterator[None]:
     """Have a browser on this machine show the engine live."""
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = chromium.new_page()
+    with chromium() as started:
+        page = started.new_page()
         page.goto(f"{server.url}/#engine")
         page.wait_for_timeout(2000)
         yield
-        chromium.close()
 
 
 def mean_step_seconds(server: RunningServer, seconds: float) -> float:

@@ -108,7 +108,7 @@ class StepStats(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 WaitReason = Literal[
     "behind others", "batch full", "token budget", "no free blocks", "prefix being computed", "grammar being compiled"
 ]
-EventKind = Literal["wait", "join", "chunk", "preempt", "abort", "finish"]
+EventKind = Literal["wait", "join", "chunk", "preempt", "abort"]
 
 
 class SequenceEvent(msgspec.Struct, frozen=True, array_like=True):

@@ -17,9 +17,8 @@ _WORDS = {"wait": "waits", "join": "joined", "chunk": "computed", "preempt": "pr
 class SequenceStory:
     """One choice of a request, from the queue to its end."""
 
-    def __init__(self, choice: int, engine_number: int) -> None:
+    def __init__(self, choice: int) -> None:
         self.choice = choice
-        self.engine_number = engine_number  # as which those who watch the engine see it
         self.queued_at_seconds = time.monotonic()
         self.has_joined = False  # at some time
         self.finish_reason = ""  # not ended
@@ -40,7 +39,7 @@ class SequenceStory:
         """Return how many steps it took, in what company, and how it ended."""
         mean = round(self.num_in_batch / self.num_steps, 1) if self.num_steps else 0
         steps = {"steps": self.num_steps, "mean_batch": mean, "largest_batch": self.largest_batch}
-        facts = {"choice": self.choice, "engine_request": self.engine_number, "tokens": self.num_tokens}
+        facts = {"choice": self.choice, "tokens": self.num_tokens}
         return facts | steps | {"finish_reason": self.finish_reason or None}
 
 
@@ -52,6 +51,7 @@ class RequestStory:
         self.request_id = request_id  # of the HTTP exchange
         self.key_name = key_name
         self.is_finished = False
+        self.is_out_of_time = False  # its client waited for no longer
         self.arrived_at_seconds = arrived_at_seconds
         self.arrived_at_unix_seconds = time.time() - (time.monotonic() - arrived_at_seconds)
         self._moments: list[dict[str, Any]] = [{"at_ms": 0.0, "event": "arrived"}]
@@ -76,10 +76,14 @@ class RequestStory:
         at_ms = max(at_ms, self._moments[-1]["at_ms"])
         self._moments.append({"at_ms": at_ms, "event": event} | facts)
 
+    def admit(self, predicted_wait_seconds: float) -> None:
+        """Tell that the request was let in, and how long it will wait."""
+        self.tell("admitted", predicted_wait_ms=round(1000 * predicted_wait_seconds, 1))
+
     def queue(self, engine_number: int, num_before: int) -> None:
         """Tell that the next choice was given to the engine, under its number there."""
         choice = len(self._sequences)
-        self._sequences[engine_number] = SequenceStory(choice, engine_number)
+        self._sequences[engine_number] = SequenceStory(choice)
         self._num_open += 1
         self.tell("queued", choice=choice, engine_request=engine_number, behind=num_before)
 
@@ -126,6 +130,8 @@ class RequestStory:
     def end(self, request_id: int, reason: str, num_tokens: int | None = None) -> None:
         """Tell how a choice ended. Its reader knows better than the engine: a stop string may have ended it before."""
         sequence = self._sequences[request_id]
+        if reason == "abort" and self.is_out_of_time:
+            reason = "timeout"
         if num_tokens is not None:
             sequence.num_tokens = num_tokens
         if not sequence.finish_reason:
@@ -159,5 +165,5 @@ class RequestStory:
             "is_finished": self.is_finished,
             "timeline": self._moments,
             "left_out": self._num_left_out,
-            "choices": [sequence.written() for sequence in self._sequences.values()],
+            "choices": [{"engine_request": number} | one.written() for number, one in self._sequences.items()],
         }

@@ -16,7 +16,7 @@ from server.request_end import RequestEnd
 if TYPE_CHECKING:  # an extra: without it there are no spans
     from opentelemetry.sdk.trace import TracerProvider
 
-PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+_PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")  # OpenTelemetry's own variables
 
 _PROTOCOL = "http/protobuf"
@@ -40,7 +40,7 @@ class Tracer:
     """Makes the spans of requests from their stories, when they have ended."""
 
     def __init__(self, provider: "TracerProvider") -> None:
-        self.provider = provider
+        self._provider = provider
         self._tracer = provider.get_tracer("caravan")
 
     def trace(self, exchange: Exchange, end: RequestEnd) -> None:
@@ -64,7 +64,7 @@ class Tracer:
                 facts = {f"caravan.{name}": value for name, value in moment.items() if name not in ("at_ms", "event")}
                 span.add_event(moment["event"], facts, _nanoseconds(arrived_at, moment["at_ms"]))
         context = set_span_in_context(span, parent)
-        for name, attributes, start_ms, end_ms in phases(moments):
+        for name, attributes, start_ms, end_ms in _phases(moments):
             phase = self._tracer.start_span(
                 name, context, SpanKind.INTERNAL, attributes, start_time=_nanoseconds(arrived_at, start_ms)
             )
@@ -76,7 +76,7 @@ class Tracer:
 
     def close(self) -> None:
         """Send what is not sent yet."""
-        self.provider.shutdown()
+        self._provider.shutdown()
 
 
 def make_tracer(environ: Mapping[str, str] = os.environ) -> Tracer | None:
@@ -91,7 +91,7 @@ def make_tracer(environ: Mapping[str, str] = os.environ) -> Tracer | None:
     except ImportError:
         logger.warning("%s is set, but nothing is traced without: pip install 'caravan-llm[otel]'", ENDPOINTS[0])
         return None
-    protocol = next(filter(None, map(environ.get, PROTOCOLS)), _PROTOCOL)
+    protocol = next(filter(None, map(environ.get, _PROTOCOLS)), _PROTOCOL)
     if protocol != _PROTOCOL:
         logger.warning("Spans are sent as %s, not as %s: the other form is not built in.", _PROTOCOL, protocol)
     resource = Resource.create()  # from OpenTelemetry's variables
@@ -134,7 +134,7 @@ def _attributes(operation: str, exchange: Exchange, end: RequestEnd) -> dict[str
     return attributes
 
 
-def phases(moments: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any], float, float]]:
+def _phases(moments: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any], float, float]]:
     """Return name, attributes, start and end (ms) of each phase that one of the first choices got through."""
     first: dict[tuple[int, str], float] = {}
     for moment in moments:

@@ -6,7 +6,7 @@ nothing is allocated for what is not there. Source of the layout: ggml's docs/gg
 
 import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,10 +115,10 @@ class _Reader:
             return number
         raise self._broken(f"a field has the value type {value_type}, which does not exist")
 
-    def _array(self) -> list[object]:
+    def _array(self) -> Sequence[object]:
         item_type = self._number("I")
         if item_type == _STRING:
-            return [*self._strings(self._count(MAX_ITEMS, "items", 8))]
+            return self._strings(self._count(MAX_ITEMS, "items", 8))
         if item_type not in _NUMBERS:
             raise self._broken(f"an array has items of type {item_type}; supported are numbers and strings")
         code = _NUMBERS[item_type]

@@ -104,7 +104,7 @@ async def _vectors(
     arrived_at_seconds = story.arrived_at_seconds
     story.tell("tokenized", prompt_tokens=[len(prompt) for prompt in prompts])
     tickets = served.admission.admit([(len(prompt), 0) for prompt in prompts], asker, arrived_at_seconds)
-    story.tell("admitted", predicted_wait_ms=round(1000 * tickets[0].predicted_wait_seconds, 1))
+    story.admit(tickets[0].predicted_wait_seconds)
     streams: list[TokenStream] = []
     timelines = [
         RequestTimeline(
@@ -121,10 +121,10 @@ async def _vectors(
     vectors = []
     reason_of_rest: FinishReason = "abort"
 
-    def finish(stream: TokenStream, timeline: RequestTimeline, reason: FinishReason, told_reason: str) -> None:
+    def finish(stream: TokenStream, timeline: RequestTimeline, reason: FinishReason) -> None:
         """Close what is kept of a prompt; only the first call counts."""
         timeline.finish(reason)
-        served.stories.drop(stream.request_id, told_reason)
+        served.stories.drop(stream.request_id, reason)
 
     try:
         for prompt, ticket in zip(prompts, tickets, strict=True):
@@ -138,14 +138,14 @@ async def _vectors(
             except Exception as error:
                 reason_of_rest = failure_reason(error)
                 raise
-            finish(stream, timeline, "length", "length")
+            finish(stream, timeline, "length")
             vectors.append(output.embedding)
     finally:
         left_seconds = seconds_left(asker, arrived_at_seconds)
-        told_reason = reason_of_rest if left_seconds is None or left_seconds > 0 else "timeout"
+        story.is_out_of_time = left_seconds is not None and left_seconds <= 0
         for stream, timeline in zip(streams, timelines, strict=False):
             stream.abort()
-            finish(stream, timeline, reason_of_rest, told_reason)
+            finish(stream, timeline, reason_of_rest)
         for ticket in tickets:  # of what was not submitted, too
             served.admission.leave(ticket, is_complete=False)
         asker.on_end(RequestEnd(model_name=served.name, num_prompt_tokens=sum(map(len, prompts)), story=story))

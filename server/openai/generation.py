@@ -62,7 +62,6 @@ class Generation:
         self._served = served
         self._asker = asker
         self._is_counted = False
-        self._is_out_of_time = False
         self._jobs = jobs
         self._has_news = False  # some choice has something to take
         self._waiter: asyncio.Future[None] | None = None  # whoever waits for that
@@ -73,8 +72,7 @@ class Generation:
         self.story = RequestStory(answer_id, asker.request_id, asker.key_name, arrived_at_seconds)
         self.story.tell("tokenized", prompt_tokens=[len(job.token_ids) for job in jobs])
         self._tickets = served.admission.admit(lengths, asker, arrived_at_seconds)
-        predicted_wait_seconds = self._tickets[0].predicted_wait_seconds
-        self.story.tell("admitted", predicted_wait_ms=round(1000 * predicted_wait_seconds, 1))
+        self.story.admit(self._tickets[0].predicted_wait_seconds)
         self._time_limit: asyncio.TimerHandle | None = None
         left_seconds = seconds_left(asker, arrived_at_seconds)
         if left_seconds is not None:
@@ -127,7 +125,7 @@ class Generation:
 
     def _expire(self) -> None:
         """End what takes too long for its client."""
-        self._is_out_of_time = True
+        self.story.is_out_of_time = True
         self._failure = out_of_time(self._asker)
         self._on_news()
 
@@ -149,11 +147,10 @@ class Generation:
         """Stop the engine's work on what has not ended yet."""
         if self._time_limit is not None:
             self._time_limit.cancel()
-        failure = None if self._is_out_of_time else self._failure
+        failure = None if self.story.is_out_of_time else self._failure
         reason: FinishReason = "abort" if failure is None else failure_reason(failure)
-        told_reason = "timeout" if self._is_out_of_time else reason
         for choice in self._choices:
-            choice.end(reason, told_reason)
+            choice.end(reason)
         for ticket in self._tickets:  # of what was not submitted, too
             self._served.admission.leave(ticket, is_complete=False)
         if self._choices and not self._is_counted:
@@ -210,7 +207,7 @@ class _Choice:
         try:
             piece = self._stream.take()
         except Exception as error:
-            self._finish(reason := failure_reason(error), reason)
+            self._finish(failure_reason(error))
             raise
         if piece is None:
             return None
@@ -219,18 +216,18 @@ class _Choice:
         self.num_tokens += len(piece.token_ids)
         self._timeline.on_tokens(len(piece.token_ids), piece.received_at_seconds, piece.scheduled_at_seconds)
         if piece.finish_reason is not None:
-            self._finish(piece.finish_reason, piece.finish_reason)
+            self._finish(piece.finish_reason)
         return piece
 
-    def end(self, reason: FinishReason, told_reason: str) -> None:
-        """Stop the work on it, and tell its story why; nothing happens if it has ended."""
+    def end(self, reason: FinishReason) -> None:
+        """Stop the work on it; nothing happens if it has ended."""
         self._stream.abort()
-        self._finish(reason, told_reason)
+        self._finish(reason)
 
-    def _finish(self, reason: FinishReason, told_reason: str) -> None:
+    def _finish(self, reason: FinishReason) -> None:
         """Close its timeline and its story; only the first call counts."""
         self._timeline.finish(reason)
-        self._stories.drop(self._engine_number, told_reason, self.num_tokens)
+        self._stories.drop(self._engine_number, reason, self.num_tokens)
 
 
 def _choice_of(

@@ -114,7 +114,7 @@ BUGS = [
         "text, num_decoded = codecs.utf_8_decode(received, \"replace\")",
         "text, num_decoded = codecs.utf_8_decode(received, \"replace\", True)"),
     Bug("the engine works on for clients that have left", "server/openai/generation.py",
-        "        for choice in self._choices:\n            choice.end(reason, told_reason)\n", ""),
+        "        for choice in self._choices:\n            choice.end(reason)\n", ""),
     Bug("a stream that fails has no [DONE]", "server/openai/answer.py",
         "            events = event(as_api_error(error).body())\n",
         "            yield event(as_api_error(error).body())\n            return\n"),

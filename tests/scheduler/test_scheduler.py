@@ -182,9 +182,8 @@ def test_a_block_that_a_running_sequence_has_just_the_last_token_of_is_waited_fo
 def test_a_step_looks_at_as_many_sequences_however_many_wait() -> None:
     def num_calls(num_waiting: int, *, is_prefix_shared: bool) -> int:
         scheduler = make_scheduler(num_blocks=1000)
-        scheduler.add(
-            make_request(num_waiting, [1_000_000] * 16)
-        )  # the whole budget of a step, and no prefix of theirs
+        # The whole budget of a step, and no prefix of theirs.
+        scheduler.add(make_request(num_waiting, [1_000_000] * 16))
         for request_id in range(num_waiting):
             start = 0 if is_prefix_shared else 10 * request_id
             scheduler.add(make_request(request_id, [*range(start, start + 5), request_id], max_tokens=20))

@@ -216,7 +216,6 @@ def refuses_connections(port: int) -> bool:
 
 
 @pytest.mark.timing
-@pytest.mark.timing
 def test_threat_20_a_second_sigterm_ends_the_server_within_a_second(tiny_model_path: Path) -> None:
     with running_server(tiny_model_path, "--kv-cache-memory", "4MiB", "--max-num-seqs", "4") as running:
         children = running.children()

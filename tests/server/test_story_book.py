@@ -14,7 +14,7 @@ from server.metrics import Metrics
 from server.request_end import RequestEnd
 from server.request_story import MAX_MOMENTS, RequestStory
 from server.story_book import StoryBook
-from server.tracing import phases
+from server.tracing import _phases
 from tests.scheduler.requests import make_request
 from tests.scheduler.test_determinism import random_prompt
 from tests.tiny_llama import run_to_end, tiny_engine, tiny_llama
@@ -275,7 +275,7 @@ def test_a_story_of_many_moments_has_its_end_and_all_its_times() -> None:
     assert story.written()["choices"][0]["finish_reason"] == "length"
     end = RequestEnd(model_name="m", story=story, num_prompt_tokens=600)
     assert {"queued_seconds", "first_token_seconds"} <= set(end.log_fields())
-    assert [name for name, *_ in phases(story.written()["timeline"])] == ["queue", "prefill", "decode"]
+    assert [name for name, *_ in _phases(story.written()["timeline"])] == ["queue", "prefill", "decode"]
 
 
 def test_who_has_joined_is_not_in_the_queue_any_more() -> None:

@@ -114,7 +114,7 @@ def test_what_is_sent_carries_the_name_that_opentelemetrys_variables_give(
         monkeypatch.setenv(variable, value)
     tracer = make_tracer({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"} | variables)
     assert tracer is not None
-    attributes = tracer.provider.resource.attributes
+    attributes = tracer._provider.resource.attributes
     tracer.close()
     assert attributes["service.name"] == name
     assert attributes.get("deployment.environment.name") == ("test" if name == "theirs" else None)

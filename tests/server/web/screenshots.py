@@ -1,13 +1,13 @@
 """`python -m tests.server.web.screenshots`: the pictures of the page in docs/figures, light and dark."""
 
-import shutil
 import threading
 from pathlib import Path
 
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
 from server.model_store import resolve_model
 from tests.server.running_server import RunningServer, running_server
+from tests.server.web.chromium import chromium
 
 FIGURES = Path(__file__).parents[3] / "docs" / "figures"
 POOL_BYTES = 400 * 2 * 30 * 3 * 64 * 2 * 16  # of 400 blocks of the default model
@@ -18,13 +18,11 @@ def main() -> None:
     options = ["--served-model-name", "smollm2", "--kv-cache-memory", str(POOL_BYTES), "--max-model-len", "2048"]
     with (
         running_server(resolve_model("smollm2", print), *options) as server,
-        sync_playwright() as playwright,
+        chromium() as browser,
     ):
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         for theme in ("light", "dark"):
             _chat(browser, server, theme)
             _engine(browser, server, theme)
-        browser.close()
 
 
 def _chat(browser: Browser, server: RunningServer, theme: str) -> None:

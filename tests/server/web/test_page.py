@@ -3,22 +3,21 @@
 import itertools
 import json
 import re
-import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from tests.server.running_server import RunningServer, eventually, running_server
+from tests.server.web.chromium import chromium, chromium_path
 
-CHROMIUM = shutil.which("chromium")
 IN_BROWSER = [
     pytest.mark.browser,
     pytest.mark.real_model,
-    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
+    pytest.mark.skipif(chromium_path() is None, reason="chromium is not installed"),
 ]
 KEY = "the-key-of-the-page"
 LENGTHS = """() => {
@@ -45,10 +44,8 @@ def server(real_model_path: Path) -> Iterator[RunningServer]:
 @pytest.fixture
 def browser() -> Iterator[Browser]:
     """A browser for one test: beside it no other event loop may run in this thread."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
