@@ -23,6 +23,8 @@ from tests.campaign.reliability_page import write_page
 from tests.campaign.seeded_bugs import BUGS, GATES, copy_sources, is_killed, passes
 from tests.campaign.shutdown import shutdown_campaign
 from tests.campaign.soak import soak
+from tests.campaign.tiny_pool import OPTIONS as TINY_POOL
+from tests.campaign.tiny_pool import answers_alone, requests_of_all_kinds, tiny_pool_campaign
 from tests.gguf_files import write_tiny_llama
 from tests.server.running_server import running_server
 
@@ -42,6 +44,14 @@ async def engine_faults(model: Path) -> Result:
         report = await fault_campaign(server, num_kills=50, num_stops=20, seed=int(time.time()))
         restarts, replayed = server.metric("engine_restarts_total"), server.metric("requests_replayed_total")
         return vars(report) | {"restarts": restarts, "replayed": replayed, "used": server.metric("kv_cache_usage_perc")}
+
+
+async def tiny_pool(model: Path) -> Result:
+    """600 requests of all kinds in a tiny pool under 20 kills, each compared with its run alone."""
+    requests = requests_of_all_kinds(600)
+    with running_server(model, "--served-model-name", "smollm2", *TINY_POOL) as server:
+        expected = await answers_alone(server, requests)
+        return vars(await tiny_pool_campaign(server, requests, expected, num_kills=20, seed=int(time.time())))
 
 
 async def overload(model: Path) -> Result:
@@ -117,6 +127,7 @@ async def seeded_bugs(_: Path) -> Result:
 
 REAL_PARTS: dict[str, Callable[[Path], Any]] = {
     "engine_faults": engine_faults,
+    "tiny_pool": tiny_pool,
     "overload": overload,
     "long_prompt": long_prompt,
 }

@@ -49,6 +49,22 @@ prompts), each compared with what it is without faults: text, token ids, log-pro
 | share of the KV pool in use at the end | {result["used"]:g} |"""
 
 
+def _tiny_pool(result: Part) -> str:
+    return f"""## Requests of all kinds in a tiny pool, under kills
+
+Completions, chats, tool calls, grammars, scores and embeddings, 32 at a time, in a KV pool for about 700 tokens. Each answer is compared
+with that of the same request alone: text, token ids, log-probabilities, how it ends.
+
+| | |
+|---|---|
+| requests | {result["num_requests"]} |
+| SIGKILL | {result["num_kills"]} |
+| preemptions | {result["num_preemptions"]:.0f} |
+| sequences given to another engine | {result["num_replayed"]:.0f} |
+| requests sent again after a 429 or 503 | {result["num_retries"]} |
+| **lost, cut or changed** | **{len(result["wrong"])}** |"""
+
+
 def _overload(result: Part) -> str:
     rows = [
         f"| {level['times_capacity']:g} | {level['sent']} | {level['answered']} | {level['refused']} | {level['others']} "
@@ -145,6 +161,7 @@ def _seeded_bugs(result: Part) -> str:
 
 _SECTIONS = {
     "engine_faults": _engine_faults,
+    "tiny_pool": _tiny_pool,
     "overload": _overload,
     "long_prompt": _long_prompt,
     "shutdown": _shutdown,

@@ -1,0 +1,22 @@
+"""Requests in a tiny pool under kills equal their runs alone to the last bit."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.campaign.tiny_pool import OPTIONS, answers_alone, requests_of_all_kinds, tiny_pool_campaign
+from tests.server.running_server import eventually, running_server
+
+pytestmark = pytest.mark.real_model
+
+
+async def test_requests_of_all_kinds_in_a_tiny_pool_under_kills_equal_their_solo_runs(real_model_path: Path) -> None:
+    requests = requests_of_all_kinds(45)
+    with running_server(real_model_path, "--served-model-name", "smollm2", *OPTIONS) as server:
+        expected = await answers_alone(server, requests)
+        report = await tiny_pool_campaign(server, requests, expected, num_kills=3, seed=1)
+        assert report.wrong == []
+        assert report.num_kills == 3
+        assert report.num_preemptions > 0
+        assert report.num_replayed > 0
+        eventually(lambda: server.metric("kv_cache_usage_perc") == 0, within_seconds=2)
