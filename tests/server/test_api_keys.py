@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from server.api_keys import ApiKeys, WrongKeys, load_keys
+from server.api_keys import ApiKeys, KeyAttributes, WrongKeys, load_keys
 from server.settings import WrongSettings, load_settings
 
 
@@ -35,6 +35,12 @@ def test_without_keys_there_is_no_guard() -> None:
         (": nameless-key", "name"),
         ("a: same-secret\nb: same-secret", "same key"),
         ("a: one-secret\na: two-secret", "second time"),
+        ("a: one-secret, scrapes", "unknown attribute"),
+        ("a: one-secret,two-secret", "unknown attribute"),
+        ("a: one-secret, min-priority=1", "-1000 to 0"),
+        ("a: one-secret, min-priority=-1001", "-1000 to 0"),
+        ("a: one-secret, min-priority=-5.5", "-1000 to 0"),
+        ("a: one-secret,", "unknown attribute"),
     ],
 )
 def test_a_file_of_wrong_keys_is_refused_without_showing_them(tmp_path: Path, text: str, reason: str) -> None:
@@ -62,3 +68,23 @@ def test_only_digests_are_kept() -> None:
 def test_names_are_bounded() -> None:
     with pytest.raises(WrongKeys, match="64"):
         ApiKeys({"x" * 65: "long-enough"})
+
+
+def test_a_line_of_the_file_may_give_attributes_to_a_key(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("plain: secret-1\nprometheus: secret-2, scrape\nurgent: secret-3 ,min-priority = -5, scrape\n")
+    keys = load_keys(["secret-4"], file)
+    assert keys is not None
+    found = {name: keys.named(name) for name in keys.names}
+    marks = {name: (key.may_scrape, key.min_priority) for name, key in found.items() if key is not None}
+    assert marks == {"key-1": (False, 0), "plain": (False, 0), "prometheus": (True, 0), "urgent": (True, -5)}
+    assert keys.find(b"secret-3") == found["urgent"]
+    assert keys.named("nobody") is None
+
+
+@pytest.mark.parametrize(("marked", "allowed"), [([], ["a", "b"]), (["b"], ["b"])])
+def test_once_a_key_is_marked_for_scraping_only_marked_keys_may(marked: list[str], allowed: list[str]) -> None:
+    marks = {name: KeyAttributes(may_scrape=True) for name in marked}
+    keys = ApiKeys({"a": "secret-of-a", "b": "secret-of-b"}, marks)
+    records = [record for name in keys.names if (record := keys.named(name)) is not None]
+    assert [record.name for record in records if keys.can_scrape(record)] == allowed
