@@ -8,7 +8,8 @@ from functools import partial
 
 from server.chat_template import RenderedPrompt, TemplateFailed, TemplateRefused
 from server.openai.errors import ApiError, invalid
-from server.openai.schemas import ChatRequest, CompletionRequest, Conversation
+from server.openai.messages import Conversation
+from server.openai.schemas import ChatRequest, CompletionRequest
 from server.served_model import ServedModel
 from server.special_token_guard import Json
 from server.tools.tool_prompt import described, knows_tools, with_parsed_arguments

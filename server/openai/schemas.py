@@ -5,13 +5,12 @@ of OpenAI's that means nothing here is accepted and named in a warning; any othe
 """
 
 from abc import abstractmethod
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, Field, model_validator
 
 from server.openai.errors import invalid
 from server.openai.fields import (
-    ContentField,
     Ignored,
     LogitBiasField,
     NoEffect,
@@ -20,9 +19,10 @@ from server.openai.fields import (
     StopField,
     Unsupported,
 )
+from server.openai.messages import Conversation
 from server.openai.response_format import JsonSchemaFormat, ResponseFormat
 from server.openai.strict_model import StrictModel
-from server.openai.tool_schemas import MAX_TOOLS, Tool, ToolCall, ToolChoiceField, strictness_warnings
+from server.openai.tool_schemas import Tool, ToolChoiceField, strictness_warnings
 
 MAX_LOGPROBS = 20
 
@@ -172,62 +172,6 @@ class CompletionRequest(GenerationRequest):
             raise invalid(
                 "`best_of` above `n` cannot be streamed: the best are known when all are complete.", "best_of"
             )
-        return self
-
-
-class Message(StrictModel):
-    """One turn of a conversation."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"] = Field(
-        description="developer is another name of system."
-    )
-    content: ContentField = Field(description="May be left out beside `tool_calls`.")
-    name: str | None = Field(None, max_length=256)
-    tool_call_id: str | None = Field(None, max_length=256)
-
-    # What an answer of ours, or of OpenAI, has and a client may send back with the next question.
-    refusal: Unsupported = None
-    audio: Unsupported = None
-    function_call: Unsupported = None
-    annotations: Annotated[Any, Only(None, [])] = None
-    tool_calls: list[ToolCall] = Field([], max_length=MAX_TOOLS)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _calls_need_no_content(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("tool_calls") and value.get("content") is None:
-            return {**value, "content": ""}
-        return value
-
-    @model_validator(mode="after")
-    def _only_assistants_call(self) -> Self:
-        if self.tool_calls and self.role != "assistant":
-            raise invalid("Only an assistant's message has `tool_calls`.", "messages")
-        return self
-
-
-class Conversation(StrictModel):
-    """What a chat template writes as a prompt."""
-
-    messages: list[Message] = Field(min_length=1, max_length=4096)
-    add_generation_prompt: bool | None = Field(None, description="True unless continue_final_message is.")
-    continue_final_message: bool = False
-    tools: list[Tool] = Field([], max_length=MAX_TOOLS)
-
-    @property
-    def shown_tools(self) -> list[Tool]:
-        """The functions that the model is told of."""
-        return self.tools
-
-    @model_validator(mode="after")
-    def _prompts_agree(self) -> Self:
-        if self.continue_final_message and self.add_generation_prompt:
-            raise invalid(
-                "`continue_final_message` and `add_generation_prompt` exclude each other.", "continue_final_message"
-            )
-        names = [tool.function.name for tool in self.tools]
-        if len(set(names)) < len(names):
-            raise invalid("Two functions of `tools` have the same name.", "tools")
         return self
 
 

@@ -8,9 +8,9 @@ from pydantic import BaseModel, Field, model_validator
 from server.openai.body import read_body
 from server.openai.documentation import documented
 from server.openai.errors import invalid
+from server.openai.messages import Conversation, Message
 from server.openai.models import check_model
 from server.openai.prompts import chat_prompt, check_token_ids, encode, render_chat
-from server.openai.schemas import Conversation, Message
 from server.openai.strict_model import StrictModel
 from server.served_model import ServedModel
 
