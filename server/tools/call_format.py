@@ -1,7 +1,8 @@
 """CallFormat: how a model writes tool calls, as its chat template shows.
 
-Three ways are common. Hermes and Qwen put each call between <tool_call> and </tool_call>; Mistral writes [TOOL_CALLS]
-and a list; Llama 3 answers with nothing but the call, in which the arguments are called parameters.
+Four ways are common. Hermes and Qwen put each call between <tool_call> and </tool_call>; Mistral writes [TOOL_CALLS]
+and a list, or, in newer models, [TOOL_CALLS]name[ARGS] and the arguments; Llama 3 answers with nothing but the call, in
+which the arguments are called parameters.
 """
 
 import json
@@ -9,29 +10,47 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+TOOL_CALLS = "[TOOL_CALLS]"  # Mistral's mark
+PYTHON_TAG = "<|python_tag|>"  # Llama 3 may write it before a call
 JSON_SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 @dataclass(frozen=True)
 class CallFormat:
-    """What stands around a call `{"name": ..., ARGUMENTS: {...}}`."""
+    """What stands around a call `{"name": ..., ARGUMENTS: {...}}`, or around `name[ARGS]{...}`."""
 
     name: str
     opening: str  # before the first call
     separator: str  # between two
     closing: str  # behind the last
     arguments: str  # the key of the arguments
-    is_whole_answer: bool = False  # a call begins the answer or does not come at all; no opening tells it
+    is_whole_answer: bool = False  # a call without a mark begins the answer
+    has_bare_name: bool = False  # the name stands before the arguments instead of in an object with them
+    has_short_ids: bool = False  # the format's templates take call ids of nine letters and digits only
+
+    @property
+    def mark(self) -> str:
+        """What a model may write before a call anywhere in its answer."""
+        return "".join(self.opening.split()[:1]) or PYTHON_TAG
+
+    @property
+    def closing_mark(self) -> str:
+        """What a model writes after a call, empty if nothing."""
+        return self.closing.strip() if self.mark.startswith("<tool") else ""
 
     def written(self, calls: Sequence[tuple[str, str]]) -> str:
         """Return the text of calls, each a name and its arguments in JSON."""
-        return (
-            self.opening
-            + self.separator.join(
-                f'{{"name": {json.dumps(name)}, "{self.arguments}": {arguments}}}' for name, arguments in calls
-            )
-            + self.closing
-        )
+        written = [f"{self._head(name)}{arguments}{self._tail}" for name, arguments in calls]
+        return self.opening + self.separator.join(written) + self.closing
+
+    def _head(self, name: str) -> str:
+        if self.has_bare_name:
+            return f"{name}[ARGS]"
+        return f'{{"name": {json.dumps(name)}, "{self.arguments}": '
+
+    @property
+    def _tail(self) -> str:
+        return "" if self.has_bare_name else "}"
 
     def grammar(
         self,
@@ -54,8 +73,8 @@ class CallFormat:
             rules[0] += f" {json.dumps(self.closing)}"
         rules.append("call: " + " | ".join(f"call{index}" for index in range(len(parameters))))
         for index, (name, schema) in enumerate(parameters.items()):
-            head = f'{{"name": {json.dumps(name)}, "{self.arguments}": '
-            rules.append(f'call{index}: {json.dumps(head)} arguments{index} "}}"')
+            tail = f" {json.dumps(self._tail)}" if self._tail else ""
+            rules.append(f"call{index}: {json.dumps(self._head(name))} arguments{index}{tail}")
             rules.append(f"arguments{index}: %json {json.dumps({**schema, 'x-guidance': JSON_SPACING})}")
         if otherwise is not None:
             rules += ["start: calls | answer", f"answer: %json {json.dumps({**otherwise, 'x-guidance': JSON_SPACING})}"]
@@ -63,16 +82,19 @@ class CallFormat:
 
 
 HERMES = CallFormat("hermes", "<tool_call>\n", "\n</tool_call>\n<tool_call>\n", "\n</tool_call>", "arguments")
-MISTRAL = CallFormat("mistral", "[TOOL_CALLS] [", ", ", "]", "arguments")
+MISTRAL = CallFormat("mistral", "[TOOL_CALLS] [", ", ", "]", "arguments", has_short_ids=True)
+MISTRAL_NAMED = CallFormat(
+    "mistral named", "[TOOL_CALLS]", "[TOOL_CALLS]", "", "arguments", has_bare_name=True, has_short_ids=True
+)
 LLAMA = CallFormat("llama", "", "; ", "", "parameters", is_whole_answer=True)
 
 
 def format_of(template: str) -> CallFormat:
     """Return the format that the source of a chat template shows; Hermes' where it shows none."""
     if "[TOOL_CALLS]" in template:
-        return MISTRAL
+        return MISTRAL_NAMED if "[ARGS]" in template else MISTRAL
     if "<tool_call>" in template:
         return HERMES
-    if "<|python_tag|>" in template or ('"parameters": ' in template and "tools" in template):
+    if PYTHON_TAG in template or ('"parameters": ' in template and "tools" in template):
         return LLAMA
     return HERMES

@@ -1,18 +1,26 @@
-"""CallReader: a model's text as it comes, told apart into content and tool calls."""
+"""CallReader: splits a model's text, as it comes, into content and tool calls."""
 
-import json
 import re
 from dataclasses import dataclass, field
 
-from server.tools.call_format import CallFormat
+from server.tools.call_format import TOOL_CALLS, CallFormat
+from server.tools.json_text import (
+    NotJson,
+    captured,
+    decoded,
+    decoded_beginning,
+    pass_character,
+    pass_value,
+    read_string,
+    read_word,
+    text_of_object,
+)
+from server.tools.text_source import CutOff, Steps, TextSource
 
-_PYTHON_TAG = "<|python_tag|>"  # Llama 3 may write it before a call
-_HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
-_BEGINNING = re.compile(
-    r'\s*(?:\{\s*(?:"(?:n(?:a(?:m(?:e(?:".*)?)?)?)?)?)?)?', re.DOTALL
-)  # of a call, as far as it came
-_AFTER = re.compile(r"[\s},;\]]*")
-_CLOSING = "</tool_call>"
+_ARGUMENTS = ("arguments", "parameters")
+_BARE_NAME = re.compile(r'[^\s\[\]{}"<>]+')
+_ANYTHING = re.compile(r".+", re.DOTALL)
+_CALL_ID = re.compile(r"[^\s\[\]{}]+")
 
 
 @dataclass
@@ -26,7 +34,7 @@ class CallPart:
 
 @dataclass
 class AnswerPart:
-    """What became known of an answer at once: content, and calls behind it."""
+    """What became known of an answer at once: content, and the calls after it."""
 
     content: str = ""
     calls: list[CallPart] = field(default_factory=list)
@@ -35,167 +43,260 @@ class AnswerPart:
         return bool(self.content or self.calls)
 
 
+@dataclass
+class _Call:
+    """What is known of the call that is being read."""
+
+    name: str | None = None
+    arguments: str = ""  # as far as they were read, if they were read before the call could begin
+    has_begun: bool = False  # it is part of the answer
+    is_complete: bool = False  # its arguments are
+
+
 class CallReader:
     """Reads one answer. However its text is cut into pieces, the parts joined are the same.
 
-    What turns out to be no call is content. Only the first call is read unless several are allowed; what follows it
-    is dropped then.
+    What turns out to be no call is content, and reading goes on right after the mark that announced it. Only the first
+    call is read unless several are allowed; what follows it is dropped then. White space alone before the first call,
+    or around later ones, is dropped.
     """
 
-    def __init__(self, call_format: CallFormat, *, allows_several: bool = True) -> None:
+    def __init__(self, call_format: CallFormat, *, allows_several: bool = True, is_forced: bool = False) -> None:
+        """`is_forced` says that a grammar allows nothing but calls: the beginning of one is never content."""
         self.num_calls = 0
+        self.is_in_call = False  # the latest call has begun, and its arguments are not complete
         self._format = call_format
-        self._marker = "".join(call_format.opening.split()[:1])
-        self._has_content = False
+        self._before_mark = re.compile(f"[^{re.escape(call_format.mark[0])}]+")
         self._allows_several = allows_several
-        self._text = ""  # not yet told apart
+        self._is_forced = is_forced
+        self._is_cut_off = False
+        self._source = TextSource()
         self._parts: list[AnswerPart] = []  # of the present piece, in the order of the text
-        self._read = self._read_start if call_format.is_whole_answer else self._read_content
-        self._opened = ""  # what stood before a call that has no name yet
-        self._depth = 0
-        self._is_in_string = False
-        self._is_escaped = False
+        self._space: list[str] = []  # white space that is content if content follows
+        self._has_content = False
+        self._follows_call = False  # no content came after the latest call
+        self._steps = self._read()
 
     def push(self, text: str) -> list[AnswerPart]:
         """Return what the next piece of text makes known, in the order of the text."""
-        self._text += text
+        self._source.feed(text)
+        return self._advance()
+
+    def finish(self, *, is_cut_off: bool = False) -> list[AnswerPart]:
+        """Return what is left when the answer has ended; `is_cut_off` says that the model had not finished it."""
+        self._is_cut_off = is_cut_off
+        self._source.end()
+        return self._advance()
+
+    def _advance(self) -> list[AnswerPart]:
         self._parts = []
-        while self._read():
-            pass
+        next(self._steps, None)
+        self._source.flush_capture()
         return self._parts
 
-    def finish(self) -> list[AnswerPart]:
-        """Return what is left when the answer has ended."""
-        part = AnswerPart()
-        if self._read in (self._read_content, self._read_head, self._read_start):
-            part.content = self._opened + self._text
-        elif self._read == self._read_arguments and self._text:
-            part.calls.append(CallPart(self.num_calls - 1, arguments=self._text))
-        self._text = self._opened = ""
-        return [part] if part else []
+    def _read(self) -> Steps[None]:
+        if self._format.is_whole_answer:
+            self._source.keep()
+            yield from self._read_calls("")
+        while (yield from self._read_content()):
+            yield from self._read_calls(self._format.mark)
+        self._add_content("".join(self._space))
 
-    @property
-    def is_in_call(self) -> bool:
-        """The arguments of a call have begun and not ended."""
-        return self._read == self._read_arguments
+    def _read_content(self) -> Steps[bool]:
+        """Show the text before the next mark and pass the mark; return False at the end of the text."""
+        source, mark = self._source, self._format.mark
+        source.release()
+        while character := (yield from source.peek()):
+            if character != mark[0]:
+                self._show(source.take(self._before_mark))
+                continue
+            source.keep()
+            length = yield from source.match(mark)
+            if length == len(mark):
+                return True
+            source.release()
+            is_last = not (yield from source.peek())
+            if not (is_last and self._is_forced):
+                self._show(mark[:length])  # the mark's first character does not occur in it again
+        return False
+
+    def _read_calls(self, mark: str) -> Steps[None]:
+        """Read the calls after a mark, or those that begin an answer; the text since the mark is kept."""
+        source, call, is_marked = self._source, _Call(), bool(mark)
+        try:
+            character = yield from source.skip_space()
+            if character == "[":
+                source.advance()
+                character = yield from source.skip_space()
+            if character != "{" and mark == TOOL_CALLS:
+                yield from self._read_named_call(call)
+            else:
+                yield from self._read_call(call, is_marked)
+            is_marked, mark = True, ""
+            while (yield from self._reaches_next()):
+                call = _Call()
+                yield from self._read_call(call, is_marked)
+        except NotJson:
+            self._give_up(call, mark)
+        except CutOff:
+            if call.is_complete and call.name is not None:
+                self._finish(call)
+            elif not (self._is_forced or (is_marked and self._is_cut_off)):
+                self._give_up(call, mark)
+            elif call.name is not None and not call.has_begun:
+                self._begin(call)
+                self._add_arguments(call.arguments)
+
+    def _reaches_next(self) -> Steps[bool]:
+        """Pass what closes a call or separates two; return whether another one begins without a mark of its own."""
+        source, closing = self._source, self._format.closing_mark
+        while not self._allows_several:  # the rest is dropped
+            yield from source.take_all(_ANYTHING)
+        while (character := (yield from source.skip_space())) in ",;]}":
+            source.advance()
+        source.keep()
+        if closing and character == closing[0]:
+            length = yield from source.match(closing)
+            if length < len(closing):
+                yield from source.need()
+                source.rewind()
+        return character == "{"
+
+    def _read_call(self, call: _Call, is_marked: bool) -> Steps[None]:
+        try:
+            yield from self._read_object(call)
+        except NotJson:
+            if not (call.has_begun and call.is_complete):
+                raise
+        if call.name is None or not (call.is_complete or is_marked):
+            raise NotJson
+        self._finish(call)
+
+    def _read_object(self, call: _Call) -> Steps[None]:
+        """Pass an object, and find the name and the arguments of a call in it."""
+        source = self._source
+        yield from pass_character(source, "{")
+        while (character := (yield from source.skip_space())) != "}":
+            key = yield from read_string(source)
+            yield from pass_character(source, ":")
+            character = yield from source.skip_space()
+            if key == "name" and call.name is None:
+                call.name = yield from read_string(source)
+                if not call.name:
+                    raise NotJson
+            elif key == "function" and character == "{" and call.name is None:
+                yield from self._read_object(call)
+            elif key in _ARGUMENTS and not call.is_complete:
+                yield from self._read_arguments(call)
+            else:
+                yield from pass_value(source)
+            character = yield from source.skip_space()
+            if character == ",":
+                source.advance()
+            elif character != "}":
+                raise NotJson
+        source.advance()
+
+    def _read_arguments(self, call: _Call) -> Steps[None]:
+        """Read arguments: an object, the text of an object as a string, or null."""
+        source = self._source
+        character = yield from source.skip_space()
+        if character == "{" and call.name is not None:
+            self._begin(call)
+            with captured(source, self._add_arguments):
+                yield from pass_value(source)
+        elif character in '{"':
+            raw: list[str] = []
+            try:
+                with captured(source, raw.append):
+                    yield from pass_value(source)
+            except CutOff:
+                text = "".join(raw)
+                call.arguments = text if character == "{" else decoded_beginning(text)
+                raise
+            text = "".join(raw)
+            call.arguments = text if character == "{" else text_of_object(decoded(text))
+        elif (yield from read_word(source)) == "null":
+            call.arguments = "{}"
+        else:
+            raise NotJson
+        call.is_complete = True
+        self.is_in_call = False
+
+    def _read_named_call(self, call: _Call) -> Steps[None]:
+        """Read `name[ARGS]{...}` or `name[CALL_ID]id[ARGS]{...}`."""
+        source = self._source
+        name = yield from source.take_all(_BARE_NAME)
+        yield from pass_character(source, "[")
+        call.name = name or None
+        if (yield from source.need()) == "C":
+            yield from self._expect("CALL_ID]")
+            yield from source.take_all(_CALL_ID)
+            yield from pass_character(source, "[")
+        yield from self._expect("ARGS]")
+        if call.name is None:
+            raise NotJson
+        yield from self._read_arguments(call)
+        self._finish(call)
+
+    def _expect(self, text: str) -> Steps[None]:
+        if (yield from self._source.match(text)) < len(text):
+            yield from self._source.need()
+            raise NotJson
+
+    def _give_up(self, call: _Call, mark: str) -> None:
+        """Go on after what is no call; one that has begun stays in the answer as far as it came."""
+        if not call.has_begun:
+            self._source.rewind(len(mark))
+            self._show(mark)
+            return
+        # A string that was not closed may have hidden the mark of the next call.
+        next_mark = self._source.kept.find(self._format.mark, len(mark))
+        if next_mark >= 0:
+            self._source.rewind(next_mark)
+
+    def _begin(self, call: _Call) -> None:
+        self._space.clear()
+        call.has_begun = self.is_in_call = self._follows_call = True
+        if not self._parts:
+            self._parts.append(AnswerPart())
+        self._parts[-1].calls.append(CallPart(self.num_calls, call.name))
+        self.num_calls += 1
+
+    def _finish(self, call: _Call) -> None:
+        """Make a complete call known, if it is not yet."""
+        if not call.has_begun:
+            self._begin(call)
+            self._add_arguments(call.arguments if call.is_complete else "{}")
+        call.is_complete = True
+        self.is_in_call = False
+        self._source.release()
+
+    def _add_arguments(self, text: str) -> None:
+        if not text:
+            return
+        if not self._parts:
+            self._parts.append(AnswerPart())
+        if not self._parts[-1].calls:
+            self._parts[-1].calls.append(CallPart(self.num_calls - 1))
+        self._parts[-1].calls[-1].arguments += text
 
     def _show(self, text: str) -> None:
-        """Add content; behind a call it is a part of its own."""
+        """Add content, apart from white space that may turn out to stand beside a call."""
+        if self._follows_call:
+            text = text.lstrip()
+        is_kept_whole = not self.num_calls and (self._has_content or text.strip())
+        shown = len(text if is_kept_whole else text.rstrip())
+        if shown:
+            self._add_content("".join(self._space) + text[:shown])
+            self._space.clear()
+            self._has_content, self._follows_call = True, False
+        self._space.append(text[shown:])
+
+    def _add_content(self, text: str) -> None:
+        """Add content; after a call it is a part of its own."""
         if not text:
             return
         if not self._parts or self._parts[-1].calls:
             self._parts.append(AnswerPart())
         self._parts[-1].content += text
-
-    def _add_call(self, call: CallPart) -> None:
-        if not self._parts:
-            self._parts.append(AnswerPart())
-        self._parts[-1].calls.append(call)
-
-    # Each of the following takes what it can from the text and returns whether there is more to do at once.
-
-    def _read_start(self) -> bool:
-        text = self._text.lstrip()
-        if text.startswith(_PYTHON_TAG):
-            self._opened = self._text[: len(self._text) - len(text) + len(_PYTHON_TAG)]
-            self._text, self._read = text[len(_PYTHON_TAG) :], self._read_head
-            return True
-        if _BEGINNING.fullmatch(text) or _PYTHON_TAG.startswith(text):
-            if _HEAD.match(text):
-                self._read = self._read_head
-                return True
-            return False
-        self._read = self._read_rest
-        return True
-
-    def _read_rest(self) -> bool:
-        self._show(self._text)
-        self._text = ""
-        return False
-
-    def _read_content(self) -> bool:
-        start = self._text.find(self._marker)
-        if start >= 0:
-            self._add_content(self._text[:start].rstrip() if self.num_calls else self._text[:start])
-            self._opened = self._marker
-            self._text = self._text[start + len(self._marker) :]
-            self._read = self._read_head
-            return True
-        num_held = max(n for n in range(len(self._marker)) if self._text.endswith(self._marker[:n]))
-        before = self._text[: len(self._text) - num_held]
-        if before.strip() or (self._has_content and not self.num_calls):
-            self._add_content(before)
-            self._text = self._text[len(before) :]
-        return False
-
-    def _add_content(self, text: str) -> None:
-        """White space alone before a call, or between two, is not content."""
-        if text.strip() or self._has_content:
-            self._show(text)
-            self._has_content = True
-
-    def _read_head(self) -> bool:
-        text = self._text.lstrip()
-        if text.startswith("["):  # of a list of calls
-            self._opened += self._text[: len(self._text) - len(text) + 1]
-            self._text = text[1:]
-            return True
-        head = _HEAD.match(self._text)
-        if head is None:
-            return False
-        try:
-            name = json.loads(head[1])
-        except ValueError:
-            return False
-        self._add_call(CallPart(self.num_calls, name))
-        self.num_calls += 1
-        self._opened, self._text, self._read = "", self._text[head.end() :], self._read_arguments
-        return True
-
-    def _read_arguments(self) -> bool:
-        for position, character in enumerate(self._text):
-            if self._is_escaped:
-                self._is_escaped = False
-            elif self._is_in_string:
-                self._is_escaped = character == "\\"
-                self._is_in_string = character != '"'
-            elif character == '"':
-                self._is_in_string = True
-            elif character in "{[":
-                self._depth += 1
-            elif character in "}]":
-                self._depth -= 1
-                if self._depth == 0:
-                    self._add_arguments(self._text[: position + 1])
-                    self._text = self._text[position + 1 :]
-                    self._read = self._read_after if self._allows_several else self._drop
-                    return True
-        self._add_arguments(self._text)
-        self._text = ""
-        return False
-
-    def _add_arguments(self, text: str) -> None:
-        if not text:
-            return
-        calls = self._parts[-1].calls if self._parts else []
-        if not calls:
-            self._add_call(CallPart(self.num_calls - 1))
-        self._parts[-1].calls[-1].arguments += text
-
-    def _read_after(self) -> bool:
-        """Pass what closes a call; then another one begins, or content."""
-        after = _AFTER.match(self._text)
-        assert after is not None
-        self._text = self._text[after.end() :]
-        if self._text.startswith(_CLOSING):
-            self._text = self._text[len(_CLOSING) :]
-            return True
-        if not self._text or _CLOSING.startswith(self._text):
-            return False
-        is_next = self._text.startswith("{") and not self._format.opening.startswith("<")
-        self._read = self._read_head if is_next else self._read_rest if not self._marker else self._read_content
-        return True
-
-    def _drop(self) -> bool:
-        self._text = ""
-        return False

@@ -7,7 +7,7 @@ import pytest
 from llguidance import LLMatcher
 
 from server.grammar_check import GrammarCheck
-from server.tools.call_format import HERMES, LLAMA, MISTRAL, CallFormat, format_of
+from server.tools.call_format import HERMES, LLAMA, MISTRAL, MISTRAL_NAMED, CallFormat, format_of
 from tests.json_schemas import random_schemas
 from tests.scheduler.test_grammar import constrained, constrained_engine, text_of
 from tests.server.tools.test_call_reader import FORMATS, read
@@ -19,6 +19,7 @@ from tests.tiny_llama import run_to_end
     [
         ("{% for t in tools %}<tool_call>{% endfor %}", HERMES),
         ("{{ '[TOOL_CALLS]' }}", MISTRAL),
+        ("{{ '[TOOL_CALLS]' + call.function.name + '[ARGS]' + call.function.arguments | tojson }}", MISTRAL_NAMED),
         ("{{ '<|python_tag|>' }}", LLAMA),
         ('{% if tools %}{"name": function name, "parameters": dictionary}{% endif %}', LLAMA),
         ("{{ messages }}", HERMES),

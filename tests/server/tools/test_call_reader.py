@@ -8,19 +8,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.tools.call_format import HERMES, LLAMA, MISTRAL, CallFormat
+from server.tools.call_format import HERMES, LLAMA, MISTRAL, MISTRAL_NAMED, CallFormat
 from server.tools.call_reader import CallReader
 
-FORMATS = [HERMES, MISTRAL, LLAMA]
+FORMATS = [HERMES, MISTRAL, MISTRAL_NAMED, LLAMA]
 ARGUMENTS = '{"city": "Paris, \\"the\\" {one}", "days": [1, {"a": "]}"}]}'
 
 Read = tuple[str, list[tuple[str, str]]]
 
 
-def read(call_format: CallFormat, pieces: Sequence[str], *, allows_several: bool = True) -> Read:
+def read(
+    call_format: CallFormat,
+    pieces: Sequence[str],
+    *,
+    allows_several: bool = True,
+    is_forced: bool = False,
+    is_cut_off: bool = False,
+) -> Read:
     """Return the content and the calls of an answer that comes in these pieces."""
-    reader = CallReader(call_format, allows_several=allows_several)
-    parts = [part for piece in pieces for part in reader.push(piece)] + reader.finish()
+    reader = CallReader(call_format, allows_several=allows_several, is_forced=is_forced)
+    parts = [part for piece in pieces for part in reader.push(piece)] + reader.finish(is_cut_off=is_cut_off)
     calls: list[tuple[str, str]] = []
     for call in (call for part in parts for call in part.calls):
         if call.name is not None:
@@ -50,6 +57,9 @@ TEXTS = st.one_of(
             '{"name": "Anna", "age": 3}',
             '<tool_call>\n{"name": "f", "argum',
             "<tool_call>nothing of the kind</tool_call>",
+            MISTRAL_NAMED.written([("f", ARGUMENTS), ("g", "{}")]),
+            '<tool_call>{"name": "g", "arguments": {"a": "' + HERMES.written([("f", "{}")]),
+            '{"parameters": {"a": 1}, "name": "f"}; {"name": "g", "parameters": null} Done.',
             '[TOOL_CALLS] [{"name": "f", "arguments": {"a": ',
         ]
     ),
