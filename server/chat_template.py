@@ -1,14 +1,13 @@
 """ChatTemplate: the model's own way of writing a conversation as one prompt."""
 
 import logging
-import signal
-import threading
 from collections.abc import Collection
 from dataclasses import dataclass
 
 from server import template_worker
 from server.special_token_guard import Json, SpecialTokenGuard, all_strings, unused_characters
-from server.worker_process import WorkerProcess
+from server.worker_pool import WorkerPool
+from server.worker_process import LimitExceeded, MemoryLimitExceeded, TimeLimitExceeded, WorkerProcess
 
 _MAX_CHARACTERS = 16 * 2**20  # of a rendered prompt
 _MEMORY_LIMIT_BYTES = 2**30  # address space of the worker
@@ -33,12 +32,12 @@ class RenderedPrompt:
 
 
 class ChatTemplate:
-    """A Jinja chat template, rendered by a worker process.
+    """A Jinja chat template, rendered by worker processes, one for each thread that calls `render` at a time.
 
     The template comes with the weights, from someone else, and the messages come from anyone. jinja2's sandbox keeps a
     template from reaching out, but not from running on: two nested `range(99999)`, `'x' * 10**10` or `10**(10**10)`
     never end, the last two inside one C call that no thread can interrupt. A process can be ended and its memory
-    bounded. The price is about 10 MB and a fraction of a millisecond for each prompt.
+    bounded. The price is about 10 MB for each process and a fraction of a millisecond for each prompt.
 
     Raises ValueError if `source` is not a template.
     """
@@ -46,9 +45,9 @@ class ChatTemplate:
     def __init__(self, source: str, bos_token: str, eos_token: str, *, time_limit_seconds: float = 2.0) -> None:
         self.source = source
         self._special = {"bos_token": bos_token, "eos_token": eos_token}
-        self._time_limit_seconds = time_limit_seconds
-        self._lock = threading.Lock()
-        self._worker = self._start_worker()
+        self._time_limit_seconds = time_limit_seconds  # of a processor
+        self._workers = WorkerPool(self._started_worker)
+        self._workers.start_one()
 
     def render(
         self,
@@ -59,10 +58,11 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
     ) -> RenderedPrompt:
-        """Return the prompt for `messages`, ready for the tokenizer; blocks for at most the time limit.
+        """Return the prompt for `messages`, ready for the tokenizer; blocks until a worker has answered.
 
         With `continue_final_message` the prompt ends where the content of the last message ends.
-        Raises TemplateRefused or TemplateFailed, and a plain ValueError if the messages leave the guard no character.
+        Raises TemplateRefused or TemplateFailed, WorkerUnavailable if workers are lost for reasons that have nothing to
+        do with the messages, and a plain ValueError if the messages leave the guard no character.
         """
         texts = [*all_strings(list(messages)), *all_strings(list(tools or []))]
         guard, mark = unused_characters([self.source, *special_tokens, *texts], 2)
@@ -81,32 +81,31 @@ class ChatTemplate:
         return RenderedPrompt(_cut_at_mark(text, mark) if continue_final_message else text, guard)
 
     def close(self) -> None:
-        """End the worker; happens by itself when the template is no longer used."""
-        with self._lock:
-            self._worker.close()
+        """End the workers; happens by itself when the template is no longer used."""
+        self._workers.close()
 
     def _ask(self, question: dict[str, Json]) -> str:
-        with self._lock:
-            answer = self._worker.ask(question)
-            if answer is None:
-                status = self._worker.close()
-                self._worker = self._start_worker()
-                took_too_long = status == -signal.SIGALRM
-                limit = f"{self._time_limit_seconds} seconds" if took_too_long else f"{_MEMORY_LIMIT_BYTES} bytes"
-                raise TemplateFailed(f"the worker ended with status {status}; the template may take {limit}")
+        try:
+            answer = self._workers.ask(question)
+        except TimeLimitExceeded:
+            raise TemplateFailed(f"it takes more than {self._time_limit_seconds:g} seconds of a processor") from None
+        except MemoryLimitExceeded:
+            raise TemplateFailed(f"it takes more than {_MEMORY_LIMIT_BYTES >> 20} MiB of memory") from None
         if "raised" in answer:
             raise TemplateRefused(answer["raised"])
         if "failed" in answer:
             raise TemplateFailed(answer["failed"])
         return answer["text"]
 
-    def _start_worker(self) -> WorkerProcess:
+    def _started_worker(self) -> WorkerProcess:
         worker = WorkerProcess(template_worker.__file__, self._time_limit_seconds, _MEMORY_LIMIT_BYTES)
-        answer = worker.ask({"source": self.source, "max_characters": _MAX_CHARACTERS})
-        if answer is None or "failed" in answer:
+        try:
+            answer = worker.ask({"source": self.source, "max_characters": _MAX_CHARACTERS})
+        except LimitExceeded:
+            answer = {"failed": "it takes too much time or memory"}
+        if "failed" in answer:
             worker.close()
-            reason = "it takes too much time or memory" if answer is None else answer["failed"]
-            raise ValueError(f"The model's chat template cannot be used: {reason}.")
+            raise ValueError(f"The model's chat template cannot be used: {answer['failed']}.")
         return worker
 
 

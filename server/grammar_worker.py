@@ -1,10 +1,13 @@
 """The grammar check's worker: a process that compiles grammars and does nothing else.
 
-Run by path, with the time limit in seconds and the memory limit in bytes as arguments. Each line on standard input is
-{"grammar": ...} and is answered by {} or {"failed": why}. A grammar from a stranger may take any time and memory.
+Run by path, with three arguments: the limit of processor time for each line in seconds, the memory limit in bytes, and
+how much the process yields to others (see nice(2)). Each line on standard input is {"grammar": ...} and is answered by
+{} or {"failed": why}. A grammar from a stranger may take any time and memory: SIGPROF ends the process at the time
+limit, and exit status 77 says that memory ran out.
 """
 
 import json
+import os
 import resource
 import signal
 import sys
@@ -28,14 +31,19 @@ class Bytes:
 def main() -> None:
     """Answer lines until standard input ends."""
     time_limit_seconds, memory_limit_bytes = float(sys.argv[1]), int(sys.argv[2])
+    os.nice(int(sys.argv[3]))
     if sys.platform == "linux":
         resource.setrlimit(resource.RLIMIT_AS, (memory_limit_bytes, memory_limit_bytes))
     tokenizer = LLTokenizer(TokenizerWrapper(Bytes()), slices=[])
     for line in sys.stdin.buffer:
-        signal.setitimer(signal.ITIMER_REAL, time_limit_seconds)  # without a handler: the kernel ends this process
-        answer = _check(tokenizer, json.loads(line)["grammar"])
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
+        # Processor time: a busy machine makes no grammar slow. Without a handler: the kernel ends this process.
+        signal.setitimer(signal.ITIMER_PROF, time_limit_seconds)
+        try:
+            answer = _check(tokenizer, json.loads(line)["grammar"])
+        except MemoryError:
+            os._exit(77)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        sys.stdout.buffer.write(json.dumps(answer, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
         sys.stdout.buffer.flush()
 
 

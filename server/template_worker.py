@@ -1,11 +1,14 @@
 """The chat template's worker: a process that renders one template and does nothing else.
 
-Run by path, with the time limit in seconds and the memory limit in bytes as arguments. Each line on standard input is
-a JSON object and is answered by one line on standard output. The first line is the template; its answer says whether
-it compiles. It imports nothing of this project, so that it is small and starts fast.
+Run by path, with three arguments: the limit of processor time for each line in seconds, the memory limit in bytes, and
+how much the process yields to others (see nice(2)). Each line on standard input is a JSON object and is answered by one
+line on standard output. The first line is the template; its answer says whether it compiles. SIGPROF ends the process
+at the time limit, and exit status 77 says that memory ran out. It imports nothing of this project, so that it is small
+and starts fast.
 """
 
 import json
+import os
 import resource
 import signal
 import sys
@@ -67,23 +70,29 @@ def _to_json(
 def main() -> None:
     """Answer lines until standard input ends."""
     time_limit_seconds, memory_limit_bytes = float(sys.argv[1]), int(sys.argv[2])
+    os.nice(int(sys.argv[3]))
     if sys.platform == "linux":
         resource.setrlimit(resource.RLIMIT_AS, (memory_limit_bytes, memory_limit_bytes))
     first = json.loads(sys.stdin.buffer.readline())
-    # The alarm has no handler: the kernel ends this process, whatever it is doing. Compiling needs it too, since
-    # jinja2 computes what is constant then.
-    signal.setitimer(signal.ITIMER_REAL, time_limit_seconds)
+    # The timer counts processor time, so that a busy machine makes no template slow. It has no handler: the kernel ends
+    # this process, whatever it is doing. Compiling needs it too, since jinja2 computes what is constant then.
+    signal.setitimer(signal.ITIMER_PROF, time_limit_seconds)
     try:
         template = compile_template(first["source"])
+    except MemoryError:
+        os._exit(77)
     except Exception as error:
         _answer({"failed": f"{type(error).__name__}: {error}"})
         return
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.setitimer(signal.ITIMER_PROF, 0)
     _answer({"text": ""})
     for line in sys.stdin.buffer:
-        signal.setitimer(signal.ITIMER_REAL, time_limit_seconds)
-        _answer(_render(template, line, first["max_characters"]))
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, time_limit_seconds)
+        try:
+            _answer(_render(template, line, first["max_characters"]))
+        except MemoryError:
+            os._exit(77)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _render(template: Template, line: bytes, max_characters: int) -> dict[str, str]:
@@ -91,6 +100,8 @@ def _render(template: Template, line: bytes, max_characters: int) -> dict[str, s
         text = template.render(json.loads(line))
     except RaisedByTemplate as error:
         return {"raised": str(error)}
+    except MemoryError:
+        raise
     except Exception as error:
         return {"failed": f"{type(error).__name__}: {error}"}
     if len(text) > max_characters:
@@ -99,7 +110,11 @@ def _render(template: Template, line: bytes, max_characters: int) -> dict[str, s
 
 
 def _answer(answer: dict[str, str]) -> None:
-    sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
+    try:
+        line = json.dumps(answer, ensure_ascii=False).encode()  # quicker to read than escapes
+    except UnicodeEncodeError:
+        line = b'{"failed": "the text has a lone surrogate, which is not a character"}'
+    sys.stdout.buffer.write(line + b"\n")
     sys.stdout.buffer.flush()
 
 
