@@ -101,6 +101,11 @@ class Settings(BaseSettings):
     max_inter_token_latency: Seconds | None = Field(
         None, description="Longest pause of running streams while prompts are computed, such as 100ms. Default: none."
     )
+    keep_alive_timeout: int = Field(
+        75,
+        ge=1,
+        description="Seconds before an idle connection is closed; longer than the idle timeout of a proxy in front.",
+    )
     drain_timeout: float = Field(30.0, ge=0, description="Seconds that accepted requests get to end after SIGTERM.")
     engine_timeout: float = Field(
         10.0, ge=1, description="Seconds of silence after which the engine hangs and is replaced."

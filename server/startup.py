@@ -17,7 +17,6 @@ from scheduler.messages import EngineReady, StepOutput
 from server.admission import Admission
 from server.api_keys import ApiKeys
 from server.app import create_app
-from server.bounded_head import BoundedHead
 from server.chat_template import ChatTemplate
 from server.door import Door
 from server.draining_server import DrainingServer
@@ -25,6 +24,7 @@ from server.engine_client import EngineClient
 from server.engine_watch import EngineWatch
 from server.exchange import Exchange
 from server.host_names import allowed_hosts
+from server.http_protocol import HttpProtocol
 from server.metrics import Metrics
 from server.settings import Settings
 from server.story_book import StoryBook
@@ -100,11 +100,13 @@ async def run_server(
         )
         config = uvicorn.Config(
             app,
-            http=BoundedHead,
+            http=HttpProtocol,
+            ws="none",
             access_log=False,
             log_config=None,
             lifespan="off",
             backlog=BACKLOG,
+            timeout_keep_alive=settings.keep_alive_timeout,
             ssl_certfile=settings.tls_certificate,
             ssl_keyfile=settings.tls_key,
             timeout_graceful_shutdown=LAST_SECONDS,

@@ -83,7 +83,7 @@ class EventStream(Response):
         except ClientDisconnect:
             logger.debug("The client left its stream.")
         except StalledReader:
-            # Returning before the end of the body makes uvicorn close the connection.
+            # Returning before the end of the body makes AsgiCycle cut the connection.
             logger.warning("A client took nothing of its stream for %g seconds.", self._write_timeout_seconds)
         finally:
             self._on_end()

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from starlette.routing import Route
 
-from server.bounded_head import HEAD_SECONDS, MAX_HEAD_BYTES
+from server.framing import MAX_HEAD_BYTES
+from server.http_protocol import HEAD_SECONDS
 from server.key_guard import is_open
 from server.request_limits import QueueLimits, RequestLimits
 from server.settings import Settings, load_settings
@@ -42,6 +43,7 @@ def test_the_limits_are_those_of_the_code() -> None:
         "head of a request": f"{MAX_HEAD_BYTES:,} bytes, {HEAD_SECONDS:g} s",
         "body of a request": f"{limits.max_body_bytes:,} bytes, {limits.body_timeout_seconds:g} s",
         "a client that takes nothing of its stream": f"{limits.write_timeout_seconds:g} s",
+        "an idle connection": f"{settings.keep_alive_timeout} s",
         "choices of one request": f"{limits.max_choices}",
         "sequences that wait": f"{queue.max_requests}",
         "tokens that wait": f"{queue.max_tokens:,}",

@@ -5,7 +5,7 @@ import pytest
 
 from server.host_guard import HostGuard
 from server.host_names import allowed_hosts, is_loopback
-from tests.server.test_bounded_head import hello
+from tests.server.test_http_protocol import hello
 
 MINE = ("localhost", "127.0.0.1", "[::1]", "*.example.org")
 

@@ -9,12 +9,12 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from server.bounded_head import BoundedHead
+from server.http_protocol import HttpProtocol
 
 HEAD_SECONDS = 0.3
 
 
-class ImpatientHead(BoundedHead):
+class ImpatientProtocol(HttpProtocol):
     head_seconds = HEAD_SECONDS
 
 
@@ -30,7 +30,7 @@ async def hello(scope: Scope, receive: Receive, send: Send) -> None:
 async def port() -> AsyncIterator[int]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(hello, http=ImpatientHead, lifespan="off", log_config=None, timeout_keep_alive=2)
+        config = uvicorn.Config(hello, http=ImpatientProtocol, lifespan="off", log_config=None, timeout_keep_alive=2)
         server = uvicorn.Server(config)
         task = asyncio.create_task(server._serve([listener]))
         yield listener.getsockname()[1]
