@@ -15,7 +15,7 @@ from tests.server.strict_http import Answer, StrictClient
 UPGRADES = {
     "no upgrade": b"",
     "h2c": b"Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAEAAEAAAAIAAAAA\r\nUpgrade: h2c\r\n",
-    "websocket": b"Connection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: AAAA\r\nSec-WebSocket-Version: 13\r\n",
+    "websocket": b"Connection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
 }
 BODIES = ("at once", "later", "chunked", "expect")
 NUM_TOKENS = 7
@@ -35,8 +35,8 @@ def client(server: RunningServer) -> Iterator[StrictClient]:
         yield client
 
 
-def post(content: bytes, headers: bytes = b"", version: bytes = b"1.1") -> bytes:
-    """Return a request for text without the end of its head, and its body."""
+def post(headers: bytes = b"", version: bytes = b"1.1") -> bytes:
+    """Return the head of a request for text without its end."""
     head = b"POST /v1/completions HTTP/%b\r\nHost: localhost\r\nContent-Type: application/json\r\n" % version
     return head + headers
 
@@ -87,7 +87,7 @@ def test_threat_26_a_request_gets_one_well_framed_answer_and_nothing_else(
     client: StrictClient, upgrade: str, version: str, how: str, is_streamed: bool, half_closes: bool
 ) -> None:
     prompt = f"{upgrade} {version} {how} {is_streamed} {half_closes}"
-    head = post(b"", UPGRADES[upgrade], version.encode())
+    head = post(UPGRADES[upgrade], version.encode())
     send(client, head, request_body(prompt, stream=is_streamed), how, version)
     if half_closes:
         client.end_half()
@@ -117,7 +117,7 @@ def test_threat_26_requests_in_a_row_are_answered_in_their_order(
     requests = b""
     for number, prompt in enumerate(prompts):
         content = request_body(prompt, stream=number % 2 == 1)
-        requests += post(content, UPGRADES[upgrade]) + b"Content-Length: %d\r\n\r\n" % len(content) + content
+        requests += post(UPGRADES[upgrade]) + b"Content-Length: %d\r\n\r\n" % len(content) + content
     client.send(requests + (b"" if half_closes else LAST))
     if half_closes:
         client.end_half()
@@ -153,7 +153,7 @@ def test_threat_26_requests_in_a_row_are_answered_in_their_order(
 def test_threat_26_a_request_whose_end_is_disputable_is_refused_and_the_connection_closed(
     client: StrictClient, headers: bytes, status: int
 ) -> None:
-    client.send(post(b"", headers) + b"\r\n0\r\n\r\n" + LAST)
+    client.send(post(headers) + b"\r\n0\r\n\r\n" + LAST)
     answer = client.answer()
     assert (answer.status, answer.closes) == (status, True)
     assert answer.json()["error"]["type"] == "invalid_request_error"
@@ -168,7 +168,7 @@ def test_threat_26_a_request_whose_end_is_disputable_is_refused_and_the_connecti
 def test_threat_26_chunks_that_are_not_well_formed_are_refused_and_the_connection_closed(
     client: StrictClient, chunks: bytes
 ) -> None:
-    client.send(post(b"", b"Transfer-Encoding: chunked\r\n\r\n") + chunks + LAST)
+    client.send(post(b"Transfer-Encoding: chunked\r\n\r\n") + chunks + LAST)
     answer = client.answer()
     assert (answer.status, answer.closes) == (400, True)
     client.end()
@@ -211,7 +211,7 @@ def test_threat_11_a_client_that_half_closes_and_goes_is_noticed(
     before = server.metric("generation_tokens_total")
     with StrictClient(int(server.url.rpartition(":")[2])) as client:
         content = json.dumps(LONG | {"stream": is_streamed, "n": 16}).encode()
-        client.send(post(content, b"Content-Length: %d\r\n\r\n" % len(content), version.encode()) + content)
+        client.send(post(b"Content-Length: %d\r\n\r\n" % len(content), version.encode()) + content)
         client.end_half()
         time.sleep(waits_seconds)
     eventually(lambda: is_idle(server), within_seconds=2)
@@ -222,10 +222,10 @@ def test_a_client_that_half_closes_while_the_server_is_full_waits_and_gets_its_a
     port = int(server.url.rpartition(":")[2])
     with StrictClient(port) as first, StrictClient(port) as second:
         content = json.dumps(LONG | {"n": 64}).encode()
-        first.send(post(content, b"Content-Length: %d\r\n\r\n" % len(content)) + content)
+        first.send(post(b"Content-Length: %d\r\n\r\n" % len(content)) + content)
         eventually(lambda: server.metric("num_requests_running") > 0, within_seconds=5)
         content = request_body("second")
-        second.send(post(content, b"Content-Length: %d\r\n\r\n" % len(content)) + content)
+        second.send(post(b"Content-Length: %d\r\n\r\n" % len(content)) + content)
         second.end_half()
         check_text(second.answer(), "second", is_streamed=False)
         second.end()
