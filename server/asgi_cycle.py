@@ -33,8 +33,8 @@ class Connection(Protocol):
     def resume_reading(self) -> None:
         """Receive more of the body."""
 
-    def abort(self) -> None:
-        """Cut the connection: what was sent so far is no whole answer."""
+    def abort(self, *, is_reset: bool = False) -> None:
+        """Cut the connection, in a way that the client sees as an error if `is_reset`."""
 
     def end_answer(self) -> None:
         """Go on to the next request or close the connection; called once, after the last byte of the answer."""
@@ -106,7 +106,8 @@ class AsgiCycle:
             logger.error("The application failed.", exc_info=error)
         finally:
             if self.is_started and not (self.is_complete or self._is_disconnected):
-                self._connection.abort()
+                # Only the end of the connection ends an answer without a length: an orderly end would complete it.
+                self._connection.abort(is_reset=self._num_left is None and not self._is_chunked)
             elif not (self.is_started or self._is_disconnected):
                 self.answer(500, [(b"content-type", b"text/plain")], b"The server failed to answer this request.\n")
 

@@ -7,6 +7,8 @@ client that half-closes, and set no limit on the size and the time of a head.
 import asyncio
 import contextvars
 import logging
+import socket
+import struct
 import urllib.parse
 from typing import Any, Final, cast
 
@@ -146,8 +148,11 @@ class HttpProtocol(asyncio.Protocol):
             self._is_read_paused = False
             self._transport.resume_reading()
 
-    def abort(self) -> None:
+    def abort(self, *, is_reset: bool = False) -> None:
         """See Connection."""
+        if is_reset and not self._transport.is_closing():
+            linger = struct.pack("ii", 1, 0)  # on, for no time: what is not sent is dropped, and a reset sent
+            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self._transport.abort()
 
     def end_answer(self) -> None:

@@ -1,4 +1,4 @@
-"""Connections that bring no request, or only the beginning of one."""
+"""Connections that bring no request, a part of one or several, and clients that leave or wait."""
 
 import asyncio
 import json
@@ -10,6 +10,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from server.http_protocol import HttpProtocol
+from tests.server.answering_app import REQUEST, Answering, exchange, read_to_end, served, until
 
 HEAD_SECONDS = 0.3
 
@@ -36,10 +37,6 @@ async def port() -> AsyncIterator[int]:
         yield listener.getsockname()[1]
         server.should_exit = True
         await task
-
-
-async def read_to_end(reader: asyncio.StreamReader) -> bytes:
-    return await asyncio.wait_for(reader.read(), 5)
 
 
 async def test_threat_8_a_connection_that_brings_nothing_is_closed(port: int) -> None:
@@ -86,3 +83,90 @@ async def test_a_body_may_take_longer_than_a_head(port: int) -> None:
         writer.write(b"a")
     assert (await asyncio.wait_for(reader.readuntil(b"hello"), 5)).startswith(b"HTTP/1.1 200 ")
     writer.close()
+
+
+@pytest.fixture
+def app() -> Answering:
+    return Answering()
+
+
+async def test_an_answer_before_the_end_of_its_request_reaches_the_client_and_ends_the_connection(
+    app: Answering,
+) -> None:
+    num_bytes = 8 * 2**20
+    head = b"POST /early HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % num_bytes
+    async with served(app) as (server, port):
+        for body in (b"a" * num_bytes, b"a" * 1000 + b"GET /echo HTTP/1.1\r\nhost: x\r\n\r\n"):
+            answer = await exchange(port, head + body)
+            assert answer.count(b"HTTP/1.1 ") == 1
+            assert answer.endswith(b"\r\nconnection: close\r\n\r\nno")
+        await until(lambda: not server.server_state.connections)
+
+
+async def pour(writer: asyncio.StreamWriter) -> None:
+    for _ in range(100):
+        writer.write(b"a" * 2**20)
+        await writer.drain()
+
+
+async def test_threat_8_what_comes_behind_an_answer_is_not_read_for_ever(app: Answering) -> None:
+    head = b"POST /early HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % 2**40
+    async with served(app) as (server, port):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head)
+        with pytest.raises(ConnectionError):
+            await pour(writer)
+        await until(lambda: not server.server_state.connections)
+        writer.close()
+
+
+async def test_a_request_that_comes_early_waits_for_the_answer_before(app: Answering) -> None:
+    async with served(app) as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(REQUEST % b"slow" + REQUEST % b"echo" + b"\r\n" + (REQUEST % b"echo")[:30])
+        await asyncio.sleep(0.05)
+        app.may_go_on.set()
+        assert (await reader.readuntil(b"ok")).count(b"HTTP/1.1 ") == 1
+        assert (await reader.readuntil(b"hello")).count(b"HTTP/1.1 ") == 1
+        writer.write((REQUEST % b"echo")[30:])
+        assert (await reader.readuntil(b"hello")).count(b"HTTP/1.1 ") == 1
+        writer.close()
+
+
+async def test_threat_8_requests_that_wait_for_their_turn_are_not_read_without_end(app: Answering) -> None:
+    async with served(app) as (server, port):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(REQUEST % b"slow")
+        writer.write((REQUEST % b"echo") * 400_000)  # 25 MB
+        await asyncio.sleep(0.5)
+        (connection,) = server.server_state.connections
+        assert isinstance(connection, HttpProtocol)
+        assert connection._reader.num_buffered < 2**20
+        writer.transport.abort()
+        app.may_go_on.set()
+        await until(lambda: not server.server_state.connections)
+
+
+async def test_an_idle_connection_is_closed_after_the_keep_alive_time_without_a_word(app: Answering) -> None:
+    async with served(app, timeout_keep_alive=1) as (_, port):
+        began = asyncio.get_running_loop().time()
+        answer = await exchange(port, REQUEST % b"echo" + b"\r\n")  # an old client's line end is no request
+        assert answer.endswith(b"\r\n\r\nhello")
+        assert 0.9 < asyncio.get_running_loop().time() - began < 2
+
+
+async def test_a_server_that_ends_lets_an_answer_come_and_closes_idle_connections(app: Answering) -> None:
+    async with served(app) as (server, port):
+        idle, idle_writer = await asyncio.open_connection("127.0.0.1", port)
+        busy, busy_writer = await asyncio.open_connection("127.0.0.1", port)
+        busy_writer.write(REQUEST % b"slow")
+        idle_writer.write(REQUEST % b"echo")
+        await idle.readuntil(b"hello")
+        await asyncio.sleep(0.05)
+        for connection in list(server.server_state.connections):
+            connection.shutdown()
+        assert await read_to_end(idle) == b""
+        app.may_go_on.set()
+        assert (await read_to_end(busy)).endswith(b"\r\nconnection: close\r\n\r\nok")
+        idle_writer.close()
+        busy_writer.close()

@@ -221,7 +221,7 @@ def test_threat_11_a_client_that_half_closes_and_goes_is_noticed(
 def test_a_client_that_half_closes_while_the_server_is_full_waits_and_gets_its_answer(server: RunningServer) -> None:
     port = int(server.url.rpartition(":")[2])
     with StrictClient(port) as first, StrictClient(port) as second:
-        content = json.dumps(LONG | {"n": 64}).encode()
+        content = json.dumps(LONG | {"n": 64, "max_tokens": 100}).encode()
         first.send(post(b"Content-Length: %d\r\n\r\n" % len(content)) + content)
         eventually(lambda: server.metric("num_requests_running") > 0, within_seconds=5)
         content = request_body("second")

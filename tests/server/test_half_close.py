@@ -1,0 +1,51 @@
+"""Clients that end their half of a connection: some wait for their answer, some have gone."""
+
+import asyncio
+
+import pytest
+
+from tests.server.answering_app import REQUEST, Answering, read_to_end, served, until
+
+
+@pytest.fixture
+def app() -> Answering:
+    return Answering()
+
+
+async def test_a_client_that_half_closes_gets_an_answer_that_comes_later(app: Answering) -> None:
+    async with served(app) as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(REQUEST % b"slow")
+        writer.write_eof()
+        await asyncio.sleep(0.2)
+        app.may_go_on.set()
+        answer = await read_to_end(reader)
+        assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert answer.endswith(b"\r\nconnection: close\r\n\r\nok")
+        assert app.events == ["ready"]
+        writer.close()
+
+
+@pytest.mark.parametrize("half_closes_before", [False, True])
+async def test_threat_11_a_client_that_is_gone_is_noticed_while_its_answer_is_awaited(
+    app: Answering, half_closes_before: bool
+) -> None:
+    async with served(app) as (server, port):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(REQUEST % b"slow")
+        if half_closes_before:
+            writer.write_eof()
+            await asyncio.sleep(0.1)
+        writer.close()
+        await until(lambda: app.events == ["gone"] and not server.server_state.connections)
+
+
+async def test_a_client_that_half_closes_in_its_request_is_gone(app: Answering) -> None:
+    async with served(app) as (server, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write((REQUEST % b"slow")[:-1])
+        writer.write_eof()
+        assert await read_to_end(reader) == b""
+        assert app.events == ["gone"]
+        assert not server.server_state.connections
+        writer.close()
