@@ -8,7 +8,7 @@ from typing import Any
 
 TIMEOUT_SECONDS = 20.0
 _STATUS_LINE = re.compile(rb"HTTP/1\.1 ([1-5][0-9]{2}) [\x20-\x7e]*")
-_FIELD = re.compile(rb"([a-z0-9-]+): ([\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?)")
+_FIELD = re.compile(rb"([A-Za-z0-9-]+): ([\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?)")
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def first_answer(data: bytes, *, is_at_end: bool, method: str = "POST") -> tuple
     for line in lines:
         field = _FIELD.fullmatch(line)
         assert field, line
-        name = field[1].decode()
+        name = field[1].decode().lower()
         assert name not in headers, f"{name} twice"
         headers[name] = field[2].decode()
     found = _body(headers, rest, status, method, is_at_end=is_at_end)
