@@ -65,11 +65,12 @@ compare: .venv/dev.stamp
 	$(BIN)/pip install --disable-pip-version-check -e '.[test,dev]'
 	touch $@ .venv/serve.stamp
 
-# A browser and Prometheus' own tools, where they can be had; without them their tests are skipped.
+# A browser, Prometheus' own tools, nginx and a Java that runs a source file; their tests are skipped without them.
 .venv/debian.stamp: | .venv/bin/python
-	@{ command -v chromium && command -v promtool; } > /dev/null \
-	|| { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq chromium prometheus; } > .venv/debian.log 2>&1 \
-	|| echo "No chromium or no promtool: their tests are skipped."
+	@PATH="$$PATH:/usr/sbin"; { command -v chromium && command -v promtool && command -v nginx && command -v javac; } > /dev/null \
+	|| { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq chromium prometheus nginx-light default-jdk-headless; } \
+		> .venv/debian.log 2>&1 \
+	|| echo "No chromium, promtool, nginx or javac: their tests are skipped."
 	@touch $@
 
 # Clients that people use, in an environment of their own: they want other versions of the openai package.

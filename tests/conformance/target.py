@@ -91,6 +91,13 @@ class Target:
                 pass
         return received
 
+    def leave(self, request: bytes) -> None:
+        """Send these bytes and close the connection after the first bytes of the answer."""
+        address = urlsplit(self.url)
+        with socket.create_connection((address.hostname, address.port), timeout=TIMEOUT_SECONDS) as connection:
+            connection.sendall(request)
+            connection.recv(16)
+
     def _answer(self, path: str, fields: Body) -> Body:
         response = self.post(path, {"model": self.model} | fields)
         assert response.status_code == 200, f"status {response.status_code}: {response.text[:200]}"

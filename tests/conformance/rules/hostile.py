@@ -1,5 +1,7 @@
 """Hostile bytes."""
 
+import json
+
 from tests.conformance.target import Target
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -49,6 +51,13 @@ CORPUS: dict[str, bytes] = {
     "an unknown encoding": HEAD + b"Transfer-Encoding: gzip, chunked\r\n\r\n" + CHUNKS,
     "gzip that is none": HEAD + b"Content-Encoding: gzip\r\nContent-Length: 32\r\n\r\n" + BODY,
     "an expectation": HEAD + b"Expect: 100-continue\r\nContent-Length: 32\r\n\r\n" + BODY,
+    "a length before a space and a colon": HEAD + b"Content-Length : 32\r\n\r\n" + BODY,
+    "chunks that are encoded twice": HEAD + b"Transfer-Encoding: chunked, chunked\r\n\r\n" + CHUNKS,
+    "chunks in HTTP/1.0": HEAD.replace(b"1.1", b"1.0") + b"Transfer-Encoding: chunked\r\n\r\n" + CHUNKS,
+    "chunks with bare line feeds": HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + CHUNKS.replace(b"\r", b""),
+    "a trailer without an end": HEAD + b"Transfer-Encoding: chunked\r\n\r\n0\r\n" + b"X: a\r\n" * 10_000,
+    "another expectation": HEAD + b"Expect: tea\r\nContent-Length: 32\r\n\r\n" + BODY,
+    "a tunnel": b"CONNECT localhost:443 HTTP/1.1\r\nHost: localhost:443\r\n\r\n",
     "an upgrade": b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
     "requests in a row": (HEAD + b"Content-Length: 32\r\n\r\n" + BODY) * 20,
     "half a request": HEAD,
@@ -82,11 +91,43 @@ def a_second_request_is_not_smuggled(target: Target) -> None:
         assert answer.count(b"HTTP/1.1 200") == 0, "the bytes behind were answered"
 
 
+def _completion(target: Target, headers: bytes, **fields: object) -> bytes:
+    body = json.dumps({"model": target.model, "prompt": "a", "max_tokens": 50} | fields).encode()
+    key = target.http.headers.get("authorization", "").encode()
+    return HEAD + headers + b"Authorization: %s\r\nContent-Length: %d\r\n\r\n" % (key, len(body)) + body
+
+
+def an_offered_upgrade_changes_nothing(target: Target) -> None:
+    """A request that offers an upgrade is answered as if it had not, with its body."""
+    for offer in (
+        b"Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAEAAEAAAAIAAAAA\r\nUpgrade: h2c\r\n",
+        b"Connection: upgrade\r\nUpgrade: websocket\r\n",
+    ):
+        answer = target.raw(_completion(target, offer))
+        assert answer.count(b"HTTP/1.1 ") == 1, "not one answer"
+        assert answer.startswith(b"HTTP/1.1 200"), answer[:200]
+        assert b'"finish_reason"' in answer, answer[-200:]
+
+
+def http_1_0_gets_answers_that_it_can_read(target: Target) -> None:
+    """HTTP/1.0 gets its answer without chunks, and then the connection ends."""
+    for stream in (False, True):
+        request = _completion(target, b"", stream=stream).replace(b"HTTP/1.1", b"HTTP/1.0", 1)
+        head, _, body = target.raw(request).partition(b"\r\n\r\n")
+        assert b"transfer-encoding" not in head.lower(), "the answer is chunked"
+        assert body.startswith(b"data: " if stream else b"{"), body[:100]
+
+
+def a_client_that_ends_its_half_gets_its_answer(target: Target) -> None:
+    """A client that sends nothing more after its request gets its whole answer."""
+    for stream in (False, True):
+        answer = target.raw(_completion(target, b"", stream=stream))  # which ends its half
+        assert answer.startswith(b"HTTP/1.1 200"), answer[:200]
+        assert not stream or b"data: [DONE]" in answer, "the stream ends early"
+
+
 def clients_that_leave_do_no_harm(target: Target) -> None:
     """Clients that leave in the middle of a stream do no harm."""
-    body = b'{"model": "%s", "prompt": "a", "stream": true, "max_tokens": 50}' % target.model.encode()
-    key = target.http.headers.get("authorization", "").encode()
-    request = HEAD + b"Authorization: %s\r\nContent-Length: %d\r\n\r\n" % (key, len(body)) + body
     for _ in range(10):
-        target.raw(request)
+        target.leave(_completion(target, b"", stream=True))
     assert target.complete()["choices"]
