@@ -1,6 +1,8 @@
 """Clients that end their half of a connection: some wait for their answer, some have gone."""
 
 import asyncio
+import ssl
+import subprocess
 
 import pytest
 
@@ -49,3 +51,29 @@ async def test_a_client_that_half_closes_in_its_request_is_gone(app: Answering) 
         assert app.events == ["gone"]
         assert not server.server_state.connections
         writer.close()
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("tls")
+    files = {"ssl_keyfile": str(folder / "key.pem"), "ssl_certfile": str(folder / "certificate.pem")}
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    command += ["-keyout", files["ssl_keyfile"], "-out", files["ssl_certfile"]]
+    subprocess.run(command, check=True, capture_output=True)
+    return files
+
+
+async def test_over_tls_answers_come_whole_and_a_client_that_leaves_is_noticed(
+    app: Answering, certificate: dict[str, str]
+) -> None:
+    trust = ssl.create_default_context(cafile=certificate["ssl_certfile"])
+    async with served(app, **certificate) as (server, port):
+        reader, writer = await asyncio.open_connection("localhost", port, ssl=trust)
+        writer.write(REQUEST % b"echo" + (REQUEST % b"early")[:-1])
+        assert (await reader.readuntil(b"hello")).startswith(b"HTTP/1.1 200 ")
+        assert (await read_to_end(reader)).endswith(b"\r\nconnection: close\r\n\r\nno")
+        writer.close()
+        _, writer = await asyncio.open_connection("localhost", port, ssl=trust)
+        writer.write(REQUEST % b"slow")
+        writer.close()
+        await until(lambda: app.events == ["gone"] and not server.server_state.connections)
