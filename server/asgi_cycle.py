@@ -69,6 +69,7 @@ class AsgiCycle:
         self._body = bytearray()  # of the request, not yet taken
         self._news = asyncio.Event()  # more of the body, or an end
         self._num_bytes_ahead = 0  # of _PREFIX, sent before the answer was known
+        self._head = b""  # of the answer, while it waits to be sent together with the first part of the body
         self._drops_body = False  # of the answer
         self._is_chunked = False
         self._num_left: int | None = None  # bytes of the answer's body that are still to be sent; None: not stated
@@ -105,11 +106,13 @@ class AsgiCycle:
         except Exception as error:
             logger.error("The application failed.", exc_info=error)
         finally:
-            if self.is_started and not (self.is_complete or self._is_disconnected):
+            if self.is_complete or self._is_disconnected:
+                pass
+            elif self._head or not self.is_started:
+                self.answer(500, [(b"content-type", b"text/plain")], b"The server failed to answer this request.\n")
+            else:
                 # Only the end of the connection ends an answer without a length: an orderly end would complete it.
                 self._connection.abort(is_reset=self._num_left is None and not self._is_chunked)
-            elif not (self.is_started or self._is_disconnected):
-                self.answer(500, [(b"content-type", b"text/plain")], b"The server failed to answer this request.\n")
 
     def answer(self, status: int, headers: Headers, body: bytes) -> None:
         """Send a whole answer in place of the application's."""
@@ -141,6 +144,7 @@ class AsgiCycle:
             if message["type"] != "http.response.start":
                 raise RuntimeError(f"Expected http.response.start, got {message['type']}.")
             self._start(message["status"], message.get("headers", ()))
+            asyncio.get_running_loop().call_soon(self._flush_head)
         elif self.is_complete or message["type"] != "http.response.body":
             raise RuntimeError(f"Expected {'nothing' if self.is_complete else 'a body'}, got {message['type']}.")
         else:
@@ -149,6 +153,7 @@ class AsgiCycle:
     def _start(self, status: int, headers: Headers) -> None:
         lines = [_PREFIX + b"%d %s\r\n" % (status, _phrase(status))]
         has_close = False
+        self._is_chunked, self._num_left = False, None
         for name, value in (*self._default_headers, *headers):
             if _BAD_NAME.search(name) or _BAD_VALUE.search(value):
                 raise RuntimeError("A header of the answer has characters that none may have.")
@@ -171,7 +176,7 @@ class AsgiCycle:
         lines.append(b"\r\n")
         self.is_started = True
         self._expects_continue = False
-        self._connection.write(b"".join(lines)[self._num_bytes_ahead :])
+        self._head = b"".join(lines)[self._num_bytes_ahead :]
 
     def _continue(self, body: bytes, *, has_more: bool) -> None:
         if self._drops_body:
@@ -184,12 +189,21 @@ class AsgiCycle:
             self._num_left -= len(body)
             if self._num_left < 0 or (self._num_left > 0 and not has_more):
                 raise RuntimeError("The body of the answer is not as long as its Content-Length.")
+        if self._head:
+            body = self._head + body
+            self._head = b""
         if body:
             self._connection.write(body)
         if not has_more:
             self.is_complete = True
             self._news.set()
             self._connection.end_answer()
+
+    def _flush_head(self) -> None:
+        """Send the head if the application has let other work go on before its first byte of the body."""
+        if self._head and not self._is_disconnected:
+            self._connection.write(self._head)
+            self._head = b""
 
 
 def _phrase(status: int) -> bytes:

@@ -66,7 +66,12 @@ class Answering:
 
     async def long(self, _: Receive, send: Send) -> None:
         await start(send, (b"content-length", b"2"))
-        await send({"type": "http.response.body", "body": b"three"})
+        await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        await send({"type": "http.response.body", "body": b"bc"})
+
+    async def short(self, _: Receive, send: Send) -> None:
+        await start(send, (b"content-length", b"2"))
+        await send({"type": "http.response.body", "body": b"a"})
 
     async def splitting(self, _: Receive, send: Send) -> None:
         await start(send, (b"x-a", b"b\r\nx-c: d"))

@@ -36,7 +36,7 @@ async def test_an_answer_that_breaks_off_is_not_taken_for_a_whole_one(app: Answe
             await exchange(port, b"GET /broken HTTP/1.0\r\n\r\n")
 
 
-@pytest.mark.parametrize("path", [b"wrong", b"splitting"])
+@pytest.mark.parametrize("path", [b"wrong", b"splitting", b"short"])
 async def test_an_application_that_fails_before_its_answer_is_a_500(app: Answering, path: bytes) -> None:
     async with served(app) as (_, port):
         answer = await exchange(port, b"GET /%s HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n" % path)
@@ -48,7 +48,8 @@ async def test_an_application_that_fails_before_its_answer_is_a_500(app: Answeri
 async def test_an_answer_longer_than_its_length_is_cut(app: Answering) -> None:
     async with served(app) as (_, port):
         answer = await exchange(port, b"GET /long HTTP/1.1\r\nhost: x\r\n\r\n")
-    assert answer.endswith(b"\r\ncontent-length: 2\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.endswith(b"\r\ncontent-length: 2\r\n\r\na")
 
 
 async def test_threat_9_a_client_that_reads_nothing_stops_the_writer(app: Answering) -> None:
