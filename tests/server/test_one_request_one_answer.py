@@ -231,3 +231,15 @@ def test_a_client_that_half_closes_while_the_server_is_full_waits_and_gets_its_a
         second.end()
         first.socket.shutdown(socket.SHUT_RDWR)
     eventually(lambda: is_idle(server), within_seconds=5)
+
+
+def test_an_idle_connection_is_closed_after_the_keep_alive_timeout(tiny_model_path: Path) -> None:
+    with (
+        running_server(tiny_model_path, "--kv-cache-memory", "4MiB", "--keep-alive-timeout", "1") as server,
+        StrictClient(int(server.url.rpartition(":")[2])) as client,
+    ):
+        client.send(b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert not client.answer("GET").closes
+        began = time.monotonic()
+        client.end()
+        assert 0.8 < time.monotonic() - began < 5
