@@ -12,6 +12,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, PreTokenizer, Split
 from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 
+from model.literal_search import LiteralSearch
 from model.vocabulary import BrokenTokenizer, TokenType, Unencodable, UnsupportedTokenizer
 
 # Each pattern splits the pieces the one before it left. Only merges inside a piece are made. Source: the
@@ -57,7 +58,7 @@ class BytePairVocabulary:
         # Merges know nothing of the other tokens: ordinary text that spells a control token must not become one.
         normal_ids = {text: i for i, text in enumerate(texts) if types[i] is TokenType.NORMAL}
         self._user_defined_ids = {text: i for i, text in enumerate(texts) if types[i] is TokenType.USER_DEFINED}
-        self._user_defined = alternatives(self._user_defined_ids)
+        self._user_defined = LiteralSearch(self._user_defined_ids)
         missing = [re.escape(bytes([byte])) for byte, symbol in enumerate(symbols) if symbol not in normal_ids]
         self._missing_byte = re.compile(b"|".join(missing) or b"(?!)")
         self._merging = Tokenizer(
@@ -77,7 +78,7 @@ class BytePairVocabulary:
         """
         token_ids: list[int] = []
         start = 0
-        for match in self._user_defined.finditer(text):
+        for match in self._user_defined.matches(text):
             token_ids += self._merge(text[start : match.start()])
             token_ids.append(self._user_defined_ids[match.group()])
             start = match.end()
@@ -89,7 +90,18 @@ class BytePairVocabulary:
         encoded = text.encode()
         if missing := self._missing_byte.search(encoded):  # the library would leave these bytes out
             raise Unencodable(text[len(encoded[: missing.start()].decode(errors="ignore"))])
-        return self._merging.encode(text, add_special_tokens=False).ids
+        return encoded_ids(self._merging, text)
+
+
+def encoded_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Return the token ids of a text, without the special tokens that surround one; other threads run meanwhile.
+
+    `Tokenizer.encode` would hold Python's lock all the time. The fast variant leaves out where each token is in the
+    text.
+    """
+    (encoding,) = tokenizer.encode_batch_fast([text], add_special_tokens=False)
+    token_ids: list[int] = encoding.ids
+    return token_ids
 
 
 def byte_symbols() -> list[str]:
@@ -100,11 +112,6 @@ def byte_symbols() -> list[str]:
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in printable else next(others)) for byte in range(0x100)]
-
-
-def alternatives(texts: Mapping[str, int]) -> re.Pattern[str]:
-    """Return a pattern that finds any of `texts`, the longest first; it finds nothing if there are none."""
-    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)")
 
 
 def written_bytes(text: str, byte_values: Mapping[str, int]) -> bytes:

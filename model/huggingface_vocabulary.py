@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from model.byte_pair_vocabulary import byte_symbols, written_bytes
+from model.byte_pair_vocabulary import byte_symbols, encoded_ids, written_bytes
 from model.vocabulary import BrokenTokenizer, TokenType, Unencodable, UnsupportedTokenizer
 
 _SPACE = "\u2581"  # written for a space in vocabularies that come from SentencePiece
@@ -68,7 +68,7 @@ class HuggingFaceVocabulary:
 
         Raises Unencodable.
         """
-        token_ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        token_ids = encoded_ids(self._tokenizer, text)
         if self._unknown_id is not None and self._unknown_id in token_ids:
             raise Unencodable(self._first_that_fails(text))
         if self._is_byte_level:  # the library leaves out bytes that have no token

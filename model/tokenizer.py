@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from model.byte_pair_vocabulary import alternatives
 from model.detokenizer import Detokenizer
 from model.gguf_vocabulary import gguf_vocabulary
+from model.literal_search import LiteralSearch
 from model.vocabulary import (
     BrokenTokenizer,
     ResizedVocabulary,
@@ -42,7 +42,8 @@ _END_OF_TURN = frozenset(
 class Tokenizer:
     """A vocabulary with the rules around it: control tokens, BOS, what ends a sequence.
 
-    Encoding changes nothing in it, so several threads may encode at a time.
+    Encoding changes nothing in it, so several threads may encode at a time. Every kind of vocabulary lets other threads
+    run while it encodes.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Tokenizer:
         self.chat_template = chat_template
         self._vocabulary = vocabulary
         self._ordered_eos_token_ids = tuple(eos_token_ids)
-        self._special_pattern = alternatives(self.special_tokens)
+        self._special_search = LiteralSearch(self.special_tokens)
         self._adds_bos = adds_bos
 
     def encode(
@@ -85,7 +86,7 @@ class Tokenizer:
             raise Unencodable(text[error.start]) from None
         token_ids: list[int] = []
         start = 0
-        for match in self._special_pattern.finditer(text) if parse_special else ():
+        for match in self._special_search.matches(text) if parse_special else ():
             token_ids += self._encode_ordinary(text[start : match.start()], guard)
             token_ids.append(self.special_tokens[match.group()])
             start = match.end()

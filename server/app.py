@@ -13,7 +13,9 @@ from server.api_keys import ApiKeys
 from server.chat_template import ChatTemplate
 from server.door import Door, DoorKeeper
 from server.engine_watch import EngineWatch, watch_router
+from server.executors import Executors
 from server.explanations import explanations_router
+from server.grammar_check import GrammarCheck
 from server.health import health_router
 from server.host_guard import HostGuard
 from server.http_edge import HttpEdge, OnExchange
@@ -51,6 +53,8 @@ def create_app(
     door: Door | None = None,
     stories: StoryBook | None = None,
     watch: EngineWatch | None = None,
+    grammar_check: GrammarCheck | None = None,
+    executors: Executors | None = None,
     keys: ApiKeys | None = None,
     hosts: Iterable[str] | None = None,
     on_exchange: OnExchange = lambda _: None,
@@ -58,7 +62,7 @@ def create_app(
 ) -> FastAPI:
     """Return the application that serves one model; `lifespan` starts and stops what must run beside it.
 
-    Without `admission` and `door` they have their defaults. With `keys` all requests but for health and the page bring
+    Parts that are not given have their defaults; close `grammar_check` and `executors` when the server ends. With `keys` all requests but for health and the page bring
     one of them; with `hosts` the server answers to these names only. `on_exchange` is told of each exchange at its end.
     """
     admission = admission or Admission(engine.config, metrics)
@@ -77,6 +81,8 @@ def create_app(
         stories=stories or StoryBook(),
         defaults=defaults or GenerationDefaults(),
         limits=limits or RequestLimits(),
+        grammar_check=grammar_check or GrammarCheck(),
+        executors=executors or Executors(),
     )
 
     def is_ready() -> bool:

@@ -33,12 +33,18 @@ class Asker:
     on_end: Callable[[RequestEnd], None] = field(default=lambda _: None, compare=False)
 
 
+def key_name_of(scope: Scope) -> str:
+    """Return the name of the key that a request brought."""
+    name: str = scope.get(SCOPE_NAME, NO_KEY)
+    return name
+
+
 def asker_of(scope: Scope, priority: int, cache_salt: str) -> Asker:
     """Return who asks; raises WrongTimeout for a time limit that is none.
 
     Keys never share cached prefixes, so that none can find out by time what another has sent.
     """
-    name: str = scope.get(SCOPE_NAME, NO_KEY)
+    name = key_name_of(scope)
 
     def remember(end: RequestEnd) -> None:
         scope[SCOPE_END] = end

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from model.literal_search import LiteralSearch
 from server import template_worker
 from server.special_token_guard import Json, SpecialTokenGuard, all_strings, unused_characters
 from server.worker_pool import WorkerPool
@@ -46,6 +47,7 @@ class ChatTemplate:
         self.source = source
         self._special = {"bos_token": bos_token, "eos_token": eos_token}
         self._time_limit_seconds = time_limit_seconds  # of a processor
+        self._search = LiteralSearch(())  # the last one that was made
         self._workers = WorkerPool(self._started_worker)
         self._workers.start_one()
 
@@ -66,7 +68,7 @@ class ChatTemplate:
         """
         texts = [*all_strings(list(messages)), *all_strings(list(tools or []))]
         guard, mark = unused_characters([self.source, *special_tokens, *texts], 2)
-        special_token_guard = SpecialTokenGuard(special_tokens, guard)
+        special_token_guard = SpecialTokenGuard(self._search_of(special_tokens), guard)
         guarded = special_token_guard.apply(list(messages))
         if continue_final_message:
             _mark_end(guarded, mark)
@@ -83,6 +85,13 @@ class ChatTemplate:
     def close(self) -> None:
         """End the workers; happens by itself when the template is no longer used."""
         self._workers.close()
+
+    def _search_of(self, special_tokens: Collection[str]) -> LiteralSearch:
+        """Return the search for special tokens, which are the same for all prompts of a server."""
+        search = self._search
+        if search.literals != tuple(filter(None, special_tokens)):
+            self._search = search = LiteralSearch(special_tokens)
+        return search
 
     def _ask(self, question: dict[str, Json]) -> str:
         try:

@@ -31,6 +31,7 @@ from server.token_stream import EngineDied, EngineUnavailable, TokenStream
 READY_SILENCE_SECONDS = 2.0  # an engine beats twice a second, also in the middle of a step
 HANG_SECONDS = 10.0  # of silence, until the engine is taken for hanging
 WATCH_SECONDS = 0.25  # between two looks at the silence
+LATE_SECONDS = 0.25  # an event loop that is later than that has stood still
 FIRST_PAUSE_SECONDS = 0.1  # before the engine is started again; doubles with each failure
 LONGEST_PAUSE_SECONDS = 30.0
 MAX_DOWN_SECONDS = 120.0  # requests wait so long for an engine that does not start
@@ -69,6 +70,7 @@ class EngineClient:
         self._is_connected = False
         self._watch_seconds = 0.0
         self._heard_at_seconds = 0.0
+        self._looked_at_seconds = 0.0  # when the event loop last came to look at the silence
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -187,13 +189,12 @@ class EngineClient:
 
     async def _watch(self) -> None:
         """Kill a process that is silent for too long: it hangs."""
-        looked_at_seconds = time.monotonic()
+        self._looked_at_seconds = time.monotonic()
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            late_seconds = time.monotonic() - looked_at_seconds - WATCH_SECONDS
-            looked_at_seconds = time.monotonic()
-            if late_seconds > 1.0:  # it was this process that stood still; what the engine said is still to be read
-                self._heard_at_seconds += late_seconds
+            late_seconds, now = self._late_seconds(), time.monotonic()
+            self._heard_at_seconds = min(self._heard_at_seconds + late_seconds, now)
+            self._looked_at_seconds = now
             if self._is_connected and self._silence_seconds() > self._hang_seconds:
                 logger.error("The engine process has been silent for %.0f seconds; ending it.", self._silence_seconds())
                 self._process.kill()
@@ -217,7 +218,7 @@ class EngineClient:
                 pass
 
     def _connect(self) -> None:
-        self._heard_at_seconds = time.monotonic()
+        self._heard_at_seconds = self._looked_at_seconds = time.monotonic()
         self._is_connected = True
         if self._watch_seconds:
             self.watch(self._watch_seconds)
@@ -228,4 +229,10 @@ class EngineClient:
         self.on_disconnect()
 
     def _silence_seconds(self) -> float:
-        return time.monotonic() - self._heard_at_seconds
+        """Return for how long nothing has come from the engine while this process listened."""
+        return time.monotonic() - self._heard_at_seconds - self._late_seconds()
+
+    def _late_seconds(self) -> float:
+        """Return for how long this process has stood still: what the engine said meanwhile is still to be read."""
+        late_seconds = time.monotonic() - self._looked_at_seconds - WATCH_SECONDS
+        return late_seconds if late_seconds > LATE_SECONDS else 0.0

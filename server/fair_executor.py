@@ -32,10 +32,13 @@ class FairExecutor:
         *,
         num_threads: int,
         max_running_per_key: int,
-        max_waiting_per_key: int,
+        max_waiting_per_key: int | None,
         seconds_per_call: float,
     ) -> None:
-        """`what` names the calls in errors (plural); `seconds_per_call` bounds one, for the time to retry after."""
+        """`what` names the calls in errors (plural); `seconds_per_call` bounds one, for the time to retry after.
+
+        None for `max_waiting_per_key`: something else bounds them.
+        """
         self._what = what
         self._num_threads = num_threads
         self._max_running_per_key = max_running_per_key
@@ -78,7 +81,7 @@ class FairExecutor:
     async def _turn(self, key: str) -> None:
         """Wait until a thread is the caller's."""
         queue = self._waiting.setdefault(key, deque())
-        if len(queue) >= self._max_waiting_per_key:
+        if self._max_waiting_per_key is not None and len(queue) >= self._max_waiting_per_key:
             retry_after_seconds = len(queue) * self._seconds_per_call / self._max_running_per_key
             raise ExecutorFull(len(queue), self._what, retry_after_seconds)
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()

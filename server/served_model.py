@@ -11,6 +11,7 @@ from scheduler.config import EngineConfig
 from server.admission import Admission
 from server.asker import Asker
 from server.chat_template import ChatTemplate
+from server.executors import Executors
 from server.grammar_check import GrammarCheck
 from server.metrics import Metrics
 from server.request_limits import RequestLimits
@@ -61,6 +62,7 @@ class ServedModel:
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     limits: RequestLimits = field(default_factory=RequestLimits)
     grammar_check: GrammarCheck = field(default_factory=GrammarCheck)
+    executors: Executors = field(default_factory=Executors)
 
     @property
     def names(self) -> tuple[str, ...]:

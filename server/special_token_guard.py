@@ -5,12 +5,14 @@ a message must stay ordinary text. So every special token's text inside the mess
 character that occurs nowhere else; the tokenizer removes it after it has looked for special tokens.
 """
 
-import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+
+from model.literal_search import LiteralSearch
 
 Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
 
 _PRIVATE_USE = range(0xE000, 0xF900)
+_WINDOW_CHARACTERS = 2**16  # that are looked at once: Python's lock is held meanwhile
 
 
 def unused_characters(texts: Iterable[str], count: int) -> list[str]:
@@ -18,7 +20,11 @@ def unused_characters(texts: Iterable[str], count: int) -> list[str]:
 
     Raises ValueError if the texts leave too few.
     """
-    used = set().union(*texts)
+    used: set[str] = set()
+    for text in texts:
+        if not text.isascii():
+            for start in range(0, len(text), _WINDOW_CHARACTERS):
+                used.update(text[start : start + _WINDOW_CHARACTERS])
     unused = [character for character in map(chr, _PRIVATE_USE) if character not in used]
     if len(unused) < count:
         raise ValueError("The messages use every private-use character; leave at least two of U+E000..U+F8FF out.")
@@ -41,12 +47,9 @@ def all_strings(value: Json) -> Iterator[str]:
 class SpecialTokenGuard:
     """Interrupts the text of special tokens with `guard`, after its first character."""
 
-    def __init__(self, special_tokens: Collection[str], guard: str) -> None:
+    def __init__(self, special_tokens: LiteralSearch, guard: str) -> None:
         self._guard = guard
-        self._special_tokens = [text for text in special_tokens if text]
-        # The lookahead takes nothing, so that special tokens that overlap are all found.
-        alternatives = "|".join(map(re.escape, self._special_tokens)) or "(?!)"
-        self._first_character = re.compile(f"(?=(?:{alternatives}))(.)", re.DOTALL)
+        self._special_tokens = special_tokens
 
     def apply(self, value: Json) -> Json:
         """Return `value` with every string in it guarded; keys stay, since the template looks them up."""
@@ -59,16 +62,14 @@ class SpecialTokenGuard:
         return value
 
     def _guarded(self, text: str) -> str:
-        text = self._first_character.sub(lambda match: match.group() + self._guard, text)
+        parts = []
+        end = 0
+        for start in self._special_tokens.starts(text):
+            parts += [text[end : start + 1], self._guard]
+            end = start + 1
+        guarded = "".join([*parts, text[end:]]) if parts else text
         # A template may put two strings of a client side by side, or trim them: guard a special token that could
         # begin at the end of this one.
-        stripped = text.rstrip()
-        for start in range(max(0, len(stripped) - self._max_length), len(stripped)):
-            ending = stripped[start:]
-            if any(special.startswith(ending) for special in self._special_tokens):
-                return text[: start + 1] + self._guard + text[start + 1 :]
-        return text
-
-    @property
-    def _max_length(self) -> int:
-        return max(map(len, self._special_tokens), default=0)
+        stripped = guarded.rstrip()
+        partial = self._special_tokens.partial_start(stripped)
+        return guarded if partial is None else guarded[: partial + 1] + self._guard + guarded[partial + 1 :]

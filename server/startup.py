@@ -23,6 +23,8 @@ from server.draining_server import DrainingServer
 from server.engine_client import EngineClient
 from server.engine_watch import EngineWatch
 from server.exchange import Exchange
+from server.executors import Executors
+from server.grammar_check import GrammarCheck
 from server.host_names import allowed_hosts
 from server.http_protocol import HttpProtocol
 from server.metrics import Metrics
@@ -47,6 +49,8 @@ async def run_server(
 ) -> None:
     """Serve until a signal ends it; raises EngineStartFailed or ValueError if the model cannot be served."""
     tracer = make_tracer()
+    grammar_check, executors = GrammarCheck(), Executors()
+    template: ChatTemplate | None = None
     try:
         # The tokenizer is built while the engine process loads the weights.
         tokenizer, template = await asyncio.to_thread(_text_parts, model_path, settings.chat_template)
@@ -93,6 +97,8 @@ async def run_server(
             door=door,
             stories=stories,
             watch=watch,
+            grammar_check=grammar_check,
+            executors=executors,
             hosts=allowed_hosts(settings.allowed_hosts, settings.host),
             keys=keys,
             on_exchange=on_exchange,
@@ -117,6 +123,10 @@ async def run_server(
         await server.serve(sockets=[listener])
     finally:
         await engine.stop()
+        executors.close()
+        grammar_check.close()
+        if template is not None:
+            template.close()
         if tracer is not None:
             await asyncio.to_thread(tracer.close)
 

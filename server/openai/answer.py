@@ -1,5 +1,6 @@
 """Answer: what completions and chat have in common from the first token to the last byte."""
 
+import itertools
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
@@ -46,12 +47,16 @@ class Answer:
         prompts: list[list[int]],
         shape: Shape,
         *,
+        prompt_texts: list[list[str]] | None = None,
         grammar: str = "",
         asker: Asker,
         arrived_at_seconds: float,
         warnings: Sequence[str] = (),
     ) -> None:
-        """Submit the prompts to the engine; raises ApiError or EngineUnavailable before anything runs."""
+        """Submit the prompts to the engine; raises ApiError or EngineUnavailable before anything runs.
+
+        `prompt_texts` are the characters of each token of each prompt, if the answer repeats them.
+        """
         self._served = served
         self._request = request
         self._prompts = prompts
@@ -64,6 +69,7 @@ class Answer:
             served,
             request,
             prompts,
+            prompt_texts=prompt_texts,
             grammar=grammar,
             asker=asker,
             arrived_at_seconds=arrived_at_seconds,
@@ -165,6 +171,7 @@ def start_generation(
     request: CompletionRequest | ChatRequest,
     prompts: list[list[int]],
     *,
+    prompt_texts: list[list[str]] | None = None,
     grammar: str,
     asker: Asker,
     arrived_at_seconds: float,
@@ -175,10 +182,10 @@ def start_generation(
     check_report(request, prompts)
     eos_token_ids, defaults = served.tokenizer.eos_token_ids, served.defaults
     jobs = []
-    for prompt in prompts:
+    for prompt, texts in zip(prompts, prompt_texts or itertools.repeat(None), strict=False):
         max_tokens = num_tokens_to_produce(served, request, len(prompt))
         params = sampling_params(request, max_tokens, eos_token_ids, defaults)
-        jobs.append(PromptJob(token_ids=prompt, params=params, shown=shown_prompt(served, request, prompt)))
+        jobs.append(PromptJob(token_ids=prompt, params=params, shown=shown_prompt(request, prompt, texts)))
     stop = StopRule(
         strings=StopStrings(request.stop),
         include_match=request.include_stop_str_in_output,
@@ -196,14 +203,13 @@ def start_generation(
 
 
 def shown_prompt(
-    served: ServedModel, request: CompletionRequest | ChatRequest, prompt: list[int]
+    request: CompletionRequest | ChatRequest, prompt: list[int], texts: list[str] | None
 ) -> ShownPrompt | None:
     """Return what the answer shows of a prompt, None if that is nothing."""
     has_logprobs = request.num_prompt_logprobs is not None
-    is_echoed = isinstance(request, CompletionRequest) and request.echo
-    if not (has_logprobs or is_echoed):
+    if not has_logprobs and texts is None:
         return None
-    return ShownPrompt(prompt, served.tokenizer.texts(prompt) if is_echoed else [], has_logprobs)
+    return ShownPrompt(prompt, texts or [], has_logprobs)
 
 
 def best_choices(choices: list[TextPiece], num_made: int, num_wanted: int) -> list[TextPiece]:

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from model.tokenizer import Tokenizer
-from server.asker import asker_of
+from server.asker import asker_of, key_name_of
 from server.openai.answer import Answer
 from server.openai.answer_schemas import ChatCompletion
 from server.openai.body import read_body
@@ -123,9 +123,10 @@ def chat_router(served: ServedModel) -> APIRouter:
         arrived_at_seconds = time.monotonic()
         body = await read_body(request, ChatRequest, served.limits)
         check_model(served, body.model)
-        prompt = await chat_prompt(served, body)
+        key_name = key_name_of(request.scope)
+        prompt = await chat_prompt(served, body, key_name)
         shape = ChatShape(body, served.tokenizer, served.call_format)
-        grammar = await checked_grammar(served, body)
+        grammar = await checked_grammar(served, body, key_name)
         asker = asker_of(request.scope, body.priority, body.cache_salt)
         answer = Answer(
             served,

@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from model.tokenizer import Tokenizer
-from server.asker import asker_of
+from server.asker import asker_of, key_name_of
 from server.openai.answer import Answer
 from server.openai.answer_schemas import Completion
 from server.openai.body import read_body
@@ -14,7 +14,7 @@ from server.openai.constraint import checked_grammar
 from server.openai.documentation import documented
 from server.openai.logprobs import completion_logprobs, prompt_logprobs
 from server.openai.models import check_model
-from server.openai.prompts import completion_prompts
+from server.openai.prompts import completion_prompts, echoed_texts
 from server.openai.schemas import CompletionRequest
 from server.served_model import ServedModel
 from server.text_stream import TextPiece
@@ -74,12 +74,20 @@ def completions_router(served: ServedModel) -> APIRouter:
         arrived_at_seconds = time.monotonic()
         body = await read_body(request, CompletionRequest, served.limits)
         check_model(served, body.model)
-        prompts = await completion_prompts(served, body)
+        key_name = key_name_of(request.scope)
+        prompts = await completion_prompts(served, body, key_name)
         shape = CompletionShape(body, served.tokenizer)
-        grammar = await checked_grammar(served, body)
+        grammar = await checked_grammar(served, body, key_name)
         asker = asker_of(request.scope, body.priority, body.cache_salt)
         answer = Answer(
-            served, body, prompts, shape, grammar=grammar, asker=asker, arrived_at_seconds=arrived_at_seconds
+            served,
+            body,
+            prompts,
+            shape,
+            prompt_texts=await echoed_texts(served, body, prompts, key_name),
+            grammar=grammar,
+            asker=asker,
+            arrived_at_seconds=arrived_at_seconds,
         )
         return await answer.respond(request)
 

@@ -4,8 +4,8 @@ JSON comes as Python's json.dumps writes it, with a space after commas and colon
 let a model write nothing else for ever.
 """
 
-import asyncio
 import json
+from functools import partial
 from typing import Any
 
 from llguidance import LLMatcher
@@ -18,11 +18,24 @@ from server.openai.tool_schemas import Tool
 from server.served_model import ServedModel
 
 
-async def checked_grammar(served: ServedModel, request: CompletionRequest | ChatRequest) -> str:
+async def checked_grammar(served: ServedModel, request: CompletionRequest | ChatRequest, key_name: str) -> str:
     """Return the grammar that the request's text must keep to, empty if there is none.
 
-    Raises ApiError if there is more than one, or if it cannot be compiled within the limits.
+    Raises ApiError if there is more than one, or if it cannot be compiled within the limits; ExecutorFull if too many
+    grammars of the key wait to be checked; WorkerUnavailable.
     """
+    wanted = partial(_wanted_grammar, served, request)
+    has_schema = request.response_format is not None or (isinstance(request, ChatRequest) and bool(request.tools))
+    # A schema may have megabytes.
+    param, grammar = await served.executors.tokenizing.run(key_name, wanted) if has_schema else wanted()
+    problem = await served.grammar_check.find_problem(grammar, key_name) if grammar else ""
+    if problem:
+        raise invalid(f"`{param}` cannot be used: {problem}.", param)
+    return grammar
+
+
+def _wanted_grammar(served: ServedModel, request: CompletionRequest | ChatRequest) -> tuple[str, str]:
+    """Return a field and the grammar that it asks for, both empty if there is none."""
     wanted: dict[str, str] = {}
     schema = _schema_of(request)
     tools = request.shown_tools if isinstance(request, ChatRequest) else []
@@ -45,11 +58,8 @@ async def checked_grammar(served: ServedModel, request: CompletionRequest | Chat
     for param, grammar in wanted.items():
         if not served.tokenizer.eos_token_ids:
             raise invalid(f"`{param}` cannot be used: this model has no token that ends a text.", param)
-        problem = await asyncio.to_thread(served.grammar_check.problem, grammar)
-        if problem:
-            raise invalid(f"`{param}` cannot be used: {problem}.", param)
-        return grammar
-    return ""
+        return param, grammar
+    return "", ""
 
 
 def _schema_of(request: CompletionRequest | ChatRequest) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ import math
 import struct
 import time
 import uuid
+from functools import partial
 from typing import Any, Literal
 
 import msgspec
@@ -22,7 +23,7 @@ from server.openai.documentation import documented
 from server.openai.errors import invalid
 from server.openai.fields import Ignored, PromptField
 from server.openai.models import check_model
-from server.openai.prompts import prompt_tokens, too_long
+from server.openai.prompts import in_thread_if_long, prompt_tokens, too_long
 from server.openai.schemas import ignored_warnings
 from server.openai.strict_model import StrictModel
 from server.openai.time_limit import out_of_time, seconds_left
@@ -69,11 +70,11 @@ def embeddings_router(served: ServedModel) -> APIRouter:
         check_model(served, body.model)
         if len(body.input) > MAX_INPUTS:
             raise invalid(f"`input` has {len(body.input)} texts; the limit is {MAX_INPUTS}.", "input")
-        prompts = await prompt_tokens(served, body.input, "input")
+        asker = asker_of(request.scope, body.priority, body.cache_salt)
+        prompts = await prompt_tokens(served, body.input, "input", asker.key_name)
         for prompt in prompts:
             if len(prompt) > served.max_model_len:
                 raise too_long(served, f"{len(prompt)} tokens in `input`")
-        asker = asker_of(request.scope, body.priority, body.cache_salt)
         story = RequestStory(f"embd-{uuid.uuid4().hex}", asker.request_id, asker.key_name, arrived_at_seconds)
         work = _vectors(served, prompts, body.pooling, asker, story)
         try:
@@ -83,7 +84,9 @@ def embeddings_router(served: ServedModel) -> APIRouter:
             raise out_of_time(asker) from None
         num_tokens = sum(map(len, prompts))
         served.metrics.count_usage(asker.key_name, num_tokens, 0)
-        written = [_written(vector, body) for vector in vectors]
+        num_numbers = sum(map(len, vectors))
+        writing = partial(_all_written, vectors, body)
+        written = await in_thread_if_long(served, asker.key_name, num_numbers, writing)
         data = [{"object": "embedding", "index": index, "embedding": one} for index, one in enumerate(written)]
         answer: dict[str, Any] = {"object": "list", "data": data, "model": body.model}
         answer |= {"usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens}}
@@ -167,6 +170,11 @@ async def _end_of(stream: TokenStream) -> SequenceOutput:
     if output.finish_reason == "abort":
         raise GenerationCancelled
     return output
+
+
+def _all_written(vectors: list[list[float]], request: EmbeddingRequest) -> list[msgspec.Raw]:
+    """Return each vector as JSON, made one at a time: Python's lock is held for no longer than one takes."""
+    return [msgspec.Raw(msgspec.json.encode(_written(vector, request))) for vector in vectors]
 
 
 def _written(vector: list[float], request: EmbeddingRequest) -> list[float] | str:

@@ -13,8 +13,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from server.asker import TIMEOUT_HEADER, WrongTimeout
+from server.fair_executor import ExecutorFull
 from server.text_stream import GenerationCancelled, GenerationFailed
 from server.token_stream import EngineDied, EngineUnavailable
+from server.worker_pool import WorkerUnavailable
 
 _RETRY_AFTER_SECONDS = 5
 _LONGEST_RETRY_SECONDS = 120  # clients obey no longer one
@@ -112,6 +114,11 @@ def as_api_error(error: Exception) -> ApiError:
         return unavailable("The engine is not ready. Try again shortly.")
     if isinstance(error, EngineDied | GenerationCancelled):
         return unavailable("The engine stopped before the answer was complete. Try again shortly.")
+    if isinstance(error, ExecutorFull):
+        return overloaded(str(error), error.retry_after_seconds)
+    if isinstance(error, WorkerUnavailable):
+        logger.error("No worker process could answer: %s", error)
+        return unavailable("A worker process of the server ended twice while it worked on this request.")
     if isinstance(error, ClientDisconnect):
         return ApiError(499, "The client closed the connection.")  # for the metrics: nobody reads it
     if isinstance(error, GenerationFailed):
@@ -143,7 +150,7 @@ def add_error_handlers(app: FastAPI) -> None:
         return invalid("A parameter of the path, the query or a header is not valid.").response()
 
     ours = (ApiError, EngineUnavailable, EngineDied, GenerationFailed, GenerationCancelled, WrongTimeout)
-    for kind in (*ours, ClientDisconnect):
+    for kind in (*ours, ExecutorFull, WorkerUnavailable, ClientDisconnect):
         app.add_exception_handler(kind, answer)
     app.add_exception_handler(HTTPException, answer_http)
     app.add_exception_handler(RequestValidationError, answer_validation)

@@ -1,10 +1,10 @@
 """From what a request says to the token ids the engine continues."""
 
-import asyncio
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
+from typing import TypeVar
 
 from server.chat_template import RenderedPrompt, TemplateFailed, TemplateRefused
 from server.openai.errors import ApiError, invalid
@@ -14,16 +14,19 @@ from server.served_model import ServedModel
 from server.special_token_guard import Json
 from server.tools.tool_prompt import described, knows_tools, with_parsed_arguments
 
-_LONG_TEXT_CHARACTERS = 2000  # encoded in a thread from here on, so that the event loop goes on
+_LONG_TEXT_CHARACTERS = 2000  # of all texts of a request; tokenized in a thread from here on: the event loop goes on
+_PROBED_CHARACTERS_PER_TOKEN = 4  # of the longest prompt, in the beginning of a text that is tokenized to judge it
 _DEFAULT_COMPLETION_TOKENS = 16
 _NAME_IN_TEMPLATE = re.compile(r"""message(?:\.name\b|\[['"]name['"]\])""")
 _MANY_TOKENS = 10**15
 _MAX_REPORTED = 400_000  # log-probabilities of prompts in one answer, about 60 bytes each
 
+T = TypeVar("T")
+
 logger = logging.getLogger(__name__)
 
 
-async def completion_prompts(served: ServedModel, request: CompletionRequest) -> list[list[int]]:
+async def completion_prompts(served: ServedModel, request: CompletionRequest, key_name: str) -> list[list[int]]:
     """Return the token ids of each prompt of a completion; raises ApiError if they make too many choices."""
     num_choices = len(request.prompt) * request.num_choices
     if num_choices > served.limits.max_choices:
@@ -32,7 +35,24 @@ async def completion_prompts(served: ServedModel, request: CompletionRequest) ->
             f"the limit is {served.limits.max_choices}.",
             "n" if request.num_choices == request.n else "best_of",
         )
-    return await prompt_tokens(served, request.prompt, "prompt")
+    return await prompt_tokens(served, request.prompt, "prompt", key_name)
+
+
+async def echoed_texts(
+    served: ServedModel, request: CompletionRequest, prompts: list[list[int]], key_name: str
+) -> list[list[str]] | None:
+    """Return the characters of each token of each prompt if the answer repeats them, else None.
+
+    Raises ApiError if a prompt is too long for the model, before time is spent on its text.
+    """
+    if not request.echo:
+        return None
+    for prompt in prompts:
+        num_tokens_to_produce(served, request, len(prompt))
+    length = sum(map(len, prompts))
+    return await in_thread_if_long(
+        served, key_name, length, lambda: [served.tokenizer.texts(prompt) for prompt in prompts]
+    )
 
 
 def check_report(request: CompletionRequest | ChatRequest, prompts: list[list[int]]) -> None:
@@ -48,13 +68,25 @@ def check_report(request: CompletionRequest | ChatRequest, prompts: list[list[in
         )
 
 
-async def prompt_tokens(served: ServedModel, texts: list[str | list[int]], name: str) -> list[list[int]]:
+async def prompt_tokens(
+    served: ServedModel, texts: list[str | list[int]], name: str, key_name: str
+) -> list[list[int]]:
     """Return the token ids of each text of the field `name`: ids as they are, text with the model's BOS token."""
+    making = partial(_prompt_tokens, served, texts, name)
+    return await in_thread_if_long(served, key_name, sum(map(len, texts)), making)
+
+
+async def in_thread_if_long(served: ServedModel, key_name: str, length: int, call: Callable[[], T]) -> T:
+    """Return what `call` returns, which takes time in proportion to `length`, a number of characters or tokens."""
+    return call() if length < _LONG_TEXT_CHARACTERS else await served.executors.tokenizing.run(key_name, call)
+
+
+def _prompt_tokens(served: ServedModel, texts: list[str | list[int]], name: str) -> list[list[int]]:
     prompts = []
     for index, prompt in enumerate(texts):
         param = name if len(texts) == 1 else f"{name}[{index}]"
         if isinstance(prompt, str):
-            token_ids = await encode(served, prompt, param)
+            token_ids = _encoded(served, prompt, param, served.max_model_len)
         else:
             token_ids = prompt
             check_token_ids(token_ids, served.tokenizer.vocab_size, param)
@@ -64,10 +96,12 @@ async def prompt_tokens(served: ServedModel, texts: list[str | list[int]], name:
     return prompts
 
 
-async def chat_prompt(served: ServedModel, request: Conversation) -> list[int]:
+async def chat_prompt(served: ServedModel, request: Conversation, key_name: str) -> list[int]:
     """Return the token ids of the conversation as the model's chat template writes it."""
-    rendered = await render_chat(served, request)
-    token_ids = await encode(served, rendered.text, "messages", parse_special=True, guard=rendered.guard)
+    rendered = await render_chat(served, request, key_name)
+    token_ids = await encode(
+        served, rendered.text, "messages", key_name, parse_special=True, guard=rendered.guard
+    )
     bos = served.tokenizer.bos_token_id
     if bos is not None and token_ids[:2] == [bos, bos]:  # one from the template, one from the tokenizer
         del token_ids[0]
@@ -76,8 +110,12 @@ async def chat_prompt(served: ServedModel, request: Conversation) -> list[int]:
     return token_ids
 
 
-async def render_chat(served: ServedModel, request: Conversation) -> RenderedPrompt:
+async def render_chat(served: ServedModel, request: Conversation, key_name: str) -> RenderedPrompt:
     """Return the conversation as the model's chat template writes it."""
+    return await served.executors.templates.run(key_name, partial(_rendered, served, request))
+
+
+def _rendered(served: ServedModel, request: Conversation) -> RenderedPrompt:
     template = served.chat_template
     if template is None:
         raise invalid("This model has no chat template; use /v1/completions.", "messages")
@@ -90,8 +128,7 @@ async def render_chat(served: ServedModel, request: Conversation) -> RenderedPro
     if add_generation_prompt is None:
         add_generation_prompt = not request.continue_final_message
     try:
-        return await asyncio.to_thread(
-            template.render,
+        return template.render(
             [with_parsed_arguments(message) for message in messages],
             tools=tools,
             special_tokens=served.tokenizer.special_tokens,
@@ -138,42 +175,78 @@ def num_tokens_to_produce(served: ServedModel, request: CompletionRequest | Chat
 
 def check_token_ids(token_ids: list[int], vocab_size: int, param: str) -> None:
     """Raise ApiError unless all ids are of the vocabulary: the engine indexes tensors with them."""
-    for token_id in token_ids:
-        if not 0 <= token_id < vocab_size:
-            raise invalid(
-                f"`{param}` has the token id {str(token_id)[:24]}; ids go from 0 to {vocab_size - 1}.",
-                param,
-            )
+    if not token_ids or (min(token_ids) >= 0 and max(token_ids) < vocab_size):
+        return
+    wrong = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
+    raise invalid(f"`{param}` has the token id {str(wrong)[:24]}; ids go from 0 to {vocab_size - 1}.", param)
 
 
 async def encode(
     served: ServedModel,
     text: str,
     param: str,
+    key_name: str,
+    *,
+    add_special_tokens: bool = True,
+    parse_special: bool = False,
+    guard: str = "",
+    max_tokens: int | None = None,
+) -> list[int]:
+    """Return the token ids of a text, in a thread if it is long.
+
+    Raises ApiError if it is far longer than `max_tokens`, the model's context if that is None; a text that is only
+    longer is returned.
+    """
+    encoding = partial(
+        _encoded,
+        served,
+        text,
+        param,
+        served.max_model_len if max_tokens is None else max_tokens,
+        add_special_tokens=add_special_tokens,
+        parse_special=parse_special,
+        guard=guard,
+    )
+    return await in_thread_if_long(served, key_name, len(text), encoding)
+
+
+def _encoded(
+    served: ServedModel,
+    text: str,
+    param: str,
+    max_tokens: int,
     *,
     add_special_tokens: bool = True,
     parse_special: bool = False,
     guard: str = "",
 ) -> list[int]:
-    """Return the token ids of a text, in a thread if it is long; raises ApiError if it is far too long."""
-    least = len(text.encode()) // served.max_token_bytes
-    if least > served.max_model_len:  # not worth encoding
-        raise too_long(served, f"at least {least} tokens in `{param}`")
+    """Return what `encode` does; blocks.
+
+    A text that is far too long is not tokenized as a whole: that would take seconds and some hundred bytes for each
+    token. Its beginning is enough. How a text is split depends on what follows, but only near the end of the beginning,
+    so one of more than twice `max_tokens` tokens leaves no doubt.
+    """
     encoding = partial(
-        served.tokenizer.encode,
-        text,
-        add_special_tokens=add_special_tokens,
-        parse_special=parse_special,
-        guard=guard,
+        served.tokenizer.encode, add_special_tokens=add_special_tokens, parse_special=parse_special, guard=guard
     )
+    least = len(text.encode()) // served.max_token_bytes
+    if least > max_tokens:
+        raise too_long(served, f"at least {least} tokens in `{param}`", max_tokens)
     try:
-        return encoding() if len(text) < _LONG_TEXT_CHARACTERS else await asyncio.to_thread(encoding)
+        num_probed = _PROBED_CHARACTERS_PER_TOKEN * max_tokens
+        while 2 * num_probed <= len(text):
+            if len(encoding(text[:num_probed])) > 2 * max_tokens:
+                raise too_long(served, f"more than {2 * max_tokens} tokens in `{param}`", max_tokens)
+            num_probed *= 2
+        return encoding(text)
     except ValueError as error:  # Unencodable
         raise invalid(f"`{param}` cannot be encoded: {error}", param) from None
 
 
-def too_long(served: ServedModel, requested: str) -> ApiError:
-    """Return the error of a request that does not fit into the model's context."""
+def too_long(served: ServedModel, requested: str, max_tokens: int | None = None) -> ApiError:
+    """Return the error of a request that does not fit into the model's context, or into another limit of tokens."""
+    if max_tokens is not None and max_tokens != served.max_model_len:
+        return ApiError(400, f"The limit is {max_tokens} tokens. However, you sent {requested}. Send a shorter text.")
     return ApiError(
         400,
         f"This model's maximum context length is {served.max_model_len} tokens. However, you requested {requested}. "

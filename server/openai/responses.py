@@ -4,13 +4,14 @@ import re
 import time
 import uuid
 from collections.abc import AsyncGenerator
+from functools import partial
 from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 
-from server.asker import asker_of
+from server.asker import asker_of, key_name_of
 from server.disconnect import until_disconnect
 from server.openai.answer import Pieces, start_generation
 from server.openai.answer_schemas import ResponseObject
@@ -207,10 +208,11 @@ def responses_router(served: ServedModel) -> APIRouter:
         arrived_at_seconds = time.monotonic()
         body = await read_body(request, ResponsesRequest, served.limits)
         check_model(served, body.model)
-        chat = _chat_of(body)
+        key_name = key_name_of(request.scope)
+        chat = await served.executors.tokenizing.run(key_name, partial(_chat_of, body))  # it may have megabytes
         try:
-            prompt = await chat_prompt(served, chat)
-            grammar = await checked_grammar(served, chat)
+            prompt = await chat_prompt(served, chat, key_name)
+            grammar = await checked_grammar(served, chat, key_name)
         except ApiError as error:
             raise _renamed(error, body) from None
         asker = asker_of(request.scope, body.priority, body.cache_salt)

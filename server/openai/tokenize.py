@@ -1,20 +1,24 @@
 """POST /tokenize, /detokenize and /apply-template: what the model reads, in full view."""
 
-from typing import Any, Self
+from functools import partial
+from typing import Self
 
-from fastapi import APIRouter, Request
+import msgspec
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field, model_validator
 
+from server.asker import key_name_of
 from server.openai.body import read_body
 from server.openai.documentation import documented
 from server.openai.errors import invalid
 from server.openai.messages import Conversation, Message
 from server.openai.models import check_model
-from server.openai.prompts import chat_prompt, check_token_ids, encode, render_chat
+from server.openai.prompts import chat_prompt, check_token_ids, encode, in_thread_if_long, render_chat
 from server.openai.strict_model import StrictModel
 from server.served_model import ServedModel
 
 MAX_TOKENS = 2**20  # that are detokenized at once
+MAX_SHOWN_TOKENS = 2**18  # of a text, if the model's context is not longer
 
 
 class TokenizeRequest(StrictModel):
@@ -106,27 +110,27 @@ def tokenize_router(served: ServedModel) -> APIRouter:
         response_model_exclude_none=True,
         **documented(TokenizeRequest, {"prompt": "Hello world", "return_pieces": True}),
     )
-    async def tokenize(request: Request) -> dict[str, Any]:
+    async def tokenize(request: Request) -> Response:
+        key_name = key_name_of(request.scope)
         body = await read_body(request, TokenizeRequest, served.limits)
         check_name(body.model)
         conversation = body.conversation()
         if conversation is not None:
-            token_ids = await chat_prompt(served, conversation)
+            token_ids = await chat_prompt(served, conversation, key_name)
         else:
             assert body.prompt is not None
             token_ids = await encode(
                 served,
                 body.prompt,
                 "prompt",
+                key_name,
                 add_special_tokens=body.add_special_tokens,
                 parse_special=body.parse_special,
+                max_tokens=max(served.max_model_len, MAX_SHOWN_TOKENS),
             )
-        answer: dict[str, Any] = {"count": len(token_ids), "max_model_len": served.max_model_len, "tokens": token_ids}
-        if body.return_pieces:
-            answer["pieces"] = [
-                {"id": token_id, "bytes": list(served.tokenizer.token_bytes(token_id))} for token_id in token_ids
-            ]
-        return answer
+        writing = partial(_written, served, token_ids, has_pieces=body.return_pieces)
+        written = await in_thread_if_long(served, key_name, len(token_ids), writing)
+        return Response(written, media_type="application/json")
 
     @router.post(
         "/detokenize",
@@ -134,11 +138,13 @@ def tokenize_router(served: ServedModel) -> APIRouter:
         response_model=Text,
         **documented(DetokenizeRequest, {"tokens": [19556, 905]}),
     )
-    async def detokenize(request: Request) -> dict[str, str]:
+    async def detokenize(request: Request) -> Response:
         body = await read_body(request, DetokenizeRequest, served.limits)
         check_name(body.model)
         check_token_ids(body.tokens, served.tokenizer.vocab_size, "tokens")
-        return {"text": served.tokenizer.decode(body.tokens, skip_special=False)}
+        writing = partial(_written_text, served, body.tokens)
+        written = await in_thread_if_long(served, key_name_of(request.scope), len(body.tokens), writing)
+        return Response(written, media_type="application/json")
 
     @router.post(
         "/apply-template",
@@ -149,7 +155,26 @@ def tokenize_router(served: ServedModel) -> APIRouter:
     async def apply_template(request: Request) -> dict[str, str]:
         body = await read_body(request, ApplyTemplateRequest, served.limits)
         check_name(body.model)
-        rendered = await render_chat(served, body)
+        rendered = await render_chat(served, body, key_name_of(request.scope))
         return {"prompt": rendered.text.replace(rendered.guard, "")}
 
     return router
+
+
+def _written(served: ServedModel, token_ids: list[int], *, has_pieces: bool) -> bytes:
+    """Return the answer of /tokenize as JSON; a piece at a time, since all of them as objects would take much memory."""
+    shown = {"count": len(token_ids), "max_model_len": served.max_model_len, "tokens": token_ids}
+    if not has_pieces:
+        return msgspec.json.encode(shown)
+    token_bytes = served.tokenizer.token_bytes
+    pieces = (b'{"id":%d,"bytes":%b}' % (token_id, _numbers(token_bytes(token_id))) for token_id in token_ids)
+    return msgspec.json.encode(shown | {"pieces": msgspec.Raw(b"[%b]" % b",".join(pieces))})
+
+
+def _written_text(served: ServedModel, token_ids: list[int]) -> bytes:
+    """Return the answer of /detokenize as JSON."""
+    return msgspec.json.encode({"text": served.tokenizer.decode(token_ids, skip_special=False)})
+
+
+def _numbers(content: bytes) -> bytes:
+    return msgspec.json.encode([*content])

@@ -152,3 +152,25 @@ async def test_a_server_that_stood_still_itself_does_not_blame_the_engine(client
     time.sleep(2.0)  # noqa: ASYNC251  the event loop stands still for longer than an engine may be silent
     assert await answer(stream) == expected([100])
     assert client.engine_pid == pid
+
+
+async def test_threat_29_a_late_event_loop_does_not_take_a_healthy_engine_for_silent(client: EngineClient) -> None:
+    for _ in range(3):
+        await asyncio.sleep(0.3)
+        time.sleep(2.5)  # noqa: ASYNC251  as a text does that is tokenized on the loop
+        assert client.is_ready  # before anything else runs, so also before what the engine said is read
+        assert await answer(ask(client, [100])) == expected([100])
+
+
+async def test_threat_29_an_event_loop_that_was_late_notices_a_stopped_engine_all_the_same(
+    client: EngineClient,
+) -> None:
+    client._hang_seconds = 60
+    await asyncio.sleep(0.3)
+    stop(client)
+    time.sleep(2.5)  # noqa: ASYNC251
+    began = time.monotonic()
+    await until(lambda: not client.is_ready)
+    assert time.monotonic() - began < 2.7
+    os.kill(client.engine_pid, signal.SIGCONT)
+    await restarted(client)

@@ -72,4 +72,4 @@ def test_what_was_found_is_remembered(check: GrammarCheck) -> None:
     assert check.problem(grammar) == ""
     check.close()
     assert check.problem(grammar) == ""
-    assert check._worker is None
+    assert check.pids == []

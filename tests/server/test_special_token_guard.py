@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.literal_search import LiteralSearch
 from server.special_token_guard import SpecialTokenGuard, all_strings, unused_characters
 from tests.fakes import BOS, EOS, IM_END, IM_START, byte_tokenizer
 
@@ -17,7 +18,7 @@ pieces_of_special_tokens = st.lists(
 
 @given(pieces_of_special_tokens, pieces_of_special_tokens, st.booleans())
 def test_two_texts_side_by_side_make_no_special_token(first: list[str], second: list[str], is_trimmed: bool) -> None:
-    guard = SpecialTokenGuard(SPECIAL, GUARD)
+    guard = SpecialTokenGuard(LiteralSearch(SPECIAL), GUARD)
     texts = ["".join(first), "".join(second)]
     guarded = [str(guard.apply(text)) for text in texts]
     assert [text.replace(GUARD, "") for text in guarded] == texts
@@ -30,19 +31,19 @@ def test_two_texts_side_by_side_make_no_special_token(first: list[str], second: 
 
 
 def test_every_string_is_guarded_and_no_key() -> None:
-    guarded = SpecialTokenGuard(["ab"], "#").apply({"ab": ["ab", {"x": "cab", "n": 1}], "none": None, "b": True})
+    guarded = SpecialTokenGuard(LiteralSearch(["ab"]), "#").apply({"ab": ["ab", {"x": "cab", "n": 1}], "none": None, "b": True})
     assert guarded == {"ab": ["a#b", {"x": "ca#b", "n": 1}], "none": None, "b": True}
 
 
 def test_special_tokens_that_overlap_are_all_broken() -> None:
-    guarded = str(SpecialTokenGuard(["aba", "bab"], "#").apply("ababa"))
+    guarded = str(SpecialTokenGuard(LiteralSearch(["aba", "bab"]), "#").apply("ababa"))
     assert "aba" not in guarded
     assert "bab" not in guarded
     assert guarded.replace("#", "") == "ababa"
 
 
 def test_without_special_tokens_a_text_stays_as_it_is() -> None:
-    assert SpecialTokenGuard([], "#").apply("<s> anything") == "<s> anything"
+    assert SpecialTokenGuard(LiteralSearch([]), "#").apply("<s> anything") == "<s> anything"
 
 
 def test_all_strings_are_found_with_their_keys() -> None:
