@@ -68,9 +68,7 @@ def check_report(request: CompletionRequest | ChatRequest, prompts: list[list[in
         )
 
 
-async def prompt_tokens(
-    served: ServedModel, texts: list[str | list[int]], name: str, key_name: str
-) -> list[list[int]]:
+async def prompt_tokens(served: ServedModel, texts: list[str | list[int]], name: str, key_name: str) -> list[list[int]]:
     """Return the token ids of each text of the field `name`: ids as they are, text with the model's BOS token."""
     making = partial(_prompt_tokens, served, texts, name)
     return await in_thread_if_long(served, key_name, sum(map(len, texts)), making)
@@ -99,9 +97,7 @@ def _prompt_tokens(served: ServedModel, texts: list[str | list[int]], name: str)
 async def chat_prompt(served: ServedModel, request: Conversation, key_name: str) -> list[int]:
     """Return the token ids of the conversation as the model's chat template writes it."""
     rendered = await render_chat(served, request, key_name)
-    token_ids = await encode(
-        served, rendered.text, "messages", key_name, parse_special=True, guard=rendered.guard
-    )
+    token_ids = await encode(served, rendered.text, "messages", key_name, parse_special=True, guard=rendered.guard)
     bos = served.tokenizer.bos_token_id
     if bos is not None and token_ids[:2] == [bos, bos]:  # one from the template, one from the tokenizer
         del token_ids[0]

@@ -1,13 +1,24 @@
 """GrammarCheck: good grammars pass, bad ones and bombs are named within the limits."""
 
+import asyncio
+import json
+import os
+import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 from llguidance import LLMatcher
 
+from server.fair_executor import ExecutorFull
 from server.grammar_check import MAX_CHARACTERS, GrammarCheck
 from server.openai.constraint import grammar_of_schema
+from server.worker_pool import WorkerUnavailable
+from server.worker_process import MEMORY_EXIT_STATUS
+from tests.server import scripted_worker
 
 NESTED = "(" * 5000 + "a" + ")*" * 5000
 
@@ -73,3 +84,109 @@ def test_what_was_found_is_remembered(check: GrammarCheck) -> None:
     check.close()
     assert check.problem(grammar) == ""
     assert check.pids == []
+
+
+def steps(*steps: tuple[str, Any]) -> str:
+    """Return what a scripted worker takes for a grammar."""
+    return json.dumps(steps)
+
+
+@contextmanager
+def scripted(**limits: Any) -> Iterator[GrammarCheck]:
+    check = GrammarCheck(worker_program=scripted_worker.__file__, **limits)
+    yield check
+    check.close()
+
+
+async def test_a_grammar_that_takes_longer_than_the_first_limit_has_the_full_one(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with scripted(first_limit_seconds=0.1, time_limit_seconds=30) as check:
+        slow = steps(("append to", str(log)), ("burn", 0.4), ("fail", "its own reason"))
+        assert await check.find_problem(slow, "a") == "its own reason"
+        assert check.problem(slow) == "its own reason"
+    assert log.read_text().count("asked") == 2
+
+
+async def test_threat_27_a_grammar_beyond_the_limit_of_time_or_memory_is_told_which() -> None:
+    with scripted(first_limit_seconds=0.05, time_limit_seconds=0.1) as check:
+        assert await check.find_problem(steps(("burn", 60)), "a") == (
+            "it takes more than 0.1 seconds of a processor to compile"
+        )
+        assert "1024 MiB of memory" in await check.find_problem(steps(("exit", MEMORY_EXIT_STATUS)), "a")
+
+
+async def test_threat_27_a_worker_killed_from_outside_is_no_verdict_and_nothing_is_remembered(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    with scripted() as check:
+        killed = steps(("signal", signal.SIGKILL))
+        for _ in range(2):
+            with pytest.raises(WorkerUnavailable):
+                await check.find_problem(killed, "a")
+        assert await check.find_problem(steps(("signal once", str(marker))), "a") == ""
+
+
+async def test_threat_27_a_stopped_worker_hangs_no_request() -> None:
+    with scripted(wall_limit_seconds=0.5) as check:
+        assert await check.find_problem(steps(), "a") == ""
+        for pid in check.pids:
+            os.kill(pid, signal.SIGSTOP)
+        began = time.monotonic()
+        assert await check.find_problem(steps(("fail", "no")), "a") == "no"
+        assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("num_seconds", [0.3, 60])
+async def test_threat_27_a_flood_of_slow_grammars_of_one_key_delays_no_other_key(num_seconds: float) -> None:
+    with scripted(first_limit_seconds=0.25, time_limit_seconds=2) as check:
+        flood = [
+            asyncio.create_task(check.find_problem(steps(("burn", num_seconds), ("fail", str(number))), "flood"))
+            for number in range(12)
+        ]
+        for number in range(6):
+            await asyncio.sleep(0.3)
+            began = time.monotonic()
+            assert await check.find_problem(steps(("fail", f"quick {number}")), "other") == f"quick {number}"
+            assert time.monotonic() - began < 1
+        assert not all(task.done() for task in flood)
+        for task in flood:
+            task.cancel()
+
+
+async def test_threat_27_a_key_with_too_many_grammars_waiting_is_refused(tmp_path: Path) -> None:
+    with scripted(max_waiting_per_key=2) as check:
+        flood = [asyncio.create_task(check.find_problem(steps(("sleep", 0.3), ("fail", n)), "flood")) for n in "abc"]
+        await asyncio.sleep(0.05)
+        with pytest.raises(ExecutorFull, match="2 grammar checks of this key are waiting already"):
+            await check.find_problem(steps(("fail", "d")), "flood")
+        assert await check.find_problem(steps(("fail", "e")), "other") == "e"
+        assert await asyncio.gather(*flood) == ["a", "b", "c"]
+
+
+async def test_one_grammar_in_flight_is_checked_once_whoever_sends_it(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with scripted(first_limit_seconds=5, max_waiting_per_key=2) as check:
+        grammar = steps(("append to", str(log)), ("sleep", 0.2), ("fail", "no"))
+        asked = [check.find_problem(grammar, key) for key in ("a", "b", "c") for _ in range(20)]
+        assert await asyncio.gather(*asked) == ["no"] * 60
+    assert log.read_text().count("asked") == 1
+
+
+async def test_a_remembered_grammar_is_answered_at_once_while_its_key_waits_for_others() -> None:
+    with scripted(max_waiting_per_key=1) as check:
+        known = steps(("fail", "known"))
+        assert await check.find_problem(known, "a") == "known"
+        slow = [asyncio.create_task(check.find_problem(steps(("sleep", 0.5), ("fail", n)), "a")) for n in "xy"]
+        await asyncio.sleep(0.05)
+        began = time.monotonic()
+        assert await check.find_problem(known, "a") == "known"
+        assert time.monotonic() - began < 0.2
+        await asyncio.gather(*slow)
+
+
+async def test_a_client_that_leaves_takes_the_check_from_nobody_else() -> None:
+    with scripted() as check:
+        grammar = steps(("sleep", 0.3), ("fail", "no"))
+        first, second = (asyncio.create_task(check.find_problem(grammar, "a")) for _ in range(2))
+        await asyncio.sleep(0.1)
+        first.cancel()
+        assert await second == "no"

@@ -31,7 +31,9 @@ def test_two_texts_side_by_side_make_no_special_token(first: list[str], second: 
 
 
 def test_every_string_is_guarded_and_no_key() -> None:
-    guarded = SpecialTokenGuard(LiteralSearch(["ab"]), "#").apply({"ab": ["ab", {"x": "cab", "n": 1}], "none": None, "b": True})
+    guarded = SpecialTokenGuard(LiteralSearch(["ab"]), "#").apply(
+        {"ab": ["ab", {"x": "cab", "n": 1}], "none": None, "b": True}
+    )
     assert guarded == {"ab": ["a#b", {"x": "ca#b", "n": 1}], "none": None, "b": True}
 
 
