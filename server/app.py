@@ -62,8 +62,9 @@ def create_app(
 ) -> FastAPI:
     """Return the application that serves one model; `lifespan` starts and stops what must run beside it.
 
-    Parts that are not given have their defaults; close `grammar_check` and `executors` when the server ends. With `keys` all requests but for health and the page bring
-    one of them; with `hosts` the server answers to these names only. `on_exchange` is told of each exchange at its end.
+    Parts that are not given have their defaults; close `grammar_check` and `executors` when the server ends. With
+    `keys` all requests but for health and the page bring one of them; with `hosts` the server answers to these names
+    only. `on_exchange` is told of each exchange at its end.
     """
     admission = admission or Admission(engine.config, metrics)
     door = door or Door(engine.config.max_num_seqs + admission.limits.max_requests)

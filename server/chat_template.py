@@ -51,6 +51,11 @@ class ChatTemplate:
         self._workers = WorkerPool(self._started_worker)
         self._workers.start_one()
 
+    @property
+    def pids(self) -> list[int]:
+        """The process ids of all workers."""
+        return self._workers.pids
+
     def render(
         self,
         messages: list[dict[str, Json]],

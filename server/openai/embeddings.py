@@ -34,6 +34,7 @@ from server.served_model import ServedModel
 from server.text_stream import GenerationCancelled, GenerationFailed, failure_reason
 from server.token_stream import TokenStream
 
+SUBMITTED_AT_ONCE = 64  # texts
 MAX_INPUTS = 2048
 EXAMPLE = {"model": "smollm2", "input": ["The sea is calm.", "The water lies still."]}
 NOTHING_DRAWN = SamplingParams(seed=0, max_tokens=0)
@@ -133,6 +134,8 @@ async def _vectors(
         for prompt, ticket in zip(prompts, tickets, strict=True):
             streams.append(served.engine.submit(prompt, NOTHING_DRAWN, asker, pooling=pooling))
             served.stories.queue(story, streams[-1].request_id, ticket)
+            if len(streams) % SUBMITTED_AT_ONCE == 0:
+                await asyncio.sleep(0)  # other requests have their turn
         served.stories.begin(story)
         served.metrics.observe_request(1)
         for stream, timeline in zip(streams, timelines, strict=True):

@@ -162,7 +162,7 @@ def tokenize_router(served: ServedModel) -> APIRouter:
 
 
 def _written(served: ServedModel, token_ids: list[int], *, has_pieces: bool) -> bytes:
-    """Return the answer of /tokenize as JSON; a piece at a time, since all of them as objects would take much memory."""
+    """Return the answer of /tokenize as JSON, made a piece at a time: all as objects would take much memory."""
     shown = {"count": len(token_ids), "max_model_len": served.max_model_len, "tokens": token_ids}
     if not has_pieces:
         return msgspec.json.encode(shown)

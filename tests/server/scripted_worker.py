@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 
 def main() -> None:
@@ -15,7 +16,7 @@ def main() -> None:
         for name, value in json.loads(json.loads(line)["grammar"]):
             match name:
                 case "append to":
-                    with open(value, "a") as file:
+                    with Path(value).open("a") as file:
                         file.write("asked\n")
                 case "burn":
                     end = time.process_time() + value
@@ -26,8 +27,8 @@ def main() -> None:
                 case "signal":
                     os.kill(os.getpid(), value)
                 case "signal once":
-                    if not os.path.exists(value):
-                        open(value, "w").close()
+                    if not Path(value).exists():
+                        Path(value).touch()
                         os.kill(os.getpid(), signal.SIGKILL)
                 case "exit":
                     os._exit(value)

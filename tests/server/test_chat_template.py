@@ -1,6 +1,9 @@
 """ChatTemplate: renders as Hugging Face's templates expect, and a hostile template harms nobody."""
 
 import json
+import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -140,6 +143,45 @@ def test_prompts_rendered_at_once_do_not_mix() -> None:
             return template.render([{"role": "user", "content": content}], special_tokens=[]).text
 
         assert list(pool.map(one, contents)) == contents
+
+
+@pytest.mark.parametrize("harm", [signal.SIGKILL, signal.SIGSTOP])
+def test_threat_27_a_template_worker_killed_or_stopped_is_replaced_and_the_prompt_is_rendered(
+    harm: signal.Signals,
+) -> None:
+    with opened("{{ messages[0].content }}", time_limit_seconds=0.1) as template:  # so it has 5.5 s by the clock
+        for pid in template.pids:
+            os.kill(pid, harm)
+        began = time.monotonic()
+        assert template.render(TALK, special_tokens=[]).text == "hi"
+        assert time.monotonic() - began < 10
+
+
+def test_threat_27_a_slow_prompt_holds_up_no_other() -> None:
+    source = (
+        "{% if messages|length > 2 %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    )
+    with opened(source + "{% endif %}ok", time_limit_seconds=1.5) as template, ThreadPoolExecutor(1) as pool:
+        has_begun = threading.Event()
+
+        def slow() -> None:
+            has_begun.set()
+            with pytest.raises(TemplateFailed, match="1.5 seconds of a processor"):
+                template.render([*TALK, *TALK], special_tokens=[])
+
+        slow_prompt = pool.submit(slow)
+        has_begun.wait()
+        time.sleep(0.2)
+        began = time.monotonic()
+        assert template.render(TALK, special_tokens=[]).text == "ok"
+        assert time.monotonic() - began < 1
+        assert not slow_prompt.done()
+        slow_prompt.result(30)
+
+
+def test_a_template_that_makes_half_a_surrogate_pair_has_failed() -> None:
+    with pytest.raises(TemplateFailed, match="lone surrogate"):
+        render(r"{{ '\ud83d' }}")
 
 
 def test_messages_that_leave_no_character_for_the_guard_are_a_value_error() -> None:

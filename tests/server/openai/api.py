@@ -15,6 +15,8 @@ from server.api_keys import ApiKeys
 from server.app import create_app
 from server.chat_template import ChatTemplate
 from server.door import Door
+from server.executors import Executors
+from server.grammar_check import GrammarCheck
 from server.http_edge import OnExchange
 from server.metrics import Metrics
 from server.request_limits import QueueLimits, RequestLimits
@@ -111,6 +113,8 @@ async def open_api(
     max_model_len: int = MAX_MODEL_LEN,
     queue_limits: QueueLimits | None = None,
     door: Door | None = None,
+    grammar_check: GrammarCheck | None = None,
+    executors: Executors | None = None,
 ) -> AsyncIterator[Api]:
     """Return a front end whose engine follows `script`; it answers "Hello!" by itself."""
     engine = FakeEngineClient(script or says("Hello!"), num_cached_tokens=num_cached_tokens)
@@ -139,6 +143,8 @@ async def open_api(
         door=door,
         keys=keys,
         on_exchange=on_exchange,
+        grammar_check=grammar_check,
+        executors=executors,
     )
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
