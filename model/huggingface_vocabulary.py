@@ -53,6 +53,8 @@ class HuggingFaceVocabulary:
         if unknown is not None:
             types[unknown] = TokenType.UNKNOWN
         self._unknown_id = unknown
+        has_all_bytes = fields["model"].get("type") == "BPE" and ids.keys() >= {*byte_symbols()}
+        self._may_lose_bytes = self._is_byte_level and not has_all_bytes
         self.texts: Sequence[str] = texts
         self.types: Sequence[TokenType] = types
         byte_values = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
@@ -71,7 +73,7 @@ class HuggingFaceVocabulary:
         token_ids = encoded_ids(self._tokenizer, text)
         if self._unknown_id is not None and self._unknown_id in token_ids:
             raise Unencodable(self._first_that_fails(text))
-        if self._is_byte_level:  # the library leaves out bytes that have no token
+        if self._may_lose_bytes:  # the library leaves out bytes that have no token
             normalizer = self._tokenizer.normalizer
             expected = text if normalizer is None else normalizer.normalize_str(text)
             if sum(len(self.token_bytes[token_id]) for token_id in token_ids) < len(expected.encode()):
