@@ -15,8 +15,9 @@ from server.worker_process import MemoryLimitExceeded, TimeLimitExceeded, Worker
 MAX_CHARACTERS = 256 * 1024  # of a grammar
 FIRST_LIMIT_SECONDS = 0.25  # of a processor: most grammars take a few milliseconds
 TIME_LIMIT_SECONDS = 2.0  # of a processor
-MAX_WAITING_PER_KEY = 32  # checks, in each of the two queues
-_MEMORY_LIMIT_BYTES = 2**30  # address space of a worker
+MAX_WAITING_PER_KEY = 512  # checks
+MAX_SLOW_PER_KEY = 32  # of them, in the second queue, where each may take seconds
+MEMORY_LIMIT_BYTES = 2**30  # address space of a worker
 _NUM_REMEMBERED = 256
 _NUM_THREADS = 2  # of each queue
 _SLOW_NICENESS = 5  # of workers that are busy for seconds: steps of the engine come first
@@ -46,9 +47,10 @@ class GrammarCheck:
         """`worker_program` answers as grammar_worker.py does; see WorkerProcess for the wall limit."""
         self._time_limit_seconds = time_limit_seconds
         first_limit_seconds = min(first_limit_seconds, time_limit_seconds)
-        common = worker_program, wall_limit_seconds, max_waiting_per_key
-        self._first = _Stage(first_limit_seconds, *common, niceness=0)
-        self._second = _Stage(time_limit_seconds, *common, niceness=_SLOW_NICENESS)
+        max_slow = min(max_waiting_per_key, MAX_SLOW_PER_KEY)
+        common = worker_program, wall_limit_seconds
+        self._first = _Stage(first_limit_seconds, *common, max_waiting_per_key, niceness=0)
+        self._second = _Stage(time_limit_seconds, *common, max_slow, niceness=_SLOW_NICENESS)
         self._lock = threading.Lock()  # of the two below; never held while a worker is asked
         self._found: OrderedDict[bytes, str] = OrderedDict()  # verdicts by the hash of a grammar
         self._checks: WeakValueDictionary[bytes, _Check] = WeakValueDictionary()  # those in flight
@@ -124,7 +126,7 @@ class GrammarCheck:
                     return None
                 found = f"it takes more than {self._time_limit_seconds:g} seconds of a processor to compile"
             except MemoryLimitExceeded:
-                found = f"it takes more than {_MEMORY_LIMIT_BYTES >> 20} MiB of memory to compile"
+                found = f"it takes more than {MEMORY_LIMIT_BYTES >> 20} MiB of memory to compile"
             else:
                 found = " ".join(answer.get("failed", "").split())
             self._remember(digest, found)
@@ -166,7 +168,7 @@ class _Stage:
     ) -> None:
         self.workers = WorkerPool(
             lambda: WorkerProcess(
-                program, limit_seconds, _MEMORY_LIMIT_BYTES, wall_limit_seconds=wall_limit_seconds, niceness=niceness
+                program, limit_seconds, MEMORY_LIMIT_BYTES, wall_limit_seconds=wall_limit_seconds, niceness=niceness
             )
         )
         self.turns = FairExecutor(

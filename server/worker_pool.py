@@ -77,19 +77,14 @@ class WorkerPool:
     def _taken(self) -> WorkerProcess:
         """Return an idle worker or a new one, for the caller alone."""
         with self._lock:
-            worker = self._idle.pop() if self._idle else None
-            if worker is not None:
+            idle = self._idle.pop() if self._idle else None
+        worker = self._start() if idle is None else idle
+        with self._lock:
+            if not self._is_closed:
                 self._busy.add(worker)
                 return worker
-            if self._is_closed:
-                raise WorkerUnavailable("the server is ending")
-        worker = self._start()
-        with self._lock:
-            self._busy.add(worker)
-            is_closed = self._is_closed
-        if is_closed:
-            worker.close()
-        return worker
+        worker.close()
+        raise WorkerUnavailable("the server is ending")
 
 
 def _twice(use: Callable[[], T]) -> T:

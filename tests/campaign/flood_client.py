@@ -73,4 +73,4 @@ async def flood(url: str, key: str, name: str, num_clients: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(flood(*sys.argv[1:4], int(sys.argv[4])))
+    asyncio.run(flood(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])))
