@@ -11,9 +11,12 @@ from typing import Any
 from llguidance import LLMatcher
 
 from server.openai.closed_schema import closed
+from server.openai.enforced_schema import enforced
 from server.openai.errors import invalid
-from server.openai.response_format import JsonObjectFormat, JsonSchemaFormat
+from server.openai.exact_grammar import JSON_OPTIONS, json_rules, needs_rules
+from server.openai.schema_error import SchemaError
 from server.openai.schemas import ChatRequest, CompletionRequest
+from server.openai.structured_output import Form
 from server.openai.tool_schemas import Tool
 from server.served_model import ServedModel
 
@@ -24,79 +27,67 @@ async def checked_grammar(served: ServedModel, request: CompletionRequest | Chat
     Raises ApiError if there is more than one, or if it cannot be compiled within the limits; ExecutorFull if too many
     grammars of the key wait to be checked; WorkerUnavailable.
     """
-    wanted = partial(_wanted_grammar, served, request)
-    has_schema = request.response_format is not None or (isinstance(request, ChatRequest) and bool(request.tools))
+    form = request.forms[0] if request.forms else None
+    required = request.required_tools if isinstance(request, ChatRequest) else []
+    if form is None and not required:
+        return ""
+    param = "tools" if required else form.param if form else ""
+    if required and form is not None:
+        names = [form.param, "tools"] if form.kind == "schema" else ["tools", form.param]
+        raise invalid(f"`{'` and `'.join(names)}` exclude each other; send one of them.", names[0])
+    if form is not None and form.kind != "schema" and isinstance(request, ChatRequest) and request.shown_tools:
+        raise invalid(f"`tools` cannot be called in a text of `{form.param}`; send one of them.", "tools")
+    if request.min_tokens:
+        raise invalid("`min_tokens` excludes a grammar, by which a text ends when it is complete.", "min_tokens")
+    if not served.tokenizer.eos_token_ids:
+        raise invalid(f"`{param}` cannot be used: this model has no token that ends a text.", param)
     # A schema may have megabytes.
-    param, grammar = await served.executors.tokenizing.run(key_name, wanted) if has_schema else wanted()
-    problem = await served.grammar_check.find_problem(grammar, key_name) if grammar else ""
+    grammar = await served.executors.tokenizing.run(key_name, partial(_grammar, served, request, form, param))
+    problem = await served.grammar_check.find_problem(grammar, key_name)
     if problem:
         raise invalid(f"`{param}` cannot be used: {problem}.", param)
     return grammar
 
 
-def _wanted_grammar(served: ServedModel, request: CompletionRequest | ChatRequest) -> tuple[str, str]:
-    """Return a field and the grammar that it asks for, both empty if there is none."""
-    wanted: dict[str, str] = {}
-    schema = _schema_of(request)
+def _grammar(served: ServedModel, request: CompletionRequest | ChatRequest, form: Form | None, param: str) -> str:
+    """Return the grammar of a form, of calls, or of both; raises ApiError for a schema that cannot be enforced."""
     tools = request.shown_tools if isinstance(request, ChatRequest) else []
-    if isinstance(request, ChatRequest) and tools and schema is not None and not request.required_tools:
-        wanted["response_format"] = _grammar_of_calls(served, request, tools, otherwise=schema)
-    elif schema is not None:
-        wanted["response_format"] = grammar_of_schema(schema)
-    if isinstance(request, ChatRequest) and request.required_tools:
-        wanted["tools"] = _grammar_of_calls(served, request, request.required_tools)
-    elif tools and (request.regex is not None or request.grammar is not None):
-        raise invalid("`tools` cannot be called in a text of `regex` or `grammar`; send one of them.", "tools")
-    if request.regex is not None:
-        wanted["regex"] = LLMatcher.grammar_from_regex(request.regex)
-    if request.grammar is not None:
-        wanted["grammar"] = LLMatcher.grammar_from_lark(request.grammar)
-    if len(wanted) > 1:
-        raise invalid(f"`{'` and `'.join(wanted)}` exclude each other; send one of them.", next(iter(wanted)))
-    if wanted and request.min_tokens:
-        raise invalid("`min_tokens` excludes a grammar, by which a text ends when it is complete.", "min_tokens")
-    for param, grammar in wanted.items():
-        if not served.tokenizer.eos_token_ids:
-            raise invalid(f"`{param}` cannot be used: this model has no token that ends a text.", param)
-        return param, grammar
-    return "", ""
-
-
-def _schema_of(request: CompletionRequest | ChatRequest) -> dict[str, Any] | None:
-    """Return the schema that `response_format` asks for, None if the text is free."""
-    match request.response_format:
-        case JsonObjectFormat():
-            return {"type": "object"}
-        case JsonSchemaFormat(json_schema=named):
-            return named.definition
-    return None
+    try:
+        if isinstance(request, ChatRequest) and request.required_tools:
+            return _grammar_of_calls(served, request, request.required_tools)
+        assert form is not None
+        if form.kind == "regex":
+            return LLMatcher.grammar_from_regex(form.value)
+        if form.kind == "grammar":
+            return LLMatcher.grammar_from_lark(form.value)
+        if form.kind == "choice":
+            return LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, form.value)))
+        if isinstance(request, ChatRequest) and tools:
+            return _grammar_of_calls(served, request, tools, otherwise=form.value)
+        return grammar_of_schema(form.value)
+    except SchemaError as error:
+        raise invalid(f"`{param}` cannot be used: {error}.", param) from None
 
 
 def _grammar_of_calls(
     served: ServedModel, request: ChatRequest, tools: list[Tool], otherwise: dict[str, Any] | None = None
 ) -> str:
     """Return the grammar of calls of some of these functions, or of JSON of the schema `otherwise`."""
-    parameters = {tool.function.name: closed(tool.arguments_schema) for tool in tools}
-    if any("x-guidance" in schema for schema in parameters.values()):
-        raise invalid("`tools` cannot be used: a schema has the key x-guidance.", "tools")
-    if otherwise is not None:
-        check_guidance(otherwise)
-        otherwise = closed(otherwise)
+    parameters = {tool.function.name: _prepared(tool.arguments_schema) for tool in tools}
     several = request.allows_several_calls
-    return LLMatcher.grammar_from_lark(
-        served.call_format.grammar(parameters, allows_several=several, otherwise=otherwise)
-    )
-
-
-def check_guidance(schema: dict[str, Any]) -> None:
-    """Raise ApiError if a schema tries to change the compiler."""
-    if "x-guidance" in schema:
-        raise invalid("`response_format` cannot be used: its schema has the key x-guidance.", "response_format")
+    answer = None if otherwise is None else _prepared(otherwise)
+    return LLMatcher.grammar_from_lark(served.call_format.grammar(parameters, allows_several=several, otherwise=answer))
 
 
 def grammar_of_schema(schema: dict[str, Any]) -> str:
-    """Return the grammar of the JSON texts that a schema allows; raises ApiError if it tries to change the compiler."""
-    check_guidance(schema)
-    return LLMatcher.grammar_from_json_schema(
-        json.dumps(closed(schema)), {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-    )
+    """Return the grammar of the JSON texts that a schema allows; raises SchemaError if it cannot be enforced."""
+    prepared = _prepared(schema)
+    if needs_rules(prepared):
+        return LLMatcher.grammar_from_lark("\n".join(json_rules("start", prepared)))
+    return LLMatcher.grammar_from_json_schema(json.dumps(prepared), JSON_OPTIONS)
+
+
+def _prepared(schema: dict[str, Any]) -> dict[str, Any]:
+    if "x-guidance" in schema:
+        raise SchemaError("its schema has the key x-guidance")
+    return closed(enforced(schema))

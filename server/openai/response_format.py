@@ -20,6 +20,12 @@ class JsonObjectFormat(StrictModel):
     type: Literal["json_object"]
 
 
+class SchemaObjectFormat(JsonObjectFormat):
+    """Any JSON object, or with llama.cpp's field JSON of a schema."""
+
+    definition: SchemaField | None = Field(None, alias="schema", description="llama.cpp's name for a JSON schema.")
+
+
 class JsonSchema(StrictModel):
     """A schema with a name."""
 
@@ -41,4 +47,4 @@ class JsonSchemaFormat(StrictModel):
     json_schema: JsonSchema
 
 
-ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Discriminator("type")]
+ResponseFormat = Annotated[TextFormat | SchemaObjectFormat | JsonSchemaFormat, Discriminator("type")]

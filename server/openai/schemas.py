@@ -20,8 +20,9 @@ from server.openai.fields import (
     Unsupported,
 )
 from server.openai.messages import Conversation
-from server.openai.response_format import JsonSchemaFormat, ResponseFormat
+from server.openai.response_format import JsonSchemaFormat
 from server.openai.strict_model import StrictModel
+from server.openai.structured_output import StructuredOutputFields, schema_warnings
 from server.openai.tool_schemas import Tool, ToolChoiceField, strictness_warnings
 
 MAX_LOGPROBS = 20
@@ -34,7 +35,7 @@ class StreamOptions(StrictModel):
     include_obfuscation: Ignored = None
 
 
-class GenerationRequest(StrictModel):
+class GenerationRequest(StructuredOutputFields):
     """What completions and chat have in common."""
 
     model: str
@@ -60,10 +61,6 @@ class GenerationRequest(StrictModel):
     include_stop_str_in_output: bool = False
     return_token_ids: bool = False
     cache_salt: str = Field("", max_length=256, description="Cached prefixes are shared within one salt only.")
-
-    response_format: ResponseFormat | None = None
-    regex: str | None = Field(None, min_length=1, description="The text matches this regular expression as a whole.")
-    grammar: str | None = Field(None, min_length=1, description="The text is one of this Lark grammar.")
 
     prompt_logprobs: int | None = Field(
         None, ge=0, le=MAX_LOGPROBS, description="Also report how probable each token of the prompt was. Not streamed."
@@ -108,7 +105,10 @@ class GenerationRequest(StrictModel):
 
     def warnings(self) -> list[str]:
         """Return a sentence for each field of the request that has no effect."""
-        warnings = ignored_warnings(self)
+        warnings = ignored_warnings(self) + self.old_form_warnings
+        if self.structured_outputs is not None:
+            warnings += ignored_warnings(self.structured_outputs, "structured_outputs.")
+        warnings += schema_warnings(self.forms)
         if self.stream_options is not None:
             warnings += ignored_warnings(self.stream_options, "stream_options.")
         if isinstance(self.response_format, JsonSchemaFormat):

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from server.openai.exact_grammar import json_rules
+
 TOOL_CALLS = "[TOOL_CALLS]"  # Mistral's mark
 PYTHON_TAG = "<|python_tag|>"  # Llama 3 may write it before a call
-JSON_SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class CallFormat:
         allows_several: bool,
         otherwise: dict[str, Any] | None = None,
     ) -> str:
-        """Return the Lark grammar of one call, or several, of functions with these JSON schemas of their arguments.
+        """Return the Lark grammar of one call, or several, of functions with these enforced schemas of their arguments.
 
         With `otherwise` the text may also be JSON of that schema.
         """
@@ -75,9 +76,9 @@ class CallFormat:
         for index, (name, schema) in enumerate(parameters.items()):
             tail = f" {json.dumps(self._tail)}" if self._tail else ""
             rules.append(f"call{index}: {json.dumps(self._head(name))} arguments{index}{tail}")
-            rules.append(f"arguments{index}: %json {json.dumps({**schema, 'x-guidance': JSON_SPACING})}")
+            rules += json_rules(f"arguments{index}", schema)
         if otherwise is not None:
-            rules += ["start: calls | answer", f"answer: %json {json.dumps({**otherwise, 'x-guidance': JSON_SPACING})}"]
+            rules += ["start: calls | answer", *json_rules("answer", otherwise)]
         return "\n".join(rules)
 
 

@@ -50,9 +50,9 @@ def test_good_grammars_have_no_problem(check: GrammarCheck, grammar: str) -> Non
     [
         (LLMatcher.grammar_from_regex("((("), "unclosed group"),
         (LLMatcher.grammar_from_lark("start: foo"), "unknown name"),
-        (grammar_of_schema({"type": "frob"}), "Invalid type"),
-        (grammar_of_schema({"type": "array", "uniqueItems": True}), "uniqueItems"),
-        (grammar_of_schema({"type": "integer", "minimum": 3, "maximum": 2}), "minimum"),
+        (LLMatcher.grammar_from_json_schema({"type": "frob"}), "Invalid type"),
+        (LLMatcher.grammar_from_json_schema({"type": "array", "uniqueItems": True}), "uniqueItems"),
+        (LLMatcher.grammar_from_json_schema({"type": "integer", "minimum": 3, "maximum": 2}), "minimum"),
         ("x" * (MAX_CHARACTERS + 1), "more than"),
     ],
 )
