@@ -6,26 +6,24 @@ the closed schema are texts of the schema, so an answer still keeps to what was 
 
 from typing import Any
 
-# Beside these an object's properties may be named elsewhere, or must be more than are named.
-_OPEN = {"additionalProperties", "patternProperties", "unevaluatedProperties", "propertyNames", "minProperties"}
-_OPEN |= {"anyOf", "oneOf", "allOf", "not", "if", "$ref", "dependentSchemas", "dependentRequired"}
-_NAMED = ("properties", "$defs", "definitions")  # objects of schemas
-_LISTED = ("anyOf", "oneOf", "prefixItems")
+# Beside these an object's properties may be named elsewhere.
+_OPEN = {"additionalProperties", "patternProperties", "anyOf", "allOf", "$ref"}
+_OBJECT = {"properties", "required", "minProperties", "maxProperties", "additionalProperties", "patternProperties"}
 
 
 def closed(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema with its objects closed; as it is where a text has to be of several of its parts at once."""
-    return schema if _has_any(schema, {"allOf", "not", "if", "oneOf"}) else _closed(schema)
+    """Return an enforced schema with its objects closed; as it is where a value has to keep to several of them."""
+    return schema if _has_joined_objects(schema) else _closed(schema)
 
 
 def _closed(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     result = dict(schema)
-    for name in _NAMED:
+    for name in ("properties", "$defs", "patternProperties"):  # objects of schemas
         if isinstance(schema.get(name), dict):
             result[name] = {key: _closed(value) for key, value in schema[name].items()}
-    for name in _LISTED:
+    for name in ("anyOf", "prefixItems"):
         if isinstance(schema.get(name), list):
             result[name] = [_closed(value) for value in schema[name]]
     for name in ("items", "additionalProperties"):
@@ -34,13 +32,21 @@ def _closed(schema: Any) -> Any:
     properties, required = schema.get("properties"), schema.get("required", [])
     if not isinstance(properties, dict) or not isinstance(required, list) or _OPEN & set(schema):
         return result
-    if all(isinstance(name, str) and name in properties for name in required):
+    if schema.get("minProperties", 0) <= 1 and all(isinstance(name, str) and name in properties for name in required):
         result["additionalProperties"] = False
     return result
 
 
-def _has_any(value: Any, names: set[str]) -> bool:
-    """Return whether one of the names is a key anywhere in a JSON value."""
-    if isinstance(value, dict):
-        return bool(names & set(value)) or any(_has_any(item, names) for item in value.values())
-    return isinstance(value, list) and any(_has_any(item, names) for item in value)
+def _has_joined_objects(schema: Any) -> bool:
+    """Return whether a value may have to keep to several schemas of objects, of which each names properties."""
+    if isinstance(schema, list):
+        return any(map(_has_joined_objects, schema))
+    if not isinstance(schema, dict):
+        return False
+    members, branches = schema.get("allOf"), schema.get("anyOf")
+    if isinstance(members, list) and any(not isinstance(part, dict) or set(part) != {"pattern"} for part in members):
+        return True
+    num_others = isinstance(branches, list) + isinstance(schema.get("$ref"), str)
+    if num_others + bool(_OBJECT & set(schema)) > 1:
+        return True
+    return any(_has_joined_objects(value) for key, value in schema.items() if key not in ("const", "enum"))

@@ -84,7 +84,7 @@ def grammar_of_schema(schema: dict[str, Any]) -> str:
     prepared = _prepared(schema)
     if needs_rules(prepared):
         return LLMatcher.grammar_from_lark("\n".join(json_rules("start", prepared)))
-    return LLMatcher.grammar_from_json_schema(json.dumps(prepared), JSON_OPTIONS)
+    return LLMatcher.grammar_from_json_schema(json.dumps({**prepared, "x-guidance": JSON_OPTIONS}))
 
 
 def _prepared(schema: dict[str, Any]) -> dict[str, Any]:

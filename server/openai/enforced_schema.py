@@ -1,8 +1,8 @@
-"""Enforced schemas: a client's JSON schema in the keywords, patterns and numbers that the grammar library keeps exactly.
+"""Enforced schemas: a client's JSON schema in keywords, patterns and numbers that the grammar library keeps exactly.
 
-llguidance leaves out what it does not know, rounds numbers and has patterns of its own, so a schema is read here keyword
-by keyword and written again. What excludes nothing is dropped; what can be said in other words is; the rest is refused
-by name. Every text of the result is valid against the schema, of any draft from 4 to 2020-12.
+llguidance leaves out what it does not know, rounds numbers and has patterns of its own, so a schema is read here
+keyword by keyword and written again. What excludes nothing is dropped, some keywords are said in other words, and the
+rest is refused by name. Every text of the result is valid against the schema, of any draft from 4 to 2020-12.
 """
 
 from typing import Any
@@ -29,7 +29,7 @@ Schema = dict[str, Any]
 def enforced(schema: Schema) -> Schema:
     """Return a schema that allows only what `schema` does and that the library keeps exactly; raises SchemaError.
 
-    An object with the key `x-exact` alone stands for texts that the library's schemas cannot describe; see exact_grammar.py.
+    An object with the key `x-exact` stands for texts that the library's schemas cannot describe (exact_grammar.py).
     """
     rewriter = _Rewriter(schema)
     result = rewriter.rewrite(schema)

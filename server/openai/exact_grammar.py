@@ -7,6 +7,7 @@ a schema (`%json`). Answers have the spacing of Python's json.dumps.
 import json
 from typing import Any
 
+from server.openai.errors import shown
 from server.openai.schema_error import SchemaError
 
 JSON_OPTIONS = {
@@ -73,8 +74,8 @@ class _Writer:
         if schema.get("type") == "array" and set(schema) <= _ARRAY:
             return self._array(schema)
         raise SchemaError(
-            "it has a number that cannot be kept exactly here; a number of more than 15 digits may stand in objects, "
-            "arrays and `anyOf` that name their `type` and have no other keywords"
+            f"{_named(schema)} cannot be kept exactly here; such a number may stand in objects, arrays and "
+            "`anyOf` that name their `type` and have no other keywords"
         )
 
     def _rule(self, body: str) -> str:
@@ -96,7 +97,7 @@ class _Writer:
         others = schema.get("additionalProperties", True)
         if others is not False:
             raise SchemaError(
-                "it has a number that cannot be kept exactly in an object with other properties than it names; "
+                f"{_named(schema)} cannot be kept exactly in an object with other properties than it names; "
                 "write `additionalProperties: false`"
             )
         if not set(required) <= {name for name in properties if properties[name] is not False}:
@@ -172,10 +173,24 @@ def _reaches(schema: Any, exact: set[str]) -> bool:
 def _scan(schema: Any, references: set[str]) -> bool:
     """Return whether a number in the schema itself needs rules; adds the definitions that it refers to."""
     if isinstance(schema, list):
-        return any([_scan(item, references) for item in schema])
+        found = [_scan(item, references) for item in schema]  # all of them, for their references
+        return any(found)
     if not isinstance(schema, dict):
         return False
     if isinstance(schema.get("$ref"), str):  # else a property of that name
         references.add(schema["$ref"].removeprefix("#/$defs/"))
     inner = [_scan(value, references) for key, value in schema.items() if key not in ("enum", "const")]
     return isinstance(schema.get("x-exact"), str) or any(inner)
+
+
+def _number(schema: Any) -> Any:
+    """Return a number in the schema that needs rules; None if it is in a definition."""
+    if isinstance(schema, dict) and isinstance(schema.get("x-exact"), str):
+        return schema["x-number"]
+    inner = schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ()
+    return next((number for number in map(_number, inner) if number is not None), None)
+
+
+def _named(schema: Any) -> str:
+    number = _number(schema)
+    return "a number in a definition" if number is None else shown(number)

@@ -101,7 +101,7 @@ NUMBER_HINTS = frozenset({"float", "double", "decimal"})
 
 
 def string_patterns(schema: dict[str, Any]) -> list[str]:
-    """Return the patterns for the `format` of a schema that may be a string; raises SchemaError if it is not enforced."""
+    """Return the patterns for the `format` of a string; raises SchemaError if it is not enforced."""
     name = schema.get("format")
     if name is None or name in HINTS or name in INTEGER_FORMATS or name in NUMBER_HINTS:
         return []

@@ -35,7 +35,7 @@ _MEANINGFUL = sorted(ENFORCED | _REFUSED | set(_CONDITIONS))
 def meaningful(schema: dict[str, Any]) -> dict[str, Any]:
     """Return the keywords of a schema that say something about values, in their order.
 
-    Raises SchemaError for those that cannot be enforced, and for unknown ones whose names are nearly those of known ones.
+    Raises SchemaError for those that cannot be enforced, and for unknown names close to known ones.
     Other unknown keywords are annotations, as JSON Schema has it.
     """
     result = {}

@@ -1,13 +1,13 @@
 """Numbers of JSON schemas that the grammar library keeps exactly, and regular expressions for those it does not.
 
 llguidance holds every number of a schema as a float64 and every bound of integers as an int64, so 1234567890123456789
-becomes ...768 without a word. What both hold exactly stays in the schema. For other integers the range, or the number
-itself, is written as a regular expression.
+becomes ...768 without a word; and it reads fractions of 16 digits and more with an error in the last one. What is held
+exactly stays in the schema. For other integers the range, or the number itself, is written as a regular expression.
 """
 
 import json
 import math
-from decimal import Decimal
+from decimal import MAX_EMAX, MIN_EMIN, ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -17,7 +17,11 @@ from server.openai.schema_error import SchemaError
 _MAX_EXACT = 2**53  # from here on a float64 leaves integers out
 _MAX_BOUND = 10**18  # the library's ranges of larger integers overflow
 _LARGEST_KEPT = 10**18 - 128  # below that, and a float64
-_SMALLEST = 1e-60  # the library writes a bound digit by digit, and nests as deep
+# The library reads fractions as float64, and only those with so many digits and decimal places without an error.
+_MAX_DIGITS_KEPT = 15
+_MAX_PLACES = 22
+_SMALLEST = Decimal(1).scaleb(-_MAX_PLACES)
+_WIDE = Context(prec=2000, Emax=MAX_EMAX, Emin=MIN_EMIN)
 _MAX_MULTIPLE = 2**32 - 1
 _MAX_DIGITS = 400  # of an integer
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
@@ -77,21 +81,24 @@ def integer_bounds(schema: dict[str, Any]) -> tuple[int | None, int | None]:
 def number_bounds(schema: dict[str, Any]) -> dict[str, Number]:
     """Return `minimum` and `maximum` for texts that are read as float64: both included, at most as wide as asked.
 
-    A text may have any number of digits: 4.999...9 is below 5 but is read as 5, so a bound that is excluded becomes the
-    nearest float64 inside.
+    A text may have any number of digits: 4.999...9 is below 5 but is read as 5. So a bound that is excluded becomes the
+    nearest number inside that the library keeps. Raises SchemaError if there is none.
     """
     bounds = checked_bounds(schema)
-    least = [_float_inside(bounds["minimum"], math.inf)] if "minimum" in bounds else []
-    if "exclusiveMinimum" in bounds:
-        least.append(_float_beyond(bounds["exclusiveMinimum"], math.inf))
-    most = [_float_inside(bounds["maximum"], -math.inf)] if "maximum" in bounds else []
-    if "exclusiveMaximum" in bounds:
-        most.append(_float_beyond(bounds["exclusiveMaximum"], -math.inf))
+    least = [_inside(bounds[name], ROUND_CEILING) for name in ("minimum", "exclusiveMinimum") if name in bounds]
+    most = [_inside(bounds[name], ROUND_FLOOR) for name in ("maximum", "exclusiveMaximum") if name in bounds]
+    if "exclusiveMinimum" in bounds and least[-1] <= _decimal(bounds["exclusiveMinimum"]):
+        least[-1] = _next(least[-1], ROUND_CEILING)
+    if "exclusiveMaximum" in bounds and most[-1] >= _decimal(bounds["exclusiveMaximum"]):
+        most[-1] = _next(most[-1], ROUND_FLOOR)
+    for bound in [*(bound for bound in least if bound > 0), *(bound for bound in most if bound < 0)]:
+        if abs(bound) >= _MAX_BOUND:
+            raise SchemaError(f"it has a bound of numbers beyond 1e18 ({bound:.6e}), which cannot be kept exactly")
     result: dict[str, Number] = {}
     if least:
-        result["minimum"] = _within_reach(max(least), math.inf, bounds)
+        result["minimum"] = _plain(max(*least, Decimal(-_LARGEST_KEPT)))
     if most:
-        result["maximum"] = _within_reach(min(most), -math.inf, bounds)
+        result["maximum"] = _plain(min(*most, Decimal(_LARGEST_KEPT)))
     return result
 
 
@@ -119,7 +126,8 @@ def is_kept(value: Any) -> bool:
         return True
     if isinstance(value, int):
         return abs(value) < _MAX_BOUND and float(value) == value
-    return abs(value) < _MAX_EXACT
+    digits = len(_decimal(value).normalize(_WIDE).as_tuple().digits)
+    return digits <= _MAX_DIGITS_KEPT and _exponent(_decimal(value)) >= -_MAX_PLACES and abs(value) < _MAX_EXACT
 
 
 def canonical(value: Any) -> Any:
@@ -128,7 +136,7 @@ def canonical(value: Any) -> Any:
         return {key: canonical(item) for key, item in value.items()}
     if isinstance(value, list):
         return [canonical(item) for item in value]
-    if isinstance(value, float) and value.is_integer() and abs(value) < _MAX_EXACT:
+    if isinstance(value, float) and value.is_integer() and _decimal(value) == int(value):
         return int(value)
     return value
 
@@ -143,6 +151,8 @@ def checked_multiple(value: Any) -> Number:
     found = number(value, "multipleOf")
     if found <= 0:
         raise SchemaError(f"`multipleOf` is {shown(value)}; it must be greater than 0")
+    if not is_kept(found):
+        raise SchemaError(f"`multipleOf` is {found!r}, which cannot be kept exactly; it has too many digits")
     coefficient, exponent = _as_library_reads(float(found)) if found <= _MAX_EXACT else (_MAX_MULTIPLE + 1, 0)
     if coefficient > _MAX_MULTIPLE or Fraction(coefficient, 10**exponent) != Fraction(repr(found)):
         raise SchemaError(f"`multipleOf` is {found!r}, which cannot be kept exactly; it has too many digits")
@@ -187,32 +197,34 @@ def _naturals(least: int, most: int | None) -> list[str]:
     return parts
 
 
-def _float_inside(bound: Number, direction: float) -> float:
-    """Return the nearest float64 that is not on the other side of the bound."""
-    try:
-        nearest = float(bound)
-    except OverflowError:
-        nearest = math.inf if bound > 0 else -math.inf
-    is_inside = nearest >= bound if direction > 0 else nearest <= bound
-    return nearest if is_inside else math.nextafter(nearest, direction)
+def _decimal(value: Number) -> Decimal:
+    return Decimal(repr(value))
 
 
-def _float_beyond(bound: Number, direction: float) -> float:
-    nearest = _float_inside(bound, direction)
-    return math.nextafter(nearest, direction) if nearest == bound else nearest
+def _inside(bound: Number, rounding: str) -> Decimal:
+    """Return the bound, rounded inwards to the digits that the library keeps."""
+    rounded = Context(prec=_MAX_DIGITS_KEPT, rounding=rounding).plus(_decimal(bound))
+    return rounded if _exponent(rounded) >= -_MAX_PLACES else rounded.quantize(_SMALLEST, rounding, _WIDE)
 
 
-def _within_reach(bound: float, direction: float, bounds: dict[str, Number]) -> Number:
-    """Return the bound, or one further inside, as the library can write it; raises SchemaError if there is none."""
-    towards = math.copysign(1.0, direction)
-    if abs(bound) >= _MAX_BOUND:
-        if bound * towards > 0:
-            wanted = next(shown(value) for value in bounds.values() if abs(value) >= _MAX_BOUND)
-            raise SchemaError(f"{wanted} is a bound of numbers beyond 1e18, which cannot be kept exactly")
-        return int(-towards * _LARGEST_KEPT)
-    if 0 < abs(bound) < _SMALLEST:
-        bound = towards * _SMALLEST if bound * towards > 0 else 0.0
-    return int(bound) if bound.is_integer() and abs(bound) <= _MAX_EXACT else bound
+def _next(bound: Decimal, rounding: str) -> Decimal:
+    """Return the next number inside the bound that the library keeps."""
+    context = Context(prec=_MAX_DIGITS_KEPT, rounding=rounding)
+    step = context.next_plus(bound) if rounding == ROUND_CEILING else context.next_minus(bound)
+    if _exponent(step) >= -_MAX_PLACES:
+        return step
+    return _WIDE.add(bound, _SMALLEST if rounding == ROUND_CEILING else -_SMALLEST)
+
+
+def _exponent(value: Decimal) -> int:
+    """Return the power of ten of the last digit that is not 0."""
+    exponent = value.normalize(_WIDE).as_tuple().exponent
+    assert isinstance(exponent, int)
+    return exponent
+
+
+def _plain(value: Decimal) -> Number:
+    return int(value) if value == value.to_integral_value(context=_WIDE) else float(value)
 
 
 def _as_library_reads(value: float) -> tuple[int, int]:

@@ -124,9 +124,7 @@ def _names(value: Any) -> list[str]:
 
 
 def _pattern(pattern: Any) -> str:
-    if not isinstance(pattern, str):
-        raise SchemaError(f"`pattern` is {shown(pattern)}; it must be a string")
-    patterns = rewritten_patterns(pattern)
+    patterns = rewritten_patterns(pattern, is_of_names=True)
     if len(patterns) > 1:
         raise SchemaError("a pattern of property names has a lookahead, which is not supported")
     return patterns[0]

@@ -8,7 +8,9 @@ out: what matches here matches in both.
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
+from server.openai.errors import shown
 from server.openai.schema_error import SchemaError
 from server.openai.schema_formats import FORMATS
 
@@ -26,6 +28,7 @@ _WIDE = {
     "w": r"\p{L}\p{N}\p{M}\p{Pc}",
     "s": _SPACES + r"\x{1C}-\x{1F}\x{85}\x{180E}\x{FEFF}",
 }
+_ECMASCRIPT = {"d": "0-9", "w": "0-9A-Za-z_", "s": _SPACES + r"\x{FEFF}"}
 _DOT = r"[^\x{A}\x{D}\x{2028}\x{2029}]"
 
 # Patterns with lookarounds that generators of schemas write, and patterns without that imply them.
@@ -42,15 +45,17 @@ _KNOWN: Mapping[str, str] = {
 }
 
 
-def rewritten_patterns(pattern: str) -> list[str]:
+def rewritten_patterns(pattern: Any, *, is_of_names: bool = False) -> list[str]:
     """Return patterns that a text must all match, somewhere in it, to match `pattern`.
 
     Raises SchemaError for what a regular language does not have (lookarounds but leading `(?=...)`, back references),
     and for what engines read in different ways.
     """
+    if not isinstance(pattern, str):
+        raise SchemaError(f"`pattern` is {shown(pattern)}; it must be a string")
     if pattern in _KNOWN:
         return [_KNOWN[pattern]]
-    reader = _Reader(pattern)
+    reader = _Reader(pattern, *((_ECMASCRIPT, _ECMASCRIPT) if is_of_names else (_NARROW, _WIDE)))
     ahead = reader.leading_lookaheads()
     whole = reader.alternation(0)
     if reader.position < len(pattern):
@@ -68,10 +73,11 @@ def literal_pattern(text: str) -> str:
 class _Reader:
     """Reads one pattern from left to right."""
 
-    def __init__(self, pattern: str) -> None:
+    def __init__(self, pattern: str, narrow: Mapping[str, str], wide: Mapping[str, str]) -> None:
         self.position = 0
         self.has_alternatives = False  # outside of groups
         self._pattern = pattern
+        self._narrow, self._wide = narrow, wide
 
     def error(self, what: str) -> SchemaError:
         return SchemaError(f"its pattern has {what} at character {self.position}, which is not supported")
@@ -207,8 +213,8 @@ class _Reader:
             return ""
         self.position += 2
         if letter.islower():
-            return (_WIDE if is_negated else _NARROW)[letter]
-        return f"[^{(_NARROW if is_negated else _WIDE)[letter.lower()]}]"
+            return (self._wide if is_negated else self._narrow)[letter]
+        return f"[^{(self._narrow if is_negated else self._wide)[letter.lower()]}]"
 
     def _escape(self) -> int:
         """Read an escape of one character and return its code point."""

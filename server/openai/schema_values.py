@@ -1,5 +1,6 @@
 """Bounds of numbers, `const` and `enum` in an enforced schema."""
 
+import re
 from typing import Any
 
 from server.openai import schema_numbers as numbers
@@ -9,6 +10,11 @@ from server.openai.schema_formats import INTEGER_FORMATS
 from server.openai.schema_pattern import literal_pattern
 
 Schema = dict[str, Any]
+_CONTROL = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\x7f]")
+_NOT_OF_INTEGERS = {
+    *("type", "minLength", "maxLength", "pattern", "items", "prefixItems", "minItems", "maxItems", "properties"),
+    *("required", "additionalProperties", "patternProperties", "minProperties", "maxProperties"),
+}
 
 
 def with_values(schema: Schema, types: list[str] | None, result: Schema) -> Any:
@@ -17,24 +23,23 @@ def with_values(schema: Schema, types: list[str] | None, result: Schema) -> Any:
     Where the library would take another number for one of them, the result has texts in the place of a schema
     (`x-exact`), or SchemaError is raised.
     """
-    is_number = types is None or "number" in types
     if "const" in schema or "enum" in schema:
         return _with_listed(schema, types, result)
-    if is_number:
+    if types is None or "number" in types:
         return result | numbers.number_bounds(schema)
     if "integer" not in types:
         return result
     least, most = _integer_bounds(schema)
+    others = _without_integers(types, result)
     if least is not None and most is not None and least > most:
-        return _without_integers(types, result)
+        return others
     if numbers.are_kept(least, most):
         bounds = {"minimum": least, "maximum": most}
         return result | {name: bound for name, bound in bounds.items() if bound is not None}
     wanted = next(bound for bound in (least, most) if not numbers.are_kept(bound))
-    others = _without_integers(types, result)
-    if result.keys() - {"type"} and others is False:
+    if result.keys() - _NOT_OF_INTEGERS:
         raise SchemaError(f"{shown(wanted)} cannot be kept exactly as a bound beside other keywords")
-    exact = {"x-exact": f"(?:{numbers.integer_range(least, most)})"}
+    exact = {"x-exact": f"(?:{numbers.integer_range(least, most)})", "x-number": wanted}
     return exact if others is False else {"anyOf": [exact, others]}
 
 
@@ -63,14 +68,17 @@ def _with_listed(schema: Schema, types: list[str] | None, result: Schema) -> Any
     values = [value for value in values if numbers.is_within(value, bounds)]
     if not values:
         return False
+    values = [value for value in values if not _has_control_characters(value)]
+    if not values:
+        raise SchemaError("its only values have control characters, which cannot be written")
     kept = [value for value in values if numbers.is_kept(value)]
     if len(kept) == len(values):
         return {**result, "enum": values}
+    wanted = next(value for value in values if not numbers.is_kept(value))
     if result.keys() - {"type"}:
-        wanted = next(value for value in values if not numbers.is_kept(value))
         raise SchemaError(f"{shown(wanted)} cannot be kept exactly beside other keywords than `type`")
     texts = [literal_pattern(numbers.literal(value)) for value in values if not numbers.is_kept(value)]
-    exact = {"x-exact": f"(?:{'|'.join(texts)})"}
+    exact = {"x-exact": f"(?:{'|'.join(texts)})", "x-number": wanted}
     return {"anyOf": [exact, {"enum": kept}]} if kept else exact
 
 
@@ -102,3 +110,11 @@ def _are_equal(first: Any, second: Any) -> bool:
     if isinstance(first, dict) and isinstance(second, dict):
         return first.keys() == second.keys() and all(_are_equal(first[key], second[key]) for key in first)
     return bool(first == second)
+
+
+def _has_control_characters(value: Any) -> bool:
+    """Return whether a text in a value can be written only with `\\u` and digits."""
+    if isinstance(value, str):
+        return _CONTROL.search(value) is not None
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(map(_has_control_characters, inner))

@@ -1,4 +1,4 @@
-"""The fields that prescribe the form of a text, under the names that they have in OpenAI, vLLM, SGLang and llama.cpp."""
+"""The fields that prescribe the form of a text, under their names in OpenAI, vLLM, SGLang and llama.cpp."""
 
 import json
 import re
