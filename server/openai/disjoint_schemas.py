@@ -12,14 +12,28 @@ from server.openai.schema_references import References
 _TYPES = frozenset({"null", "boolean", "number", "string", "array", "object"})
 _MAX_DEPTH = 6
 _MAX_PARTS = 64  # of one schema, by allOf and references
-_MAX_COMPARISONS = 2000
 
 
-def find_overlap(schemas: list[Any], references: References) -> bool:
-    """Return True unless no JSON value is valid against two of the schemas."""
-    budget = [_MAX_COMPARISONS]
+def may_overlap(schemas: list[Any], references: References, budget: list[int]) -> bool:
+    """Return True unless no JSON value is valid against two of the schemas; takes comparisons from the budget."""
+    if _have_different_tags(schemas, references):
+        return False
     pairs = ((first, second) for index, first in enumerate(schemas) for second in schemas[:index])
     return not all(_are_disjoint(first, second, references, budget, 0) for first, second in pairs)
+
+
+def _have_different_tags(schemas: list[Any], references: References) -> bool:
+    """Return whether all are objects with a required property whose values are constants, different in each."""
+    parts = [list(_parts(schema, references)) for schema in schemas]
+    if any(_types(side) != {"object"} for side in parts):
+        return False
+    required = [{name for part in side for name in _names(part.get("required"))} for side in parts]
+    for name in sorted(set.intersection(*required)):
+        tags = [_values(list(_parts(_property(side, name), references))) for side in parts]
+        known = [values for values in tags if values is not None]
+        if len(known) == len(tags) and len(set().union(*known)) == sum(map(len, known)):
+            return True
+    return False
 
 
 def _are_disjoint(first: Any, second: Any, references: References, budget: list[int], depth: int) -> bool:

@@ -8,7 +8,7 @@ rest is refused by name. Every text of the result is valid against the schema, o
 from typing import Any
 
 from server.openai import schema_numbers as numbers
-from server.openai.disjoint_schemas import find_overlap
+from server.openai.disjoint_schemas import may_overlap
 from server.openai.errors import shown
 from server.openai.schema_error import SchemaError
 from server.openai.schema_formats import INTEGER_FORMATS, string_patterns
@@ -21,6 +21,7 @@ from server.openai.schema_values import with_values
 
 _TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 _MAX_SCHEMAS = 20_000
+_MAX_COMPARISONS = 40_000  # of schemas in `oneOf`
 _MAX_DEPTH = 100  # of schemas in schemas, along references
 
 Schema = dict[str, Any]
@@ -51,6 +52,9 @@ class _Rewriter:
         self._names: dict[int, str] = {}  # of definitions, by the identity of their schema
         self._failed: dict[str, SchemaError] = {}
         self._multiples: set[numbers.Number] = set()
+        self._has_joined = False  # a value may have to keep to several schemas
+        self._unknown: set[str] = set()  # keywords
+        self._comparisons = [_MAX_COMPARISONS]
         self._num_schemas = 0
         self._depth = 0
         self._num_renamed = 0  # schemas with their own `$id` around the one that is rewritten
@@ -70,14 +74,14 @@ class _Rewriter:
         self._depth += 1
         self._num_renamed += is_renamed
         try:
-            return self._rewritten(meaningful(schema))
+            return self._rewritten(meaningful(schema, self._unknown))
         finally:
             self._depth -= 1
             self._num_renamed -= is_renamed
 
     def check_multiples(self) -> None:
         """Raise SchemaError if two of the numbers may meet in a way that the library counts wrong."""
-        if len(self._multiples) > 1 and not numbers.can_meet(self._multiples):
+        if self._has_joined and len(self._multiples) > 1 and not numbers.can_meet(self._multiples):
             raise SchemaError("it has several `multipleOf` whose common multiples cannot be kept exactly")
 
     def _rewritten(self, schema: Schema) -> Any:
@@ -99,10 +103,15 @@ class _Rewriter:
                 applied["anyOf"] = self._alternatives(schema, name)
         if also:
             applied["allOf"] = also
+        self._has_joined |= bool(applied) and (len(applied) > 1 or "allOf" in applied or "multipleOf" in keywords)
+        self._has_joined |= bool(applied) and bool(schema.keys() & numbers.BOUNDS)
         # Properties come in the order of the schemas that name them.
         is_first = next((name not in APPLICATORS for name in schema if name != "type"), True)
         result = {**keywords, **applied} if is_first else {**applied, **keywords}
-        return with_values(schema, types, result)
+        result = with_values(schema, types, result)
+        if isinstance(result, dict) and "multipleOf" in result:
+            self._multiples.add(result["multipleOf"])
+        return result
 
     def _keywords(self, schema: Schema, types: list[str] | None) -> Schema:
         """Return what a schema says by itself about values of each type."""
@@ -119,10 +128,9 @@ class _Rewriter:
         if "array" in allowed:
             result |= self._array_keywords(schema)
         if "object" in allowed:
-            result |= object_keywords(schema, self.rewrite, self._references)
+            result |= object_keywords(schema, self.rewrite, self._references, self._unknown)
         if "multipleOf" in schema and ("integer" in allowed or "number" in allowed):
             result["multipleOf"] = numbers.checked_multiple(schema["multipleOf"])
-            self._multiples.add(result["multipleOf"])
         return result
 
     def _array_keywords(self, schema: Schema) -> Schema:
@@ -153,13 +161,15 @@ class _Rewriter:
     def _alternatives(self, schema: Schema, keyword: str) -> list[Any]:
         """Return the schemas of `anyOf`, or of a `oneOf` that means the same, without those that cannot be enforced."""
         branches = _branches(schema, keyword)
-        if keyword == "oneOf" and find_overlap(branches, self._references):
+        if keyword == "oneOf" and may_overlap(branches, self._references, self._comparisons):
             raise SchemaError("it has `oneOf` with schemas that a value may be valid against together; use `anyOf`")
         rewritten, problem = [], None
         for branch in branches:
             try:
                 rewritten.append(self.rewrite(branch))
             except SchemaError as error:
+                if self._num_schemas > _MAX_SCHEMAS:
+                    raise
                 problem = error
         if problem is not None and all(branch is False for branch in rewritten):
             raise problem
@@ -169,7 +179,7 @@ class _Rewriter:
         """Return whether `not` excludes everything, else nothing; raises SchemaError if neither is clear."""
         if negated is False:
             return False
-        if negated is True or (isinstance(negated, dict) and not meaningful(negated)):
+        if negated is True or (isinstance(negated, dict) and not meaningful(negated, self._unknown)):
             return True
         raise SchemaError("the keyword `not` cannot be enforced")
 

@@ -29,11 +29,12 @@ ANNOTATIONS = frozenset(
     }
 )
 
+_MAX_UNKNOWN = 200
 _MEANINGFUL = sorted(ENFORCED | _REFUSED | set(_CONDITIONS))
 
 
-def meaningful(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return the keywords of a schema that say something about values, in their order.
+def meaningful(schema: dict[str, Any], unknown: set[str]) -> dict[str, Any]:
+    """Return the keywords of a schema that say something about values, in their order; adds the unknown ones to a set.
 
     Raises SchemaError for those that cannot be enforced, and for unknown names close to known ones.
     Other unknown keywords are annotations, as JSON Schema has it.
@@ -44,7 +45,10 @@ def meaningful(schema: dict[str, Any]) -> dict[str, Any]:
             result[name] = value
         elif name in _REFUSED or (name in _CONDITIONS and _is_condition(name, schema)):
             raise SchemaError(f"the keyword `{name}` cannot be enforced")
-        elif name not in ANNOTATIONS and name not in _CONDITIONS:
+        elif name not in ANNOTATIONS and name not in _CONDITIONS and name not in unknown:
+            unknown.add(name)
+            if len(unknown) > _MAX_UNKNOWN:
+                raise SchemaError(f"it has more than {_MAX_UNKNOWN} unknown keywords")
             _check_spelling(name)
     return result
 

@@ -20,11 +20,12 @@ _LARGEST_KEPT = 10**18 - 128  # below that, and a float64
 # The library reads fractions as float64, and only those with so many digits and decimal places without an error.
 _MAX_DIGITS_KEPT = 15
 _MAX_PLACES = 22
+_MAX_FREE_PLACES = 9  # the library takes 1e-9 as it is, and 1e-12 not
 _SMALLEST = Decimal(1).scaleb(-_MAX_PLACES)
 _WIDE = Context(prec=2000, Emax=MAX_EMAX, Emin=MIN_EMIN)
 _MAX_MULTIPLE = 2**32 - 1
 _MAX_DIGITS = 400  # of an integer
-_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+BOUNDS = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"})
 
 Number = int | float
 
@@ -48,7 +49,7 @@ def count(value: Any, keyword: str) -> int:
 
 def checked_bounds(schema: dict[str, Any]) -> dict[str, Number]:
     """Return the bounds of a schema, by keyword; draft 4's `exclusiveMinimum: true` in the words of 2020-12."""
-    found = {name: schema[name] for name in _BOUNDS if name in schema}
+    found = {name: value for name, value in schema.items() if name in BOUNDS}
     for name, excluded in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
         if isinstance(found.get(excluded), bool):
             is_excluded = found.pop(excluded)
@@ -79,35 +80,41 @@ def integer_bounds(schema: dict[str, Any]) -> tuple[int | None, int | None]:
 
 
 def number_bounds(schema: dict[str, Any]) -> dict[str, Number]:
-    """Return `minimum` and `maximum` for texts that are read as float64: both included, at most as wide as asked.
+    """Return the bounds of a schema as the library keeps them, never wider; raises SchemaError if it cannot.
 
-    A text may have any number of digits: 4.999...9 is below 5 but is read as 5. So a bound that is excluded becomes the
-    nearest number inside that the library keeps. Raises SchemaError if there is none.
+    A text may have any number of digits and is read as float64: 4.999...9 is below 5 but is read as 5. So beside a
+    bound that is excluded numbers have as many decimal places as a float64 tells apart, at most 9 (`multipleOf`).
     """
     bounds = checked_bounds(schema)
-    least = [_inside(bounds[name], ROUND_CEILING) for name in ("minimum", "exclusiveMinimum") if name in bounds]
-    most = [_inside(bounds[name], ROUND_FLOOR) for name in ("maximum", "exclusiveMaximum") if name in bounds]
-    if "exclusiveMinimum" in bounds and least[-1] <= _decimal(bounds["exclusiveMinimum"]):
-        least[-1] = _next(least[-1], ROUND_CEILING)
-    if "exclusiveMaximum" in bounds and most[-1] >= _decimal(bounds["exclusiveMaximum"]):
-        most[-1] = _next(most[-1], ROUND_FLOOR)
-    for bound in [*(bound for bound in least if bound > 0), *(bound for bound in most if bound < 0)]:
-        if abs(bound) >= _MAX_BOUND:
-            raise SchemaError(f"it has a bound of numbers beyond 1e18 ({bound:.6e}), which cannot be kept exactly")
     result: dict[str, Number] = {}
-    if least:
-        result["minimum"] = _plain(max(*least, Decimal(-_LARGEST_KEPT)))
-    if most:
-        result["maximum"] = _plain(min(*most, Decimal(_LARGEST_KEPT)))
+    for name, bound in bounds.items():
+        is_least = name in ("minimum", "exclusiveMinimum")
+        inside = _inside(bound, ROUND_CEILING if is_least else ROUND_FLOOR)
+        if abs(inside) >= _MAX_BOUND:
+            if (inside > 0) == is_least:
+                raise SchemaError(f"`{name}` is {shown(bound)}; bounds beyond 1e18 cannot be kept exactly")
+            inside = Decimal(-_LARGEST_KEPT if is_least else _LARGEST_KEPT)
+        # A bound that was rounded is inside already.
+        key = name if inside == _decimal(bound) else "minimum" if is_least else "maximum"
+        kept = _plain(inside)
+        result[key] = (max if is_least else min)(kept, result.get(key, kept))
+    excluded = [abs(result[name]) for name in ("exclusiveMinimum", "exclusiveMaximum") if name in result]
+    if excluded:
+        places = max(0, min(_MAX_FREE_PLACES, _MAX_DIGITS_KEPT - len(str(int(max(excluded))))))
+        if -_exponent(_decimal(schema.get("multipleOf", 1))) > places:
+            raise SchemaError("`multipleOf` has too many decimal places beside a bound that is excluded")
+        if "multipleOf" not in schema:
+            result["multipleOf"] = _plain(Decimal(1).scaleb(-places))
     return result
 
 
 def reachable(least: int | None, most: int | None) -> tuple[int | None, int | None]:
-    """Return bounds of integers, those far outside moved to where the library can write them."""
-    if least is not None and least <= -_MAX_BOUND:
-        least = -_LARGEST_KEPT
-    if most is not None and most >= _MAX_BOUND:
-        most = _LARGEST_KEPT
+    """Return bounds of integers, one far outside moved to where the library can write it."""
+    is_within = (least is None or least <= _LARGEST_KEPT) and (most is None or most >= -_LARGEST_KEPT)
+    if is_within and least is not None:
+        least = max(least, -_LARGEST_KEPT)
+    if is_within and most is not None:
+        most = min(most, _LARGEST_KEPT)
     return least, most
 
 
@@ -205,15 +212,6 @@ def _inside(bound: Number, rounding: str) -> Decimal:
     """Return the bound, rounded inwards to the digits that the library keeps."""
     rounded = Context(prec=_MAX_DIGITS_KEPT, rounding=rounding).plus(_decimal(bound))
     return rounded if _exponent(rounded) >= -_MAX_PLACES else rounded.quantize(_SMALLEST, rounding, _WIDE)
-
-
-def _next(bound: Decimal, rounding: str) -> Decimal:
-    """Return the next number inside the bound that the library keeps."""
-    context = Context(prec=_MAX_DIGITS_KEPT, rounding=rounding)
-    step = context.next_plus(bound) if rounding == ROUND_CEILING else context.next_minus(bound)
-    if _exponent(step) >= -_MAX_PLACES:
-        return step
-    return _WIDE.add(bound, _SMALLEST if rounding == ROUND_CEILING else -_SMALLEST)
 
 
 def _exponent(value: Decimal) -> int:

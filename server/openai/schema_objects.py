@@ -16,10 +16,10 @@ _MAX_NAMES = 1000  # that `propertyNames` may list
 _MAX_INCLUDED = 64  # schemas that `unevaluatedProperties` looks through
 
 
-def object_keywords(schema: Schema, rewrite: Callable[[Any], Any], references: References) -> Schema:
+def object_keywords(schema: Schema, rewrite: Callable[[Any], Any], references: References, unknown: set[str]) -> Schema:
     """Return what a schema says about objects; raises SchemaError for what cannot be enforced.
 
-    `rewrite` rewrites a schema inside of this one.
+    `rewrite` rewrites a schema inside of this one; unknown keywords are added to `unknown`.
     """
     result: Schema = {}
     properties = {name: rewrite(value) for name, value in _schemas(schema, "properties").items()}
@@ -35,14 +35,16 @@ def object_keywords(schema: Schema, rewrite: Callable[[Any], Any], references: R
     others = rewrite(others)
     required = _names(schema.get("required", []))
     if "propertyNames" in schema:
-        properties, patterns, others = _with_names(schema["propertyNames"], properties, patterns, others, references)
+        rule = _resolved(schema["propertyNames"], references, unknown)
+        properties, patterns, others = _with_names(rule, properties, patterns, others)
     if properties:
         result["properties"] = properties
     if patterns:
         result["patternProperties"] = patterns
     if required:
         result["required"] = required
-    if others not in (True, {}):
+    is_open_by_word = others in (True, {}) and bool(schema.keys() & {"additionalProperties", "unevaluatedProperties"})
+    if others not in (True, {}) or (properties and is_open_by_word):
         result["additionalProperties"] = others
     result |= with_limits(schema, "minProperties", "maxProperties")
     missing = result.get("minProperties", 0) - len(required)
@@ -54,11 +56,8 @@ def object_keywords(schema: Schema, rewrite: Callable[[Any], Any], references: R
     return result
 
 
-def _with_names(
-    rule: Any, properties: Schema, patterns: Schema, others: Any, references: References
-) -> tuple[Schema, Schema, Any]:
+def _with_names(rule: Any, properties: Schema, patterns: Schema, others: Any) -> tuple[Schema, Schema, Any]:
     """Return properties, patternProperties and additionalProperties that say `propertyNames`, too."""
-    rule = _resolved(rule, references)
     if rule is True or (isinstance(rule, dict) and rule.get("type", "string") == "string" and set(rule) <= {"type"}):
         return properties, patterns, others
     listed = [rule["const"]] if isinstance(rule, dict) and "const" in rule else None
@@ -75,12 +74,12 @@ def _with_names(
     raise SchemaError("the keyword `propertyNames` can only list names, or have one pattern beside no named properties")
 
 
-def _resolved(rule: Any, references: References) -> Any:
+def _resolved(rule: Any, references: References, unknown: set[str]) -> Any:
     """Return the schema of names without annotations, and a format as its pattern."""
     for _ in range(_MAX_INCLUDED):
         if not isinstance(rule, dict):
             return rule
-        rule = meaningful(rule)
+        rule = meaningful(rule, unknown)
         if set(rule) != {"$ref"}:
             break
         rule = references.target(rule["$ref"])
