@@ -2,7 +2,10 @@
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from server.asker import NO_KEY, SCOPE_NAME
+from server.body_memory import BodyMemory
 from server.metrics import Metrics
+from server.openai.body import SCOPE_BODY
 from server.openai.errors import ApiError, overloaded, unavailable
 
 RETRY_SECONDS = 1
@@ -11,8 +14,10 @@ RETRY_SECONDS = 1
 class Door:
     """Counts what is inside, and is closed for good when the server is to end."""
 
-    def __init__(self, max_inside: int) -> None:
+    def __init__(self, max_inside: int, bodies: BodyMemory | None = None) -> None:
+        """Without `bodies` their memory has its default size."""
         self.num_inside = 0
+        self.bodies = bodies or BodyMemory()
         self.is_open = True
         self.max_inside = max_inside
 
@@ -38,14 +43,18 @@ class DoorKeeper:
             return
         refusal = self._refusal()
         if refusal is not None:
-            response = refusal.response()
-            response.headers["connection"] = "close"  # its body was not read
-            await response(scope, receive, send)
+            refusal.is_body_unread = True
+            await refusal.response()(scope, receive, send)
             return
         self._door.num_inside += 1
+        share = self._door.bodies.enter(scope.get(SCOPE_NAME, NO_KEY))
+        scope[SCOPE_BODY] = share
         try:
             await self._app(scope, receive, send)
         finally:
+            share.release()
+            if share.was_refused:
+                self._metrics.count_rejection("body_memory")
             self._door.num_inside -= 1
 
     def _refusal(self) -> ApiError | None:

@@ -41,7 +41,7 @@ _CHOICES = (1, 2, 5, 10, 20)
 
 _WAIT_ERROR = (-60, -30, -10, -5, -2, -1, -0.5, 0, 0.5, 1, 2, 5, 10, 30, 60)
 
-Rejection = Literal["queue_full", "queue_tokens", "wait", "deadline"]
+Rejection = Literal["queue_full", "queue_tokens", "wait", "deadline", "body_memory"]
 REJECTIONS: tuple[Rejection, ...] = get_args(Rejection)
 
 

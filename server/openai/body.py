@@ -1,40 +1,60 @@
-"""The request body: read within limits, parsed strictly, validated against a schema."""
+"""The request body: read within limits, decoded strictly, validated against a schema."""
 
 import asyncio
 import json
 import math
 import re
+from collections.abc import Mapping
 from typing import Any, NoReturn, TypeVar
 
+import msgspec
 from fastapi import Request
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from server.openai.errors import ApiError, invalid
+from server.body_memory import SMALL_BYTES, BodyShare
+from server.openai.content_encoding import TooLong, content_encoding, decoded
+from server.openai.errors import ApiError, invalid, overloaded
+from server.openai.json_scan import MAX_DEPTH, TOO_DEEP, FieldSpan, WrongJson, scan_json
+from server.openai.strict_model import StrictModel
 from server.openai.validation import first_problem
 from server.request_limits import RequestLimits
 
-_LONG_BODY_BYTES = 32 * 1024  # parsed in a thread from here on, so that the event loop goes on
-_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+SCOPE_BODY = "caravan.body"  # where the share of the body's memory is
+RETRY_SECONDS = 1  # after which a body is tried again that there was no memory for
 
-Schema = TypeVar("Schema", bound=BaseModel)
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+_FOUR_BYTES = re.compile(rb"[\xf0-\xf4]")  # the first byte of characters that make all of a str take 4 bytes each
+_BYTES_OF_NUMBER = 40  # an int with its place in a list
+_BYTES_OF_VALUE = 240  # a dict with one item; lists and strings take less
+_SHOWN_BYTES = 256  # of a string in a field that means nothing; a longer one is dropped
+
+Schema = TypeVar("Schema", bound=StrictModel)
 
 
 async def read_body(request: Request, schema: type[Schema], limits: RequestLimits) -> Schema:
-    """Return the body of `request` as an instance of `schema`; raises ApiError 400, 408, 413 or 415."""
+    """Return the body of `request` as an instance of `schema`; raises ApiError 400, 408, 413, 415 or 429."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise ApiError(415, "The content type must be application/json.")
-    body = await _read_bytes(request, limits)
-    if len(body) < _LONG_BODY_BYTES:
-        return _parse(body, schema)
-    return await asyncio.to_thread(_parse, body, schema)
+    encoding = content_encoding(request.headers.get("content-encoding", ""))
+    share: BodyShare = request.scope[SCOPE_BODY]
+    body = await _read_bytes(request, limits, share)
+    if encoding:
+        try:
+            body = await share.memory.run(decoded, body, encoding, limits.max_body_bytes)
+        except TooLong:
+            raise _too_large(limits) from None
+        _take(share, len(body))
+    if len(body) < SMALL_BYTES:
+        return _validated(parse_json(body), schema)
+    return await share.memory.run(_validated, await _decode_long(body, schema, share), schema)
 
 
 def parse_json(body: bytes) -> Any:
     """Return the JSON value in `body`; what other parsers could read differently is refused with ApiError 400.
 
     Refused are, beside syntax errors: text that is not UTF-8, lone surrogates, NaN and Infinity, numbers out of
-    range, keys that occur twice in an object, and nesting deeper than Python's recursion limit.
+    range, keys that occur twice in an object, and nesting deeper than MAX_DEPTH.
     """
     try:
         text = body.decode("utf-8")
@@ -48,35 +68,125 @@ def parse_json(body: bytes) -> Any:
     except json.JSONDecodeError as error:
         raise invalid(f"The body is not JSON: {error.msg} at character {error.pos}.") from None
     except RecursionError:
-        raise invalid("The body is nested too deeply.") from None
+        raise invalid(TOO_DEEP) from None
     except ValueError:  # an integer of more than 4300 digits
         raise invalid("The body has a number with too many digits.") from None
+    if text.count("[") + text.count("{") > MAX_DEPTH and _is_too_deep(value):
+        raise invalid(TOO_DEEP)
     return value
 
 
-async def _read_bytes(request: Request, limits: RequestLimits) -> bytes:
-    too_large = ApiError(413, f"The body is larger than {limits.max_body_bytes} bytes, the most this server takes.")
+async def _read_bytes(request: Request, limits: RequestLimits, share: BodyShare) -> bytes:
+    """Return the body as it was sent."""
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limits.max_body_bytes:
-        raise too_large
+    if declared.isdecimal():
+        if int(declared) > limits.max_body_bytes:
+            raise _too_large(limits)
+        _take(share, int(declared))
     body = bytearray()
     try:
         async with asyncio.timeout(limits.body_timeout_seconds):
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > limits.max_body_bytes:
-                    raise too_large
+                    raise _too_large(limits)
+                _take(share, len(body))
     except TimeoutError:
         raise ApiError(408, f"The body did not arrive within {limits.body_timeout_seconds:g} seconds.") from None
     return bytes(body)
 
 
-def _parse(body: bytes, schema: type[Schema]) -> Schema:
-    value = parse_json(body)
+def _take(share: BodyShare, num_bytes: int) -> None:
+    if not share.grow(num_bytes):
+        error = no_memory()
+        error.is_body_unread = True
+        raise error
+
+
+def no_memory() -> ApiError:
+    """Return the error for a body that there is no memory for."""
+    return overloaded("The bodies of other requests take all the memory for bodies (--max-body-memory).", RETRY_SECONDS)
+
+
+def _too_large(limits: RequestLimits) -> ApiError:
+    return ApiError(413, f"The body is larger than {limits.max_body_bytes} bytes, the most this server takes.")
+
+
+async def _decode_long(body: bytes, schema: type[StrictModel], share: BodyShare) -> Any:
+    """Return the JSON value in a long body; values of fields without meaning are left empty.
+
+    Before objects are made of it, the share is changed to what they will take.
+    """
+    meaning = schema.fields_with_meaning()
+    try:
+        fields, num_bytes = await share.memory.run(_plan, body, meaning)
+    except WrongJson as error:
+        raise invalid(str(error)) from None
+    if not share.resize(max(num_bytes, len(body))):
+        raise no_memory()
+    value = await share.memory.run(_decode_fields, body, fields, meaning)
+    share.resize(num_bytes)
+    return value
+
+
+def _plan(body: bytes, meaning: frozenset[str]) -> tuple[dict[str, FieldSpan] | None, int]:
+    """Return where the fields are, and about how many bytes the objects of those with meaning take."""
+    fields = scan_json(body)
+    if fields is None:
+        return None, 0
+    return fields, sum(_object_bytes(body, span) for name, span in fields.items() if name in meaning)
+
+
+def _decode_fields(body: bytes, fields: Mapping[str, FieldSpan] | None, meaning: frozenset[str]) -> Any:
+    if fields is None:
+        return _emptied(body)
+    text = memoryview(body)
+    return {
+        name: msgspec.json.decode(text[span.start : span.end])
+        if name in meaning
+        else _emptied(body[span.start : span.end])
+        for name, span in fields.items()
+    }
+
+
+def _emptied(text: bytes) -> Any:
+    """Return a value that means nothing: a list, an object or a long string becomes an empty one."""
+    text = text.strip()
+    match text[:1]:
+        case b"[":
+            return []
+        case b"{":
+            return {}
+        case b'"' if len(text) > _SHOWN_BYTES:
+            return ""
+        case _:
+            return msgspec.json.decode(text)
+
+
+def _object_bytes(body: bytes, span: FieldSpan) -> int:
+    """Estimate what the objects of a value take."""
+    bytes_of_character = 1
+    if not body.isascii():
+        bytes_of_character = 4 if _FOUR_BYTES.search(body, span.start, span.end) else 2
+    text_bytes = (span.end - span.start) * bytes_of_character
+    return text_bytes + span.num_numbers * _BYTES_OF_NUMBER + span.num_values * _BYTES_OF_VALUE
+
+
+def _validated(value: Any, schema: type[Schema]) -> Schema:
     try:
         return schema.model_validate(value)
     except ValidationError as error:
         raise first_problem(error, value) from None
+
+
+def _is_too_deep(value: Any) -> bool:
+    level, depth = [value], 0
+    while level := [item for item in level if isinstance(item, dict | list)]:
+        depth += 1
+        if depth > MAX_DEPTH:
+            return True
+        level = [inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer)]
+    return False
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -60,6 +60,7 @@ class ApiError(Exception):
         self.param = param
         self.code = code
         self.retry_after = retry_after  # seconds
+        self.is_body_unread = status in (408, 413)  # the rest of the request's body: the connection cannot go on
 
     def body(self) -> dict[str, Any]:
         """Return the JSON object that goes to the client, also inside an event stream."""
@@ -70,7 +71,7 @@ class ApiError(Exception):
     def response(self) -> Response:
         """Return the HTTP answer."""
         headers = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
-        if self.status in (408, 413):  # the rest of the body is not read
+        if self.is_body_unread:
             headers["connection"] = "close"
         return Response(json.dumps(self.body()), self.status, headers, "application/json")
 

@@ -21,7 +21,17 @@ class NoEffect:
     """Marks a field of OpenAI's that means nothing here; a request that sets it gets a warning."""
 
 
-Ignored = Annotated[Any, NoEffect()]
+class Dropped:
+    """Marks a field whose value is not kept, whatever it is: nothing reads it."""
+
+    def __get_pydantic_core_schema__(self, _: Any, __: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_plain_validator_function(lambda _: None)
+
+    def __get_pydantic_json_schema__(self, _: CoreSchema, __: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {}
+
+
+Ignored = Annotated[Any, NoEffect(), Dropped()]
 
 
 def wrong(phrase: str, **context: object) -> PydanticCustomError:

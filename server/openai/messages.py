@@ -44,7 +44,7 @@ class Message(StrictModel):
 class Conversation(StrictModel):
     """What a chat template writes as a prompt."""
 
-    messages: list[Message] = Field(min_length=1, max_length=4096)
+    messages: list[Message] = Field(min_length=1, max_length=4096, fail_fast=True)
     add_generation_prompt: bool | None = Field(None, description="True unless continue_final_message is.")
     continue_final_message: bool = False
     tools: list[Tool] = Field([], max_length=MAX_TOOLS)

@@ -45,13 +45,15 @@ class ResponsesRequest(StrictModel):
     """The body of POST /v1/responses. Nothing is kept: each request brings the whole conversation."""
 
     model: str
-    input: str | list[dict[str, Any]] = Field(description="A text, or messages, function calls and their outputs.")
+    input: str | Annotated[list[dict[str, Any]], Field(fail_fast=True)] = Field(
+        description="A text, or messages, function calls and their outputs."
+    )
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
-    include: list[Literal["message.output_text.logprobs"]] = Field([])
+    include: list[Literal["message.output_text.logprobs"]] = Field([], fail_fast=True)
     text: TextOptions = Field(TextOptions())
     tools: list[FunctionTool] = Field([], max_length=MAX_TOOLS)
     tool_choice: str | dict[str, Any] = "auto"

@@ -3,6 +3,11 @@
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic_core import PydanticCustomError
+
+from server.openai.fields import Dropped
+
+_MAX_FIELDS = 256  # of an object; each unknown one is an error of its own
 
 
 def _let_fields_be_null(schema: dict[str, Any]) -> None:
@@ -25,5 +30,16 @@ class StrictModel(BaseModel):
     def _null_means_default(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
+        if len(value) > _MAX_FIELDS:
+            raise PydanticCustomError("invalid", "must have at most {limit} fields", {"limit": _MAX_FIELDS})
         optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
         return {name: item for name, item in value.items() if item is not None or name not in optional}
+
+    @classmethod
+    def fields_with_meaning(cls) -> frozenset[str]:
+        """Return the names, as they are sent, of the fields whose values are read; other values need not be kept."""
+        return frozenset(
+            field.alias or name
+            for name, field in cls.model_fields.items()
+            if not any(isinstance(mark, Dropped) for mark in field.metadata)
+        )

@@ -26,7 +26,7 @@ class TokenizeRequest(StrictModel):
 
     model: str | None = Field(None, description="The served model, if it is left out.")
     prompt: str | None = None
-    messages: list[Message] | None = Field(None, min_length=1, max_length=4096)
+    messages: list[Message] | None = Field(None, min_length=1, max_length=4096, fail_fast=True)
     add_special_tokens: bool = Field(True, description="With the BOS token, if the model wants one.")
     parse_special: bool = Field(False, description="The text of a special token in the prompt is that token.")
     return_pieces: bool = False
@@ -58,7 +58,7 @@ class DetokenizeRequest(StrictModel):
     """The body of POST /detokenize."""
 
     model: str | None = None
-    tokens: list[int] = Field(max_length=MAX_TOKENS)
+    tokens: list[int] = Field(max_length=MAX_TOKENS, fail_fast=True)
 
 
 class ApplyTemplateRequest(Conversation):
