@@ -35,7 +35,8 @@ CLAIMED_BYTES = 2**30  # of the KV pool, in the background; what lies behind is 
 
 def main() -> None:
     """Serve the API process at the other end of the inherited socket until it goes away."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the API process decides
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a service; the API process decides
+        signal.signal(number, signal.SIG_IGN)
     connection = socket.socket(fileno=int(sys.argv[1]))
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the API process is gone, so is this one
         serve(connection)

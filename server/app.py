@@ -1,16 +1,19 @@
 """The HTTP application: the parts of a server, given as arguments, put together."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Lifespan
 
 from model.generation_defaults import GenerationDefaults
 from model.tokenizer import Tokenizer
 from server.admission import Admission
 from server.api_keys import ApiKeys
+from server.canonical_path import CanonicalPath
 from server.chat_template import ChatTemplate
+from server.client_address import Network
 from server.door import Door, DoorKeeper
 from server.engine_watch import EngineWatch, watch_router
 from server.executors import Executors
@@ -57,14 +60,17 @@ def create_app(
     executors: Executors | None = None,
     keys: ApiKeys | None = None,
     hosts: Iterable[str] | None = None,
+    origins: Sequence[str] = (),
+    trusted_proxies: Sequence[Network] = (),
     on_exchange: OnExchange = lambda _: None,
     lifespan: Lifespan[FastAPI] | None = None,
 ) -> FastAPI:
     """Return the application that serves one model; `lifespan` starts and stops what must run beside it.
 
     Parts that are not given have their defaults; close `grammar_check` and `executors` when the server ends. With
-    `keys` all requests but for health and the page bring one of them; with `hosts` the server answers to these names
-    only. `on_exchange` is told of each exchange at its end.
+    `keys` all requests except those for health and the pages bring one of them; with `hosts` the server answers to
+    these names only; pages of `origins` may use it in a browser. `on_exchange` gets each exchange at its end, with the
+    client that one of `trusted_proxies` names.
     """
     admission = admission or Admission(engine.config, metrics)
     door = door or Door(engine.config.max_num_seqs + admission.limits.max_requests)
@@ -94,6 +100,7 @@ def create_app(
         title="Caravan",
         version=version,
         lifespan=lifespan,
+        docs_url=None,  # its page would load scripts from elsewhere; ours is one of the pages
         redoc_url=None,
         redirect_slashes=False,  # a redirect would send the client to whatever host it named
     )
@@ -125,12 +132,22 @@ def create_app(
         ],
         served.names,
     )
-    app.add_middleware(DoorKeeper, door=door, metrics=metrics)  # behind the guard: strangers take no place
+    # From the inside out.
+    app.add_middleware(DoorKeeper, door=door, metrics=metrics)  # inside the guard: a stranger takes no place
     if keys is not None:
         app.add_middleware(KeyGuard, keys=keys)
+    if origins:
+        app.add_middleware(  # around the guard: a preflight has no key
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "HEAD", "POST"],
+            allow_headers=["*"],
+            allow_private_network=True,
+            expose_headers=["x-request-id", "retry-after"],
+        )
     if hosts is not None:
         app.add_middleware(HostGuard, hosts=hosts)
-    app.add_middleware(
-        HttpEdge, metrics=metrics, on_exchange=on_exchange
-    )  # around the guard: a refusal has an id, too, and is counted
+    # Around all of them: a refusal has an id, too, and is counted.
+    app.add_middleware(HttpEdge, metrics=metrics, on_exchange=on_exchange, trusted_proxies=trusted_proxies)
+    app.add_middleware(CanonicalPath, routes=app.openapi()["paths"])  # before any of them looks at the path
     return app

@@ -12,6 +12,7 @@ import uvicorn
 from server.door import Door
 
 LAST_WORDS_SECONDS = 0.5  # that clients get to take the error that ends their streams
+SAME_SIGNAL_SECONDS = 0.25  # `timeout` and others send a signal to the process and to its group: it comes twice
 LAST_COMERS_SECONDS = 0.2  # that who has just connected gets to send a request and read that it came too late
 
 
@@ -37,15 +38,20 @@ class DrainingServer(uvicorn.Server):
         self._drain_seconds = drain_seconds
         self._stop_engine = stop_engine
         self._ends_at_seconds: float | None = None  # None: no signal has come
+        self._signalled_at_seconds = 0.0  # the first time
         self._exits_at_seconds: float | None = None  # None: streams may still go on
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  # uvicorn's signature
         """Take a signal; `on_tick` sees to the rest."""
-        if sig == signal.SIGINT:
+        if sig == signal.SIGINT and sig not in self._captured_signals:
             self._captured_signals.append(sig)  # raised again at the end
         self._door.close()
-        first = time.monotonic() + self._drain_seconds
-        self._ends_at_seconds = first if self._ends_at_seconds is None else 0.0
+        now = time.monotonic()
+        if self._ends_at_seconds is None:
+            self._signalled_at_seconds = now
+            self._ends_at_seconds = now + self._drain_seconds
+        elif now > self._signalled_at_seconds + SAME_SIGNAL_SECONDS:
+            self._ends_at_seconds = 0.0
 
     async def on_tick(self, counter: int) -> bool:
         """See uvicorn: called ten times a second; the server ends when it returns True."""

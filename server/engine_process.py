@@ -56,6 +56,7 @@ class EngineProcess(asyncio.Protocol):
                 [sys.executable, *program, str(theirs.fileno())],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
+                start_new_session=True,  # signals to the group are for the server, which ends it by the socket
                 env=engine_environment(os.environ),
             )
         self._connection.sendall(encode_frame(start))

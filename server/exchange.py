@@ -10,7 +10,7 @@ class Exchange:
     """What is known of an exchange: nothing that a client can choose, beside its harmless id and its trace."""
 
     request_id: str
-    client: str  # address
+    client: str  # an address, parsed
     key_name: str
     method: str
     route: str  # template, never the path that was sent

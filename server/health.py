@@ -14,10 +14,13 @@ def health_router(served: ServedModel, is_ready: Callable[[], bool]) -> APIRoute
     router = APIRouter(tags=["operations"])
     not_ready = errors(503)
 
+    @router.head("/livez", include_in_schema=False)
     @router.get("/livez", summary="The process answers")
     async def live() -> dict[str, str]:
         return {"status": "live"}
 
+    @router.head("/readyz", include_in_schema=False)
+    @router.head("/health", include_in_schema=False)
     @router.get("/readyz", summary="Requests are taken", responses=not_ready)
     @router.get("/health", summary="The same as /readyz", responses=not_ready)
     async def ready() -> dict[str, str]:
@@ -25,6 +28,7 @@ def health_router(served: ServedModel, is_ready: Callable[[], bool]) -> APIRoute
             raise EngineUnavailable
         return {"status": "ready"}
 
+    @router.head("/version", include_in_schema=False)
     @router.get("/version", summary="The server's version", responses=errors(401))
     async def version() -> dict[str, str]:
         return {"version": served.version}

@@ -1,4 +1,8 @@
-"""Names and addresses of the machine itself."""
+"""Names and addresses of the machine itself, and origins of pages."""
+
+import re
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[\w.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 ANY = "*"
@@ -10,6 +14,15 @@ def allowed_hosts(listed: str | None, bound: str) -> tuple[str, ...] | None:
         hosts = tuple(filter(None, map(str.strip, listed.split(","))))
         return None if ANY in hosts else hosts
     return LOOPBACK_NAMES if is_loopback(bound) else None
+
+
+def allowed_origins(listed: str | None) -> tuple[str, ...]:
+    """Return the origins of pages that may use the API, `*` for any; raises ValueError for what is no origin."""
+    origins = tuple(name.lower().removesuffix("/") for part in (listed or "").split(",") if (name := part.strip()))
+    for origin in origins:
+        if origin != ANY and not _ORIGIN.fullmatch(origin):
+            raise ValueError("must be origins such as https://app.example.org, with commas between, or *")
+    return origins
 
 
 def is_loopback(host: str) -> bool:

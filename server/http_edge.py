@@ -3,11 +3,12 @@
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.asker import NO_KEY, SCOPE_END, SCOPE_NAME, SCOPE_REQUEST_ID
+from server.client_address import Network, client_address
 from server.exchange import Exchange
 from server.logs import bind_request_id
 from server.metrics import Metrics
@@ -26,9 +27,17 @@ class HttpEdge:
     client, and hide from the route that the client has gone.)
     """
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, on_exchange: OnExchange = lambda _: None) -> None:
-        """`on_exchange` is told of each exchange when it has ended."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        on_exchange: OnExchange = lambda _: None,
+        trusted_proxies: Sequence[Network] = (),
+    ) -> None:
+        """`on_exchange` gets each exchange when it has ended, with the client that a trusted proxy names."""
         self._app = app
+        self._trusted_proxies = trusted_proxies
         self._metrics = metrics
         self._on_exchange = on_exchange
 
@@ -58,14 +67,15 @@ class HttpEdge:
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
             self._metrics.count_http(route, status or 499)
-            self._on_exchange(_exchange(scope, route, status or 499, time.monotonic() - started))
+            client = client_address(scope, self._trusted_proxies)
+            self._on_exchange(_exchange(scope, client, route, status or 499, time.monotonic() - started))
 
 
-def _exchange(scope: Scope, route: str, status: int, seconds: float) -> Exchange:
+def _exchange(scope: Scope, client: str, route: str, status: int, seconds: float) -> Exchange:
     parents = [value for name, value in scope["headers"] if name == b"traceparent"]
     return Exchange(
         request_id=scope[SCOPE_REQUEST_ID],
-        client=(scope.get("client") or ("-",))[0],
+        client=client,
         key_name=scope.get(SCOPE_NAME, NO_KEY),
         method=scope["method"] if scope["method"] in _METHODS else "-",
         route=route,

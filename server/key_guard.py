@@ -1,16 +1,20 @@
-"""KeyGuard: the door in front of all routes."""
+"""KeyGuard: the API key that a request must bring."""
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.api_keys import ApiKeys
+from server.api_keys import ApiKey, ApiKeys
 from server.asker import SCOPE_NAME
 from server.openai.errors import ApiError
 
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/health"})
+PAGE_PATHS = frozenset({"/", "/docs"})
+SCRAPED_PATH = "/metrics"
+
+_KEY_HEADERS = (b"x-api-key", b"api-key")
 
 
 class KeyGuard:
-    """ASGI middleware that lets nobody through without a key, but to ask for health and for the page.
+    """ASGI middleware that lets no request through without a key, except those for health and for the pages.
 
     The path it decides on is the one that routing uses, not one a client can write into a header.
     """
@@ -20,31 +24,55 @@ class KeyGuard:
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or is_open(scope.get("path", "")):
+        path = scope.get("path", "")
+        if scope["type"] == "lifespan" or is_open(path):
             await self._app(scope, receive, send)
             return
-        name = self._keys.name_of(_bearer(scope))
-        if name is not None:
-            scope[SCOPE_NAME] = name
-            await self._app(scope, receive, send)
-        elif scope["type"] == "http":
-            response = ApiError(
-                401, "The API key is missing or wrong. Send it as `Authorization: Bearer KEY`.", code="invalid_api_key"
-            ).response()
-            response.headers["www-authenticate"] = "Bearer"
+        try:
+            scope[SCOPE_NAME] = self._key_for(path, _keys_of(scope)).name
+        except ApiError as error:
+            if scope["type"] != "http":
+                await send({"type": "websocket.close", "code": 1008})
+                return
+            response = error.response()
+            if error.status == 401:
+                response.headers["www-authenticate"] = "Bearer"
             await response(scope, receive, send)
-        else:
-            await send({"type": "websocket.close", "code": 1008})
+            return
+        await self._app(scope, receive, send)
+
+    def _key_for(self, path: str, sent: list[bytes]) -> ApiKey:
+        """Return the record of the one key that was sent; raises ApiError if it does not open the path."""
+        if len(sent) > 1:
+            raise _unauthorized("The request has several different API keys; send one.")
+        key = self._keys.find(sent[0]) if sent else None
+        if key is None:
+            raise _unauthorized(
+                "The API key is missing or wrong. Send it as `Authorization: Bearer KEY` or `x-api-key: KEY`."
+            )
+        if path == SCRAPED_PATH and not self._keys.can_scrape(key):
+            raise ApiError(403, "This API key may not read the metrics; one marked `scrape` in the key file may.")
+        return key
 
 
 def is_open(path: str) -> bool:
-    """Return whether a path is answered without a key: health, and the files of the page, which are no secret."""
-    return path in OPEN_PATHS or path == "/" or path.startswith("/web/")
+    """Return whether a path is answered without a key: health, and the files of the pages, which are no secret."""
+    return path in OPEN_PATHS or path in PAGE_PATHS or path.startswith("/web/")
 
 
-def _bearer(scope: Scope) -> bytes:
-    values = [value for name, value in scope["headers"] if name == b"authorization"]
-    if len(values) != 1:
-        return b""
-    kind, _, key = values[0].partition(b" ")
-    return bytes(key.strip()) if kind.lower() == b"bearer" else b""
+def _unauthorized(message: str) -> ApiError:
+    return ApiError(401, message, code="invalid_api_key")
+
+
+def _keys_of(scope: Scope) -> list[bytes]:
+    """Return the different keys that a request has in its headers."""
+    keys: set[bytes] = set()
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            scheme, _, key = value.partition(b" ")
+            if scheme.lower() != b"bearer":  # as of a proxy in front, with a password of its own
+                continue
+            keys.add(bytes(key.strip()))
+        elif name in _KEY_HEADERS:
+            keys.add(bytes(value.strip()))
+    return [*keys - {b""}]

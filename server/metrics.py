@@ -43,6 +43,8 @@ _WAIT_ERROR = (-60, -30, -10, -5, -2, -1, -0.5, 0, 0.5, 1, 2, 5, 10, 30, 60)
 
 Rejection = Literal["queue_full", "queue_tokens", "wait", "deadline", "body_memory"]
 REJECTIONS: tuple[Rejection, ...] = get_args(Rejection)
+_COMPLETE: tuple[FinishReason, ...] = ("stop", "length")
+_BROKEN: tuple[FinishReason, ...] = ("abort", "error")  # abort: the client left, or its time was over
 
 
 class Metrics:
@@ -85,12 +87,14 @@ class Metrics:
         )
         for reason in REJECTIONS:
             self._rejections.labels(model_name, reason)
-        self._request_success = Counter(
-            _PREFIX + "request_success",
-            "Sequences that ended, by reason.",
-            ["model_name", "finished_reason"],
-            registry=self.registry,
-        )
+        self._finished = {
+            reason: family.labels(model_name, reason)
+            for family, reasons in (
+                (self._endings("request_success", "Sequences with a complete answer, by reason."), _COMPLETE),
+                (self._endings("request_incomplete", "Sequences that ended before their answer, by reason."), _BROKEN),
+            )
+            for reason in reasons
+        }
         self._http_requests = Counter(
             _PREFIX + "http_requests",
             "HTTP requests answered, by route and status.",
@@ -175,7 +179,7 @@ class Metrics:
 
     def count_finished(self, reason: FinishReason) -> None:
         """Count a sequence that ended."""
-        self._request_success.labels(self._model_name, reason).inc()
+        self._finished[reason].inc()
 
     def count_rejection(self, reason: Rejection) -> None:
         """Count a request that was refused for want of room or time."""
@@ -218,6 +222,9 @@ class Metrics:
 
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(_PREFIX + name, text, ["model_name"], registry=self.registry).labels(self._model_name)
+
+    def _endings(self, name: str, text: str) -> Counter:
+        return Counter(_PREFIX + name, text, ["model_name", "finished_reason"], registry=self.registry)
 
     def _of_keys(self, name: str, text: str, key_names: Sequence[str]) -> dict[str, Counter]:
         """Return a counter for each key, by the key's name; without keys there is no such series."""
@@ -263,7 +270,7 @@ def metrics_router(metrics: Metrics) -> APIRouter:
         "/metrics",
         response_class=PlainTextResponse,
         summary="Metrics in Prometheus' text format, or that of OpenMetrics if it is asked for",
-        responses=errors(401),
+        responses=errors(401, 403),
     )
     async def scrape(request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, ByteSize, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
 from scheduler.config import EngineLimits, Speculation
 from scheduler.messages import StartEngine
 from server.api_keys import ApiKeys, WrongKeys, load_keys
-from server.host_names import is_loopback
+from server.body_memory import DEFAULT_BYTES
+from server.client_address import networks
+from server.host_names import allowed_origins, is_loopback
 from server.model_store import DEFAULT_MODEL
 from server.request_limits import QueueLimits
 
@@ -30,7 +32,22 @@ def _seconds(value: object) -> object:
     return float(match[1]) / (1000 if match[2] == "ms" else 1)
 
 
+def _origins(value: str | None) -> str | None:
+    allowed_origins(value)
+    return value
+
+
+def _networks(value: str | None) -> str | None:
+    try:
+        networks(value)
+    except ValueError:
+        raise ValueError("must be addresses or networks such as 10.0.0.0/8, with commas between") from None
+    return value
+
+
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+Origins = Annotated[str | None, AfterValidator(_origins)]
+Networks = Annotated[str | None, AfterValidator(_networks)]
 
 
 class WrongSettings(ValueError):
@@ -50,6 +67,16 @@ class Settings(BaseSettings):
         description="Host names to answer to, with commas between; `*.name` and `*` are known. "
         "Default: those of this machine if --host is one of them, else any.",
     )
+    allowed_origins: Origins = Field(
+        None,
+        description="Origins whose pages may use the API in a browser (CORS), such as https://app.example.org, "
+        "with commas between; * is any. Default: none.",
+    )
+    trusted_proxies: Networks = Field(
+        None,
+        description="Addresses or networks of proxies whose X-Forwarded-For names the client in the log, "
+        "with commas between. Default: none.",
+    )
     insecure: bool = Field(False, description="Serve other machines without a key: who reaches the port may ask.")
     tls_certificate: Path | None = Field(None, description="A PEM file with the certificate chain, for HTTPS.")
     tls_key: Path | None = Field(None, description="A PEM file with the key of --tls-certificate.")
@@ -60,7 +87,11 @@ class Settings(BaseSettings):
     api_key: str | None = Field(
         None, repr=False, description="Key that requests must bring; several with commas between. Default: none needed."
     )
-    api_key_file: Path | None = Field(None, description="A file of lines `name: key`, to tell users apart.")
+    api_key_file: Path | None = Field(
+        None,
+        description="A file of lines `name: key`, one for each user; `name: key, scrape` may read /metrics, "
+        "`name: key, min-priority=-5` may go before other keys.",
+    )
     chat_template: Path | None = Field(None, description="A Jinja file to use instead of the model's chat template.")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where the model is computed; auto is a GPU (cuda) if PyTorch can use one."
@@ -94,6 +125,11 @@ class Settings(BaseSettings):
     )
     max_queued_tokens: int = Field(
         1_000_000, ge=0, description="Tokens of prompts and answers that wait; what goes beyond is refused (429)."
+    )
+    max_body_memory: ByteSize = Field(
+        ByteSize(DEFAULT_BYTES),
+        ge=1,
+        description="Memory for the bodies of all requests; a long body that finds no room is refused (429).",
     )
     max_wait: float | None = Field(
         None, gt=0, description="Seconds a request may have to wait; one that would wait longer is refused (429)."

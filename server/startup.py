@@ -17,7 +17,9 @@ from scheduler.messages import EngineReady, StepOutput
 from server.admission import Admission
 from server.api_keys import ApiKeys
 from server.app import create_app
+from server.body_memory import BodyMemory
 from server.chat_template import ChatTemplate
+from server.client_address import networks
 from server.door import Door
 from server.draining_server import DrainingServer
 from server.engine_client import EngineClient
@@ -25,7 +27,7 @@ from server.engine_watch import EngineWatch
 from server.exchange import Exchange
 from server.executors import Executors
 from server.grammar_check import GrammarCheck
-from server.host_names import allowed_hosts
+from server.host_names import allowed_hosts, allowed_origins
 from server.http_protocol import HttpProtocol
 from server.metrics import Metrics
 from server.settings import Settings
@@ -60,7 +62,8 @@ async def run_server(
         metrics = Metrics(names[0], report.config, keys.names if keys else ())
         admission = Admission(report.config, metrics, settings.queue_limits)
         stories, watch = StoryBook(), EngineWatch(engine.watch)
-        door = Door(report.config.max_num_seqs + settings.max_queued_requests)
+        bodies = BodyMemory(int(settings.max_body_memory), len(keys.names) if keys else 1)
+        door = Door(report.config.max_num_seqs + settings.max_queued_requests, bodies)
 
         def on_step(output: StepOutput) -> None:
             metrics.observe_step(output)
@@ -100,6 +103,8 @@ async def run_server(
             grammar_check=grammar_check,
             executors=executors,
             hosts=allowed_hosts(settings.allowed_hosts, settings.host),
+            origins=allowed_origins(settings.allowed_origins),
+            trusted_proxies=networks(settings.trusted_proxies),
             keys=keys,
             on_exchange=on_exchange,
             version=version("caravan-llm"),
@@ -111,6 +116,7 @@ async def run_server(
             access_log=False,
             log_config=None,
             lifespan="off",
+            proxy_headers=False,  # uvicorn believes them from this machine, and does not parse addresses
             backlog=BACKLOG,
             timeout_keep_alive=settings.keep_alive_timeout,
             ssl_certfile=settings.tls_certificate,

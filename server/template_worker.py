@@ -71,6 +71,7 @@ def main() -> None:
     """Answer lines until standard input ends."""
     time_limit_seconds, memory_limit_bytes = float(sys.argv[1]), int(sys.argv[2])
     os.nice(int(sys.argv[3]))
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to all processes of a service; the server ends this one
     if sys.platform == "linux":
         resource.setrlimit(resource.RLIMIT_AS, (memory_limit_bytes, memory_limit_bytes))
     first = json.loads(sys.stdin.buffer.readline())

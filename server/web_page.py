@@ -9,6 +9,7 @@ from server.guide import guide_page
 from server.openai.errors import ApiError
 
 PAGE = "index.html"
+DOCS = "docs.html"
 GUIDE = "llama2-from-scratch"
 _TYPES = {
     "html": "text/html; charset=utf-8",
@@ -43,14 +44,18 @@ def page_router() -> APIRouter:
             raise ApiError(404, "There is no such file.")
         return Response(content(name), headers=_HEADERS, media_type=_TYPES[_kind(name)])
 
-    @router.get("/", summary="The page: chat, and the engine live", response_class=Response, include_in_schema=False)
-    async def page() -> Response:
-        return answer(PAGE)
+    def page_at(path: str, name: str) -> None:
+        async def page() -> Response:
+            return answer(name)
 
-    @router.get("/web/{name}", summary="Its parts", response_class=Response, include_in_schema=False)
+        router.add_api_route(path, page, methods=["GET", "HEAD"], response_class=Response, include_in_schema=False)
+
     async def part(name: str) -> Response:
         return answer(name)
 
+    page_at("/", PAGE)  # chat, and the engine live
+    page_at("/docs", DOCS)  # the description of the API
+    router.add_api_route("/web/{name}", part, methods=["GET", "HEAD"], response_class=Response, include_in_schema=False)
     return router
 
 

@@ -104,7 +104,10 @@ def _rows() -> list[tuple[str, list[timeseries.Panel | heatmap.Panel]]]:
                 _lines(
                     "Why sequences ended",
                     "cps",
-                    {"{{finished_reason}}": _rate("request_success", "finished_reason")},
+                    {
+                        "{{finished_reason}}": _rate("request_success", "finished_reason"),
+                        "incomplete: {{finished_reason}}": _rate("request_incomplete", "finished_reason"),
+                    },
                     is_stacked=True,
                 ),
                 _lines(

@@ -18,7 +18,7 @@ from server.openai.logprobs import prompt_logprobs
 from server.openai.prompts import check_report, num_tokens_to_produce
 from server.openai.sampling import check_sampling, sampling_params
 from server.openai.schemas import ChatRequest, CompletionRequest
-from server.openai.sse import DONE, EventStream, event
+from server.openai.sse import DONE, KEEP_ALIVE, EventStream, event, within
 from server.served_model import ServedModel
 from server.stop_strings import StopStrings
 from server.text_stream import ShownPrompt, TextPiece
@@ -77,20 +77,24 @@ class Answer:
         )
 
     async def respond(self, request: Request) -> Response:
-        """Return the HTTP answer; nothing is sent before the engine's first output, so that it may still be an error.
+        """Return the HTTP answer; if the client goes away, the engine stops working on it.
 
-        If the client goes away, the engine stops working on it.
+        Nothing is sent before the engine's first output, so that it may still be an error; but a stream that would be
+        silent for longer than `keep_alive_seconds` begins with a comment, since proxies cut silent connections.
         """
         is_handed_over = False
+        limits = self._served.limits
         try:
             if not self._request.stream:
                 choices = await until_disconnect(request.receive, self._generation.whole_choices())
                 return Response(msgspec.json.encode(self._whole(choices)), media_type="application/json")
-            first = await until_disconnect(request.receive, self._generation.next_pieces())
+            pieces = within(limits.keep_alive_seconds, self._generation.next_pieces())
+            first = await until_disconnect(request.receive, pieces)
             is_handed_over = True
             return EventStream(
                 self._events(first),
-                write_timeout_seconds=self._served.limits.write_timeout_seconds,
+                write_timeout_seconds=limits.write_timeout_seconds,
+                keep_alive_seconds=limits.keep_alive_seconds,
                 on_end=self._generation.end,
             )
         finally:
@@ -122,7 +126,7 @@ class Answer:
         return {"prompt_logprobs": entries}
 
     async def _events(self, pieces: Pieces) -> AsyncGenerator[bytes, None]:
-        """Yield the events of a stream, one or several at once, beginning with those of `pieces`.
+        """Yield the events of a stream, one or several at once, beginning with those of `pieces`, or a comment.
 
         An error becomes an event, too, since the status is already sent.
         """
@@ -136,6 +140,8 @@ class Answer:
             has_only_text=not (has_logprobs or has_token_ids or self._has_tools),
             has_token_ids=has_token_ids,
         )
+        if not pieces:
+            yield KEEP_ALIVE
         try:
             while True:
                 events = b"".join([writer.events(index, piece) for index, piece in pieces])

@@ -12,10 +12,11 @@ _REFERENCE = "#/components/schemas/{model}"
 _ERRORS = {
     400: "A value cannot be used; `param` says which.",
     401: "The API key is missing or wrong, where the server has keys.",
+    403: "The API key may not do this.",
     404: "There is no such model.",
     408: "The body took too long to arrive.",
     413: "The body is too large.",
-    415: "The body is not JSON.",
+    415: "The body is not JSON, or in an encoding other than gzip and zstd.",
     429: "Too much is asked of the server; `Retry-After` says when to come back.",
     500: "The server failed.",
     503: "The engine is not ready; `Retry-After` says when to come back.",
@@ -48,7 +49,7 @@ def documented(
     content = {"schema": {"$ref": _REFERENCE.format(model=schema.__name__)}, "example": example}
     return {
         "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": content}}},
-        "responses": errors(*_ERRORS) | ({} if answer is None else {200: success}),
+        "responses": errors(*_ERRORS.keys() - {403}) | ({} if answer is None else {200: success}),
     }
 
 

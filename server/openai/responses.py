@@ -25,7 +25,7 @@ from server.openai.models import check_model
 from server.openai.prompts import chat_prompt
 from server.openai.response_schemas import ResponsesRequest
 from server.openai.schemas import ChatRequest
-from server.openai.sse import EventStream, named_event
+from server.openai.sse import EventStream, named_event, within
 from server.openai.validation import first_problem
 from server.served_model import ServedModel
 from server.text_stream import TextPiece
@@ -231,11 +231,13 @@ def responses_router(served: ServedModel) -> APIRouter:
             if not body.stream:
                 whole = await until_disconnect(request.receive, _whole(writer, generation))
                 return Response(msgspec.json.encode(whole), media_type="application/json")
-            first = await until_disconnect(request.receive, generation.next_pieces())
+            limits = served.limits
+            first = await until_disconnect(request.receive, within(limits.keep_alive_seconds, generation.next_pieces()))
             is_handed_over = True
             return EventStream(
                 _events(writer, generation, first),
-                write_timeout_seconds=served.limits.write_timeout_seconds,
+                write_timeout_seconds=limits.write_timeout_seconds,
+                keep_alive_seconds=limits.keep_alive_seconds,
                 on_end=generation.end,
             )
         finally:

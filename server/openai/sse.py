@@ -4,9 +4,9 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from fastapi import Response
@@ -16,6 +16,10 @@ from starlette.types import Receive, Scope, Send
 from server.disconnect import until_disconnect
 
 DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"  # a comment: it means nothing to clients, and proxies see that the stream lives
+KEEP_ALIVE_SECONDS = 15.0  # of silence before one is sent; proxies cut streams after 30 to 60
+
+Piece = TypeVar("Piece")
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +70,12 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, events: AsyncGenerator[bytes, None], *, write_timeout_seconds: float, on_end: Callable[[], None]
+        self,
+        events: AsyncGenerator[bytes, None],
+        *,
+        write_timeout_seconds: float,
+        on_end: Callable[[], None],
+        keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
     ) -> None:
         self.status_code = 200
         self.background = None
@@ -75,6 +84,7 @@ class EventStream(Response):
         self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no"})
         self._events = events
         self._write_timeout_seconds = write_timeout_seconds
+        self._keep_alive_seconds = keep_alive_seconds
         self._on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -93,11 +103,14 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
         try:
             async with asyncio.timeout(None) as limit, aclosing(self._events) as events:
-                with WriteWatch(self._write_timeout_seconds, on_stall=lambda: limit.reschedule(0)) as watch:
+                watch = WriteWatch(self._write_timeout_seconds, on_stall=lambda: limit.reschedule(0))
+                keep_alive = KeepAlive(self._keep_alive_seconds, lambda: send(_body(KEEP_ALIVE)), watch)
+                with watch, keep_alive:
                     async for body in events:
-                        watch.write_began_seconds = time.monotonic()
-                        await send({"type": "http.response.body", "body": body, "more_body": True})
+                        began = watch.write_began_seconds = time.monotonic()
+                        await send(_body(body))
                         watch.write_began_seconds = None
+                        keep_alive.wrote_at_seconds = began
                     watch.write_began_seconds = time.monotonic()
                     await send({"type": "http.response.body", "body": b"", "more_body": False})
         except TimeoutError:
@@ -133,6 +146,54 @@ class WriteWatch:
             self._look_after(left_seconds)
         else:
             self._on_stall()
+
+
+class KeepAlive:
+    """Sends a comment when nothing was written for a while, with one timer for a stream."""
+
+    def __init__(self, silent_seconds: float, send_comment: Callable[[], Awaitable[None]], watch: WriteWatch) -> None:
+        """No comment is sent while `watch` sees a write that waits for the client."""
+        self.wrote_at_seconds = time.monotonic()
+        self._silent_seconds = silent_seconds
+        self._send_comment = send_comment
+        self._watch = watch
+        self._sending: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle
+
+    def __enter__(self) -> "KeepAlive":
+        self._look_after(self._silent_seconds)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        if self._sending is not None:
+            self._sending.cancel()  # one that has not begun must not follow the end
+
+    def _look_after(self, seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        left_seconds = self.wrote_at_seconds + self._silent_seconds - now
+        if left_seconds <= 0:
+            left_seconds = self._silent_seconds
+            if self._watch.write_began_seconds is None and (self._sending is None or self._sending.done()):
+                self.wrote_at_seconds = now
+                self._sending = asyncio.ensure_future(self._send_comment())
+        self._look_after(left_seconds)
+
+
+async def within(seconds: float, pieces: Awaitable[list[Piece]]) -> list[Piece]:
+    """Return what `pieces` returns, an empty list if that takes longer than `seconds`; it is cancelled then."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await pieces
+    except TimeoutError:
+        return []
+
+
+def _body(body: bytes) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": body, "more_body": True}
 
 
 class StalledReader(Exception):

@@ -1,5 +1,5 @@
 // Chat: a conversation that is kept in this browser, streamed answers, the tokens of an answer with their probabilities.
-import { complaint, events, headers, trouble } from "./main.js";
+import { complaint, events, headers, trouble } from "./frame.js";
 import { markdown } from "./markdown.js";
 
 const by = (id) => document.getElementById(id);

@@ -1,5 +1,5 @@
 // The engine live: pool, batch, steps and events of the newest view, or of an earlier one.
-import { complaint, events, headers, trouble } from "./main.js";
+import { complaint, events, headers, trouble } from "./frame.js";
 import { teach } from "./lessons.js";
 
 const by = (id) => document.getElementById(id);

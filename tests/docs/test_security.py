@@ -15,6 +15,7 @@ from server.grammar_check import (
 )
 from server.http_protocol import HEAD_SECONDS
 from server.key_guard import is_open
+from server.openai.json_scan import MAX_DEPTH, MAX_VALUES
 from server.openai.tokenize import MAX_SHOWN_TOKENS
 from server.request_limits import QueueLimits, RequestLimits
 from server.settings import Settings, load_settings
@@ -34,14 +35,17 @@ async def test_the_table_of_routes_is_that_of_the_application() -> None:
     async with open_api() as api:
         methods = {path: {*map(str.upper, operations)} for path, operations in api.app.openapi()["paths"].items()}
         methods |= {route.path: {*(route.methods or ())} for route in api.app.routes if isinstance(route, Route)}
-    methods |= {"/": {"GET"}, "/web/{name}": {"GET"}}  # which the document leaves out
+        methods |= {path: {"GET"} for path in ("/", "/docs", "/web/{name}")}  # which the document leaves out
+        for path, names in methods.items():
+            if (await api.http.head(path.replace("{name}", "style.css"))).status_code not in (404, 405):
+                names.add("HEAD")
     routes = {
         f"`{path}`": [", ".join(sorted(names)), "no" if is_open(path) else "yes"] for path, names in methods.items()
     }
-    told = {
+    listed = {
         path: [methods, re.split("[,:]", needs)[0]] for path, methods, needs in rows("Routes and who may call them")
     }
-    assert told == routes
+    assert listed == routes
 
 
 def test_the_limits_are_those_of_the_code() -> None:
@@ -52,6 +56,9 @@ def test_the_limits_are_those_of_the_code() -> None:
         "body of a request": f"{limits.max_body_bytes:,} bytes, {limits.body_timeout_seconds:g} s",
         "a client that takes nothing of its stream": f"{limits.write_timeout_seconds:g} s",
         "an idle connection": f"{settings.keep_alive_timeout} s",
+        "bodies of all requests together": f"{int(settings.max_body_memory):,} bytes",
+        "strings, lists and objects in a body": f"{MAX_VALUES:,}, {MAX_DEPTH} levels deep",
+        "silence of a stream before a comment": f"{limits.keep_alive_seconds:g} s",
         "choices of one request": f"{limits.max_choices}",
         "check of a grammar": (
             f"{FIRST_LIMIT_SECONDS:g} s of a processor, then {TIME_LIMIT_SECONDS:g} s behind other slow ones; "

@@ -1,7 +1,7 @@
 """The whole front end over a fake engine, in the test's own process."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from server.admission import Admission
 from server.api_keys import ApiKeys
 from server.app import create_app
 from server.chat_template import ChatTemplate
+from server.client_address import Network
 from server.door import Door
 from server.executors import Executors
 from server.grammar_check import GrammarCheck
@@ -115,6 +116,8 @@ async def open_api(
     door: Door | None = None,
     grammar_check: GrammarCheck | None = None,
     executors: Executors | None = None,
+    origins: Sequence[str] = (),
+    trusted_proxies: Sequence[Network] = (),
 ) -> AsyncIterator[Api]:
     """Return a front end whose engine follows `script`; it answers "Hello!" by itself."""
     engine = FakeEngineClient(script or says("Hello!"), num_cached_tokens=num_cached_tokens)
@@ -142,6 +145,8 @@ async def open_api(
         stories=stories,
         door=door,
         keys=keys,
+        origins=origins,
+        trusted_proxies=trusted_proxies,
         on_exchange=on_exchange,
         grammar_check=grammar_check,
         executors=executors,

@@ -42,7 +42,7 @@ async def test_an_engine_that_dies_before_the_first_token_is_a_plain_503(api: Ap
     response = await api.http.post(COMPLETIONS, json=LONG | {"stream": stream})
     assert response.status_code == 503
     assert response.json()["error"]["code"] == "unavailable"
-    assert api.sample("request_success_total", finished_reason="error") == 1
+    assert api.sample("request_incomplete_total", finished_reason="error") == 1
 
 
 async def test_an_engine_that_dies_in_a_stream_ends_it_with_an_error_event_and_done(endless: Api) -> None:
@@ -99,7 +99,7 @@ async def test_threat_11_a_client_that_leaves_ends_the_engines_work(endless: Api
     await exchange.end()
     assert sorted(endless.engine.aborted) == list(range(1, n + 1))
     assert endless.engine.num_running == 0
-    assert endless.sample("request_success_total", finished_reason="abort") == n
+    assert endless.sample("request_incomplete_total", finished_reason="abort") == n
 
 
 async def test_threat_11_a_client_that_leaves_before_the_first_token_ends_the_engines_work(endless: Api) -> None:

@@ -6,7 +6,7 @@ from typing import cast
 
 import pytest
 
-from server.api_keys import ApiKeys
+from server.api_keys import ApiKeys, KeyAttributes
 from server.chat_template import ChatTemplate
 from tests.server.openai.api import COMPLETIONS, Api, open_api
 
@@ -36,18 +36,26 @@ async def test_threat_1_every_route_but_health_is_closed_whatever_the_host(
     document = locked.app.openapi()
     routes = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
     routes |= {
-        ("GET", "/docs"),
         ("GET", "/openapi.json"),
         ("GET", "/nowhere"),
         ("OPTIONS", COMPLETIONS),
-        ("GET", "/livez/"),
+        ("GET", "/livez/x"),
+        ("GET", "/livez/../v1/models"),
+        ("GET", "/v1/livez"),
+        ("GET", "//v1/models"),
+        ("GET", "/v1//models/"),
+        ("GET", "/models"),
+        ("POST", "/chat/completions/"),
+        ("GET", "/v1/v1/models"),
         ("GET", "/web"),
+        ("GET", "/web/"),
+        ("GET", "/docs/x"),
         ("GET", "/webs/main.js"),
         ("POST", "/.web/main.js"),
     }
     assert ("GET", "/metrics") in routes
     for method, path in routes:
-        response = await locked.http.request(method, path, headers=headers)
+        response = await locked.http.request(method, f"http://test{path}", headers=headers)
         if path in OPEN:
             assert response.status_code != 401
             continue
@@ -62,6 +70,52 @@ async def test_threat_1_every_route_but_health_is_closed_whatever_the_host(
 async def test_a_key_opens_every_route(locked: Api) -> None:
     assert (await locked.http.post(COMPLETIONS, json=HELLO, headers=of("alice"))).status_code == 200
     assert (await locked.http.get("/metrics", headers={"authorization": "bearer secret-of-bob"})).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/livez/", "//livez", "/readyz//", "//", "/docs/", "//web//style.css"])
+async def test_threat_1_the_path_that_is_routed_decides_however_it_is_spelled(locked: Api, path: str) -> None:
+    assert (await locked.http.get(f"http://test{path}")).status_code == 200
+
+
+@pytest.mark.parametrize("header", ["x-api-key", "API-Key", "X-API-KEY", "api-key"])
+async def test_keys_also_come_in_headers_of_their_own(locked: Api, header: str) -> None:
+    assert (await locked.http.post(COMPLETIONS, json=HELLO, headers={header: KEYS["alice"]})).status_code == 200
+    assert locked.engine.askers[0].key_name == "alice"
+    assert (await locked.http.get("/v1/models", headers={header: "wrong-key"})).status_code == 401
+    assert (await locked.http.get("/v1/models", headers={header: f"Bearer {KEYS['alice']}"})).status_code == 401
+
+
+async def test_one_key_may_come_in_several_headers_and_beside_a_proxys_password(locked: Api) -> None:
+    for others in (of("alice"), {"authorization": "Basic dXNlcjpwYXNz"}, {"authorization": "Bearer "}, {"api-key": ""}):
+        headers = others | {"x-api-key": KEYS["alice"]}
+        assert (await locked.http.get("/v1/models", headers=headers)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("authorization", "Bearer secret-of-alice"), ("x-api-key", "secret-of-bob")],
+        [("authorization", "Bearer secret-of-alice"), ("api-key", "wrong-key")],
+        [("x-api-key", "secret-of-alice"), ("api-key", "secret-of-bob")],
+        [("x-api-key", "secret-of-alice"), ("x-api-key", "secret-of-bob")],
+    ],
+)
+async def test_threat_1_several_different_keys_open_nothing(locked: Api, headers: list[tuple[str, str]]) -> None:
+    refused = await locked.http.get("/v1/models", headers=headers)
+    assert refused.status_code == 401
+    assert refused.json()["error"]["message"] == "The request has several different API keys; send one."
+
+
+async def test_once_a_key_is_marked_only_marked_keys_read_the_metrics() -> None:
+    keys = ApiKeys(KEYS, {"bob": KeyAttributes(may_scrape=True)})
+    async with open_api(keys=keys) as api:
+        for path in ("/metrics", "/metrics/", "//metrics"):
+            refused = await api.http.get(f"http://test{path}", headers=of("alice"))
+            assert refused.status_code == 403
+            assert "`scrape`" in refused.json()["error"]["message"]
+            assert (await api.http.get(f"http://test{path}", headers=of("bob"))).status_code == 200
+        assert (await api.http.get("/v1/models", headers=of("alice"))).status_code == 200
+        assert (await api.http.get("/v1/models", headers=of("bob"))).status_code == 200
 
 
 async def test_two_authorizations_are_none(locked: Api) -> None:

@@ -34,6 +34,33 @@ async def test_probes_and_version_answer_without_work_for_the_engine(api: Api) -
     assert api.engine.submitted == []
 
 
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/health", "/version", "/", "/docs", "/web/style.css"])
+async def test_head_is_answered_as_get(api: Api, path: str) -> None:
+    got, headed = await api.http.get(path), await api.http.head(path)
+    assert (headed.status_code, headed.headers["content-type"]) == (200, got.headers["content-type"])
+    assert headed.headers["content-length"] == got.headers["content-length"]
+    if path in ("/readyz", "/health"):
+        api.engine.is_ready = False
+        assert (await api.http.head(path)).status_code == 503
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/completions/",
+        "//v1//completions",
+        "/completions",
+        "/completions/",
+        "/v1/v1/completions",
+        "/v1/v1/v1//completions/",
+    ],
+)
+async def test_a_path_spelled_otherwise_reaches_its_route(api: Api, path: str) -> None:
+    answer = await api.http.post(f"http://test{path}", json={"model": "fake", "prompt": "hi"})
+    assert answered(answer)["object"] == "text_completion"
+    assert api.sample("http_requests_total", route=COMPLETIONS, status="200") == 1
+
+
 async def test_the_metrics_of_a_request_add_up(api: Api) -> None:
     await api.complete(prompt=["abc", "de"], n=2, max_tokens=3)
     assert api.sample("prompt_tokens_total") == 10
@@ -133,7 +160,7 @@ async def test_the_documentation_describes_the_bodies(api: Api) -> None:
 @pytest.mark.parametrize("host", ["evil.example", "test:1@evil", "", "a/b?c#d"])
 async def test_threat_1_the_host_header_changes_nothing(host: str) -> None:
     async with open_api() as api:
-        for path, status in (("/livez", 200), ("/v1/models", 200), ("/v1/models/", 404), ("/nowhere", 404)):
+        for path, status in (("/livez", 200), ("/v1/models", 200), ("/v1/models/", 200), ("/nowhere", 404)):
             response = await api.http.get(path, headers={"host": host}, follow_redirects=False)
             assert isinstance(response, httpx.Response)
             assert response.status_code == status

@@ -3,20 +3,25 @@
 import asyncio
 import json
 import time
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from server.chat_template import ChatTemplate
 from server.openai.chat import ChatShape
 from server.openai.chunks import ChunkShape, ChunkWriter
 from server.openai.completions import CompletionShape
 from server.openai.schemas import ChatRequest, CompletionRequest
-from server.openai.sse import TextEvent, WriteWatch, event
+from server.openai.sse import KEEP_ALIVE, EventStream, TextEvent, WriteWatch, event
+from server.request_limits import RequestLimits
 from server.text_stream import TextPiece
 from server.tools.call_format import HERMES
 from tests.fakes import byte_tokenizer
+from tests.server.openai.api import Api, open_api
+from tests.server.openai.asgi import Exchange, until
 
 HEAD = {"id": "cmpl-1", "created": 1, "model": 'a "quoted" \u2028 name'}
 
@@ -98,3 +103,90 @@ async def test_a_watch_that_was_left_notices_nothing() -> None:
         watch.write_began_seconds = time.monotonic()
     await asyncio.sleep(0.05)
     assert not stalled.is_set()
+
+
+class Client:
+    """Takes what a stream sends; while it does not read, a write waits."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.is_ended = False
+        self.reads = asyncio.Event()
+        self.reads.set()
+
+    async def send(self, message: Any) -> None:
+        await self.reads.wait()
+        assert not self.is_ended, "nothing may follow the end"
+        if message["type"] == "http.response.body":
+            self.sent.append(message["body"])
+            self.is_ended = not message["more_body"]
+
+    async def receive(self) -> Any:
+        await asyncio.Event().wait()
+
+
+async def streamed(client: Client, pauses: list[float], *, keep_alive_seconds: float = 0.05) -> None:
+    """Send an event after each pause."""
+
+    async def events() -> AsyncGenerator[bytes, None]:
+        for pause in pauses:
+            await asyncio.sleep(pause)
+            yield b"data: {}\n\n"
+
+    stream = EventStream(events(), write_timeout_seconds=5, keep_alive_seconds=keep_alive_seconds, on_end=lambda: None)
+    await stream({"type": "http"}, client.receive, client.send)
+
+
+async def test_a_silent_stream_sends_comments_and_a_busy_one_does_not() -> None:
+    client = Client()
+    await streamed(client, [0.28, 0.01, 0.01, 0.13])
+    assert client.is_ended
+    kinds = [body for body in client.sent if body]
+    assert set(kinds) == {KEEP_ALIVE, b"data: {}\n\n"}
+    first = kinds.index(b"data: {}\n\n")
+    assert 3 <= first <= 5
+    assert kinds[first + 1 : first + 3] == [b"data: {}\n\n"] * 2
+    assert 1 <= kinds[first + 3 :].count(KEEP_ALIVE) <= 2
+    client = Client()
+    await streamed(client, [0.0] * 50, keep_alive_seconds=0.5)
+    assert KEEP_ALIVE not in client.sent
+
+
+async def test_no_comment_joins_a_write_that_waits_for_its_client() -> None:
+    client = Client()
+    streaming = asyncio.create_task(streamed(client, [0.0, 0.0]))
+    client.reads.clear()
+    await asyncio.sleep(0.2)
+    client.reads.set()
+    await streaming
+    assert client.sent == [b"data: {}\n\n"] * 2 + [b""]
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/responses"])
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_stream_that_waits_begins_before_its_first_token(path: str, fails: bool, chat_ml: ChatTemplate) -> None:
+    limits = RequestLimits(keep_alive_seconds=0.05)
+    async with open_api(chat_template=chat_ml, limits=limits) as api:
+        api.engine.released.clear()
+        body = {"model": "fake", "stream": True} | {
+            "/v1/completions": {"prompt": "hi"},
+            "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
+            "/v1/responses": {"input": "hi"},
+        }[path]
+        exchange = Exchange(api.app, path, body)
+        await until(lambda: KEEP_ALIVE.decode() in exchange.body)
+        assert exchange.status == 200
+        assert "delta" not in exchange.body
+        assert "text" not in exchange.body or path == "/v1/responses"
+        api.engine.fails_after = 0 if fails else None
+        api.engine.released.set()
+        await exchange.end()
+        assert ("internal_error" in exchange.body) == fails
+        last = "response.failed" if fails else "response.completed"
+        assert last in exchange.body if path == "/v1/responses" else exchange.body.endswith("data: [DONE]\n\n")
+
+
+async def test_an_error_before_that_is_still_a_status(api: Api) -> None:
+    api.engine.fails_after = 0
+    response = await api.http.post("/v1/completions", json={"model": "fake", "prompt": "hi", "stream": True})
+    assert response.status_code == 500

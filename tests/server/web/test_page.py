@@ -65,7 +65,7 @@ def page(browser: Browser, server: RunningServer) -> Iterator[Page]:
 def aborted(server: RunningServer) -> int:
     """Return how many requests were given up by their clients."""
     found = re.search(
-        r'request_success_total\{[^}]*finished_reason="abort"[^}]*\} (\d+)', server.http.get("/metrics").text
+        r'request_incomplete_total\{[^}]*finished_reason="abort"[^}]*\} (\d+)', server.http.get("/metrics").text
     )
     return int(found[1]) if found else 0
 
