@@ -50,12 +50,18 @@ class RunningServer:
 
 
 @contextmanager
-def running_server(model: Path | str, *options: str, program: str = "server.cli") -> Iterator[RunningServer]:
-    """Start `caravan serve` on a free port and stop it at the end; what it says goes to the test's output."""
+def running_server(
+    model: Path | str, *options: str, program: str = "server.cli", in_new_group: bool = False
+) -> Iterator[RunningServer]:
+    """Start `caravan serve` on a free port and stop it at the end; what it says goes to the test's output.
+
+    In a process group of its own it can be sent what a terminal or a supervisor sends to the group.
+    """
     process = subprocess.Popen(
         [sys.executable, "-m", program, "serve", str(model), "--port", "0", *options],
         stdout=subprocess.PIPE,
         text=True,
+        process_group=0 if in_new_group else None,
     )
     assert process.stdout is not None
     lines: list[str] = []

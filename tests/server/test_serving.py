@@ -5,6 +5,7 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
+from server.draining_server import SAME_SIGNAL_SECONDS
 from tests.gguf_files import write_tiny_llama
 from tests.server.running_server import RunningServer, eventually, running_server
 
@@ -183,6 +185,48 @@ def test_threat_20_sigterm_lets_a_stream_finish_and_tells_others_to_come_back(ti
         assert not any(Path(f"/proc/{pid}").exists() for pid in children)
 
 
+@pytest.mark.parametrize(
+    ("number", "is_whole_service"),
+    [(signal.SIGTERM, False), (signal.SIGINT, False), (signal.SIGTERM, True)],
+    ids=["SIGTERM to the group", "Ctrl-C", "SIGTERM to every process"],
+)
+def test_threat_20_a_signal_to_all_processes_lets_a_stream_finish(
+    tiny_model_path: Path, number: int, is_whole_service: bool
+) -> None:
+    with running_server(tiny_model_path, "--kv-cache-memory", "4MiB", in_new_group=True) as running:
+        children = running.children()
+        assert len(children) == 2  # the engine and the chat template's worker
+        with running.http.stream("POST", "/v1/completions", json=LONG | {"stream": True}) as response:
+            lines = response.iter_lines()
+            next(lines)
+            os.kill(running.process.pid, number)  # as `timeout` does, which also sends it to the group
+            os.killpg(running.process.pid, number)
+            for child in children if is_whole_service else ():  # as systemd does
+                os.kill(child, number)
+            events = [line for line in lines if line]
+            assert events[-1] == "data: [DONE]"
+            assert "error" not in events[-2]
+        assert running.process.wait(10) == (130 if number == signal.SIGINT else 0)
+        eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), within_seconds=2)
+
+
+@pytest.mark.skipif(shutil.which("timeout") is None, reason="coreutils' timeout is not installed")
+def test_threat_20_the_timeout_command_lets_a_stream_finish(tiny_model_path: Path) -> None:
+    command = ["timeout", "300", sys.executable, "-m", "server.cli", "serve", str(tiny_model_path), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        ready = next(line for line in process.stdout if line.startswith("Ready"))
+        url = ready.split()[1] + "/completions"
+        with httpx.stream("POST", url, json=LONG | {"stream": True}, timeout=60, trust_env=False) as response:
+            lines = response.iter_lines()
+            next(lines)
+            process.terminate()  # `timeout` sends it to the server, and again to the group of both
+            events = [line for line in lines if line]
+        assert events[-1] == "data: [DONE]"
+        assert "error" not in events[-2]
+        assert process.wait(20) == 0
+
+
 def test_a_stream_that_outlasts_the_drain_timeout_ends_with_an_error_and_done(tiny_model_path: Path) -> None:
     with running_server(
         tiny_model_path, "--kv-cache-memory", "4MiB", "--max-num-seqs", "4", "--drain-timeout", "0.2"
@@ -224,6 +268,7 @@ def test_threat_20_a_second_sigterm_ends_the_server_within_a_second(tiny_model_p
             next(lines)
             running.process.terminate()
             eventually(lambda: running.http.get("/readyz").status_code == 503, within_seconds=1)
+            time.sleep(SAME_SIGNAL_SECONDS)
             running.process.terminate()
             began = time.monotonic()
             events = [line for line in lines if line]
