@@ -82,7 +82,7 @@ async def _read_bytes(request: Request, limits: RequestLimits, share: BodyShare)
     if declared.isdecimal():
         if int(declared) > limits.max_body_bytes:
             raise _too_large(limits)
-        _take(share, int(declared))
+        _take(share, int(declared), is_declared=True)
     body = bytearray()
     try:
         async with asyncio.timeout(limits.body_timeout_seconds):
@@ -96,10 +96,10 @@ async def _read_bytes(request: Request, limits: RequestLimits, share: BodyShare)
     return bytes(body)
 
 
-def _take(share: BodyShare, num_bytes: int) -> None:
+def _take(share: BodyShare, num_bytes: int, *, is_declared: bool = False) -> None:
     if not share.grow(num_bytes):
         error = no_memory()
-        error.is_body_unread = True
+        error.is_body_unread = not is_declared  # else the rest is passed over, so that the client reads the answer
         raise error
 
 

@@ -155,7 +155,7 @@ async def test_threat_28_a_body_that_finds_no_memory_is_429_and_gets_in_when_the
         refused = await api.http.post(COMPLETIONS, json=large)
         assert error_of(refused, 429)["code"] == "server_overloaded"
         assert refused.headers["retry-after"] == "1"
-        assert refused.headers["connection"] == "close"
+        assert "connection" not in refused.headers
         assert (await api.complete())["choices"]  # small ones get in
         slow.go_on.set()
         assert (await first).status_code == 200
