@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 import typer
+from pydantic import ByteSize
 
 from server.bench.lengths import NOTATION, parse_concurrency, parse_lengths
 from server.logs import set_up_logs
@@ -286,7 +287,8 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
         kind = _metavar(field.annotation)
         text = f"{field.description} [{variable}]"
         if field.default is not None:
-            text = f"{field.description} [{variable}; default: {field.default}]"
+            default = field.default.human_readable() if isinstance(field.default, ByteSize) else field.default
+            text = f"{field.description} [{variable}; default: {default}]"
         is_switch = field.annotation is bool
         option = (
             typer.Argument(help=text, metavar="MODEL", show_default=False)

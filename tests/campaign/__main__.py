@@ -15,6 +15,7 @@ from typing import Any
 
 from benchmarks.machine import machine
 from server.model_store import resolve_model
+from tests.campaign.body_flood import flood, large_bodies
 from tests.campaign.cuts import cut_campaign
 from tests.campaign.engine_faults import fault_campaign
 from tests.campaign.long_prompt import pauses_beside_a_long_prompt
@@ -96,6 +97,17 @@ async def cuts(model: Path) -> Result:
         return vars(await cut_campaign(server, num_cuts=10_000, seed=int(time.time())))
 
 
+async def body_flood(model: Path) -> Result:
+    """Twelve bodies of 8 MB at once, of eight kinds, ten times."""
+    floods = []
+    for kind, body in large_bodies().items():
+        with running_server(model, *TINY, "--kv-cache-memory", "4MiB") as server:
+            report = await flood(server, kind, body, num_rounds=10)
+            statuses = {str(status): num for status, num in report.statuses.items()}
+            floods.append(vars(report) | {"statuses": statuses})
+    return {"floods": floods}
+
+
 async def shutdown(model: Path) -> Result:
     """50 times SIGTERM under load."""
     report = await asyncio.to_thread(shutdown_campaign, model, num_shutdowns=50, seed=int(time.time()))
@@ -134,6 +146,7 @@ REAL_PARTS: dict[str, Callable[[Path], Any]] = {
 TINY_PARTS: dict[str, Callable[[Path], Any]] = {
     "shutdown": shutdown,
     "cuts": cuts,
+    "body_flood": body_flood,
     "memory": memory,
     "seeded_bugs": seeded_bugs,
 }

@@ -131,6 +131,27 @@ A tiny model; connections closed or reset at random moments.
 | sequences that still run | {result["num_running"]:g} |"""
 
 
+def _body_flood(result: Part) -> str:
+    rows = [
+        f"| {flood['kind']} | {flood['statuses'].get('200', 0)} | {flood['statuses'].get('400', 0)} "
+        f"| {flood['statuses'].get('429', 0)} | {flood['live_p99_seconds'] * 1000:.0f} ms "
+        f"| {flood['live_max_seconds'] * 1000:.0f} ms | {flood['grown_bytes'] / 1e6:.0f} MB |"
+        for flood in result["floods"]
+    ]
+    return "\n".join(
+        [
+            "## Large bodies at once",
+            "",
+            "Twelve bodies of 8 MB at once, ten times for each kind. What finds no memory is refused (429); what has more values than a body",
+            "may have, or is longer than the model can take, is 400. `/livez` is asked all the while by another process.",
+            "",
+            "| bodies | 200 | 400 | 429 | `/livez` p99 | longest | memory of the API process grew by |",
+            "|---|---|---|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
 def _memory(result: Part) -> str:
     rows = [
         f"| {server}, {process} | {slope['bytes_per_request']:.0f} ± {slope['half_width']:.0f} "
@@ -166,6 +187,7 @@ _SECTIONS = {
     "long_prompt": _long_prompt,
     "shutdown": _shutdown,
     "cuts": _cuts,
+    "body_flood": _body_flood,
     "memory": _memory,
     "seeded_bugs": _seeded_bugs,
 }

@@ -11,7 +11,12 @@ ROOT = Path(__file__).parents[2]
 
 async def test_the_page_comes_without_a_key_under_a_strict_policy() -> None:
     async with open_api() as api:
-        for path, kind in (("/", "text/html"), ("/web/main.js", "text/javascript"), ("/web/style.css", "text/css")):
+        for path, kind in (
+            ("/", "text/html"),
+            ("/docs", "text/html"),
+            ("/web/main.js", "text/javascript"),
+            ("/web/style.css", "text/css"),
+        ):
             response = await api.http.get(path)
             assert response.status_code == 200
             assert response.headers["content-type"].startswith(kind)

@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import sys
 import tracemalloc
 from collections.abc import AsyncIterator
 from typing import Any
@@ -13,7 +14,6 @@ from server.body_memory import SMALL_BYTES, BodyMemory
 from server.chat_template import ChatTemplate
 from server.door import Door
 from server.openai.body import _decode_fields, _plan
-from server.openai.content_encoding import zstd
 from server.openai.response_schemas import ResponsesRequest
 from server.openai.schemas import ChatRequest, CompletionRequest
 from server.request_limits import RequestLimits
@@ -21,6 +21,11 @@ from tests.fakes import says
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, Body, a_chat, answered, open_api
 from tests.server.openai.asgi import until
 from tests.server.openai.test_bad_requests import error_of
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 JSON = {"content-type": "application/json"}
 LONG = 2 * SMALL_BYTES
