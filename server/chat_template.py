@@ -3,10 +3,13 @@
 import logging
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 
 from model.literal_search import LiteralSearch
 from server import template_worker
 from server.special_token_guard import Json, SpecialTokenGuard, all_strings, unused_characters
+from server.template_probe import probe_template
+from server.template_shape import TemplateShape, text_part
 from server.worker_pool import WorkerPool
 from server.worker_process import LimitExceeded, MemoryLimitExceeded, TimeLimitExceeded, WorkerProcess
 
@@ -55,6 +58,19 @@ class ChatTemplate:
     def pids(self) -> list[int]:
         """The process ids of all workers."""
         return self._workers.pids
+
+    @property
+    def knows_tools(self) -> bool:
+        """Whether the template writes tools by itself."""
+        return "tools" in self.source
+
+    @cached_property
+    def shape(self) -> TemplateShape:
+        """The form in which the template reads messages; found by rendering some when it is first asked for."""
+        return probe_template(
+            lambda messages, tools: self.render(messages, special_tokens=(), tools=tools).text,
+            knows_tools=self.knows_tools,
+        )
 
     def render(
         self,
@@ -123,12 +139,32 @@ class ChatTemplate:
         return worker
 
 
+def usable_template(source: str, bos_token: str, eos_token: str) -> ChatTemplate:
+    """Return the template; raises ValueError if it is none, or if no prompt would have the text of a user's message."""
+    template = ChatTemplate(source, bos_token, eos_token)
+    if template.shape.is_blind:
+        template.close()
+        raise ValueError(
+            "The model's chat template cannot be used: it drops the text of a user's message, whether the content is a "
+            "string or a list of text parts. Give another one with --chat-template."
+        )
+    return template
+
+
 def _mark_end(messages: Json, mark: str) -> None:
-    """Append the mark and a space to the last message: whether the space survives tells if the template trims."""
+    """Append the mark and a space to the last message: whether the space survives shows if the template trims."""
     assert isinstance(messages, list)
     final = messages[-1]
     assert isinstance(final, dict)
-    final["content"] = f"{final['content']}{mark} "
+    content = final["content"]
+    if not isinstance(content, list):
+        final["content"] = f"{'' if content is None else content}{mark} "
+    elif content:
+        part = content[-1]
+        assert isinstance(part, dict)
+        part["text"] = f"{part['text']}{mark} "
+    else:
+        content.append(text_part(f"{mark} "))
 
 
 def _cut_at_mark(text: str, mark: str) -> str:

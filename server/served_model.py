@@ -16,8 +16,9 @@ from server.grammar_check import GrammarCheck
 from server.metrics import Metrics
 from server.request_limits import RequestLimits
 from server.story_book import StoryBook
+from server.template_shape import SHORT_ID_LENGTH, random_letters
 from server.token_stream import TokenStream
-from server.tools.call_format import CallFormat, format_of
+from server.tools.call_format import HERMES, PYTHON_TAG, TOOL_CALLS, CallFormat, format_of
 
 
 class Engine(Protocol):
@@ -71,13 +72,21 @@ class ServedModel:
 
     @cached_property
     def call_format(self) -> CallFormat:
-        """How the model writes tool calls."""
-        return format_of(self.chat_template.source if self.chat_template is not None else "")
+        """How the model writes tool calls; as prompts ask for where the template knows no tools."""
+        template = self.chat_template
+        return format_of(template.source) if template is not None and template.knows_tools else HERMES
+
+    def new_call_id(self) -> str:
+        """Return a random id for a tool call, in a form that the model's chat template takes."""
+        is_short = self.call_format.has_short_ids or (
+            self.chat_template is not None and self.chat_template.shape.takes_short_ids_only
+        )
+        return random_letters(SHORT_ID_LENGTH) if is_short else f"call_{random_letters(24)}"
 
     @cached_property
     def call_token_ids(self) -> frozenset[int]:
         """The special tokens that open or close tool calls, which readers of a text must see."""
-        texts = ("[TOOL_CALLS]", "<|python_tag|>", "<tool_call>", "</tool_call>")
+        texts = (TOOL_CALLS, "[CALL_ID]", "[ARGS]", PYTHON_TAG, "<tool_call>", "</tool_call>")
         special = self.tokenizer.special_tokens
         return frozenset(special[text] for text in texts if text in special)
 

@@ -44,6 +44,17 @@ def all_strings(value: Json) -> Iterator[str]:
             yield from all_strings(item)
 
 
+def all_keys(value: Json) -> Iterator[str]:
+    """Yield every key of the objects in `value`."""
+    if isinstance(value, list):
+        for item in value:
+            yield from all_keys(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield key
+            yield from all_keys(item)
+
+
 class SpecialTokenGuard:
     """Interrupts the text of special tokens with `guard`, after its first character."""
 

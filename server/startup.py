@@ -18,7 +18,7 @@ from server.admission import Admission
 from server.api_keys import ApiKeys
 from server.app import create_app
 from server.body_memory import BodyMemory
-from server.chat_template import ChatTemplate
+from server.chat_template import ChatTemplate, usable_template
 from server.client_address import networks
 from server.door import Door
 from server.draining_server import DrainingServer
@@ -188,12 +188,13 @@ def _text_parts(model_path: Path, template_file: Path | None) -> tuple[Tokenizer
     """
     tokenizer = load_tokenizer(model_path)
     if template_file is not None:
-        return tokenizer, ChatTemplate(template_file.read_text("utf-8"), tokenizer.bos_token, tokenizer.eos_token)
+        source = template_file.read_text("utf-8")
+        return tokenizer, usable_template(source, tokenizer.bos_token, tokenizer.eos_token)
     if tokenizer.chat_template is None:
         logger.warning("The model has no chat template; /v1/chat/completions will refuse requests.")
         return tokenizer, None
     try:
-        return tokenizer, ChatTemplate(tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token)
+        return tokenizer, usable_template(tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token)
     except ValueError as error:
         logger.warning("%s /v1/chat/completions will refuse requests.", error)
         return tokenizer, None

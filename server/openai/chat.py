@@ -1,12 +1,10 @@
 """POST /v1/chat/completions."""
 
 import time
-import uuid
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from model.tokenizer import Tokenizer
 from server.asker import asker_of, key_name_of
 from server.openai.answer import Answer
 from server.openai.answer_schemas import ChatCompletion
@@ -14,12 +12,12 @@ from server.openai.body import read_body
 from server.openai.constraint import checked_grammar
 from server.openai.documentation import documented
 from server.openai.logprobs import chat_logprobs
+from server.openai.message_warnings import message_warnings
 from server.openai.models import check_model
-from server.openai.prompts import chat_prompt, unseen_fields
+from server.openai.prompts import chat_prompt
 from server.openai.schemas import ChatRequest
 from server.served_model import ServedModel
 from server.text_stream import TextPiece
-from server.tools.call_format import CallFormat
 from server.tools.call_reader import CallReader
 
 EXAMPLE = {
@@ -37,10 +35,9 @@ class ChatShape:
     object_name = "chat.completion"
     chunk_object_name = "chat.completion.chunk"
 
-    def __init__(self, request: ChatRequest, tokenizer: Tokenizer, call_format: CallFormat) -> None:
+    def __init__(self, request: ChatRequest, served: ServedModel) -> None:
         self._request = request
-        self._tokenizer = tokenizer
-        self._call_format = call_format
+        self._served = served
         self._readers: dict[int, CallReader] = {}  # by choice, of a request with tools
 
     def whole(self, index: int, choice: TextPiece) -> dict[str, Any]:
@@ -69,18 +66,21 @@ class ChatShape:
         """Return the content of a piece, and what it says of calls."""
         reader = self._readers.get(index)
         if reader is None:
-            several = self._request.allows_several_calls
-            reader = self._readers[index] = CallReader(self._call_format, allows_several=several)
+            reader = self._readers[index] = CallReader(
+                self._served.call_format,
+                allows_several=self._request.allows_several_calls,
+                is_forced=bool(self._request.required_tools),
+            )
         parts = reader.push(piece.text)
         if piece.finish_reason is not None:
-            parts += reader.finish()
+            parts += reader.finish(is_cut_off=piece.finish_reason == "length")
         calls: dict[int, dict[str, Any]] = {}
         for call in (call for part in parts for call in part.calls):
             known = calls.setdefault(call.index, {"index": call.index, "function": {"arguments": ""}})
             known["function"]["arguments"] += call.arguments
             if call.name is not None:
                 function = {"name": call.name, **known["function"]}
-                known |= {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
+                known |= {"id": self._served.new_call_id(), "type": "function", "function": function}
         return "".join(part.content for part in parts), list(calls.values())
 
     def opening(self, index: int) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class ChatShape:
         choice: dict[str, Any] = {
             "index": index,
             kind: content,
-            "logprobs": chat_logprobs(piece.entries, self._tokenizer) if has_logprobs else None,
+            "logprobs": chat_logprobs(piece.entries, self._served.tokenizer) if has_logprobs else None,
             "finish_reason": self._finish_reason(index, piece),
         }
         if self._request.return_token_ids:
@@ -125,7 +125,7 @@ def chat_router(served: ServedModel) -> APIRouter:
         check_model(served, body.model)
         key_name = key_name_of(request.scope)
         prompt = await chat_prompt(served, body, key_name)
-        shape = ChatShape(body, served.tokenizer, served.call_format)
+        shape = ChatShape(body, served)
         grammar = await checked_grammar(served, body, key_name)
         asker = asker_of(request.scope, body.priority, body.cache_salt)
         answer = Answer(
@@ -136,7 +136,7 @@ def chat_router(served: ServedModel) -> APIRouter:
             grammar=grammar,
             asker=asker,
             arrived_at_seconds=arrived_at_seconds,
-            warnings=unseen_fields(served, body),
+            warnings=message_warnings(served, body),
         )
         return await answer.respond(request)
 

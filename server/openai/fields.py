@@ -111,23 +111,6 @@ def _is_token_list(value: list[Any]) -> bool:
     return all(type(item) is int for item in value)
 
 
-def _content(value: Any) -> str:
-    """Return a message's content, given as a string or as text parts, as one string."""
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        raise wrong("must be a string or a list of text parts")
-    texts = []
-    for index, part in enumerate(value):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text":
-            raise wrong("must have text parts only; part {index} is of type {kind}", index=index, kind=shown(kind))
-        if set(part) != {"type", "text"} or not isinstance(part["text"], str):
-            raise wrong("must have parts of type and text only; part {index} is different", index=index)
-        texts.append(part["text"])
-    return "".join(texts)
-
-
 def check_depth(value: Any) -> None:
     """Raise the error of a value that is nested too deeply to be walked through."""
     level, depth = [value], 0
@@ -152,18 +135,7 @@ def _plain(read: Callable[[Any], Any], accepts: Any) -> PlainValidator:
     return PlainValidator(read, json_schema_input_type=accepts)
 
 
-_TEXT_PART = {
-    "type": "object",
-    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-    "required": ["type", "text"],
-    "additionalProperties": False,
-}
-
 SchemaField = Annotated[dict[str, Any], AfterValidator(_schema)]
 StopField = Annotated[list[str], _plain(_stop_strings, str | list[str])]
 LogitBiasField = Annotated[dict[int, float], _plain(_logit_bias, dict[str, Annotated[float, Field(ge=-100, le=100)]])]
 PromptField = Annotated[list[str | list[int]], _plain(_prompts, str | list[str] | list[int] | list[list[int]])]
-ContentField = Annotated[
-    str,
-    _plain(_content, str | list[Annotated[dict[str, str], Field(json_schema_extra=_TEXT_PART)]]),
-]

@@ -2,12 +2,26 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainValidator, model_validator
 
 from server.openai.errors import invalid
-from server.openai.fields import ContentField, Only, Unsupported
+from server.openai.fields import NoEffect, Unsupported
+from server.openai.message_content import ContentField, has_cache_marks
 from server.openai.strict_model import StrictModel
 from server.openai.tool_schemas import MAX_TOOLS, Tool, ToolCall
+
+_INSTEAD_OF_CONTENT = ("tool_calls", "refusal", "reasoning_content", "reasoning", "reasoning_details")
+
+
+def _texts_of_details(value: Any) -> str:
+    """Return the readable text of `reasoning_details`, a list of objects of which some have one."""
+    details = value if isinstance(value, list) else []
+    texts = [detail.get("text") for detail in details if isinstance(detail, dict)]
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+_Dropped = Annotated[Any, NoEffect(), PlainValidator(lambda _: None, json_schema_input_type=Any)]
+_DetailsField = Annotated[str, PlainValidator(_texts_of_details, json_schema_input_type=list[Any])]
 
 
 class Message(StrictModel):
@@ -16,23 +30,41 @@ class Message(StrictModel):
     role: Literal["system", "developer", "user", "assistant", "tool"] = Field(
         description="developer is another name of system."
     )
-    content: ContentField = Field(description="May be left out beside `tool_calls`.")
+    content: ContentField = Field(
+        description="May be null in messages of assistants and tools, and left out beside `tool_calls` or `refusal`."
+    )
     name: str | None = Field(None, max_length=256)
     tool_call_id: str | None = Field(None, max_length=256)
 
-    # What an answer of ours, or of OpenAI, has and a client may send back with the next question.
-    refusal: Unsupported = None
+    # What an answer has and a client may send back with the next question.
+    tool_calls: list[ToolCall] = Field([], max_length=MAX_TOOLS)
+    refusal: str | None = Field(None, description="Goes into the prompt as the message's text.")
+    reasoning_content: str | None = Field(None, description="For chat templates that write earlier reasoning.")
+    reasoning: str | None = Field(None, description="Another name of `reasoning_content`.")
+    reasoning_details: _DetailsField = Field("", description="Its texts are used if there is no `reasoning_content`.")
     audio: Unsupported = None
     function_call: Unsupported = None
-    annotations: Annotated[Any, Only(None, [])] = None
-    tool_calls: list[ToolCall] = Field([], max_length=MAX_TOOLS)
+    annotations: _Dropped = None
+    cache_control: _Dropped = Field(None, description="Prefixes are cached anyway. Content parts may have it, too.")
+
+    @property
+    def reasoning_text(self) -> str:
+        """The reasoning before the message, under whichever name it was sent."""
+        return self.reasoning_content or self.reasoning or self.reasoning_details
 
     @model_validator(mode="before")
     @classmethod
-    def _calls_need_no_content(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("tool_calls") and value.get("content") is None:
-            return {**value, "content": ""}
-        return value
+    def _read_older_forms(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        added: dict[str, Any] = {}
+        if value.get("role") == "assistant" and any(value.get(name) for name in _INSTEAD_OF_CONTENT):
+            added["content"] = value.get("content")
+        if value.get("annotations") == []:
+            added["annotations"] = None
+        if has_cache_marks(value.get("content")):
+            added["cache_control"] = True
+        return {**value, **added}
 
     @model_validator(mode="after")
     def _only_assistants_call(self) -> Self:
@@ -51,7 +83,7 @@ class Conversation(StrictModel):
 
     @property
     def shown_tools(self) -> list[Tool]:
-        """The functions that the model is told of."""
+        """The functions that the prompt describes."""
         return self.tools
 
     @model_validator(mode="after")

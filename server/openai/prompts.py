@@ -1,7 +1,6 @@
 """From what a request says to the token ids the engine continues."""
 
 import logging
-import re
 from collections.abc import Callable, Collection
 from functools import partial
 from typing import TypeVar
@@ -10,14 +9,14 @@ from server.chat_template import RenderedPrompt, TemplateFailed, TemplateRefused
 from server.openai.errors import ApiError, invalid
 from server.openai.messages import Conversation
 from server.openai.schemas import ChatRequest, CompletionRequest
+from server.openai.template_messages import plain_messages, shaped_messages
 from server.served_model import ServedModel
 from server.special_token_guard import Json
-from server.tools.tool_prompt import described, knows_tools, with_parsed_arguments
+from server.tools.tool_prompt import described
 
 _LONG_TEXT_CHARACTERS = 2000  # of all texts of a request; tokenized in a thread from here on: the event loop goes on
 _PROBED_CHARACTERS_PER_TOKEN = 4  # of the longest prompt, in the beginning of a text that is tokenized to judge it
 _DEFAULT_COMPLETION_TOKENS = 16
-_NAME_IN_TEMPLATE = re.compile(r"""message(?:\.name\b|\[['"]name['"]\])""")
 _MANY_TOKENS = 10**15
 _MAX_REPORTED = 400_000  # log-probabilities of prompts in one answer, about 60 bytes each
 
@@ -115,19 +114,20 @@ def _rendered(served: ServedModel, request: Conversation) -> RenderedPrompt:
     template = served.chat_template
     if template is None:
         raise invalid("This model has no chat template; use /v1/completions.", "messages")
-    messages = [_for_template(message.model_dump(exclude_unset=True)) for message in request.messages]
+    special_tokens = served.tokenizer.special_tokens
+    messages = plain_messages(request.messages, template.source)
     tools = [tool.model_dump(exclude_unset=True) for tool in request.shown_tools]
-    _check_names([*tools, *messages], served.tokenizer.special_tokens)
-    if not knows_tools(template.source):
+    _check_names([*tools], special_tokens)
+    if not template.knows_tools:
         messages, tools = described(messages, tools), []
     add_generation_prompt = request.add_generation_prompt
     if add_generation_prompt is None:
         add_generation_prompt = not request.continue_final_message
     try:
         return template.render(
-            [with_parsed_arguments(message) for message in messages],
+            shaped_messages(messages, template.shape, special_tokens),
             tools=tools,
-            special_tokens=served.tokenizer.special_tokens,
+            special_tokens=special_tokens,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=request.continue_final_message,
         )
@@ -138,15 +138,6 @@ def _rendered(served: ServedModel, request: Conversation) -> RenderedPrompt:
         raise invalid("The model's chat template cannot be rendered for these messages.", "messages") from None
     except ValueError as error:  # no character is left for the guard
         raise invalid(str(error), "messages") from None
-
-
-def unseen_fields(served: ServedModel, request: Conversation) -> list[str]:
-    """Return a sentence for each field of messages that the model's chat template does not write."""
-    has_names = any(message.name is not None for message in request.messages)
-    source = served.chat_template.source if served.chat_template is not None else ""
-    if not has_names or _NAME_IN_TEMPLATE.search(source):
-        return []
-    return ["`messages[].name` has no effect with the chat template of this model."]
 
 
 def num_tokens_to_produce(served: ServedModel, request: CompletionRequest | ChatRequest, num_prompt_tokens: int) -> int:
@@ -257,15 +248,8 @@ def _check_names(values: Json, special_tokens: Collection[str]) -> None:
     if isinstance(values, dict):
         for name, value in values.items():
             if any(text in name for text in special_tokens):
-                raise invalid("A name in `tools` or `messages` has the text of a special token.", "tools")
+                raise invalid("A name in `tools` has the text of a special token.", "tools")
             _check_names(value, special_tokens)
     elif isinstance(values, list):
         for value in values:
             _check_names(value, special_tokens)
-
-
-def _for_template(message: dict[str, Json]) -> dict[str, Json]:
-    """Return what the template sees: what is set, with the role's older name."""
-    if message["role"] == "developer":
-        message["role"] = "system"
-    return {name: value for name, value in message.items() if value not in (None, [])}

@@ -135,15 +135,19 @@ def _add_item(messages: list[tuple[str, dict[str, Any]]], item: dict[str, Any], 
             known = {"type", "role", "content", "id", "status"}
             _check_keys(item, known, param)
             content = _text(item.get("content"), f"{param}.content")
-            messages.append((param, {"role": item.get("role"), "content": content}))
+            if item.get("role") == "assistant" and messages and messages[-1][1].get("tool_calls"):
+                # The text of an answer after its calls: one turn of the assistant, as a chat would give it.
+                messages[-1][1]["content"] = f"{messages[-1][1]['content'] or ''}{content}"
+            else:
+                messages.append((param, {"role": item.get("role"), "content": content}))
         case "function_call":
             _check_keys(item, {"type", "id", "call_id", "name", "arguments", "status"}, param)
             function = {"name": item.get("name"), "arguments": item.get("arguments")}
             call = {"id": item.get("call_id"), "type": "function", "function": function}
-            if messages and messages[-1][1].get("tool_calls"):
-                messages[-1][1]["tool_calls"].append(call)
+            if messages and messages[-1][1]["role"] == "assistant":
+                messages[-1][1].setdefault("tool_calls", []).append(call)
             else:
-                messages.append((param, {"role": "assistant", "content": "", "tool_calls": [call]}))
+                messages.append((param, {"role": "assistant", "content": None, "tool_calls": [call]}))
         case "function_call_output":
             _check_keys(item, {"type", "id", "call_id", "output", "status"}, param)
             content = _text(item.get("output"), f"{param}.output")

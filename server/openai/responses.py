@@ -21,6 +21,7 @@ from server.openai.documentation import documented
 from server.openai.errors import ApiError, as_api_error
 from server.openai.generation import Generation
 from server.openai.logprobs import chat_logprobs
+from server.openai.message_warnings import message_warnings
 from server.openai.models import check_model
 from server.openai.prompts import chat_prompt
 from server.openai.response_schemas import ResponsesRequest
@@ -41,8 +42,15 @@ class ResponseWriter:
         self._request = request
         self._served = served
         self._reader = (
-            CallReader(served.call_format, allows_several=chat.allows_several_calls) if chat.shown_tools else None
+            CallReader(
+                served.call_format,
+                allows_several=chat.allows_several_calls,
+                is_forced=bool(chat.required_tools),
+            )
+            if chat.shown_tools
+            else None
         )
+        self._warnings = [text.replace("`messages[]", "`input[]") for text in message_warnings(served, chat)]
         self.response_id = f"resp_{uuid.uuid4().hex}"
         self._created_at = int(time.time())
         self._output: list[dict[str, Any]] = []
@@ -61,7 +69,7 @@ class ResponseWriter:
         """Return the events of a piece."""
         parts = [AnswerPart(content=piece.text)] if self._reader is None else self._reader.push(piece.text)
         if piece.finish_reason is not None and self._reader is not None:
-            parts += self._reader.finish()
+            parts += self._reader.finish(is_cut_off=piece.finish_reason == "length")
         if self._request.wants_logprobs:
             self._logprobs += chat_logprobs(piece.entries, self._served.tokenizer)["content"]
         events = b""
@@ -125,7 +133,7 @@ class ResponseWriter:
             "truncation": "disabled",
             "usage": None if usage is None else _usage(usage),
         }
-        warnings = request.warnings()
+        warnings = [*request.warnings(), *self._warnings]
         return body | {"warnings": warnings} if warnings else body
 
     def _explanation(self, generation: Generation) -> dict[str, Any]:
@@ -149,7 +157,7 @@ class ResponseWriter:
         )
 
     def _open_call(self, name: str) -> bytes:
-        item = {"id": f"fc_{uuid.uuid4().hex}", "type": "function_call", "call_id": f"call_{uuid.uuid4().hex[:24]}"}
+        item = {"id": f"fc_{uuid.uuid4().hex}", "type": "function_call", "call_id": self._served.new_call_id()}
         closed = self._close("completed")
         return closed + self._open(item | {"name": name, "arguments": "", "status": "in_progress"})
 

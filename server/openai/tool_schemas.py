@@ -1,12 +1,12 @@
 """The fields of tool calls: functions a model may call, which of them it must, and calls in earlier messages."""
 
-import json
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, Self
 
-from pydantic import AfterValidator, Field, PlainValidator
+from pydantic import Field, PlainValidator, PrivateAttr, model_validator
 
-from server.openai.fields import SchemaField, check_depth, wrong
+from server.openai.call_arguments import parsed_arguments
+from server.openai.fields import SchemaField, wrong
 from server.openai.strict_model import StrictModel
 
 MAX_TOOLS = 128
@@ -54,22 +54,22 @@ class Tool(StrictModel):
         return self.function.parameters or {"type": "object", "properties": {}, "additionalProperties": False}
 
 
-def _arguments(value: str) -> str:
-    try:
-        parsed = json.loads(value)
-    except (ValueError, RecursionError):
-        parsed = None
-    if not isinstance(parsed, dict):
-        raise wrong("must be a JSON object as a string")
-    check_depth(parsed)
-    return value
-
-
 class CalledFunction(StrictModel):
-    """A function with the arguments of a call."""
+    """A function with the arguments of a call, as a model wrote them: both may be anything."""
 
-    name: FunctionName
-    arguments: Annotated[str, AfterValidator(_arguments)]
+    name: str
+    arguments: str = Field("{}", description="A JSON object as a string; what is none goes into the prompt as text.")
+    _is_object: bool = PrivateAttr(True)
+
+    @property
+    def has_object(self) -> bool:
+        """The arguments are a JSON object, or empty."""
+        return self._is_object
+
+    @model_validator(mode="after")
+    def _parse(self) -> Self:
+        self._is_object = parsed_arguments(self.arguments) is not None
+        return self
 
 
 class ToolCall(StrictModel):

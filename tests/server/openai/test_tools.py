@@ -176,7 +176,7 @@ async def test_a_cut_off_call_ends_with_length(caller: Api) -> None:
         (
             {
                 "messages": [
-                    {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "[1]"}}]}
+                    {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": [1]}}]}
                 ]
             },
             "messages[0].tool_calls[0].function.arguments",

@@ -1,0 +1,105 @@
+"""Messages as a chat template reads them: what the client sent, in the form that the template takes."""
+
+import re
+from collections.abc import Collection, Sequence
+
+from server.openai.call_arguments import parsed_arguments
+from server.openai.messages import Message
+from server.openai.tool_schemas import ToolCall
+from server.special_token_guard import Json
+from server.template_shape import TemplateShape, text_part
+
+# A template that writes earlier reasoning reads it under one of these names.
+REASONING_NAMES = ("reasoning_content", "reasoning", "thinking")
+
+
+def plain_messages(messages: Sequence[Message], source: str) -> list[dict[str, Json]]:
+    """Return the messages as they were sent, without the fields that have no effect.
+
+    `source` is that of the template: it decides under which name the reasoning goes in, and whether the role developer
+    has its own name or that of system.
+    """
+    return [_plain(message, source) for message in messages]
+
+
+def shaped_messages(
+    messages: list[dict[str, Json]], shape: TemplateShape, special_tokens: Collection[str]
+) -> list[dict[str, Json]]:
+    """Return plain messages in the form that a template takes."""
+    if not shape.takes_several_calls:
+        messages = _with_single_calls(messages)
+    return [_shaped(message, shape, special_tokens) for message in messages]
+
+
+def _with_single_calls(messages: list[dict[str, Json]]) -> list[dict[str, Json]]:
+    """Return the messages with one call in each, its results after it."""
+    single: list[dict[str, Json]] = []
+    rest = list(messages)
+    while rest:
+        message = rest.pop(0)
+        calls = message.get("tool_calls")
+        if not isinstance(calls, list) or len(calls) < 2:
+            single.append(message)
+            continue
+        num_results = next((index for index, one in enumerate(rest) if one["role"] != "tool"), len(rest))
+        results, rest = rest[:num_results], rest[num_results:]
+        for index, call in enumerate(calls):
+            assert isinstance(call, dict)
+            content = message["content"] if index == 0 else None
+            single.append({**message, "content": content, "tool_calls": [call]})
+            single += [result for result in results if result.get("tool_call_id") == call["id"]]
+        ids = [call["id"] for call in calls if isinstance(call, dict)]
+        single += [result for result in results if result.get("tool_call_id") not in ids]
+    return single
+
+
+def _shaped(message: dict[str, Json], shape: TemplateShape, special_tokens: Collection[str]) -> dict[str, Json]:
+    result = dict(message)
+    calls = message.get("tool_calls")
+    if isinstance(calls, list):
+        result["tool_calls"] = [_shaped_call(call, shape, special_tokens) for call in calls]
+    if isinstance(message.get("tool_call_id"), str):
+        result["tool_call_id"] = shape.call_id(str(message["tool_call_id"]))
+    result["content"] = shape.content(str(message["role"]), message["content"], has_calls="tool_calls" in message)
+    return result
+
+
+def _plain(message: Message, source: str) -> dict[str, Json]:
+    plain: dict[str, Json] = {"role": message.role, "content": message.content}  # type: ignore[dict-item]  # of strings
+    if message.role == "developer" and "developer" not in source:
+        plain["role"] = "system"
+    if message.refusal:
+        plain["content"] = _with_text(plain["content"], message.refusal)
+    for name in ("name", "tool_call_id", "reasoning_content", "reasoning"):
+        value = getattr(message, name)
+        if value is not None:
+            plain[name] = value
+    if message.tool_calls:
+        plain["tool_calls"] = [_plain_call(call) for call in message.tool_calls]
+    if message.reasoning_text:
+        for name in REASONING_NAMES:
+            if name not in plain and re.search(rf"\b{name}\b", source):
+                plain[name] = message.reasoning_text
+    return plain
+
+
+def _plain_call(call: ToolCall) -> Json:
+    dumped: Json = call.model_dump(exclude_unset=True, exclude={"index"})
+    assert isinstance(dumped, dict)
+    function: Json = {"name": call.function.name, "arguments": call.function.arguments.strip() or "{}"}
+    return {**dumped, "function": function}
+
+
+def _shaped_call(call: Json, shape: TemplateShape, special_tokens: Collection[str]) -> Json:
+    assert isinstance(call, dict)
+    function = call["function"]
+    assert isinstance(function, dict)
+    text = str(function["arguments"])
+    arguments = shape.arguments(text, parsed_arguments(text, special_tokens))
+    return {**call, "id": shape.call_id(str(call["id"])), "function": {**function, "arguments": arguments}}
+
+
+def _with_text(content: Json, text: str) -> Json:
+    if isinstance(content, list):
+        return [*content, text_part(text)]
+    return f"{content or ''}{text}"
