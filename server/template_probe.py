@@ -70,7 +70,10 @@ def _with_calls(probe: "_Probe", shape: TemplateShape) -> TemplateShape:
             break
     else:
         return shape
-    null_text = probe.text(called(None, arguments, call_id))
+    null_text, empty_text, none_text = (
+        probe.text(called(content, arguments, call_id)) for content in (None, empty, none)
+    )
+    prints_none = null_text == none_text != empty_text
     second: Json = {"city": _SECOND} if arguments == _OBJECT else f'{{"city": "{_SECOND}"}}'
     two_calls = called(content, arguments, call_id, _call(call_id[::-1], second))
     tool = probe.content_shape([answered])
@@ -79,7 +82,7 @@ def _with_calls(probe: "_Probe", shape: TemplateShape) -> TemplateShape:
         roles={**shape.roles, "tool": tool} if tool.is_shown else shape.roles,
         takes_argument_objects=arguments == _OBJECT,
         takes_argument_texts=probe.shows(called(content, _TEXT_OF_OBJECT, call_id), _FIRST),
-        takes_null_beside_calls=_FIRST in null_text and null_text != probe.text(called(none, arguments, call_id)),
+        takes_null_beside_calls=_FIRST in null_text and not prints_none,
         takes_empty_beside_calls=content is not None,
         takes_short_ids_only=call_id == _SHORT_ID,
         takes_several_calls=probe.shows(two_calls, _FIRST, _SECOND),
