@@ -1,6 +1,6 @@
 """ServedModel: what the routes of one server share."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -16,7 +16,6 @@ from server.grammar_check import GrammarCheck
 from server.metrics import Metrics
 from server.request_limits import RequestLimits
 from server.story_book import StoryBook
-from server.template_shape import SHORT_ID_LENGTH, random_letters
 from server.token_stream import TokenStream
 from server.tools.call_format import HERMES, PYTHON_TAG, TOOL_CALLS, CallFormat, format_of
 
@@ -74,14 +73,10 @@ class ServedModel:
     def call_format(self) -> CallFormat:
         """How the model writes tool calls; as prompts ask for where the template knows no tools."""
         template = self.chat_template
-        return format_of(template.source) if template is not None and template.knows_tools else HERMES
-
-    def new_call_id(self) -> str:
-        """Return a random id for a tool call, in a form that the model's chat template takes."""
-        is_short = self.call_format.has_short_ids or (
-            self.chat_template is not None and self.chat_template.shape.takes_short_ids_only
-        )
-        return random_letters(SHORT_ID_LENGTH) if is_short else f"call_{random_letters(24)}"
+        if template is None or not template.knows_tools:
+            return HERMES
+        call_format = format_of(template.source)
+        return replace(call_format, has_short_ids=call_format.has_short_ids or template.shape.takes_short_ids_only)
 
     @cached_property
     def call_token_ids(self) -> frozenset[int]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from model.tokenizer import Tokenizer
 from server.asker import asker_of, key_name_of
 from server.openai.answer import Answer
 from server.openai.answer_schemas import ChatCompletion
@@ -18,6 +19,7 @@ from server.openai.prompts import chat_prompt
 from server.openai.schemas import ChatRequest
 from server.served_model import ServedModel
 from server.text_stream import TextPiece
+from server.tools.call_format import CallFormat
 from server.tools.call_reader import CallReader
 
 EXAMPLE = {
@@ -35,9 +37,10 @@ class ChatShape:
     object_name = "chat.completion"
     chunk_object_name = "chat.completion.chunk"
 
-    def __init__(self, request: ChatRequest, served: ServedModel) -> None:
+    def __init__(self, request: ChatRequest, tokenizer: Tokenizer, call_format: CallFormat) -> None:
         self._request = request
-        self._served = served
+        self._tokenizer = tokenizer
+        self._call_format = call_format
         self._readers: dict[int, CallReader] = {}  # by choice, of a request with tools
 
     def whole(self, index: int, choice: TextPiece) -> dict[str, Any]:
@@ -67,7 +70,7 @@ class ChatShape:
         reader = self._readers.get(index)
         if reader is None:
             reader = self._readers[index] = CallReader(
-                self._served.call_format,
+                self._call_format,
                 allows_several=self._request.allows_several_calls,
                 is_forced=bool(self._request.required_tools),
             )
@@ -80,7 +83,7 @@ class ChatShape:
             known["function"]["arguments"] += call.arguments
             if call.name is not None:
                 function = {"name": call.name, **known["function"]}
-                known |= {"id": self._served.new_call_id(), "type": "function", "function": function}
+                known |= {"id": self._call_format.new_call_id(), "type": "function", "function": function}
         return "".join(part.content for part in parts), list(calls.values())
 
     def opening(self, index: int) -> dict[str, Any]:
@@ -93,7 +96,7 @@ class ChatShape:
         choice: dict[str, Any] = {
             "index": index,
             kind: content,
-            "logprobs": chat_logprobs(piece.entries, self._served.tokenizer) if has_logprobs else None,
+            "logprobs": chat_logprobs(piece.entries, self._tokenizer) if has_logprobs else None,
             "finish_reason": self._finish_reason(index, piece),
         }
         if self._request.return_token_ids:
@@ -125,7 +128,7 @@ def chat_router(served: ServedModel) -> APIRouter:
         check_model(served, body.model)
         key_name = key_name_of(request.scope)
         prompt = await chat_prompt(served, body, key_name)
-        shape = ChatShape(body, served)
+        shape = ChatShape(body, served.tokenizer, served.call_format)
         grammar = await checked_grammar(served, body, key_name)
         asker = asker_of(request.scope, body.priority, body.cache_salt)
         answer = Answer(

@@ -157,7 +157,11 @@ class ResponseWriter:
         )
 
     def _open_call(self, name: str) -> bytes:
-        item = {"id": f"fc_{uuid.uuid4().hex}", "type": "function_call", "call_id": self._served.new_call_id()}
+        item = {
+            "id": f"fc_{uuid.uuid4().hex}",
+            "type": "function_call",
+            "call_id": self._served.call_format.new_call_id(),
+        }
         closed = self._close("completed")
         return closed + self._open(item | {"name": name, "arguments": "", "status": "in_progress"})
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.openai.exact_grammar import json_rules
+from server.template_shape import SHORT_ID_LENGTH, random_letters
 
 TOOL_CALLS = "[TOOL_CALLS]"  # Mistral's mark
 PYTHON_TAG = "<|python_tag|>"  # Llama 3 may write it before a call
@@ -38,6 +39,10 @@ class CallFormat:
     def closing_mark(self) -> str:
         """What a model writes after a call, empty if nothing."""
         return self.closing.strip() if self.mark.startswith("<tool") else ""
+
+    def new_call_id(self) -> str:
+        """Return a random id for a call, in the form that the model's chat template takes."""
+        return random_letters(SHORT_ID_LENGTH) if self.has_short_ids else f"call_{random_letters(24)}"
 
     def written(self, calls: Sequence[tuple[str, str]]) -> str:
         """Return the text of calls, each a name and its arguments in JSON."""

@@ -221,7 +221,8 @@ class CallReader:
         else:
             raise NotJson
         call.is_complete = True
-        self.is_in_call = False
+        if call.has_begun:
+            self.is_in_call = False
 
     def _read_named_call(self, call: _Call) -> Steps[None]:
         """Read `name[ARGS]{...}` or `name[CALL_ID]id[ARGS]{...}`."""
