@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PlainValidator, model_validator
 
 from server.openai.errors import invalid
-from server.openai.fields import NoEffect, Unsupported
+from server.openai.fields import NoEffect, Unsupported, wrong
 from server.openai.message_content import ContentField, has_cache_marks
 from server.openai.strict_model import StrictModel
 from server.openai.tool_schemas import MAX_TOOLS, Tool, ToolCall
@@ -15,8 +15,9 @@ _INSTEAD_OF_CONTENT = ("tool_calls", "refusal", "reasoning_content", "reasoning"
 
 def _texts_of_details(value: Any) -> str:
     """Return the readable text of `reasoning_details`, a list of objects of which some have one."""
-    details = value if isinstance(value, list) else []
-    texts = [detail.get("text") for detail in details if isinstance(detail, dict)]
+    if not isinstance(value, list):
+        raise wrong("must be a list")
+    texts = [detail.get("text") for detail in value if isinstance(detail, dict)]
     return "".join(text for text in texts if isinstance(text, str))
 
 
