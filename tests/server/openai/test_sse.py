@@ -168,12 +168,12 @@ async def test_a_stream_that_waits_begins_before_its_first_token(path: str, fail
     limits = RequestLimits(keep_alive_seconds=0.05)
     async with open_api(chat_template=chat_ml, limits=limits) as api:
         api.engine.released.clear()
-        asked: dict[str, Any] = {
+        asked: dict[str, dict[str, Any]] = {
             "/v1/completions": {"prompt": "hi"},
             "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
             "/v1/responses": {"input": "hi"},
-        }[path]
-        exchange = Exchange(api.app, path, {"model": "fake", "stream": True} | asked)
+        }
+        exchange = Exchange(api.app, path, {"model": "fake", "stream": True} | asked[path])
         await until(lambda: KEEP_ALIVE.decode() in exchange.body)
         assert exchange.status == 200
         assert "delta" not in exchange.body
