@@ -10,12 +10,11 @@ from server.asker import asker_of, key_name_of
 from server.openai.answer import Answer
 from server.openai.answer_schemas import ChatCompletion
 from server.openai.body import read_body
-from server.openai.constraint import checked_grammar
 from server.openai.documentation import documented
 from server.openai.logprobs import chat_logprobs
 from server.openai.message_warnings import message_warnings
 from server.openai.models import check_model
-from server.openai.prompts import chat_prompt
+from server.openai.preparation import prepared_chat
 from server.openai.schemas import ChatRequest
 from server.served_model import ServedModel
 from server.text_stream import TextPiece
@@ -126,17 +125,15 @@ def chat_router(served: ServedModel) -> APIRouter:
         arrived_at_seconds = time.monotonic()
         body = await read_body(request, ChatRequest, served.limits)
         check_model(served, body.model)
-        key_name = key_name_of(request.scope)
-        prompt = await chat_prompt(served, body, key_name)
+        prepared = await prepared_chat(served, body, key_name_of(request.scope), request.receive)
         shape = ChatShape(body, served.tokenizer, served.call_format)
-        grammar = await checked_grammar(served, body, key_name)
         asker = asker_of(request.scope, body.priority, body.cache_salt)
         answer = Answer(
             served,
             body,
-            [prompt],
+            prepared.prompts,
             shape,
-            grammar=grammar,
+            grammar=prepared.grammar,
             asker=asker,
             arrived_at_seconds=arrived_at_seconds,
             warnings=message_warnings(served, body),

@@ -10,11 +10,10 @@ from server.asker import asker_of, key_name_of
 from server.openai.answer import Answer
 from server.openai.answer_schemas import Completion
 from server.openai.body import read_body
-from server.openai.constraint import checked_grammar
 from server.openai.documentation import documented
 from server.openai.logprobs import completion_logprobs, prompt_logprobs
 from server.openai.models import check_model
-from server.openai.prompts import completion_prompts, echoed_texts
+from server.openai.preparation import prepared_completion
 from server.openai.schemas import CompletionRequest
 from server.served_model import ServedModel
 from server.text_stream import TextPiece
@@ -74,18 +73,16 @@ def completions_router(served: ServedModel) -> APIRouter:
         arrived_at_seconds = time.monotonic()
         body = await read_body(request, CompletionRequest, served.limits)
         check_model(served, body.model)
-        key_name = key_name_of(request.scope)
-        prompts = await completion_prompts(served, body, key_name)
+        prepared = await prepared_completion(served, body, key_name_of(request.scope), request.receive)
         shape = CompletionShape(body, served.tokenizer)
-        grammar = await checked_grammar(served, body, key_name)
         asker = asker_of(request.scope, body.priority, body.cache_salt)
         answer = Answer(
             served,
             body,
-            prompts,
+            prepared.prompts,
             shape,
-            prompt_texts=await echoed_texts(served, body, prompts, key_name),
-            grammar=grammar,
+            prompt_texts=prepared.prompt_texts,
+            grammar=prepared.grammar,
             asker=asker,
             arrived_at_seconds=arrived_at_seconds,
         )

@@ -72,7 +72,8 @@ def embeddings_router(served: ServedModel) -> APIRouter:
         if len(body.input) > MAX_INPUTS:
             raise invalid(f"`input` has {len(body.input)} texts; the limit is {MAX_INPUTS}.", "input")
         asker = asker_of(request.scope, body.priority, body.cache_salt)
-        prompts = await prompt_tokens(served, body.input, "input", asker.key_name)
+        tokenizing = prompt_tokens(served, body.input, "input", asker.key_name)
+        prompts = await until_disconnect(request.receive, tokenizing)
         for prompt in prompts:
             if len(prompt) > served.max_model_len:
                 raise too_long(served, f"{len(prompt)} tokens in `input`")

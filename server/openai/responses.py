@@ -16,14 +16,13 @@ from server.disconnect import until_disconnect
 from server.openai.answer import Pieces, start_generation
 from server.openai.answer_schemas import ResponseObject
 from server.openai.body import read_body
-from server.openai.constraint import checked_grammar
 from server.openai.documentation import documented
 from server.openai.errors import ApiError, as_api_error
 from server.openai.generation import Generation
 from server.openai.logprobs import chat_logprobs
 from server.openai.message_warnings import message_warnings
 from server.openai.models import check_model
-from server.openai.prompts import chat_prompt
+from server.openai.preparation import prepared_chat
 from server.openai.response_schemas import ResponsesRequest
 from server.openai.schemas import ChatRequest
 from server.openai.sse import EventStream, named_event, within
@@ -223,8 +222,7 @@ def responses_router(served: ServedModel) -> APIRouter:
         key_name = key_name_of(request.scope)
         chat = await served.executors.tokenizing.run(key_name, partial(_chat_of, body))  # it may have megabytes
         try:
-            prompt = await chat_prompt(served, chat, key_name)
-            grammar = await checked_grammar(served, chat, key_name)
+            prepared = await prepared_chat(served, chat, key_name, request.receive)
         except ApiError as error:
             raise _renamed(error, body) from None
         asker = asker_of(request.scope, body.priority, body.cache_salt)
@@ -232,8 +230,8 @@ def responses_router(served: ServedModel) -> APIRouter:
         generation = start_generation(
             served,
             chat,
-            [prompt],
-            grammar=grammar,
+            prepared.prompts,
+            grammar=prepared.grammar,
             asker=asker,
             arrived_at_seconds=arrived_at_seconds,
             answer_id=writer.response_id,

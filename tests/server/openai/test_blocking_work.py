@@ -13,11 +13,13 @@ import pytest
 from model.tokenizer import Tokenizer
 from server.api_keys import ApiKeys
 from server.chat_template import ChatTemplate
+from server.door import Door
 from server.executors import Executors
 from server.fair_executor import FairExecutor
 from server.grammar_check import GrammarCheck
 from tests.server import scripted_worker
 from tests.server.openai.api import CHAT, CHAT_ML, COMPLETIONS, Api, a_chat, open_api
+from tests.server.openai.asgi import Exchange, until
 
 KEYS = ApiKeys({"flood": "flood-key-0", "other": "other-key-0"})
 
@@ -164,6 +166,33 @@ async def test_threat_29_texts_of_one_key_leave_a_thread_to_the_others(monkeypat
         assert not any(task.done() for task in flood)
         is_released.set()
         assert await asyncio.gather(*flood) == [200] * 5
+
+
+async def test_threat_11_a_client_that_leaves_while_its_texts_wait_takes_them_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    is_released = threading.Event()
+    encoded: list[str] = []
+    encode = Tokenizer.encode
+
+    def slow(self: Tokenizer, text: str, **options: bool) -> list[int]:
+        encoded.append(text)
+        assert is_released.wait(10)
+        return encode(self, text, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Tokenizer, "encode", slow)
+    door = Door(8)
+    async with open_api(max_model_len=4096, door=door) as api:
+        bodies = [{"model": "fake", "prompt": str(number) * 3000, "max_tokens": 1} for number in range(6)]
+        exchanges = [Exchange(api.app, COMPLETIONS, body) for body in bodies]
+        await until(lambda: len(encoded) == 2)  # the others wait for their turn
+        for exchange in exchanges:
+            exchange.leave()
+        await asyncio.gather(*(exchange.end() for exchange in exchanges))
+        assert door.num_inside == 0  # also of those that still run in a thread
+        is_released.set()
+        assert (await api.complete(prompt="x" * 3000, max_tokens=1))["choices"]
+        assert len(encoded) == 3
 
 
 async def test_long_texts_of_tokens_are_written_off_the_event_loop_and_equal_the_short_way() -> None:
