@@ -10,3 +10,6 @@ class Sample(NamedTuple):
     logprob: float | None = None  # under the model itself: no temperature, no penalty
     top_token_ids: tuple[int, ...] = ()  # best first
     top_logprobs: tuple[float, ...] = ()
+
+
+LATE = Sample(-1)  # no token: the row could not be judged in time and is computed again

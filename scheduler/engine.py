@@ -9,10 +9,10 @@ import torch
 from model.kv_cache import KVCache
 from model.llama import Llama
 from model.sample import Sample
-from model.sampling import FindMasks, sample
-from scheduler.batch import BatchBuilder, sampling_rows
+from scheduler.batch import BatchBuilder
 from scheduler.config import EngineConfig
-from scheduler.grammar import Grammars
+from scheduler.constrained_rows import draw_rows
+from scheduler.grammar import Grammars, Matcher
 from scheduler.isolation import StepResult, run_isolated
 from scheduler.messages import Request, StepOutput
 from scheduler.profile import Profile
@@ -42,7 +42,8 @@ class Engine:
         self.scheduler = Scheduler(config)
         self._batch_builder = BatchBuilder(config.max_num_seqs, config.max_num_blocks, config.block_size, device)
         self._grammars = grammars
-        self.on_batch: Callable[[list[int]], None] = lambda _: None  # told which requests a step is about to run
+        self._starting: dict[int, Matcher] = {}  # by request id: grammars that are being compiled
+        self.on_batch: Callable[[list[int]], None] = lambda _: None  # gets which requests the engine now works on
         self._lap: Callable[[str], None] = profile.lap if profile else lambda _: None
 
     def add(self, request: Request) -> None:
@@ -50,15 +51,18 @@ class Engine:
         matcher = None
         if request.grammar:
             assert self._grammars is not None, "the server refuses grammars for models that cannot have them"
-            matcher = self._grammars.matcher(request.grammar, request.output_token_ids)
+            matcher = self._grammars.matcher(request.grammar, request.output_token_ids, request.key)
+            self._starting[request.request_id] = matcher
         self.scheduler.add(request, matcher)
 
     def step(self) -> StepOutput:
         """Return what one step over the active batch produced; without work, an empty output."""
         started = time.monotonic()
+        if self._grammars is not None:
+            self._grammars.end_slow_calls()
         plan = self.scheduler.schedule()
         self._lap("schedule")
-        self.on_batch([scheduled.sequence.request.request_id for scheduled in plan])
+        self._announce(plan)
         if not plan and self.scheduler.waiting:
             time.sleep(GRAMMAR_PAUSE_SECONDS)  # all that is there waits for its grammar
         result = run_isolated(self.run, plan) if plan else StepResult([])
@@ -71,6 +75,11 @@ class Engine:
         stats = msgspec.structs.replace(output.stats, step_seconds=step_seconds)
         return msgspec.structs.replace(output, stats=stats)
 
+    def _announce(self, plan: list[ScheduledSequence]) -> None:
+        """Say what the engine works on from now on: a step, and grammars beside it."""
+        self._starting = {request_id: matcher for request_id, matcher in self._starting.items() if not matcher.is_ready}
+        self.on_batch([*(scheduled.sequence.request.request_id for scheduled in plan), *self._starting])
+
     def run(self, plan: list[ScheduledSequence]) -> tuple[list[Sample | None], dict[int, PromptReading]]:
         """Return the next token of each scheduled sequence that wants one, in the plan's order, and what was read."""
         for scheduled in plan:
@@ -82,15 +91,6 @@ class Engine:
         hidden, readings = read_prompts(self.model, plan, hidden)
         logits = self.model.logits(hidden)  # [rows to draw from, vocab_size]
         self._lap("rest")
-        rows = sampling_rows(plan)
-        samples = sample(logits, rows, self._find_masks(plan)) if rows else []
+        samples = draw_rows(plan, logits, self._grammars.limits.wait_seconds if self._grammars else 0.0)
         self._lap("sample")
         return samples, readings
-
-    def _find_masks(self, plan: list[ScheduledSequence]) -> FindMasks | None:
-        """Return how to find which tokens may come next in rows of logits that have a grammar."""
-        if self._grammars is None:
-            return None
-        matchers = [s.sequence.matcher for s in plan for _ in range(s.num_logits)]
-        grammars = self._grammars
-        return lambda rows: grammars.masks([matcher for row in rows if (matcher := matchers[row])])

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from model.sample import Sample
 from scheduler.prompt_reading import PromptReading
 from scheduler.sequence import ScheduledSequence
+from scheduler.tracebacks import described
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def run_isolated(run: Run, plan: list[ScheduledSequence]) -> StepResult:
         except MemoryError:
             raise
         except Exception as error:
-            failures[index] = f"{type(error).__name__}: {error}"
+            failures[index] = described(error)
             continue
         samples += drawn
         if read:

@@ -8,6 +8,7 @@ from model.sampling_params import Pooling, SamplingParams
 from scheduler.config import EngineConfig, EngineLimits
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+ErrorKind = Literal["engine", "grammar"]  # whose fault an error is: "grammar" is one that the client can correct
 
 
 class StartEngine(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -32,7 +33,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     output_token_ids: list[int] = []  # tokens already produced, when a request is submitted again
     cache_salt: str = ""  # prefix blocks are shared only between requests of one salt
     key: str = ""  # the name of whoever asks; the queue shares the engine fairly between names
-    priority: int = 0  # lower is sooner
+    priority: int = 0  # among the requests of its key; lower is sooner
+    urgency: int = 0  # before or behind the requests of all keys; lower is sooner
     group: int = 0  # choices of one prompt have the same number; 0: there is only one
     pooling: Pooling | None = None  # what is wanted is one vector for the prompt; nothing is drawn: max_tokens is 0
     grammar: str = ""  # in llguidance's own form: which texts the output may be; empty: any
@@ -80,9 +82,10 @@ class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True, array_like=True)
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0  # prompt tokens whose keys and values came from the prefix cache
     scheduled_at_seconds: float = 0.0  # time.monotonic() when it last left the queue
-    error: str | None = None
+    error: str | None = None  # with the finish reason "error": words of ours, without text of a client or a library
     prompt_logprobs: list[TokenLogprobs] = []  # if asked for: those of the prompt's next tokens
     embedding: list[float] = []  # with the end of a request with pooling
+    error_kind: ErrorKind = "engine"
 
 
 class StepStats(msgspec.Struct, frozen=True, kw_only=True, array_like=True):

@@ -10,6 +10,7 @@ import msgspec
 
 from scheduler.framing import encode_frame
 from scheduler.messages import BatchBegins, EngineLog, Heartbeat
+from scheduler.tracebacks import TracebackFormatter
 
 BEAT_SECONDS = 0.5
 MAX_STEP_SECONDS = 120.0  # a step that takes longer does not end
@@ -65,6 +66,7 @@ class OutboxHandler(logging.Handler):
 
     def __init__(self, outbox: Outbox) -> None:
         super().__init__(logging.INFO)
+        self.setFormatter(TracebackFormatter())
         self._outbox = outbox
 
     def emit(self, record: logging.LogRecord) -> None:

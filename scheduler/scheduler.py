@@ -10,13 +10,13 @@ from collections.abc import Sequence as Seq
 from itertools import islice
 from types import MappingProxyType
 
-from model.sample import Sample
+from model.sample import LATE, Sample
 from scheduler.block_pool import BlockPool
 from scheduler.config import EngineConfig
 from scheduler.drafts import with_drafts
 from scheduler.events import EventLog
 from scheduler.grammar import Matcher
-from scheduler.messages import FinishReason, Request, SequenceOutput, StepOutput, StepStats
+from scheduler.messages import ErrorKind, FinishReason, Request, SequenceOutput, StepOutput, StepStats
 from scheduler.pace import Pace
 from scheduler.prefix_cache import expect_full_blocks, prefix_hits, publish_full_blocks, release_blocks
 from scheduler.prompt_reading import PromptReading
@@ -59,8 +59,12 @@ class Scheduler:
         if running is not None:
             self.running.remove(running)
             release_blocks(self.pool, running, self.config.block_size)
-        elif not self.waiting.remove(request_id):
-            return
+        else:
+            running = self.waiting.remove(request_id)
+            if running is None:
+                return
+        if running.matcher is not None:
+            running.matcher.close()
         self._events.abort(request_id)
 
     @property
@@ -188,8 +192,8 @@ class Scheduler:
         if not matcher.is_ready:
             self._events.wait(sequence, "grammar being compiled")
             return False
-        if matcher.error:
-            self._refused.append(sequence.error_output(matcher.error))
+        if matcher.problem:
+            self._refused.append(sequence.error_output(matcher.problem, "grammar"))
             return False
         return True
 
@@ -250,6 +254,8 @@ class Scheduler:
         behind the computed tokens, where the next step overwrites them.
         """
         sequence = scheduled.sequence
+        if sequence.matcher is not None and sequence.matcher.problem:
+            return [self._end_early(sequence, sequence.matcher.problem, "grammar")]
         accepted: list[Sample] = []
         reason: FinishReason | None = None
         is_finite = True
@@ -258,6 +264,9 @@ class Scheduler:
                 return [self._fail(sequence, NOT_FINITE)]
             sequence.num_read_tokens = scheduled.read_positions.stop
             sequence.pool = reading.pool
+        is_late = LATE in drawn
+        if is_late:  # the last token is computed again, and nothing before it
+            drawn = []
         if scheduled.reaches_end and not scheduled.wants_logits:
             reason = "length"
         for sample, guess in zip(drawn, (*scheduled.draft_token_ids, None), strict=False):
@@ -266,9 +275,9 @@ class Scheduler:
                 break
             accepted.append(sample)
             sequence.token_ids.append(sample.token_id)
-            if sequence.matcher is not None and not sequence.matcher.accept(sample.token_id):
-                return [self._fail(sequence, f"The grammar cannot go on: {sequence.matcher.error}")]
             reason = sequence.finish_reason(self.config.max_model_len)
+            if sequence.matcher is not None and reason is None:
+                sequence.matcher.accept(sample.token_id)
             if reason is not None or sample.token_id != guess:
                 break
         self.waiting.count_output(sequence, len(accepted))
@@ -279,7 +288,7 @@ class Scheduler:
             return [*outputs, self._fail(sequence, NOT_FINITE)]
         num_guessed_right = max(len(accepted) - 1, 0)
         self._counters.num_accepted_tokens += num_guessed_right
-        sequence.num_computed_tokens += scheduled.num_tokens + num_guessed_right
+        sequence.num_computed_tokens += scheduled.num_tokens + num_guessed_right - is_late
         self._events.compute(scheduled)
         expect_full_blocks(self.pool, sequence, self.config.block_size)
         publish_full_blocks(self.pool, sequence, self.config.block_size)
@@ -292,8 +301,15 @@ class Scheduler:
         """End a sequence whose numbers went wrong; no later request shall find its blocks."""
         for block in sequence.block_table:
             self.pool.forget(block)
-        self.running.remove(sequence)
         blocks = [*sequence.block_table]
-        release_blocks(self.pool, sequence, self.config.block_size)
+        output = self._end_early(sequence, error)
         self._spoiled_blocks += filter(self.pool.is_free, blocks)
-        return sequence.error_output(error)
+        return output
+
+    def _end_early(self, sequence: Sequence, error: str, kind: ErrorKind = "engine") -> SequenceOutput:
+        """End a sequence that cannot go on."""
+        if sequence.matcher is not None:
+            sequence.matcher.close()
+        self.running.remove(sequence)
+        release_blocks(self.pool, sequence, self.config.block_size)
+        return sequence.error_output(error, kind)

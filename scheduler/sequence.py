@@ -8,7 +8,7 @@ from model.pooling import Pool
 from model.sample import Sample
 from scheduler.block_pool import block_hash, root_hash
 from scheduler.grammar import Matcher
-from scheduler.messages import FinishReason, Request, SequenceOutput, TokenLogprobs, WaitReason
+from scheduler.messages import ErrorKind, FinishReason, Request, SequenceOutput, TokenLogprobs, WaitReason
 from scheduler.speculation import PromptLookup
 
 
@@ -102,9 +102,10 @@ class Sequence:
             return "length"
         return None
 
-    def error_output(self, error: str) -> SequenceOutput:
+    def error_output(self, error: str, kind: ErrorKind = "engine") -> SequenceOutput:
         """Return what the API process hears of a sequence that ends too early."""
-        return SequenceOutput(request_id=self.request.request_id, token_ids=[], finish_reason="error", error=error)
+        request_id = self.request.request_id
+        return SequenceOutput(request_id=request_id, token_ids=[], finish_reason="error", error=error, error_kind=kind)
 
     def hashes(self, num_blocks: int, block_size: int) -> list[bytes]:
         """Return the prefix hashes of the first num_blocks blocks, which must be full of tokens."""

@@ -1,7 +1,8 @@
 """WaitingQueue: who joins the batch next.
 
-First those that were running already, then by priority, and within a priority by turns between the keys they came
-under: the key that has been served the fewest tokens is next. So a key with many requests cannot starve another.
+First those that were running already. Then keys take turns: the key that has been served the fewest tokens is next, so
+a key with many requests cannot starve another. Priority orders the requests of one key among themselves; only urgency,
+which a request has by its key and not by its own claim, comes before the turns.
 Source: Sheng et al., 2024, Fairness in Serving Large Language Models (arXiv:2401.00588), section 4, virtual token
 counter: a key that has been away begins where the least served of those present is, so that it cannot save up turns.
 """
@@ -9,7 +10,9 @@ counter: a key that has been away begins where the least served of those present
 from collections import OrderedDict
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
+from typing import NamedTuple
 
+from scheduler.messages import Request
 from scheduler.sequence import Sequence
 
 _PREFILL_WEIGHT = 1  # of a prompt's token; that of an output's token, which takes a step of its own, is 2
@@ -17,62 +20,77 @@ _DECODE_WEIGHT = 2
 _MAX_FORGOTTEN = 1024  # keys that are not waiting whose counters are kept
 
 
+class _Place(NamedTuple):
+    """The line that a request waits in. Lines of one urgency and key are emptied in the order of their priorities."""
+
+    urgency: int
+    key: str
+    priority: int
+
+    @classmethod
+    def of(cls, request: Request) -> "_Place":
+        return cls(request.urgency, request.key, request.priority)
+
+
 class WaitingQueue:
     """Waiting sequences, by request id, in the order in which they should join."""
 
     def __init__(self) -> None:
         self._preempted: OrderedDict[int, Sequence] = OrderedDict()
-        self._lines: dict[tuple[int, str], OrderedDict[int, Sequence]] = {}  # by priority and key; none is empty
-        self._line_of: dict[int, tuple[int, str]] = {}  # of each request in a line
+        self._lines: dict[_Place, OrderedDict[int, Sequence]] = {}  # none is empty
+        self._place_of: dict[int, _Place] = {}  # of each request in a line
         self._num_served: dict[str, float] = {}  # weighted tokens, by key
 
     def __len__(self) -> int:
-        return len(self._preempted) + len(self._line_of)
+        return len(self._preempted) + len(self._place_of)
 
     def __iter__(self) -> Iterator[Sequence]:
         """Yield the sequences in the order in which they would join if nothing else were served meanwhile."""
         yield from self._preempted.values()
-        for priority in sorted({priority for priority, _ in self._lines}):
-            lines = {key: iter(line.values()) for (p, key), line in self._lines.items() if p == priority}
-            turns = [(self._num_served[key], key) for key in lines]
+        lines: dict[int, dict[str, list[OrderedDict[int, Sequence]]]] = {}
+        for place in sorted(self._lines):
+            lines.setdefault(place.urgency, {}).setdefault(place.key, []).append(self._lines[place])
+        for lines_of_keys in lines.values():
+            waiting = {key: (s for line in of_key for s in line.values()) for key, of_key in lines_of_keys.items()}
+            turns = [(self._num_served[key], key) for key in waiting]
             heapify(turns)
             while turns:
                 num_served, key = heappop(turns)
-                sequence = next(lines[key], None)
+                sequence = next(waiting[key], None)
                 if sequence is not None:
                     yield sequence
                     heappush(turns, (num_served + _PREFILL_WEIGHT * sequence.num_tokens, key))
 
     def has(self, request_id: int) -> bool:
         """Whether a sequence is in the queue."""
-        return request_id in self._preempted or request_id in self._line_of
+        return request_id in self._preempted or request_id in self._place_of
 
     def append(self, sequence: Sequence) -> None:
-        """Put a sequence behind the others of its priority and key."""
+        """Put a sequence behind the others of its urgency, key and priority."""
         request = sequence.request
-        place = (request.priority, request.key)
-        if not any(key == request.key for _, key in self._lines):
+        place = _Place.of(request)
+        if not any(other.key == request.key for other in self._lines):
             self._return(request.key)
         self._lines.setdefault(place, OrderedDict())[request.request_id] = sequence
-        self._line_of[request.request_id] = place
+        self._place_of[request.request_id] = place
 
     def put_back(self, sequence: Sequence) -> None:
         """Put a sequence that was running before all others."""
         self._preempted[sequence.request.request_id] = sequence
         self._preempted.move_to_end(sequence.request.request_id, last=False)
 
-    def remove(self, request_id: int) -> bool:
-        """Take a sequence out; False if it is not there."""
-        if self._preempted.pop(request_id, None) is not None:
-            return True
-        place = self._line_of.pop(request_id, None)
+    def remove(self, request_id: int) -> Sequence | None:
+        """Take a sequence out and return it; None if it is not there."""
+        if (preempted := self._preempted.pop(request_id, None)) is not None:
+            return preempted
+        place = self._place_of.pop(request_id, None)
         if place is None:
-            return False
+            return None
         line = self._lines[place]
-        del line[request_id]
+        sequence = line.pop(request_id)
         if not line:
             del self._lines[place]
-        return True
+        return sequence
 
     def count_prompt(self, sequence: Sequence) -> None:
         """Charge a sequence's key for the prompt, once it joins."""
@@ -87,7 +105,7 @@ class WaitingQueue:
 
     def _return(self, key: str) -> None:
         """Let a key that has nothing waiting begin no further back than those that have."""
-        present = {other for _, other in self._lines}
+        present = {place.key for place in self._lines}
         least = min((self._num_served[other] for other in present), default=0.0)
         self._num_served[key] = max(self._num_served.get(key, 0.0), least)
         if len(self._num_served) > len(present) + _MAX_FORGOTTEN:

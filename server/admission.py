@@ -23,6 +23,7 @@ class Ticket:
 
     priority: int
     key_name: str
+    urgency: int = 0
     num_prompt_tokens: int
     max_tokens: int
     predicted_wait_seconds: float = 0.0
@@ -76,6 +77,7 @@ class Admission:
         tickets = [
             Ticket(
                 priority=asker.priority,
+                urgency=asker.urgency,
                 key_name=asker.key_name,
                 num_prompt_tokens=num_prompt_tokens,
                 max_tokens=max_tokens,
@@ -133,17 +135,23 @@ class Admission:
         )
 
     def _before(self, asker: Asker, waiting: Collection[Ticket]) -> list[Ticket]:
-        """Return which of these would join before: what is more urgent, and as many of each key as of its own."""
-        places = [(ticket.priority, ticket.key_name) for ticket in waiting]
-        own_place = (asker.priority, asker.key_name)
-        num_turns = places.count(own_place) + 1
+        """Return which of these would join before: what is more urgent, the key's own, and as many of each other key.
+
+        Within an urgency keys take turns, and what a key has waiting joins by priority.
+        """
+        own_place = (asker.urgency, asker.key_name)
         num_of: dict[tuple[int, str], int] = {}
-        before = []
-        for ticket, place in zip(waiting, places, strict=True):
+        more_urgent, own, others = [], [], []
+        for ticket in sorted(waiting, key=lambda ticket: ticket.priority):
+            place = (ticket.urgency, ticket.key_name)
             num_of[place] = num_of.get(place, 0) + 1
-            if place[0] < own_place[0] or (place[0] == own_place[0] and num_of[place] <= num_turns):
-                before.append(ticket)
-        return before
+            if ticket.urgency < asker.urgency:
+                more_urgent.append(ticket)
+            elif place == own_place and ticket.priority <= asker.priority:
+                own.append(ticket)
+            elif ticket.urgency == asker.urgency and place != own_place:
+                others.append((num_of[place], ticket))
+        return [*more_urgent, *own, *(ticket for turn, ticket in others if turn <= len(own) + 1)]
 
     def _expected_tokens(self, ticket: Ticket) -> int:
         return max(round(self._used_share * ticket.max_tokens), 1)

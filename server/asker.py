@@ -11,6 +11,7 @@ from server.request_end import RequestEnd
 NO_KEY = ""  # the name under which all ask where there are no keys
 TIMEOUT_HEADER = "x-request-timeout-ms"
 SCOPE_NAME = "caravan.key_name"  # where the guard leaves the name of the key that it let through
+SCOPE_MIN_PRIORITY = "caravan.min_priority"  # where it leaves the lowest priority that counts beyond the key
 SCOPE_REQUEST_ID = "caravan.request_id"  # where the edge leaves the id of the exchange
 SCOPE_END = "caravan.end"  # where it is left what became of the request
 
@@ -26,10 +27,11 @@ class Asker:
     """What the queue and the prefix cache know of who asks."""
 
     key_name: str = NO_KEY
-    priority: int = 0  # lower is sooner
+    priority: int = 0  # among the requests of the key; lower is sooner
     cache_salt: str = ""  # prefix blocks are shared within one only
     timeout_seconds: float | None = None  # from arrival; a later answer is of no use
     request_id: str = ""  # of the HTTP exchange
+    urgency: int = 0  # before the requests of all keys; as low as the priority, but not lower than the key may have
     on_end: Callable[[RequestEnd], None] = field(default=lambda _: None, compare=False)
 
 
@@ -50,7 +52,15 @@ def asker_of(scope: Scope, priority: int, cache_salt: str) -> Asker:
         scope[SCOPE_END] = end
 
     salt = f"{name}\n{cache_salt}" if name != NO_KEY else cache_salt
-    return Asker(name, priority, salt, _timeout_seconds(scope), scope.get(SCOPE_REQUEST_ID, ""), remember)
+    return Asker(
+        name,
+        priority,
+        salt,
+        _timeout_seconds(scope),
+        scope.get(SCOPE_REQUEST_ID, ""),
+        urgency=min(max(priority, scope.get(SCOPE_MIN_PRIORITY, 0)), 0),
+        on_end=remember,
+    )
 
 
 def _timeout_seconds(scope: Scope) -> float | None:

@@ -108,8 +108,12 @@ class EngineClient:
         grammar: str = "",
         pooling: Pooling | None = None,
         group: int = 0,
+        exchange: int = 0,
     ) -> TokenStream:
-        """Return the stream of a new request; raises EngineUnavailable."""
+        """Return the stream of a new request; raises EngineUnavailable.
+
+        Those of one `exchange`, which is no 0, are held responsible together if the engine ends.
+        """
         if not self.is_ready:
             raise EngineUnavailable
         stream = TokenStream(next(self._request_ids), self._abort)
@@ -120,11 +124,12 @@ class EngineClient:
             cache_salt=asker.cache_salt,
             key=asker.key_name,
             priority=asker.priority,
+            urgency=asker.urgency,
             grammar=grammar,
             pooling=pooling,
             group=group,
         )
-        self._requests.add(LiveRequest(request, stream))
+        self._requests.add(LiveRequest(request, stream, exchange or -stream.request_id))
         self._send_released()
         return stream
 

@@ -1,15 +1,19 @@
 """Logs: one event, one line; JSON for machines, text for people at a terminal.
 
 Every module logs as usual, with `logging`; the engine process does so through its socket. What is logged while a
-request is answered carries its id. No text of a prompt or an answer is ever an argument of a log call.
+request is answered carries its id. No text of a prompt or an answer is ever an argument of a log call, and tracebacks
+come without the messages of libraries, which may quote one.
 """
 
 import logging
 import sys
+from types import TracebackType
 from typing import Literal, TextIO
 
 import structlog
 from structlog.types import Processor
+
+from scheduler.tracebacks import traceback_text
 
 LogFormat = Literal["auto", "json", "text"]
 
@@ -24,7 +28,7 @@ def set_up_logs(kind: LogFormat, stream: TextIO | None = None) -> None:
         structlog.stdlib.ExtraAdder(),
         _without_colours,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
+        structlog.processors.ExceptionRenderer(_without_foreign_words),
     ]
     renderer: list[Processor] = [structlog.processors.JSONRenderer()] if is_json else [_text]
     handler = logging.StreamHandler(stream)
@@ -43,6 +47,10 @@ def bind_request_id(request_id: str) -> None:
     """Make what is logged from here on, in the task that answers this request, carry its id."""
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(request_id=request_id)
+
+
+def _without_foreign_words(exc_info: tuple[type[BaseException], BaseException, TracebackType | None]) -> str:
+    return traceback_text(exc_info[1])
 
 
 def _without_colours(_: object, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:

@@ -40,6 +40,7 @@ class Engine(Protocol):
         grammar: str = "",
         pooling: Pooling | None = None,
         group: int = 0,
+        exchange: int = 0,
     ) -> TokenStream:
         """Return the stream of a new request; raises EngineUnavailable."""
 

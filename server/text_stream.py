@@ -14,6 +14,10 @@ class GenerationFailed(Exception):
     """The engine gave up on this request; the text says why, for the log and not for the client."""
 
 
+class GrammarRefused(Exception):
+    """The engine cannot use the request's grammar; the text says why, for the client, who can correct it."""
+
+
 class GenerationCancelled(Exception):
     """The engine dropped this request although its reader did not ask for it."""
 
@@ -101,11 +105,14 @@ class TextStream:
     def take(self) -> TextPiece | None:
         """Return what has come since the last piece, None if that is nothing.
 
-        Raises GenerationFailed, GenerationCancelled, and EngineDied when the engine ended before the choice did.
+        Raises GenerationFailed, GrammarRefused, GenerationCancelled, and EngineDied when the engine ended before the
+        choice did.
         """
         output = self._tokens.take()
         if output is None:
             return None
+        if output.finish_reason == "error" and output.error_kind == "grammar":
+            raise GrammarRefused(output.error)
         if output.finish_reason == "error":
             raise GenerationFailed(output.error or "the engine gave no reason")
         if output.finish_reason == "abort":

@@ -61,6 +61,7 @@ class FakeEngineClient:
         self.released.set()
         self.dies_after: int | None = None
         self.fails_after: int | None = None
+        self.refuses_grammar = False  # where it would fail
         self.seconds_per_token = 0.0
         self.logprob_of: dict[int, float] = {}  # of all tokens of an answer, by its first one; else -5
         self.watch_seconds = 0.0
@@ -78,6 +79,7 @@ class FakeEngineClient:
         grammar: str = "",
         pooling: Pooling | None = None,
         group: int = 0,
+        exchange: int = 0,
     ) -> TokenStream:
         if not self.is_ready:
             raise EngineUnavailable
@@ -96,6 +98,9 @@ class FakeEngineClient:
     def num_running(self) -> int:
         """Requests the engine still works on."""
         return sum(not task.done() for task in self._tasks.values())
+
+    def _error(self) -> str:
+        return "it is too complex" if self.refuses_grammar else "a secret of the engine"
 
     def _abort(self, request_id: int) -> None:
         self.aborted.append(request_id)
@@ -141,7 +146,8 @@ class FakeEngineClient:
                 finish_reason=finish_reason,
                 num_cached_tokens=self._num_cached_tokens,
                 scheduled_at_seconds=scheduled_at_seconds,
-                error="a secret of the engine" if finish_reason == "error" else None,
+                error=self._error() if finish_reason == "error" else None,
+                error_kind="grammar" if self.refuses_grammar else "engine",
             )
             self.num_produced += len(output.token_ids)
             self.on_step(StepOutput(outputs=[output], stats=StepStats(step=position, num_decode_tokens=1)))

@@ -75,6 +75,7 @@ class Transcript:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: str | None = None
     error: str | None = None
+    error_kind: str = "engine"
     num_cached_tokens: int = field(default=0, compare=False)
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     embedding: list[float] = field(default_factory=list)
@@ -84,6 +85,7 @@ class Transcript:
         self.logprobs += output.logprobs
         self.finish_reason = output.finish_reason
         self.error = output.error
+        self.error_kind = output.error_kind
         self.num_cached_tokens = output.num_cached_tokens
         self.prompt_logprobs += output.prompt_logprobs
         self.embedding = output.embedding

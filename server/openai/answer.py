@@ -16,6 +16,7 @@ from server.openai.errors import as_api_error
 from server.openai.generation import Generation, PromptJob, StopRule
 from server.openai.logprobs import prompt_logprobs
 from server.openai.prompts import check_report, num_tokens_to_produce
+from server.openai.request_grammar import RequestGrammar
 from server.openai.sampling import check_sampling, sampling_params
 from server.openai.schemas import ChatRequest, CompletionRequest
 from server.openai.sse import DONE, KEEP_ALIVE, EventStream, event, within
@@ -48,7 +49,7 @@ class Answer:
         shape: Shape,
         *,
         prompt_texts: list[list[str]] | None = None,
-        grammar: str = "",
+        grammar: RequestGrammar | None = None,
         asker: Asker,
         arrived_at_seconds: float,
         warnings: Sequence[str] = (),
@@ -178,7 +179,7 @@ def start_generation(
     prompts: list[list[int]],
     *,
     prompt_texts: list[list[str]] | None = None,
-    grammar: str,
+    grammar: RequestGrammar | None,
     asker: Asker,
     arrived_at_seconds: float,
     answer_id: str,

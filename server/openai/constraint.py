@@ -14,6 +14,7 @@ from server.openai.closed_schema import closed
 from server.openai.enforced_schema import enforced
 from server.openai.errors import invalid
 from server.openai.exact_grammar import JSON_OPTIONS, json_rules, needs_rules
+from server.openai.request_grammar import RequestGrammar
 from server.openai.schema_error import SchemaError
 from server.openai.schemas import ChatRequest, CompletionRequest
 from server.openai.structured_output import Form
@@ -21,8 +22,10 @@ from server.openai.tool_schemas import Tool
 from server.served_model import ServedModel
 
 
-async def checked_grammar(served: ServedModel, request: CompletionRequest | ChatRequest, key_name: str) -> str:
-    """Return the grammar that the request's text must keep to, empty if there is none.
+async def checked_grammar(
+    served: ServedModel, request: CompletionRequest | ChatRequest, key_name: str
+) -> RequestGrammar | None:
+    """Return the grammar that the request's text must keep to, None if there is none.
 
     Raises ApiError if there is more than one, or if it cannot be compiled within the limits; ExecutorFull if too many
     grammars of the key wait to be checked; WorkerUnavailable.
@@ -30,7 +33,7 @@ async def checked_grammar(served: ServedModel, request: CompletionRequest | Chat
     form = request.forms[0] if request.forms else None
     required = request.required_tools if isinstance(request, ChatRequest) else []
     if form is None and not required:
-        return ""
+        return None
     param = "tools" if required else form.param if form else ""
     if required and form is not None:
         names = [form.param, "tools"] if form.kind == "schema" else ["tools", form.param]
@@ -46,7 +49,7 @@ async def checked_grammar(served: ServedModel, request: CompletionRequest | Chat
     problem = await served.grammar_check.find_problem(grammar, key_name)
     if problem:
         raise invalid(f"`{param}` cannot be used: {problem}.", param)
-    return grammar
+    return RequestGrammar(grammar, param)
 
 
 def _grammar(served: ServedModel, request: CompletionRequest | ChatRequest, form: Form | None, param: str) -> str:

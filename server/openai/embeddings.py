@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import math
+import secrets
 import struct
 import time
 import uuid
@@ -131,9 +132,10 @@ async def _vectors(
         timeline.finish(reason)
         served.stories.drop(stream.request_id, reason)
 
+    exchange = secrets.randbits(63)
     try:
         for prompt, ticket in zip(prompts, tickets, strict=True):
-            streams.append(served.engine.submit(prompt, NOTHING_DRAWN, asker, pooling=pooling))
+            streams.append(served.engine.submit(prompt, NOTHING_DRAWN, asker, pooling=pooling, exchange=exchange))
             served.stories.queue(story, streams[-1].request_id, ticket)
             if len(streams) % SUBMITTED_AT_ONCE == 0:
                 await asyncio.sleep(0)  # other requests have their turn

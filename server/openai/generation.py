@@ -12,6 +12,7 @@ from model.sampling_params import SamplingParams
 from scheduler.messages import FinishReason
 from server.admission import Ticket
 from server.asker import Asker
+from server.openai.request_grammar import RequestGrammar
 from server.openai.time_limit import out_of_time, seconds_left
 from server.request_end import RequestEnd
 from server.request_story import RequestStory
@@ -19,7 +20,7 @@ from server.request_timeline import RequestTimeline
 from server.served_model import ServedModel
 from server.stop_strings import StopStrings
 from server.story_book import StoryBook
-from server.text_stream import ShownPrompt, TextPiece, TextStream, failure_reason, join_pieces
+from server.text_stream import GrammarRefused, ShownPrompt, TextPiece, TextStream, failure_reason, join_pieces
 from server.token_stream import TokenStream
 
 
@@ -54,7 +55,7 @@ class Generation:
         stop: StopRule,
         *,
         arrived_at_seconds: float,
-        grammar: str = "",
+        grammar: RequestGrammar | None = None,
         asker: Asker = Asker(),  # frozen
         answer_id: str = "",
     ) -> None:
@@ -63,6 +64,7 @@ class Generation:
         self._asker = asker
         self._is_counted = False
         self._jobs = jobs
+        self._grammar = grammar
         self._has_news = False  # some choice has something to take
         self._waiter: asyncio.Future[None] | None = None  # whoever waits for that
         self._failure: Exception | None = None  # came together with pieces, which are handed out first
@@ -78,11 +80,13 @@ class Generation:
         if left_seconds is not None:
             self._time_limit = asyncio.get_running_loop().call_later(left_seconds, self._expire)
         tickets = iter(self._tickets)
+        exchange = secrets.randbits(63)
+        text = grammar.text if grammar is not None else ""
         try:
             for job in jobs:
                 group = secrets.randbits(63) if len(job.params) > 1 else 0
                 for params in job.params:
-                    tokens = served.engine.submit(job.token_ids, params, asker, grammar, group=group)
+                    tokens = served.engine.submit(job.token_ids, params, asker, text, group=group, exchange=exchange)
                     tokens.on_news = self._on_news
                     ticket = next(tickets)
                     choice = _choice_of(tokens, served, job, params, stop, ticket, arrived_at_seconds)
@@ -119,6 +123,9 @@ class Generation:
                         pieces.append((index, piece))
                     if piece is not None and piece.finish_reason is not None:
                         self._num_open -= 1
+            except GrammarRefused as error:
+                assert self._grammar is not None, "the engine refuses what it got"
+                self._failure = self._grammar.refused(error)
             except Exception as error:
                 self._failure = error
         return pieces

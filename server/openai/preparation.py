@@ -7,6 +7,7 @@ from starlette.types import Receive
 from server.disconnect import until_disconnect
 from server.openai.constraint import checked_grammar
 from server.openai.prompts import chat_prompt, completion_prompts, echoed_texts
+from server.openai.request_grammar import RequestGrammar
 from server.openai.schemas import ChatRequest, CompletionRequest
 from server.served_model import ServedModel
 
@@ -17,7 +18,7 @@ class Prepared:
 
     prompts: list[list[int]]
     prompt_texts: list[list[str]] | None
-    grammar: str
+    grammar: RequestGrammar | None
 
 
 async def prepared_completion(

@@ -134,7 +134,8 @@ def _rendered(served: ServedModel, request: Conversation) -> RenderedPrompt:
     except TemplateRefused as error:
         raise invalid(f"The model's chat template refuses these messages: {error}", "messages") from None
     except TemplateFailed as error:
-        logger.error("The chat template failed: %s", ascii(str(error)))
+        cause = str(error).partition(":")[0]  # jinja's class of error, without its message: that may quote the client
+        logger.error("The chat template failed: %s", ascii(cause))
         raise invalid("The model's chat template cannot be rendered for these messages.", "messages") from None
     except ValueError as error:  # no character is left for the guard
         raise invalid(str(error), "messages") from None

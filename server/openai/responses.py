@@ -225,13 +225,16 @@ def responses_router(served: ServedModel) -> APIRouter:
             prepared = await prepared_chat(served, chat, key_name, request.receive)
         except ApiError as error:
             raise _renamed(error, body) from None
+        grammar = prepared.grammar
+        if grammar is not None and grammar.param == "response_format":
+            grammar = grammar._replace(param="text.format")
         asker = asker_of(request.scope, body.priority, body.cache_salt)
         writer = ResponseWriter(body, chat, served)
         generation = start_generation(
             served,
             chat,
             prepared.prompts,
-            grammar=prepared.grammar,
+            grammar=grammar,
             asker=asker,
             arrived_at_seconds=arrived_at_seconds,
             answer_id=writer.response_id,

@@ -15,6 +15,7 @@ def make_request(
     grammar: str = "",
     key: str = "",
     priority: int = 0,
+    urgency: int = 0,
     pooling: Pooling | None = None,
     group: int = 0,
     **params: Any,
@@ -30,6 +31,7 @@ def make_request(
         grammar=grammar,
         key=key,
         priority=priority,
+        urgency=urgency,
         pooling=pooling,
         group=group,
     )

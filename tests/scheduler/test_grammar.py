@@ -2,6 +2,8 @@
 
 import json
 import re
+import threading
+import time
 from functools import cache
 from typing import Any
 
@@ -13,8 +15,9 @@ from model.attention.cpu import CpuAttention
 from model.cpu.build import load_kernels
 from model.grammar import grammar_tokenizer
 from model.llama import Llama
+from scheduler import grammar as grammar_module
 from scheduler.engine import Engine
-from scheduler.grammar import Grammars
+from scheduler.grammar import CANNOT_COMPILE, TOO_COMPLEX, GrammarLimits, Grammars, Matcher, _Position, wait_for
 from scheduler.messages import Request
 from server.openai.constraint import grammar_of_schema
 from tests.fakes import EOS, IM_END, byte_tokenizer
@@ -31,13 +34,19 @@ def model() -> Llama:
     return tiny_llama(make_model=lambda config: Llama(config, CpuAttention(load_kernels())))
 
 
-def grammars() -> Grammars:
-    return Grammars(lambda: grammar_tokenizer(byte_tokenizer().resized(300)), num_threads=2)
+def grammars(**limits: Any) -> Grammars:
+    return Grammars(lambda: grammar_tokenizer(byte_tokenizer().resized(300)), 2, GrammarLimits(**limits))
 
 
-def constrained_engine(**limits: Any) -> Engine:
+def ready(matcher: Matcher) -> Matcher:
+    wait_for([matcher], 20.0)
+    assert matcher.is_ready
+    return matcher
+
+
+def constrained_engine(made: Grammars | None = None, **limits: Any) -> Engine:
     return tiny_engine(
-        model(), grammars=grammars(), **{"num_blocks": 512, "block_size": 16, "max_model_len": 512} | limits
+        model(), grammars=made or grammars(), **{"num_blocks": 512, "block_size": 16, "max_model_len": 512} | limits
     )
 
 
@@ -112,7 +121,7 @@ def test_a_grammar_that_cannot_be_compiled_ends_its_request_with_an_error_and_no
     broken = constrained(1, LLMatcher.grammar_from_lark("start: nothing_of_that_name"))
     transcripts = run_to_end(constrained_engine(), [broken, constrained(2, LETTERS)])
     assert transcripts[1].finish_reason == "error"
-    assert "nothing_of_that_name" in (transcripts[1].error or "")
+    assert (transcripts[1].error, transcripts[1].error_kind) == (CANNOT_COMPILE, "grammar")
     assert transcripts[1].token_ids == []
     assert transcripts[2].finish_reason == "stop"
 
@@ -123,23 +132,137 @@ def test_a_bias_that_leaves_nothing_to_draw_is_an_error_and_never_free_text() ->
     assert transcript.finish_reason == "error"
 
 
-def test_the_same_grammar_is_compiled_once() -> None:
+def test_the_same_grammar_is_compiled_once_for_a_key() -> None:
     made = grammars()
-    first, second = made.matcher(LETTERS, []), made.matcher(LETTERS, [ord("a")])
-    assert not first.error
-    assert not second.error
-    assert len(made._compiled) == 1
-    for mask in made.masks([first, second]):
-        allowed = {index for index in range(300) if mask[index // 8] >> index % 8 & 1}
-        assert allowed == set(b"abcdefghijklmnopqrstuvwxyz")
+    matchers = [made.matcher(LETTERS, [], "a"), made.matcher(LETTERS, [ord("a")], "a"), made.matcher(LETTERS, [], "b")]
+    for matcher in matchers:
+        assert not ready(matcher).problem
+        assert {index for index in range(300) if matcher.allows(index)} == set(b"abcdefghijklmnopqrstuvwxyz")
+    assert len(made._kept) == 2
 
 
-def test_a_token_is_allowed_where_its_bit_of_the_mask_is_set() -> None:
-    made = grammars()
-    matcher = made.matcher(grammar_of_schema({"type": "object", "properties": {"a": {"type": "integer"}}}), [])
-    assert not matcher.error
-    for token_id in b'{"a": 12}':
-        [mask] = made.masks([matcher])
-        bits = [bool(mask[index // 8] >> index % 8 & 1) for index in range(300)]
-        assert bits == [matcher.allows(index) for index in range(300)]
-        assert matcher.accept(token_id)
+def test_a_token_is_taken_once_though_its_step_is_run_twice() -> None:
+    matcher = ready(grammars().matcher(LETTERS, []))
+    for token_id in b"abc, de":
+        assert matcher.allows(token_id)
+        for _ in range(2):
+            matcher.offer(token_id)
+            assert ready(matcher).allows(token_id)  # still the mask that it was drawn with
+        matcher.accept(token_id)
+        ready(matcher)
+    assert not matcher.is_complete
+    assert not matcher.problem
+
+
+def test_rows_whose_masks_and_tokens_are_late_get_the_same_bits_in_later_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [constrained(i, LETTERS if i % 2 else "", max_tokens=12, num_logprobs=2) for i in range(6)]
+    in_time = run_to_end(constrained_engine(), requests)
+    position_of = grammar_module._position
+
+    def late(state: LLMatcher) -> _Position:
+        time.sleep(0.003)
+        return position_of(state)
+
+    monkeypatch.setattr(grammar_module, "_position", late)
+    monkeypatch.setattr(grammar_module, "CHEAP_SECONDS", -1.0)  # tokens are taken in threads, too
+    steps: list[int] = []
+    small = constrained_engine(grammars(wait_seconds=0.0), num_blocks=12, max_model_len=64)
+    assert run_to_end(small, requests, on_step=lambda output: steps.append(1)) == in_time
+    assert len(steps) > 2 * 12
+
+
+@pytest.mark.parametrize(
+    ("limits", "problem"),
+    [
+        ({"max_symbols": 10}, CANNOT_COMPILE),
+        ({"max_items_in_row": 20}, TOO_COMPLEX),
+        ({"max_items_in_mask": 20}, TOO_COMPLEX),
+        ({"lexer_fuel": 10}, TOO_COMPLEX),
+        ({"max_lexer_states": 4}, TOO_COMPLEX),
+        ({"mask_seconds": 1e-9}, "processor time"),
+        ({"start_seconds": 1e-9}, "processor time"),
+    ],
+)
+def test_threat_27_a_grammar_over_a_limit_ends_all_its_sequences_and_no_other(
+    limits: dict[str, float], problem: str
+) -> None:
+    rules = "\n".join(f'w{i}: /[a-z]{{2}}{i}/ "b"' for i in range(30))
+    wide = LLMatcher.grammar_from_lark(f'start: "a" word\nword: {" | ".join(f"w{i}" for i in range(30))}\n{rules}')
+    requests = [constrained(1, wide), constrained(2, wide, temperature=0.0), constrained(3, "", max_tokens=5)]
+    transcripts = run_to_end(constrained_engine(grammars(**limits)), requests)
+    for request_id in (1, 2):
+        assert (transcripts[request_id].finish_reason, transcripts[request_id].error_kind) == ("error", "grammar")
+        assert problem in (transcripts[request_id].error or "")
+    assert transcripts[3].finish_reason == "length"
+    assert transcripts[3].token_ids == run_to_end(constrained_engine(), [requests[2]])[3].token_ids
+
+
+def test_threat_27_a_grammar_within_the_limits_is_served() -> None:
+    tight = grammars(max_symbols=10, max_items_in_row=20)
+    assert run_to_end(constrained_engine(tight), [constrained(1, LETTERS)])[1].finish_reason == "stop"
+
+
+def test_threat_27_no_step_waits_for_a_mask_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    may_end = threading.Event()
+
+    def never(state: LLMatcher) -> _Position:
+        if state.compute_ff_bytes() == b"stuck":
+            may_end.wait()
+        return position_of(state)
+
+    position_of = grammar_module._position
+    monkeypatch.setattr(grammar_module, "_position", never)
+    engine = constrained_engine(grammars(wait_seconds=0.02, mask_seconds=0.05))
+    run_to_end(engine, [constrained(9, LETTERS)])  # the first step takes longer
+    engine.add(constrained(1, LLMatcher.grammar_from_regex("[a-c]stuck")))
+    engine.add(constrained(2, "", max_tokens=60))
+    engine.add(constrained(3, LETTERS))
+    outputs, longest_seconds = [], 0.0
+    while engine.scheduler.has_work:
+        began = time.monotonic()
+        outputs += engine.step().outputs
+        longest_seconds = max(longest_seconds, time.monotonic() - began)
+    may_end.set()
+    reasons = {output.request_id: output.finish_reason for output in outputs if output.finish_reason}
+    assert reasons.items() >= {1: "error", 3: "stop"}.items()
+    assert reasons[2] != "error"
+    assert longest_seconds < 1.0
+    assert engine.scheduler.pool.num_free == engine.scheduler.pool.num_blocks
+
+
+def test_threat_31_a_grammar_problem_is_told_in_words_of_ours() -> None:
+    canary = "canary7351"
+    names = [f"{canary}{index}" for index in range(40)]
+    wide = {"type": "object", "properties": {name: {"type": "string"} for name in names}, "minProperties": 1}
+    for limits in ({"max_symbols": 100}, {"max_items_in_row": 50}, {"max_lexer_states": 10}):
+        engine = constrained_engine(grammars(**limits))
+        transcript = run_to_end(engine, [constrained(1, grammar_of_schema(wide))])[1]
+        assert transcript.error in (CANNOT_COMPILE, TOO_COMPLEX)
+
+
+def test_a_sequence_that_is_aborted_while_its_grammar_is_compiled_leaves_nothing() -> None:
+    engine = constrained_engine()
+    for request_id in range(20):
+        engine.add(constrained(request_id, LETTERS))
+    for request_id in range(20):
+        engine.scheduler.abort(request_id)
+    assert run_to_end(engine, [constrained(99, LETTERS)])[99].finish_reason == "stop"
+
+
+def test_grammars_that_are_being_compiled_are_announced_as_what_the_engine_works_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    may_end = threading.Event()
+    position_of = grammar_module._position
+    monkeypatch.setattr(grammar_module, "_position", lambda state: may_end.wait() and position_of(state))
+    engine = constrained_engine()
+    batches: list[list[int]] = []
+    engine.on_batch = batches.append
+    engine.add(constrained(1, LETTERS))
+    engine.add(constrained(2, "", max_tokens=3))
+    engine.step()
+    assert batches == [[2, 1]]
+    may_end.set()
+    while engine.scheduler.has_work:
+        engine.step()
+    assert batches[-1] == [1]

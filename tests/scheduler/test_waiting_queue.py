@@ -13,8 +13,9 @@ def run_step(scheduler: Scheduler) -> None:
     scheduler.commit(plan, [Sample(1) for scheduled in plan if scheduled.wants_logits])
 
 
-def sequence(request_id: int, key: str = "", priority: int = 0, num_tokens: int = 10) -> Sequence:
-    return Sequence.of(make_request(request_id, list(range(num_tokens)), key=key, priority=priority))
+def sequence(request_id: int, key: str = "", priority: int = 0, num_tokens: int = 10, urgency: int = 0) -> Sequence:
+    request = make_request(request_id, list(range(num_tokens)), key=key, priority=priority, urgency=urgency)
+    return Sequence.of(request)
 
 
 def order(queue: WaitingQueue) -> list[int]:
@@ -29,12 +30,45 @@ def test_one_key_is_first_come_first_served() -> None:
     assert len(queue) == 5
 
 
-def test_a_lower_priority_number_goes_first_whatever_the_key() -> None:
+def test_priority_orders_the_requests_of_one_key() -> None:
     queue = WaitingQueue()
-    queue.append(sequence(1, "a", 5))
-    queue.append(sequence(2, "a", -1))
-    queue.append(sequence(3, "b", 0))
-    assert order(queue) == [2, 3, 1]
+    for request_id, priority in ((1, 5), (2, 0), (3, -1), (4, 0)):
+        queue.append(sequence(request_id, "a", priority))
+    assert order(queue) == [3, 2, 4, 1]
+
+
+def test_threat_30_priority_does_not_move_a_key_before_another() -> None:
+    queue = WaitingQueue()
+    for request_id in range(5):
+        queue.append(sequence(request_id, "pushy", -1000))
+    for request_id in range(10, 12):
+        queue.append(sequence(request_id, "modest", 1000))
+    assert order(queue) == [10, 0, 11, 1, 2, 3, 4]
+
+
+def test_threat_30_a_key_that_sends_its_best_priority_without_end_delays_another_by_one_turn() -> None:
+    scheduler = Scheduler(
+        EngineConfig(num_blocks=512, block_size=8, max_batch_tokens=64, max_num_seqs=4, max_model_len=128)
+    )
+    for request_id in range(40):
+        scheduler.add(make_request(request_id, list(range(20)), key="pushy", priority=-1000, max_tokens=4))
+    for _ in range(5):
+        run_step(scheduler)
+    scheduler.add(make_request(1000, list(range(20)), key="modest", max_tokens=2))
+    for step in range(12):
+        scheduler.add(make_request(100 + step, list(range(20)), key="pushy", priority=-1000, max_tokens=4))
+        run_step(scheduler)
+    assert not scheduler.waiting.has(1000)
+
+
+def test_an_urgent_request_is_before_all_keys_and_keys_take_turns_among_urgent_ones() -> None:
+    queue = WaitingQueue()
+    queue.append(sequence(1, "a"))
+    queue.append(sequence(2, "b", urgency=-1))
+    queue.append(sequence(3, "b", urgency=-1))
+    queue.append(sequence(4, "c", urgency=-1))
+    queue.append(sequence(5, "c", urgency=-5))
+    assert order(queue) == [5, 2, 4, 3, 1]
 
 
 def test_keys_take_turns_by_the_tokens_they_were_served() -> None:
@@ -75,9 +109,9 @@ def test_a_removed_request_is_gone_and_an_unknown_one_is_not_there() -> None:
     queue = WaitingQueue()
     queue.append(sequence(1, "a"))
     queue.put_back(sequence(2))
-    assert queue.remove(1)
-    assert queue.remove(2)
-    assert not queue.remove(1)
+    assert queue.remove(1) is not None
+    assert queue.remove(2) is not None
+    assert queue.remove(1) is None
     assert len(queue) == 0
     assert order(queue) == []
 

@@ -6,10 +6,10 @@ from server.live_requests import GIVEN_UP, LiveRequest, LiveRequests
 from server.token_stream import TokenStream
 
 
-def a_live_request(request_id: int, **params: object) -> LiveRequest:
+def a_live_request(request_id: int, exchange: int = 0, **params: object) -> LiveRequest:
     sampling = SamplingParams(max_tokens=10, seed=1, **params)  # type: ignore[arg-type]
     request = Request(request_id=request_id, prompt_token_ids=[5, 6, 7], params=sampling)
-    return LiveRequest(request, TokenStream(request_id, lambda _: None))
+    return LiveRequest(request, TokenStream(request_id, lambda _: None), exchange or -request_id)
 
 
 def a_token(request_id: int, token_id: int = 1) -> SequenceOutput:
@@ -96,6 +96,56 @@ def test_at_the_third_death_alone_a_request_fails_and_no_other() -> None:
     assert failed is not None
     assert (failed.finish_reason, failed.error) == ("error", GIVEN_UP)
     assert lives[0].stream.take() is not None
+    assert ids_of(requests.released()) == [1]
+
+
+def test_threat_27_choices_of_one_request_are_suspected_run_and_given_up_together() -> None:
+    requests = LiveRequests()
+    lives = [a_live_request(1), *(a_live_request(request_id, exchange=7) for request_id in (2, 3, 4))]
+    for live in lives:
+        requests.add(live)
+    for batch in ([1, 2, 3], [1, 2]):
+        requests.released()
+        die_with(requests, *batch)
+        requests.put(a_token(1))
+    for _ in range(3):
+        assert ids_of(requests.released()) == [2, 3, 4]
+        requests.put(a_token(3))  # a choice that gets further clears itself, not the one in doubt
+        assert requests.released() == []
+        die_with(requests, 2)
+    for live in lives[1:]:
+        outputs = []
+        while (output := live.stream.take()) is not None:
+            outputs.append(output)
+        assert outputs[-1].error == GIVEN_UP
+    assert ids_of(requests.released()) == [1]
+
+
+def test_threat_27_a_request_ends_five_engines_however_many_choices_it_has() -> None:
+    for num_choices in (1, 3, 8):
+        requests = LiveRequests()
+        requests.add(a_live_request(99))
+        for request_id in range(1, num_choices + 1):
+            requests.add(a_live_request(request_id, exchange=7))
+        num_deaths = 0
+        while any(request_id < 99 for request_id in ids_of(requests.released())):
+            die_with(requests, num_deaths % num_choices + 1)  # another choice each time
+            num_deaths += 1
+        assert num_deaths == 5
+
+
+def test_the_choices_of_a_request_are_cleared_when_each_one_in_doubt_has_a_token_or_ended() -> None:
+    requests = LiveRequests()
+    for request_id, exchange in ((1, 0), (2, 7), (3, 7), (4, 7)):
+        requests.add(a_live_request(request_id, exchange))
+    for _ in range(2):
+        requests.released()
+        die_with(requests, 2, 3)
+    assert ids_of(requests.released()) == [2, 3, 4]
+    requests.put(a_token(4))
+    requests.put(a_token(2))
+    assert requests.released() == []
+    requests.put(SequenceOutput(request_id=3, token_ids=[], finish_reason="stop"))
     assert ids_of(requests.released()) == [1]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from server.logs import LogFormat, bind_request_id, set_up_logs
+from server.text_stream import GenerationFailed
 from tests.server.running_server import running_server
 
 HOSTILE = "a\r\nINFO forged \x1b[31mred\x00 \u2028 é"
@@ -58,6 +59,27 @@ def test_people_get_text() -> None:
     assert lines[1] == "INFO request request_id=the-id status=200 route=/v1/models"
     assert lines[2] == "ERROR It failed. request_id=the-id"
     assert lines[3].startswith("Traceback")
+
+
+class OfALibrary(ValueError):
+    """Stands for an exception of a library that quotes what it was given."""
+
+
+@pytest.mark.usefixtures("root")
+def test_threat_31_a_traceback_names_the_errors_of_libraries_and_leaves_out_their_messages() -> None:
+    stream = io.StringIO()
+    set_up_logs("json", stream)
+    try:
+        try:
+            raise OfALibrary(f"at 1:7: {CANARY}")
+        except OfALibrary as error:
+            raise ExceptionGroup("several", [RuntimeError(CANARY), GenerationFailed("words of ours")]) from error
+    except ExceptionGroup:
+        logging.getLogger("some.module").exception("It failed.")
+    [line] = stream.getvalue().splitlines()
+    assert CANARY not in line
+    for name in ("OfALibrary", "RuntimeError", "server.text_stream.GenerationFailed: words of ours", "ExceptionGroup"):
+        assert name in line
 
 
 def test_threat_13_no_prompt_is_logged_whatever_becomes_of_it(

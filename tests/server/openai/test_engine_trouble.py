@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from tests.fakes import echoes
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, a_chat, events_in, open_api, text_of
 from tests.server.openai.asgi import Exchange, until
 
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
 LONG = {"model": "fake", "prompt": "hi", "max_tokens": 400}
 
 
@@ -73,6 +75,47 @@ async def test_what_the_engine_says_of_its_failure_goes_to_the_log_only(
     assert (error["type"], error["code"]) == ("server_error", "internal_error")
     assert "secret" not in response.text
     assert "a secret of the engine" in caplog.text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("after", "status"), [(0, 400), (3, 200)])
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        (COMPLETIONS, {"regex": "[a-z]+", "n": 2}, "regex"),
+        (COMPLETIONS, {"grammar": 'start: "a"'}, "grammar"),
+        (CHAT, {"response_format": {"type": "json_object"}}, "response_format"),
+        (CHAT, {"tools": [TOOL], "tool_choice": "required"}, "tools"),
+        ("/v1/responses", {"text": {"format": {"type": "json_object"}}}, "text.format"),
+    ],
+)
+async def test_threat_31_a_grammar_that_the_engine_cannot_use_is_400_and_names_its_field(
+    endless: Api,
+    caplog: pytest.LogCaptureFixture,
+    stream: bool,
+    after: int,
+    status: int,
+    path: str,
+    fields: dict[str, Any],
+    param: str,
+) -> None:
+    endless.engine.fails_after = after
+    endless.engine.refuses_grammar = True
+    bases = {CHAT: a_chat(), COMPLETIONS: LONG, "/v1/responses": {"model": "fake", "input": "hi"}}
+    response = await endless.http.post(path, json=bases[path] | fields | {"stream": stream})
+    if stream and status == 200:
+        assert response.status_code == 200
+        assert f"`{param}` cannot be used: it is too complex." in response.text
+        assert "response.failed" in response.text or f'"param":"{param}"' in response.text
+    else:
+        assert response.status_code == 400
+        error = response.json()["error"]
+        assert (error["type"], error["param"]) == ("invalid_request_error", param)
+        assert error["message"] == f"`{param}` cannot be used: it is too complex."
+    assert [record.getMessage() for record in caplog.records if record.levelname != "INFO"] == [
+        "The engine cannot use a request's grammar: it is too complex."
+    ]
+    assert endless.engine.num_running == 0
 
 
 async def test_threat_13_a_defect_of_ours_is_a_500_that_names_nothing(

@@ -36,6 +36,7 @@ class HandEngine:
         grammar: str = "",
         pooling: Pooling | None = None,
         group: int = 0,
+        exchange: int = 0,
     ) -> TokenStream:
         self.streams.append(TokenStream(len(self.streams), self.aborted.append))
         return self.streams[-1]

@@ -1,0 +1,54 @@
+"""Drawing the next tokens of a step's rows, some of which have a grammar whose mask may be late."""
+
+import numpy as np
+from torch import Tensor
+
+from model.sample import LATE, Sample
+from model.sampling import Masks, sample
+from scheduler.batch import sampling_rows
+from scheduler.grammar import NOTHING_LEFT, Matcher, wait_for
+from scheduler.sequence import ScheduledSequence
+
+
+def draw_rows(plan: list[ScheduledSequence], logits: Tensor, wait_seconds: float = 0.0) -> list[Sample | None]:
+    """Return the next token of each row of logits [S, vocab_size] in the plan's order, as `sample` does.
+
+    Waits so long for masks, and as long again for tokens to be taken.
+
+    LATE for a row whose grammar has a problem, whose mask is not there in time, or whose token could not be taken in
+    time: a later step computes the same row and draws the same token.
+    """
+    rows = sampling_rows(plan)
+    if not rows:
+        return []
+    matchers = [scheduled.sequence.matcher for scheduled in plan for _ in range(scheduled.num_logits)]
+    constrained = [matcher for matcher in matchers if matcher is not None]
+    if not constrained:
+        return sample(logits, rows)
+    wait_for(constrained, wait_seconds)
+    present = [index for index, matcher in enumerate(matchers) if matcher is None or _is_usable(matcher)]
+    samples: list[Sample | None] = [LATE] * len(rows)
+    if present:
+
+        def masks(places: list[int]) -> Masks:
+            return np.stack([matcher.mask for place in places if (matcher := matchers[present[place]])])
+
+        here = logits if len(present) == len(rows) else logits[present]
+        for index, drawn in zip(present, sample(here, [rows[i] for i in present], masks), strict=True):
+            samples[index] = drawn
+    for index, (matcher, drawn) in enumerate(zip(matchers, samples, strict=True)):
+        if matcher is None or drawn is LATE:
+            continue
+        if drawn is not None:
+            matcher.offer(drawn.token_id)
+        elif logits[index].max().isfinite():  # neither NaN nor infinity: the numbers are sound
+            matcher.fail(NOTHING_LEFT)
+    wait_for(constrained, wait_seconds)
+    for index, matcher in enumerate(matchers):
+        if matcher is not None and not _is_usable(matcher):
+            samples[index] = LATE
+    return samples
+
+
+def _is_usable(matcher: Matcher) -> bool:
+    return matcher.is_ready and not matcher.problem

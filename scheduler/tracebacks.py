@@ -1,0 +1,37 @@
+"""Tracebacks for the log, without words that a library may have taken from a client's text."""
+
+import logging
+import traceback
+from types import TracebackType
+
+ExceptionInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+
+_OUR_PACKAGES = frozenset({"server", "scheduler", "model"})
+
+
+def traceback_text(error: BaseException) -> str:
+    """Return the traceback of an exception and of those that led to it, the first cause first.
+
+    Of an exception of a library only the class is named: its message may hold a schema, a prompt or an answer.
+    """
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    parts = [] if cause is None else [traceback_text(cause)]
+    if isinstance(error, BaseExceptionGroup):
+        parts += [traceback_text(one) for one in error.exceptions]
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    return "\n".join([*parts, f"Traceback (most recent call last):\n{frames}{described(error)}"])
+
+
+def described(error: BaseException) -> str:
+    """Return the class of an exception, and its message if the class is one of ours."""
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return f"{name}: {error}" if kind.__module__.partition(".")[0] in _OUR_PACKAGES else name
+
+
+class TracebackFormatter(logging.Formatter):
+    """Formats records as usual, with such tracebacks."""
+
+    def formatException(self, ei: ExceptionInfo) -> str:  # a method of the library
+        """See logging.Formatter."""
+        return traceback_text(ei[1]) if ei[1] is not None else ""
