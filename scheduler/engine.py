@@ -12,7 +12,7 @@ from model.sample import Sample
 from scheduler.batch import BatchBuilder
 from scheduler.config import EngineConfig
 from scheduler.constrained_rows import draw_rows
-from scheduler.grammar import Grammars, Matcher
+from scheduler.grammar import Grammars
 from scheduler.isolation import StepResult, run_isolated
 from scheduler.messages import Request, StepOutput
 from scheduler.profile import Profile
@@ -42,7 +42,6 @@ class Engine:
         self.scheduler = Scheduler(config)
         self._batch_builder = BatchBuilder(config.max_num_seqs, config.max_num_blocks, config.block_size, device)
         self._grammars = grammars
-        self._starting: dict[int, Matcher] = {}  # by request id: grammars that are being compiled
         self.on_batch: Callable[[list[int]], None] = lambda _: None  # gets which requests the engine now works on
         self._lap: Callable[[str], None] = profile.lap if profile else lambda _: None
 
@@ -52,7 +51,6 @@ class Engine:
         if request.grammar:
             assert self._grammars is not None, "the server refuses grammars for models that cannot have them"
             matcher = self._grammars.matcher(request.grammar, request.output_token_ids, request.key)
-            self._starting[request.request_id] = matcher
         self.scheduler.add(request, matcher)
 
     def step(self) -> StepOutput:
@@ -77,8 +75,8 @@ class Engine:
 
     def _announce(self, plan: list[ScheduledSequence]) -> None:
         """Say what the engine works on from now on: a step, and grammars beside it."""
-        self._starting = {request_id: matcher for request_id, matcher in self._starting.items() if not matcher.is_ready}
-        self.on_batch([*(scheduled.sequence.request.request_id for scheduled in plan), *self._starting])
+        compiling = self.scheduler.waiting.compiling
+        self.on_batch([*(scheduled.sequence.request.request_id for scheduled in plan), *compiling])
 
     def run(self, plan: list[ScheduledSequence]) -> tuple[list[Sample | None], dict[int, PromptReading]]:
         """Return the next token of each scheduled sequence that wants one, in the plan's order, and what was read."""

@@ -1,20 +1,18 @@
 """GrammarThreads: threads for calls into the grammar library, whose time nobody knows beforehand.
 
 Nothing in a process can end a call into a library. So a call that has used its processor time is given up: its thread
-gets the lowest priority and ends when the call does, another thread takes its place, and nobody waits for it.
+ends when the call does, another thread takes its place, and nobody waits for it. (Such a thread must keep its priority:
+when its call ends it takes Python's lock, and the process would wait for a thread that hardly runs.)
 """
 
-import contextlib
-import os
 import threading
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-MAX_GIVEN_UP = 16  # calls of one key that were given up and still run; until one ends, no other call of the key begins
+MAX_GIVEN_UP = 2  # calls of one key that were given up and still run; until one ends, no other call of the key begins
 MAX_WALL_FACTOR = 20  # times the limit of processor time: what a call may last that uses none, because it waits
-_LOWEST_PRIORITY = 19
 
 T = TypeVar("T")
 
@@ -87,7 +85,6 @@ class _Worker:
         self.call: Call[Any] | None = None
         self.is_given_up = False
         self.clock = 0  # of the thread's processor time
-        self.native_id = 0
         self.used_seconds = 0.0  # on that clock, when the call began
         self.began_at_seconds = 0.0
 
@@ -140,8 +137,6 @@ class GrammarThreads:
     def _give_up(self, worker: _Worker, call: Call[Any]) -> None:
         call.give_up()
         worker.is_given_up = True
-        with contextlib.suppress(OSError):  # Linux counts priorities by thread
-            os.setpriority(os.PRIO_PROCESS, worker.native_id, _LOWEST_PRIORITY)
         self._workers.remove(worker)
         self._num_running[call.key] -= 1
         self._num_given_up[call.key] += 1
@@ -154,7 +149,6 @@ class GrammarThreads:
 
     def _work(self, worker: _Worker) -> None:
         worker.clock = time.pthread_getcpuclockid(threading.get_ident())
-        worker.native_id = threading.get_native_id()
         while not worker.is_given_up:
             with self._changed:
                 call = self._take()

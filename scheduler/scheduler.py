@@ -157,6 +157,7 @@ class Scheduler:
         """
         joined: list[ScheduledSequence] = []
         looked_at: dict[int, Sequence] = {}
+        self._to_tell |= {sequence.request.request_id: sequence for sequence in self.waiting.line_up()}
         for sequence in islice(self.waiting, 2 * self.config.max_num_seqs):
             looked_at[sequence.request.request_id] = sequence
             if len(self.running) >= self.config.max_num_seqs or budget <= 0:
@@ -183,12 +184,13 @@ class Scheduler:
             self.waiting.count_prompt(scheduled.sequence)
         for request_id, sequence in self._to_tell.items():
             if request_id not in looked_at and self.waiting.has(request_id):
-                self._events.wait(sequence, "behind others")
+                is_compiling = request_id in self.waiting.compiling
+                self._events.wait(sequence, "grammar being compiled" if is_compiling else "behind others")
         self._to_tell = looked_at
         return joined
 
     def _has_grammar(self, sequence: Sequence, matcher: Matcher) -> bool:
-        """Whether a waiting sequence's grammar is compiled; if it cannot be, the sequence ends with an error."""
+        """Whether a waiting sequence's mask is there; if there is none, the sequence ends with an error."""
         if not matcher.is_ready:
             self._events.wait(sequence, "grammar being compiled")
             return False

@@ -1,5 +1,7 @@
 """EngineView: queue, batch and pool at one moment, for people who watch."""
 
+from itertools import chain
+
 from scheduler.messages import EngineView, SequenceView
 from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence
@@ -24,7 +26,8 @@ def engine_view(scheduler: Scheduler) -> EngineView:
             states[cell] = max(states[cell], SHARED if pool.is_shared(block) else USED)
             owners[cell] = sequence.request.request_id
     step_tokens = {one.sequence.request.request_id: one.num_rows for one in scheduler.last_plan}
-    waiting = [sequence for _, sequence in zip(range(MAX_WAITING), scheduler.waiting, strict=False)]
+    queue = chain(scheduler.waiting, scheduler.waiting.compiling.values())
+    waiting = [sequence for _, sequence in zip(range(MAX_WAITING), queue, strict=False)]
     return EngineView(
         stats=scheduler.stats(),
         block_size=scheduler.config.block_size,

@@ -2,7 +2,8 @@
 
 First those that were running already. Then keys take turns: the key that has been served the fewest tokens is next, so
 a key with many requests cannot starve another. Priority orders the requests of one key among themselves; only urgency,
-which a request has by its key and not by its own claim, comes before the turns.
+which a request has by its key and not by its own claim, comes before the turns. A sequence gets into its line when its
+grammar is compiled: at the head of a line it would hide those behind it, for only the first of the queue are looked at.
 Source: Sheng et al., 2024, Fairness in Serving Large Language Models (arXiv:2401.00588), section 4, virtual token
 counter: a key that has been away begins where the least served of those present is, so that it cannot save up turns.
 """
@@ -36,16 +37,17 @@ class WaitingQueue:
     """Waiting sequences, by request id, in the order in which they should join."""
 
     def __init__(self) -> None:
+        self.compiling: dict[int, Sequence] = {}  # whose grammars are not compiled yet; in no line
         self._preempted: OrderedDict[int, Sequence] = OrderedDict()
         self._lines: dict[_Place, OrderedDict[int, Sequence]] = {}  # none is empty
         self._place_of: dict[int, _Place] = {}  # of each request in a line
         self._num_served: dict[str, float] = {}  # weighted tokens, by key
 
     def __len__(self) -> int:
-        return len(self._preempted) + len(self._place_of)
+        return len(self.compiling) + len(self._preempted) + len(self._place_of)
 
     def __iter__(self) -> Iterator[Sequence]:
-        """Yield the sequences in the order in which they would join if nothing else were served meanwhile."""
+        """Yield those that could join, in the order in which they would if nothing else were served meanwhile."""
         yield from self._preempted.values()
         lines: dict[int, dict[str, list[OrderedDict[int, Sequence]]]] = {}
         for place in sorted(self._lines):
@@ -63,16 +65,27 @@ class WaitingQueue:
 
     def has(self, request_id: int) -> bool:
         """Whether a sequence is in the queue."""
-        return request_id in self._preempted or request_id in self._place_of
+        return request_id in self._preempted or request_id in self._place_of or request_id in self.compiling
 
     def append(self, sequence: Sequence) -> None:
-        """Put a sequence behind the others of its urgency, key and priority."""
+        """Put a sequence behind the others of its urgency, key and priority, once its grammar is compiled."""
         request = sequence.request
+        if sequence.matcher is not None and not sequence.matcher.is_ready:
+            self.compiling[request.request_id] = sequence
+            return
         place = _Place.of(request)
         if not any(other.key == request.key for other in self._lines):
             self._return(request.key)
         self._lines.setdefault(place, OrderedDict())[request.request_id] = sequence
         self._place_of[request.request_id] = place
+
+    def line_up(self) -> list[Sequence]:
+        """Put sequences whose grammars have been compiled into their lines, and return them."""
+        compiled = [s for s in self.compiling.values() if s.matcher is not None and s.matcher.is_ready]
+        for sequence in compiled:
+            del self.compiling[sequence.request.request_id]
+            self.append(sequence)
+        return compiled
 
     def put_back(self, sequence: Sequence) -> None:
         """Put a sequence that was running before all others."""
@@ -81,8 +94,9 @@ class WaitingQueue:
 
     def remove(self, request_id: int) -> Sequence | None:
         """Take a sequence out and return it; None if it is not there."""
-        if (preempted := self._preempted.pop(request_id, None)) is not None:
-            return preempted
+        for others in (self._preempted, self.compiling):
+            if (found := others.pop(request_id, None)) is not None:
+                return found
         place = self._place_of.pop(request_id, None)
         if place is None:
             return None

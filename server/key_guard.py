@@ -3,7 +3,7 @@
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.api_keys import ApiKey, ApiKeys
-from server.asker import SCOPE_NAME
+from server.asker import SCOPE_MIN_PRIORITY, SCOPE_NAME
 from server.openai.errors import ApiError
 
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/health"})
@@ -29,7 +29,8 @@ class KeyGuard:
             await self._app(scope, receive, send)
             return
         try:
-            scope[SCOPE_NAME] = self._key_for(path, _keys_of(scope)).name
+            key = self._key_for(path, _keys_of(scope))
+            scope[SCOPE_NAME], scope[SCOPE_MIN_PRIORITY] = key.name, key.min_priority
         except ApiError as error:
             if scope["type"] != "http":
                 await send({"type": "websocket.close", "code": 1008})

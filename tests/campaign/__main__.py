@@ -18,6 +18,7 @@ from server.model_store import resolve_model
 from tests.campaign.body_flood import flood, large_bodies
 from tests.campaign.cuts import cut_campaign
 from tests.campaign.engine_faults import fault_campaign
+from tests.campaign.key_floods import delays_of_another_key, highest_priority, slow_grammars
 from tests.campaign.long_prompt import pauses_beside_a_long_prompt
 from tests.campaign.overload import OPTIONS, capacity, overloaded
 from tests.campaign.reliability_page import write_page
@@ -124,6 +125,12 @@ async def memory(model: Path) -> Result:
     return result
 
 
+async def key_floods(_: Path) -> Result:
+    """200 requests of a key beside each flood of another."""
+    floods = {"slow grammars": slow_grammars, "the highest priority": highest_priority}
+    return {name: vars(delays_of_another_key(flood, 200)) for name, flood in floods.items()}
+
+
 async def seeded_bugs(_: Path) -> Result:
     """Each known bug in a copy of the sources."""
     with tempfile.TemporaryDirectory() as folder:
@@ -148,6 +155,7 @@ TINY_PARTS: dict[str, Callable[[Path], Any]] = {
     "cuts": cuts,
     "body_flood": body_flood,
     "memory": memory,
+    "key_floods": key_floods,
     "seeded_bugs": seeded_bugs,
 }
 

@@ -169,6 +169,22 @@ growth if the interval leaves out 0 and the slope is at least 1,000. The server 
 {chr(10).join(rows)}"""
 
 
+def _key_floods(result: Part) -> str:
+    rows = [
+        f"| {flood} | {1000 * median(delays['alone_seconds']):.0f} | {1000 * median(delays['seconds']):.0f} "
+        f"| {1000 * max(delays['seconds']):.0f} | {delays['num_refused']} | {delays['num_finished']} |"
+        for flood, delays in result.items()
+    ]
+    return f"""## One key floods the engine
+
+A tiny model with low limits; 24 requests of one key are always there. Time of another key's requests for two tokens, half of them with a
+grammar of their own, in ms:
+
+| flood | alone, median | beside it, median | longest | requests of the flood refused | answered |
+|---|---|---|---|---|---|
+{chr(10).join(rows)}"""
+
+
 def _seeded_bugs(result: Part) -> str:
     rows = [f"| {name} | {'yes' if is_noticed else '**no**'} |" for name, is_noticed in result.items()]
     return f"""## Known bugs put into the sources
@@ -189,6 +205,7 @@ _SECTIONS = {
     "cuts": _cuts,
     "body_flood": _body_flood,
     "memory": _memory,
+    "key_floods": _key_floods,
     "seeded_bugs": _seeded_bugs,
 }
 

@@ -1,7 +1,10 @@
 """WaitingQueue: who joins next, by priority and fairly between keys."""
 
+from typing import cast
+
 from model.sample import Sample
 from scheduler.config import EngineConfig
+from scheduler.grammar import Matcher
 from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence
 from scheduler.waiting_queue import WaitingQueue
@@ -59,6 +62,35 @@ def test_threat_30_a_key_that_sends_its_best_priority_without_end_delays_another
         scheduler.add(make_request(100 + step, list(range(20)), key="pushy", priority=-1000, max_tokens=4))
         run_step(scheduler)
     assert not scheduler.waiting.has(1000)
+
+
+class SlowMatcher:
+    """Stands for a matcher whose grammar is being compiled until it is said to be ready."""
+
+    is_ready = False
+    problem = ""
+
+    def close(self) -> None:
+        """Nothing to drop."""
+
+
+def test_threat_27_requests_whose_grammars_are_being_compiled_hide_no_other() -> None:
+    config = EngineConfig(num_blocks=512, block_size=8, max_batch_tokens=64, max_num_seqs=4, max_model_len=128)
+    scheduler = Scheduler(config)
+    scheduler.add(make_request(1, [1, 2], key="modest", max_tokens=2))
+    matchers = [SlowMatcher() for _ in range(50)]
+    for request_id, matcher in enumerate(matchers, start=100):
+        scheduler.add(make_request(request_id, [1, 2], key="slow"), cast(Matcher, matcher))
+    scheduler.add(make_request(2, [3, 4], key="modest", max_tokens=2))
+    for _ in range(3):
+        run_step(scheduler)
+    assert not scheduler.running
+    assert len(scheduler.waiting) == 50
+    scheduler.abort(100)
+    matchers[1].is_ready, matchers[1].problem = True, "too complex"
+    output = scheduler.commit(scheduler.schedule(), [])
+    assert [(one.request_id, one.error_kind) for one in output.outputs] == [(101, "grammar")]
+    assert output.stats.num_waiting == 48
 
 
 def test_an_urgent_request_is_before_all_keys_and_keys_take_turns_among_urgent_ones() -> None:
