@@ -329,6 +329,14 @@ def test_a_chat_template_that_is_none_ends_the_command_with_one_line(tiny_model_
     assert "chat template cannot be used" in failed_start(str(tiny_model_path), "--chat-template", str(template))
 
 
+def test_a_chat_template_that_drops_the_users_text_ends_the_command_with_one_line(
+    tiny_model_path: Path, tmp_path: Path
+) -> None:
+    template = tmp_path / "chat.jinja"
+    template.write_text("{% for message in messages %}{{ message.role }}: {{ message.text }}{% endfor %}")
+    assert "drops the text of a user's message" in failed_start(str(tiny_model_path), "--chat-template", str(template))
+
+
 def test_limits_that_cannot_hold_together_end_the_command_with_one_line(tiny_model_path: Path) -> None:
     assert "Lower --max-model-len" in failed_start(str(tiny_model_path), "--kv-cache-memory", "64KiB")
     assert "trained for 512 tokens" in failed_start(str(tiny_model_path), "--max-model-len", "513")

@@ -51,9 +51,21 @@ def test_a_model_without_a_chat_template_can_be_given_one(tmp_path: Path) -> Non
         assert server.http.post("/v1/chat/completions", json=body).status_code == 200
 
 
+def blind(folder: Path) -> Path:
+    """A template of the model's own that drops what users say."""
+    folder = huggingface(folder)
+    (folder / "chat_template.jinja").write_text("{% for message in messages %}{{ message.role }}{% endfor %}")
+    return folder
+
+
 @pytest.mark.parametrize(
     ("write", "name", "can_chat"),
-    [(huggingface, "Tiny-Qwen-0.5B", True), (meta, "llama-3", False), (llama2c, "stories", False)],
+    [
+        (huggingface, "Tiny-Qwen-0.5B", True),
+        (blind, "Tiny-Qwen-0.5B", False),
+        (meta, "llama-3", False),
+        (llama2c, "stories", False),
+    ],
 )
 def test_a_model_of_any_kind_is_served(
     write: Callable[[Path], Path], name: str, can_chat: bool, tmp_path: Path
