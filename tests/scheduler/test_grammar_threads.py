@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
@@ -104,7 +105,12 @@ def test_threat_27_keys_take_turns_and_none_has_all_threads(busy: Busy) -> None:
     submit(threads, busy, "a")
     assert busy.began.wait(20.0)
     order: list[str] = []
-    mine = [submit(threads, lambda name=name: order.append(name) or name, "a") for name in "xy"]  # type: ignore[misc]
+
+    def run(name: str) -> str:
+        order.append(name)
+        return name
+
+    mine = [submit(threads, partial(run, name), "a") for name in "xy"]
     assert result(submit(threads, lambda: "b", "b")) == "b"
     assert order == []
     busy.may_end = True
