@@ -203,7 +203,7 @@ def main() -> None:
     path = resolve_model(arguments.model, print)
     tokenizer = load_tokenizer(path)
     texts = {file.name: file.read_text("utf-8") for file in arguments.text} if arguments.text else public_texts()
-    prefix = tokenizer.encode("")
+    prefix = tokenizer.encode("", is_open=True)
     models = load_modes(path, len(prefix) + arguments.window)
     results = {}
     for name, text in texts.items():

@@ -7,35 +7,13 @@ Source: Radford et al., 2019, Language Models are Unsupervised Multitask Learner
 import re
 from collections.abc import Mapping, Sequence
 
-from tokenizers import Regex, Tokenizer
+from tokenizers import Tokenizer
 from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel, PreTokenizer, Split
-from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 
+from model.added_tokens import control_tokens, encode_parsed
 from model.literal_search import LiteralSearch
-from model.vocabulary import BrokenTokenizer, TokenType, Unencodable, UnsupportedTokenizer
-
-# Each pattern splits the pieces the one before it left. Only merges inside a piece are made. Source: the
-# tokenizer.json files of the models; llama.cpp, src/llama-vocab.cpp, names them.
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_TEKKEN = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_PATTERNS: Mapping[str, tuple[str, ...]] = {
-    "gpt-2": (_GPT2,),
-    "smollm": (r"\p{N}", _GPT2),
-    "llama-bpe": (_LLAMA3,),
-    "qwen2": (_LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}"),),
-    "tekken": (_TEKKEN,),  # Mistral, since NeMo
-    # What llama.cpp does for a model whose pre-tokenizer its converter did not know.
-    "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
-}
+from model.pre_tokenizer_rules import pre_tokenizer_rules
+from model.vocabulary import BrokenTokenizer, TokenType, Unencodable
 
 
 class BytePairVocabulary:
@@ -47,6 +25,7 @@ class BytePairVocabulary:
     adds_space_prefix = False
 
     def __init__(self, texts: Sequence[str], types: Sequence[TokenType], merges: Sequence[str], pre: str) -> None:
+        rules = pre_tokenizer_rules(pre)
         symbols = byte_symbols()
         byte_values = {symbol: byte for byte, symbol in enumerate(symbols)}
         self.texts = texts
@@ -58,6 +37,8 @@ class BytePairVocabulary:
         # Merges know nothing of the other tokens: ordinary text that spells a control token must not become one.
         normal_ids = {text: i for i, text in enumerate(texts) if types[i] is TokenType.NORMAL}
         self._user_defined_ids = {text: i for i, text in enumerate(texts) if types[i] is TokenType.USER_DEFINED}
+        self._control = control_tokens(texts, types)
+        self.special_tokens: Mapping[str, int] = self._control.special
         self._user_defined = LiteralSearch(self._user_defined_ids)
         missing = [re.escape(bytes([byte])) for byte, symbol in enumerate(symbols) if symbol not in normal_ids]
         self._missing_byte = re.compile(b"|".join(missing) or b"(?!)")
@@ -65,11 +46,10 @@ class BytePairVocabulary:
             BPE(
                 vocab=normal_ids,
                 merges=_pairs(merges, normal_ids, frozenset(texts)),
-                ignore_merges=pre
-                in ("llama-bpe", "tekken"),  # a whole piece that is a token stays one, though no merge makes it
+                ignore_merges=rules.ignores_merges,
             )
         )
-        self._merging.pre_tokenizer = _pre_tokenizer(pre)
+        self._merging.pre_tokenizer = rules.pre_tokenizer()
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of `text`; user-defined tokens are taken out before the merges.
@@ -83,6 +63,10 @@ class BytePairVocabulary:
             token_ids.append(self._user_defined_ids[match.group()])
             start = match.end()
         return token_ids + self._merge(text[start:])
+
+    def encode_parsed(self, text: str, guard: str) -> list[int]:
+        """See Vocabulary."""
+        return encode_parsed(self._control, self.encode, text, guard)
 
     def _merge(self, text: str) -> list[int]:
         if not text:
@@ -137,12 +121,3 @@ def _pairs(merges: Sequence[str], normal_ids: Mapping[str, int], texts: frozense
         elif not texts.issuperset((left, right, left + right)):
             raise BrokenTokenizer(f"Merge {rank} is {ascii(merge)[:80]}; the vocabulary lacks one of its tokens.")
     return pairs
-
-
-def _pre_tokenizer(pre: str) -> PreTokenizer:
-    if pre not in _PATTERNS:
-        raise UnsupportedTokenizer(
-            f"The tokenizer has the pre-tokenizer {ascii(pre)[:80]}; supported are {', '.join(_PATTERNS)}."
-        )
-    splits: list[PreTokenizer] = [Split(Regex(pattern), behavior="isolated") for pattern in _PATTERNS[pre]]
-    return PreTokenizers([*splits, ByteLevel(add_prefix_space=False, use_regex=False)])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Never
 
 from model.byte_pair_vocabulary import BytePairVocabulary
+from model.pre_tokenizer_rules import pre_tokenizer_rules
 from model.sentencepiece_vocabulary import SentencePieceVocabulary, sentencepiece_model_proto
 from model.vocabulary import BrokenTokenizer, TokenType, UnsupportedTokenizer, Vocabulary
 
@@ -23,8 +24,10 @@ class GgufVocabulary:
     vocabulary: Vocabulary
     bos_token_id: int | None
     eos_token_ids: list[int]  # the EOS token, if there is one, then the ends of a turn and of a message
-    adds_bos: bool
+    prefix_ids: list[int]  # before each text: BOS, if the model wants it
+    suffix_ids: list[int]  # behind each text
     chat_template: str | None
+    named_templates: Mapping[str, str]  # those for a purpose, such as tool_use
 
 
 def gguf_vocabulary(metadata: Mapping[str, object]) -> GgufVocabulary:
@@ -56,16 +59,22 @@ def gguf_vocabulary(metadata: Mapping[str, object]) -> GgufVocabulary:
     else:
         pre = fields.text("ggml.pre")
         vocabulary = BytePairVocabulary(texts, types, fields.texts("ggml.merges"), pre)
-        adds_bos_by_default = pre == "llama-bpe"
-    adds_bos = fields.flag("ggml.add_bos_token", adds_bos_by_default)
-    if adds_bos and bos is None:
-        raise BrokenTokenizer("The tokenizer adds a BOS token, but tokenizer.ggml.bos_token_id is missing.")
+        adds_bos_by_default = pre_tokenizer_rules(pre).adds_bos
+    prefix_ids = [bos] if fields.flag("ggml.add_bos_token", adds_bos_by_default) else []
+    suffix_ids = ends[:1] if fields.flag("ggml.add_eos_token", False) else []
+    for name, ids in (("bos", prefix_ids), ("eos", suffix_ids)):
+        if None in ids:
+            raise BrokenTokenizer(
+                f"The tokenizer adds a {name.upper()} token, but tokenizer.ggml.{name}_token_id is missing."
+            )
     return GgufVocabulary(
         vocabulary=vocabulary,
         bos_token_id=bos,
         eos_token_ids=eos_token_ids,
-        adds_bos=adds_bos,
+        prefix_ids=[token_id for token_id in prefix_ids if token_id is not None],
+        suffix_ids=[token_id for token_id in suffix_ids if token_id is not None],
         chat_template=fields.text("chat_template") if fields.has("chat_template") else None,
+        named_templates=fields.texts_below("chat_template."),
     )
 
 
@@ -113,6 +122,12 @@ class _Fields:
         if not isinstance(value, str):
             raise BrokenTokenizer(f"tokenizer.{name} is not a string.")
         return value
+
+    def texts_below(self, prefix: str) -> dict[str, str]:
+        """Return the fields whose names begin so, by the rest of their names."""
+        start = f"tokenizer.{prefix}"
+        names = [key.removeprefix(start) for key in self._metadata if key.startswith(start)]
+        return {name: self.text(prefix + name) for name in names}
 
     def flag(self, name: str, default: bool) -> bool:
         value = self._value(name) if self.has(name) else default

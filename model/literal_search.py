@@ -21,13 +21,13 @@ class LiteralSearch:
         self._max_length = max(map(len, self.literals), default=0)
         self._beginnings = frozenset(literal[:end] for literal in self.literals for end in range(1, len(literal) + 1))
 
-    def matches(self, text: str) -> Iterator[re.Match[str]]:
-        """Yield the matches from left to right, each behind the end of the one before."""
-        return self._matches(text, are_apart=True)
+    def matches(self, text: str, start: int = 0) -> Iterator[re.Match[str]]:
+        """Yield the matches from `start` on, from left to right, each behind the end of the one before."""
+        return self._matches(text, start, are_apart=True)
 
     def starts(self, text: str) -> Iterator[int]:
         """Yield every place where a literal begins, also inside another one."""
-        return (match.start() for match in self._matches(text, are_apart=False))
+        return (match.start() for match in self._matches(text, 0, are_apart=False))
 
     def partial_start(self, text: str) -> int | None:
         """Return the first place from which on the text is the beginning of a literal, None if there is none."""
@@ -36,9 +36,8 @@ class LiteralSearch:
                 return start
         return None
 
-    def _matches(self, text: str, *, are_apart: bool) -> Iterator[re.Match[str]]:
-        start = 0
-        for window in range(0, len(text) if self.literals else 0, _WINDOW_CHARACTERS):
+    def _matches(self, text: str, start: int, *, are_apart: bool) -> Iterator[re.Match[str]]:
+        for window in range(start, len(text) if self.literals else 0, _WINDOW_CHARACTERS):
             window_end = window + _WINDOW_CHARACTERS
             while start < window_end:
                 # A match that begins in the window may end behind it.

@@ -51,7 +51,7 @@ def check_links(folder: Path) -> None:
     """
     home = folder.resolve()
     blobs = home.parent.parent / "blobs"  # of a folder models--org--name/snapshots/commit
-    for path in folder.iterdir():
+    for path in (*folder.iterdir(), *(folder / "additional_chat_templates").glob("*")):
         target = path.resolve()
         if path.is_symlink() and not target.is_relative_to(home) and target.parent != blobs:
             raise BrokenCheckpoint(f"{path} is a link out of its folder. Put the file itself there.")

@@ -4,10 +4,11 @@ Source: Kudo and Richardson, 2018, SentencePiece (arXiv:1808.06226).
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sentencepiece import SentencePieceProcessor
 
+from model.added_tokens import control_tokens, encode_parsed
 from model.vocabulary import BrokenTokenizer, TokenType, Unencodable, UnsupportedTokenizer
 
 _SPACE = "\u2581"  # written for a space
@@ -32,6 +33,8 @@ class SentencePieceVocabulary:
             raise BrokenTokenizer(f"The SentencePiece model cannot be read: {ascii(str(error))[:200]}") from None
         self.types: Sequence[TokenType] = [self._type(token_id) for token_id in ids]
         self.token_bytes: Sequence[bytes] = [_bytes(*token) for token in zip(self.texts, self.types, strict=True)]
+        self._control = control_tokens(self.texts, self.types)
+        self.special_tokens: Mapping[str, int] = self._control.special
         normalized = self._processor.normalize("a")
         if normalized.endswith((_SPACE, " ")):
             raise UnsupportedTokenizer("The SentencePiece model writes spaces after words; supported is before words.")
@@ -50,6 +53,10 @@ class SentencePieceVocabulary:
             pieces: list[str] = self._processor.encode(text, out_type=str)
             raise Unencodable(pieces[token_ids.index(unknown)][0])
         return token_ids
+
+    def encode_parsed(self, text: str, guard: str) -> list[int]:
+        """See Vocabulary."""
+        return encode_parsed(self._control, self.encode, text, guard)
 
     def _type(self, token_id: int) -> TokenType:
         if self._processor.is_control(token_id):

@@ -2,11 +2,12 @@
 
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import tiktoken
 
+from model.added_tokens import control_tokens, encode_parsed
 from model.vocabulary import BrokenTokenizer, TokenType, Unencodable
 
 # Source: llama_models/llama3/tokenizer.py of Meta's llama-models: the pattern, and the 256 special tokens.
@@ -52,6 +53,8 @@ class TiktokenVocabulary:
         self.token_bytes: Sequence[bytes] = [*ordinary, *map(str.encode, special)]
         self.texts: Sequence[str] = [*(token.decode("latin-1") for token in ordinary), *special]
         self.types: Sequence[TokenType] = [TokenType.NORMAL] * len(ordinary) + [TokenType.CONTROL] * len(special)
+        self._control = control_tokens(self.texts, self.types)
+        self.special_tokens: Mapping[str, int] = self._control.special
         self.bos_token_id = len(ordinary)
         self.eos_token_id = len(ordinary) + 1
         self._missing_bytes = {byte for byte in range(256) if bytes([byte]) not in ranks}
@@ -63,6 +66,10 @@ class TiktokenVocabulary:
                 if self._missing_bytes.intersection(character.encode()):
                     raise Unencodable(character)
         return self._encoding.encode_ordinary(text)
+
+    def encode_parsed(self, text: str, guard: str) -> list[int]:
+        """See Vocabulary."""
+        return encode_parsed(self._control, self.encode, text, guard)
 
 
 def is_tiktoken_file(path: Path) -> bool:

@@ -1,14 +1,13 @@
 """Tokenizer: text to token ids and back, as the model's own files say."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from model.detokenizer import Detokenizer
 from model.gguf_vocabulary import gguf_vocabulary
-from model.literal_search import LiteralSearch
 from model.vocabulary import (
     BrokenTokenizer,
     ResizedVocabulary,
-    TokenType,
     Unencodable,
     UnsupportedTokenizer,
     Vocabulary,
@@ -52,13 +51,15 @@ class Tokenizer:
         *,
         bos_token_id: int | None,
         eos_token_ids: Sequence[int],
-        adds_bos: bool,
+        prefix_ids: Sequence[int] = (),
+        suffix_ids: Sequence[int] = (),
         chat_template: str | None = None,
+        named_templates: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        """Tokens of `prefix_ids` (BOS) and `suffix_ids` belong before and behind each text."""
         self.vocab_size = len(vocabulary.texts)
-        control = [i for i, token_type in enumerate(vocabulary.types) if token_type is TokenType.CONTROL]
         self._not_text = frozenset(i for i, token_type in enumerate(vocabulary.types) if not token_type.is_text)
-        self.special_tokens = {vocabulary.texts[token_id]: token_id for token_id in control}
+        self.special_tokens = dict(vocabulary.special_tokens)
         self.bos_token_id = bos_token_id
         self.eos_token_ids = frozenset(
             [*eos_token_ids, *(token_id for text, token_id in self.special_tokens.items() if text in _END_OF_TURN)]
@@ -66,16 +67,23 @@ class Tokenizer:
         self.bos_token = "" if bos_token_id is None else vocabulary.texts[bos_token_id]
         self.eos_token = vocabulary.texts[eos_token_ids[0]] if eos_token_ids else ""
         self.chat_template = chat_template
+        self.named_templates = named_templates  # those for a purpose, such as tool_use
         self._vocabulary = vocabulary
         self._ordered_eos_token_ids = tuple(eos_token_ids)
-        self._special_search = LiteralSearch(self.special_tokens)
-        self._adds_bos = adds_bos
+        self._prefix_ids, self._suffix_ids = list(prefix_ids), list(suffix_ids)
 
     def encode(
-        self, text: str, *, add_special_tokens: bool = True, parse_special: bool = False, guard: str = ""
+        self,
+        text: str,
+        *,
+        add_special_tokens: bool = True,
+        parse_special: bool = False,
+        guard: str = "",
+        is_open: bool = False,
     ) -> list[int]:
         """Return the token ids of `text`, after BOS if the model wants it and the text does not have it.
 
+        What the model wants behind a text is added too, unless the text `is_open`: a prompt that an answer continues.
         With `parse_special` the text of a control token becomes that token. `guard` is a character that is removed
         after control tokens were looked for, so it hides the ones it interrupts and changes nothing else.
         Raises Unencodable.
@@ -84,16 +92,16 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:  # half of a surrogate pair
             raise Unencodable(text[error.start]) from None
-        token_ids: list[int] = []
-        start = 0
-        for match in self._special_search.matches(text) if parse_special else ():
-            token_ids += self._encode_ordinary(text[start : match.start()], guard)
-            token_ids.append(self.special_tokens[match.group()])
-            start = match.end()
-        token_ids += self._encode_ordinary(text[start:], guard)
-        if add_special_tokens and self._adds_bos and self.bos_token_id is not None:
-            return token_ids if token_ids[:1] == [self.bos_token_id] else [self.bos_token_id, *token_ids]
-        return token_ids
+        if parse_special:
+            token_ids = self._vocabulary.encode_parsed(text, guard)
+        else:
+            ordinary = text.replace(guard, "") if guard else text
+            token_ids = self._vocabulary.encode(ordinary) if ordinary else []
+        if not add_special_tokens:
+            return token_ids
+        prefix, suffix = self._prefix_ids, [] if is_open else self._suffix_ids
+        has_prefix = token_ids[: len(prefix)] == prefix
+        return [*(() if has_prefix else prefix), *token_ids, *suffix]
 
     def resized(self, vocab_size: int) -> "Tokenizer":
         """Return a tokenizer with as many tokens as the model has, which may differ from its file's.
@@ -107,8 +115,10 @@ class Tokenizer:
             ResizedVocabulary(self._vocabulary, vocab_size),
             bos_token_id=self.bos_token_id if is_bos_kept else None,
             eos_token_ids=[token_id for token_id in self._ordered_eos_token_ids if token_id < vocab_size],
-            adds_bos=self._adds_bos and is_bos_kept,
+            prefix_ids=[token_id for token_id in self._prefix_ids if token_id < vocab_size],
+            suffix_ids=[token_id for token_id in self._suffix_ids if token_id < vocab_size],
             chat_template=self.chat_template,
+            named_templates=self.named_templates,
         )
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -131,10 +141,6 @@ class Tokenizer:
         detokenizer = Detokenizer(self, skip_special=skip_special, drops_first_space=self._vocabulary.adds_space_prefix)
         return [*map(detokenizer.push, token_ids), detokenizer.flush()]
 
-    def _encode_ordinary(self, text: str, guard: str) -> list[int]:
-        ordinary = text.replace(guard, "") if guard else text
-        return self._vocabulary.encode(ordinary) if ordinary else []
-
 
 def tokenizer_from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
     """Return the tokenizer that the metadata of a GGUF file describe.
@@ -146,6 +152,8 @@ def tokenizer_from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
         described.vocabulary,
         bos_token_id=described.bos_token_id,
         eos_token_ids=described.eos_token_ids,
-        adds_bos=described.adds_bos,
+        prefix_ids=described.prefix_ids,
+        suffix_ids=described.suffix_ids,
         chat_template=described.chat_template,
+        named_templates=described.named_templates,
     )

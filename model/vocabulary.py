@@ -1,6 +1,6 @@
 """Vocabulary: what a tokenizer needs of its tokens, whatever library splits the text, and what can be wrong."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import Protocol
 
@@ -43,10 +43,18 @@ class Vocabulary(Protocol):
     types: Sequence[TokenType]
     token_bytes: Sequence[bytes]  # what each token writes
     adds_space_prefix: bool  # whether encoded text begins with a space that the text does not have
+    special_tokens: Mapping[str, int]  # what `encode_parsed` looks for
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of `text`, in which no control token is looked for.
 
+        Raises Unencodable.
+        """
+
+    def encode_parsed(self, text: str, guard: str) -> list[int]:
+        """Return the token ids of `text`, in which the text of a special token is that token.
+
+        `guard`, if not empty, is a character that hides the special tokens it interrupts; it is not part of the text.
         Raises Unencodable.
         """
 
@@ -59,13 +67,22 @@ class ResizedVocabulary:
         self._vocabulary = vocabulary
         self._vocab_size = vocab_size
         self.adds_space_prefix = vocabulary.adds_space_prefix
+        self.special_tokens: Mapping[str, int] = {
+            text: i for text, i in vocabulary.special_tokens.items() if i < vocab_size
+        }
         self.texts: Sequence[str] = [*vocabulary.texts[:vocab_size], *(f"<unused {i}>" for i in added)]
         self.types: Sequence[TokenType] = [*vocabulary.types[:vocab_size], *(TokenType.UNUSED for _ in added)]
         self.token_bytes: Sequence[bytes] = [*vocabulary.token_bytes[:vocab_size], *(b"" for _ in added)]
 
     def encode(self, text: str) -> list[int]:
         """See Vocabulary; text that needs a token left out is Unencodable."""
-        token_ids = self._vocabulary.encode(text)
+        return self._kept(self._vocabulary.encode(text))
+
+    def encode_parsed(self, text: str, guard: str) -> list[int]:
+        """See Vocabulary; text that needs a token left out is Unencodable."""
+        return self._kept(self._vocabulary.encode_parsed(text, guard))
+
+    def _kept(self, token_ids: list[int]) -> list[int]:
         for token_id in token_ids:
             if token_id >= self._vocab_size:
                 raise Unencodable(self._vocabulary.texts[token_id][0])

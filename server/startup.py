@@ -191,10 +191,14 @@ def _text_parts(model_path: Path, template_file: Path | None) -> tuple[Tokenizer
         source = template_file.read_text("utf-8")
         return tokenizer, usable_template(source, tokenizer.bos_token, tokenizer.eos_token)
     if tokenizer.chat_template is None:
-        logger.warning("The model has no chat template; /v1/chat/completions will refuse requests.")
+        logger.warning(
+            "The model has no %schat template; /v1/chat/completions will refuse requests.",
+            "default " if tokenizer.named_templates else "",
+        )
         return tokenizer, None
     try:
-        return tokenizer, usable_template(tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token)
+        tool_use = tokenizer.named_templates.get("tool_use")
+        return tokenizer, usable_template(tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token, tool_use)
     except ValueError as error:
         logger.warning("%s /v1/chat/completions will refuse requests.", error)
         return tokenizer, None

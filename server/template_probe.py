@@ -36,9 +36,12 @@ _TOOL: dict[str, Json] = {
 }
 
 
-def probe_template(render: Render, *, knows_tools: bool) -> TemplateShape:
-    """Return the shape of the template that `render` renders; starts no probe after 10 seconds."""
-    probe = _Probe(render)
+def probe_template(render: Render, *, knows_tools: bool, has_tools: bool = False) -> TemplateShape:
+    """Return the shape of the template that `render` renders; starts no probe after 10 seconds.
+
+    With `has_tools` the template is for conversations with tools only.
+    """
+    probe = _Probe(render, has_tools=has_tools)
     roles: dict[str, ContentShape] = {}
     for role, conversations in _CONVERSATIONS.items():
         shape = probe.content_shape([_conversation(turns, role) for turns in conversations])
@@ -92,8 +95,9 @@ def _with_calls(probe: "_Probe", shape: TemplateShape) -> TemplateShape:
 class _Probe:
     """Renders conversations until its time is over."""
 
-    def __init__(self, render: Render) -> None:
+    def __init__(self, render: Render, *, has_tools: bool) -> None:
         self.has_rendered = False
+        self._has_tools = has_tools
         self._render = render
         self._deadline = time.monotonic() + _LONGEST_PROBING_SECONDS
 
@@ -103,7 +107,7 @@ class _Probe:
             return ""
         has_calls = any("tool_calls" in message for message in messages)
         try:
-            text = self._render(messages, [_TOOL] if has_calls else [])
+            text = self._render(messages, [_TOOL] if has_calls or self._has_tools else [])
         except ValueError:
             return ""
         self.has_rendered = True

@@ -3,8 +3,9 @@
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from model.added_tokens import control_tokens, encode_parsed
 from model.sampling_params import Pooling, SamplingParams
 from model.tokenizer import Tokenizer, Unencodable
 from model.vocabulary import TokenType
@@ -26,16 +27,21 @@ class ByteVocabulary:
         self.texts: Sequence[str] = [*map(chr, range(256)), *special]
         self.types: Sequence[TokenType] = [TokenType.BYTE] * 256 + [TokenType.CONTROL] * len(special)
         self.token_bytes: Sequence[bytes] = [*(bytes([byte]) for byte in range(256)), *map(str.encode, special)]
+        self._control = control_tokens(self.texts, self.types)
+        self.special_tokens: Mapping[str, int] = self._control.special
 
     def encode(self, text: str) -> list[int]:
         if "\x04" in text:
             raise Unencodable("\x04")
         return list(text.encode())
 
+    def encode_parsed(self, text: str, guard: str) -> list[int]:
+        return encode_parsed(self._control, self.encode, text, guard)
+
 
 def byte_tokenizer(*, adds_bos: bool = False) -> Tokenizer:
     """Return a tokenizer whose token ids are bytes."""
-    return Tokenizer(ByteVocabulary(), bos_token_id=BOS, eos_token_ids=[EOS, IM_END], adds_bos=adds_bos)
+    return Tokenizer(ByteVocabulary(), bos_token_id=BOS, eos_token_ids=[EOS, IM_END], prefix_ids=[BOS] * adds_bos)
 
 
 Script = Callable[[list[int], SamplingParams], Sequence[int]]

@@ -1,7 +1,9 @@
 """Hugging Face folders: config.json and safetensors files."""
 
+import logging
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -9,12 +11,19 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from model.checkpoint import BrokenCheckpoint
-from model.checkpoint.checkpoint import Checkpoint
-from model.checkpoint.json_file import JsonFile
+from model.checkpoint.checkpoint import Checkpoint, listed
+from model.checkpoint.json_file import JsonFile, log_disagreement
 from model.config import ModelConfig, UnsupportedModel
 from model.rope_scaling import DynamicScaling, LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
 
-_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+_ARCHITECTURES = MappingProxyType(  # by model_type
+    {
+        "llama": "LlamaForCausalLM",
+        "mistral": "MistralForCausalLM",
+        "qwen2": "Qwen2ForCausalLM",
+        "qwen3": "Qwen3ForCausalLM",
+    }
+)
 _NAMES = MappingProxyType(
     {
         "embedding": "model.embed_tokens.weight",
@@ -37,16 +46,18 @@ _NAMES = MappingProxyType(
         "down": "model.layers.{}.mlp.down_proj.weight",
     }
 )
-_UNUSED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")  # older versions kept this table
+_UNUSED = re.compile(r"rotary_emb\.inv_freq")  # a table that older versions kept, here or there in the model
 _DTYPES = ("F32", "F16", "BF16", "F64")
 _MAX_TENSORS = 2**16
+
+logger = logging.getLogger(__name__)
 
 
 def open_huggingface(folder: Path) -> Checkpoint:
     """Return the model in a folder with a config.json; raises OSError, BrokenCheckpoint or UnsupportedModel."""
     fields = JsonFile(folder / "config.json")
     _refuse_quantized(fields)
-    files = _files(folder)
+    files, indexed = _files(folder)
     holders: dict[str, Path] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     stored_types: set[str] = set()
@@ -56,6 +67,7 @@ def open_huggingface(folder: Path) -> Checkpoint:
             if name in holders:
                 raise BrokenCheckpoint(f"{file}: {ascii(name)[:80]} is in {holders[name].name}, too.")
             holders[name], shapes[name] = file, shape
+    _log_other_holders(folder, indexed, holders)
 
     def read(name: str, out: Tensor) -> None:
         with safe_open(holders[name], framework="pt") as content:
@@ -70,24 +82,26 @@ def open_huggingface(folder: Path) -> Checkpoint:
         shapes=shapes,
         stored_types=frozenset(stored_types),
         read=read,
-        unused=frozenset(filter(_UNUSED.fullmatch, shapes)),
+        unused=frozenset(filter(_UNUSED.search, shapes)),
     )
 
 
-def _files(folder: Path) -> list[Path]:
-    """Return the safetensors files that make up the model."""
-    index = folder / "model.safetensors.index.json"
+def _files(folder: Path) -> tuple[list[Path], Mapping[str, object]]:
+    """Return the safetensors files that make up the model, and which file has each tensor by the index."""
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if single.is_file():
+        if index.is_file():
+            logger.warning("%s has both %s and %s; the former is used.", folder, single.name, index.name)
+        return [single], {}
     if not index.is_file():
-        single = folder / "model.safetensors"
-        if single.is_file():
-            return [single]
         if list(folder.glob("*.bin")):
             raise UnsupportedModel(
                 f"{folder} has weights in .bin files; supported are safetensors. Convert them first."
             )
         raise BrokenCheckpoint(f"{folder} has no model.safetensors and no model.safetensors.index.json.")
     weight_map = JsonFile(index).part("weight_map")
-    names = set() if weight_map is None else set(map(str, weight_map.raw().values()))
+    indexed = {} if weight_map is None else weight_map.raw()
+    names = set(map(str, indexed.values()))
     if not names:
         raise BrokenCheckpoint(f"{index} names no files.")
     for name in names:
@@ -95,7 +109,19 @@ def _files(folder: Path) -> list[Path]:
             raise BrokenCheckpoint(f"{index} names {ascii(name)[:80]}, which is no safetensors file of its folder.")
         if not (folder / name).is_file():
             raise BrokenCheckpoint(f"{folder} lacks {name}, which its index names. Fetch it again.")
-    return [folder / name for name in sorted(names)]
+    return [folder / name for name in sorted(names)], indexed
+
+
+def _log_other_holders(folder: Path, indexed: Mapping[str, object], holders: Mapping[str, Path]) -> None:
+    """Log that the index names other places of tensors than the files have; what is in the files is used."""
+    if not indexed:
+        return
+    other = [name for name, file in holders.items() if indexed.get(name) != file.name]
+    other += [name for name in indexed if name not in holders]
+    if other:
+        logger.warning(
+            "%s: the index is wrong about %s; what is in the files is used.", folder, listed([*dict.fromkeys(other)])
+        )
 
 
 def _tensors(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -132,11 +158,16 @@ def _refuse_quantized(fields: JsonFile) -> None:
 
 
 def _config(fields: JsonFile, *, has_output: bool) -> ModelConfig:
-    architectures = fields.items("architectures")
-    architecture = architectures[0] if architectures else None
-    if architecture not in _ARCHITECTURES:
-        raise UnsupportedModel(
-            f"{fields.path} describes {ascii(architecture)[:80]}; supported are {', '.join(_ARCHITECTURES)}."
+    architecture = _architecture(fields)
+    is_tied = fields.flag("tie_word_embeddings", False)
+    if not has_output and not is_tied:
+        raise BrokenCheckpoint(
+            f"{fields.path.parent} has no lm_head.weight, though config.json says tie_word_embeddings: false or leaves "
+            "it out, which means the same. Fetch the weights again, or say true if the embeddings are the output head."
+        )
+    if has_output and is_tied:
+        logger.warning(
+            "%s says tie_word_embeddings: true, the files have a lm_head.weight; the latter is used.", fields.path
         )
     is_qwen2, is_qwen3 = architecture == "Qwen2ForCausalLM", architecture == "Qwen3ForCausalLM"
     has_attention_bias = not is_qwen2 and fields.flag("attention_bias", False)
@@ -146,10 +177,10 @@ def _config(fields: JsonFile, *, has_output: bool) -> ModelConfig:
         raise UnsupportedModel(f"{fields.path} has the activation {fields.text('hidden_act')}; supported is silu.")
     num_heads = fields.integer("num_attention_heads")
     hidden_size = fields.integer("hidden_size")
-    rope = fields.part("rope_parameters") or fields.part("rope_scaling")
+    rope = _rope(fields)
     scaling, max_position = _rope_scaling(rope, fields.integer("max_position_embeddings"))
     theta = rope.number("rope_theta") if rope is not None and "rope_theta" in rope else None
-    sliding_window, num_full_layers = _sliding_window(fields, str(architecture))
+    sliding_window, num_full_layers = _sliding_window(fields, architecture)
     return ModelConfig(
         vocab_size=fields.integer("vocab_size"),
         hidden_size=hidden_size,
@@ -169,6 +200,41 @@ def _config(fields: JsonFile, *, has_output: bool) -> ModelConfig:
         sliding_window=sliding_window,
         num_full_layers=num_full_layers,
     )
+
+
+def _architecture(fields: JsonFile) -> str:
+    """Return the architecture that model_type names, or architectures if the former is left out."""
+    architectures, model_type = fields.items("architectures"), fields.text("model_type", "")
+    stated = architectures[0] if architectures else None
+    if stated is not None and stated not in _ARCHITECTURES.values():
+        raise UnsupportedModel(
+            f"{fields.path} describes {ascii(stated)[:80]}; supported are {', '.join(_ARCHITECTURES.values())}."
+        )
+    if not model_type and stated is not None:
+        return str(stated)
+    if model_type not in _ARCHITECTURES:
+        raise UnsupportedModel(
+            f"{fields.path} describes {ascii(stated)[:80]} with the model_type {ascii(model_type)[:80]}; supported are "
+            f"{', '.join(_ARCHITECTURES)}."
+        )
+    if stated not in (None, _ARCHITECTURES[model_type]):
+        log_disagreement(f"model_type in {fields.path}", model_type, "architectures there", stated)
+    return _ARCHITECTURES[model_type]
+
+
+def _rope(fields: JsonFile) -> JsonFile | None:
+    """Return the rotary parameters: the older rope_scaling wins over rope_parameters, as a whole."""
+    newer, older = fields.part("rope_parameters"), fields.part("rope_scaling")
+    if older is not None and older.raw() and newer is not None and newer.raw() != older.raw():
+        log_disagreement(f"rope_scaling in {fields.path}", older.raw(), "rope_parameters there", newer.raw())
+    chosen = older if older is not None and older.raw() else newer
+    if chosen is not None and "rope_theta" in chosen and "rope_theta" in fields:
+        theta, other = chosen.number("rope_theta"), fields.number("rope_theta")
+        if theta != other:
+            log_disagreement(f"rope_theta among the RoPE parameters of {fields.path}", theta, "that beside them", other)
+    if fields.number("partial_rotary_factor", 1.0) != 1.0:
+        raise UnsupportedModel(f"{fields.path} rotates only a part of each head, which is not supported.")
+    return chosen
 
 
 def _sliding_window(fields: JsonFile, architecture: str) -> tuple[int | None, int]:

@@ -1,6 +1,7 @@
 """JsonFile: a small JSON object in a model's folder, read with typed access."""
 
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 from model.checkpoint import BrokenCheckpoint
 
 MAX_JSON_BYTES = 32 * 2**20
+
+logger = logging.getLogger(__name__)
 
 
 class JsonFile:
@@ -91,3 +94,10 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise BrokenCheckpoint(f"{path} does not hold a JSON object.")
     return fields
+
+
+def log_disagreement(taken: str, value: object, other: str, other_value: object) -> None:
+    """Log that two places, named by file and field, state the same fact differently; the first one is used."""
+    logger.warning(
+        "%s is %s, but %s is %s; the former is used.", taken, ascii(value)[:80], other, ascii(other_value)[:80]
+    )

@@ -32,7 +32,7 @@ NAMES = MappingProxyType(
     }
 )
 _SPLIT_BY_COLUMNS = re.compile(r"layers\.\d+\.(attention\.wo|feed_forward\.w2)\.weight")
-_UNUSED = frozenset({"rope.freqs"})
+_UNUSED = re.compile(r"(.*\.)?rope\.freqs")  # a table that is computed
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _SHARD_NAME = re.compile(r"consolidated\.(\d+)\.pth")
 
@@ -70,7 +70,7 @@ def open_meta(folder: Path) -> Checkpoint:
         shapes=shapes,
         stored_types=frozenset(str(tensor.dtype).removeprefix("torch.") for tensor in shards[0].values()),
         read=read,
-        unused=_UNUSED,
+        unused=frozenset(filter(_UNUSED.fullmatch, shapes)),
     )
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -11,10 +12,12 @@ from typing import Any
 
 import torch
 
-from model.cache import cache_folder
+from model.cache import cache_folder, private_temporary_folder, writable_folder
 
 _FOLDER = Path(__file__).parent
 _FLAGS = ("-O3", "-std=c++20", "-fopenmp", "-Wno-psabi")  # psabi: a note on passing vectors, of no use here
+
+logger = logging.getLogger(__name__)
 
 
 class KernelsUnavailable(Exception):
@@ -27,17 +30,36 @@ def load_kernels(
     """Return the operators of the kernels, `torch.ops.<library>`, built for `target` if they are not in the cache.
 
     A build is kept under a name made of the sources, the flags, torch and the processor's features, and takes its
-    place there in one move, so that several processes may build at once. Raises KernelsUnavailable.
+    place there in one move, so that several processes may build at once. Where the cache cannot be written, as with a
+    user id that has no home folder, it is kept among the temporary files. Raises KernelsUnavailable.
     """
     flags = [*_FLAGS, *target, f"-DCARAVAN_LIBRARY={library}"]
-    built = cache_folder(environ) / "kernels" / f"{library}-{_fingerprint(flags)}.so"
     try:
+        built = _place(f"{library}-{_fingerprint(flags)}.so", environ)
         if not built.is_file():
             _build(built, flags, environ)
         torch.ops.load_library(built)  # type: ignore[no-untyped-call]  # torch gives it no types
     except OSError as error:
         raise KernelsUnavailable(" ".join(str(error).split())[:300]) from error
     return getattr(torch.ops, library)
+
+
+def _place(name: str, environ: Mapping[str, str]) -> Path:
+    """Return the path of a build that is there or can be written; raises OSError."""
+    try:
+        folder = cache_folder(environ) / "kernels"
+        if not (folder / name).is_file():
+            writable_folder(folder)
+    except OSError as error:
+        folder = private_temporary_folder() / "kernels"
+        folder.mkdir(exist_ok=True)
+        logger.warning(
+            "Cannot keep the kernels in %s: %s. They are kept in %s; set XDG_CACHE_HOME to a folder that is writable.",
+            error.filename,
+            error.strerror,
+            folder,
+        )
+    return folder / name
 
 
 def _fingerprint(flags: list[str]) -> str:
@@ -50,7 +72,6 @@ def _fingerprint(flags: list[str]) -> str:
 
 def _build(built: Path, flags: list[str], environ: Mapping[str, str]) -> None:
     print("Building the kernels for this processor, once; it takes half a minute.", file=sys.stderr, flush=True)
-    built.parent.mkdir(parents=True, exist_ok=True)
     # The ninja of this Python's environment is found whether or not that is activated.
     path = os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", os.defpath)])
     command = [sys.executable, "-P", "-m", "model.cpu.compile", str(built), *flags]

@@ -96,7 +96,9 @@ def _prompt_tokens(served: ServedModel, texts: list[str | list[int]], name: str)
 async def chat_prompt(served: ServedModel, request: Conversation, key_name: str) -> list[int]:
     """Return the token ids of the conversation as the model's chat template writes it."""
     rendered = await render_chat(served, request, key_name)
-    token_ids = await encode(served, rendered.text, "messages", key_name, parse_special=True, guard=rendered.guard)
+    token_ids = await encode(
+        served, rendered.text, "messages", key_name, parse_special=True, guard=rendered.guard, is_open=True
+    )
     bos = served.tokenizer.bos_token_id
     if bos is not None and token_ids[:2] == [bos, bos]:  # one from the template, one from the tokenizer
         del token_ids[0]
@@ -115,8 +117,10 @@ def _rendered(served: ServedModel, request: Conversation) -> RenderedPrompt:
     if template is None:
         raise invalid("This model has no chat template; use /v1/completions.", "messages")
     special_tokens = served.tokenizer.special_tokens
-    messages = plain_messages(request.messages, template.source)
     tools = [tool.model_dump(exclude_unset=True) for tool in request.shown_tools]
+    if tools:
+        template = template.for_tools()
+    messages = plain_messages(request.messages, template.source)
     _check_names([*tools], special_tokens)
     if not template.knows_tools:
         messages, tools = described(messages, tools), []
@@ -178,6 +182,7 @@ async def encode(
     add_special_tokens: bool = True,
     parse_special: bool = False,
     guard: str = "",
+    is_open: bool = False,
     max_tokens: int | None = None,
 ) -> list[int]:
     """Return the token ids of a text, in a thread if it is long.
@@ -194,6 +199,7 @@ async def encode(
         add_special_tokens=add_special_tokens,
         parse_special=parse_special,
         guard=guard,
+        is_open=is_open,
     )
     return await in_thread_if_long(served, key_name, len(text), encoding)
 
@@ -207,6 +213,7 @@ def _encoded(
     add_special_tokens: bool = True,
     parse_special: bool = False,
     guard: str = "",
+    is_open: bool = False,
 ) -> list[int]:
     """Return what `encode` does; blocks.
 
@@ -215,7 +222,11 @@ def _encoded(
     so one of more than twice `max_tokens` tokens leaves no doubt.
     """
     encoding = partial(
-        served.tokenizer.encode, add_special_tokens=add_special_tokens, parse_special=parse_special, guard=guard
+        served.tokenizer.encode,
+        add_special_tokens=add_special_tokens,
+        parse_special=parse_special,
+        guard=guard,
+        is_open=is_open,
     )
     least = len(text.encode()) // served.max_token_bytes
     if least > max_tokens:

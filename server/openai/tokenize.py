@@ -27,7 +27,7 @@ class TokenizeRequest(StrictModel):
     model: str | None = Field(None, description="The served model, if it is left out.")
     prompt: str | None = None
     messages: list[Message] | None = Field(None, min_length=1, max_length=4096, fail_fast=True)
-    add_special_tokens: bool = Field(True, description="With the BOS token, if the model wants one.")
+    add_special_tokens: bool = Field(True, description="With what the model wants before and behind a text: BOS, EOS.")
     parse_special: bool = Field(False, description="The text of a special token in the prompt is that token.")
     return_pieces: bool = False
     add_generation_prompt: bool | None = Field(None, description="Of messages: true unless continue_final_message is.")

@@ -85,3 +85,60 @@ def test_token_bytes_that_are_no_byte_symbols_are_the_text_itself() -> None:
     types = [*metadata_list(gpt2_metadata(), "token_type"), 1]
     tokenizer = tokenizer_from_gguf(gpt2_metadata(tokens=tokens, token_type=types))
     assert tokenizer.token_bytes(len(tokens) - 1) == "日".encode()
+
+
+# Names in llama.cpp's src/llama-vocab.cpp that stand for the same rules: patterns, whole pieces, BOS.
+OTHER_NAMES = {
+    "deepseek-r1-qwen": ("qwen2", False),
+    "megrez": ("qwen2", False),
+    "stablelm2": ("qwen2", False),
+    "llama3": ("llama-bpe", True),
+    "llama-v3": ("llama-bpe", True),
+    "falcon3": ("llama-bpe", True),
+    "pixtral": ("llama-bpe", True),
+    "phi-2": ("gpt-2", False),
+    "olmo": ("gpt-2", False),
+    "starcoder": ("smollm", False),
+    "command-r": ("smollm", False),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_NAMES)
+def test_a_pre_tokenizer_is_known_by_its_other_names(name: str) -> None:
+    own, adds_bos = OTHER_NAMES[name]
+    ours, same = (tokenizer_from_gguf(gpt2_metadata(pre=pre)) for pre in (name, own))
+    for text in [*TEXTS, UNMERGED_TEXT]:
+        assert ours.encode(text) == same.encode(text), text
+    assert (ours.encode("a")[0] == ours.bos_token_id) == adds_bos
+
+
+@pytest.mark.parametrize("name", ["smaug-bpe", "dbrx", "glm4", "chatglm-bpe"])
+def test_some_models_split_as_llama_3_does_and_still_merge_whole_pieces(name: str) -> None:
+    metadata = gpt2_metadata(pre=name)
+    tokenizer = tokenizer_from_gguf(metadata)
+    for text in [*TEXTS, UNMERGED_TEXT]:
+        assert tokenizer.encode(text) == naive_byte_pair_ids(text, metadata, [LLAMA3_PATTERN])
+
+
+def test_mistral_s_tekken_wants_bos_where_the_file_leaves_it_open() -> None:
+    tokenizer = tokenizer_from_gguf(gpt2_metadata(pre="tekken"))
+    assert tokenizer.encode("a")[0] == tokenizer.bos_token_id
+
+
+def test_a_file_may_want_eos_behind_each_text() -> None:
+    tokenizer = tokenizer_from_gguf(gpt2_metadata(add_eos_token=True))
+    assert tokenizer.encode("a") == [*tokenizer_from_gguf(gpt2_metadata()).encode("a"), 2]
+    assert tokenizer.encode("a", is_open=True) == tokenizer_from_gguf(gpt2_metadata()).encode("a")
+
+
+def test_templates_for_a_purpose_are_found_by_their_names() -> None:
+    templates = {
+        "tokenizer.chat_template": "A",
+        "tokenizer.chat_template.tool_use": "B",
+        "tokenizer.chat_template.rag": "C",
+        "tokenizer.chat_templates": ["tool_use", "rag"],
+    }
+    tokenizer = tokenizer_from_gguf(gpt2_metadata() | templates)
+    assert tokenizer.chat_template == "A"
+    assert tokenizer.named_templates == {"tool_use": "B", "rag": "C"}
+    assert tokenizer.resized(tokenizer.vocab_size + 1).named_templates == {"tool_use": "B", "rag": "C"}

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tiktoken
 import tokenizers
+import transformers
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -112,14 +113,17 @@ def test_the_text_of_a_special_token_is_text_unless_it_is_asked_for(tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("rule", "setting", "adds_bos"),
-    [(True, None, True), (False, None, False), (True, False, False), (False, True, True)],
+    [(True, None, True), (False, None, False), (True, False, True), (False, True, False), (True, True, True)],
 )
-def test_the_files_say_whether_bos_comes_first(
-    tmp_path: Path, rule: bool, setting: bool | None, adds_bos: bool
+def test_the_post_processor_says_whether_bos_comes_first_and_a_contradiction_is_logged(
+    tmp_path: Path, rule: bool, setting: bool | None, adds_bos: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = {} if setting is None else {"add_bos_token": setting}
     ours = write(tmp_path, byte_level_json(adds_bos=rule), **settings)
     assert (ours.encode("a")[0] == ours.bos_token_id) == adds_bos
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert (theirs("a").input_ids[0] == theirs.bos_token_id) == adds_bos
+    assert ("tokenizer_config.json says add_bos_token" in caplog.text) == (setting not in (None, rule))
 
 
 def test_a_model_without_bos_gets_none(tmp_path: Path) -> None:

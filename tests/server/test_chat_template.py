@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from server.chat_template import ChatTemplate, TemplateFailed, TemplateRefused
+from server.chat_template import ChatTemplate, TemplateFailed, TemplateRefused, usable_template
 from tests.server.openai.api import CHAT_ML
 
 TALK: list[dict[str, Any]] = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes "}]
@@ -188,3 +188,21 @@ def test_messages_that_leave_no_character_for_the_guard_are_a_value_error() -> N
     everything = "".join(map(chr, range(0xE000, 0xF900)))
     with opened(CHAT_ML) as template, pytest.raises(ValueError, match="private-use"):
         template.render([{"role": "user", "content": everything}], special_tokens=[])
+
+
+def test_a_template_for_tools_is_judged_with_tools() -> None:
+    plain = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    with_tools = "{% for tool in tools %}{{ tool.function.name }}{% endfor %}" + plain  # which fails without any
+    template = usable_template(plain, "", "", with_tools)
+    try:
+        assert template.for_tools().source == with_tools
+        assert template.for_tools().shape.content("user", "hi") == "hi"
+        tools: list[Any] = [{"type": "function", "function": {"name": "find"}}]
+        assert template.for_tools().render(TALK[:1], special_tokens=[], tools=tools).text == "findhi"
+    finally:
+        template.close()
+
+
+def test_a_template_for_tools_that_drops_the_user_s_text_is_refused() -> None:
+    with pytest.raises(ValueError, match="it drops the text of a user's message"):
+        usable_template("{{ messages[0].content }}", "", "", "nothing{{ tools | length }}")

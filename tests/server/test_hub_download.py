@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import pytest
 
-from server.hub_download import fetch_from_hub, hub_failure
+from server.hub_download import fetch_from_hub, has_hub_cache, hub_failure
 from server.model_errors import ModelNotFound, ModelUnavailable
 from tests.http_server import QuietHandler, serving
 from tests.server.wheels import CONTENT, files_in, ignore_progress
@@ -151,3 +151,19 @@ class TestHub:
         assert failure == (
             "Cannot keep org/one in the Hugging Face cache: No space left on device. Set HF_HOME to a folder with room."
         )
+
+
+@pytest.mark.parametrize(
+    ("environ", "home", "has_one"),
+    [({}, "/home/a", True), ({}, None, False), ({"HF_HOME": "/m"}, None, True), ({"XDG_CACHE_HOME": "/m"}, None, True)],
+)
+def test_without_a_home_the_hub_s_cache_must_be_named(
+    environ: dict[str, str], home: str | None, has_one: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def home_folder() -> Path:
+        if home is None:
+            raise RuntimeError
+        return Path(home)
+
+    monkeypatch.setattr(Path, "home", home_folder)
+    assert has_hub_cache(environ) == has_one

@@ -122,3 +122,9 @@ def test_a_plan_that_cannot_be_says_why(
 
 def test_values_stand_in_one_column() -> None:
     assert text_of([("a", "1"), ("long", "2")]) == "a     1\nlong  2"
+
+
+def test_templates_are_named_with_their_use(tmp_path: Path) -> None:
+    named = {"tokenizer.chat_template.tool_use": "x" * 7, "tokenizer.chat_template.rag": "y"}
+    write_tiny_llama(tmp_path / "m.gguf", metadata=named)
+    assert dict(inspect_model(tmp_path / "m.gguf"))["Chat"].endswith(", another of 7 for tools; not used: rag")

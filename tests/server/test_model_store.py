@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from server.hub_download import choose_gguf
-from server.model_errors import ModelNotFound
+from server.model_errors import ModelNotFound, ModelUnavailable
 from server.model_store import ALIASES, DEFAULT_MODEL, find_on_disk, is_path_looking, models_folder, resolve_model
 from tests.server.wheels import ignore_progress
 
@@ -107,6 +107,15 @@ class TestCacheFolder:
     ) -> None:
         monkeypatch.setenv("HOME", "/home/someone")
         assert models_folder(environ) == Path("/home/someone/.cache/caravan/models")
+
+    def test_a_user_without_a_home_is_pointed_to_xdg_cache_home(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def unknown() -> Path:
+            raise RuntimeError
+
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.setattr(Path, "home", unknown)
+        with pytest.raises(ModelUnavailable, match=r"no home folder\. Set XDG_CACHE_HOME"):
+            resolve_model(DEFAULT_MODEL, ignore_progress)
 
 
 class TestAlias:

@@ -168,7 +168,14 @@ def test_an_explicit_head_wins_over_the_embedding(tmp_path: Path) -> None:
     ("changes", "error", "words"),
     [
         ({"architectures": ["GPT2LMHeadModel"]}, UnsupportedModel, "describes 'GPT2LMHeadModel'"),
-        ({"architectures": "remove"}, UnsupportedModel, "describes None"),
+        (
+            {"architectures": "remove", "model_type": "remove"},
+            UnsupportedModel,
+            "describes None with the model_type ''",
+        ),
+        ({"architectures": None, "model_type": "gpt2"}, UnsupportedModel, "model_type 'gpt2'; supported are llama"),
+        ({"model_type": "gpt2"}, UnsupportedModel, "describes 'LlamaForCausalLM' with the model_type 'gpt2'"),
+        ({"partial_rotary_factor": 0.5}, UnsupportedModel, "a part of each head"),
         ({"quantization_config": {"quant_method": "awq"}}, UnsupportedModel, "quantized by awq.* or a GGUF file"),
         ({"quantization_config": {"quant_method": "gptq"}}, UnsupportedModel, "quantized by gptq"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, UnsupportedModel, "quantized by bitsandbytes"),

@@ -239,3 +239,17 @@ async def test_what_is_said_of_strictness_in_vain_is_a_warning(caller: Api) -> N
         "response_format.json_schema.description",
         "response_format.json_schema.strict",
     ]
+
+
+async def test_a_conversation_with_tools_is_written_by_the_template_for_tools() -> None:
+    template = ChatTemplate("plain{{ messages[0].content }}", "<s>", "</s>", tool_use=ChatTemplate(TEMPLATE, "", ""))
+    try:
+        async with open_api(says(CALL), chat_template=template, max_model_len=4096) as api:
+            await api.chat(tools=[WEATHER], messages=conversation())
+            assert api.prompt_text().startswith("[weather]<|im_start|>user")
+            await api.chat(messages=[{"role": "user", "content": "hi"}])
+            assert api.prompt_text() == "plainhi"
+            await api.chat(tools=[], messages=[{"role": "user", "content": "hi"}])
+            assert api.prompt_text() == "plainhi"
+    finally:
+        template.close()
