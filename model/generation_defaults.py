@@ -31,10 +31,13 @@ def load_generation_defaults(path: Path) -> GenerationDefaults:
             raise BrokenCheckpoint(f"{file}: {name} is {value:g}; it must be from {least:g} to {most:g}.")
         return value
 
+    top_k = number("top_k", 0, -1, 2**31 - 1)
+    if not top_k.is_integer():
+        raise BrokenCheckpoint(f"{file}: top_k is {top_k:g}; it must be a whole number.")
     return GenerationDefaults(
         temperature=number("temperature", 1.0, 0, 2),
         top_p=number("top_p", 1.0, 0, 1),
-        top_k=int(number("top_k", 0, 0, 2**31 - 1)),
+        top_k=max(0, int(top_k)),  # -1 means all tokens, too
         min_p=number("min_p", 0.0, 0, 1),
         repetition_penalty=number("repetition_penalty", 1.0, 0.01, 10),
     )

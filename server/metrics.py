@@ -1,6 +1,6 @@
 """Metrics: what Prometheus sees of this server."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, get_args
 
 from fastapi import APIRouter, Request, Response
@@ -95,6 +95,12 @@ class Metrics:
             )
             for reason in reasons
         }
+        self._ignored_fields = Counter(
+            _PREFIX + "ignored_fields",
+            "Fields of requests that are known elsewhere and have no effect here, by name.",
+            ["model_name", "field"],
+            registry=self.registry,
+        )
         self._http_requests = Counter(
             _PREFIX + "http_requests",
             "HTTP requests answered, by route and status.",
@@ -180,6 +186,11 @@ class Metrics:
     def count_finished(self, reason: FinishReason) -> None:
         """Count a sequence that ended."""
         self._finished[reason].inc()
+
+    def count_ignored_fields(self, names: Iterable[str]) -> None:
+        """Count fields of one request that have no effect; the names are of the table of known fields only."""
+        for name in names:
+            self._ignored_fields.labels(self._model_name, name).inc()
 
     def count_rejection(self, reason: Rejection) -> None:
         """Count a request that was refused for want of room or time."""

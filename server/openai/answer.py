@@ -140,6 +140,7 @@ class Answer:
             first=self._remarks(),
             has_only_text=not (has_logprobs or has_token_ids or self._has_tools),
             has_token_ids=has_token_ids,
+            usage=self._generation.usage_after if self._request.has_continuous_usage else None,
         )
         if not pieces:
             yield KEEP_ALIVE
@@ -167,7 +168,7 @@ class Answer:
         remarks: dict[str, Any] = {}
         warnings = [*self._request.warnings(), *self._warnings]
         if warnings:
-            remarks["warnings"] = warnings
+            remarks["warnings"] = list(dict.fromkeys(warnings))
         if self._request.return_token_ids:
             remarks["prompt_token_ids"] = self._prompts if len(self._prompts) > 1 else self._prompts[0]
         return remarks

@@ -171,7 +171,20 @@ class OutputCall(Answered):
     type: Literal["function_call"]
     call_id: str
     name: str
+    namespace: str = ""
     arguments: str
+    status: Literal["completed", "incomplete"]
+
+
+class OutputCustomCall(Answered):
+    """An item of a response: a call of a custom tool."""
+
+    id: str
+    type: Literal["custom_tool_call"]
+    call_id: str
+    name: str
+    namespace: str = ""
+    input: str
     status: Literal["completed", "incomplete"]
 
 
@@ -210,7 +223,7 @@ class ResponseObject(Answered):
     max_output_tokens: int | None
     metadata: dict[str, str]
     model: str
-    output: list[OutputMessage | OutputCall]
+    output: list[OutputMessage | OutputCall | OutputCustomCall]
     parallel_tool_calls: bool
     previous_response_id: None
     store: Literal[False]
@@ -222,6 +235,8 @@ class ResponseObject(Answered):
     truncation: Literal["disabled"]
     usage: ResponseUsage
     warnings: list[str] = []
+    prompt_token_ids: list[int] = []
+    token_ids: list[int] = []
     explanation: Explanation | None = None
 
 

@@ -11,6 +11,7 @@ from server.openai.answer import Answer
 from server.openai.answer_schemas import ChatCompletion
 from server.openai.body import read_body
 from server.openai.documentation import documented
+from server.openai.ignored_fields import ignored_fields
 from server.openai.logprobs import chat_logprobs
 from server.openai.message_warnings import message_warnings
 from server.openai.models import check_model
@@ -125,6 +126,7 @@ def chat_router(served: ServedModel) -> APIRouter:
         arrived_at_seconds = time.monotonic()
         body = await read_body(request, ChatRequest, served.limits)
         check_model(served, body.model)
+        served.metrics.count_ignored_fields(ignored_fields(body))
         prepared = await prepared_chat(served, body, key_name_of(request.scope), request.receive)
         shape = ChatShape(body, served.tokenizer, served.call_format)
         asker = asker_of(request.scope, body.priority, body.cache_salt)

@@ -11,6 +11,7 @@ from server.openai.answer import Answer
 from server.openai.answer_schemas import Completion
 from server.openai.body import read_body
 from server.openai.documentation import documented
+from server.openai.ignored_fields import ignored_fields
 from server.openai.logprobs import completion_logprobs, prompt_logprobs
 from server.openai.models import check_model
 from server.openai.preparation import prepared_completion
@@ -73,6 +74,7 @@ def completions_router(served: ServedModel) -> APIRouter:
         arrived_at_seconds = time.monotonic()
         body = await read_body(request, CompletionRequest, served.limits)
         check_model(served, body.model)
+        served.metrics.count_ignored_fields(ignored_fields(body))
         prepared = await prepared_completion(served, body, key_name_of(request.scope), request.receive)
         shape = CompletionShape(body, served.tokenizer)
         asker = asker_of(request.scope, body.priority, body.cache_salt)

@@ -8,7 +8,7 @@ import struct
 import time
 import uuid
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 from fastapi import APIRouter, Request, Response
@@ -22,10 +22,11 @@ from server.openai.answer_schemas import EmbeddingList
 from server.openai.body import read_body
 from server.openai.documentation import documented
 from server.openai.errors import invalid
-from server.openai.fields import Ignored, PromptField
+from server.openai.fields import PromptField
+from server.openai.ignored_fields import ignored_fields, ignored_warnings
+from server.openai.known_fields import EMBEDDING, KnownFields
 from server.openai.models import check_model
 from server.openai.prompts import in_thread_if_long, prompt_tokens, too_long
-from server.openai.schemas import ignored_warnings
 from server.openai.strict_model import StrictModel
 from server.openai.time_limit import out_of_time, seconds_left
 from server.request_end import RequestEnd
@@ -44,6 +45,8 @@ NOTHING_DRAWN = SamplingParams(seed=0, max_tokens=0)
 class EmbeddingRequest(StrictModel):
     """The body of POST /v1/embeddings."""
 
+    known_fields: ClassVar[KnownFields] = EMBEDDING
+
     model: str
     input: PromptField
     encoding_format: Literal["float", "base64"] = Field(
@@ -54,7 +57,6 @@ class EmbeddingRequest(StrictModel):
     priority: int = Field(0, ge=-1000, le=1000, description="Requests of a lower number leave the queue sooner.")
     cache_salt: str = Field("", max_length=256, description="Cached prefixes are shared within one salt only.")
     explain: bool = Field(False, description="The answer ends with what became of the request, moment by moment.")
-    user: Ignored = None
 
 
 def embeddings_router(served: ServedModel) -> APIRouter:
@@ -93,7 +95,9 @@ def embeddings_router(served: ServedModel) -> APIRouter:
         data = [{"object": "embedding", "index": index, "embedding": one} for index, one in enumerate(written)]
         answer: dict[str, Any] = {"object": "list", "data": data, "model": body.model}
         answer |= {"usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens}}
-        warnings = ignored_warnings(body)
+        ignored = ignored_fields(body)
+        served.metrics.count_ignored_fields(ignored)
+        warnings = ignored_warnings(ignored)
         if warnings:
             answer["warnings"] = warnings
         if body.explain:

@@ -18,20 +18,7 @@ _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,19})")
 
 
 class NoEffect:
-    """Marks a field of OpenAI's that means nothing here; a request that sets it gets a warning."""
-
-
-class Dropped:
-    """Marks a field whose value is not kept, whatever it is: nothing reads it."""
-
-    def __get_pydantic_core_schema__(self, _: Any, __: GetCoreSchemaHandler) -> CoreSchema:
-        return no_info_plain_validator_function(lambda _: None)
-
-    def __get_pydantic_json_schema__(self, _: CoreSchema, __: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {}
-
-
-Ignored = Annotated[Any, NoEffect(), Dropped()]
+    """Marks a field that has a type but no effect here; a request that sets it gets a warning."""
 
 
 def wrong(phrase: str, **context: object) -> PydanticCustomError:
@@ -64,6 +51,8 @@ Unsupported = Annotated[Any, Only(None)]
 
 
 def _stop_strings(value: Any) -> list[str]:
+    if value == "":
+        return []  # as forms send a field that nobody filled in
     strings = [value] if isinstance(value, str) else value
     if not isinstance(strings, list) or not all(isinstance(string, str) for string in strings):
         raise wrong("must be a string or a list of strings")

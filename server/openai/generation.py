@@ -178,8 +178,11 @@ class Generation:
 
     def usage(self) -> dict[str, Any]:
         """Return the token counts so far: each prompt once, and all tokens produced."""
+        return self.usage_after(sum(choice.num_tokens for choice in self._choices))
+
+    def usage_after(self, num_completion_tokens: int) -> dict[str, Any]:
+        """Return the token counts after so many tokens."""
         num_prompt_tokens = sum(len(job.token_ids) for job in self._jobs)
-        num_completion_tokens = sum(choice.num_tokens for choice in self._choices)
         return {
             "prompt_tokens": num_prompt_tokens,
             "completion_tokens": num_completion_tokens,

@@ -2,8 +2,7 @@
 
 import re
 
-from server.openai.fields import NoEffect
-from server.openai.messages import Conversation, Message
+from server.openai.messages import Conversation
 from server.openai.template_messages import REASONING_NAMES
 from server.served_model import ServedModel
 
@@ -11,19 +10,13 @@ _NAME_IN_TEMPLATE = re.compile(r"""message(?:\.name\b|\[['"]name['"]\])""")
 
 
 def message_warnings(served: ServedModel, request: Conversation) -> list[str]:
-    """Return a sentence for each field of messages without effect, and for arguments of calls that are not JSON."""
+    """Return a sentence for each field that the template does not write, and for arguments of calls that are not JSON.
+
+    Fields that have no effect on any model are among the warnings of the request itself.
+    """
     messages = request.messages
     source = served.chat_template.source if served.chat_template is not None else ""
-    without_effect = [
-        name
-        for name, field in Message.model_fields.items()
-        if any(isinstance(mark, NoEffect) for mark in field.metadata)
-    ]
-    warnings = [
-        f"`messages[].{name}` has no effect on this server."
-        for name in without_effect
-        if any(name in message.model_fields_set for message in messages)
-    ]
+    warnings = []
     if any(message.name is not None for message in messages) and not _NAME_IN_TEMPLATE.search(source):
         warnings.append("`messages[].name` has no effect with the chat template of this model.")
     if not any(re.search(rf"\b{name}\b", source) for name in REASONING_NAMES):

@@ -1,11 +1,12 @@
 """The messages of a conversation, as chat requests carry them."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PlainValidator, model_validator
 
 from server.openai.errors import invalid
 from server.openai.fields import NoEffect, Unsupported, wrong
+from server.openai.known_fields import MESSAGE, KnownFields
 from server.openai.message_content import ContentField, has_cache_marks
 from server.openai.strict_model import StrictModel
 from server.openai.tool_schemas import MAX_TOOLS, Tool, ToolCall
@@ -28,6 +29,8 @@ _DetailsField = Annotated[str, PlainValidator(_texts_of_details, json_schema_inp
 class Message(StrictModel):
     """One turn of a conversation."""
 
+    known_fields: ClassVar[KnownFields] = MESSAGE
+
     role: Literal["system", "developer", "user", "assistant", "tool"] = Field(
         description="developer is another name of system."
     )
@@ -45,7 +48,6 @@ class Message(StrictModel):
     reasoning_details: _DetailsField = Field("", description="Its texts are used if there is no `reasoning_content`.")
     audio: Unsupported = None
     function_call: Unsupported = None
-    annotations: _Dropped = None
     cache_control: _Dropped = Field(None, description="Prefixes are cached anyway. Content parts may have it, too.")
 
     @property
@@ -61,8 +63,6 @@ class Message(StrictModel):
         added: dict[str, Any] = {}
         if value.get("role") == "assistant" and any(value.get(name) for name in _INSTEAD_OF_CONTENT):
             added["content"] = value.get("content")
-        if value.get("annotations") == []:
-            added["annotations"] = None
         if has_cache_marks(value.get("content")):
             added["cache_control"] = True
         return {**value, **added}

@@ -1,10 +1,11 @@
 """The field `response_format`: text, any JSON object, or JSON of a schema."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Discriminator, Field
 
-from server.openai.fields import NoEffect, SchemaField
+from server.openai.fields import SchemaField
+from server.openai.known_fields import SCHEMA, KnownFields
 from server.openai.strict_model import StrictModel
 
 
@@ -29,8 +30,9 @@ class SchemaObjectFormat(JsonObjectFormat):
 class JsonSchema(StrictModel):
     """A schema with a name."""
 
+    known_fields: ClassVar[KnownFields] = SCHEMA
+
     name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
-    description: Annotated[str | None, NoEffect()] = Field(None, max_length=4096)
     definition: SchemaField = Field({}, alias="schema", description="Draft 2020-12, as far as it can be enforced.")
     strict: bool = Field(False, description="Schemas are always enforced.")
 

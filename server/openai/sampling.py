@@ -59,11 +59,11 @@ def sampling_params(
 
 
 def choice_seed(seed: int | None, index: int) -> int:
-    """Return the seed of choice `index` of a prompt: random without a seed, else different and repeatable.
+    """Return the seed of choice `index` of a prompt: random without a seed or with -1, else different and repeatable.
 
     It depends on nothing else, so that a prompt's answer does not depend on the prompts beside it.
     """
-    if seed is None:
+    if seed is None or seed == -1:
         return secrets.randbits(64)
     digest = hashlib.sha256(f"{seed} {index}".encode()).digest()
     return int.from_bytes(digest[:8], "big")

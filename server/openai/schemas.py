@@ -1,26 +1,21 @@
 """The bodies of completion and chat requests: every field, its type and its bounds.
 
-A field given as null means its default. A field this version does not support takes only its harmless values; a field
-of OpenAI's that means nothing here is accepted and named in a warning; any other field is refused.
+A field given as null means its default. Fields that other servers know and that mean nothing here are in a table of
+their own (known_fields.py): most are accepted and named in a warning. Any other field is refused.
 """
 
 from abc import abstractmethod
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from server.openai.errors import invalid
-from server.openai.fields import (
-    Ignored,
-    LogitBiasField,
-    NoEffect,
-    Only,
-    PromptField,
-    StopField,
-    Unsupported,
-)
+from server.openai.fields import PromptField
+from server.openai.ignored_fields import ignored_fields, ignored_warnings
+from server.openai.known_fields import CHAT, COMPLETION, STREAM_OPTIONS, KnownFields
 from server.openai.messages import Conversation
 from server.openai.response_format import JsonSchemaFormat
+from server.openai.sampling_fields import SamplingFields
 from server.openai.strict_model import StrictModel
 from server.openai.structured_output import StructuredOutputFields, schema_warnings
 from server.openai.tool_schemas import Tool, ToolChoiceField, strictness_warnings
@@ -28,14 +23,20 @@ from server.openai.tool_schemas import Tool, ToolChoiceField, strictness_warning
 MAX_LOGPROBS = 20
 
 
+def _false_is_none(value: Any) -> Any:
+    return None if value is False else value
+
+
 class StreamOptions(StrictModel):
     """What a stream carries beside the text."""
 
-    include_usage: bool = False
-    include_obfuscation: Ignored = None
+    known_fields: ClassVar[KnownFields] = STREAM_OPTIONS
+
+    include_usage: bool = Field(False, description="The stream ends with a chunk that has the usage.")
+    continuous_usage_stats: bool = Field(False, description="Every chunk has the usage so far.")
 
 
-class GenerationRequest(StructuredOutputFields):
+class GenerationRequest(SamplingFields, StructuredOutputFields):
     """What completions and chat have in common."""
 
     model: str
@@ -45,43 +46,21 @@ class GenerationRequest(StructuredOutputFields):
 
     temperature: float = Field(1.0, ge=0, le=2, description="0 takes the most probable token.")
     top_p: float = Field(1.0, ge=0, le=1)
-    top_k: int = Field(0, ge=-1, lt=2**31, description="0 or -1: all tokens.")
-    min_p: float = Field(0.0, ge=0, le=1)
-    presence_penalty: float = Field(0.0, ge=-2, le=2)
-    frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    repetition_penalty: float = Field(1.0, gt=0, le=10)
-    logit_bias: LogitBiasField = Field({})
-    seed: int | None = Field(None, ge=-(2**63), lt=2**64, description="Makes the request repeatable.")
-
     max_tokens: int | None = Field(None, ge=1)
-    min_tokens: int = Field(0, ge=0, description="Before this many tokens nothing but max_tokens ends a choice.")
-    ignore_eos: bool = False
-    stop: StopField = Field([])
-    stop_token_ids: list[int] = Field([], max_length=128)
-    include_stop_str_in_output: bool = False
-    return_token_ids: bool = False
-    cache_salt: str = Field("", max_length=256, description="Cached prefixes are shared within one salt only.")
 
     prompt_logprobs: int | None = Field(
         None, ge=0, le=MAX_LOGPROBS, description="Also report how probable each token of the prompt was. Not streamed."
     )
-    explain: bool = Field(False, description="The answer ends with what became of the request, moment by moment.")
-    priority: int = Field(0, ge=-1000, le=1000, description="Requests of a lower number leave the queue sooner.")
-
-    user: Ignored = None
-    metadata: Ignored = None
-    moderation: Ignored = None
-    prompt_cache_key: Ignored = None
-    prompt_cache_options: Ignored = None
-    prompt_cache_retention: Ignored = None
-    safety_identifier: Ignored = None
-    service_tier: Ignored = None
-    store: Ignored = None
 
     @property
     def include_usage(self) -> bool:
         """The stream ends with a chunk of usage."""
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def has_continuous_usage(self) -> bool:
+        """Every chunk of the stream has the usage so far."""
+        return self.stream_options is not None and self.stream_options.continuous_usage_stats
 
     @property
     def max_new_tokens(self) -> int | None:
@@ -105,16 +84,9 @@ class GenerationRequest(StructuredOutputFields):
 
     def warnings(self) -> list[str]:
         """Return a sentence for each field of the request that has no effect."""
-        warnings = ignored_warnings(self) + self.old_form_warnings
-        if self.structured_outputs is not None:
-            warnings += ignored_warnings(self.structured_outputs, "structured_outputs.")
-        warnings += schema_warnings(self.forms)
-        if self.stream_options is not None:
-            warnings += ignored_warnings(self.stream_options, "stream_options.")
-        if isinstance(self.response_format, JsonSchemaFormat):
-            warnings += ignored_warnings(self.response_format.json_schema, "response_format.json_schema.")
-            if self.response_format.json_schema.is_lax:
-                warnings.append("`response_format.json_schema.strict` has no effect: schemas are always enforced.")
+        warnings = ignored_warnings(ignored_fields(self)) + self.old_form_warnings + schema_warnings(self.forms)
+        if isinstance(self.response_format, JsonSchemaFormat) and self.response_format.json_schema.is_lax:
+            warnings.append("`response_format.json_schema.strict` has no effect: schemas are always enforced.")
         return warnings
 
     @model_validator(mode="after")
@@ -133,14 +105,17 @@ class GenerationRequest(StructuredOutputFields):
 class CompletionRequest(GenerationRequest):
     """The body of POST /v1/completions."""
 
+    known_fields: ClassVar[KnownFields] = COMPLETION
+
     prompt: PromptField
     max_tokens: int | None = Field(None, ge=0, description="0 only together with `echo` or `prompt_logprobs`.")
-    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    logprobs: Annotated[int | None, BeforeValidator(_false_is_none)] = Field(
+        None, ge=0, le=MAX_LOGPROBS, description="false means none."
+    )
     best_of: int | None = Field(
         None, ge=1, le=128, description="How many choices are made, of which the n most probable are returned."
     )
     echo: bool = Field(False, description="The text begins with the prompt.")
-    suffix: Annotated[Any, Only(None, "")] = None
 
     @property
     def num_logprobs(self) -> int | None:
@@ -178,18 +153,14 @@ class CompletionRequest(GenerationRequest):
 class ChatRequest(Conversation, GenerationRequest):
     """The body of POST /v1/chat/completions."""
 
+    known_fields: ClassVar[KnownFields] = CHAT
+
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
-    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="Above 0 only together with `logprobs`.")
 
     tool_choice: ToolChoiceField = "auto"
     parallel_tool_calls: bool = Field(True, description="False: at most one call.")
-    functions: Annotated[Any, Only(None, [])] = None
-    function_call: Annotated[Any, Only(None, "none", "auto")] = None
-    modalities: Annotated[Any, Only(None, ["text"])] = None
-    audio: Unsupported = None
-    chat_template: Unsupported = Field(None, description="Templates from requests are refused.")
-    chat_template_kwargs: Unsupported = None
 
     @property
     def shown_tools(self) -> list[Tool]:
@@ -213,11 +184,6 @@ class ChatRequest(Conversation, GenerationRequest):
         """See GenerationRequest."""
         return super().warnings() + strictness_warnings([tool.function for tool in self.tools], self.tool_choice)
 
-    prediction: Ignored = None
-    reasoning_effort: Ignored = None
-    verbosity: Ignored = None
-    web_search_options: Ignored = None
-
     @property
     def max_new_tokens(self) -> int | None:
         """See GenerationRequest."""
@@ -234,15 +200,6 @@ class ChatRequest(Conversation, GenerationRequest):
             raise invalid("`max_tokens` and `max_completion_tokens` differ; send one of them.", "max_tokens")
         if self.tool_choice not in ("none", "auto") and not self.required_tools:
             raise invalid("`tool_choice` wants a function that `tools` does not have.", "tool_choice")
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise invalid("`top_logprobs` needs `logprobs` to be true.", "top_logprobs")
         return self
-
-
-def ignored_warnings(model: BaseModel, prefix: str = "") -> list[str]:
-    """Return a sentence for each field that is set and has no effect, its name behind the prefix."""
-    return [
-        f"`{prefix}{name}` has no effect on this server."
-        for name, field in type(model).model_fields.items()
-        if name in model.model_fields_set and any(isinstance(mark, NoEffect) for mark in field.metadata)
-    ]

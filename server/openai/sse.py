@@ -35,16 +35,21 @@ def named_event(name: str, payload: dict[str, Any]) -> bytes:
 
 
 class TextEvent:
-    """Events that differ in one text: all around it is encoded once."""
+    """Events that differ in a text, and perhaps in other values behind it: all around them is encoded once."""
 
-    def __init__(self, payload: Callable[[str], dict[str, Any]]) -> None:
-        """`payload` returns the event's payload for a text, which stands in it once and as it is."""
-        mark = uuid.uuid4().hex
-        self._before, self._after = event(payload(mark)).split(_json(mark))
+    def __init__(self, payload: Callable[..., dict[str, Any]], num_values: int = 1) -> None:
+        """`payload` returns the event's payload for values that stand in it once, in this order, and as they are."""
+        marks = [uuid.uuid4().hex for _ in range(num_values)]
+        self._end = event(payload(*marks))
+        self._parts = []
+        for mark in marks:
+            part, self._end = self._end.split(_json(mark))
+            self._parts.append(part)
 
-    def with_text(self, text: str) -> bytes:
-        """Return the event for a text, the same bytes as those of `event`."""
-        return self._before + _json(text) + self._after
+    def with_text(self, *values: Any) -> bytes:
+        """Return the event for a text and the values behind it, the same bytes as those of `event`."""
+        written = [part + _json(value) for part, value in zip(self._parts, values, strict=True)]
+        return b"".join(written) + self._end
 
 
 def _json(value: Any) -> bytes:

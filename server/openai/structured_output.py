@@ -3,12 +3,13 @@
 import json
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
 from server.openai.errors import invalid, shown
-from server.openai.fields import Ignored, SchemaField, Unsupported, check_depth, wrong
+from server.openai.fields import SchemaField, check_depth, wrong
+from server.openai.known_fields import STRUCTURED_OUTPUTS, KnownFields
 from server.openai.response_format import JsonObjectFormat, JsonSchemaFormat, ResponseFormat, SchemaObjectFormat
 from server.openai.schema_keywords import ignored_keywords
 from server.openai.strict_model import StrictModel
@@ -64,16 +65,13 @@ ChoiceField = Annotated[list[str], PlainValidator(_choices, json_schema_input_ty
 class StructuredOutputs(StrictModel):
     """vLLM's object of one form."""
 
+    known_fields: ClassVar[KnownFields] = STRUCTURED_OUTPUTS
+
     definition: SchemaOrTextField | None = Field(None, alias="json", description="A JSON schema.")
     json_object: bool = Field(False, description="True: any JSON object.")
     regex: RegexField | None = None
     choice: ChoiceField | None = Field(None, description="The text is one of these.")
     grammar: LarkField | None = Field(None, description="A Lark grammar.")
-    structural_tag: Unsupported = None
-    disable_any_whitespace: Ignored = None
-    disable_additional_properties: Ignored = None
-    whitespace_pattern: Ignored = None
-    disable_fallback: Ignored = None
 
     @model_validator(mode="before")
     @classmethod
@@ -120,8 +118,6 @@ class StructuredOutputFields(StrictModel):
     guided_regex: RegexField | None = Field(None, description="Use `structured_outputs.regex`.")
     guided_choice: ChoiceField | None = Field(None, description="Use `structured_outputs.choice`.")
     guided_grammar: LarkField | None = Field(None, description="Use `structured_outputs.grammar`.")
-    guided_decoding_backend: Ignored = None
-    guided_whitespace_pattern: Ignored = None
 
     @property
     def forms(self) -> list[Form]:

@@ -1,12 +1,13 @@
 """The fields of tool calls: functions a model may call, which of them it must, and calls in earlier messages."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Protocol, Self
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import Field, PlainValidator, PrivateAttr, model_validator
 
 from server.openai.call_arguments import parsed_arguments
 from server.openai.fields import SchemaField, wrong
+from server.openai.known_fields import CALLED_FUNCTION, TOOL, TOOL_CALL, KnownFields
 from server.openai.strict_model import StrictModel
 
 MAX_TOOLS = 128
@@ -15,6 +16,8 @@ FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
 class Function(StrictModel):
     """What a model is told of a function."""
+
+    known_fields: ClassVar[KnownFields] = TOOL
 
     name: FunctionName
     description: str | None = Field(None, max_length=16384)
@@ -45,6 +48,8 @@ def strictness_warnings(functions: Sequence[Strict], tool_choice: str) -> list[s
 class Tool(StrictModel):
     """A function."""
 
+    known_fields: ClassVar[KnownFields] = TOOL
+
     type: Literal["function"]
     function: Function
 
@@ -56,6 +61,8 @@ class Tool(StrictModel):
 
 class CalledFunction(StrictModel):
     """A function with the arguments of a call, as a model wrote them: both may be anything."""
+
+    known_fields: ClassVar[KnownFields] = CALLED_FUNCTION
 
     name: str
     arguments: str = Field("{}", description="A JSON object as a string; what is none goes into the prompt as text.")
@@ -74,6 +81,8 @@ class CalledFunction(StrictModel):
 
 class ToolCall(StrictModel):
     """A call that an earlier answer made."""
+
+    known_fields: ClassVar[KnownFields] = TOOL_CALL
 
     id: str = Field(max_length=256)
     type: Literal["function"] = "function"

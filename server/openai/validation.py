@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from server.openai.errors import ApiError, invalid, shown
+from server.openai.strict_model import unknown
 
 _MAX_KEY = 64  # characters of a caller's own key in a message
 
@@ -33,14 +34,19 @@ _MUST_BE: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
 }
 
 
-def first_problem(error: ValidationError, body: Any) -> ApiError:
-    """Return the first problem in `error`, which is one the caller of `body` can correct."""
+def first_problem(error: ValidationError, body: Any, place: str = "") -> ApiError:
+    """Return the first problem in `error`, which is one the caller of `body` can correct.
+
+    `place` is where `body` stands in the body of the request, if it is a part of it.
+    """
     problem = error.errors(include_url=False)[0]
-    param = _path(problem["loc"], body)
+    param = place + _path(problem["loc"], body)
+    if place and not param.startswith((f"{place}[", f"{place}.")) and param != place:
+        param = f"{place}.{param.removeprefix(place)}"
     if problem["type"] == "missing":
         return invalid(f"`{param}` is missing; it is required.", param)
-    if problem["type"] == "extra_forbidden":
-        return invalid(f"Unknown field `{param}`.", param)
+    if problem["type"] == "unknown_field":
+        return invalid(unknown(param, problem["ctx"]["nearest"]), param)
     if not param:
         return invalid(f"The body is {shown(problem['input'])}; it {_must_be(problem)}.")
     return invalid(f"`{param}` is {shown(problem['input'])}; it {_must_be(problem)}.", param)

@@ -102,6 +102,9 @@ def test_weights_are_in_the_type_asked_for(tmp_path: Path) -> None:
         ({"temperature": 0.6, "top_p": 0.9, "do_sample": True}, GenerationDefaults(temperature=0.6, top_p=0.9)),
         ({"top_k": 20, "repetition_penalty": 1.05}, GenerationDefaults(top_k=20, repetition_penalty=1.05)),
         ({"temperature": None, "min_p": 0.1}, GenerationDefaults(min_p=0.1)),
+        ({"top_k": -1, "top_p": None, "repetition_penalty": None}, GenerationDefaults()),
+        ({"top_k": None, "temperature": 1}, GenerationDefaults()),
+        ({"top_k": 50.0, "temperature": 0}, GenerationDefaults(top_k=50, temperature=0)),
     ],
 )
 def test_a_models_defaults_are_read(tmp_path: Path, given: dict[str, Any], expected: GenerationDefaults) -> None:
@@ -114,7 +117,10 @@ def test_without_the_file_the_defaults_are_openais(tmp_path: Path) -> None:
     assert load_generation_defaults(tmp_path / "m.gguf") == GenerationDefaults()
 
 
-@pytest.mark.parametrize("given", [{"temperature": -1}, {"top_p": 2}, {"top_k": "many"}, {"repetition_penalty": 0}])
+@pytest.mark.parametrize(
+    "given",
+    [{"temperature": -1}, {"top_p": 2}, {"top_k": "many"}, {"top_k": -2}, {"top_k": 1.5}, {"repetition_penalty": 0}],
+)
 def test_defaults_out_of_range_are_refused(tmp_path: Path, given: dict[str, Any]) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps(given))
     with pytest.raises(BrokenCheckpoint, match=rf"generation_config\.json: {next(iter(given))}"):

@@ -51,6 +51,7 @@ COUNTERS: dict[str, set[str]] = {
     "spec_decode_num_accepted_tokens": set(),
     "request_success": {"finished_reason"},
     "request_incomplete": {"finished_reason"},
+    "ignored_fields": {"field"},
     "admission_rejections": {"reason"},
     "engine_restarts": set(),
     "engine_down_seconds": set(),

@@ -102,6 +102,32 @@ def wrong_types_are_refused(target: Target) -> None:
         assert error["param"] == field, (field, error["param"])
 
 
+def numbers_without_a_fraction_are_integers(target: Target) -> None:
+    """A number without a fraction is an integer, as in JSON Schema; one with a fraction is not."""
+    whole = target.complete(max_tokens=6, n=1, seed=1)
+    assert whole["usage"]["completion_tokens"] == 6
+    for written in (b"6.0", b"0.6e1"):
+        body = b'{"model": "%s", "prompt": "The sea is", "temperature": 0, "seed": 1.0, "max_tokens": %s}'
+        content = body % (target.model.encode(), written)
+        response = target.http.post(COMPLETIONS, content=content, headers={"content-type": "application/json"})
+        assert response.json()["choices"][0]["text"] == whole["choices"][0]["text"]
+    target.refused_completion(max_tokens=6.5)
+
+
+def values_that_mean_none_are_taken(target: Target) -> None:
+    """`stop` as an empty text and `top_logprobs` 0 without `logprobs` mean none; so do null and an empty list."""
+    plain = target.chat()["choices"]
+    settings: list[Body] = [
+        {"stop": ""},
+        {"stop": None},
+        {"stop": []},
+        {"top_logprobs": 0},
+        {"tools": [], "logit_bias": {}},
+    ]
+    for fields in settings:
+        assert target.chat(**fields)["choices"] == plain, fields
+
+
 def token_ids_are_checked(target: Target) -> None:
     """Token ids that the vocabulary lacks are refused."""
     for ids in ([-1], [2**31], [2**63], [10**30]):

@@ -61,6 +61,16 @@ def usage_comes_last(target: Target) -> None:
         assert all(not chunk.get("usage") for chunk in chunks[:-1])
 
 
+def usage_comes_with_every_chunk(target: Target) -> None:
+    """With `continuous_usage_stats` every chunk has the usage so far, and the last one all of it."""
+    for path in (CHAT, COMPLETIONS):
+        chunks = target.stream(path, stream_options={"include_usage": True, "continuous_usage_stats": True})
+        counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+        assert counts == sorted(counts), counts
+        assert counts[-1] == 6, counts
+        assert min(counts) < 6, counts
+
+
 def stream_options_need_a_stream(target: Target) -> None:
     """`stream_options` without `stream` is refused."""
     target.refused_chat(stream_options={"include_usage": True})

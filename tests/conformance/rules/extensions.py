@@ -90,6 +90,18 @@ def fields_without_effect_are_named(target: Target) -> None:
     assert any("user" in warning for warning in target.chat(user="me")["warnings"])
 
 
+def fields_of_other_servers_are_named(target: Target) -> None:
+    """Fields that other servers know and this one does not have are taken and named, not ignored in silence."""
+    for name, value in (("mirostat", 2), ("cache_prompt", False), ("provider", {"order": ["a"]}), ("rid", "a")):
+        answer = target.complete(**{name: value})
+        assert any(name in warning for warning in answer["warnings"]), name
+
+
+def misspelt_fields_get_a_hint(target: Target) -> None:
+    """An unknown field close to a known one is refused with that one's name."""
+    assert "`max_tokens`" in target.refused_completion(max_token=5)["message"]
+
+
 def priorities_and_salts_are_taken(target: Target) -> None:
     """`priority` and `cache_salt` are taken."""
     target.complete(priority=-1, cache_salt="mine")
@@ -101,7 +113,15 @@ def tokens_are_shown(target: Target) -> None:
     shown = target.post("/tokenize", {"prompt": text, "return_pieces": True, "add_special_tokens": False}).json()
     assert shown["count"] == len(shown["tokens"])
     assert b"".join(bytes(piece["bytes"]) for piece in shown["pieces"]).decode() == text
-    assert target.post("/detokenize", {"tokens": shown["tokens"]}).json()["text"] == text
+    back = target.post("/detokenize", {"tokens": shown["tokens"]}).json()
+    assert back["text"] == back["prompt"] == text
+
+
+def tokenizers_are_described(target: Target) -> None:
+    """`/tokenizer_info` names the end token and has the chat template."""
+    info = target.http.get("/tokenizer_info").json()
+    assert isinstance(info["eos_token"], str)
+    assert info["chat_template"]
 
 
 def prompts_are_shown(target: Target) -> None:
@@ -111,6 +131,8 @@ def prompts_are_shown(target: Target) -> None:
     assert "hi" in prompt
     count = target.post("/tokenize", {"messages": messages}).json()["count"]
     assert count == target.chat(messages=messages)["usage"]["prompt_tokens"]
+    tools = [{"type": "function", "function": {"name": "look", "description": "Look around."}}]
+    assert target.post("/tokenize", {"messages": messages, "tools": tools}).json()["count"] > count
 
 
 def lengths_are_told(target: Target) -> None:

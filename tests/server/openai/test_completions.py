@@ -247,10 +247,10 @@ async def test_token_ids_come_back_when_asked_for(api: Api) -> None:
 
 
 async def test_a_field_without_effect_is_named_in_a_warning(api: Api) -> None:
-    fields = {"user": "me", "metadata": {"a": "b"}, "store": False}
+    fields = {"user": "me", "metadata": {"a": "b"}, "store": True}
     expected = [f"`{name}` has no effect on this server." for name in ("user", "metadata", "store")]
     assert (await api.complete(**fields))["warnings"] == expected
-    options = {"include_obfuscation": False}
+    options = {"include_obfuscation": True}
     chunks = await api.stream(COMPLETIONS, **fields, stream_options=options)
     expected.append("`stream_options.include_obfuscation` has no effect on this server.")
     assert chunks[0]["warnings"] == expected
@@ -258,7 +258,7 @@ async def test_a_field_without_effect_is_named_in_a_warning(api: Api) -> None:
 
 
 async def test_harmless_values_of_unsupported_fields_are_accepted(api: Api) -> None:
-    answer = await api.complete(echo=False, suffix="", best_of=2, n=2, prompt_logprobs=None, priority=0)
+    answer = await api.complete(echo=False, suffix="", best_of=2, n=2, prompt_logprobs=None, priority=0, store=False)
     assert "warnings" not in answer
 
 

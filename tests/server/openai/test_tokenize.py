@@ -47,8 +47,8 @@ async def test_a_conversation_has_the_tokens_that_a_chat_would_have(api: Api) ->
 
 async def test_tokens_have_their_text_special_ones_their_names(api: Api) -> None:
     response = await api.http.post("/detokenize", json={"tokens": [104, 105, IM_END]})
-    assert answered(response) == {"text": "hi<|im_end|>"}
-    assert answered(await api.http.post("/detokenize", json={"tokens": []})) == {"text": ""}
+    assert answered(response) == {"text": "hi<|im_end|>", "prompt": "hi<|im_end|>"}
+    assert answered(await api.http.post("/detokenize", json={"tokens": []})) == {"text": "", "prompt": ""}
 
 
 async def test_a_conversation_is_shown_as_the_model_reads_it(api: Api) -> None:
@@ -96,3 +96,37 @@ async def test_the_document_shows_an_example_for_every_route_with_a_body(api: Ap
     bodies = [route["post"]["requestBody"] for route in document["paths"].values() if "post" in route]
     assert len(bodies) == 7
     assert all("example" in body["content"]["application/json"] for body in bodies)
+
+
+async def test_tools_are_among_the_tokens_as_in_a_chat(api: Api) -> None:
+    tools = [{"type": "function", "function": {"name": "weather", "description": "Of a city"}}]
+    answer = await tokenize(api, messages=MESSAGES, tools=tools)
+    await api.chat(messages=MESSAGES, tools=tools, max_tokens=1)
+    assert answer["tokens"] == api.engine.submitted[0][0]
+    assert answer["count"] > (await tokenize(api, messages=MESSAGES))["count"]
+    refused = await api.http.post("/tokenize", json={"prompt": "hi", "tools": tools})
+    assert refused.json()["error"]["param"] == "tools"
+
+
+async def test_the_tokenizer_is_described_under_the_names_of_its_configuration(api: Api) -> None:
+    info = answered(await api.http.get("/tokenizer_info"))
+    assert info["eos_token"] == "</s>"
+    assert info["tokenizer_class"] == "Tokenizer"
+    assert info["vocab_size"] == 260
+    assert info["model_max_length"] == MAX_MODEL_LEN
+    assert info["add_bos_token"] is False
+    assert "<|im_end|>" in info["additional_special_tokens"]
+    assert IM_END in info["eos_token_ids"]
+    assert "add_generation_prompt" in info["chat_template"]
+    async with open_api(adds_bos=True) as without_template:
+        info = answered(await without_template.http.get("/tokenizer_info"))
+        assert info["add_bos_token"] is True
+        assert "chat_template" not in info
+
+
+async def test_fields_that_other_servers_know_are_named_in_warnings_of_tokens_too(api: Api) -> None:
+    assert (await tokenize(api, prompt="a", request_id="r"))["warnings"] == [
+        "`request_id` has no effect on this server."
+    ]
+    shown = answered(await api.http.post("/detokenize", json={"tokens": [97], "spaces_between_special_tokens": False}))
+    assert "warnings" not in shown

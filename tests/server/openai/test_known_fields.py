@@ -1,0 +1,202 @@
+"""Fields that other servers know: taken with a warning and counted, or refused by name; unknown ones get a hint."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.openai.embeddings import EmbeddingRequest
+from server.openai.known_fields import CHAT as CHAT_FIELDS
+from server.openai.known_fields import COMPLETION, EMBEDDING, RESPONSES, TOKENS, KnownFields
+from server.openai.response_schemas import ResponsesRequest
+from server.openai.schemas import ChatRequest, CompletionRequest
+from server.openai.strict_model import StrictModel
+from server.openai.tokenize import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
+from tests.server.openai.api import CHAT, COMPLETIONS, Api, Body, a_chat, answered
+
+ENDPOINTS: dict[str, tuple[type[StrictModel], KnownFields, Body]] = {
+    COMPLETIONS: (CompletionRequest, COMPLETION, {"model": "fake", "prompt": "hi"}),
+    CHAT: (ChatRequest, CHAT_FIELDS, a_chat()),
+    "/v1/responses": (ResponsesRequest, RESPONSES, {"model": "fake", "input": "hi"}),
+    "/v1/embeddings": (EmbeddingRequest, EMBEDDING, {"model": "fake", "input": "hi"}),
+    "/tokenize": (TokenizeRequest, TOKENS, {"prompt": "hi"}),
+    "/detokenize": (DetokenizeRequest, TOKENS, {"tokens": [97]}),
+    "/apply-template": (ApplyTemplateRequest, TOKENS, {"messages": a_chat()["messages"]}),
+}
+A_VALUE = {"some": ["thing", 7]}
+
+
+async def refusal(api: Api, path: str, fields: Body) -> Body:
+    response = await api.http.post(path, json=ENDPOINTS[path][2] | fields)
+    assert response.status_code == 400, response.text
+    error: Body = response.json()["error"]
+    return error
+
+
+@pytest.mark.parametrize("path", ENDPOINTS)
+async def test_every_known_field_is_taken_with_a_warning_or_refused_by_its_name(api: Api, path: str) -> None:
+    schema, table, body = ENDPOINTS[path]
+    own = {field.alias or name for name, field in schema.model_fields.items()}
+    taken = {name: A_VALUE for name, field in table.items() if name not in own and not field.is_refused}
+    answer = answered(await api.http.post(path, json=body | taken))
+    for name in taken:
+        assert any(warning.startswith(f"`{name}` has no effect on this server") for warning in answer["warnings"]), name
+    assert len(answer["warnings"]) == len(taken)
+    for name in (name for name, field in table.items() if name not in own and field.is_refused):
+        error = await refusal(api, path, {name: A_VALUE})
+        assert error["param"] == name
+        assert "is not supported by this version" in error["message"]
+
+
+@pytest.mark.parametrize("path", ENDPOINTS)
+async def test_harmless_values_of_known_fields_have_no_warning(api: Api, path: str) -> None:
+    schema, table, body = ENDPOINTS[path]
+    for name, field in table.items():
+        if name not in schema.model_fields:
+            for value in (None, *field.harmless):
+                answer = answered(await api.http.post(path, json=body | {name: value}))
+                assert "warnings" not in answer, (name, value)
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+async def test_a_stream_has_the_warnings_in_its_first_chunk(api: Api, path: str) -> None:
+    chunks = await api.stream(path, mirostat=2, repeat_penalty=1.1)
+    assert chunks[0]["warnings"] == [
+        "`mirostat` has no effect on this server.",
+        "`repeat_penalty` has no effect on this server; `repetition_penalty` has.",
+    ]
+    assert not any("warnings" in chunk for chunk in chunks[1:])
+
+
+async def test_known_fields_are_counted_by_name_and_unknown_ones_never(api: Api) -> None:
+    def count(name: str) -> float:
+        return api.sample("ignored_fields_total", field=name)
+
+    tool = {"type": "function", "function": {"name": "f", "cache_control": {"type": "ephemeral"}}}
+    await api.chat(provider={"order": ["a"]}, tools=[tool, tool | {"function": {"name": "g", "cache_control": 1}}])
+    await api.complete(provider="a")
+    answered(await api.http.post("/v1/embeddings", json={"model": "fake", "input": "a", "input_type": "query"}))
+    assert count("provider") == 2
+    assert count("tools[].function.cache_control") == 1  # once for a request
+    assert count("input_type") == 1
+    for name in ("nonsense", "x" * 500):
+        await refusal(api, COMPLETIONS, {name: 1})
+    fields = re.findall(r'caravan_ignored_fields_total{field="([^"]*)"', api.metrics.exposition().decode())
+    assert set(fields) == {"provider", "tools[].function.cache_control", "input_type"}
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param", "hint"),
+    [
+        (COMPLETIONS, {"max_token": 5}, "max_token", "max_tokens"),
+        (COMPLETIONS, {"maxTokens": 5}, "maxTokens", "max_tokens"),
+        (COMPLETIONS, {"tempreature": 1}, "tempreature", "temperature"),
+        (COMPLETIONS, {"top-k": 1}, "top-k", "top_k"),
+        (CHAT, {"message": []}, "message", "messages"),
+        (CHAT, {"max_completions_tokens": 5}, "max_completions_tokens", "max_completion_tokens"),
+        (
+            CHAT,
+            {"stream": True, "stream_options": {"include_usages": True}},
+            "stream_options.include_usages",
+            "include_usage",
+        ),
+        (
+            CHAT,
+            {"tools": [{"type": "function", "function": {"name": "f", "parameter": {}}}]},
+            "tools[0].function.parameter",
+            "parameters",
+        ),
+        (
+            CHAT,
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "shema": {}}}},
+            "response_format.json_schema.shema",
+            "schema",
+        ),
+        ("/v1/responses", {"instruction": "x"}, "instruction", "instructions"),
+        ("/v1/responses", {"text": {"formats": {}}}, "text.formats", "format"),
+        (
+            "/v1/responses",
+            {"input": [{"type": "function_call", "call_id": "a", "name": "f", "argument": "{}"}]},
+            "input[0].argument",
+            "arguments",
+        ),
+        ("/tokenize", {"return_piece": True}, "return_piece", "return_pieces"),
+    ],
+)
+async def test_the_nearest_name_of_an_unknown_field_is_suggested(
+    api: Api, path: str, fields: Body, param: str, hint: str
+) -> None:
+    error = await refusal(api, path, fields)
+    assert error["param"] == param
+    assert error["message"] == f"Unknown field `{param}`. Did you mean `{hint}`?"
+
+
+@pytest.mark.parametrize("name", ["nonsense", "x" * 5000, "", "max_tokens" * 10])
+async def test_a_name_that_is_like_no_other_gets_no_suggestion(api: Api, name: str) -> None:
+    error = await refusal(api, COMPLETIONS, {name: 1})
+    assert error["message"].startswith("Unknown field")
+    assert "Did you mean" not in error["message"]
+
+
+async def test_a_misspelt_field_is_named_rather_than_the_one_that_is_missing(api: Api) -> None:
+    response = await api.http.post(COMPLETIONS, json={"modle": "fake", "prompt": "hi"})
+    assert response.json()["error"]["message"] == "Unknown field `modle`. Did you mean `model`?"
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "says"),
+    [
+        (COMPLETIONS, {"n_predict": 5}, "use `max_tokens`"),
+        (COMPLETIONS, {"use_beam_search": True}, "it can only be false"),
+        (COMPLETIONS, {"suffix": "end"}, "leave it out"),
+        (COMPLETIONS, {"lora_request": {"name": "a"}}, "leave it out"),
+        (COMPLETIONS, {"logits_processors": ["a.b"]}, "leave it out"),
+        (CHAT, {"chat_template": "{{ x }}"}, "leave it out"),
+        (CHAT, {"functions": [{"name": "f"}]}, "use `tools`"),
+        (CHAT, {"audio": {"voice": "a"}}, "leave it out"),
+        ("/v1/responses", {"max_tokens": 5}, "use `max_output_tokens`"),
+    ],
+)
+async def test_what_asks_for_another_kind_of_answer_is_refused_with_the_way_out(
+    api: Api, path: str, fields: Body, says: str
+) -> None:
+    assert says in (await refusal(api, path, fields))["message"]
+    assert api.engine.submitted == []
+
+
+def test_values_of_ignored_fields_are_not_kept() -> None:
+    request = CompletionRequest.model_validate({"model": "m", "prompt": "hi", "metadata": {"a": [1] * 1000}})
+    assert request.ignored_names == ["metadata"]
+    assert "metadata" not in json.dumps(request.model_dump())
+    assert request.model_extra is None
+
+
+@pytest.mark.parametrize("path", ENDPOINTS)
+def test_values_that_decide_nothing_need_not_be_decoded(path: str) -> None:
+    schema, table, body = ENDPOINTS[path]
+    meaning = schema.fields_with_meaning()
+    own = {field.alias or name for name, field in schema.model_fields.items()}
+    assert own <= meaning
+    assert "session_id" not in meaning
+    values: list[Any] = [A_VALUE, "", [], {}, [[[]]]]
+    for name in table.keys() - meaning:
+        for value in values:
+            assert schema.model_validate(body | {name: value}).ignored_names == [name]
+
+
+async def test_threat_28_a_refused_field_of_a_long_body_is_still_refused(api: Api) -> None:
+    for fields in ({"functions": [{"name": "f" * 40_000}]}, {"chat_template_kwargs": {"a": "b" * 40_000}}):
+        error = await refusal(api, CHAT, fields)
+        assert error["param"] == next(iter(fields))
+    long = await api.chat(transforms=["a" * 40_000], metadata={"a": ["b" * 40_000]}, max_tokens=1)
+    assert [warning.split("`")[1] for warning in long["warnings"]] == ["transforms", "metadata"]
+
+
+def test_every_known_field_has_a_source_and_stands_in_the_guide_for_clients() -> None:
+    guide = Path("docs/clients.md").read_text()
+    for _, table, _ in ENDPOINTS.values():
+        for name, field in table.items():
+            assert field.sources, name
+            assert f"`{name}`" in guide, name
