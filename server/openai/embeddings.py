@@ -24,7 +24,8 @@ from server.openai.documentation import documented
 from server.openai.errors import invalid
 from server.openai.fields import PromptField
 from server.openai.ignored_fields import ignored_fields, ignored_warnings
-from server.openai.known_fields import EMBEDDING, KnownFields
+from server.openai.known_field import KnownFields
+from server.openai.known_fields import EMBEDDING
 from server.openai.models import check_model
 from server.openai.prompts import in_thread_if_long, prompt_tokens, too_long
 from server.openai.strict_model import StrictModel

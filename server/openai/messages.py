@@ -6,7 +6,8 @@ from pydantic import Field, PlainValidator, model_validator
 
 from server.openai.errors import invalid
 from server.openai.fields import NoEffect, Unsupported, wrong
-from server.openai.known_fields import MESSAGE, KnownFields
+from server.openai.known_field import KnownFields
+from server.openai.known_fields import MESSAGE
 from server.openai.message_content import ContentField, has_cache_marks
 from server.openai.strict_model import StrictModel
 from server.openai.tool_schemas import MAX_TOOLS, Tool, ToolCall

@@ -5,7 +5,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Discriminator, Field
 
 from server.openai.fields import SchemaField
-from server.openai.known_fields import SCHEMA, KnownFields
+from server.openai.known_field import KnownFields
+from server.openai.known_fields import SCHEMA
 from server.openai.strict_model import StrictModel
 
 

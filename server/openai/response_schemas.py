@@ -8,7 +8,8 @@ from pydantic import BaseModel, Discriminator, Field, TypeAdapter, ValidationErr
 from server.openai.errors import invalid
 from server.openai.fields import SchemaField
 from server.openai.ignored_fields import ignored_fields, ignored_warnings
-from server.openai.known_fields import RESPONSES, SCHEMA, TEXT_OPTIONS, KnownFields
+from server.openai.known_field import KnownFields
+from server.openai.known_fields import RESPONSES, SCHEMA, TEXT_OPTIONS
 from server.openai.response_format import JsonObjectFormat, TextFormat
 from server.openai.response_items import InputReader
 from server.openai.response_tools import FunctionTool, OfferedTool, ResponseTool, offered_tools, without_effect

@@ -14,7 +14,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field
 
 from server.openai.fields import SchemaField
-from server.openai.known_fields import TOOL, KnownFields
+from server.openai.known_field import KnownFields
+from server.openai.known_fields import TOOL
 from server.openai.strict_model import StrictModel
 from server.openai.tool_schemas import FunctionName
 

@@ -5,14 +5,15 @@ their own (known_fields.py): most are accepted and named in a warning. Any other
 """
 
 from abc import abstractmethod
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from server.openai.errors import invalid
 from server.openai.fields import PromptField
 from server.openai.ignored_fields import ignored_fields, ignored_warnings
-from server.openai.known_fields import CHAT, COMPLETION, STREAM_OPTIONS, KnownFields
+from server.openai.known_field import KnownFields
+from server.openai.known_fields import CHAT, COMPLETION, STREAM_OPTIONS
 from server.openai.messages import Conversation
 from server.openai.response_format import JsonSchemaFormat
 from server.openai.sampling_fields import SamplingFields
@@ -25,6 +26,9 @@ MAX_LOGPROBS = 20
 
 def _false_is_none(value: Any) -> Any:
     return None if value is False else value
+
+
+_LogprobsInput = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | Literal[False] | None
 
 
 class StreamOptions(StrictModel):
@@ -109,7 +113,7 @@ class CompletionRequest(GenerationRequest):
 
     prompt: PromptField
     max_tokens: int | None = Field(None, ge=0, description="0 only together with `echo` or `prompt_logprobs`.")
-    logprobs: Annotated[int | None, BeforeValidator(_false_is_none)] = Field(
+    logprobs: Annotated[int | None, BeforeValidator(_false_is_none, _LogprobsInput)] = Field(
         None, ge=0, le=MAX_LOGPROBS, description="false means none."
     )
     best_of: int | None = Field(

@@ -10,7 +10,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from server.openai.errors import shown
 from server.openai.fields import NoEffect
-from server.openai.known_fields import KnownField, KnownFields
+from server.openai.known_field import KnownField, KnownFields
 
 _MAX_FIELDS = 256  # of an object
 _LARGEST_EXACT = 2**53  # of the whole numbers that a float holds, from here on some are missing

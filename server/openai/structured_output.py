@@ -9,7 +9,8 @@ from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
 from server.openai.errors import invalid, shown
 from server.openai.fields import SchemaField, check_depth, wrong
-from server.openai.known_fields import STRUCTURED_OUTPUTS, KnownFields
+from server.openai.known_field import KnownFields
+from server.openai.known_fields import STRUCTURED_OUTPUTS
 from server.openai.response_format import JsonObjectFormat, JsonSchemaFormat, ResponseFormat, SchemaObjectFormat
 from server.openai.schema_keywords import ignored_keywords
 from server.openai.strict_model import StrictModel

@@ -12,7 +12,8 @@ from server.openai.body import read_body
 from server.openai.documentation import documented, errors
 from server.openai.errors import invalid
 from server.openai.ignored_fields import ignored_fields, ignored_warnings
-from server.openai.known_fields import TOKENS, KnownFields
+from server.openai.known_field import KnownFields
+from server.openai.known_fields import TOKENS
 from server.openai.messages import Conversation, Message
 from server.openai.models import check_model
 from server.openai.prompts import chat_prompt, check_token_ids, encode, in_thread_if_long, render_chat

@@ -7,7 +7,8 @@ from pydantic import Field, PlainValidator, PrivateAttr, model_validator
 
 from server.openai.call_arguments import parsed_arguments
 from server.openai.fields import SchemaField, wrong
-from server.openai.known_fields import CALLED_FUNCTION, TOOL, TOOL_CALL, KnownFields
+from server.openai.known_field import KnownFields
+from server.openai.known_fields import CALLED_FUNCTION, TOOL, TOOL_CALL
 from server.openai.strict_model import StrictModel
 
 MAX_TOOLS = 128

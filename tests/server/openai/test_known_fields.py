@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from server.openai import known_fields
 from server.openai.embeddings import EmbeddingRequest
+from server.openai.known_field import KnownFields
 from server.openai.known_fields import CHAT as CHAT_FIELDS
-from server.openai.known_fields import COMPLETION, EMBEDDING, RESPONSES, TOKENS, KnownFields
+from server.openai.known_fields import COMPLETION, EMBEDDING, RESPONSES, TOKENS
 from server.openai.response_schemas import ResponsesRequest
 from server.openai.schemas import ChatRequest, CompletionRequest
 from server.openai.strict_model import StrictModel
@@ -24,6 +26,17 @@ ENDPOINTS: dict[str, tuple[type[StrictModel], KnownFields, Body]] = {
     "/tokenize": (TokenizeRequest, TOKENS, {"prompt": "hi"}),
     "/detokenize": (DetokenizeRequest, TOKENS, {"tokens": [97]}),
     "/apply-template": (ApplyTemplateRequest, TOKENS, {"messages": a_chat()["messages"]}),
+}
+NESTED: dict[str, KnownFields] = {
+    "stream_options.": known_fields.STREAM_OPTIONS,
+    "text.": known_fields.TEXT_OPTIONS,
+    "response_format.json_schema.": known_fields.SCHEMA,
+    "tools[].function.": known_fields.TOOL,
+    "messages[].": known_fields.MESSAGE,
+    "messages[].tool_calls[].": known_fields.TOOL_CALL,
+    "messages[].tool_calls[].function.": known_fields.CALLED_FUNCTION,
+    "structured_outputs.": known_fields.STRUCTURED_OUTPUTS,
+    "input[].": known_fields.RESPONSE_ITEM,
 }
 A_VALUE = {"some": ["thing", 7]}
 
@@ -195,8 +208,26 @@ async def test_threat_28_a_refused_field_of_a_long_body_is_still_refused(api: Ap
 
 
 def test_every_known_field_has_a_source_and_stands_in_the_guide_for_clients() -> None:
-    guide = Path("docs/clients.md").read_text()
-    for _, table, _ in ENDPOINTS.values():
+    guide = Path("docs/clients.md").read_text("utf-8")
+    for prefix, table in [*NESTED.items(), *(("", table) for _, table, _ in ENDPOINTS.values())]:
         for name, field in table.items():
             assert field.sources, name
-            assert f"`{name}`" in guide, name
+            assert f"| `{prefix}{name}` | {field.sources} |" in guide, name
+
+
+async def test_fields_inside_messages_and_calls_are_named_by_their_place(api: Api) -> None:
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}", "parsed_arguments": {}}}
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}}]},
+        {"role": "assistant", "tool_calls": [call], "annotations": [], "thinking_blocks": [{"thinking": "x"}]},
+        {"role": "tool", "tool_call_id": "a", "content": "b", "provider_specific_fields": {}},
+    ]
+    answer = await api.chat(messages=messages)
+    places = {
+        "messages[].cache_control",
+        "messages[].thinking_blocks",
+        "messages[].provider_specific_fields",
+        "messages[].tool_calls[].function.parsed_arguments",
+    }
+    assert {warning.split("`")[1] for warning in answer["warnings"]} == places
+    assert {place for place in places if api.sample("ignored_fields_total", field=place)} == places
