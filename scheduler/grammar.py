@@ -23,6 +23,7 @@ from scheduler.grammar_threads import Call, CallTooSlow, GrammarThreads
 
 CHEAP_SECONDS = 0.001  # of a mask: then a token of it is taken at once, in the thread of the step
 _NUM_KEPT = 64  # grammars that are kept compiled
+_MAX_TOKENS_AT_ONCE = 64
 _NUM_START_THREADS = 2  # a key has at most one of them
 
 CANNOT_COMPILE = "it cannot be compiled for this model's vocabulary within the limits"
@@ -121,8 +122,7 @@ class _Grammar:
                 raise GrammarProblem(self.problem)
             self._compiled = compiled
         state = self._compiled.deep_copy()
-        for token_id in token_ids:
-            vocabulary.consume(state, token_id)
+        _replay(vocabulary, state, token_ids)
         return _position(state)
 
     def consume_unlocked(self, state: LLMatcher, token_id: int) -> bool:
@@ -294,6 +294,20 @@ def wait_for(matchers: Sequence[Matcher], timeout_seconds: float) -> None:
     for matcher in matchers:
         if not matcher.is_ready:
             matcher.wait(max(end_seconds - time.monotonic(), 0.0))
+
+
+def _replay(vocabulary: _Vocabulary, state: LLMatcher, token_ids: list[int]) -> None:
+    """Take the tokens that a sequence has: ever more of them at once, with Python's lock, while that is quick."""
+    start, num_tokens = 0, 1
+    while start < len(token_ids):
+        began_seconds = time.thread_time()
+        state.consume_tokens(token_ids[start : start + num_tokens])
+        start += num_tokens
+        if time.thread_time() - began_seconds > CHEAP_SECONDS:
+            break
+        num_tokens = min(2 * num_tokens, _MAX_TOKENS_AT_ONCE)
+    for token_id in token_ids[start:]:
+        vocabulary.consume(state, token_id)
 
 
 def _position(state: LLMatcher) -> _Position:

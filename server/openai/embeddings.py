@@ -55,7 +55,9 @@ class EmbeddingRequest(StrictModel):
     )
     dimensions: int | None = Field(None, ge=1, description="Only so many numbers, the first; the length is 1 again.")
     pooling: Pooling = Field("mean", description="Of the last hidden states: their mean, or the last one.")
-    priority: int = Field(0, ge=-1000, le=1000, description="Requests of a lower number leave the queue sooner.")
+    priority: int = Field(
+        0, ge=-1000, le=1000, description="Within a key, requests of a lower number are served sooner."
+    )
     cache_salt: str = Field("", max_length=256, description="Cached prefixes are shared within one salt only.")
     explain: bool = Field(False, description="The answer ends with what became of the request, moment by moment.")
 

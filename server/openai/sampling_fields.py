@@ -31,4 +31,6 @@ class SamplingFields(StrictModel):
     cache_salt: str = Field("", max_length=256, description="Cached prefixes are shared within one salt only.")
 
     explain: bool = Field(False, description="The answer ends with what became of the request, moment by moment.")
-    priority: int = Field(0, ge=-1000, le=1000, description="Requests of a lower number leave the queue sooner.")
+    priority: int = Field(
+        0, ge=-1000, le=1000, description="Within a key, requests of a lower number are served sooner."
+    )

@@ -119,6 +119,23 @@ def test_one_key_does_not_wait_for_the_many_of_another() -> None:
     assert last.predicted_wait_seconds > 45  # 51 of 2 s, two at a time
 
 
+def test_threat_30_priority_changes_the_forecast_of_its_own_key_only() -> None:
+    admission = an_admission()
+    running = admit(admission, (1, 11), (1, 11))
+    start(admission, *running)
+    for ticket in running:
+        ticket.is_in_batch = True
+    for _ in range(20):
+        admit(admission, (10, 20), asker=Asker("pushy", priority=-1000))
+    (modest,) = admit(admission, (10, 20), asker=Asker("modest", priority=1000))
+    (late,) = admit(admission, (10, 20), asker=Asker("pushy", priority=0))
+    (early,) = admit(admission, (10, 20), asker=Asker("pushy", priority=-1001))
+    (urgent,) = admit(admission, (10, 20), asker=Asker("urgent", priority=-1, urgency=-1))
+    assert [ticket.num_before for ticket in (modest, late, early, urgent)] == [1, 21, 1, 0]
+    assert urgent.predicted_wait_seconds <= early.predicted_wait_seconds <= modest.predicted_wait_seconds
+    assert late.predicted_wait_seconds > 10
+
+
 def test_answers_that_end_early_shorten_the_forecast() -> None:
     admission = an_admission()
     for _ in range(60):

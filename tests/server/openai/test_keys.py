@@ -143,6 +143,16 @@ async def test_the_engine_learns_who_asks_and_keys_share_no_prefix(locked: Api) 
     assert first.cache_salt != second.cache_salt
 
 
+async def test_threat_30_only_a_floor_in_the_key_file_lets_priority_count_beyond_the_key(chat_ml: ChatTemplate) -> None:
+    keys = ApiKeys(KEYS, {"bob": KeyAttributes(min_priority=-5)})
+    async with open_api(chat_template=chat_ml, keys=keys) as api:
+        for name in ("alice", "bob"):
+            for priority in (-1000, -3, 0, 1000):
+                await api.http.post(COMPLETIONS, json=HELLO | {"priority": priority}, headers=of(name))
+    assert [asker.priority for asker in api.engine.askers] == [-1000, -3, 0, 1000] * 2
+    assert [asker.urgency for asker in api.engine.askers] == [0, 0, 0, 0, -5, -3, 0, 0]
+
+
 async def test_without_keys_everybody_asks_under_one_name(api: Api) -> None:
     await api.complete(cache_salt="s")
     assert (api.engine.askers[0].key_name, api.engine.askers[0].cache_salt) == ("", "s")

@@ -1,0 +1,53 @@
+"""Tracebacks for the log: which words of an exception they hold."""
+
+import logging
+import socket
+
+import msgspec
+import pytest
+
+from model.checkpoint import BrokenCheckpoint
+from scheduler.framing import FrameSplitter
+from scheduler.messages import EngineLog, FromEngine
+from scheduler.outbox import Outbox, OutboxHandler
+from scheduler.tracebacks import described, traceback_text
+
+CANARY = "canary-7351"
+
+
+def raised(error: Exception) -> Exception:
+    with pytest.raises(type(error)) as caught:
+        raise error
+    return caught.value
+
+
+def test_the_class_of_an_error_is_named_and_the_message_of_one_of_ours_shown() -> None:
+    assert described(ValueError(CANARY)) == "ValueError"
+    assert described(socket.gaierror(CANARY)) == "socket.gaierror"
+    assert described(BrokenCheckpoint("words of ours")).endswith(".BrokenCheckpoint: words of ours")
+
+
+def test_the_causes_come_first() -> None:
+    error = raised(RuntimeError(CANARY))
+    error.__cause__ = raised(KeyError(CANARY))
+    text = traceback_text(error)
+    assert CANARY not in text
+    assert text.index("KeyError") < text.rindex("RuntimeError")
+    assert text.count("Traceback (most recent call last):") == 2
+
+
+def test_threat_31_what_the_engine_logs_of_an_exception_has_no_words_of_a_library() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        logger = logging.Logger("engine")
+        logger.addHandler(OutboxHandler(Outbox(ours)))
+        try:
+            raise IndexError(CANARY)
+        except IndexError:
+            logger.exception("A step failed.")
+        [frame] = FrameSplitter().split(theirs.recv(65536))
+    message = msgspec.msgpack.Decoder(FromEngine).decode(frame)
+    assert isinstance(message, EngineLog)
+    assert CANARY not in message.text
+    assert "A step failed." in message.text
+    assert "IndexError" in message.text
