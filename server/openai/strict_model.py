@@ -20,14 +20,15 @@ _IGNORED = "_ignored_names"
 
 
 def _complete_schema(schema: dict[str, Any], model: type["StrictModel"]) -> None:
-    """Say in the JSON schema that a field with a default may be null, and which of OpenAI's fields have no effect."""
+    """Say in the JSON schema that a field with a default may be null, and which others are accepted without effect."""
     for name, field in schema["properties"].items():
         if name not in schema.get("required", []) and "default" in field and field["default"] is not None:
             kind = {key: field.pop(key) for key in list(field) if key not in ("default", "description", "title")}
             field["anyOf"] = [*kind.pop("anyOf", []), *([kind] if kind else []), {"type": "null"}]
-    for name, known in model.known_fields.items():
-        if "OpenAI" in known.sources.split(", ") and not known.is_refused:
-            schema["properties"].setdefault(name, {"description": "Accepted without effect."})
+    known = model.known_fields.items()
+    without_effect = sorted(name for name, field in known if not field.is_refused and name not in schema["properties"])
+    if without_effect:
+        schema["x-accepted-without-effect"] = without_effect
 
 
 class StrictModel(BaseModel):

@@ -231,3 +231,11 @@ async def test_fields_inside_messages_and_calls_are_named_by_their_place(api: Ap
     }
     assert {warning.split("`")[1] for warning in answer["warnings"]} == places
     assert {place for place in places if api.sample("ignored_fields_total", field=place)} == places
+
+
+async def test_the_document_lists_what_is_accepted_without_effect(api: Api) -> None:
+    schemas = (await api.http.get("/openapi.json")).json()["components"]["schemas"]
+    for schema, table, _ in ENDPOINTS.values():
+        listed = schemas[schema.__name__]["x-accepted-without-effect"]
+        assert "user" in listed
+        assert set(listed) == {name for name, field in table.items() if not field.is_refused} - set(schema.model_fields)
