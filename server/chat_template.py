@@ -13,8 +13,8 @@ from server.template_shape import TemplateShape, text_part
 from server.worker_pool import WorkerPool
 from server.worker_process import LimitExceeded, MemoryLimitExceeded, TimeLimitExceeded, WorkerProcess
 
-_MAX_CHARACTERS = 16 * 2**20  # of a rendered prompt
-_MEMORY_LIMIT_BYTES = 2**30  # address space of the worker
+MAX_CHARACTERS = 16 * 2**20  # of a rendered prompt
+MEMORY_LIMIT_BYTES = 2**30  # address space of the worker
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +39,9 @@ class ChatTemplate:
     """A Jinja chat template, rendered by worker processes, one for each thread that calls `render` at a time.
 
     The template comes with the weights, from someone else, and the messages come from anyone. jinja2's sandbox keeps a
-    template from reaching out, but not from running on: two nested `range(99999)`, `'x' * 10**10` or `10**(10**10)`
-    never end, the last two inside one C call that no thread can interrupt. A process can be ended and its memory
-    bounded. The price is about 10 MB for each process and a fraction of a millisecond for each prompt.
+    template from reaching out, but bounds neither its time nor its memory, and no thread can interrupt a call into C.
+    A process can be ended and its memory bounded. The price is about 10 MB for each process and a fraction of a
+    millisecond for each prompt.
 
     `tool_use` is the model's other template, for conversations with tools, if it has one.
     Raises ValueError if `source` is not a template.
@@ -54,6 +54,8 @@ class ChatTemplate:
         eos_token: str,
         *,
         time_limit_seconds: float = 2.0,
+        memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
+        max_characters: int = MAX_CHARACTERS,
         tool_use: "ChatTemplate | None" = None,
         is_for_tools: bool = False,
     ) -> None:
@@ -62,6 +64,8 @@ class ChatTemplate:
         self._is_for_tools = is_for_tools
         self._special = {"bos_token": bos_token, "eos_token": eos_token}
         self._time_limit_seconds = time_limit_seconds  # of a processor
+        self._memory_limit_bytes = memory_limit_bytes
+        self._max_characters = max_characters
         self._search = LiteralSearch(())  # the last one that was made
         self._workers = WorkerPool(self._started_worker)
         self._workers.start_one()
@@ -139,7 +143,7 @@ class ChatTemplate:
         except TimeLimitExceeded:
             raise TemplateFailed(f"it takes more than {self._time_limit_seconds:g} seconds of a processor") from None
         except MemoryLimitExceeded:
-            raise TemplateFailed(f"it takes more than {_MEMORY_LIMIT_BYTES >> 20} MiB of memory") from None
+            raise TemplateFailed(f"it takes more than {self._memory_limit_bytes >> 20} MiB of memory") from None
         if "raised" in answer:
             raise TemplateRefused(answer["raised"])
         if "failed" in answer:
@@ -147,9 +151,9 @@ class ChatTemplate:
         return answer["text"]
 
     def _started_worker(self) -> WorkerProcess:
-        worker = WorkerProcess(template_worker.__file__, self._time_limit_seconds, _MEMORY_LIMIT_BYTES)
+        worker = WorkerProcess(template_worker.__file__, self._time_limit_seconds, self._memory_limit_bytes)
         try:
-            answer = worker.ask({"source": self.source, "max_characters": _MAX_CHARACTERS})
+            answer = worker.ask({"source": self.source, "max_characters": self._max_characters})
         except LimitExceeded:
             answer = {"failed": "it takes too much time or memory"}
         if "failed" in answer:

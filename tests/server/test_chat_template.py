@@ -20,8 +20,8 @@ TALK: list[dict[str, Any]] = [{"role": "user", "content": "hi"}, {"role": "assis
 
 
 @contextmanager
-def opened(source: str, *, time_limit_seconds: float = 2.0) -> Iterator[ChatTemplate]:
-    template = ChatTemplate(source, "<s>", "</s>", time_limit_seconds=time_limit_seconds)
+def opened(source: str, **limits: Any) -> Iterator[ChatTemplate]:
+    template = ChatTemplate(source, "<s>", "</s>", **limits)
     yield template
     template.close()
 
@@ -108,31 +108,30 @@ def test_threat_7_the_sandbox_lets_nothing_out(source: str) -> None:
         assert template.render(TALK, special_tokens=[]).text == ""
 
 
+SLOW = "{% for a in range(3000) %}{% for b in range(3000) %}{% endfor %}{% endfor %}"  # a second of a processor
+MIB = 2**20
+
+
 @pytest.mark.parametrize(
-    "source",
+    ("source", "limits", "words"),
     [
-        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-        "{{ 10 ** (messages|length ** 20) }}",
-        "{% set x = namespace(s='ab') %}{% for a in range(60) %}{% set x.s = x.s + x.s %}{% endfor %}",
-        "{{ 'x' * 10 ** 10 }}",
-        "{{ 'x' * (messages|length * 10000000) }}",
+        (SLOW, {"time_limit_seconds": 0.1}, "0.1 seconds of a processor"),
+        ("{{ 'x' * (messages|length * 25000000) }}", {"memory_limit_bytes": 96 * MIB}, "96 MiB of memory"),
+        ("{{ 'x' * (messages|length * 500) }}", {"max_characters": 1000}, "more than 1000"),
     ],
-    ids=["loops", "power", "doubling", "memory", "long text"],
+    ids=["time", "memory", "length"],
 )
-def test_threat_7_a_template_that_never_ends_or_fills_the_memory_is_stopped(source: str) -> None:
-    with opened("{% if messages|length > 2 %}" + source + "{% endif %}ok", time_limit_seconds=0.5) as template:
-        start = time.monotonic()
-        with pytest.raises(TemplateFailed):
+def test_threat_7_a_template_beyond_its_limits_is_stopped(source: str, limits: dict[str, Any], words: str) -> None:
+    with opened("{% if messages|length > 2 %}" + source + "{% endif %}ok", **limits) as template:
+        with pytest.raises(TemplateFailed, match=words):
             template.render([*TALK, *TALK], special_tokens=[])
-        assert time.monotonic() - start < 5
         assert template.render(TALK, special_tokens=[]).text == "ok"  # the next prompt is not harmed
 
 
-def test_a_template_that_never_ends_while_it_is_compiled_is_refused() -> None:
-    start = time.monotonic()
-    with pytest.raises(ValueError, match="too much time or memory"):  # jinja2 computes constants at once
-        ChatTemplate("{{ 10 ** (10 ** 10) }}", "", "", time_limit_seconds=0.5)
-    assert time.monotonic() - start < 5
+def test_threat_7_a_template_beyond_its_limits_while_it_is_compiled_is_refused() -> None:
+    constant = "('x' * 2000000)" + 8 * "|list|join"  # jinja2 computes it at once
+    with pytest.raises(ValueError, match="too much time or memory"):
+        ChatTemplate("{{ " + constant + " }}", "", "", time_limit_seconds=0.1)
 
 
 def test_prompts_rendered_at_once_do_not_mix() -> None:
@@ -158,9 +157,7 @@ def test_threat_27_a_template_worker_killed_or_stopped_is_replaced_and_the_promp
 
 
 def test_threat_27_a_slow_prompt_holds_up_no_other() -> None:
-    source = (
-        "{% if messages|length > 2 %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
-    )
+    source = "{% if messages|length > 2 %}" + 20 * SLOW
     with opened(source + "{% endif %}ok", time_limit_seconds=1.5) as template, ThreadPoolExecutor(1) as pool:
         has_begun = threading.Event()
 

@@ -1,7 +1,9 @@
 """Requests with and without keys: every route is closed but those for health, and each key is known by its name."""
 
+import ast
 import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -10,6 +12,7 @@ from server.api_keys import ApiKeys, KeyAttributes
 from server.chat_template import ChatTemplate
 from tests.server.openai.api import COMPLETIONS, Api, open_api
 
+SERVER = Path(__file__).parents[3] / "server"
 KEYS = {"alice": "secret-of-alice", "bob": "secret-of-bob"}
 HELLO = {"model": "fake", "prompt": "hi"}
 OPEN = ["/livez", "/readyz", "/health"]
@@ -25,7 +28,14 @@ async def locked(chat_ml: ChatTemplate) -> AsyncIterator[Api]:
         yield api
 
 
-@pytest.mark.parametrize("host", ["test", "test/livez", "test/livez?x=", "127.0.0.1:1/health#", "livez"])
+def test_threat_1_no_decision_looks_at_the_url_that_a_client_wrote() -> None:
+    for file in SERVER.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("request", "self.request", "connection"):
+                assert node.attr not in ("url", "base_url", "url_for"), f"{file}:{node.lineno}"
+
+
+@pytest.mark.parametrize("host", ["test", "other.example", "127.0.0.1:1", "livez"])
 @pytest.mark.parametrize(
     "authorization", [None, "Bearer wrong-key", "Bearer", "Basic secret-of-alice", "secret-of-alice"]
 )

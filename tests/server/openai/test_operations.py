@@ -157,7 +157,7 @@ async def test_the_documentation_describes_the_bodies(api: Api) -> None:
     assert (await api.http.get("/docs")).status_code == 200
 
 
-@pytest.mark.parametrize("host", ["evil.example", "test:1@evil", "", "a/b?c#d"])
+@pytest.mark.parametrize("host", ["other.example", "other.example:81", "livez", ""])
 async def test_threat_1_the_host_header_changes_nothing(host: str) -> None:
     async with open_api() as api:
         for path, status in (("/livez", 200), ("/v1/models", 200), ("/v1/models/", 200), ("/nowhere", 404)):
