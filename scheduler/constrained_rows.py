@@ -13,8 +13,7 @@ from scheduler.sequence import ScheduledSequence
 def draw_rows(plan: list[ScheduledSequence], logits: Tensor, wait_seconds: float = 0.0) -> list[Sample | None]:
     """Return the next token of each row of logits [S, vocab_size] in the plan's order, as `sample` does.
 
-    Waits so long for masks, and as long again for tokens to be taken.
-
+    Waits so long for masks, once for each mask unless there is nothing else to do, and as long for tokens to be taken.
     LATE for a row whose grammar has a problem, whose mask is not there in time, or whose token could not be taken in
     time: a later step computes the same row and draws the same token.
     """
@@ -25,7 +24,8 @@ def draw_rows(plan: list[ScheduledSequence], logits: Tensor, wait_seconds: float
     constrained = [matcher for matcher in matchers if matcher is not None]
     if not constrained:
         return sample(logits, rows)
-    wait_for(constrained, wait_seconds)
+    is_alone = len(constrained) == len(matchers) and all(matcher.is_late for matcher in constrained)
+    wait_for([matcher for matcher in constrained if is_alone or not matcher.is_late], wait_seconds)
     present = [index for index, matcher in enumerate(matchers) if matcher is None or _is_usable(matcher)]
     samples: list[Sample | None] = [LATE] * len(rows)
     if present:
@@ -43,7 +43,7 @@ def draw_rows(plan: list[ScheduledSequence], logits: Tensor, wait_seconds: float
             matcher.offer(drawn.token_id)
         elif logits[index].max().isfinite():  # neither NaN nor infinity: the numbers are sound
             matcher.fail(NOTHING_LEFT)
-    wait_for(constrained, wait_seconds)
+    wait_for([matcher for matcher in constrained if not matcher.is_late], wait_seconds)
     for index, matcher in enumerate(matchers):
         if matcher is not None and not _is_usable(matcher):
             samples[index] = LATE

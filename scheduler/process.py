@@ -40,6 +40,7 @@ def main() -> None:
     connection = socket.socket(fileno=int(sys.argv[1]))
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the API process is gone, so is this one
         serve(connection)
+    os._exit(0)  # an orderly end would tear threads out of their calls into the grammar library, which it does not bear
 
 
 def serve(connection: socket.socket) -> None:

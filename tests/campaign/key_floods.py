@@ -13,7 +13,8 @@ from llguidance import LLMatcher
 
 from model.grammar import grammar_tokenizer
 from scheduler.engine import Engine
-from scheduler.grammar import GrammarLimits, Grammars
+from scheduler.grammar import Grammars
+from scheduler.grammar_limits import GrammarLimits
 from scheduler.messages import Request
 from tests.fakes import EOS, IM_END, byte_tokenizer
 from tests.scheduler.requests import make_request

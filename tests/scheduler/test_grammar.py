@@ -16,8 +16,10 @@ from model.cpu.build import load_kernels
 from model.grammar import grammar_tokenizer
 from model.llama import Llama
 from scheduler import grammar as grammar_module
+from scheduler.compiled_grammar import CANNOT_COMPILE, TOO_COMPLEX, CompiledGrammar, Position
 from scheduler.engine import Engine
-from scheduler.grammar import CANNOT_COMPILE, TOO_COMPLEX, GrammarLimits, Grammars, Matcher, _Position, wait_for
+from scheduler.grammar import Grammars, Matcher, wait_for
+from scheduler.grammar_limits import GrammarLimits
 from scheduler.messages import Request
 from server.openai.constraint import grammar_of_schema
 from tests.fakes import EOS, IM_END, byte_tokenizer
@@ -157,13 +159,13 @@ def test_a_token_is_taken_once_though_its_step_is_run_twice() -> None:
 def test_rows_whose_masks_and_tokens_are_late_get_the_same_bits_in_later_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     requests = [constrained(i, LETTERS if i % 2 else "", max_tokens=12, num_logprobs=2) for i in range(6)]
     in_time = run_to_end(constrained_engine(), requests)
-    position_of = grammar_module._position
+    position_of = CompiledGrammar.position
 
-    def late(state: LLMatcher) -> _Position:
+    def late(state: LLMatcher) -> Position:
         time.sleep(0.003)
         return position_of(state)
 
-    monkeypatch.setattr(grammar_module, "_position", late)
+    monkeypatch.setattr(CompiledGrammar, "position", staticmethod(late))
     monkeypatch.setattr(grammar_module, "CHEAP_SECONDS", -1.0)  # tokens are taken in threads, too
     steps: list[int] = []
     small = constrained_engine(grammars(wait_seconds=0.0), num_blocks=12, max_model_len=64)
@@ -205,13 +207,13 @@ def test_threat_27_a_grammar_within_the_limits_is_served() -> None:
 def test_threat_27_no_step_waits_for_a_mask_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
     may_end = threading.Event()
 
-    def never(state: LLMatcher) -> _Position:
+    def never(state: LLMatcher) -> Position:
         if state.compute_ff_bytes() == b"stuck":
             may_end.wait()
         return position_of(state)
 
-    position_of = grammar_module._position
-    monkeypatch.setattr(grammar_module, "_position", never)
+    position_of = CompiledGrammar.position
+    monkeypatch.setattr(CompiledGrammar, "position", staticmethod(never))
     engine = constrained_engine(grammars(wait_seconds=0.02, mask_seconds=0.05))
     run_to_end(engine, [constrained(9, LETTERS)])  # the first step takes longer
     engine.add(constrained(1, LLMatcher.grammar_from_regex("[a-c]stuck")))
@@ -250,8 +252,8 @@ def test_grammars_that_are_being_compiled_are_announced_as_what_the_engine_works
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     may_end = threading.Event()
-    position_of = grammar_module._position
-    monkeypatch.setattr(grammar_module, "_position", lambda state: may_end.wait() and position_of(state))
+    position_of = CompiledGrammar.position
+    monkeypatch.setattr(CompiledGrammar, "position", staticmethod(lambda state: may_end.wait() and position_of(state)))
     engine = constrained_engine()
     batches: list[list[int]] = []
     engine.on_batch = batches.append
