@@ -115,7 +115,7 @@ BUGS = [
     Bug("NaN is read", "server/openai/body.py",
         "parse_constant=_refuse_constant", "parse_constant=float"),
     Bug("the first id behind the vocabulary is a token", "server/openai/prompts.py",
-        "if not 0 <= token_id < vocab_size:", "if not 0 <= token_id <= vocab_size:"),
+        "max(token_ids) < vocab_size):", "max(token_ids) <= vocab_size):"),
     Bug("the beginning of a stop string goes out", "server/stop_strings.py",
         "num_safe = len(text_so_far) - self._stop_strings.depth[self._state]", "num_safe = len(text_so_far)"),
     Bug("half a character goes out", "model/detokenizer.py",

@@ -111,7 +111,7 @@ async def _check(http: httpx.AsyncClient, path: str, body: Body, expected: str, 
             report.wrong.append(f"{path} {json.dumps(body)[:200]}: {error!r}"[:500])
         else:
             if answer != expected:
-                report.wrong.append(f"{path} {json.dumps(body)[:200]}: {answer} instead of {expected}"[:800])
+                report.wrong.append(f"{path} {json.dumps(body)[:200]}: {answer} instead of {expected}"[:8000])
         return
 
 

@@ -202,7 +202,7 @@ async def test_long_texts_of_tokens_are_written_off_the_event_loop_and_equal_the
         assert shown["count"] == len(shown["tokens"]) == len(text.encode())
         assert shown["pieces"] == [{"id": token_id, "bytes": [token_id]} for token_id in text.encode()]
         detokenized = (await api.http.post("/detokenize", json={"tokens": shown["tokens"]})).json()
-        assert detokenized == {"text": text}
+        assert detokenized == {"text": text, "prompt": text}
         echoed = await api.complete(prompt=shown["tokens"][:500], max_tokens=0, echo=True)
         assert echoed["choices"][0]["text"] == text.encode()[:500].decode(errors="replace")
 
