@@ -12,7 +12,8 @@ _SLASHES = re.compile("/{2,}")
 class CanonicalPath:
     """ASGI middleware that rewrites a path before anything decides on it.
 
-    Doubled slashes become one, a slash at the end is left out, and the path of a route under /v1 may come without it or
+    Doubled slashes become one, a slash at the end is left out (and a line feed there, with which a path still matches
+    its route, but no other comparison), and the path of a route under /v1 may come without it or
     with it twice, as from clients whose base URL is another one than they expect.
     """
 
@@ -37,7 +38,7 @@ class CanonicalPath:
         """Return the path as routes have it."""
         path = _SLASHES.sub("/", path)
         if path != "/":
-            path = path.removesuffix("/")
+            path = path.rstrip("/\n") or "/"
         while path.startswith(f"{_VERSION}{_VERSION}/"):
             path = path.removeprefix(_VERSION)
         first = path.removeprefix("/").partition("/")[0]

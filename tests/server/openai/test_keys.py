@@ -119,7 +119,7 @@ async def test_threat_1_several_different_keys_open_nothing(locked: Api, headers
 async def test_once_a_key_is_marked_only_marked_keys_read_the_metrics() -> None:
     keys = ApiKeys(KEYS, {"bob": KeyAttributes(may_scrape=True)})
     async with open_api(keys=keys) as api:
-        for path in ("/metrics", "/metrics/", "//metrics"):
+        for path in ("/metrics", "/metrics/", "//metrics", "/metrics%0A", "/metrics%0A/", "/metrics/%0a"):
             refused = await api.http.get(f"http://test{path}", headers=of("alice"))
             assert refused.status_code == 403
             assert "`scrape`" in refused.json()["error"]["message"]
