@@ -50,7 +50,7 @@ COMMON: KnownFields = {
     "litellm_session_id": ignored(_LITELLM),
     "litellm_trace_id": ignored(_LITELLM),
     "keep_alive": ignored(_OLLAMA),
-    "options": ignored(_OLLAMA),
+    "options": refused(_OLLAMA, harmless=({},)),  # lengths and stop strings are among them
     "lora_path": refused(_SGLANG, harmless=("", [])),
     "lora_request": refused(_VLLM),
     "lora": refused(_LLAMA, harmless=([],)),
@@ -252,8 +252,8 @@ EMBEDDING: KnownFields = COMMON | {
     "input_type": ignored("Cohere", "NVIDIA", _LITELLM),
     "task": ignored("Jina"),
     "truncate": ignored(_OLLAMA, "NVIDIA", _TGI, harmless=(False, "NONE")),
-    "embed_dtype": ignored(_VLLM),
-    "endianness": ignored(_VLLM),
+    "embed_dtype": refused(_VLLM, harmless=("float32",)),
+    "endianness": refused(_VLLM, harmless=("native", "little")),
     "messages": refused(_VLLM, instead="input"),
 }
 

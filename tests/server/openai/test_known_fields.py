@@ -239,3 +239,25 @@ async def test_the_document_lists_what_is_accepted_without_effect(api: Api) -> N
         listed = schemas[schema.__name__]["x-accepted-without-effect"]
         assert "user" in listed
         assert set(listed) == {name for name, field in table.items() if not field.is_refused} - set(schema.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/embeddings", {"embed_dtype": "float16"}),  # other bytes than those the client will read
+        ("/v1/embeddings", {"endianness": "big"}),
+        (CHAT, {"options": {"num_predict": 5, "stop": ["a"]}}),
+    ],
+)
+async def test_a_field_whose_loss_would_change_the_form_of_the_answer_is_refused(
+    api: Api, path: str, fields: Body
+) -> None:
+    assert (await refusal(api, path, fields))["param"] == next(iter(fields))
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [("/v1/embeddings", {"embed_dtype": "float32", "endianness": "little"}), (CHAT, {"options": {}})],
+)
+async def test_its_value_that_asks_for_nothing_is_taken(api: Api, path: str, fields: Body) -> None:
+    assert "warnings" not in answered(await api.http.post(path, json=ENDPOINTS[path][2] | fields))
