@@ -20,9 +20,11 @@ from server.asgi_cycle import AsgiCycle
 from server.framing import FramingError, RequestHead, RequestReader
 from server.half_close import HalfClose
 from server.openai.errors import ApiError
+from server.send_watch import SendWatch
 
 HEAD_SECONDS: Final = 10.0  # from the connection, or the first byte of a later head, to its end
-FLUSH_SECONDS: Final = 30.0  # for the client to take the rest of an answer after which the connection is closed
+FLUSH_SECONDS: Final = 30.0  # a closing connection whose client takes nothing of the answer for so long is cut
+STALL_SECONDS: Final = 60.0  # so is any other; the writer of a stream gives up sooner
 LINGER_SECONDS: Final = 5.0  # for the client to read an answer that came before the end of its request
 MAX_LINGER_BYTES: Final = 16 * 2**20  # of that request, read and dropped
 MAX_BUFFER_BYTES: Final = 64 * 1024  # received and not yet used; reading is paused above it
@@ -38,6 +40,8 @@ class HttpProtocol(asyncio.Protocol):
     """
 
     head_seconds = HEAD_SECONDS
+    flush_seconds = FLUSH_SECONDS
+    stall_seconds = STALL_SECONDS
 
     def __init__(
         self,
@@ -62,6 +66,7 @@ class HttpProtocol(asyncio.Protocol):
         self._writable = asyncio.Event()
         self._is_read_paused = False
         self._timer: asyncio.TimerHandle | None = None
+        self._send_watch: SendWatch
         self._is_head_timed = False
         self._half_close: HalfClose | None = None  # None: the client has not ended its half
         self._is_ending = False  # nothing is read any more
@@ -73,6 +78,7 @@ class HttpProtocol(asyncio.Protocol):
         """See asyncio.Protocol."""
         self._server_state.connections.add(self)  # type: ignore[arg-type]  # uvicorn lists its own classes
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        self._send_watch = SendWatch(self._transport)
         self._connection_scope = {
             "type": "http",
             "asgi": {"version": self._config.asgi_version, "spec_version": "2.3"},
@@ -88,6 +94,7 @@ class HttpProtocol(asyncio.Protocol):
         self._server_state.connections.discard(self)
         self._is_ending = True
         self._stop_timer()
+        self._send_watch.stop()
         if self._half_close is not None:
             self._half_close.stop()
         if self._cycle is not None:
@@ -109,7 +116,7 @@ class HttpProtocol(asyncio.Protocol):
         cycle = self._cycle
         if cycle is None or self._is_ending or not self._reader.is_body_complete or not self._can_half_close():
             return False
-        cycle.keeps_alive = self._reader.num_buffered > 0  # there may be another request
+        cycle.keeps_alive = cycle.keeps_alive and self._reader.num_buffered > 0  # there may be another request
         self._half_close = HalfClose(self._transport, send_ahead=self._send_ahead, on_reset=self.abort)
         return True
 
@@ -117,11 +124,14 @@ class HttpProtocol(asyncio.Protocol):
         """See asyncio.Protocol."""
         self.is_write_paused = True
         self._writable.clear()
+        self._send_watch.start(self.stall_seconds)
 
     def resume_writing(self) -> None:
         """See asyncio.Protocol."""
         self.is_write_paused = False
         self._writable.set()
+        if not self._is_ending:
+            self._send_watch.stop()
 
     # What uvicorn's server calls
 
@@ -144,7 +154,8 @@ class HttpProtocol(asyncio.Protocol):
 
     def resume_reading(self) -> None:
         """See Connection."""
-        if self._is_read_paused and self._half_close is None and not self._transport.is_closing():
+        has_room = self._is_ending or self._reader.num_buffered <= MAX_BUFFER_BYTES
+        if self._is_read_paused and has_room and self._half_close is None and not self._transport.is_closing():
             self._is_read_paused = False
             self._transport.resume_reading()
 
@@ -298,4 +309,4 @@ class HttpProtocol(asyncio.Protocol):
         self._stop_timer()
         self._transport.close()
         if self._transport.get_write_buffer_size() > 0:
-            self._timer = self._loop.call_later(FLUSH_SECONDS, self._transport.abort)
+            self._send_watch.start(self.flush_seconds)

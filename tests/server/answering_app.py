@@ -36,6 +36,10 @@ class Answering:
         await start(send, (b"content-length", b"2"))
         await send({"type": "http.response.body", "body": b"no"})
 
+    async def soon(self, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(0.001)
+        await self.echo(receive, send)
+
     async def slow(self, receive: Receive, send: Send) -> None:
         while (await receive()).get("more_body"):
             pass

@@ -53,6 +53,20 @@ async def test_a_client_that_half_closes_in_its_request_is_gone(app: Answering) 
         writer.close()
 
 
+@pytest.mark.parametrize("request_line", [b"POST /slow HTTP/1.0\r\n", b"POST /slow HTTP/1.1\r\nconnection: close\r\n"])
+async def test_threat_26_a_half_close_does_not_open_a_connection_that_ends_with_its_answer(
+    app: Answering, request_line: bytes
+) -> None:
+    async with served(app) as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request_line + b"host: x\r\ncontent-length: 0\r\n\r\n" + REQUEST % b"echo")
+        writer.write_eof()
+        await asyncio.sleep(0.1)
+        app.may_go_on.set()
+        assert (await read_to_end(reader)).count(b"HTTP/1.1 ") == 1
+        writer.close()
+
+
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("tls")

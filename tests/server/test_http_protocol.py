@@ -147,6 +147,54 @@ async def test_threat_8_requests_that_wait_for_their_turn_are_not_read_without_e
         await until(lambda: not server.server_state.connections)
 
 
+async def test_threat_8_requests_in_a_row_are_read_no_faster_than_they_are_answered(app: Answering) -> None:
+    async with served(app) as (server, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write((REQUEST % b"soon") * 400_000)  # 25 MB
+        (connection,) = await connections_of(server)
+        most = 0
+        for _ in range(300):
+            await reader.readuntil(b"hello")
+            most = max(most, connection._reader.num_buffered)
+        assert most < 2**20
+        writer.transport.abort()
+        await until(lambda: not server.server_state.connections)
+
+
+async def connections_of(server: uvicorn.Server) -> list[HttpProtocol]:
+    await until(lambda: bool(server.server_state.connections))
+    return [connection for connection in server.server_state.connections if isinstance(connection, HttpProtocol)]
+
+
+LARGE = b"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % 2**24 + b"a" * 2**24
+
+
+async def test_a_client_that_takes_no_answer_does_not_hold_its_next_request_for_ever(
+    app: Answering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HttpProtocol, "stall_seconds", 0.3)
+    async with served(app) as (server, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        reader._transport.pause_reading()  # type: ignore[attr-defined]
+        writer.write(LARGE + REQUEST % b"echo")
+        await connections_of(server)
+        await until(lambda: not server.server_state.connections)
+        writer.close()
+
+
+async def test_a_slow_client_gets_all_of_the_last_answer(app: Answering, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HttpProtocol, "flush_seconds", 0.3)
+    async with served(app) as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**20)
+        writer.write(LARGE.replace(b"host: x", b"host: x\r\nconnection: close"))
+        num_bytes = 0
+        while part := await asyncio.wait_for(reader.read(2**20), 5):
+            num_bytes += len(part)
+            await asyncio.sleep(0.1)
+        assert num_bytes > 2**24
+        writer.close()
+
+
 async def test_an_idle_connection_is_closed_after_the_keep_alive_time_without_a_word(app: Answering) -> None:
     async with served(app, timeout_keep_alive=1) as (_, port):
         began = asyncio.get_running_loop().time()
