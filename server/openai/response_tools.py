@@ -176,13 +176,18 @@ def input_of_arguments(arguments: str) -> str:
     try:
         parsed = json.loads(arguments)
         if isinstance(parsed, dict) and isinstance(parsed.get("input"), str):
-            return str(parsed["input"])
+            return _without_halves(parsed["input"])
     except (ValueError, RecursionError):
         pass
     begun = _INPUT.match(arguments)
     if begun is not None:
         try:
-            return str(json.loads(f'{begun[1]}"', strict=False))
+            return _without_halves(json.loads(f'{begun[1]}"', strict=False))
         except ValueError:
             pass
     return arguments
+
+
+def _without_halves(text: str) -> str:
+    """Return a text with U+FFFD in the place of halves of surrogate pairs: models write them, and no answer can."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

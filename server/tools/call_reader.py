@@ -172,8 +172,8 @@ class CallReader:
             raise NotJson
         self._finish(call)
 
-    def _read_object(self, call: _Call) -> Steps[None]:
-        """Pass an object, and find the name and the arguments of a call in it."""
+    def _read_object(self, call: _Call, *, is_inner: bool = False) -> Steps[None]:
+        """Pass an object, and find the name and the arguments of a call in it, or in its `function`."""
         source = self._source
         yield from pass_character(source, "{")
         while (character := (yield from source.skip_space())) != "}":
@@ -184,8 +184,8 @@ class CallReader:
                 call.name = yield from read_string(source)
                 if not call.name:
                     raise NotJson
-            elif key == "function" and character == "{" and call.name is None:
-                yield from self._read_object(call)
+            elif key == "function" and character == "{" and call.name is None and not is_inner:
+                yield from self._read_object(call, is_inner=True)
             elif key in _ARGUMENTS and not call.is_complete:
                 yield from self._read_arguments(call)
             else:

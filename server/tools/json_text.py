@@ -138,9 +138,12 @@ def text_of_object(text: str) -> str:
     """Return the text of an object as valid JSON; raises NotJson if it is not an object."""
     try:
         value = json.loads(text, strict=False)
+        if not isinstance(value, dict):
+            raise NotJson
+        if not any(character < " " and character not in "\t\r\n" for character in text):
+            return text
+        written = json.dumps(value, ensure_ascii=False)
+        written.encode()  # fails for half of a surrogate pair
     except (ValueError, RecursionError):
         raise NotJson from None
-    if not isinstance(value, dict):
-        raise NotJson
-    has_raw_characters = any(character < " " and character not in "\t\r\n" for character in text)
-    return json.dumps(value, ensure_ascii=False) if has_raw_characters else text
+    return written

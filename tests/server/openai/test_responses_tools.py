@@ -246,3 +246,17 @@ async def test_token_ids_come_back_with_a_response(api: Api) -> None:
     last = (await events_of(api, return_token_ids=True))[-1]["response"]
     assert {name: last[name] for name in ids} == ids
     assert "token_ids" not in await respond(api)
+
+
+@pytest.mark.parametrize("end", ['"}', ""])
+async def test_half_a_surrogate_pair_in_the_input_of_a_custom_tool_is_a_replacement_character(
+    chat_ml: ChatTemplate, end: str
+) -> None:
+    answer = HERMES.written([("apply_patch", '{"input": "a\\ud83d' + end)])
+    tool = {"type": "custom", "name": "apply_patch"}
+    async with open_api(says(answer), chat_template=chat_ml, max_model_len=4096) as api:
+        (item,) = (await respond(api, tools=[tool]))["output"]
+        assert item["input"].startswith("a\ufffd")
+        events = await events_of(api, tools=[tool])
+        assert events[-1]["type"] == "response.completed"
+        assert events[-1]["response"]["output"][0]["input"] == item["input"]

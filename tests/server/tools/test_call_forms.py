@@ -259,3 +259,15 @@ def test_reading_takes_time_in_proportion_to_the_text(call_format: CallFormat, u
         return next(calls)
 
     assert num_function_calls(2000) < 12 * num_function_calls(200)
+
+
+def test_functions_inside_of_each_other_are_no_call() -> None:
+    depth = sys.getrecursionlimit() * 2
+    text = "<tool_call>" + '{"function": ' * depth + "1" + "}" * depth
+    assert read(HERMES, [text]) == (text, [])
+
+
+def test_arguments_in_a_text_with_half_a_surrogate_pair_are_no_call_if_they_must_be_written_anew() -> None:
+    arguments = json.dumps('{"a": "\\ud83d\x01"}')
+    text = f'<tool_call>{{"name": "f", "arguments": {arguments}}}</tool_call>'
+    assert read(HERMES, [text]) == (text, [])
