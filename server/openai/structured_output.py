@@ -1,13 +1,13 @@
 """The fields that prescribe the form of a text, under their names in OpenAI, vLLM, SGLang and llama.cpp."""
 
-import json
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
-from server.openai.errors import invalid, shown
+from server.openai.body import parse_json
+from server.openai.errors import ApiError, invalid, shown
 from server.openai.fields import SchemaField, check_depth, wrong
 from server.openai.known_field import KnownFields
 from server.openai.known_fields import STRUCTURED_OUTPUTS
@@ -40,8 +40,8 @@ def _schema(value: Any) -> dict[str, Any]:
     """Return a JSON schema given as an object or as its text."""
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
+            value = parse_json(value.encode())
+        except ApiError:
             raise wrong("must be a JSON schema, as an object or as its text") from None
     if not isinstance(value, dict):
         raise wrong("must be a JSON schema, as an object or as its text")

@@ -134,3 +134,21 @@ async def test_functions_may_be_called_beside_a_schema_of_any_name(api: Api) -> 
     assert "find" in api.engine.grammars[0]
     refused = await api.http.post(CHAT, json=a_chat() | {"tools": [tool], "structured_outputs": {"choice": ["a"]}})
     assert refused.json()["error"]["param"] == "tools"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"type": "integer", "minimum": NaN}',
+        '{"type": "integer", "maximum": 1e999}',
+        '{"const": -Infinity}',
+        '{"type": "string", "const": "\\ud800"}',
+        '{"type": "string", "type": "integer"}',
+        "[" * 100_000,
+    ],
+)
+async def test_a_schema_in_a_text_is_read_as_strictly_as_a_body(api: Api, text: str) -> None:
+    response = await api.http.post(CHAT, json=a_chat() | {"structured_outputs": {"json": text}})
+    assert response.status_code == 400, response.text
+    assert "must be a JSON schema" in response.json()["error"]["message"]
+    assert api.engine.submitted == []
