@@ -44,6 +44,7 @@ def _are_disjoint(first: Any, second: Any, references: References, budget: list[
     if budget[0] < 0 or depth > _MAX_DEPTH or not isinstance(first, dict) or not isinstance(second, dict):
         return False
     parts = (list(_parts(first, references)), list(_parts(second, references)))
+    budget[0] -= sum(len(part["enum"]) for side in parts for part in side if isinstance(part.get("enum"), list)) // 16
     for mine, theirs in (parts, parts[::-1]):
         for part in mine:
             for keyword in ("anyOf", "oneOf"):

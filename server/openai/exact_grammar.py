@@ -20,6 +20,7 @@ JSON_OPTIONS = {
 
 Schema = dict[str, Any]
 _MAX_REPEATS = 1000
+_MAX_COPIED = 2**20  # characters of definitions, in all schemas that refer to them
 _OBJECT = {"type", "properties", "required", "additionalProperties"}
 _ARRAY = {"type", "items", "prefixItems", "minItems", "maxItems"}
 
@@ -38,7 +39,7 @@ def json_rules(name: str, schema: Schema) -> list[str]:
     top = {key: value for key, value in schema.items() if key != "$defs"}
     if not _reaches(top, exact):
         return [f"{name}: {_inline(schema)}"]
-    writer = _Writer(name, schema.get("$defs", {}), exact)
+    writer = _Writer(name, top, schema.get("$defs", {}), exact)
     writer.rules.append(f"{name}: {writer.write(top)}")
     return writer.rules[::-1]
 
@@ -50,19 +51,22 @@ def _inline(schema: Schema) -> str:
 class _Writer:
     """Writes the rules of one schema."""
 
-    def __init__(self, name: str, definitions: dict[str, Any], exact: set[str]) -> None:
+    def __init__(self, name: str, top: Schema, definitions: dict[str, Any], exact: set[str]) -> None:
         self.rules: list[str] = []
+        self._top = top
         self._name = name
         self._definitions = definitions
         self._exact = exact
         self._others = {key: value for key, value in definitions.items() if key not in exact}
+        self._leading_to = {key: _references(value) for key, value in self._others.items()}
+        self._num_copied = 0  # characters of definitions; each schema has its own
         self._written: dict[str, str] = {}  # rules of definitions
         self._num_rules = 0
 
     def write(self, schema: Any) -> str:
         """Return an expression for a schema, after adding the rules that it needs."""
         if not _reaches(schema, self._exact):
-            return self._rule(_inline({**({} if schema is True else schema), "$defs": self._others}))
+            return self._rule(_inline(self._with_definitions({} if schema is True else schema)))
         if isinstance(schema.get("x-exact"), str):
             return self._rule(f"/{schema['x-exact']}/")
         if set(schema) == {"$ref"}:
@@ -77,6 +81,24 @@ class _Writer:
             f"{_named(schema)} cannot be kept exactly here; such a number may stand in objects, arrays and "
             "`anyOf` that name their `type` and have no other keywords"
         )
+
+    def _with_definitions(self, schema: Schema) -> Schema:
+        """Return a schema without such numbers together with the definitions that it leads to."""
+        needed = _references(schema)
+        found: set[str] = set()
+        while names := needed - found:
+            found |= names
+            needed = set().union(*(self._leading_to[name] for name in names))
+        if not found:
+            return schema
+        definitions = {name: self._others[name] for name in sorted(found)}
+        self._num_copied += len(json.dumps(definitions))
+        if self._num_copied > _MAX_COPIED:
+            raise SchemaError(
+                f"{_named(self._top)} cannot be kept exactly beside so many references to definitions; use fewer or "
+                "smaller ones"
+            )
+        return {**schema, "$defs": definitions}
 
     def _rule(self, body: str) -> str:
         self._num_rules += 1
@@ -168,6 +190,13 @@ def _exact_definitions(definitions: dict[str, Any]) -> set[str]:
 def _reaches(schema: Any, exact: set[str]) -> bool:
     references: set[str] = set()
     return _scan(schema, references) or not references.isdisjoint(exact)
+
+
+def _references(schema: Any) -> set[str]:
+    """Return the names of the definitions that a schema refers to by itself."""
+    references: set[str] = set()
+    _scan(schema, references)
+    return references
 
 
 def _scan(schema: Any, references: set[str]) -> bool:

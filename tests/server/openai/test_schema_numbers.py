@@ -140,3 +140,28 @@ def test_usual_numbers_near_an_excluded_bound_are_accepted(bound: float) -> None
     for difference in (0.1, 0.01, 0.125, 0.001):
         assert accepts(below, repr(round(bound - difference, 6)))
         assert accepts(above, repr(round(bound + difference, 6)))
+
+
+def test_rules_of_a_number_copy_only_the_definitions_that_are_needed() -> None:
+    names = [f"p{index}" for index in range(200)]
+    schema = {
+        "type": "object",
+        "properties": {"id": {"const": 2**60 + 1}, **{name: {"$ref": f"#/$defs/{name}"} for name in names}},
+        "required": ["p7"],
+        "additionalProperties": False,
+        "$defs": {name: {"enum": [name]} for name in names},
+    }
+    assert len(grammar_of_schema(schema)) < 100_000
+    assert accepts(matcher(schema), '{"p7": "p7"}')
+    assert not accepts(matcher(schema), '{"p7": "p8"}')
+
+
+def test_definitions_that_many_properties_copy_beside_a_number_are_refused() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"id": {"const": 2**60 + 1}, **{f"p{index}": {"$ref": "#/$defs/d"} for index in range(200)}},
+        "additionalProperties": False,
+        "$defs": {"d": {"enum": [f"a value {index}" for index in range(1000)]}},
+    }
+    with pytest.raises(SchemaError, match=f"{2**60 + 1} cannot be kept exactly beside so many references"):
+        grammar_of_schema(schema)
