@@ -80,6 +80,8 @@ def _with_calls(probe: "_Probe", shape: TemplateShape) -> TemplateShape:
     second: Json = {"city": _SECOND} if arguments == _OBJECT else f'{{"city": "{_SECOND}"}}'
     two_calls = called(content, arguments, call_id, _call(call_id[::-1], second))
     tool = probe.content_shape([answered])
+    beside_text = called(shape.content("assistant", _SECOND), arguments, call_id)
+    is_beside_text_taken = bool(probe.text(beside_text))
     return replace(
         shape,
         roles={**shape.roles, "tool": tool} if tool.is_shown else shape.roles,
@@ -89,6 +91,8 @@ def _with_calls(probe: "_Probe", shape: TemplateShape) -> TemplateShape:
         takes_empty_beside_calls=content is not None,
         takes_short_ids_only=call_id == _SHORT_ID,
         takes_several_calls=probe.shows(two_calls, _FIRST, _SECOND),
+        shows_text_beside_calls=not is_beside_text_taken or probe.shows(beside_text, _SECOND),
+        shows_calls_beside_text=not is_beside_text_taken or probe.shows(beside_text, _FIRST),
     )
 
 

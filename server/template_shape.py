@@ -53,6 +53,8 @@ class TemplateShape:
     takes_empty_beside_calls: bool = True
     takes_short_ids_only: bool = False
     takes_several_calls: bool = True  # in one message
+    shows_text_beside_calls: bool = True
+    shows_calls_beside_text: bool = True
 
     def content(self, role: str, sent: Json, *, has_calls: bool = False) -> Json:
         """Return the content of a message as the template reads it."""

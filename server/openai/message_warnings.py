@@ -25,6 +25,12 @@ def message_warnings(served: ServedModel, request: Conversation) -> list[str]:
             for name in ("reasoning_content", "reasoning", "reasoning_details")
             if any(getattr(message, name) for message in messages)
         ]
+    if served.chat_template is not None and any(message.tool_calls and message.content for message in messages):
+        template = served.chat_template.for_tools() if request.shown_tools else served.chat_template
+        if not template.shape.shows_calls_beside_text:
+            warnings.append("`messages[].tool_calls` beside `content` is left out by the chat template of this model.")
+        if not template.shape.shows_text_beside_calls:
+            warnings.append("`messages[].content` beside `tool_calls` is left out by the chat template of this model.")
     if not all(call.function.has_object for message in messages for call in message.tool_calls):
         warnings.append(
             "`messages[].tool_calls[].function.arguments` of a call is not a JSON object; the model reads it as text."

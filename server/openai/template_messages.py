@@ -47,9 +47,12 @@ def _with_single_calls(messages: list[dict[str, Json]]) -> list[dict[str, Json]]
             assert isinstance(call, dict)
             content = message["content"] if index == 0 else None
             single.append({**message, "content": content, "tool_calls": [call]})
-            single += [result for result in results if result.get("tool_call_id") == call["id"]]
-        ids = [call["id"] for call in calls if isinstance(call, dict)]
-        single += [result for result in results if result.get("tool_call_id") not in ids]
+            own = [result for result in results if result.get("tool_call_id") == call["id"]]
+            if any(isinstance(other, dict) and other["id"] == call["id"] for other in calls[index + 1 :]):
+                own = own[:1]  # the other results are of the calls with the same id
+            single += own
+            results = [result for result in results if not any(result is one for one in own)]
+        single += results
     return single
 
 

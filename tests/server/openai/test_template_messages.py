@@ -230,3 +230,33 @@ async def test_results_of_tools_and_what_follows_are_one_turn_where_a_template_k
             "user\n<tool_response>\nrain\n</tool_response>\n<tool_response>\nsun\n</tool_response>\nAnd now?<|im_end|>"
             in prompt
         )
+
+
+async def test_results_of_calls_with_the_same_id_come_once_each() -> None:
+    call = {"id": "", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    results = [{"role": "tool", "tool_call_id": "", "content": text} for text in ("rain", "snow", "hail")]
+    messages = [*a_chat()["messages"], {"role": "assistant", "content": None, "tool_calls": [call, call]}, *results]
+    async with opened(templates.LLAMA_3) as api:
+        prompt = await prompt_of(api, messages)
+        assert [prompt.count(text) for text in ("rain", "snow", "hail")] == [1, 1, 1]
+        first, second = prompt.index('{"name": "weather"'), prompt.rindex('{"name": "weather"')
+        assert first < prompt.index("rain") < second < prompt.index("snow") < prompt.index("hail")
+
+
+@pytest.mark.parametrize(
+    ("name", "lost"),
+    [
+        *(("QWEN", None), ("MISTRAL_ARGS", None), ("ALTERNATING", None)),
+        *(("MISTRAL_LIST", "content"), ("LLAMA_3", "content"), ("DEEPSEEK", "tool_calls")),
+    ],
+)
+async def test_text_or_calls_that_a_template_leaves_out_beside_each_other_are_a_warning(
+    name: str, lost: str | None
+) -> None:
+    async with opened(getattr(templates, name)) as api:
+        for content in ("Let me see.", None):
+            messages = conversation("a1B2c3D4e", "{}", content)
+            warnings = (await api.chat(messages=messages)).get("warnings", [])
+            found = [warning for warning in warnings if "is left out by the chat template" in warning]
+            assert found == [one for one in found if lost is not None and one.startswith(f"`messages[].{lost}` beside")]
+            assert bool(found) == (lost is not None and content is not None)
