@@ -251,3 +251,14 @@ def test_references_without_end_and_schemas_without_end_are_refused() -> None:
 def test_multiples_that_the_library_would_count_wrong_together_are_refused() -> None:
     with pytest.raises(SchemaError, match="common multiples"):
         enforced({"type": "integer", "multipleOf": 100_000, "allOf": [{"multipleOf": 99_999}]})
+
+
+@pytest.mark.parametrize(("num_values", "is_compared"), [(10, True), (2000, False)])
+def test_values_of_one_of_are_compared_within_a_budget(num_values: int, is_compared: bool) -> None:
+    values = range(num_values)
+    schema = {"oneOf": [{"enum": [f"{index} {value}" for value in values]} for index in range(30)]}
+    if is_compared:
+        assert len(enforced(schema)["anyOf"]) == 30
+    else:
+        with pytest.raises(SchemaError, match="use `anyOf`"):
+            enforced(schema)
