@@ -181,7 +181,8 @@ SAMPLING: KnownFields = {
 
 GENERATION: KnownFields = COMMON | THINKING | SAMPLING
 
-COMPLETION: KnownFields = GENERATION | {
+# Without `add_special_tokens`, which completions have.
+COMPLETION: KnownFields = {name: field for name, field in GENERATION.items() if name != "add_special_tokens"} | {
     "suffix": refused(_OPENAI, _VLLM, _OLLAMA, harmless=("",)),
     "input_prefix": refused(_LLAMA, harmless=("",)),
     "input_suffix": refused(_LLAMA, harmless=("",)),

@@ -34,7 +34,9 @@ async def completion_prompts(served: ServedModel, request: CompletionRequest, ke
             f"the limit is {served.limits.max_choices}.",
             "n" if request.num_choices == request.n else "best_of",
         )
-    return await prompt_tokens(served, request.prompt, "prompt", key_name)
+    return await prompt_tokens(
+        served, request.prompt, "prompt", key_name, add_special_tokens=request.add_special_tokens
+    )
 
 
 async def echoed_texts(
@@ -67,9 +69,11 @@ def check_report(request: CompletionRequest | ChatRequest, prompts: list[list[in
         )
 
 
-async def prompt_tokens(served: ServedModel, texts: list[str | list[int]], name: str, key_name: str) -> list[list[int]]:
-    """Return the token ids of each text of the field `name`: ids as they are, text with the model's BOS token."""
-    making = partial(_prompt_tokens, served, texts, name)
+async def prompt_tokens(
+    served: ServedModel, texts: list[str | list[int]], name: str, key_name: str, *, add_special_tokens: bool = True
+) -> list[list[int]]:
+    """Return the token ids of each text of the field `name`: ids as they are, text with the model's BOS and EOS."""
+    making = partial(_prompt_tokens, served, texts, name, add_special_tokens=add_special_tokens)
     return await in_thread_if_long(served, key_name, sum(map(len, texts)), making)
 
 
@@ -78,12 +82,14 @@ async def in_thread_if_long(served: ServedModel, key_name: str, length: int, cal
     return call() if length < _LONG_TEXT_CHARACTERS else await served.executors.tokenizing.run(key_name, call)
 
 
-def _prompt_tokens(served: ServedModel, texts: list[str | list[int]], name: str) -> list[list[int]]:
+def _prompt_tokens(
+    served: ServedModel, texts: list[str | list[int]], name: str, *, add_special_tokens: bool
+) -> list[list[int]]:
     prompts = []
     for index, prompt in enumerate(texts):
         param = name if len(texts) == 1 else f"{name}[{index}]"
         if isinstance(prompt, str):
-            token_ids = _encoded(served, prompt, param, served.max_model_len)
+            token_ids = _encoded(served, prompt, param, served.max_model_len, add_special_tokens=add_special_tokens)
         else:
             token_ids = prompt
             check_token_ids(token_ids, served.tokenizer.vocab_size, param)
@@ -93,11 +99,20 @@ def _prompt_tokens(served: ServedModel, texts: list[str | list[int]], name: str)
     return prompts
 
 
-async def chat_prompt(served: ServedModel, request: Conversation, key_name: str) -> list[int]:
-    """Return the token ids of the conversation as the model's chat template writes it."""
+async def chat_prompt(
+    served: ServedModel, request: Conversation, key_name: str, max_tokens: int | None = None
+) -> list[int]:
+    """Return the token ids of the conversation as the model's chat template writes it; see `encode` for its limit."""
     rendered = await render_chat(served, request, key_name)
     token_ids = await encode(
-        served, rendered.text, "messages", key_name, parse_special=True, guard=rendered.guard, is_open=True
+        served,
+        rendered.text,
+        "messages",
+        key_name,
+        parse_special=True,
+        guard=rendered.guard,
+        is_open=True,
+        max_tokens=max_tokens,
     )
     bos = served.tokenizer.bos_token_id
     if bos is not None and token_ids[:2] == [bos, bos]:  # one from the template, one from the tokenizer

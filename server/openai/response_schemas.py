@@ -149,13 +149,13 @@ class ResponsesRequest(SamplingFields):
     def ignored_fields(self) -> dict[str, str]:
         """Each field, item and tool of the request that has no effect, with a sentence about it."""
         ignored = ignored_fields(self)
-        told = dict(zip(ignored, ignored_warnings(ignored), strict=True))
+        warnings = dict(zip(ignored, ignored_warnings(ignored), strict=True))
         if self.store:
-            told["store"] = "`store` has no effect on this server."
+            warnings["store"] = "`store` has no effect on this server."
         for name in self.include:
             if name != _LOGPROBS:
-                told[f"include[].{name}"] = f"`{name}` of `include` has no effect on this server."
-        return told | self.read_input.ignored | without_effect(self.all_tools)
+                warnings[f"include[].{name}"] = f"`{name}` of `include` has no effect on this server."
+        return warnings | self.read_input.ignored | without_effect(self.all_tools)
 
     def warnings(self) -> list[str]:
         """Return a sentence for each field of the request that has no effect."""

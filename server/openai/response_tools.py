@@ -123,8 +123,8 @@ class OfferedTool:
             }
             if isinstance(self.tool.format, TextGrammar):
                 kind = {"lark": "is a text of this Lark grammar", "regex": "matches this regular expression"}
-                told = f"The input {kind[self.tool.format.syntax]}:\n{self.tool.format.definition}"
-                function["description"] = f"{self.tool.description or ''}\n\n{told}".strip()
+                rules = f"The input {kind[self.tool.format.syntax]}:\n{self.tool.format.definition}"
+                function["description"] = f"{self.tool.description or ''}\n\n{rules}".strip()
         if self.lead:
             function["description"] = f"{self.lead}\n\n{function.get('description') or ''}".strip()
         return {"type": "function", "function": function | {"name": self.function_name}}

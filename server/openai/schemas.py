@@ -112,6 +112,9 @@ class CompletionRequest(GenerationRequest):
     known_fields: ClassVar[KnownFields] = COMPLETION
 
     prompt: PromptField
+    add_special_tokens: bool = Field(
+        True, description="With what the model wants before and behind a text: BOS, EOS. Token ids stay as they are."
+    )
     max_tokens: int | None = Field(None, ge=0, description="0 only together with `echo` or `prompt_logprobs`.")
     logprobs: Annotated[int | None, BeforeValidator(_false_is_none, _LogprobsInput)] = Field(
         None, ge=0, le=MAX_LOGPROBS, description="false means none."

@@ -16,13 +16,12 @@ from server.openai.known_field import KnownFields
 from server.openai.known_fields import TOKENS
 from server.openai.messages import Conversation, Message
 from server.openai.models import check_model
-from server.openai.prompts import chat_prompt, check_token_ids, encode, in_thread_if_long, render_chat
+from server.openai.prompts import chat_prompt, check_token_ids, encode, in_thread_if_long, render_chat, too_long
 from server.openai.strict_model import StrictModel
 from server.openai.tool_schemas import MAX_TOOLS, Tool
 from server.served_model import ServedModel
 
 MAX_TOKENS = 2**20  # that are detokenized at once
-MAX_SHOWN_TOKENS = 2**18  # of a text, if the model's context is not longer
 
 
 class TokenizeRequest(StrictModel):
@@ -151,8 +150,9 @@ def tokenize_router(served: ServedModel) -> APIRouter:
         key_name = key_name_of(request.scope)
         body = await read(request, TokenizeRequest)
         conversation = body.conversation()
+        max_tokens = max(served.max_model_len, served.limits.max_shown_tokens)
         if conversation is not None:
-            token_ids = await chat_prompt(served, conversation, key_name)
+            token_ids = await chat_prompt(served, conversation, key_name, max_tokens)
         else:
             assert body.prompt is not None
             token_ids = await encode(
@@ -162,8 +162,11 @@ def tokenize_router(served: ServedModel) -> APIRouter:
                 key_name,
                 add_special_tokens=body.add_special_tokens,
                 parse_special=body.parse_special,
-                max_tokens=max(served.max_model_len, MAX_SHOWN_TOKENS),
+                max_tokens=max_tokens,
             )
+        if len(token_ids) > max_tokens:
+            param = "prompt" if conversation is None else "messages"
+            raise too_long(served, f"{len(token_ids)} tokens in `{param}`", max_tokens)
         writing = partial(_written, served, token_ids, _warnings(body), has_pieces=body.return_pieces)
         written = await in_thread_if_long(served, key_name, len(token_ids), writing)
         return Response(written, media_type="application/json")

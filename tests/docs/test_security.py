@@ -16,7 +16,6 @@ from server.grammar_check import (
 from server.http_protocol import HEAD_SECONDS
 from server.key_guard import is_open
 from server.openai.json_scan import MAX_DEPTH, MAX_VALUES
-from server.openai.tokenize import MAX_SHOWN_TOKENS
 from server.request_limits import QueueLimits, RequestLimits
 from server.settings import Settings, load_settings
 from tests.server.openai.api import open_api
@@ -67,7 +66,7 @@ def test_the_limits_are_those_of_the_code() -> None:
         "grammars of one key that wait for their check": (
             f"{MAX_WAITING_PER_KEY}, of which {MAX_SLOW_PER_KEY} slow ones"
         ),
-        "tokens of `/tokenize`": f"{MAX_SHOWN_TOKENS:,}, or the context of the model if that is longer",
+        "tokens of `/tokenize`": f"{limits.max_shown_tokens:,}, or the context of the model if that is longer",
         "sequences that wait": f"{queue.max_requests}",
         "tokens that wait": f"{queue.max_tokens:,}",
         "time in the queue": "none" if queue.max_wait_seconds is None else f"{queue.max_wait_seconds:g} s",

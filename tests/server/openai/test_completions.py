@@ -72,6 +72,24 @@ async def test_text_gets_a_bos_token_and_token_ids_do_not() -> None:
         assert [tokens for tokens, _, _ in api.engine.submitted] == [[BOS, 104, 105], [104, 105]]
 
 
+async def test_add_special_tokens_false_leaves_the_bos_token_out_without_a_warning() -> None:
+    async with open_api(adds_bos=True) as api:
+        answers = [
+            await api.complete(prompt=["hi", "ho"], add_special_tokens=False, echo=True, max_tokens=1),
+            await api.complete(prompt="hi", add_special_tokens=True),
+            await api.complete(prompt="hi", add_special_tokens=None),
+            await api.complete(prompt=[BOS, 104, 105], add_special_tokens=False),
+        ]
+        assert [tokens for tokens, _, _ in api.engine.submitted] == [
+            list(b"hi"),
+            list(b"ho"),
+            *[[BOS, 104, 105]] * 3,
+        ]
+        assert not any("warnings" in answer for answer in answers)
+        response = await api.http.post(COMPLETIONS, json={"model": "fake", "prompt": "", "add_special_tokens": False})
+        assert response.json()["error"]["message"] == "`prompt` is empty; it must have at least one token."
+
+
 async def test_the_text_of_a_special_token_in_a_prompt_is_text(api: Api) -> None:
     await api.complete(prompt="</s>")
     assert api.engine.submitted[0][0] == list(b"</s>")

@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 
+from server.chat_template import ChatTemplate
+from server.request_limits import RequestLimits
 from tests.fakes import IM_END, IM_START
 from tests.server.openai.api import MAX_MODEL_LEN, Api, a_chat, answered, open_api
 
@@ -106,6 +108,26 @@ async def test_tools_are_among_the_tokens_as_in_a_chat(api: Api) -> None:
     assert answer["count"] > (await tokenize(api, messages=MESSAGES))["count"]
     refused = await api.http.post("/tokenize", json={"prompt": "hi", "tools": tools})
     assert refused.json()["error"]["param"] == "tools"
+
+
+@pytest.mark.parametrize(("max_model_len", "limit"), [(20, 40), (60, 60)])
+async def test_as_many_tokens_are_shown_as_the_limit_or_the_context_allows(
+    max_model_len: int, limit: int, chat_ml: ChatTemplate
+) -> None:
+    limits = RequestLimits(max_shown_tokens=40)
+    async with open_api(limits=limits, max_model_len=max_model_len, chat_template=chat_ml) as api:
+        assert (await tokenize(api, prompt="a" * limit))["count"] == limit
+        num_around = (await tokenize(api, messages=a_chat("")["messages"]))["count"]
+        assert (await tokenize(api, messages=a_chat("a" * (limit - num_around))["messages"]))["count"] == limit
+        for name, body in (
+            ("prompt", {"prompt": "a" * (limit + 1)}),
+            ("messages", {"messages": a_chat("a" * (limit + 1 - num_around))["messages"]}),
+        ):
+            response = await api.http.post("/tokenize", json=body)
+            assert response.status_code == 400
+            message = response.json()["error"]["message"]
+            assert f" {limit} tokens" in message
+            assert f"{limit + 1} tokens in `{name}`" in message
 
 
 async def test_the_tokenizer_is_described_under_the_names_of_its_configuration(api: Api) -> None:
