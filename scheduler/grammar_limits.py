@@ -9,7 +9,7 @@ from llguidance import LLParserLimits
 class GrammarLimits:
     """What a grammar may cost. The library's own limits count work; seconds are of processor time but for one."""
 
-    wait_seconds: float = 0.05  # of a clock on the wall: a step waits so long for all its masks
+    wait_seconds: float = 0.05  # of a clock on the wall: a step's wait for its masks, and for its tokens
     start_seconds: float = 1.0  # to compile it and to compute its first mask
     mask_seconds: float = 0.25  # to compute any other mask
     max_items_in_row: int = 2_000  # alternatives at one position of a text, after a token

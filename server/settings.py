@@ -89,8 +89,8 @@ class Settings(BaseSettings):
     )
     api_key_file: Path | None = Field(
         None,
-        description="A file of lines `name: key`, one for each user; `name: key, scrape` may read /metrics, "
-        "`name: key, min-priority=-5` may go before other keys.",
+        description="A file of lines `name: key`, one for each user. Attributes can follow the key: `, scrape` lets it "
+        "read /metrics, `, min-priority=-5` lets its negative priorities count before other keys.",
     )
     chat_template: Path | None = Field(None, description="A Jinja file to use instead of the model's chat template.")
     device: Literal["auto", "cpu", "cuda"] = Field(
@@ -140,7 +140,7 @@ class Settings(BaseSettings):
     keep_alive_timeout: int = Field(
         75,
         ge=1,
-        description="Seconds before an idle connection is closed; longer than the idle timeout of a proxy in front.",
+        description="Seconds before an idle connection is closed; must be longer than a proxy keeps idle ones.",
     )
     drain_timeout: float = Field(30.0, ge=0, description="Seconds that accepted requests get to end after SIGTERM.")
     engine_timeout: float = Field(

@@ -105,7 +105,9 @@ def _take(share: BodyShare, num_bytes: int, *, is_declared: bool = False) -> Non
 
 def no_memory() -> ApiError:
     """Return the error for a body that there is no memory for."""
-    return overloaded("The bodies of other requests take all the memory for bodies (--max-body-memory).", RETRY_SECONDS)
+    return overloaded(
+        "There is no memory left for its body beside those of other requests (--max-body-memory).", RETRY_SECONDS
+    )
 
 
 def _too_large(limits: RequestLimits) -> ApiError:

@@ -119,7 +119,9 @@ def as_api_error(error: Exception) -> ApiError:
         return overloaded(str(error), error.retry_after_seconds)
     if isinstance(error, WorkerUnavailable):
         logger.error("No worker process could answer: %s", error)
-        return unavailable("A worker process of the server ended twice while it worked on this request.")
+        return unavailable(
+            "A worker process of the server was lost twice while it worked on this request. Try again shortly."
+        )
     if isinstance(error, ClientDisconnect):
         return ApiError(499, "The client closed the connection.")  # for the metrics: nobody reads it
     if isinstance(error, GenerationFailed):
