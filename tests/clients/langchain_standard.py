@@ -11,7 +11,7 @@ from langchain_tests.integration_tests import ChatModelIntegrationTests
 SMALL = "A model of 135 million parameters does not call a function by itself, or with the right arguments."
 
 
-class TestCaravan(ChatModelIntegrationTests):
+class TestCaravan(ChatModelIntegrationTests):  # type: ignore[misc]  # the library is installed elsewhere
     """All standard tests; those that ask the model for judgement may fail with a small one."""
 
     @property
