@@ -208,7 +208,7 @@ CHAT: KnownFields = GENERATION | {
     "mcp_servers": ignored(_ANTHROPIC, harmless=([],)),
     "container": ignored(_ANTHROPIC),
     "parse_tool_calls": ignored(_LLAMA, harmless=(True,)),
-    "tool_prompt": ignored(_TGI),
+    "tool_prompt": refused(_TGI),
     "safe_prompt": ignored("Mistral", harmless=(False,)),
     "prompt_mode": ignored("Mistral"),
     "enable_search": ignored("Qwen", harmless=(False,)),

@@ -43,9 +43,18 @@ class InputReader:
         """Take in a message as it is."""
         if message.get("role") == "assistant" and self._thought:
             message["reasoning_content"] = self._thought
-        self._thought = ""
+            self._thought = ""
+        self.end()
         self.messages.append(message)
         self.places.append(place)
+
+    def end(self) -> None:
+        """Name a thought that nothing of the assistant's follows: it is part of no message."""
+        if self._thought:
+            self.ignored["input[].reasoning"] = (
+                "Items of type `reasoning` have no effect without a text or a call of the assistant behind them."
+            )
+            self._thought = ""
 
     def _read_message(self, item: dict[str, Any], place: str) -> None:
         self._check_names(item, {"type", "role", "content", "id", "status"}, place)

@@ -127,6 +127,7 @@ class ResponsesRequest(SamplingFields):
         else:
             for index, item in enumerate(self.input):
                 reader.read(item, f"input[{index}]")
+        reader.end()
         if not reader.messages:
             raise invalid("`input` has no message.", "input")
         return reader

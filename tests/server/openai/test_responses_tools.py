@@ -181,6 +181,16 @@ async def test_what_an_agent_plays_back_is_read(api: Api) -> None:
     assert whole["output"][-1]["content"][0]["logprobs"] == []
 
 
+@pytest.mark.parametrize("behind", [[], [{"role": "user", "content": "go on"}]])
+async def test_a_thought_that_no_text_or_call_follows_is_named_in_a_warning(
+    chat_ml: ChatTemplate, behind: list[Body]
+) -> None:
+    thought = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm."}]}
+    async with open_api(chat_template=chat_ml) as api:
+        whole = await respond(api, input=[{"role": "user", "content": "go"}, thought, *behind])
+    assert any("`reasoning`" in warning for warning in whole["warnings"])
+
+
 async def test_calls_of_an_answer_can_be_sent_back(chat_ml: ChatTemplate) -> None:
     call = HERMES.written([("agents__apply_patch", arguments_of_input(TEXT)), ("echo", "{}")])
     async with open_api(says(call), chat_template=chat_ml, max_model_len=8192) as api:
