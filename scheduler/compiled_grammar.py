@@ -5,6 +5,7 @@ How long a call takes depends on a stranger's grammar, so all that may take long
 if a mask has allowed them.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -51,11 +52,16 @@ class Vocabulary(threading.local):
 
 
 class CompiledGrammar:
-    """One grammar of one key. Its matchers share the library's lexer, and a lock with it."""
+    """One grammar of one key. Its matchers share the library's lexer, and a lock with it.
+
+    The lexer grows with every text, and its limits hold for all of them together: one that has passed a limit is in an
+    error state for all. What one text makes of a limit shows in a lexer of its own.
+    """
 
     def __init__(self, text: str, limits: GrammarLimits, vocabulary: Callable[[], Vocabulary]) -> None:
         self.limits = limits
         self.problem = ""  # ends everything that has this grammar
+        self.is_spoiled = False  # the problem was one text's: others are to have the grammar compiled again
         self._num_calls = 0  # that are waiting or running
         self._lock = threading.Lock()  # of this number
         self._text = text
@@ -85,18 +91,27 @@ class CompiledGrammar:
         _check(state)  # in an error state the mask allows the end alone
         return Position(state, mask, time.thread_time() - began_seconds)
 
-    def start(self, token_ids: list[int]) -> Position:
-        """Return the position behind these tokens; compiles the grammar if it was not yet. Raises GrammarProblem."""
+    def start(self, token_ids: list[int], *, is_alone: bool = False) -> Position:
+        """Return the position behind these tokens; compiles the grammar if it was not yet. Raises GrammarProblem.
+
+        It is compiled again if the lexer is used up, and for a matcher that is to have one alone.
+        """
         if self.problem:
             raise GrammarProblem(self.problem)
         vocabulary = self._vocabulary()
-        if self._compiled is None:
-            compiled = LLMatcher(vocabulary.tokenizer, self._text, log_level=0, limits=self.limits.of_parser())
-            if compiled.is_error():
-                self.problem = CANNOT_COMPILE
-                raise GrammarProblem(self.problem)
+        if self._compiled is not None and not is_alone:
+            with contextlib.suppress(GrammarProblem):
+                return self._behind(self._compiled, vocabulary, token_ids)
+        compiled = LLMatcher(vocabulary.tokenizer, self._text, log_level=0, limits=self.limits.of_parser())
+        if compiled.is_error():
+            self.problem = CANNOT_COMPILE
+            raise GrammarProblem(self.problem)
+        if not is_alone:
             self._compiled = compiled
-        state = self._compiled.deep_copy()
+        return self._behind(compiled, vocabulary, token_ids)
+
+    def _behind(self, compiled: LLMatcher, vocabulary: Vocabulary, token_ids: list[int]) -> Position:
+        state = compiled.deep_copy()
         _replay(vocabulary, state, token_ids)
         return self.position(state)
 

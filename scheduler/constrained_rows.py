@@ -24,7 +24,7 @@ def draw_rows(plan: list[ScheduledSequence], logits: Tensor, wait_seconds: float
     constrained = [matcher for matcher in matchers if matcher is not None]
     if not constrained:
         return sample(logits, rows)
-    is_alone = len(constrained) == len(matchers) and all(matcher.is_late for matcher in constrained)
+    is_alone = len(constrained) == len(plan) and all(matcher.is_late for matcher in constrained)  # no prompts either
     wait_for([matcher for matcher in constrained if is_alone or not matcher.is_late], wait_seconds)
     present = [index for index, matcher in enumerate(matchers) if matcher is None or _is_usable(matcher)]
     samples: list[Sample | None] = [LATE] * len(rows)
@@ -45,7 +45,9 @@ def draw_rows(plan: list[ScheduledSequence], logits: Tensor, wait_seconds: float
             matcher.fail(NOTHING_LEFT)
     wait_for([matcher for matcher in constrained if not matcher.is_late], wait_seconds)
     for index, matcher in enumerate(matchers):
-        if matcher is not None and not _is_usable(matcher):
+        if matcher is None:
+            continue
+        if not _is_usable(matcher) or (samples[index] is not None and not matcher.has_taken):
             samples[index] = LATE
     return samples
 

@@ -5,6 +5,7 @@ depends on a stranger's grammar, so the engine waits for no call: each runs in a
 whose mask is late sits steps out.
 """
 
+import concurrent.futures
 import threading
 import time
 from collections import OrderedDict
@@ -33,13 +34,16 @@ class Matcher:
         self._grammar = grammar
         self._key = key
         self._threads = masks
+        self._starts = starts
+        self._token_ids = token_ids  # of the output so far
+        self._is_alone = False  # the library's lexer is used by no other matcher
         self._problem = ""
         self._position: Position | None = None
         self._offered: int | None = None  # the next token, until it is accepted
         self._is_complete = False
         self.is_late = False  # a step has waited for the call, and another one need not
         self._call: Call[Position | bool] | None = None  # a bool: nothing can follow but the end
-        self._submit(starts, partial(grammar.start, token_ids), grammar.limits.start_seconds)
+        self._start()
 
     @property
     def is_ready(self) -> bool:
@@ -63,6 +67,11 @@ class Matcher:
     def is_complete(self) -> bool:
         """Whether nothing can follow the last token that was offered but the end."""
         return self._is_complete
+
+    @property
+    def has_taken(self) -> bool:
+        """Whether a token was offered and taken, and is to be accepted."""
+        return self._offered is not None and self._call is None and not self._problem
 
     def allows(self, token_id: int) -> bool:
         """Return whether a token may come next."""
@@ -88,7 +97,7 @@ class Matcher:
         try:
             self._is_complete = consume()
         except GrammarProblem as problem:
-            self._problem = str(problem)
+            self._meet(problem)
 
     def accept(self, token_id: int) -> None:
         """Go on behind the token that was offered and taken: begin to compute which may follow it."""
@@ -96,6 +105,7 @@ class Matcher:
         assert self.is_ready
         assert self._position is not None
         self._offered = None
+        self._token_ids.append(token_id)
         if not self.problem and not self._is_complete:
             position = partial(self._grammar.position, self._position.state)
             self._submit(self._threads, position, self._grammar.limits.mask_seconds)
@@ -110,6 +120,26 @@ class Matcher:
             self._call.cancel()
             self._call = None
 
+    def _start(self) -> None:
+        """Begin to find the position behind the output so far."""
+        limits = self._grammar.limits
+        # Each of these tokens once kept to the limit of a mask; a replay must not fail where the first run did not.
+        limit_seconds = limits.start_seconds + limits.mask_seconds * len(self._token_ids)
+        start = partial(self._grammar.start, [*self._token_ids], is_alone=self._is_alone)
+        self._submit(self._starts, start, limit_seconds)
+
+    def _meet(self, problem: GrammarProblem) -> None:
+        """End with a problem, unless other texts may be why: then go on in a lexer that no other matcher uses.
+
+        A token that was offered has to be offered again.
+        """
+        if self._is_alone or self._position is None or self._grammar.problem:
+            self._problem = str(problem)
+            return
+        self._is_alone = True
+        self._offered = None
+        self._start()
+
     def _submit(self, threads: GrammarThreads, function: Callable[[], Position | bool], limit_seconds: float) -> None:
         self.is_late = False
         self._grammar.begin_call()
@@ -123,10 +153,11 @@ class Matcher:
         try:
             result = call.result()
         except GrammarProblem as problem:
-            self._problem = str(problem)
+            self._meet(problem)
         except CallTooSlow:
             limit = f"{call.limit_seconds:g} s of processor time"
             self._problem = self._grammar.problem = f"over this model's vocabulary it takes more than {limit}"
+            self._grammar.is_spoiled = self._position is not None
         except BaseException as error:  # a panic in the library is no Exception; its text may hold the grammar
             self._problem = f"the grammar library failed ({type(error).__name__})"
         else:
@@ -147,7 +178,7 @@ class Grammars:
     ) -> None:
         """`make_tokenizer` is called with the first grammar; so many threads compute masks."""
         self.limits = limits or GrammarLimits()
-        self._starts = GrammarThreads(_NUM_START_THREADS, max_per_key=1)
+        self._starts = GrammarThreads(_NUM_START_THREADS, max_per_key=1, prepare=self._await_vocabulary)
         self._masks = GrammarThreads(num_threads, max_per_key=max(num_threads - 1, 1))
         self._make_tokenizer = make_tokenizer
         self._vocabulary: Future[Vocabulary] | None = None
@@ -158,7 +189,9 @@ class Grammars:
         if self._vocabulary is None:  # its time is not the grammar's
             self._vocabulary = Future()
             threading.Thread(target=self._make_vocabulary, args=(self._vocabulary,), daemon=True).start()
-        grammar = self._kept.setdefault((key, text), CompiledGrammar(text, self.limits, self._vocabulary.result))
+        grammar = self._kept.get((key, text))
+        if grammar is None or grammar.is_spoiled:
+            grammar = self._kept[key, text] = CompiledGrammar(text, self.limits, self._vocabulary.result)
         self._kept.move_to_end((key, text))
         if len(self._kept) > _NUM_KEPT:
             self._kept.popitem(last=False)
@@ -168,6 +201,10 @@ class Grammars:
         """Give up what takes too long; to be called at every step."""
         self._starts.end_slow_calls()
         self._masks.end_slow_calls()
+
+    def _await_vocabulary(self) -> None:
+        assert self._vocabulary is not None, "no thread starts before the first grammar comes"
+        concurrent.futures.wait([self._vocabulary])
 
     def _make_vocabulary(self, made: "Future[Vocabulary]") -> None:
         try:

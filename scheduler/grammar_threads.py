@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 
 MAX_GIVEN_UP = 2  # calls of one key that were given up and still run; until one ends, no other call of the key begins
 MAX_WALL_FACTOR = 20  # times the limit of processor time: what a call may last that uses none, because it waits
+MAX_LOOK_SECONDS = 0.1  # how much of that a call can use between two looks: a process that is stopped does not wait
 
 T = TypeVar("T")
 
@@ -87,14 +88,21 @@ class _Worker:
         self.clock = 0  # of the thread's processor time
         self.used_seconds = 0.0  # on that clock, when the call began
         self.began_at_seconds = 0.0
+        self.waited_seconds = 0.0  # since then, as far as somebody looked
 
 
 class GrammarThreads:
     """Threads that take calls by turns between the keys of those who asked for them."""
 
-    def __init__(self, num_threads: int, *, max_per_key: int | None = None) -> None:
-        """At most `max_per_key` calls of one key run at once; None: as many as there are threads."""
+    def __init__(
+        self, num_threads: int, *, max_per_key: int | None = None, prepare: Callable[[], object] = lambda: None
+    ) -> None:
+        """At most `max_per_key` calls of one key run at once; None: as many as there are threads.
+
+        `prepare` is called in each thread before its first call, and its time is no call's. It must not raise.
+        """
         self._num_threads = num_threads
+        self._prepare = prepare
         self._max_per_key = max_per_key or num_threads
         self._lines: OrderedDict[str, deque[Call[Any]]] = OrderedDict()  # by key; none is empty
         self._num_running: Counter[str] = Counter()  # by key, without calls that were given up
@@ -102,6 +110,7 @@ class GrammarThreads:
         self._changed = threading.Condition()
         self._workers: list[_Worker] = []
         self._num_idle = 0
+        self._looked_at_seconds = time.monotonic()
 
     def submit(
         self, key: str, function: Callable[[], T], limit_seconds: float, on_end: Callable[[], object]
@@ -121,18 +130,21 @@ class GrammarThreads:
     def end_slow_calls(self) -> None:
         """Give up every call that has used its time; to be called now and then."""
         now = time.monotonic()
+        passed_seconds = min(now - self._looked_at_seconds, MAX_LOOK_SECONDS)
+        self._looked_at_seconds = now
         with self._changed:
             for worker in [*self._workers]:
                 call = worker.call
-                if call is not None and self._is_too_slow(worker, call, now):
-                    self._give_up(worker, call)
+                if call is not None:
+                    worker.waited_seconds += passed_seconds
+                    if self._is_too_slow(worker, call, now):
+                        self._give_up(worker, call)
 
     def _is_too_slow(self, worker: _Worker, call: Call[Any], now: float) -> bool:
-        seconds = now - worker.began_at_seconds
-        if seconds <= call.limit_seconds:  # processor time is never more; spares a system call
+        if now - worker.began_at_seconds <= call.limit_seconds:  # processor time is never more; spares a system call
             return False
         used_seconds = time.clock_gettime(worker.clock) - worker.used_seconds
-        return used_seconds > call.limit_seconds or seconds > MAX_WALL_FACTOR * call.limit_seconds
+        return used_seconds > call.limit_seconds or worker.waited_seconds > MAX_WALL_FACTOR * call.limit_seconds
 
     def _give_up(self, worker: _Worker, call: Call[Any]) -> None:
         call.give_up()
@@ -148,12 +160,14 @@ class GrammarThreads:
         threading.Thread(target=self._work, args=(worker,), daemon=True, name="grammar").start()
 
     def _work(self, worker: _Worker) -> None:
+        self._prepare()
         worker.clock = time.pthread_getcpuclockid(threading.get_ident())
         while not worker.is_given_up:
             with self._changed:
                 call = self._take()
                 worker.used_seconds = time.thread_time()
                 worker.began_at_seconds = time.monotonic()
+                worker.waited_seconds = 0.0
                 worker.call = call
             call.run()
             with self._changed:

@@ -100,6 +100,27 @@ def test_threat_27_a_call_that_neither_ends_nor_computes_is_given_up_as_well(mon
     waiting.set()
 
 
+def test_time_in_which_nobody_looked_is_not_held_against_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar_threads, "MAX_WALL_FACTOR", 2)
+    threads = GrammarThreads(1)
+    waiting = threading.Event()
+    call = submit(threads, lambda: str(waiting.wait()), limit_seconds=0.1)
+    threads.end_slow_calls()
+    time.sleep(0.5)  # as if the process had been stopped
+    threads.end_slow_calls()
+    assert not call.is_done
+    waiting.set()
+    assert result(call) == "True"
+
+
+def test_a_thread_is_prepared_before_its_first_call() -> None:
+    order: list[str] = []
+    threads = GrammarThreads(1, prepare=lambda: order.append("prepared"))
+    for _ in range(2):
+        result(submit(threads, lambda: str(order.append("called"))))
+    assert order == ["prepared", "called", "called"]
+
+
 def test_threat_27_keys_take_turns_and_none_has_all_threads(busy: Busy) -> None:
     threads = GrammarThreads(2, max_per_key=1)
     submit(threads, busy, "a")
