@@ -116,8 +116,13 @@ def test_time_in_which_nobody_looked_is_not_held_against_a_call(monkeypatch: pyt
 def test_a_thread_is_prepared_before_its_first_call() -> None:
     order: list[str] = []
     threads = GrammarThreads(1, prepare=lambda: order.append("prepared"))
+
+    def call() -> str:
+        order.append("called")
+        return ""
+
     for _ in range(2):
-        result(submit(threads, lambda: str(order.append("called"))))
+        result(submit(threads, call))
     assert order == ["prepared", "called", "called"]
 
 
