@@ -64,6 +64,7 @@ class CompiledGrammar:
         self.is_spoiled = False  # the problem was one text's: others are to have the grammar compiled again
         self._num_calls = 0  # that are waiting or running
         self._lock = threading.Lock()  # of this number
+        self._lexer = threading.Lock()  # held as long as the library's: who waits for that may hold Python's lock
         self._text = text
         self._vocabulary = vocabulary
         self._compiled: LLMatcher | None = None
@@ -91,6 +92,11 @@ class CompiledGrammar:
         _check(state)  # in an error state the mask allows the end alone
         return Position(state, mask, time.thread_time() - began_seconds)
 
+    def next_position(self, state: LLMatcher) -> Position:
+        """Return the position where a state is, while no other text uses the lexer; raises GrammarProblem."""
+        with self._lexer:
+            return self.position(state)
+
     def start(self, token_ids: list[int], *, is_alone: bool = False) -> Position:
         """Return the position behind these tokens; compiles the grammar if it was not yet. Raises GrammarProblem.
 
@@ -112,8 +118,10 @@ class CompiledGrammar:
 
     def _behind(self, compiled: LLMatcher, vocabulary: Vocabulary, token_ids: list[int]) -> Position:
         state = compiled.deep_copy()
-        _replay(vocabulary, state, token_ids)
-        return self.position(state)
+        if token_ids:
+            with self._lexer:
+                _replay(vocabulary, state, token_ids)
+        return self.next_position(state)
 
     def consume(self, state: LLMatcher, token_id: int, *, is_cheap: bool) -> bool:
         """Take a token that the last mask allowed; return whether nothing but the end can follow.

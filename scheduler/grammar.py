@@ -107,7 +107,7 @@ class Matcher:
         self._offered = None
         self._token_ids.append(token_id)
         if not self.problem and not self._is_complete:
-            position = partial(self._grammar.position, self._position.state)
+            position = partial(self._grammar.next_position, self._position.state)
             self._submit(self._threads, position, self._grammar.limits.mask_seconds)
 
     def fail(self, problem: str) -> None:

@@ -1,63 +1,27 @@
 """Constrained text: what a grammar allows and nothing else, whatever shares the batch."""
 
-import itertools
 import json
 import re
 import threading
 import time
-from functools import cache
-from typing import Any
 
 import jsonschema
 import pytest
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher
 
-from model.attention.cpu import CpuAttention
-from model.cpu.build import load_kernels
-from model.grammar import grammar_tokenizer
-from model.llama import Llama
 from scheduler import grammar as grammar_module
-from scheduler import grammar_threads
-from scheduler.compiled_grammar import CANNOT_COMPILE, TOO_COMPLEX, CompiledGrammar, GrammarProblem, Position
-from scheduler.engine import Engine
-from scheduler.grammar import Grammars, Matcher, wait_for
-from scheduler.grammar_limits import GrammarLimits
-from scheduler.messages import Request
+from scheduler.compiled_grammar import (
+    CANNOT_COMPILE,
+    TOO_COMPLEX,
+    CompiledGrammar,
+    Position,
+)
 from server.openai.constraint import grammar_of_schema
-from tests.fakes import EOS, IM_END, byte_tokenizer
+from tests.fakes import EOS, IM_END
 from tests.json_schemas import random_schemas
+from tests.scheduler.constrained_requests import LETTERS, PROMPT, constrained, constrained_engine, grammars, ready
 from tests.scheduler.requests import make_request
-from tests.tiny_llama import Transcript, run_to_end, tiny_engine, tiny_llama
-
-PROMPT = [1, 2, 3, 4]
-LETTERS = LLMatcher.grammar_from_regex("[a-z]{3}(, [a-z]{3}){2}")
-
-
-@cache
-def model() -> Llama:
-    return tiny_llama(make_model=lambda config: Llama(config, CpuAttention(load_kernels())))
-
-
-def grammars(**limits: Any) -> Grammars:
-    return Grammars(lambda: grammar_tokenizer(byte_tokenizer().resized(300)), 2, GrammarLimits(**limits))
-
-
-def ready(matcher: Matcher) -> Matcher:
-    wait_for([matcher], 20.0)
-    assert matcher.is_ready
-    return matcher
-
-
-def constrained_engine(made: Grammars | None = None, **limits: Any) -> Engine:
-    return tiny_engine(
-        model(), grammars=made or grammars(), **{"num_blocks": 512, "block_size": 16, "max_model_len": 512} | limits
-    )
-
-
-def constrained(request_id: int, grammar: str, **params: Any) -> Request:
-    defaults: dict[str, Any] = {"temperature": 1.0, "seed": request_id, "max_tokens": 480}
-    sampling = defaults | {"stop_token_ids": (EOS, IM_END)} | params
-    return make_request(request_id, PROMPT, grammar=grammar, **sampling)
+from tests.tiny_llama import Transcript, run_to_end
 
 
 def text_of(transcript: Transcript) -> str:
@@ -267,110 +231,3 @@ def test_grammars_that_are_being_compiled_are_announced_as_what_the_engine_works
     while engine.scheduler.has_work:
         engine.step()
     assert batches[-1] == [1]
-
-
-BRANCHES = LLMatcher.grammar_from_regex("(x[a-z]{20}|[a-w]{3}q[a-z]{30}|[y-z]{3}[0-9]{40})")
-FAVOURED = [{ord("x"): 100.0}, {ord("a"): 100.0, ord("q"): 150.0}, {ord("y"): 100.0}]  # a branch each
-
-
-def test_a_lexer_that_other_texts_have_used_up_changes_no_answer() -> None:
-    requests = [constrained(index, BRANCHES, logit_bias=bias) for index, bias in enumerate(FAVOURED)]
-    alone = {r.request_id: run_to_end(constrained_engine(), [r])[r.request_id] for r in requests}
-    assert {answer.finish_reason for answer in alone.values()} == {"stop"}
-    limits = {"max_lexer_states": 90}  # enough for each of them, and not for all
-    for request in requests:
-        assert (
-            run_to_end(constrained_engine(grammars(**limits)), [request])[request.request_id]
-            == alone[request.request_id]
-        )
-    engine = constrained_engine(grammars(**limits))
-    assert run_to_end(engine, requests) == alone  # at the same time
-    for request in requests * 2:  # and after each other
-        assert run_to_end(engine, [request])[request.request_id] == alone[request.request_id]
-
-
-def test_a_token_that_a_lexer_which_is_used_up_did_not_take_is_taken_by_one_of_its_own(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    request = constrained(1, LETTERS)
-    expected = run_to_end(constrained_engine(), [request])[1]
-    consume = CompiledGrammar.consume
-    num_calls = 0
-
-    def fail_once(self: CompiledGrammar, state: LLMatcher, token_id: int, *, is_cheap: bool) -> bool:
-        nonlocal num_calls
-        num_calls += 1
-        if num_calls == 4:
-            raise GrammarProblem(TOO_COMPLEX)
-        return consume(self, state, token_id, is_cheap=is_cheap)
-
-    for cheap_seconds in (1.0, -1.0):
-        num_calls = 0
-        monkeypatch.setattr(CompiledGrammar, "consume", fail_once)
-        monkeypatch.setattr(grammar_module, "CHEAP_SECONDS", cheap_seconds)
-        assert run_to_end(constrained_engine(), [request])[1] == expected
-        assert num_calls == len(expected.token_ids) + 1
-
-
-def test_a_text_that_was_too_slow_does_not_spoil_its_grammar_for_later_requests(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    engine = constrained_engine(grammars(mask_seconds=0.02))
-    position_of = CompiledGrammar.position
-
-    def slow(state: LLMatcher) -> Position:
-        number = next(numbers)
-        end_seconds = time.thread_time() + 0.05
-        while number == 3 and time.thread_time() < end_seconds:
-            pass
-        return position_of(state)
-
-    numbers = itertools.count()
-    monkeypatch.setattr(CompiledGrammar, "position", staticmethod(slow))
-    assert run_to_end(engine, [constrained(1, LETTERS)])[1].error_kind == "grammar"
-    assert run_to_end(engine, [constrained(1, LETTERS)])[1].finish_reason == "stop"
-
-
-def test_a_replay_may_take_as_long_as_its_tokens_might() -> None:
-    made = grammars(start_seconds=0.0, mask_seconds=0.5)
-    assert ready(made.matcher(LETTERS, [])).problem
-    assert not ready(made.matcher(LETTERS, [ord("a")], "other")).problem
-
-
-def test_the_time_that_the_vocabulary_takes_is_no_grammars(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grammar_threads, "MAX_WALL_FACTOR", 1)
-
-    def slow_tokenizer() -> LLTokenizer:
-        time.sleep(0.3)
-        return grammar_tokenizer(byte_tokenizer().resized(300))
-
-    made = Grammars(slow_tokenizer, 2, GrammarLimits(start_seconds=0.2))
-    matcher = made.matcher(LETTERS, [])
-    while not matcher.is_ready:
-        made.end_slow_calls()
-        time.sleep(0.005)
-    assert not matcher.problem
-
-
-def test_a_step_that_computes_a_prompt_does_not_wait_for_a_late_mask(monkeypatch: pytest.MonkeyPatch) -> None:
-    may_end = threading.Event()
-    position_of = CompiledGrammar.position
-
-    def held(state: LLMatcher) -> Position:
-        if state.compute_ff_bytes() == b"stuck":
-            may_end.wait()
-        return position_of(state)
-
-    monkeypatch.setattr(CompiledGrammar, "position", staticmethod(held))
-    engine = constrained_engine(grammars(wait_seconds=0.2), max_batch_tokens=16)
-    engine.add(constrained(1, LLMatcher.grammar_from_regex("[a-c]stuck")))
-    while not engine.scheduler.running or not (matcher := engine.scheduler.running[0].matcher) or not matcher.is_late:
-        engine.step()
-    engine.add(make_request(2, list(range(1, 200)), max_tokens=2))
-    began = time.monotonic()
-    steps = 0
-    while not any(output.token_ids for output in engine.step().outputs):
-        steps += 1
-    assert steps >= 10
-    assert time.monotonic() - began < 0.2 * steps
-    may_end.set()

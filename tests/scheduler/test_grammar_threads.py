@@ -119,7 +119,7 @@ def test_a_thread_is_prepared_before_its_first_call() -> None:
 
     def call() -> str:
         order.append("called")
-        return ""
+        return "a"
 
     for _ in range(2):
         result(submit(threads, call))

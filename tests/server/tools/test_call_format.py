@@ -9,7 +9,8 @@ from llguidance import LLMatcher
 from server.grammar_check import GrammarCheck
 from server.tools.call_format import HERMES, LLAMA, MISTRAL, MISTRAL_NAMED, CallFormat, format_of
 from tests.json_schemas import random_schemas
-from tests.scheduler.test_grammar import constrained, constrained_engine, text_of
+from tests.scheduler.constrained_requests import constrained, constrained_engine
+from tests.scheduler.test_grammar import text_of
 from tests.server.tools.test_call_reader import FORMATS, read
 from tests.tiny_llama import run_to_end
 
