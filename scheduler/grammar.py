@@ -96,8 +96,8 @@ class Matcher:
             return
         try:
             self._is_complete = consume()
-        except GrammarProblem as problem:
-            self._meet(problem)
+        except BaseException as error:  # as in _collect
+            self._meet(error)
 
     def accept(self, token_id: int) -> None:
         """Go on behind the token that was offered and taken: begin to compute which may follow it."""
@@ -128,11 +128,14 @@ class Matcher:
         start = partial(self._grammar.start, [*self._token_ids], is_alone=self._is_alone)
         self._submit(self._starts, start, limit_seconds)
 
-    def _meet(self, problem: GrammarProblem) -> None:
+    def _meet(self, problem: BaseException) -> None:
         """End with a problem, unless other texts may be why: then go on in a lexer that no other matcher uses.
 
         A token that was offered has to be offered again.
         """
+        if not isinstance(problem, GrammarProblem):  # its text may hold the grammar
+            self._problem = f"the grammar library failed ({type(problem).__name__})"
+            return
         if self._is_alone or self._position is None or self._grammar.problem:
             self._problem = str(problem)
             return
@@ -152,14 +155,12 @@ class Matcher:
         call, self._call = self._call, None
         try:
             result = call.result()
-        except GrammarProblem as problem:
-            self._meet(problem)
         except CallTooSlow:
             limit = f"{call.limit_seconds:g} s of processor time"
             self._problem = self._grammar.problem = f"over this model's vocabulary it takes more than {limit}"
             self._grammar.is_spoiled = self._position is not None
-        except BaseException as error:  # a panic in the library is no Exception; its text may hold the grammar
-            self._problem = f"the grammar library failed ({type(error).__name__})"
+        except BaseException as error:  # a panic in the library is no Exception
+            self._meet(error)
         else:
             if isinstance(result, Position):
                 self._position = result

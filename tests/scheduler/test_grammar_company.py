@@ -155,3 +155,20 @@ def test_tokens_are_replayed_only_while_no_mask_holds_the_lexer(monkeypatch: pyt
     may_end.set()
     assert not ready(second).problem
     assert replays == [True]
+
+
+@pytest.mark.parametrize("cheap_seconds", [1.0, -1.0])
+def test_a_panic_of_the_grammar_library_ends_its_request_and_not_the_engine(
+    monkeypatch: pytest.MonkeyPatch, cheap_seconds: float
+) -> None:
+    class Panic(BaseException):
+        """As the library's: no Exception."""
+
+    def fail(self: CompiledGrammar, state: LLMatcher, token_id: int, *, is_cheap: bool) -> bool:
+        raise Panic("canary7351")
+
+    monkeypatch.setattr(CompiledGrammar, "consume", fail)
+    monkeypatch.setattr(grammar_module, "CHEAP_SECONDS", cheap_seconds)
+    transcripts = run_to_end(constrained_engine(), [constrained(1, LETTERS), constrained(2, "", max_tokens=5)])
+    assert transcripts[1].error == "the grammar library failed (Panic)"
+    assert transcripts[2].finish_reason == "length"
