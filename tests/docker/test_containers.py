@@ -78,12 +78,12 @@ def test_the_health_check_asks_the_server_with_python_itself(dockerfile: str) ->
             )
 
 
-def test_the_served_port_answers_to_this_machines_names_and_to_prometheus_only() -> None:
+def test_the_served_port_answers_to_this_machines_names_to_containers_and_to_prometheus_only() -> None:
     compose = load("docker-compose.yml")
     for name in ("caravan", "caravan-gpu"):
         environment = compose["services"][name]["environment"]
         hosts = allowed_hosts(environment["CARAVAN_ALLOWED_HOSTS"], "0.0.0.0")
-        assert hosts == (*LOOPBACK_NAMES, "caravan")
+        assert hosts == (*LOOPBACK_NAMES, "caravan", "host.docker.internal")
 
 
 def readiness(status: int) -> type[QuietHandler]:
