@@ -3,6 +3,7 @@ import { by, complaint, headers, startFrame, trouble } from "./frame.js";
 
 const MAX_SHOWN = 200_000; // characters of an answer
 let schemas = {};
+let shownKey; // the key with which the routes on the page were asked for; undefined: there are none
 
 /** Return an element with attributes and children, which are nodes or texts. */
 function element(name, attributes = {}, ...children) {
@@ -168,7 +169,10 @@ function route(method, path, operation) {
   return details;
 }
 
+/** Show the routes; what is open stays as it is if the key is still the same. */
 async function load() {
+  const key = by("key").value;
+  if (key === shownKey) return;
   let response;
   try {
     response = await fetch("/openapi.json", { headers: headers() });
@@ -181,6 +185,8 @@ async function load() {
     return;
   }
   const described = await response.json();
+  if (key === shownKey) return; // shown meanwhile
+  shownKey = key;
   schemas = described.components?.schemas ?? {};
   const sections = new Map();
   for (const [path, operations] of Object.entries(described.paths))

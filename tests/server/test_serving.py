@@ -358,7 +358,7 @@ def test_one_request_of_a_key_does_not_wait_for_the_200_of_another(tiny_model_pa
     ended: list[str] = []
 
     def ask(http: httpx.Client, name: str) -> None:
-        body = {"model": "tiny", "prompt": f"{name} {len(ended)}", "max_tokens": 8, "ignore_eos": True}
+        body = {"model": "tiny", "prompt": f"{name} {len(ended)}", "max_tokens": 32, "ignore_eos": True}
         headers = {"authorization": f"Bearer secret-of-{name}"}
         assert http.post("/v1/completions", json=body, headers=headers).status_code == 200
         ended.append(name)
