@@ -28,12 +28,16 @@ assert.deepEqual((await streamed.usage).outputTokens, whole.usage.outputTokens);
 const City = z.object({
   name: z.enum(["Paris", "Rome"]),
   stars: z.number().int().min(1).max(5),
-  marks: z.record(z.string().max(4), z.enum(["good", "bad"])).optional(),
+  marks: z.record(z.string(), z.enum(["good", "bad"])).optional(),
 });
 const about = { ...common, schema: City, maxOutputTokens: 120, prompt: "Tell me about a city." };
 const { object } = await generateObject(about);
 City.parse(object);
-assert.deepEqual(await streamObject(about).object, object);
+const growing = streamObject(about);
+let numPartials = 0;
+for await (const _ of growing.partialObjectStream) numPartials++;
+assert(numPartials > 0);
+assert.deepEqual(await growing.object, object);
 
 const getWeather = tool({
   description: "Get the weather in a city.",
