@@ -19,6 +19,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int = 2048  # prompt and output of one sequence
     speculation: Speculation = "off"
     max_inter_token_seconds: float | None = None  # what a step may take while sequences decode; None: as it comes
+    is_shared: bool = False  # by several API keys
 
     def __post_init__(self) -> None:
         for name in ("num_blocks", "block_size", "max_batch_tokens", "max_num_seqs", "max_model_len"):
@@ -57,6 +58,7 @@ class EngineLimits(msgspec.Struct, frozen=True, kw_only=True):
     max_num_seqs: int = 64
     speculation: Speculation = "auto"  # guess tokens from the text where it pays
     max_inter_token_seconds: float | None = None  # of running streams while prompts are computed
+    is_shared: bool = False  # by several API keys
 
 
 def choose_max_model_len(limits: EngineLimits, max_position: int) -> int:
@@ -89,4 +91,5 @@ def plan_engine(
         max_model_len=choose_max_model_len(limits, max_position),
         speculation=limits.speculation,
         max_inter_token_seconds=limits.max_inter_token_seconds,
+        is_shared=limits.is_shared,
     )

@@ -1,10 +1,9 @@
 """Drafts: which sequences of a step get guesses at their next tokens, and how many."""
 
-from collections.abc import Callable
-
 from scheduler.block_pool import BlockPool
+from scheduler.block_table import extend_block_table
 from scheduler.config import EngineConfig
-from scheduler.sequence import ScheduledSequence, Sequence
+from scheduler.sequence import ScheduledSequence
 from scheduler.speculation import MAX_DRAFT_TOKENS, MAX_ROWS, PromptLookup, share_out
 
 
@@ -13,7 +12,6 @@ def with_drafts(
     config: EngineConfig,
     pool: BlockPool,
     num_running: int,
-    extend_block_table: Callable[[Sequence, int], bool],
 ) -> list[ScheduledSequence]:
     """Return the plan with guesses where they pay, in rows and blocks that nobody else wants."""
     num_rows = sum(scheduled.num_rows for scheduled in plan)
@@ -36,6 +34,6 @@ def with_drafts(
     plan = list(plan)
     for index, lookup, count in zip(candidates, lookups, share_out(lookups, limits, num_rows, max_rows), strict=True):
         sequence, num_tokens, *_ = plan[index]
-        if count and extend_block_table(sequence, num_tokens + count):
+        if count and extend_block_table(pool, sequence, num_tokens + count, config.block_size):
             plan[index] = plan[index]._replace(draft_token_ids=lookup.guess(sequence.token_ids, count))
     return plan

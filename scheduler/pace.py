@@ -1,4 +1,4 @@
-"""Pace: how much of prompts a step computes, so that streams that are running do not stand still for long.
+"""Pace: how much of prompts a step computes, so that streams and requests of others do not stand still for long.
 
 The idea of stall-free batching in Sarathi-Serve (Agrawal et al., 2024, arXiv:2403.02310), section 4.2, with the budget
 from measured steps instead of a profile made before.
@@ -10,24 +10,37 @@ from scheduler.sequence import Sequence
 from scheduler.step_cost import StepCost
 from scheduler.step_counters import StepCounters
 
+TOGETHER_SECONDS = 0.2  # a step, if no target is set, while several API keys have work
+ALONE_SECONDS = 0.5  # a step while one of several keys has work: another that comes waits for no longer
 LEAST_CHUNK = 16  # tokens of prompts in each step, whatever it costs: prompts have to get on
 
 
 class Pace:
     """A target for the seconds of a step, and what steps have cost so far."""
 
-    def __init__(self, target_seconds: float | None) -> None:
-        """Without a target nothing is held back."""
+    def __init__(self, target_seconds: float | None, *, is_shared: bool = False) -> None:
+        """Without a target nothing is held back, unless several API keys share the engine."""
         self._target_seconds = target_seconds
+        self._is_shared = is_shared
         self._cost = StepCost()
+        self._most_tokens = LEAST_CHUNK  # of prompts in one step so far
 
     def observe(self, counters: StepCounters, seconds: float) -> None:
         """Learn from one step."""
         if counters.num_prefill_tokens or counters.num_decode_tokens:
             self._cost.observe(counters.num_prefill_tokens, seconds)
+            self._most_tokens = max(self._most_tokens, counters.num_prefill_tokens)
 
-    def max_prefill_tokens(self, running: Iterable[Sequence], budget: int) -> int:
-        """Return how many of `budget` tokens may be other than the next one of a running sequence."""
-        if self._target_seconds is None or not any(sequence.num_output_tokens for sequence in running):
+    def max_prefill_tokens(self, running: Iterable[Sequence], num_keys: int, budget: int) -> int:
+        """Return how many of `budget` tokens may be prefill, while so many keys have sequences, running or waiting."""
+        seconds = self._target_seconds
+        if num_keys > 1:
+            seconds = TOGETHER_SECONDS if seconds is None else seconds
+        elif seconds is None:
+            seconds = ALONE_SECONDS if self._is_shared else None
+        elif not any(sequence.num_output_tokens for sequence in running):
+            seconds = None
+        if seconds is None:
             return budget
-        return min(max(self._cost.max_prefill_tokens(self._target_seconds), LEAST_CHUNK), budget)
+        most = 2 * self._most_tokens  # what a token costs is known for steps of about this size
+        return min(max(min(self._cost.max_prefill_tokens(seconds), most), LEAST_CHUNK), budget)

@@ -12,12 +12,14 @@ from types import MappingProxyType
 
 from model.sample import LATE, Sample
 from scheduler.block_pool import BlockPool
+from scheduler.block_table import extend_block_table, has_room
 from scheduler.config import EngineConfig
 from scheduler.drafts import with_drafts
 from scheduler.events import EventLog
 from scheduler.grammar import Matcher
 from scheduler.messages import ErrorKind, FinishReason, Request, SequenceOutput, StepOutput, StepStats
 from scheduler.pace import Pace
+from scheduler.prefill_budget import PrefillBudget
 from scheduler.prefix_cache import expect_full_blocks, prefix_hits, publish_full_blocks, release_blocks
 from scheduler.prompt_reading import PromptReading
 from scheduler.sequence import ScheduledSequence, Sequence
@@ -39,7 +41,7 @@ class Scheduler:
         self._refused: list[SequenceOutput] = []  # what the next commit says of requests that cannot run
         self._events = EventLog()
         self._spoiled_blocks: list[int] = []
-        self._pace = Pace(config.max_inter_token_seconds)
+        self._pace = Pace(config.max_inter_token_seconds, is_shared=config.is_shared)
         self._step = 0
         self.last_plan: list[ScheduledSequence] = []  # for those who watch
         self._counters = StepCounters()
@@ -78,27 +80,27 @@ class Scheduler:
         num_evicted = self.pool.num_evicted
         plan: list[ScheduledSequence] = []
         budget = self.config.max_batch_tokens
-        pace = self._pace.max_prefill_tokens(self.running, budget)
+        prefill = self._prefill_budget()
         index = 0
         while index < len(self.running) and budget > 0:  # oldest first; a preemption shortens the list at its end
             sequence = self.running[index]
             index += 1
-            num_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
+            num_tokens = min(sequence.num_missing_tokens, budget)
             if num_tokens > 1:
-                num_tokens = min(num_tokens, pace)
-                pace -= num_tokens
+                num_tokens = min(num_tokens, prefill.left_of(sequence.request.key))
+                prefill.spend(sequence.request.key, num_tokens)
                 if not num_tokens:
                     continue
-            while not self._extend_block_table(sequence, num_tokens):
+            while not extend_block_table(self.pool, sequence, num_tokens, self.config.block_size):
                 if self._preempt_youngest() is sequence:
                     break
             else:
                 plan.append(ScheduledSequence(sequence, num_tokens))
                 budget -= num_tokens
         if not self._counters.num_preemptions:  # else whoever joined now would be the next to be thrown out
-            plan += self._admit_waiting(min(budget, pace))
+            plan += self._admit_waiting(budget, prefill)
         if self.config.speculation == "auto":
-            plan = with_drafts(plan, self.config, self.pool, len(self.running), self._extend_block_table)
+            plan = with_drafts(plan, self.config, self.pool, len(self.running))
         for scheduled in plan:
             self._counters.count(scheduled)
         self._counters.num_evicted_blocks = self.pool.num_evicted - num_evicted
@@ -148,7 +150,19 @@ class Scheduler:
             **vars(self._counters),
         )
 
-    def _admit_waiting(self, budget: int) -> list[ScheduledSequence]:
+    def _prefill_budget(self) -> PrefillBudget:
+        """Return what the step has for prompts: not what running sequences need for their next tokens."""
+        num_decoding = sum(sequence.num_missing_tokens == 1 for sequence in self.running)
+        num_keys = len({sequence.request.key for sequence in self.running} | self.waiting.keys)
+        num_tokens = max(self.config.max_batch_tokens - num_decoding, 1)
+        num_tokens = self._pace.max_prefill_tokens(self.running, num_keys, num_tokens)
+        if num_keys == 1 or len(self.running) >= self.config.max_num_seqs:
+            return PrefillBudget(num_tokens, self.running)
+        joining = [s for s in islice(self.waiting, 2 * self.config.max_num_seqs) if s.awaited_hash is None]
+        fits = not joining or has_room(self.pool, joining[0], [], self.config.block_size)
+        return PrefillBudget(num_tokens, self.running, joining if fits else [])
+
+    def _admit_waiting(self, budget: int, prefill: PrefillBudget) -> list[ScheduledSequence]:
         """Let waiting sequences join, in the order of the queue, as far as budget and pool reach.
 
         One whose prefix a running sequence is just computing is passed by until the blocks are published or will not
@@ -160,9 +174,14 @@ class Scheduler:
         self._to_tell |= {sequence.request.request_id: sequence for sequence in self.waiting.line_up()}
         for sequence in islice(self.waiting, 2 * self.config.max_num_seqs):
             looked_at[sequence.request.request_id] = sequence
-            if len(self.running) >= self.config.max_num_seqs or budget <= 0:
-                self._events.wait(sequence, "token budget" if budget <= 0 else "batch full")
+            room = min(budget, prefill.num_left)
+            if len(self.running) >= self.config.max_num_seqs or room <= 0:
+                self._events.wait(sequence, "token budget" if room <= 0 else "batch full")
                 break
+            room = min(room, prefill.left_of(sequence.request.key))
+            if not room:  # of its key's share
+                self._events.wait(sequence, "token budget")
+                continue
             if sequence.awaited_hash is not None and self.pool.is_expected(sequence.awaited_hash):
                 continue
             if sequence.matcher is not None and not self._has_grammar(sequence, sequence.matcher):
@@ -171,12 +190,13 @@ class Scheduler:
             if sequence.awaited_hash is not None:
                 self._events.wait(sequence, "prefix being computed")
                 continue
-            if not self._has_room(sequence, hits):
+            if not has_room(self.pool, sequence, hits, self.config.block_size):
                 self._events.wait(sequence, "no free blocks")
                 break
-            scheduled = self._admit(sequence, hits, tail, budget)
+            scheduled = self._admit(sequence, hits, tail, room)
             joined.append(scheduled)
             budget -= scheduled.num_tokens
+            prefill.spend(sequence.request.key, scheduled.num_tokens)
         for refused in self._refused:
             self.waiting.remove(refused.request_id)
         for scheduled in joined:
@@ -199,19 +219,13 @@ class Scheduler:
             return False
         return True
 
-    def _has_room(self, sequence: Sequence, hits: list[int]) -> bool:
-        """Whether all its tokens would fit now: a prompt half computed when the pool runs dry is work lost."""
-        num_free = self.pool.num_free - sum(self.pool.is_free(block) for block in hits)
-        return self._num_blocks_for(sequence.num_tokens) - len(hits) <= num_free
-
     def _admit(self, sequence: Sequence, hits: list[int], tail: int | None, budget: int) -> ScheduledSequence:
         """Make a sequence run, with the blocks of its prefix, a copy of the tail, and the blocks of its first chunk."""
         for block in hits:
             self.pool.share(block)
         sequence.block_table = hits
-        sequence.num_computed_tokens = len(hits) * self.config.block_size
-        if tail is not None:
-            sequence.num_computed_tokens = sequence.num_prompt_tokens - 1
+        num_found_tokens = len(hits) * self.config.block_size
+        sequence.num_computed_tokens = num_found_tokens if tail is None else sequence.num_prompt_tokens - 1
         sequence.num_published_blocks = sequence.num_expected_blocks = len(hits)
         expect_full_blocks(self.pool, sequence, self.config.block_size)
         sequence.scheduled_at_seconds = time.monotonic()
@@ -219,23 +233,12 @@ class Scheduler:
             sequence.num_cached_tokens = sequence.num_computed_tokens
         self._counters.prefix_cache_queries += sequence.num_tokens
         self._counters.prefix_cache_hits += sequence.num_computed_tokens
-        num_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
-        fits = self._extend_block_table(sequence, num_tokens)
+        num_tokens = min(sequence.num_missing_tokens, budget)
+        fits = extend_block_table(self.pool, sequence, num_tokens, self.config.block_size)
         assert fits, "the free blocks were counted before"
         self.running.append(sequence)
         self._events.join(sequence)
         return ScheduledSequence(sequence, num_tokens, copied_block=tail)
-
-    def _extend_block_table(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Allocate the blocks of the next num_tokens tokens; False, with nothing changed, if they are not free."""
-        num_blocks = self._num_blocks_for(sequence.num_computed_tokens + num_tokens) - len(sequence.block_table)
-        if num_blocks > self.pool.num_free:
-            return False
-        sequence.block_table.extend(self.pool.allocate() for _ in range(num_blocks))
-        return True
-
-    def _num_blocks_for(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.config.block_size)
 
     def _preempt_youngest(self) -> Sequence:
         """Take the blocks of the running sequence that joined last and put it at the head of the queue."""

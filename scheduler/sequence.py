@@ -51,6 +51,11 @@ class Sequence:
         return len(self.token_ids)
 
     @property
+    def num_missing_tokens(self) -> int:
+        """Tokens whose keys and values are still to be computed; the last one gives the next token."""
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
     def num_prompt_tokens(self) -> int:
         """Tokens of the prompt."""
         return len(self.request.prompt_token_ids)

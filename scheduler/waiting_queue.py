@@ -63,6 +63,11 @@ class WaitingQueue:
                     yield sequence
                     heappush(turns, (num_served + _PREFILL_WEIGHT * sequence.num_tokens, key))
 
+    @property
+    def keys(self) -> set[str]:
+        """The keys of sequences that could join."""
+        return {place.key for place in self._lines} | {s.request.key for s in self._preempted.values()}
+
     def has(self, request_id: int) -> bool:
         """Whether a sequence is in the queue."""
         return request_id in self._preempted or request_id in self._place_of or request_id in self.compiling

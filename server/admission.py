@@ -1,6 +1,7 @@
 """Admission: which requests the engine gets, and how long they will wait there."""
 
 import time
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -9,6 +10,7 @@ from scheduler.config import EngineConfig
 from scheduler.messages import StepStats
 from scheduler.step_cost import StepCost
 from server.asker import Asker
+from server.fair_share import has_room
 from server.metrics import Metrics, Rejection
 from server.openai.errors import overloaded
 from server.request_limits import QueueLimits
@@ -36,8 +38,9 @@ class Ticket:
 class Admission:
     """The book of all sequences that were let in and have not ended.
 
-    A request is let in whole or not at all; when nothing waits, it is. What it will wait is forecast from what is
-    before it, from the time that the latest steps took and the share of `max_tokens` that the latest answers used.
+    A request is let in whole or not at all; when nothing of its key waits, it is. What it will wait is forecast from
+    what is before it, from the time that the latest steps took and the share of `max_tokens` that the latest answers
+    used.
     """
 
     config: EngineConfig
@@ -64,7 +67,7 @@ class Admission:
         num_preempted = sum(not ticket.is_in_batch for ticket in self._running)
         num_before = num_preempted + len(self._before(asker, queued))
         wait_seconds = self._forecast_seconds(before)
-        self._check_room(lengths, wait_seconds)
+        self._check_room(lengths, asker.key_name, wait_seconds)
         limit_seconds = self.limits.max_wait_seconds
         if limit_seconds is not None and wait_seconds > limit_seconds:
             self._refuse("wait", f"The request would wait for {wait_seconds:.1f} s.", wait_seconds - limit_seconds)
@@ -103,19 +106,23 @@ class Admission:
         if was_inside and is_complete and ticket.max_tokens:
             self._used_share += LEARNING * (ticket.num_tokens / ticket.max_tokens - self._used_share)
 
-    def _check_room(self, lengths: Sequence[tuple[int, int]], wait_seconds: float) -> None:
-        num_free = max(self.config.max_num_seqs - len(self._running), 0)
-        num_waiting = len(self._waiting) + len(lengths) - num_free
-        if not self._waiting:  # a request larger than the bounds would never be let in
+    def _check_room(self, lengths: Sequence[tuple[int, int]], key_name: str, wait_seconds: float) -> None:
+        sequences_of: Counter[str] = Counter()  # that wait, by key
+        tokens_of: Counter[str] = Counter()
+        for ticket in self._waiting:
+            sequences_of[ticket.key_name] += 1
+            tokens_of[ticket.key_name] += ticket.num_prompt_tokens + ticket.max_tokens
+        if not sequences_of[key_name]:  # a request larger than the bounds would never be let in
             return
-        if num_waiting > self.limits.max_requests:
+        num_free = max(self.config.max_num_seqs - len(self._running), 0)
+        retry_after_seconds = wait_seconds / len(self._waiting)
+        if not has_room(sequences_of, key_name, len(lengths) - num_free, self.limits.max_requests):
             fact = f"{len(self._waiting)} requests wait already; the limit is {self.limits.max_requests}."
-            self._refuse("queue_full", fact, wait_seconds / max(len(self._waiting), 1))
-        num_tokens = sum(ticket.num_prompt_tokens + ticket.max_tokens for ticket in self._waiting)
+            self._refuse("queue_full", fact, retry_after_seconds)
         num_new_tokens = sum(map(sum, lengths))
-        if num_tokens + num_new_tokens > self.limits.max_tokens:
-            fact = f"{num_tokens} tokens wait already; with {num_new_tokens} more the limit of {self.limits.max_tokens}"
-            self._refuse("queue_tokens", f"{fact} would be passed.", wait_seconds / max(len(self._waiting), 1))
+        if not has_room(tokens_of, key_name, num_new_tokens, self.limits.max_tokens):
+            fact = f"{tokens_of.total()} tokens wait already; with {num_new_tokens} more the limit of"
+            self._refuse("queue_tokens", f"{fact} {self.limits.max_tokens} would be passed.", retry_after_seconds)
 
     def _refuse(self, reason: Rejection, fact: str, retry_after_seconds: float) -> NoReturn:
         self.metrics.count_rejection(reason)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
+from server.fair_share import has_room
+
 DEFAULT_BYTES = 64 * 2**20
 SMALL_BYTES = 32 * 1024  # a body up to here is not counted: the number of requests bounds them
 
@@ -20,14 +22,16 @@ class BodyMemory:
     its bytes, so the share is that of the objects once they are made.
     """
 
-    def __init__(self, max_bytes: int = DEFAULT_BYTES, num_keys: int = 1) -> None:
-        """With several keys, one of them gets half of `max_bytes` at most."""
+    def __init__(self, max_bytes: int = DEFAULT_BYTES) -> None:
         self.max_bytes = max_bytes
-        self.max_bytes_of_key = max_bytes // 2 if num_keys > 1 else max_bytes
-        self.num_bytes = 0
         self._bytes_of_key: Counter[str] = Counter()
         # One thread: JSON is decoded under Python's lock, and several threads would only take it from the event loop.
         self._thread = ThreadPoolExecutor(1, "request-bodies")
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all keys."""
+        return self._bytes_of_key.total()
 
     def enter(self, key_name: str) -> "BodyShare":
         """Return the share of a new request, still empty."""
@@ -37,19 +41,12 @@ class BodyMemory:
         """Change a share, and return whether there was room for it; one that is alone always finds room."""
         grown_bytes = new_bytes - old_bytes
         is_alone = self.num_bytes == old_bytes
-        if grown_bytes > 0 and not is_alone and not self._has_room(key_name, grown_bytes):
+        if grown_bytes > 0 and not is_alone and not has_room(self._bytes_of_key, key_name, grown_bytes, self.max_bytes):
             return False
-        self.num_bytes += grown_bytes
         self._bytes_of_key[key_name] += grown_bytes
         if not self._bytes_of_key[key_name]:
             del self._bytes_of_key[key_name]
         return True
-
-    def _has_room(self, key_name: str, num_bytes: int) -> bool:
-        return (
-            self.num_bytes + num_bytes <= self.max_bytes
-            and self._bytes_of_key[key_name] + num_bytes <= self.max_bytes_of_key
-        )
 
     async def run(self, read: Callable[Args, Result], *args: Args.args, **kwargs: Args.kwargs) -> Result:
         """Return what `read` returns, computed in the thread; one call at a time."""

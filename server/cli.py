@@ -58,7 +58,9 @@ def serve(**flags: str | bool | None) -> None:
     from server.engine_process import EngineStartFailed
 
     model_path = _resolved(settings.model)
-    engine = EngineClient(settings.start_engine(model_path), hang_seconds=settings.engine_timeout)
+    is_shared = keys is not None and len(keys.names) > 1
+    start = settings.start_engine(model_path, is_shared=is_shared)
+    engine = EngineClient(start, hang_seconds=settings.engine_timeout)
     from server.startup import bind, run, run_server
 
     try:

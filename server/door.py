@@ -1,9 +1,12 @@
 """Door: how many requests are inside the server, and whether more may come in."""
 
+from collections import Counter
+
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.asker import NO_KEY, SCOPE_NAME
 from server.body_memory import BodyMemory
+from server.fair_share import has_room
 from server.metrics import Metrics
 from server.openai.body import SCOPE_BODY
 from server.openai.errors import ApiError, overloaded, unavailable
@@ -16,10 +19,15 @@ class Door:
 
     def __init__(self, max_inside: int, bodies: BodyMemory | None = None) -> None:
         """Without `bodies` their memory has its default size."""
-        self.num_inside = 0
+        self.inside_of: Counter[str] = Counter()  # requests by key
         self.bodies = bodies or BodyMemory()
         self.is_open = True
         self.max_inside = max_inside
+
+    @property
+    def num_inside(self) -> int:
+        """Requests of all keys."""
+        return self.inside_of.total()
 
     def close(self) -> None:
         """Let nothing in any more."""
@@ -41,13 +49,14 @@ class DoorKeeper:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
             await self._app(scope, receive, send)
             return
-        refusal = self._refusal()
+        key_name = scope.get(SCOPE_NAME, NO_KEY)
+        refusal = self._refusal(key_name)
         if refusal is not None:
             refusal.is_body_unread = True
             await refusal.response()(scope, receive, send)
             return
-        self._door.num_inside += 1
-        share = self._door.bodies.enter(scope.get(SCOPE_NAME, NO_KEY))
+        self._door.inside_of[key_name] += 1
+        share = self._door.bodies.enter(key_name)
         scope[SCOPE_BODY] = share
         try:
             await self._app(scope, receive, send)
@@ -55,12 +64,14 @@ class DoorKeeper:
             share.release()
             if share.was_refused:
                 self._metrics.count_rejection("body_memory")
-            self._door.num_inside -= 1
+            self._door.inside_of[key_name] -= 1
+            if not self._door.inside_of[key_name]:
+                del self._door.inside_of[key_name]
 
-    def _refusal(self) -> ApiError | None:
+    def _refusal(self, key_name: str) -> ApiError | None:
         if not self._door.is_open:
             return unavailable("The server is shutting down. Try again shortly.")
-        if self._door.num_inside >= self._door.max_inside:
+        if not has_room(self._door.inside_of, key_name, 1, self._door.max_inside):
             self._metrics.count_rejection("queue_full")
             return overloaded(f"It has {self._door.max_inside} requests already, its limit.", RETRY_SECONDS)
         return None

@@ -135,7 +135,9 @@ class Settings(BaseSettings):
         None, gt=0, description="Seconds a request may have to wait; one that would wait longer is refused (429)."
     )
     max_inter_token_latency: Seconds | None = Field(
-        None, description="Longest pause of running streams while prompts are computed, such as 100ms. Default: none."
+        None,
+        description="Longest pause of running streams while prompts are computed, such as 100ms. "
+        "Default: 200ms while several API keys have work, else none.",
     )
     keep_alive_timeout: int = Field(
         75,
@@ -204,8 +206,8 @@ class Settings(BaseSettings):
             if file is not None and not file.is_file():
                 raise WrongSettings(f"{name}: there is no file {file}.")
 
-    def start_engine(self, model_path: Path) -> StartEngine:
-        """Return what the engine is told to load, and how."""
+    def start_engine(self, model_path: Path, *, is_shared: bool = False) -> StartEngine:
+        """Return what the engine is told to load, and how; several API keys share it."""
         return StartEngine(
             model_path=str(model_path),
             device=self.device,
@@ -222,6 +224,7 @@ class Settings(BaseSettings):
                 max_num_seqs=self.max_num_seqs,
                 speculation=self.speculation,
                 max_inter_token_seconds=self.max_inter_token_latency,
+                is_shared=is_shared,
             ),
         )
 

@@ -62,7 +62,7 @@ async def run_server(
         metrics = Metrics(names[0], report.config, keys.names if keys else ())
         admission = Admission(report.config, metrics, settings.queue_limits)
         stories, watch = StoryBook(), EngineWatch(engine.watch)
-        bodies = BodyMemory(int(settings.max_body_memory), len(keys.names) if keys else 1)
+        bodies = BodyMemory(int(settings.max_body_memory))
         door = Door(report.config.max_num_seqs + settings.max_queued_requests, bodies)
 
         def on_step(output: StepOutput) -> None:

@@ -26,13 +26,27 @@ class Bug(NamedTuple):
     gates: str = "server"
 
 
-_SCHEDULER = ("scheduler", "isolation", "pace", "waiting_queue", "speculation", "scheduler_properties", "block_pool")
+_SCHEDULER = (
+    "scheduler",
+    "isolation",
+    "pace",
+    "waiting_queue",
+    "speculation",
+    "scheduler_properties",
+    "block_pool",
+    "prefill_budget",
+)
 
 GATES = {
     "server": ["tests/server/openai", "tests/server/test_text_stream.py", "tests/server/test_stop_strings.py"],
     "process": ["tests/server/test_serving.py", "tests/server/test_engine_client.py"],
     "edge": ["tests/server/test_http_protocol.py", "tests/server/test_host_guard.py", "tests/server/test_api_keys.py"],
-    "queue": ["tests/server/test_admission.py", "tests/server/test_wait_forecast.py", "tests/server/openai"],
+    "queue": [
+        "tests/server/test_admission.py",
+        "tests/server/test_fair_share.py",
+        "tests/server/test_wait_forecast.py",
+        "tests/server/openai",
+    ],
     "replay": ["tests/server/test_live_requests.py", "tests/server/test_engine_client.py"],
     "scheduler": [f"tests/scheduler/test_{part}.py" for part in _SCHEDULER],
     "grammar": ["tests/scheduler/test_grammar.py", "tests/scheduler/test_grammar_threads.py"],
@@ -62,7 +76,9 @@ BUGS = [
     Bug("guesses are believed", "scheduler/scheduler.py",
         "if reason is not None or sample.token_id != guess:", "if reason is not None or guess is None:", "scheduler"),
     Bug("the latency target is ignored", "scheduler/pace.py",
-        "if self._target_seconds is None or", "if True or", "scheduler"),
+        "        if seconds is None:\n            return budget", "        if True:\n            return budget", "scheduler"),
+    Bug("a long prompt goes before those of all other keys", "scheduler/prefill_budget.py",
+        "if len(wanted) > 1 and wanted.total() > num_tokens:", "if False:", "scheduler"),
     Bug("keys do not take turns", "scheduler/waiting_queue.py",
         "self._num_served[key] = self._num_served.get(key, 0.0) + weight", "pass", "scheduler"),
     Bug("priority moves a key before another", "scheduler/waiting_queue.py",
@@ -96,9 +112,11 @@ BUGS = [
     Bug("a draining server refuses connections", "server/draining_server.py",
         "        self._door.close()\n", "        self._door.close()\n        self.should_exit = True\n", "process"),
     Bug("places at the door are never given back", "server/door.py",
-        "            self._door.num_inside -= 1", "            pass", "queue"),
-    Bug("the queue has no bound", "server/admission.py",
-        "if num_waiting > self.limits.max_requests:", "if num_waiting > 10 * self.limits.max_requests + 10:", "queue"),
+        "            self._door.inside_of[key_name] -= 1", "            pass", "queue"),
+    Bug("the queue has no bound", "server/fair_share.py",
+        "if sum(held.values()) + num_more <= limit:", "if sum(held.values()) + num_more <= 10 * limit + 10:", "queue"),
+    Bug("one key fills the queue", "server/fair_share.py",
+        "return held.get(key_name, 0) + num_more <= limit // num_keys", "return False", "queue"),
     Bug("who has left still waits", "server/admission.py",
         "was_inside = self._waiting.pop(ticket, ticket) is None or", "was_inside =", "queue"),
     Bug("clients are told to come back at once", "server/openai/errors.py",

@@ -29,7 +29,13 @@ def lookup_of(token_ids: list[int], num_prompt_tokens: int = 0) -> PromptLookup:
 
 
 def speculating(**limits: int) -> Scheduler:
-    defaults = {"num_blocks": 16, "block_size": 4, "max_batch_tokens": 64, "max_num_seqs": 4, "max_model_len": 64}
+    defaults: dict[str, Any] = {
+        "num_blocks": 16,
+        "block_size": 4,
+        "max_batch_tokens": 64,
+        "max_num_seqs": 4,
+        "max_model_len": 64,
+    }
     return Scheduler(EngineConfig(**defaults | limits, speculation="auto"))
 
 

@@ -87,6 +87,35 @@ def test_tokens_that_wait_are_bounded_too_but_an_idle_engine_takes_any_request()
     assert rejections(admission, "queue_tokens") == 1
 
 
+def test_threat_29_a_key_that_fills_the_queue_leaves_others_their_share() -> None:
+    admission = an_admission(max_requests=8, max_tokens=10_000)
+    start(admission, *admit(admission, (1, 11), (1, 11)))
+    admit(admission, *[(10, 20)] * 50, asker=Asker("many"))
+    for num_waiting in range(4):
+        assert len(admit(admission, asker=Asker("few"))) == 1, num_waiting
+    for name in ("many", "few"):  # each has its share or more
+        with pytest.raises(ApiError, match="54 requests wait already; the limit is 8"):
+            admit(admission, asker=Asker(name))
+
+
+def test_threat_29_a_key_that_fills_the_queue_with_tokens_leaves_others_their_share() -> None:
+    admission = an_admission(max_tokens=1000)
+    start(admission, *admit(admission, (1, 11), (1, 11)))
+    admit(admission, (400, 500), asker=Asker("many"))
+    admit(admission, (100, 100), asker=Asker("few"))
+    admit(admission, (100, 200), asker=Asker("few"))
+    with pytest.raises(ApiError, match="1400 tokens wait already; with 2 more the limit of 1000 would be passed"):
+        admit(admission, (1, 1), asker=Asker("few"))
+
+
+def test_a_request_larger_than_the_bounds_is_let_in_when_nothing_of_its_key_waits() -> None:
+    admission = an_admission(max_requests=3)
+    for name in ("one", "other"):
+        assert len(admit(admission, *[(10, 20)] * 20, asker=Asker(name))) == 20
+        with pytest.raises(ApiError, match="requests wait already; the limit is 3"):
+            admit(admission, asker=Asker(name))
+
+
 def test_who_would_wait_for_longer_than_the_limit_is_told_when_to_come_back() -> None:
     admission = an_admission(max_wait_seconds=1.5)
     start(admission, *admit(admission, (1, 81), (1, 41)))

@@ -139,12 +139,18 @@ def test_bodies_take_bytes_of_the_memory_until_they_are_released() -> None:
     assert first.resize(20 * LONG)  # alone, however large
 
 
-def test_a_key_takes_half_of_the_memory_at_most_where_there_are_several() -> None:
-    memory = BodyMemory(10 * LONG, num_keys=2)
-    alice, more_of_alice, bob = memory.enter("alice"), memory.enter("alice"), memory.enter("bob")
-    assert alice.resize(4 * LONG)
-    assert not more_of_alice.resize(2 * LONG)
-    assert bob.resize(5 * LONG)
+def test_threat_28_a_key_that_fills_the_memory_leaves_others_their_share() -> None:
+    memory = BodyMemory(10 * LONG)
+    alice, more_of_alice, bob, more_of_bob = (memory.enter(name) for name in ("alice", "alice", "bob", "bob"))
+    assert alice.resize(10 * LONG)
+    assert not more_of_alice.resize(LONG)
+    assert bob.resize(3 * LONG)
+    assert not more_of_bob.resize(3 * LONG)
+    assert more_of_bob.resize(2 * LONG)
+    alice.release()
+    bob.release()
+    more_of_bob.release()
+    assert memory.num_bytes == 0
 
 
 class Slow:
