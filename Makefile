@@ -45,7 +45,7 @@ conformance: .venv/dev.stamp
 	$(BIN)/python -m tests.conformance $(URL) $(if $(API_KEY),--api-key $(API_KEY))
 
 campaign: .venv/dev.stamp
-	$(BIN)/python -m tests.campaign engine_faults tiny_pool overload long_prompt shutdown cuts
+	$(BIN)/python -m tests.campaign engine_faults tiny_pool overload long_prompt input_floods key_floods body_flood shutdown cuts
 
 soak: .venv/dev.stamp
 	$(BIN)/python -m tests.campaign memory seeded_bugs

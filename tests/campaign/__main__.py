@@ -18,6 +18,8 @@ from server.model_store import resolve_model
 from tests.campaign.body_flood import flood, large_bodies
 from tests.campaign.cuts import cut_campaign
 from tests.campaign.engine_faults import fault_campaign
+from tests.campaign.flood_client import FLOODS
+from tests.campaign.input_floods import KEYS, noticed, write_keys
 from tests.campaign.key_floods import delays_of_another_key, highest_priority, slow_grammars
 from tests.campaign.long_prompt import pauses_beside_a_long_prompt
 from tests.campaign.overload import OPTIONS, capacity, overloaded
@@ -131,6 +133,19 @@ async def key_floods(_: Path) -> Result:
     return {name: vars(delays_of_another_key(flood, 200)) for name, flood in floods.items()}
 
 
+async def input_floods(model: Path) -> Result:
+    """Half a minute beside each flood of another key, and without one."""
+    with tempfile.TemporaryDirectory() as folder:
+        keys = write_keys(Path(folder) / "keys")
+        with running_server(model, *REAL, "--api-key-file", str(keys)) as server:
+            server.http.headers["authorization"] = f"Bearer {KEYS['other']}"
+            await noticed(server, "long texts", num_clients=0, seconds=2)
+            result = {"none": vars(await noticed(server, "long texts", num_clients=0, seconds=30))}
+            for name in FLOODS:
+                result[name] = vars(await noticed(server, name, num_clients=4, seconds=30))
+            return result
+
+
 async def seeded_bugs(_: Path) -> Result:
     """Each known bug in a copy of the sources."""
     with tempfile.TemporaryDirectory() as folder:
@@ -149,6 +164,7 @@ REAL_PARTS: dict[str, Callable[[Path], Any]] = {
     "tiny_pool": tiny_pool,
     "overload": overload,
     "long_prompt": long_prompt,
+    "input_floods": input_floods,
 }
 TINY_PARTS: dict[str, Callable[[Path], Any]] = {
     "shutdown": shutdown,

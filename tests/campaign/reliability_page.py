@@ -6,6 +6,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from tests.campaign.input_floods import percentile
+
 FIGURE = "reliability-goodput.svg"
 
 Part = dict[str, Any]
@@ -185,6 +187,24 @@ grammar of their own, in ms:
 {chr(10).join(rows)}"""
 
 
+def _input_floods(result: Part) -> str:
+    rows = [
+        f"| {flood} | {1000 * percentile(noticed['live'], 99):.0f} | {1000 * percentile(noticed['pauses'], 99):.0f} "
+        f"| {1000 * max(noticed['pauses']):.0f} | {1000 * median(noticed['two_tokens']):.0f} "
+        f"| {1000 * max(noticed['two_tokens']):.0f} | {', '.join(f'{n} x {s}' for s, n in noticed['statuses'].items())} |"
+        for flood, noticed in result.items()
+    ]
+    return f"""## One key's texts and grammars take long
+
+The real model; four clients of one key send texts of 600 KB to 8 MB, 2,048 texts for embeddings at once, and grammars of 6,000 words.
+What another key notices, in ms: answers of /livez, pauses of its stream, and requests for two tokens with a new grammar. Everything shares
+the cores, also who measures.
+
+| flood | /livez p99 | pauses p99 | longest | two tokens, median | longest | answers to the flood |
+|---|---|---|---|---|---|---|
+{chr(10).join(rows)}"""
+
+
 def _seeded_bugs(result: Part) -> str:
     rows = [f"| {name} | {'yes' if is_noticed else '**no**'} |" for name, is_noticed in result.items()]
     return f"""## Known bugs put into the sources
@@ -206,6 +226,7 @@ _SECTIONS = {
     "body_flood": _body_flood,
     "memory": _memory,
     "key_floods": _key_floods,
+    "input_floods": _input_floods,
     "seeded_bugs": _seeded_bugs,
 }
 
