@@ -12,6 +12,7 @@ from scheduler.step_counters import StepCounters
 
 TOGETHER_SECONDS = 0.2  # a step, if no target is set, while several API keys have work
 ALONE_SECONDS = 0.5  # a step while one of several keys has work: another that comes waits for no longer
+LATE = 1.25  # a step that takes so many times its target is late
 LEAST_CHUNK = 16  # tokens of prompts in each step, whatever it costs: prompts have to get on
 
 
@@ -23,13 +24,14 @@ class Pace:
         self._target_seconds = target_seconds
         self._is_shared = is_shared
         self._cost = StepCost()
-        self._most_tokens = LEAST_CHUNK  # of prompts in one step so far
+        self._planned_seconds = 0.0  # of the next step, if it is held back
+        self._cap = 2 * LEAST_CHUNK  # tokens of prompts, whatever the line through the latest steps says
 
     def observe(self, counters: StepCounters, seconds: float) -> None:
         """Learn from one step."""
         if counters.num_prefill_tokens or counters.num_decode_tokens:
             self._cost.observe(counters.num_prefill_tokens, seconds)
-            self._most_tokens = max(self._most_tokens, counters.num_prefill_tokens)
+            self._bound(counters.num_prefill_tokens, seconds)
 
     def max_prefill_tokens(self, running: Iterable[Sequence], num_keys: int, budget: int) -> int:
         """Return how many of `budget` tokens may be prefill, while so many keys have sequences, running or waiting."""
@@ -41,6 +43,17 @@ class Pace:
         elif not any(sequence.num_output_tokens for sequence in running):
             seconds = None
         if seconds is None:
+            self._planned_seconds = 0.0
             return budget
-        most = 2 * self._most_tokens  # what a token costs is known for steps of about this size
-        return min(max(min(self._cost.max_prefill_tokens(seconds), most), LEAST_CHUNK), budget)
+        self._planned_seconds = seconds
+        return min(max(min(self._cost.max_prefill_tokens(seconds), self._cap), LEAST_CHUNK), budget)
+
+    def _bound(self, num_tokens: int, seconds: float) -> None:
+        """Let no step compute more than twice what one has computed in time, and after one that was late less than it.
+
+        The line is that of many steps, and slow to see that others take the processors.
+        """
+        if self._planned_seconds and seconds > LATE * self._planned_seconds:
+            self._cap = int(num_tokens * self._planned_seconds / seconds)
+        else:
+            self._cap = max(self._cap, 2 * num_tokens)

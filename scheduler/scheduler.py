@@ -78,6 +78,7 @@ class Scheduler:
         """Return what the next step computes, with every block it needs already in the block tables."""
         self._counters = StepCounters()
         num_evicted = self.pool.num_evicted
+        self._to_tell |= {sequence.request.request_id: sequence for sequence in self.waiting.line_up()}
         plan: list[ScheduledSequence] = []
         budget = self.config.max_batch_tokens
         prefill = self._prefill_budget()
@@ -171,7 +172,6 @@ class Scheduler:
         """
         joined: list[ScheduledSequence] = []
         looked_at: dict[int, Sequence] = {}
-        self._to_tell |= {sequence.request.request_id: sequence for sequence in self.waiting.line_up()}
         for sequence in islice(self.waiting, 2 * self.config.max_num_seqs):
             looked_at[sequence.request.request_id] = sequence
             room = min(budget, prefill.num_left)

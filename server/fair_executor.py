@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import sys
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -44,7 +46,7 @@ class FairExecutor:
         self._max_running_per_key = max_running_per_key
         self._max_waiting_per_key = max_waiting_per_key
         self._seconds_per_call = seconds_per_call
-        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix=what.replace(" ", "-"))
+        self._threads = ThreadPoolExecutor(num_threads, what.replace(" ", "-"), initializer=_let_others_go_first)
         self._running: Counter[str] = Counter()  # calls by key
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()  # the next key first
 
@@ -110,3 +112,9 @@ class FairExecutor:
                 self._waiting.move_to_end(waiting_key)
             if not queue:
                 del self._waiting[waiting_key]
+
+
+def _let_others_go_first() -> None:
+    """Give the processors to the event loop and the engine before this thread, and before those it starts."""
+    if sys.platform == "linux":  # elsewhere it would be the whole process
+        os.nice(10)

@@ -76,7 +76,7 @@ BUGS = [
     Bug("guesses are believed", "scheduler/scheduler.py",
         "if reason is not None or sample.token_id != guess:", "if reason is not None or guess is None:", "scheduler"),
     Bug("the latency target is ignored", "scheduler/pace.py",
-        "        if seconds is None:\n            return budget", "        if True:\n            return budget", "scheduler"),
+        "        if seconds is None:\n", "        if True:\n", "scheduler"),
     Bug("a long prompt goes before those of all other keys", "scheduler/prefill_budget.py",
         "if len(wanted) > 1 and wanted.total() > num_tokens:", "if False:", "scheduler"),
     Bug("keys do not take turns", "scheduler/waiting_queue.py",

@@ -112,6 +112,16 @@ def test_the_first_steps_are_no_longer_though_nobody_knows_yet_what_a_token_cost
     assert max(play(scheduler, SLOW_PREFILL_SECONDS)[0] for _ in range(20)) < ALONE_SECONDS + 0.02
 
 
+def test_after_a_late_step_the_next_ones_compute_less() -> None:
+    scheduler = paced(0.1)
+    scheduler.add(make_request(9, list(range(4900)), max_tokens=5))
+    in_time = max(play(scheduler)[1][9] for _ in range(6))
+    play(scheduler, 4 * PREFILL_SECONDS)  # somebody else takes the processors
+    _, computed = play(scheduler)
+    assert computed[9] < in_time / 2
+    assert max(play(scheduler)[1][9] for _ in range(4)) > in_time * 0.6  # it was once
+
+
 def test_a_step_of_a_shared_engine_is_short_while_one_key_has_work_too() -> None:
     scheduler = Scheduler(EngineConfig(num_blocks=1000, max_model_len=15_000, is_shared=True))
     scheduler.add(make_request(0, list(range(14_000)), max_tokens=5))
