@@ -5,7 +5,8 @@ a key with many requests cannot starve another. Priority orders the requests of 
 which a request has by its key and not by its own claim, comes before the turns. A sequence gets into its line when its
 grammar is compiled: at the head of a line it would hide those behind it, for only the first of the queue are looked at.
 Source: Sheng et al., 2024, Fairness in Serving Large Language Models (arXiv:2401.00588), section 4, virtual token
-counter: a key that has been away begins where the least served of those present is, so that it cannot save up turns.
+counter: a key that has been away begins where the least served of those present is, so that it cannot save up turns;
+where nobody waits, it begins where the one is that joined last.
 """
 
 from collections import OrderedDict
@@ -42,6 +43,7 @@ class WaitingQueue:
         self._lines: dict[_Place, OrderedDict[int, Sequence]] = {}  # none is empty
         self._place_of: dict[int, _Place] = {}  # of each request in a line
         self._num_served: dict[str, float] = {}  # weighted tokens, by key
+        self._joined_last = ""  # a key
 
     def __len__(self) -> int:
         return len(self.compiling) + len(self._preempted) + len(self._place_of)
@@ -113,6 +115,7 @@ class WaitingQueue:
 
     def count_prompt(self, sequence: Sequence) -> None:
         """Charge a sequence's key for the prompt, once it joins."""
+        self._joined_last = sequence.request.key
         self._charge(sequence.request.key, _PREFILL_WEIGHT * sequence.num_tokens)
 
     def count_output(self, sequence: Sequence, num_tokens: int) -> None:
@@ -125,7 +128,9 @@ class WaitingQueue:
     def _return(self, key: str) -> None:
         """Let a key that has nothing waiting begin no further back than those that have."""
         present = {place.key for place in self._lines}
-        least = min((self._num_served[other] for other in present), default=0.0)
+        last = self._num_served.get(self._joined_last, 0.0)
+        least = min((self._num_served[other] for other in present), default=last)
         self._num_served[key] = max(self._num_served.get(key, 0.0), least)
         if len(self._num_served) > len(present) + _MAX_FORGOTTEN:
-            self._num_served = {other: self._num_served[other] for other in (*present, key)}
+            kept = {*present, key, self._joined_last} & self._num_served.keys()
+            self._num_served = {other: self._num_served[other] for other in kept}

@@ -81,6 +81,8 @@ BUGS = [
         "if len(wanted) > 1 and wanted.total() > num_tokens:", "if False:", "scheduler"),
     Bug("keys do not take turns", "scheduler/waiting_queue.py",
         "self._num_served[key] = self._num_served.get(key, 0.0) + weight", "pass", "scheduler"),
+    Bug("who was away goes before all who were served", "scheduler/waiting_queue.py",
+        "last = self._num_served.get(self._joined_last, 0.0)", "last = 0.0", "scheduler"),
     Bug("priority moves a key before another", "scheduler/waiting_queue.py",
         "lines.setdefault(place.urgency, {})", "lines.setdefault(place.priority, {})", "scheduler"),
     Bug("the choices of a request are suspected one by one", "server/live_requests.py",

@@ -129,6 +129,20 @@ def test_a_key_that_was_away_has_saved_no_turns() -> None:
     assert order(queue)[:3] in ([2, 1, 3], [1, 2, 3])
 
 
+def test_a_key_that_comes_when_nobody_waits_does_not_go_before_those_that_were_served_until_then() -> None:
+    queue = WaitingQueue()
+    for request_id in range(50):  # one after the other: the queue is empty in between
+        queue.append(sequence(request_id, "old"))
+        joined = queue.remove(request_id)
+        assert joined is not None
+        queue.count_prompt(joined)
+        queue.count_output(joined, 100)
+    for request_id in range(100, 110):
+        queue.append(sequence(request_id, "new"))
+    queue.append(sequence(50, "old"))
+    assert order(queue).index(50) <= 1
+
+
 def test_a_preempted_sequence_is_before_all_others() -> None:
     queue = WaitingQueue()
     queue.append(sequence(1, priority=-5))
