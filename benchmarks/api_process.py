@@ -24,10 +24,10 @@ from typing import Any
 
 import psutil
 
-from server.engine_client import EngineClient
-from server.model_store import DEFAULT_MODEL, resolve_model
-from server.settings import load_settings
-from server.startup import bind, run, run_server
+from caravan.server.engine_client import EngineClient
+from caravan.server.model_store import DEFAULT_MODEL, resolve_model
+from caravan.server.settings import load_settings
+from caravan.server.startup import bind, run, run_server
 
 FAKE_ENGINE = str(Path(__file__).with_name("fake_engine.py"))
 SHORT = 8  # tokens of a short stream

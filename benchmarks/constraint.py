@@ -10,17 +10,17 @@ from pathlib import Path
 
 import torch
 
-from model.grammar import grammar_tokenizer
-from model.loader import load_model, open_checkpoint
-from model.runtime import choose_runtime
-from model.sampling_params import SamplingParams
-from model.tokenizer_loader import load_tokenizer
-from scheduler.config import EngineConfig
-from scheduler.engine import Engine
-from scheduler.grammar import Grammars
-from scheduler.messages import Request
-from server.model_store import DEFAULT_MODEL, resolve_model
-from server.openai.constraint import grammar_of_schema
+from caravan.model.grammar import grammar_tokenizer
+from caravan.model.loader import load_model, open_checkpoint
+from caravan.model.runtime import choose_runtime
+from caravan.model.sampling_params import SamplingParams
+from caravan.model.tokenizer_loader import load_tokenizer
+from caravan.scheduler.config import EngineConfig
+from caravan.scheduler.engine import Engine
+from caravan.scheduler.grammar import Grammars
+from caravan.scheduler.messages import Request
+from caravan.server.model_store import DEFAULT_MODEL, resolve_model
+from caravan.server.openai.constraint import grammar_of_schema
 
 NUM_SEQUENCES = 16
 PERSON = {

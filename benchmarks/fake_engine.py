@@ -3,7 +3,7 @@
 Between two frames it reads memory on every core, as an engine that reads its weights does: a processor that sleeps, or
 finds its caches as it left them, makes the API process look several times dearer or cheaper than it is.
 
-Run by the API process in place of `scheduler.process`, as `python fake_engine.py STEP_MS TOKENS_PER_STEP FD`.
+Run by the API process in place of `caravan.scheduler.process`, as `python fake_engine.py STEP_MS TOKENS_PER_STEP FD`.
 """
 
 import contextlib
@@ -18,9 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 import numpy as np
 
-from scheduler.config import EngineConfig
-from scheduler.framing import LENGTH, encode_frame, frame_length
-from scheduler.messages import (
+from caravan.scheduler.config import EngineConfig
+from caravan.scheduler.framing import LENGTH, encode_frame, frame_length
+from caravan.scheduler.messages import (
     Abort,
     EngineReady,
     FinishReason,

@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-from model.checkpoint.checkpoint import Checkpoint, read_weights
-from model.checkpoint.gguf import open_gguf
-from model.checkpoint.gguf_header import read_gguf_header
-from model.tokenizer_loader import load_tokenizer
+from caravan.model.checkpoint.checkpoint import Checkpoint, read_weights
+from caravan.model.checkpoint.gguf import open_gguf
+from caravan.model.checkpoint.gguf_header import read_gguf_header
+from caravan.model.tokenizer_loader import load_tokenizer
 
 _QUANTIZED = ("Q8_0", "Q4_0")
 

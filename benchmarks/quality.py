@@ -16,20 +16,20 @@ import torch
 from torch import Tensor
 
 from benchmarks.texts import public_texts
-from model.checkpoint.checkpoint import Checkpoint
-from model.config import ModelConfig
-from model.cpu.linear import Quantization
-from model.forward_batch import ForwardBatch
-from model.kv_cache import KVCache, KVDtype, choose_kv_dtype
-from model.llama import Llama
-from model.loader import load_model, open_checkpoint, plain_llama
-from model.runtime import choose_runtime
-from model.sampling_params import SamplingParams
-from model.tokenizer_loader import load_tokenizer
-from scheduler.batch import BatchBuilder
-from scheduler.messages import Request
-from scheduler.sequence import ScheduledSequence, Sequence
-from server.model_store import DEFAULT_MODEL, resolve_model
+from caravan.model.checkpoint.checkpoint import Checkpoint
+from caravan.model.config import ModelConfig
+from caravan.model.cpu.linear import Quantization
+from caravan.model.forward_batch import ForwardBatch
+from caravan.model.kv_cache import KVCache, KVDtype, choose_kv_dtype
+from caravan.model.llama import Llama
+from caravan.model.loader import load_model, open_checkpoint, plain_llama
+from caravan.model.runtime import choose_runtime
+from caravan.model.sampling_params import SamplingParams
+from caravan.model.tokenizer_loader import load_tokenizer
+from caravan.scheduler.batch import BatchBuilder
+from caravan.scheduler.messages import Request
+from caravan.scheduler.sequence import ScheduledSequence, Sequence
+from caravan.server.model_store import DEFAULT_MODEL, resolve_model
 
 BLOCK_SIZE = 16
 CPU = torch.device("cpu")

@@ -9,13 +9,13 @@ from collections.abc import Callable
 
 import torch
 
-from model.sample import Sample
-from model.sampling_params import SamplingParams
-from scheduler.batch import BatchBuilder
-from scheduler.config import EngineConfig
-from scheduler.messages import Request
-from scheduler.scheduler import Scheduler
-from scheduler.sequence import ScheduledSequence
+from caravan.model.sample import Sample
+from caravan.model.sampling_params import SamplingParams
+from caravan.scheduler.batch import BatchBuilder
+from caravan.scheduler.config import EngineConfig
+from caravan.scheduler.messages import Request
+from caravan.scheduler.scheduler import Scheduler
+from caravan.scheduler.sequence import ScheduledSequence
 
 NUM_STEPS = 500
 CONTEXT = 1000

@@ -9,14 +9,14 @@ import time
 
 import msgspec
 
-from model.sampling_params import SamplingParams
-from model.tokenizer_loader import load_tokenizer
-from scheduler.config import EngineLimits
-from scheduler.engine import Engine
-from scheduler.messages import Request, StartEngine, StepStats
-from scheduler.process import start_engine
-from scheduler.scheduler import Scheduler
-from server.model_store import DEFAULT_MODEL, resolve_model
+from caravan.model.sampling_params import SamplingParams
+from caravan.model.tokenizer_loader import load_tokenizer
+from caravan.scheduler.config import EngineLimits
+from caravan.scheduler.engine import Engine
+from caravan.scheduler.messages import Request, StartEngine, StepStats
+from caravan.scheduler.process import start_engine
+from caravan.scheduler.scheduler import Scheduler
+from caravan.server.model_store import DEFAULT_MODEL, resolve_model
 
 TEXT = (
     "The river rises in the hills above the village of {0} and runs for forty miles through woods and meadows. In "

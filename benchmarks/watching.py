@@ -20,17 +20,17 @@ from itertools import count
 import httpx
 import msgspec
 
-from model.sample import Sample
-from model.sampling_params import SamplingParams
-from scheduler.config import EngineConfig
-from scheduler.messages import Request, SequenceOutput, StepOutput, StepStats
-from scheduler.scheduler import Scheduler
-from scheduler.view import engine_view
-from server.admission import Ticket
-from server.engine_watch import VIEW_SECONDS
-from server.metrics import Metrics
-from server.request_story import RequestStory
-from server.story_book import StoryBook
+from caravan.model.sample import Sample
+from caravan.model.sampling_params import SamplingParams
+from caravan.scheduler.config import EngineConfig
+from caravan.scheduler.messages import Request, SequenceOutput, StepOutput, StepStats
+from caravan.scheduler.scheduler import Scheduler
+from caravan.scheduler.view import engine_view
+from caravan.server.admission import Ticket
+from caravan.server.engine_watch import VIEW_SECONDS
+from caravan.server.metrics import Metrics
+from caravan.server.request_story import RequestStory
+from caravan.server.story_book import StoryBook
 from tests.server.running_server import RunningServer, running_server
 from tests.server.web.chromium import chromium
 

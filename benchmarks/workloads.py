@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from server.bench.lengths import parse_lengths
-from server.bench.run import BenchOptions
+from caravan.server.bench.lengths import parse_lengths
+from caravan.server.bench.run import BenchOptions
 
 
 @dataclass(frozen=True)

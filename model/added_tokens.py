@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-from model.literal_search import LiteralSearch
-from model.vocabulary import TokenType
+from caravan.model.literal_search import LiteralSearch
+from caravan.model.vocabulary import TokenType
 
 # Unicode's White_Space, and what belongs to a word: the classes \s and \w of the library that defines the flags.
 _SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from model.added_tokens import control_tokens, encode_parsed
-from model.literal_search import LiteralSearch
-from model.pre_tokenizer_rules import pre_tokenizer_rules
-from model.vocabulary import BrokenTokenizer, TokenType, Unencodable
+from caravan.model.added_tokens import control_tokens, encode_parsed
+from caravan.model.literal_search import LiteralSearch
+from caravan.model.pre_tokenizer_rules import pre_tokenizer_rules
+from caravan.model.vocabulary import BrokenTokenizer, TokenType, Unencodable
 
 
 class BytePairVocabulary:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from model.rope_scaling import RopeScaling
+from caravan.model.rope_scaling import RopeScaling
 
 
 class UnsupportedModel(ValueError):

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.checkpoint import BrokenCheckpoint
-from model.checkpoint.json_file import JsonFile
+from caravan.model.checkpoint import BrokenCheckpoint
+from caravan.model.checkpoint.json_file import JsonFile
 
 
 @dataclass(frozen=True, kw_only=True)

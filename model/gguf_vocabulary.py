@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Never
 
-from model.byte_pair_vocabulary import BytePairVocabulary
-from model.pre_tokenizer_rules import pre_tokenizer_rules
-from model.sentencepiece_vocabulary import SentencePieceVocabulary, sentencepiece_model_proto
-from model.vocabulary import BrokenTokenizer, TokenType, UnsupportedTokenizer, Vocabulary
+from caravan.model.byte_pair_vocabulary import BytePairVocabulary
+from caravan.model.pre_tokenizer_rules import pre_tokenizer_rules
+from caravan.model.sentencepiece_vocabulary import SentencePieceVocabulary, sentencepiece_model_proto
+from caravan.model.vocabulary import BrokenTokenizer, TokenType, UnsupportedTokenizer, Vocabulary
 
 # Converters mark some control tokens as user-defined, which anyone's text would reach.
 _CONTROL_TEXT = re.compile(r"<\|.*\|>|<｜.*｜>|</?s>|<(start|end)_of_turn>")

@@ -2,7 +2,7 @@
 
 from llguidance import LLTokenizer, TokenizerWrapper
 
-from model.tokenizer import Tokenizer
+from caravan.model.tokenizer import Tokenizer
 
 
 class _Vocabulary:

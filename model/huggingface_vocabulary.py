@@ -8,10 +8,10 @@ from typing import Any
 import tokenizers
 from tokenizers import Tokenizer
 
-from model.added_tokens import AddedToken, AddedTokens, TextPart
-from model.byte_pair_vocabulary import byte_symbols, encoded_ids, written_bytes
-from model.tokenizer_json import SPACE, TokenizerJson
-from model.vocabulary import BrokenTokenizer, TokenType, Unencodable
+from caravan.model.added_tokens import AddedToken, AddedTokens, TextPart
+from caravan.model.byte_pair_vocabulary import byte_symbols, encoded_ids, written_bytes
+from caravan.model.tokenizer_json import SPACE, TokenizerJson
+from caravan.model.vocabulary import BrokenTokenizer, TokenType, Unencodable
 
 MAX_TOKENS = 2**22
 

@@ -6,9 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from model.config import ModelConfig
-from model.kv_quantization import row_bytes
-from model.page_claim import claim_pages
+from caravan.model.config import ModelConfig
+from caravan.model.kv_quantization import row_bytes
+from caravan.model.page_claim import claim_pages
 
 KVDtype = Literal["auto", "bfloat16", "int8"]
 POOL_DTYPES = (torch.float32, torch.bfloat16, torch.int8)

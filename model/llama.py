@@ -9,13 +9,13 @@ Shapes: T tokens in the step (of all sequences, end to end), S of them in want o
 import torch
 from torch import Tensor, nn
 
-from model.attention import PagedAttention
-from model.config import ModelConfig
-from model.forward_batch import ForwardBatch
-from model.kv_cache import KVCache
-from model.linear import Linear, row_invariant_linear
-from model.quantization import GroupedWeight
-from model.rope import apply_rope, rope_table
+from caravan.model.attention import PagedAttention
+from caravan.model.config import ModelConfig
+from caravan.model.forward_batch import ForwardBatch
+from caravan.model.kv_cache import KVCache
+from caravan.model.linear import Linear, row_invariant_linear
+from caravan.model.quantization import GroupedWeight
+from caravan.model.rope import apply_rope, rope_table
 
 
 class RMSNorm(nn.Module):

@@ -3,8 +3,8 @@
 import struct
 from pathlib import Path
 
-from model.sentencepiece_vocabulary import SentencePieceVocabulary, sentencepiece_model_proto
-from model.vocabulary import BrokenTokenizer, TokenType
+from caravan.model.sentencepiece_vocabulary import SentencePieceVocabulary, sentencepiece_model_proto
+from caravan.model.vocabulary import BrokenTokenizer, TokenType
 
 _UNKNOWN, _BOS, _EOS = 0, 1, 2
 _NUM_BYTES = 256  # byte tokens follow the three

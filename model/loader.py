@@ -6,16 +6,16 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from model.attention.reference import ReferenceAttention
-from model.checkpoint import BrokenCheckpoint
-from model.checkpoint.checkpoint import Checkpoint, check_shapes, read_weights, weight_parts
-from model.checkpoint.gguf import open_gguf
-from model.checkpoint.huggingface import open_huggingface
-from model.checkpoint.llama2c import open_llama2c
-from model.checkpoint.meta import open_meta
-from model.config import ModelConfig, UnsupportedModel
-from model.llama import Llama
-from model.quantization import GroupedWeight
+from caravan.model.attention.reference import ReferenceAttention
+from caravan.model.checkpoint import BrokenCheckpoint
+from caravan.model.checkpoint.checkpoint import Checkpoint, check_shapes, read_weights, weight_parts
+from caravan.model.checkpoint.gguf import open_gguf
+from caravan.model.checkpoint.huggingface import open_huggingface
+from caravan.model.checkpoint.llama2c import open_llama2c
+from caravan.model.checkpoint.meta import open_meta
+from caravan.model.config import ModelConfig, UnsupportedModel
+from caravan.model.llama import Llama
+from caravan.model.quantization import GroupedWeight
 
 
 def plain_llama(config: ModelConfig) -> Llama:

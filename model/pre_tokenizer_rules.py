@@ -7,7 +7,7 @@ from types import MappingProxyType
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import ByteLevel, PreTokenizer, Sequence, Split
 
-from model.vocabulary import UnsupportedTokenizer
+from caravan.model.vocabulary import UnsupportedTokenizer
 
 # Each pattern splits the pieces the one before it left. Only merges inside a piece are made. Source: the
 # tokenizer.json files of the models; llama.cpp, src/llama-vocab.cpp, names them.

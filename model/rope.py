@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from model.rope_scaling import RopeScaling, scale_frequencies
+from caravan.model.rope_scaling import RopeScaling, scale_frequencies
 
 
 def rope_table(

@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 import torch
 
-from model.attention.cpu import BLOCK_MULTIPLE, CpuAttention
-from model.checkpoint.checkpoint import Checkpoint, grid_bits, num_parameters, weight_parts
-from model.config import ModelConfig
-from model.cpu.build import KernelsUnavailable, load_kernels
-from model.cpu.linear import Quantization, format_of, num_packed_bytes
-from model.cpu.llama import CpuLlama
-from model.llama import Llama
-from model.loader import plain_llama
+from caravan.model.attention.cpu import BLOCK_MULTIPLE, CpuAttention
+from caravan.model.checkpoint.checkpoint import Checkpoint, grid_bits, num_parameters, weight_parts
+from caravan.model.config import ModelConfig
+from caravan.model.cpu.build import KernelsUnavailable, load_kernels
+from caravan.model.cpu.linear import Quantization, format_of, num_packed_bytes
+from caravan.model.cpu.llama import CpuLlama
+from caravan.model.llama import Llama
+from caravan.model.loader import plain_llama
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.sample import Sample
-from model.sampling_params import SamplingParams
-from model.truncation import Floats, is_truncated, kept_tokens
+from caravan.model.sample import Sample
+from caravan.model.sampling_params import SamplingParams
+from caravan.model.truncation import Floats, is_truncated, kept_tokens
 
 GREEDY_BELOW = 1e-5  # a temperature this small is greedy: dividing by it would overflow
 BLOCK_WIDTH = 256  # neighbouring tokens whose maximum or sum is found first

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from sentencepiece import SentencePieceProcessor
 
-from model.added_tokens import control_tokens, encode_parsed
-from model.vocabulary import BrokenTokenizer, TokenType, Unencodable, UnsupportedTokenizer
+from caravan.model.added_tokens import control_tokens, encode_parsed
+from caravan.model.vocabulary import BrokenTokenizer, TokenType, Unencodable, UnsupportedTokenizer
 
 _SPACE = "\u2581"  # written for a space
 _BPE = 2  # ModelType of byte-pair encoding in sentencepiece_model.proto

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import tiktoken
 
-from model.added_tokens import control_tokens, encode_parsed
-from model.vocabulary import BrokenTokenizer, TokenType, Unencodable
+from caravan.model.added_tokens import control_tokens, encode_parsed
+from caravan.model.vocabulary import BrokenTokenizer, TokenType, Unencodable
 
 # Source: llama_models/llama3/tokenizer.py of Meta's llama-models: the pattern, and the 256 special tokens.
 _PATTERN = (

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from model.detokenizer import Detokenizer
-from model.gguf_vocabulary import gguf_vocabulary
-from model.vocabulary import (
+from caravan.model.detokenizer import Detokenizer
+from caravan.model.gguf_vocabulary import gguf_vocabulary
+from caravan.model.vocabulary import (
     BrokenTokenizer,
     ResizedVocabulary,
     Unencodable,

@@ -9,7 +9,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.pre_tokenizers import PreTokenizer
 
-from model.vocabulary import BrokenTokenizer, UnsupportedTokenizer
+from caravan.model.vocabulary import BrokenTokenizer, UnsupportedTokenizer
 
 SPACE = "\u2581"  # written for a space in vocabularies that come from SentencePiece
 MAX_FILE_BYTES = 64 * 2**20

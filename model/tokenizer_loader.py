@@ -3,14 +3,14 @@
 import logging
 from pathlib import Path
 
-from model.checkpoint.gguf_header import read_gguf_header
-from model.huggingface_vocabulary import HuggingFaceVocabulary
-from model.llama2c_vocabulary import llama2c_vocabulary
-from model.sentencepiece_vocabulary import SentencePieceVocabulary
-from model.tiktoken_vocabulary import TiktokenVocabulary, is_tiktoken_file
-from model.tokenizer import Tokenizer, tokenizer_from_gguf
-from model.tokenizer_settings import TokenizerSettings, read_tokenizer_settings
-from model.vocabulary import UnsupportedTokenizer
+from caravan.model.checkpoint.gguf_header import read_gguf_header
+from caravan.model.huggingface_vocabulary import HuggingFaceVocabulary
+from caravan.model.llama2c_vocabulary import llama2c_vocabulary
+from caravan.model.sentencepiece_vocabulary import SentencePieceVocabulary
+from caravan.model.tiktoken_vocabulary import TiktokenVocabulary, is_tiktoken_file
+from caravan.model.tokenizer import Tokenizer, tokenizer_from_gguf
+from caravan.model.tokenizer_settings import TokenizerSettings, read_tokenizer_settings
+from caravan.model.vocabulary import UnsupportedTokenizer
 
 logger = logging.getLogger(__name__)
 

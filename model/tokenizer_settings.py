@@ -11,8 +11,8 @@ from typing import Any
 
 from tokenizers import AddedToken
 
-from model.checkpoint.json_file import JsonFile, log_disagreement
-from model.vocabulary import BrokenTokenizer
+from caravan.model.checkpoint.json_file import JsonFile, log_disagreement
+from caravan.model.vocabulary import BrokenTokenizer
 
 _MAX_TEMPLATE_BYTES = 2**20
 _MAX_TEMPLATES = 64

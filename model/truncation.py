@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from model.sampling_params import SamplingParams
+from caravan.model.sampling_params import SamplingParams
 
 BLOCK_WIDTH = 256  # neighbouring tokens whose maximum is found first
 FIRST_BOUND = 16  # a nucleus is sought first among tokens of so many times the weight that would always do

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.forward_batch import ForwardBatch
-from model.sampling import SamplingRow, needs_history
-from scheduler.sequence import ScheduledSequence, Sequence
+from caravan.model.forward_batch import ForwardBatch
+from caravan.model.sampling import SamplingRow, needs_history
+from caravan.scheduler.sequence import ScheduledSequence, Sequence
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Block tables: how many blocks a sequence needs, and getting them from the pool."""
 
-from scheduler.block_pool import BlockPool
-from scheduler.sequence import Sequence
+from caravan.scheduler.block_pool import BlockPool
+from caravan.scheduler.sequence import Sequence
 
 
 def extend_block_table(pool: BlockPool, sequence: Sequence, num_tokens: int, block_size: int) -> bool:

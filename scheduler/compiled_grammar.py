@@ -15,7 +15,7 @@ import numpy as np
 from llguidance import LLExecutor, LLMatcher, LLTokenizer
 from numpy.typing import NDArray
 
-from scheduler.grammar_limits import GrammarLimits
+from caravan.scheduler.grammar_limits import GrammarLimits
 
 CHEAP_SECONDS = 0.001  # of a mask: its tokens are taken with Python's lock held, which is quicker
 _MAX_TOKENS_AT_ONCE = 64

@@ -3,11 +3,11 @@
 import numpy as np
 from torch import Tensor
 
-from model.sample import LATE, Sample
-from model.sampling import Masks, sample
-from scheduler.batch import sampling_rows
-from scheduler.grammar import NOTHING_LEFT, Matcher, wait_for
-from scheduler.sequence import ScheduledSequence
+from caravan.model.sample import LATE, Sample
+from caravan.model.sampling import Masks, sample
+from caravan.scheduler.batch import sampling_rows
+from caravan.scheduler.grammar import NOTHING_LEFT, Matcher, wait_for
+from caravan.scheduler.sequence import ScheduledSequence
 
 
 def draw_rows(plan: list[ScheduledSequence], logits: Tensor, wait_seconds: float = 0.0) -> list[Sample | None]:

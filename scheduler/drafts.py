@@ -1,10 +1,10 @@
 """Drafts: which sequences of a step get guesses at their next tokens, and how many."""
 
-from scheduler.block_pool import BlockPool
-from scheduler.block_table import extend_block_table
-from scheduler.config import EngineConfig
-from scheduler.sequence import ScheduledSequence
-from scheduler.speculation import MAX_DRAFT_TOKENS, MAX_ROWS, PromptLookup, share_out
+from caravan.scheduler.block_pool import BlockPool
+from caravan.scheduler.block_table import extend_block_table
+from caravan.scheduler.config import EngineConfig
+from caravan.scheduler.sequence import ScheduledSequence
+from caravan.scheduler.speculation import MAX_DRAFT_TOKENS, MAX_ROWS, PromptLookup, share_out
 
 
 def with_drafts(

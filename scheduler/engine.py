@@ -6,19 +6,19 @@ from collections.abc import Callable
 import msgspec
 import torch
 
-from model.kv_cache import KVCache
-from model.llama import Llama
-from model.sample import Sample
-from scheduler.batch import BatchBuilder
-from scheduler.config import EngineConfig
-from scheduler.constrained_rows import draw_rows
-from scheduler.grammar import Grammars
-from scheduler.isolation import StepResult, run_isolated
-from scheduler.messages import Request, StepOutput
-from scheduler.profile import Profile
-from scheduler.prompt_reading import PromptReading, read_prompts
-from scheduler.scheduler import Scheduler
-from scheduler.sequence import ScheduledSequence
+from caravan.model.kv_cache import KVCache
+from caravan.model.llama import Llama
+from caravan.model.sample import Sample
+from caravan.scheduler.batch import BatchBuilder
+from caravan.scheduler.config import EngineConfig
+from caravan.scheduler.constrained_rows import draw_rows
+from caravan.scheduler.grammar import Grammars
+from caravan.scheduler.isolation import StepResult, run_isolated
+from caravan.scheduler.messages import Request, StepOutput
+from caravan.scheduler.profile import Profile
+from caravan.scheduler.prompt_reading import PromptReading, read_prompts
+from caravan.scheduler.scheduler import Scheduler
+from caravan.scheduler.sequence import ScheduledSequence
 
 GRAMMAR_PAUSE_SECONDS = 0.001  # between two looks at whether a grammar is compiled
 

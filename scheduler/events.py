@@ -1,7 +1,7 @@
 """EventLog: what happens to sequences between their outputs, for whoever wants to know where the time went."""
 
-from scheduler.messages import SequenceEvent, WaitReason
-from scheduler.sequence import ScheduledSequence, Sequence
+from caravan.scheduler.messages import SequenceEvent, WaitReason
+from caravan.scheduler.sequence import ScheduledSequence, Sequence
 
 
 class EventLog:

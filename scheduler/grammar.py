@@ -15,9 +15,9 @@ from functools import partial
 
 from llguidance import LLTokenizer
 
-from scheduler.compiled_grammar import CHEAP_SECONDS, CompiledGrammar, GrammarProblem, Mask, Position, Vocabulary
-from scheduler.grammar_limits import GrammarLimits
-from scheduler.grammar_threads import Call, CallTooSlow, GrammarThreads
+from caravan.scheduler.compiled_grammar import CHEAP_SECONDS, CompiledGrammar, GrammarProblem, Mask, Position, Vocabulary
+from caravan.scheduler.grammar_limits import GrammarLimits
+from caravan.scheduler.grammar_threads import Call, CallTooSlow, GrammarThreads
 
 NOTHING_LEFT = "`logit_bias` excludes every token that it allows"
 

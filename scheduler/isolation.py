@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from model.sample import Sample
-from scheduler.prompt_reading import PromptReading
-from scheduler.sequence import ScheduledSequence
-from scheduler.tracebacks import described
+from caravan.model.sample import Sample
+from caravan.scheduler.prompt_reading import PromptReading
+from caravan.scheduler.sequence import ScheduledSequence
+from caravan.scheduler.tracebacks import described
 
 logger = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ from typing import Literal
 
 import msgspec
 
-from model.sampling_params import Pooling, SamplingParams
-from scheduler.config import EngineConfig, EngineLimits
+from caravan.model.sampling_params import Pooling, SamplingParams
+from caravan.scheduler.config import EngineConfig, EngineLimits
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 ErrorKind = Literal["engine", "grammar"]  # whose fault an error is: "grammar" is one that the client can correct

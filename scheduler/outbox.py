@@ -8,9 +8,9 @@ import time
 
 import msgspec
 
-from scheduler.framing import encode_frame
-from scheduler.messages import BatchBegins, EngineLog, Heartbeat
-from scheduler.tracebacks import TracebackFormatter
+from caravan.scheduler.framing import encode_frame
+from caravan.scheduler.messages import BatchBegins, EngineLog, Heartbeat
+from caravan.scheduler.tracebacks import TracebackFormatter
 
 BEAT_SECONDS = 0.5
 MAX_STEP_SECONDS = 120.0  # a step that takes longer does not end

@@ -6,9 +6,9 @@ from measured steps instead of a profile made before.
 
 from collections.abc import Iterable
 
-from scheduler.sequence import Sequence
-from scheduler.step_cost import StepCost
-from scheduler.step_counters import StepCounters
+from caravan.scheduler.sequence import Sequence
+from caravan.scheduler.step_cost import StepCost
+from caravan.scheduler.step_counters import StepCounters
 
 TOGETHER_SECONDS = 0.2  # a step, if no target is set, while several API keys have work
 ALONE_SECONDS = 0.5  # a step while one of several keys has work: another that comes waits for no longer

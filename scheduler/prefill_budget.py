@@ -7,7 +7,7 @@ fairness (Bertsekas and Gallager, Data Networks, 1992, section 6.5.2): what a ke
 from collections import Counter
 from collections.abc import Iterable
 
-from scheduler.sequence import Sequence
+from caravan.scheduler.sequence import Sequence
 
 
 class PrefillBudget:

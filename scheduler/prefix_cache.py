@@ -1,7 +1,7 @@
 """Which blocks of a sequence others may take up: found, awaited, offered, taken back."""
 
-from scheduler.block_pool import BlockPool
-from scheduler.sequence import Sequence
+from caravan.scheduler.block_pool import BlockPool
+from caravan.scheduler.sequence import Sequence
 
 
 def prefix_hits(pool: BlockPool, sequence: Sequence, block_size: int) -> tuple[list[int], int | None]:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from model.llama import Llama
+from caravan.model.llama import Llama
 
 PARTS = ("schedule", "batch", "linears", "attention", "rest", "sample", "commit", "send")
 REPORT_SECONDS = 5.0  # of steps, between one report and the next

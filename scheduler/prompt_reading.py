@@ -6,11 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model.llama import Llama
-from model.pooling import Pool, pooled
-from model.sample import Sample
-from model.sampling import with_logprobs
-from scheduler.sequence import ScheduledSequence
+from caravan.model.llama import Llama
+from caravan.model.pooling import Pool, pooled
+from caravan.model.sample import Sample
+from caravan.model.sampling import with_logprobs
+from caravan.scheduler.sequence import ScheduledSequence
 
 MAX_SCORED_ROWS = 64  # logits are as long as the vocabulary: of a long prompt they are not held all at once
 

@@ -10,21 +10,21 @@ from collections.abc import Sequence as Seq
 from itertools import islice
 from types import MappingProxyType
 
-from model.sample import LATE, Sample
-from scheduler.block_pool import BlockPool
-from scheduler.block_table import extend_block_table, has_room
-from scheduler.config import EngineConfig
-from scheduler.drafts import with_drafts
-from scheduler.events import EventLog
-from scheduler.grammar import Matcher
-from scheduler.messages import ErrorKind, FinishReason, Request, SequenceOutput, StepOutput, StepStats
-from scheduler.pace import Pace
-from scheduler.prefill_budget import PrefillBudget
-from scheduler.prefix_cache import expect_full_blocks, prefix_hits, publish_full_blocks, release_blocks
-from scheduler.prompt_reading import PromptReading
-from scheduler.sequence import ScheduledSequence, Sequence
-from scheduler.step_counters import StepCounters
-from scheduler.waiting_queue import WaitingQueue
+from caravan.model.sample import LATE, Sample
+from caravan.scheduler.block_pool import BlockPool
+from caravan.scheduler.block_table import extend_block_table, has_room
+from caravan.scheduler.config import EngineConfig
+from caravan.scheduler.drafts import with_drafts
+from caravan.scheduler.events import EventLog
+from caravan.scheduler.grammar import Matcher
+from caravan.scheduler.messages import ErrorKind, FinishReason, Request, SequenceOutput, StepOutput, StepStats
+from caravan.scheduler.pace import Pace
+from caravan.scheduler.prefill_budget import PrefillBudget
+from caravan.scheduler.prefix_cache import expect_full_blocks, prefix_hits, publish_full_blocks, release_blocks
+from caravan.scheduler.prompt_reading import PromptReading
+from caravan.scheduler.sequence import ScheduledSequence, Sequence
+from caravan.scheduler.step_counters import StepCounters
+from caravan.scheduler.waiting_queue import WaitingQueue
 
 NOT_FINITE = "The model's output for this request was not a finite number."
 

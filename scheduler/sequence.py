@@ -4,12 +4,12 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from model.pooling import Pool
-from model.sample import Sample
-from scheduler.block_pool import block_hash, root_hash
-from scheduler.grammar import Matcher
-from scheduler.messages import ErrorKind, FinishReason, Request, SequenceOutput, TokenLogprobs, WaitReason
-from scheduler.speculation import PromptLookup
+from caravan.model.pooling import Pool
+from caravan.model.sample import Sample
+from caravan.scheduler.block_pool import block_hash, root_hash
+from caravan.scheduler.grammar import Matcher
+from caravan.scheduler.messages import ErrorKind, FinishReason, Request, SequenceOutput, TokenLogprobs, WaitReason
+from caravan.scheduler.speculation import PromptLookup
 
 
 @dataclass(eq=False)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from scheduler.sequence import ScheduledSequence
+from caravan.scheduler.sequence import ScheduledSequence
 
 
 @dataclass

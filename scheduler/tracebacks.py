@@ -6,7 +6,7 @@ from types import TracebackType
 
 ExceptionInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
-_OUR_PACKAGES = frozenset({"server", "scheduler", "model"})
+_OUR_PACKAGE = "caravan"
 
 
 def traceback_text(error: BaseException) -> str:
@@ -26,7 +26,7 @@ def described(error: BaseException) -> str:
     """Return the class of an exception, and its message if the class is one of ours."""
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    return f"{name}: {error}" if kind.__module__.partition(".")[0] in _OUR_PACKAGES else name
+    return f"{name}: {error}" if kind.__module__.partition(".")[0] == _OUR_PACKAGE else name
 
 
 class TracebackFormatter(logging.Formatter):

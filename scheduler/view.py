@@ -2,9 +2,9 @@
 
 from itertools import chain
 
-from scheduler.messages import EngineView, SequenceView
-from scheduler.scheduler import Scheduler
-from scheduler.sequence import Sequence
+from caravan.scheduler.messages import EngineView, SequenceView
+from caravan.scheduler.scheduler import Scheduler
+from caravan.scheduler.sequence import Sequence
 
 MAX_CELLS = 2048  # of the pool as it is drawn; a larger pool has several blocks in a cell
 MAX_WAITING = 100  # of the queue

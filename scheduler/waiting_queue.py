@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
-from scheduler.messages import Request
-from scheduler.sequence import Sequence
+from caravan.scheduler.messages import Request
+from caravan.scheduler.sequence import Sequence
 
 _PREFILL_WEIGHT = 1  # of a prompt's token; that of an output's token, which takes a step of its own, is 2
 _DECODE_WEIGHT = 2

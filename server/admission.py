@@ -6,15 +6,15 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from scheduler.config import EngineConfig
-from scheduler.messages import StepStats
-from scheduler.step_cost import StepCost
-from server.asker import Asker
-from server.fair_share import has_room
-from server.metrics import Metrics, Rejection
-from server.openai.errors import overloaded
-from server.request_limits import QueueLimits
-from server.wait_forecast import forecast_wait_seconds
+from caravan.scheduler.config import EngineConfig
+from caravan.scheduler.messages import StepStats
+from caravan.scheduler.step_cost import StepCost
+from caravan.server.asker import Asker
+from caravan.server.fair_share import has_room
+from caravan.server.metrics import Metrics, Rejection
+from caravan.server.openai.errors import overloaded
+from caravan.server.request_limits import QueueLimits
+from caravan.server.wait_forecast import forecast_wait_seconds
 
 LEARNING = 0.1  # the weight of the newest answer in the mean length of answers
 

@@ -7,37 +7,37 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Lifespan
 
-from model.generation_defaults import GenerationDefaults
-from model.tokenizer import Tokenizer
-from server.admission import Admission
-from server.api_keys import ApiKeys
-from server.canonical_path import CanonicalPath
-from server.chat_template import ChatTemplate
-from server.client_address import Network
-from server.door import Door, DoorKeeper
-from server.engine_watch import EngineWatch, watch_router
-from server.executors import Executors
-from server.explanations import explanations_router
-from server.grammar_check import GrammarCheck
-from server.health import health_router
-from server.host_guard import HostGuard
-from server.http_edge import HttpEdge, OnExchange
-from server.key_guard import KeyGuard
-from server.metrics import Metrics, metrics_router
-from server.openai.chat import chat_router
-from server.openai.completions import completions_router
-from server.openai.documentation import complete_document
-from server.openai.embeddings import EmbeddingRequest, embeddings_router
-from server.openai.errors import add_error_handlers
-from server.openai.models import models_router
-from server.openai.response_schemas import ResponsesRequest
-from server.openai.responses import responses_router
-from server.openai.schemas import ChatRequest, CompletionRequest
-from server.openai.tokenize import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest, tokenize_router
-from server.request_limits import RequestLimits
-from server.served_model import Engine, ServedModel
-from server.story_book import StoryBook
-from server.web_page import page_router
+from caravan.model.generation_defaults import GenerationDefaults
+from caravan.model.tokenizer import Tokenizer
+from caravan.server.admission import Admission
+from caravan.server.api_keys import ApiKeys
+from caravan.server.canonical_path import CanonicalPath
+from caravan.server.chat_template import ChatTemplate
+from caravan.server.client_address import Network
+from caravan.server.door import Door, DoorKeeper
+from caravan.server.engine_watch import EngineWatch, watch_router
+from caravan.server.executors import Executors
+from caravan.server.explanations import explanations_router
+from caravan.server.grammar_check import GrammarCheck
+from caravan.server.health import health_router
+from caravan.server.host_guard import HostGuard
+from caravan.server.http_edge import HttpEdge, OnExchange
+from caravan.server.key_guard import KeyGuard
+from caravan.server.metrics import Metrics, metrics_router
+from caravan.server.openai.chat import chat_router
+from caravan.server.openai.completions import completions_router
+from caravan.server.openai.documentation import complete_document
+from caravan.server.openai.embeddings import EmbeddingRequest, embeddings_router
+from caravan.server.openai.errors import add_error_handlers
+from caravan.server.openai.models import models_router
+from caravan.server.openai.response_schemas import ResponsesRequest
+from caravan.server.openai.responses import responses_router
+from caravan.server.openai.schemas import ChatRequest, CompletionRequest
+from caravan.server.openai.tokenize import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest, tokenize_router
+from caravan.server.request_limits import RequestLimits
+from caravan.server.served_model import Engine, ServedModel
+from caravan.server.story_book import StoryBook
+from caravan.server.web_page import page_router
 
 
 def create_app(

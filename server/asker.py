@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from starlette.types import Scope
 
-from server.request_end import RequestEnd
+from caravan.server.request_end import RequestEnd
 
 NO_KEY = ""  # the name under which all ask where there are no keys
 TIMEOUT_HEADER = "x-request-timeout-ms"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
-from server.fair_share import has_room
+from caravan.server.fair_share import has_room
 
 DEFAULT_BYTES = 64 * 2**20
 SMALL_BYTES = 32 * 1024  # a body up to here is not counted: the number of requests bounds them

@@ -5,13 +5,13 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 
-from model.literal_search import LiteralSearch
-from server import template_worker
-from server.special_token_guard import Json, SpecialTokenGuard, all_strings, unused_characters
-from server.template_probe import probe_template
-from server.template_shape import TemplateShape, text_part
-from server.worker_pool import WorkerPool
-from server.worker_process import LimitExceeded, MemoryLimitExceeded, TimeLimitExceeded, WorkerProcess
+from caravan.model.literal_search import LiteralSearch
+from caravan.server import template_worker
+from caravan.server.special_token_guard import Json, SpecialTokenGuard, all_strings, unused_characters
+from caravan.server.template_probe import probe_template
+from caravan.server.template_shape import TemplateShape, text_part
+from caravan.server.worker_pool import WorkerPool
+from caravan.server.worker_process import LimitExceeded, MemoryLimitExceeded, TimeLimitExceeded, WorkerProcess
 
 MAX_CHARACTERS = 16 * 2**20  # of a rendered prompt
 MEMORY_LIMIT_BYTES = 2**30  # address space of the worker

@@ -11,11 +11,12 @@ from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 import typer
 from pydantic import ByteSize
 
-from server.bench.lengths import NOTATION, parse_concurrency, parse_lengths
-from server.logs import set_up_logs
-from server.model_errors import ModelNotFound, ModelUnavailable
-from server.model_store import DEFAULT_MODEL, resolve_model
-from server.settings import ENV_PREFIX, Settings, WrongSettings, load_settings
+from caravan.server.bench.lengths import NOTATION, parse_concurrency, parse_lengths
+from caravan.server.logs import set_up_logs
+from caravan.server.model_errors import ModelNotFound, ModelUnavailable
+from caravan.server.model_store import DEFAULT_MODEL, resolve_model
+from caravan.server.settings import ENV_PREFIX, Settings, WrongSettings, load_settings
+from caravan.server.version_option import Version
 
 _FILE_COLUMNS = 140  # of tables that do not go to a terminal
 
@@ -37,7 +38,7 @@ def main() -> None:
     app()
 
 
-def caravan() -> None:
+def caravan(_: Version = False) -> None:
     """An inference server for Llama models: continuous batching, a paged KV cache, OpenAI-style HTTP."""
 
 
@@ -54,14 +55,14 @@ def serve(**flags: str | bool | None) -> None:
         _fail(str(error), 2)
     set_up_logs(settings.log_format)
     # Imported late, so that the wrong option is an error at once; the web framework comes while the engine loads.
-    from server.engine_client import EngineClient
-    from server.engine_process import EngineStartFailed
+    from caravan.server.engine_client import EngineClient
+    from caravan.server.engine_process import EngineStartFailed
 
     model_path = _resolved(settings.model)
     is_shared = keys is not None and len(keys.names) > 1
     start = settings.start_engine(model_path, is_shared=is_shared)
     engine = EngineClient(start, hang_seconds=settings.engine_timeout)
-    from server.startup import bind, run, run_server
+    from caravan.server.startup import bind, run, run_server
 
     try:
         listener = bind(settings.host, settings.port)
@@ -83,7 +84,7 @@ def pull(model: Model = DEFAULT_MODEL) -> None:
 
 def inspect_(model: Model = DEFAULT_MODEL) -> None:
     """Say what MODEL is: its architecture, what it costs, and what of it would be refused."""
-    from server.model_report import inspect_model, text_of
+    from caravan.server.model_report import inspect_model, text_of
 
     path = _resolved(model)
     try:
@@ -122,8 +123,8 @@ def plan(
         memory_bytes = None if memory is None else load_settings({"kv_cache_memory": memory}).kv_cache_memory
     except WrongSettings as error:
         _fail(str(error).replace("--kv-cache-memory", "--memory") if memory else str(error), 2)
-    from scheduler.memory import free_memory_bytes
-    from server.model_report import plan_model, text_of
+    from caravan.scheduler.memory import free_memory_bytes
+    from caravan.server.model_report import plan_model, text_of
 
     path = _resolved(model)
     try:
@@ -149,7 +150,7 @@ def chat(
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest word, 2 is wild.", min=0, max=2)] = 0.2,
 ) -> None:
     """Talk with a running server."""
-    from server.terminal_chat import run_chat
+    from caravan.server.terminal_chat import run_chat
 
     code = run_chat(
         url, model=model, system=system, temperature=temperature, stdin=sys.stdin, stdout=sys.stdout, stderr=sys.stderr
@@ -164,7 +165,7 @@ def explain(
     """Say where the time of a request went. The key, if one is needed, is in CARAVAN_API_KEY."""
     from rich.console import Console
 
-    from server.explain_command import ExplainFailed, fetch_story, print_story
+    from caravan.server.explain_command import ExplainFailed, fetch_story, print_story
 
     try:
         print_story(fetch_story(url, name), Console(width=None if sys.stdout.isatty() else _FILE_COLUMNS))
@@ -178,7 +179,7 @@ def top(
     """Watch the engine: batch, queue and KV pool. The key, if one is needed, is in CARAVAN_API_KEY."""
     from rich.console import Console
 
-    from server.top import TopFailed, watch
+    from caravan.server.top import TopFailed, watch
 
     try:
         watch(url, Console())
@@ -222,9 +223,9 @@ def bench(
     """Put load on a server and say how it answers: latencies, throughput, errors."""
     from rich.console import Console
 
-    from server.bench import BenchFailed
-    from server.bench.command import bench_command
-    from server.bench.run import BenchOptions
+    from caravan.server.bench import BenchFailed
+    from caravan.server.bench.command import bench_command
+    from caravan.server.bench.run import BenchOptions
 
     for option, value, others in (
         ("--trace", trace, {"--rate": rate, "--concurrency": concurrency, "--prompt": prompt, "--output": output}),

@@ -4,12 +4,12 @@ from collections import Counter
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.asker import NO_KEY, SCOPE_NAME
-from server.body_memory import BodyMemory
-from server.fair_share import has_room
-from server.metrics import Metrics
-from server.openai.body import SCOPE_BODY
-from server.openai.errors import ApiError, overloaded, unavailable
+from caravan.server.asker import NO_KEY, SCOPE_NAME
+from caravan.server.body_memory import BodyMemory
+from caravan.server.fair_share import has_room
+from caravan.server.metrics import Metrics
+from caravan.server.openai.body import SCOPE_BODY
+from caravan.server.openai.errors import ApiError, overloaded, unavailable
 
 RETRY_SECONDS = 1
 

@@ -9,7 +9,7 @@ from types import FrameType
 
 import uvicorn
 
-from server.door import Door
+from caravan.server.door import Door
 
 LAST_WORDS_SECONDS = 0.5  # that clients get to take the error that ends their streams
 SAME_SIGNAL_SECONDS = 0.25  # `timeout` and others send a signal to the process and to its group: it comes twice

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import msgspec
 
-from model.sampling_params import Pooling, SamplingParams
-from scheduler.config import EngineConfig
-from scheduler.messages import (
+from caravan.model.sampling_params import Pooling, SamplingParams
+from caravan.scheduler.config import EngineConfig
+from caravan.scheduler.messages import (
     Abort,
     BatchBegins,
     EngineLog,
@@ -23,10 +23,10 @@ from scheduler.messages import (
     Watch,
     WhileRunning,
 )
-from server.asker import Asker
-from server.engine_process import ENGINE_PROGRAM, EngineProcess, EngineStartFailed
-from server.live_requests import LiveRequest, LiveRequests
-from server.token_stream import EngineDied, EngineUnavailable, TokenStream
+from caravan.server.asker import Asker
+from caravan.server.engine_process import ENGINE_PROGRAM, EngineProcess, EngineStartFailed
+from caravan.server.live_requests import LiveRequest, LiveRequests
+from caravan.server.token_stream import EngineDied, EngineUnavailable, TokenStream
 
 READY_SILENCE_SECONDS = 2.0  # an engine beats twice a second, also in the middle of a step
 HANG_SECONDS = 10.0  # of silence, until the engine is taken for hanging

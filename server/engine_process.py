@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from scheduler.framing import FrameSplitter, encode_frame
-from scheduler.messages import (
+from caravan.scheduler.framing import FrameSplitter, encode_frame
+from caravan.scheduler.messages import (
     BatchBegins,
     EngineFailed,
     EngineLog,
@@ -26,7 +26,7 @@ from scheduler.messages import (
 )
 
 # What runs the engine; -P: what lies in the current folder must not stand in for our modules.
-ENGINE_PROGRAM = ("-P", "-m", "scheduler.process")
+ENGINE_PROGRAM = ("-P", "-m", "caravan.scheduler.process")
 STOP_SECONDS = 2.0  # how long a process may take to leave before it is killed
 
 logger = logging.getLogger(__name__)

@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from scheduler.messages import EngineView, SequenceEvent, StepOutput
-from server.openai.documentation import errors
-from server.openai.errors import overloaded
-from server.openai.sse import EventStream, named_event
+from caravan.scheduler.messages import EngineView, SequenceEvent, StepOutput
+from caravan.server.openai.documentation import errors
+from caravan.server.openai.errors import overloaded
+from caravan.server.openai.sse import EventStream, named_event
 
 VIEW_SECONDS = 0.25  # between two views
 MAX_WATCHERS = 8

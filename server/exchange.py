@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from server.request_end import RequestEnd
+from caravan.server.request_end import RequestEnd
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from server.fair_executor import FairExecutor
+from caravan.server.fair_executor import FairExecutor
 
 _NUM_THREADS = 3  # of each kind; one key gets two of them at a time
 

@@ -6,7 +6,7 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from server.own_key import own_key_headers
+from caravan.server.own_key import own_key_headers
 
 _TIMEOUT_SECONDS = 10.0
 

@@ -4,11 +4,11 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from server.asker import NO_KEY, SCOPE_NAME
-from server.openai.documentation import errors
-from server.openai.errors import ApiError
-from server.openai.explanation_schema import Explanation
-from server.served_model import ServedModel
+from caravan.server.asker import NO_KEY, SCOPE_NAME
+from caravan.server.openai.documentation import errors
+from caravan.server.openai.errors import ApiError
+from caravan.server.openai.explanation_schema import Explanation
+from caravan.server.served_model import ServedModel
 
 
 def explanations_router(served: ServedModel) -> APIRouter:

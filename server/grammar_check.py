@@ -7,10 +7,10 @@ from collections import OrderedDict
 from functools import partial
 from weakref import WeakValueDictionary
 
-from server import grammar_worker
-from server.fair_executor import FairExecutor
-from server.worker_pool import WorkerPool
-from server.worker_process import MemoryLimitExceeded, TimeLimitExceeded, WorkerProcess
+from caravan.server import grammar_worker
+from caravan.server.fair_executor import FairExecutor
+from caravan.server.worker_pool import WorkerPool
+from caravan.server.worker_process import MemoryLimitExceeded, TimeLimitExceeded, WorkerProcess
 
 MAX_CHARACTERS = 256 * 1024  # of a grammar
 FIRST_LIMIT_SECONDS = 0.25  # of a processor: most grammars take a few milliseconds

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 from fastapi import APIRouter
 
-from server.openai.documentation import errors
-from server.served_model import ServedModel
-from server.token_stream import EngineUnavailable
+from caravan.server.openai.documentation import errors
+from caravan.server.served_model import ServedModel
+from caravan.server.token_stream import EngineUnavailable
 
 
 def health_router(served: ServedModel, is_ready: Callable[[], bool]) -> APIRouter:

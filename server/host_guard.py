@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.openai.errors import ApiError
+from caravan.server.openai.errors import ApiError
 
 _HOST = re.compile(rb"(\[[0-9a-fA-F:.]+\]|[\w.-]+)(?::[0-9]*)?")
 

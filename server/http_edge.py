@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.asker import NO_KEY, SCOPE_END, SCOPE_NAME, SCOPE_REQUEST_ID
-from server.client_address import Network, client_address
-from server.exchange import Exchange
-from server.logs import bind_request_id
-from server.metrics import Metrics
-from server.openai.errors import as_api_error
+from caravan.server.asker import NO_KEY, SCOPE_END, SCOPE_NAME, SCOPE_REQUEST_ID
+from caravan.server.client_address import Network, client_address
+from caravan.server.exchange import Exchange
+from caravan.server.logs import bind_request_id
+from caravan.server.metrics import Metrics
+from caravan.server.openai.errors import as_api_error
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _CLIENT_ID = re.compile(rb"[\w-]{1,64}")

@@ -16,11 +16,11 @@ import uvicorn
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
-from server.asgi_cycle import AsgiCycle
-from server.framing import FramingError, RequestHead, RequestReader
-from server.half_close import HalfClose
-from server.openai.errors import ApiError
-from server.send_watch import SendWatch
+from caravan.server.asgi_cycle import AsgiCycle
+from caravan.server.framing import FramingError, RequestHead, RequestReader
+from caravan.server.half_close import HalfClose
+from caravan.server.openai.errors import ApiError
+from caravan.server.send_watch import SendWatch
 
 HEAD_SECONDS: Final = 10.0  # from the connection, or the first byte of a later head, to its end
 FLUSH_SECONDS: Final = 30.0  # a closing connection whose client takes nothing of the answer for so long is cut

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
-from server.model_errors import ModelNotFound, ModelUnavailable, Progress
+from caravan.server.model_errors import ModelNotFound, ModelUnavailable, Progress
 
 _LATER_PART = re.compile(r".*-(?!00001)\d{5}-of-\d{5}\.gguf", re.IGNORECASE)  # of a model in several files
 _FIRST_PART = re.compile(r"(?P<stem>.*)-00001(?P<rest>-of-\d{5}\.gguf)", re.IGNORECASE)

@@ -2,9 +2,9 @@
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.api_keys import ApiKey, ApiKeys
-from server.asker import SCOPE_MIN_PRIORITY, SCOPE_NAME
-from server.openai.errors import ApiError
+from caravan.server.api_keys import ApiKey, ApiKeys
+from caravan.server.asker import SCOPE_MIN_PRIORITY, SCOPE_NAME
+from caravan.server.openai.errors import ApiError
 
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/health"})
 PAGE_PATHS = frozenset({"/", "/docs"})

@@ -2,8 +2,8 @@
 
 import msgspec
 
-from scheduler.messages import Request, SequenceOutput
-from server.token_stream import TokenStream
+from caravan.scheduler.messages import Request, SequenceOutput
+from caravan.server.token_stream import TokenStream
 
 SUSPECT_DEATHS = 2  # engines that ended in a row with a request in their batch: from now on it runs alone
 MAX_DEATHS = 5  # the last three while it ran alone: it is given up

@@ -13,7 +13,7 @@ from typing import Literal, TextIO
 import structlog
 from structlog.types import Processor
 
-from scheduler.tracebacks import traceback_text
+from caravan.scheduler.tracebacks import traceback_text
 
 LogFormat = Literal["auto", "json", "text"]
 

@@ -16,10 +16,10 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import choose_encoder, generate_latest
 
-from scheduler.config import EngineConfig
-from scheduler.messages import FinishReason, StepOutput, StepStats
-from server.openai.documentation import errors
-from server.token_histogram import TokenHistogram
+from caravan.scheduler.config import EngineConfig
+from caravan.scheduler.messages import FinishReason, StepOutput, StepStats
+from caravan.server.openai.documentation import errors
+from caravan.server.token_histogram import TokenHistogram
 
 _PREFIX = "caravan_"
 

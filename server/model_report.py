@@ -4,15 +4,15 @@ import math
 from pathlib import Path
 from typing import Literal
 
-from model.checkpoint.checkpoint import Checkpoint, num_parameters
-from model.config import ModelConfig
-from model.kv_cache import POOL_DTYPES, KVDtype, choose_kv_dtype, kv_bytes_per_token
-from model.loader import open_checkpoint
-from model.rope_scaling import RopeScaling
-from model.runtime import choose_runtime
-from model.tokenizer import Tokenizer
-from model.tokenizer_loader import load_tokenizer
-from scheduler.config import EngineLimits, plan_engine
+from caravan.model.checkpoint.checkpoint import Checkpoint, num_parameters
+from caravan.model.config import ModelConfig
+from caravan.model.kv_cache import POOL_DTYPES, KVDtype, choose_kv_dtype, kv_bytes_per_token
+from caravan.model.loader import open_checkpoint
+from caravan.model.rope_scaling import RopeScaling
+from caravan.model.runtime import choose_runtime
+from caravan.model.tokenizer import Tokenizer
+from caravan.model.tokenizer_loader import load_tokenizer
+from caravan.scheduler.config import EngineLimits, plan_engine
 
 Row = tuple[str, str]
 _BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2}

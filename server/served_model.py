@@ -4,20 +4,20 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
-from model.generation_defaults import GenerationDefaults
-from model.sampling_params import Pooling, SamplingParams
-from model.tokenizer import Tokenizer
-from scheduler.config import EngineConfig
-from server.admission import Admission
-from server.asker import Asker
-from server.chat_template import ChatTemplate
-from server.executors import Executors
-from server.grammar_check import GrammarCheck
-from server.metrics import Metrics
-from server.request_limits import RequestLimits
-from server.story_book import StoryBook
-from server.token_stream import TokenStream
-from server.tools.call_format import HERMES, PYTHON_TAG, TOOL_CALLS, CallFormat, format_of
+from caravan.model.generation_defaults import GenerationDefaults
+from caravan.model.sampling_params import Pooling, SamplingParams
+from caravan.model.tokenizer import Tokenizer
+from caravan.scheduler.config import EngineConfig
+from caravan.server.admission import Admission
+from caravan.server.asker import Asker
+from caravan.server.chat_template import ChatTemplate
+from caravan.server.executors import Executors
+from caravan.server.grammar_check import GrammarCheck
+from caravan.server.metrics import Metrics
+from caravan.server.request_limits import RequestLimits
+from caravan.server.story_book import StoryBook
+from caravan.server.token_stream import TokenStream
+from caravan.server.tools.call_format import HERMES, PYTHON_TAG, TOOL_CALLS, CallFormat, format_of
 
 
 class Engine(Protocol):

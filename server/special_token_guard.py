@@ -7,7 +7,7 @@ character that occurs nowhere else; the tokenizer removes it after it has looked
 
 from collections.abc import Iterable, Iterator
 
-from model.literal_search import LiteralSearch
+from caravan.model.literal_search import LiteralSearch
 
 Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
 

@@ -4,35 +4,35 @@ import asyncio
 import logging
 import socket
 from collections.abc import Coroutine
-from importlib.metadata import version
 from pathlib import Path
 
 import uvicorn
 from uvicorn.loops.auto import auto_loop_factory
 
-from model.generation_defaults import load_generation_defaults
-from model.tokenizer import Tokenizer
-from model.tokenizer_loader import load_tokenizer
-from scheduler.messages import EngineReady, StepOutput
-from server.admission import Admission
-from server.api_keys import ApiKeys
-from server.app import create_app
-from server.body_memory import BodyMemory
-from server.chat_template import ChatTemplate, usable_template
-from server.client_address import networks
-from server.door import Door
-from server.draining_server import DrainingServer
-from server.engine_client import EngineClient
-from server.engine_watch import EngineWatch
-from server.exchange import Exchange
-from server.executors import Executors
-from server.grammar_check import GrammarCheck
-from server.host_names import allowed_hosts, allowed_origins
-from server.http_protocol import HttpProtocol
-from server.metrics import Metrics
-from server.settings import Settings
-from server.story_book import StoryBook
-from server.tracing import make_tracer
+from caravan import __version__
+from caravan.model.generation_defaults import load_generation_defaults
+from caravan.model.tokenizer import Tokenizer
+from caravan.model.tokenizer_loader import load_tokenizer
+from caravan.scheduler.messages import EngineReady, StepOutput
+from caravan.server.admission import Admission
+from caravan.server.api_keys import ApiKeys
+from caravan.server.app import create_app
+from caravan.server.body_memory import BodyMemory
+from caravan.server.chat_template import ChatTemplate, usable_template
+from caravan.server.client_address import networks
+from caravan.server.door import Door
+from caravan.server.draining_server import DrainingServer
+from caravan.server.engine_client import EngineClient
+from caravan.server.engine_watch import EngineWatch
+from caravan.server.exchange import Exchange
+from caravan.server.executors import Executors
+from caravan.server.grammar_check import GrammarCheck
+from caravan.server.host_names import allowed_hosts, allowed_origins
+from caravan.server.http_protocol import HttpProtocol
+from caravan.server.metrics import Metrics
+from caravan.server.settings import Settings
+from caravan.server.story_book import StoryBook
+from caravan.server.tracing import make_tracer
 
 LAST_SECONDS = 1  # for what is still open when the server ends
 BACKLOG = 2048  # connections the operating system keeps for us until they are accepted
@@ -107,7 +107,7 @@ async def run_server(
             trusted_proxies=networks(settings.trusted_proxies),
             keys=keys,
             on_exchange=on_exchange,
-            version=version("caravan-llm"),
+            version=__version__,
         )
         config = uvicorn.Config(
             app,

@@ -2,9 +2,9 @@
 
 from collections import OrderedDict
 
-from scheduler.messages import StepOutput
-from server.admission import Ticket
-from server.request_story import RequestStory
+from caravan.scheduler.messages import StepOutput
+from caravan.server.admission import Ticket
+from caravan.server.request_story import RequestStory
 
 MAX_STORIES = 1000  # running ones come on top
 MAX_CHOICES = 10_000  # of all stories: one may have thousands

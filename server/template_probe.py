@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 
-from server.special_token_guard import Json
-from server.template_shape import ContentShape, TemplateShape, text_part
+from caravan.server.special_token_guard import Json
+from caravan.server.template_shape import ContentShape, TemplateShape, text_part
 
 Messages = list[dict[str, Json]]
 Render = Callable[[Messages, list[dict[str, Json]]], str]  # of messages and tools; raises ValueError

@@ -11,7 +11,7 @@ import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from server.special_token_guard import Json
+from caravan.server.special_token_guard import Json
 
 SHORT_ID_LENGTH = 9  # characters of the only call ids that Mistral's templates take
 

@@ -9,7 +9,7 @@ from typing import TextIO
 
 import httpx
 
-from server.chat_client import AnswerLog, ChatClient, ChatFailed, well_formed
+from caravan.server.chat_client import AnswerLog, ChatClient, ChatFailed, well_formed
 
 _FAINT, _PLAIN = "\x1b[2m", "\x1b[0m"
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # C0 but tab and line feed, DEL, C1

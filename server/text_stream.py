@@ -4,10 +4,10 @@ from collections.abc import Collection
 from itertools import accumulate
 from typing import Literal, NamedTuple
 
-from model.detokenizer import Detokenizer
-from scheduler.messages import FinishReason, SequenceOutput, TokenLogprobs
-from server.stop_strings import StopStrings, TextCutter
-from server.token_stream import TokenStream
+from caravan.model.detokenizer import Detokenizer
+from caravan.scheduler.messages import FinishReason, SequenceOutput, TokenLogprobs
+from caravan.server.stop_strings import StopStrings, TextCutter
+from caravan.server.token_stream import TokenStream
 
 
 class GenerationFailed(Exception):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from scheduler.messages import SequenceOutput
+from caravan.scheduler.messages import SequenceOutput
 
 
 class EngineUnavailable(Exception):

@@ -10,8 +10,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from server.chat_client import events
-from server.own_key import own_key_headers
+from caravan.server.chat_client import events
+from caravan.server.own_key import own_key_headers
 
 _CONNECT_SECONDS = 10.0
 _CELLS_IN_LINE = 100

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from server.exchange import Exchange
-from server.request_end import RequestEnd
+from caravan.server.exchange import Exchange
+from caravan.server.request_end import RequestEnd
 
 if TYPE_CHECKING:  # an extra: without it there are no spans
     from opentelemetry.sdk.trace import TracerProvider

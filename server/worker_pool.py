@@ -5,8 +5,8 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from server.special_token_guard import Json
-from server.worker_process import WorkerLost, WorkerProcess
+from caravan.server.special_token_guard import Json
+from caravan.server.worker_process import WorkerLost, WorkerProcess
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ import weakref
 
 import msgspec
 
-from server.special_token_guard import Json
+from caravan.server.special_token_guard import Json
 
 MEMORY_EXIT_STATUS = 77  # of a worker that has caught a MemoryError
 _MAX_ANSWER_BYTES = 128 * 2**20

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from server.model_store import DEFAULT_MODEL, resolve_model
+from caravan.server.model_store import DEFAULT_MODEL, resolve_model
 from tests.gguf_files import write_tiny_llama
 
 

@@ -5,14 +5,14 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from model.added_tokens import control_tokens, encode_parsed
-from model.sampling_params import Pooling, SamplingParams
-from model.tokenizer import Tokenizer, Unencodable
-from model.vocabulary import TokenType
-from scheduler.config import EngineConfig
-from scheduler.messages import FinishReason, SequenceOutput, StepOutput, StepStats, TokenLogprobs
-from server.asker import Asker
-from server.token_stream import EngineDied, EngineUnavailable, TokenStream
+from caravan.model.added_tokens import control_tokens, encode_parsed
+from caravan.model.sampling_params import Pooling, SamplingParams
+from caravan.model.tokenizer import Tokenizer, Unencodable
+from caravan.model.vocabulary import TokenType
+from caravan.scheduler.config import EngineConfig
+from caravan.scheduler.messages import FinishReason, SequenceOutput, StepOutput, StepStats, TokenLogprobs
+from caravan.server.asker import Asker
+from caravan.server.token_stream import EngineDied, EngineUnavailable, TokenStream
 
 BOS, EOS, IM_START, IM_END = 256, 257, 258, 259
 

@@ -9,8 +9,8 @@ import gguf
 import numpy as np
 import torch
 
-from model.config import ModelConfig
-from model.llama import Llama
+from caravan.model.config import ModelConfig
+from caravan.model.llama import Llama
 from tests.model.vocabularies import gpt2_metadata
 from tests.tiny_llama import tiny_llama
 

@@ -8,8 +8,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 WEB = {"fastapi", "starlette", "uvicorn", "pydantic", "pydantic_settings", "prometheus_client", "asyncio", "typer"}
 FORBIDDEN = {
-    "model": {"scheduler", "server", "tests", *WEB},
-    "scheduler": {"server", "tests", *WEB},
+    "model": {"caravan.scheduler", "caravan.server", "tests", *WEB},
+    "scheduler": {"caravan.server", "tests", *WEB},
     "server": {"torch", "tests"},
 }
 TORCH_FREE = [
@@ -22,15 +22,20 @@ TORCH_FREE = [
 
 
 def imported(path: Path) -> set[str]:
-    """Return the top-level packages a file imports, wherever in it."""
+    """Return the top-level packages a file imports, wherever in it, and of ours the part, such as caravan.model."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name.partition(".")[0] for alias in node.names}
+            names |= {_package(alias.name) for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
-            names.add(str(node.module).partition(".")[0])
+            module = str(node.module)
+            names |= {_package(f"{module}.{alias.name}" if module == "caravan" else module) for alias in node.names}
     return names
+
+
+def _package(module: str) -> str:
+    return ".".join(module.split(".")[: 2 if module.startswith("caravan.") else 1])
 
 
 @pytest.mark.parametrize("package", FORBIDDEN)
@@ -39,6 +44,12 @@ def test_a_package_imports_nothing_of_the_packages_above_it(package: str) -> Non
     assert files
     for path in files:
         assert not imported(path) & FORBIDDEN[package], path
+
+
+@pytest.mark.parametrize("package", [*FORBIDDEN, "caravan", "tests", "benchmarks", "docs", "docker"])
+def test_our_packages_are_imported_by_their_whole_names(package: str) -> None:
+    for path in (ROOT / package).rglob("*.py"):
+        assert not imported(path) & FORBIDDEN.keys(), path
 
 
 @pytest.mark.parametrize("package", FORBIDDEN)

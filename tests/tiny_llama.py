@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from model.config import ModelConfig
-from model.llama import Llama
-from model.loader import plain_llama
-from scheduler.config import EngineConfig
-from scheduler.engine import Engine
-from scheduler.grammar import Grammars
-from scheduler.messages import Request, SequenceOutput, StepOutput, TokenLogprobs
+from caravan.model.config import ModelConfig
+from caravan.model.llama import Llama
+from caravan.model.loader import plain_llama
+from caravan.scheduler.config import EngineConfig
+from caravan.scheduler.engine import Engine
+from caravan.scheduler.grammar import Grammars
+from caravan.scheduler.messages import Request, SequenceOutput, StepOutput, TokenLogprobs
 
 TINY = ModelConfig(
     vocab_size=300,

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from matplotlib.figure import Figure
 
 from docs.figures.style import BLUE, ORANGE, TEXT, panels
-from model.sample import Sample
-from model.sampling_params import SamplingParams
-from scheduler.config import EngineConfig
-from scheduler.messages import Request
-from scheduler.scheduler import Scheduler
+from caravan.model.sample import Sample
+from caravan.model.sampling_params import SamplingParams
+from caravan.scheduler.config import EngineConfig
+from caravan.scheduler.messages import Request
+from caravan.scheduler.scheduler import Scheduler
 
 LENGTHS = [6, 20, 9, 14, 5, 17, 8, 11]  # tokens each request generates
 SLOTS = 4

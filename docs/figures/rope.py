@@ -5,7 +5,7 @@ import math
 from matplotlib.figure import Figure
 
 from docs.figures.style import COLOURS, TEXT, panels
-from model.rope import rope_table
+from caravan.model.rope import rope_table
 
 HEAD_DIM, THETA, NUM_POSITIONS = 16, 10_000.0, 64
 

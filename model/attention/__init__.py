@@ -4,7 +4,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from model.forward_batch import ForwardBatch
+from caravan.model.forward_batch import ForwardBatch
 
 
 class PagedAttention(Protocol):

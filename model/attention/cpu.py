@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from model.forward_batch import ForwardBatch
+from caravan.model.forward_batch import ForwardBatch
 
 BLOCK_MULTIPLE = 16  # tokens that lie side by side in a page
 NO_WINDOW = 1 << 40  # more positions than there are

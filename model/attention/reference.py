@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from model.forward_batch import ForwardBatch
-from model.kv_quantization import dequantize_heads, quantize_heads
-from model.linear import row_invariant_linear
+from caravan.model.forward_batch import ForwardBatch
+from caravan.model.kv_quantization import dequantize_heads, quantize_heads
+from caravan.model.linear import row_invariant_linear
 
 TILE = 256  # context positions per partial sum; every matrix product below has this one width
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.checkpoint import BrokenCheckpoint
-from model.config import ModelConfig, UnsupportedModel
-from model.quantization import GroupedWeight
+from caravan.model.checkpoint import BrokenCheckpoint
+from caravan.model.config import ModelConfig, UnsupportedModel
+from caravan.model.quantization import GroupedWeight
 
 TensorNames = Mapping[str, str]  # our word for a tensor -> its name in the files, with {} for the layer
 _NUM_NAMED = 3  # tensors named in an error; the rest are counted

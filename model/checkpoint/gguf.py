@@ -13,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.checkpoint import BrokenCheckpoint
-from model.checkpoint.checkpoint import Checkpoint
-from model.checkpoint.gguf_groups import GRID_BITS, read_groups
-from model.checkpoint.gguf_header import GgufHeader, GgufTensor, read_gguf_header
-from model.config import ModelConfig, UnsupportedModel
-from model.quantization import GroupedWeight
-from model.rope_scaling import DivisorScaling, LinearScaling, RopeScaling, YarnScaling
+from caravan.model.checkpoint import BrokenCheckpoint
+from caravan.model.checkpoint.checkpoint import Checkpoint
+from caravan.model.checkpoint.gguf_groups import GRID_BITS, read_groups
+from caravan.model.checkpoint.gguf_header import GgufHeader, GgufTensor, read_gguf_header
+from caravan.model.config import ModelConfig, UnsupportedModel
+from caravan.model.quantization import GroupedWeight
+from caravan.model.rope_scaling import DivisorScaling, LinearScaling, RopeScaling, YarnScaling
 
 # Architectures, and whether converters leave the rows of Q and K interleaved (ggml's "norm" rope) for them.
 _ARCHITECTURES = MappingProxyType({"llama": True, "mistral3": True, "qwen2": False, "qwen3": False})

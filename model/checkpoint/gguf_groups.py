@@ -7,7 +7,7 @@ import torch
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from model.quantization import GROUP, GroupedWeight
+from caravan.model.quantization import GROUP, GroupedWeight
 
 GRID_BITS = MappingProxyType({GGMLQuantizationType.Q4_0: 4, GGMLQuantizationType.Q4_1: 4, GGMLQuantizationType.Q8_0: 8})
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.checkpoint import BrokenCheckpoint
+from caravan.model.checkpoint import BrokenCheckpoint
 
 MAX_HEADER_BYTES = 64 * 2**20  # a vocabulary of 262,144 tokens takes about 15 MiB
 MAX_ITEMS = 2**22  # in one array

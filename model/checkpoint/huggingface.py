@@ -10,11 +10,11 @@ from types import MappingProxyType
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from model.checkpoint import BrokenCheckpoint
-from model.checkpoint.checkpoint import Checkpoint, listed
-from model.checkpoint.json_file import JsonFile, log_disagreement
-from model.config import ModelConfig, UnsupportedModel
-from model.rope_scaling import DynamicScaling, LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
+from caravan.model.checkpoint import BrokenCheckpoint
+from caravan.model.checkpoint.checkpoint import Checkpoint, listed
+from caravan.model.checkpoint.json_file import JsonFile, log_disagreement
+from caravan.model.config import ModelConfig, UnsupportedModel
+from caravan.model.rope_scaling import DynamicScaling, LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
 
 _ARCHITECTURES = MappingProxyType(  # by model_type
     {

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint import BrokenCheckpoint
+from caravan.model.checkpoint import BrokenCheckpoint
 
 MAX_JSON_BYTES = 32 * 2**20
 

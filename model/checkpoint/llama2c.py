@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.checkpoint import BrokenCheckpoint
-from model.checkpoint.checkpoint import Checkpoint
-from model.checkpoint.meta import NAMES
-from model.config import ModelConfig, UnsupportedModel
+from caravan.model.checkpoint import BrokenCheckpoint
+from caravan.model.checkpoint.checkpoint import Checkpoint
+from caravan.model.checkpoint.meta import NAMES
+from caravan.model.config import ModelConfig, UnsupportedModel
 
 _MAGIC = 0x616B3432  # "ak42"
 _HEADER_BYTES = 256  # of versions 1 and 2

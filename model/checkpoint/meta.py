@@ -9,11 +9,11 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from model.checkpoint import BrokenCheckpoint
-from model.checkpoint.checkpoint import Checkpoint
-from model.checkpoint.json_file import JsonFile
-from model.config import ModelConfig, UnsupportedModel
-from model.rope_scaling import Llama3Scaling
+from caravan.model.checkpoint import BrokenCheckpoint
+from caravan.model.checkpoint.checkpoint import Checkpoint
+from caravan.model.checkpoint.json_file import JsonFile
+from caravan.model.config import ModelConfig, UnsupportedModel
+from caravan.model.rope_scaling import Llama3Scaling
 
 NAMES = MappingProxyType(
     {

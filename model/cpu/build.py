@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from model.cache import cache_folder, private_temporary_folder, writable_folder
+from caravan.model.cache import cache_folder, private_temporary_folder, writable_folder
 
 _FOLDER = Path(__file__).parent
 _FLAGS = ("-O3", "-std=c++20", "-fopenmp", "-Wno-psabi")  # psabi: a note on passing vectors, of no use here
@@ -74,7 +74,7 @@ def _build(built: Path, flags: list[str], environ: Mapping[str, str]) -> None:
     print("Building the kernels for this processor, once; it takes half a minute.", file=sys.stderr, flush=True)
     # The ninja of this Python's environment is found whether or not that is activated.
     path = os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", os.defpath)])
-    command = [sys.executable, "-P", "-m", "model.cpu.compile", str(built), *flags]
+    command = [sys.executable, "-P", "-m", "caravan.model.cpu.compile", str(built), *flags]
     done = subprocess.run(command, env={**environ, "PATH": path}, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]

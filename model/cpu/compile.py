@@ -1,4 +1,4 @@
-"""Compile the kernels, in a process of its own: `python -m model.cpu.compile FILE FLAGS`."""
+"""Compile the kernels, in a process of its own: `python -m caravan.model.cpu.compile FILE FLAGS`."""
 
 import sys
 import tempfile

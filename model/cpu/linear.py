@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.cpu.arena import Arena
-from model.linear import Linear
-from model.llama import RMSNorm
-from model.quantization import BYTE_GROUP, GROUP, ByteWeight, GroupedWeight, dequantize, quantize, to_bytes
+from caravan.model.cpu.arena import Arena
+from caravan.model.linear import Linear
+from caravan.model.llama import RMSNorm
+from caravan.model.quantization import BYTE_GROUP, GROUP, ByteWeight, GroupedWeight, dequantize, quantize, to_bytes
 
 Quantization = Literal["none", "int8", "int4"]
 TILE = 32  # outputs that lie together

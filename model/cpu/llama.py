@@ -6,15 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.attention.cpu import NO_WINDOW, CpuAttention
-from model.config import ModelConfig
-from model.cpu.arena import Arena
-from model.cpu.linear import PackedLinear, Quantization
-from model.forward_batch import ForwardBatch
-from model.kv_cache import KVCache
-from model.linear import Linear
-from model.llama import Block, Llama, RMSNorm
-from model.quantization import GroupedWeight, dequantize
+from caravan.model.attention.cpu import NO_WINDOW, CpuAttention
+from caravan.model.config import ModelConfig
+from caravan.model.cpu.arena import Arena
+from caravan.model.cpu.linear import PackedLinear, Quantization
+from caravan.model.forward_batch import ForwardBatch
+from caravan.model.kv_cache import KVCache
+from caravan.model.linear import Linear
+from caravan.model.llama import Block, Llama, RMSNorm
+from caravan.model.quantization import GroupedWeight, dequantize
 
 
 class CpuBlock(Block):

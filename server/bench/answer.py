@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from server.bench.http_connection import HttpResponse
+from caravan.server.bench.http_connection import HttpResponse
 
 _MAX_ERROR_CHARACTERS = 200
 

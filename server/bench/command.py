@@ -11,10 +11,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from server.bench import BenchFailed
-from server.bench.endpoint import Endpoint
-from server.bench.run import BenchOptions, Run, run_bench
-from server.bench.table import print_reports
+from caravan.server.bench import BenchFailed
+from caravan.server.bench.endpoint import Endpoint
+from caravan.server.bench.run import BenchOptions, Run, run_bench
+from caravan.server.bench.table import print_reports
 
 
 def bench_command(options: BenchOptions, *, json_path: Path | None, plot_path: Path | None, console: Console) -> bool:
@@ -26,7 +26,7 @@ def bench_command(options: BenchOptions, *, json_path: Path | None, plot_path: P
         if path is not None and not path.parent.is_dir():
             raise BenchFailed(f"{path} cannot be written: {path.parent} is not a folder.")
     if plot_path is not None:
-        from server.bench.plot import check_plot, write_plot
+        from caravan.server.bench.plot import check_plot, write_plot
 
         check_plot(plot_path)
     runs: list[Run] = []

@@ -7,10 +7,10 @@ from typing import Any
 import httptools
 import msgspec
 
-from server.bench import BenchFailed
-from server.bench.answer import Answer, AnswerFailed, error_text, read_answer
-from server.bench.http_connection import ConnectionBroken, HttpConnections, HttpResponse
-from server.bench.prompts import Prompt, PromptMaker
+from caravan.server.bench import BenchFailed
+from caravan.server.bench.answer import Answer, AnswerFailed, error_text, read_answer
+from caravan.server.bench.http_connection import ConnectionBroken, HttpConnections, HttpResponse
+from caravan.server.bench.prompts import Prompt, PromptMaker
 
 _CALIBRATION_TOKENS = (32, 96)
 _REFUSED = ("HTTP 400", "HTTP 422")

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from server.bench import BenchFailed
+from caravan.server.bench import BenchFailed
 
 
 class ConnectionBroken(Exception):

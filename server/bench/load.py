@@ -4,11 +4,11 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from server.bench.answer import AnswerFailed
-from server.bench.endpoint import CONNECTION_ERRORS, Endpoint, connection_error
-from server.bench.measurement import Measurement
-from server.bench.prompts import PromptMaker
-from server.bench.workload import PlannedRequest
+from caravan.server.bench.answer import AnswerFailed
+from caravan.server.bench.endpoint import CONNECTION_ERRORS, Endpoint, connection_error
+from caravan.server.bench.measurement import Measurement
+from caravan.server.bench.prompts import PromptMaker
+from caravan.server.bench.workload import PlannedRequest
 
 OnEnd = Callable[[Measurement], None]
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from server.bench import BenchFailed
-from server.bench.run import Run
+from caravan.server.bench import BenchFailed
+from caravan.server.bench.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from server.bench.measurement import Measurement
+from caravan.server.bench.measurement import Measurement
 
 _PERCENTS = (50, 90, 99)
 

@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.bench import BenchFailed
-from server.bench.answer import AnswerFailed
-from server.bench.endpoint import CONNECTION_ERRORS, Endpoint, connection_error, find_endpoint
-from server.bench.http_connection import HttpConnections
-from server.bench.lengths import Lengths
-from server.bench.load import closed_loop, open_loop
-from server.bench.measurement import Measurement
-from server.bench.report import Report, make_report
-from server.bench.workload import PlannedRequest, bounded, poisson_requests, steady_requests, trace_requests
+from caravan.server.bench import BenchFailed
+from caravan.server.bench.answer import AnswerFailed
+from caravan.server.bench.endpoint import CONNECTION_ERRORS, Endpoint, connection_error, find_endpoint
+from caravan.server.bench.http_connection import HttpConnections
+from caravan.server.bench.lengths import Lengths
+from caravan.server.bench.load import closed_loop, open_loop
+from caravan.server.bench.measurement import Measurement
+from caravan.server.bench.report import Report, make_report
+from caravan.server.bench.workload import PlannedRequest, bounded, poisson_requests, steady_requests, trace_requests
 
 _REQUESTS_PER_STREAM = 4  # where nothing bounds a closed loop
 _DEFAULT_ARRIVALS = 100

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from server.bench.report import Percentiles, Report
+from caravan.server.bench.report import Percentiles, Report
 
 
 def print_reports(console: Console, reports: Sequence[Report]) -> None:

@@ -9,20 +9,20 @@ from typing import Any, Protocol
 import msgspec
 from fastapi import Request, Response
 
-from server.asker import Asker
-from server.disconnect import until_disconnect
-from server.openai.chunks import ChunkShape, ChunkWriter
-from server.openai.errors import as_api_error
-from server.openai.generation import Generation, PromptJob, StopRule
-from server.openai.logprobs import prompt_logprobs
-from server.openai.prompts import check_report, num_tokens_to_produce
-from server.openai.request_grammar import RequestGrammar
-from server.openai.sampling import check_sampling, sampling_params
-from server.openai.schemas import ChatRequest, CompletionRequest
-from server.openai.sse import DONE, KEEP_ALIVE, EventStream, event, within
-from server.served_model import ServedModel
-from server.stop_strings import StopStrings
-from server.text_stream import ShownPrompt, TextPiece
+from caravan.server.asker import Asker
+from caravan.server.disconnect import until_disconnect
+from caravan.server.openai.chunks import ChunkShape, ChunkWriter
+from caravan.server.openai.errors import as_api_error
+from caravan.server.openai.generation import Generation, PromptJob, StopRule
+from caravan.server.openai.logprobs import prompt_logprobs
+from caravan.server.openai.prompts import check_report, num_tokens_to_produce
+from caravan.server.openai.request_grammar import RequestGrammar
+from caravan.server.openai.sampling import check_sampling, sampling_params
+from caravan.server.openai.schemas import ChatRequest, CompletionRequest
+from caravan.server.openai.sse import DONE, KEEP_ALIVE, EventStream, event, within
+from caravan.server.served_model import ServedModel
+from caravan.server.stop_strings import StopStrings
+from caravan.server.text_stream import ShownPrompt, TextPiece
 
 Pieces = list[tuple[int, TextPiece]]
 

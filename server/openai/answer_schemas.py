@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from server.openai.explanation_schema import Explanation
+from caravan.server.openai.explanation_schema import Explanation
 
 
 class Answered(BaseModel):

@@ -11,13 +11,13 @@ import msgspec
 from fastapi import Request
 from pydantic import ValidationError
 
-from server.body_memory import SMALL_BYTES, BodyShare
-from server.openai.content_encoding import TooLong, content_encoding, decoded
-from server.openai.errors import ApiError, invalid, overloaded
-from server.openai.json_scan import MAX_DEPTH, TOO_DEEP, FieldSpan, WrongJson, scan_json
-from server.openai.strict_model import StrictModel
-from server.openai.validation import first_problem
-from server.request_limits import RequestLimits
+from caravan.server.body_memory import SMALL_BYTES, BodyShare
+from caravan.server.openai.content_encoding import TooLong, content_encoding, decoded
+from caravan.server.openai.errors import ApiError, invalid, overloaded
+from caravan.server.openai.json_scan import MAX_DEPTH, TOO_DEEP, FieldSpan, WrongJson, scan_json
+from caravan.server.openai.strict_model import StrictModel
+from caravan.server.openai.validation import first_problem
+from caravan.server.request_limits import RequestLimits
 
 SCOPE_BODY = "caravan.body"  # where the share of the body's memory is
 RETRY_SECONDS = 1  # after which a body is tried again that there was no memory for

@@ -5,8 +5,8 @@ import math
 from collections.abc import Collection
 from typing import Any, NoReturn
 
-from server.openai.fields import check_depth
-from server.special_token_guard import Json, all_keys
+from caravan.server.openai.fields import check_depth
+from caravan.server.special_token_guard import Json, all_keys
 
 
 def parsed_arguments(text: str, special_tokens: Collection[str] = ()) -> dict[str, Json] | None:

@@ -5,22 +5,22 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from model.tokenizer import Tokenizer
-from server.asker import asker_of, key_name_of
-from server.openai.answer import Answer
-from server.openai.answer_schemas import ChatCompletion
-from server.openai.body import read_body
-from server.openai.documentation import documented
-from server.openai.ignored_fields import ignored_fields
-from server.openai.logprobs import chat_logprobs
-from server.openai.message_warnings import message_warnings
-from server.openai.models import check_model
-from server.openai.preparation import prepared_chat
-from server.openai.schemas import ChatRequest
-from server.served_model import ServedModel
-from server.text_stream import TextPiece
-from server.tools.call_format import CallFormat
-from server.tools.call_reader import CallReader
+from caravan.model.tokenizer import Tokenizer
+from caravan.server.asker import asker_of, key_name_of
+from caravan.server.openai.answer import Answer
+from caravan.server.openai.answer_schemas import ChatCompletion
+from caravan.server.openai.body import read_body
+from caravan.server.openai.documentation import documented
+from caravan.server.openai.ignored_fields import ignored_fields
+from caravan.server.openai.logprobs import chat_logprobs
+from caravan.server.openai.message_warnings import message_warnings
+from caravan.server.openai.models import check_model
+from caravan.server.openai.preparation import prepared_chat
+from caravan.server.openai.schemas import ChatRequest
+from caravan.server.served_model import ServedModel
+from caravan.server.text_stream import TextPiece
+from caravan.server.tools.call_format import CallFormat
+from caravan.server.tools.call_reader import CallReader
 
 EXAMPLE = {
     "model": "smollm2",

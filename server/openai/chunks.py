@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from server.openai.sse import TextEvent, event
-from server.text_stream import TextPiece
+from caravan.server.openai.sse import TextEvent, event
+from caravan.server.text_stream import TextPiece
 
 
 class ChunkShape(Protocol):

@@ -5,19 +5,19 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from model.tokenizer import Tokenizer
-from server.asker import asker_of, key_name_of
-from server.openai.answer import Answer
-from server.openai.answer_schemas import Completion
-from server.openai.body import read_body
-from server.openai.documentation import documented
-from server.openai.ignored_fields import ignored_fields
-from server.openai.logprobs import completion_logprobs, prompt_logprobs
-from server.openai.models import check_model
-from server.openai.preparation import prepared_completion
-from server.openai.schemas import CompletionRequest
-from server.served_model import ServedModel
-from server.text_stream import TextPiece
+from caravan.model.tokenizer import Tokenizer
+from caravan.server.asker import asker_of, key_name_of
+from caravan.server.openai.answer import Answer
+from caravan.server.openai.answer_schemas import Completion
+from caravan.server.openai.body import read_body
+from caravan.server.openai.documentation import documented
+from caravan.server.openai.ignored_fields import ignored_fields
+from caravan.server.openai.logprobs import completion_logprobs, prompt_logprobs
+from caravan.server.openai.models import check_model
+from caravan.server.openai.preparation import prepared_completion
+from caravan.server.openai.schemas import CompletionRequest
+from caravan.server.served_model import ServedModel
+from caravan.server.text_stream import TextPiece
 
 EXAMPLE = {"model": "smollm2", "prompt": "The capital of France is", "max_tokens": 5, "temperature": 0}
 

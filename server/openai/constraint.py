@@ -10,16 +10,16 @@ from typing import Any
 
 from llguidance import LLMatcher
 
-from server.openai.closed_schema import closed
-from server.openai.enforced_schema import enforced
-from server.openai.errors import invalid
-from server.openai.exact_grammar import JSON_OPTIONS, json_rules, needs_rules
-from server.openai.request_grammar import RequestGrammar
-from server.openai.schema_error import SchemaError
-from server.openai.schemas import ChatRequest, CompletionRequest
-from server.openai.structured_output import Form
-from server.openai.tool_schemas import Tool
-from server.served_model import ServedModel
+from caravan.server.openai.closed_schema import closed
+from caravan.server.openai.enforced_schema import enforced
+from caravan.server.openai.errors import invalid
+from caravan.server.openai.exact_grammar import JSON_OPTIONS, json_rules, needs_rules
+from caravan.server.openai.request_grammar import RequestGrammar
+from caravan.server.openai.schema_error import SchemaError
+from caravan.server.openai.schemas import ChatRequest, CompletionRequest
+from caravan.server.openai.structured_output import Form
+from caravan.server.openai.tool_schemas import Tool
+from caravan.server.served_model import ServedModel
 
 
 async def checked_grammar(

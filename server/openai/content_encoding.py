@@ -4,7 +4,7 @@ import sys
 import zlib
 from collections.abc import Callable, Mapping
 
-from server.openai.errors import ApiError, invalid, shown
+from caravan.server.openai.errors import ApiError, invalid, shown
 
 if sys.version_info >= (3, 14):
     from compression import zstd

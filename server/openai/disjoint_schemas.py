@@ -6,8 +6,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from server.openai.schema_error import SchemaError
-from server.openai.schema_references import References
+from caravan.server.openai.schema_error import SchemaError
+from caravan.server.openai.schema_references import References
 
 _TYPES = frozenset({"null", "boolean", "number", "string", "array", "object"})
 _MAX_DEPTH = 6

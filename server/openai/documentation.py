@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from server.openai.errors import ErrorBody
+from caravan.server.openai.errors import ErrorBody
 
 _REFERENCE = "#/components/schemas/{model}"
 _ERRORS = {

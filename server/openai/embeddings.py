@@ -14,28 +14,28 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
-from model.sampling_params import Pooling, SamplingParams
-from scheduler.messages import FinishReason, SequenceOutput
-from server.asker import Asker, asker_of
-from server.disconnect import until_disconnect
-from server.openai.answer_schemas import EmbeddingList
-from server.openai.body import read_body
-from server.openai.documentation import documented
-from server.openai.errors import invalid
-from server.openai.fields import PromptField
-from server.openai.ignored_fields import ignored_fields, ignored_warnings
-from server.openai.known_field import KnownFields
-from server.openai.known_fields import EMBEDDING
-from server.openai.models import check_model
-from server.openai.prompts import in_thread_if_long, prompt_tokens, too_long
-from server.openai.strict_model import StrictModel
-from server.openai.time_limit import out_of_time, seconds_left
-from server.request_end import RequestEnd
-from server.request_story import RequestStory
-from server.request_timeline import RequestTimeline
-from server.served_model import ServedModel
-from server.text_stream import GenerationCancelled, GenerationFailed, failure_reason
-from server.token_stream import TokenStream
+from caravan.model.sampling_params import Pooling, SamplingParams
+from caravan.scheduler.messages import FinishReason, SequenceOutput
+from caravan.server.asker import Asker, asker_of
+from caravan.server.disconnect import until_disconnect
+from caravan.server.openai.answer_schemas import EmbeddingList
+from caravan.server.openai.body import read_body
+from caravan.server.openai.documentation import documented
+from caravan.server.openai.errors import invalid
+from caravan.server.openai.fields import PromptField
+from caravan.server.openai.ignored_fields import ignored_fields, ignored_warnings
+from caravan.server.openai.known_field import KnownFields
+from caravan.server.openai.known_fields import EMBEDDING
+from caravan.server.openai.models import check_model
+from caravan.server.openai.prompts import in_thread_if_long, prompt_tokens, too_long
+from caravan.server.openai.strict_model import StrictModel
+from caravan.server.openai.time_limit import out_of_time, seconds_left
+from caravan.server.request_end import RequestEnd
+from caravan.server.request_story import RequestStory
+from caravan.server.request_timeline import RequestTimeline
+from caravan.server.served_model import ServedModel
+from caravan.server.text_stream import GenerationCancelled, GenerationFailed, failure_reason
+from caravan.server.token_stream import TokenStream
 
 SUBMITTED_AT_ONCE = 64  # texts
 MAX_INPUTS = 2048

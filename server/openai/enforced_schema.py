@@ -7,17 +7,17 @@ rest is refused by name. Every text of the result is valid against the schema, o
 
 from typing import Any
 
-from server.openai import schema_numbers as numbers
-from server.openai.disjoint_schemas import may_overlap
-from server.openai.errors import shown
-from server.openai.schema_error import SchemaError
-from server.openai.schema_formats import INTEGER_FORMATS, string_patterns
-from server.openai.schema_keywords import APPLICATORS, meaningful
-from server.openai.schema_limits import with_limits
-from server.openai.schema_objects import object_keywords
-from server.openai.schema_pattern import rewritten_patterns
-from server.openai.schema_references import References, has_own_name
-from server.openai.schema_values import with_values
+from caravan.server.openai import schema_numbers as numbers
+from caravan.server.openai.disjoint_schemas import may_overlap
+from caravan.server.openai.errors import shown
+from caravan.server.openai.schema_error import SchemaError
+from caravan.server.openai.schema_formats import INTEGER_FORMATS, string_patterns
+from caravan.server.openai.schema_keywords import APPLICATORS, meaningful
+from caravan.server.openai.schema_limits import with_limits
+from caravan.server.openai.schema_objects import object_keywords
+from caravan.server.openai.schema_pattern import rewritten_patterns
+from caravan.server.openai.schema_references import References, has_own_name
+from caravan.server.openai.schema_values import with_values
 
 _TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 _MAX_SCHEMAS = 20_000

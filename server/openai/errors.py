@@ -12,11 +12,11 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from server.asker import TIMEOUT_HEADER, WrongTimeout
-from server.fair_executor import ExecutorFull
-from server.text_stream import GenerationCancelled, GenerationFailed
-from server.token_stream import EngineDied, EngineUnavailable
-from server.worker_pool import WorkerUnavailable
+from caravan.server.asker import TIMEOUT_HEADER, WrongTimeout
+from caravan.server.fair_executor import ExecutorFull
+from caravan.server.text_stream import GenerationCancelled, GenerationFailed
+from caravan.server.token_stream import EngineDied, EngineUnavailable
+from caravan.server.worker_pool import WorkerUnavailable
 
 _RETRY_AFTER_SECONDS = 5
 _LONGEST_RETRY_SECONDS = 120  # clients obey no longer one

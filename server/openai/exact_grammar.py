@@ -7,8 +7,8 @@ a schema (`%json`). Answers have the spacing of Python's json.dumps.
 import json
 from typing import Any
 
-from server.openai.errors import shown
-from server.openai.schema_error import SchemaError
+from caravan.server.openai.errors import shown
+from caravan.server.openai.schema_error import SchemaError
 
 JSON_OPTIONS = {
     "whitespace_flexible": False,

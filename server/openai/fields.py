@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, GetCoreSchemaHandler, GetJsonSchemaH
 from pydantic_core import CoreSchema, PydanticCustomError
 from pydantic_core.core_schema import no_info_plain_validator_function
 
-from server.openai.errors import shown
+from caravan.server.openai.errors import shown
 
 _MAX_STOP_STRINGS = 16
 _MAX_STOP_CHARACTERS = 1024

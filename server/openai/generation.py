@@ -7,21 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from model.detokenizer import Detokenizer
-from model.sampling_params import SamplingParams
-from scheduler.messages import FinishReason
-from server.admission import Ticket
-from server.asker import Asker
-from server.openai.request_grammar import RequestGrammar
-from server.openai.time_limit import out_of_time, seconds_left
-from server.request_end import RequestEnd
-from server.request_story import RequestStory
-from server.request_timeline import RequestTimeline
-from server.served_model import ServedModel
-from server.stop_strings import StopStrings
-from server.story_book import StoryBook
-from server.text_stream import GrammarRefused, ShownPrompt, TextPiece, TextStream, failure_reason, join_pieces
-from server.token_stream import TokenStream
+from caravan.model.detokenizer import Detokenizer
+from caravan.model.sampling_params import SamplingParams
+from caravan.scheduler.messages import FinishReason
+from caravan.server.admission import Ticket
+from caravan.server.asker import Asker
+from caravan.server.openai.request_grammar import RequestGrammar
+from caravan.server.openai.time_limit import out_of_time, seconds_left
+from caravan.server.request_end import RequestEnd
+from caravan.server.request_story import RequestStory
+from caravan.server.request_timeline import RequestTimeline
+from caravan.server.served_model import ServedModel
+from caravan.server.stop_strings import StopStrings
+from caravan.server.story_book import StoryBook
+from caravan.server.text_stream import GrammarRefused, ShownPrompt, TextPiece, TextStream, failure_reason, join_pieces
+from caravan.server.token_stream import TokenStream
 
 
 @dataclass(frozen=True, kw_only=True)

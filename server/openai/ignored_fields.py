@@ -1,6 +1,6 @@
 """The fields of a request that have no effect here, at any depth, and the warnings about them."""
 
-from server.openai.strict_model import StrictModel
+from caravan.server.openai.strict_model import StrictModel
 
 
 def ignored_fields(model: StrictModel, prefix: str = "") -> dict[str, str]:

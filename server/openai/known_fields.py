@@ -7,7 +7,7 @@ outputs than text, a prompt or a template of the request's own, code or adapters
 field may still have a value that asks for nothing.
 """
 
-from server.openai.known_field import KnownFields, ignored, refused
+from caravan.server.openai.known_field import KnownFields, ignored, refused
 
 _OPENAI, _VLLM, _SGLANG, _LLAMA, _OLLAMA = "OpenAI", "vLLM", "SGLang", "llama.cpp", "Ollama"
 _ROUTER, _LITELLM, _ANTHROPIC, _TGI, _CODEX = "OpenRouter", "LiteLLM", "Anthropic", "TGI", "Codex CLI"

@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, PlainValidator, ValidationInfo
 
-from server.openai.errors import shown
-from server.openai.fields import wrong
+from caravan.server.openai.errors import shown
+from caravan.server.openai.fields import wrong
 
 _TEXT_OF_PART = {"text": "text", "refusal": "refusal"}  # a refusal is text that a model wrote
 _CACHE_MARKS = ("cache_control", "prompt_cache_breakpoint")

@@ -4,13 +4,13 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PlainValidator, model_validator
 
-from server.openai.errors import invalid
-from server.openai.fields import NoEffect, Unsupported, wrong
-from server.openai.known_field import KnownFields
-from server.openai.known_fields import MESSAGE
-from server.openai.message_content import ContentField, has_cache_marks
-from server.openai.strict_model import StrictModel
-from server.openai.tool_schemas import MAX_TOOLS, Tool, ToolCall
+from caravan.server.openai.errors import invalid
+from caravan.server.openai.fields import NoEffect, Unsupported, wrong
+from caravan.server.openai.known_field import KnownFields
+from caravan.server.openai.known_fields import MESSAGE
+from caravan.server.openai.message_content import ContentField, has_cache_marks
+from caravan.server.openai.strict_model import StrictModel
+from caravan.server.openai.tool_schemas import MAX_TOOLS, Tool, ToolCall
 
 _INSTEAD_OF_CONTENT = ("tool_calls", "refusal", "reasoning_content", "reasoning", "reasoning_details")
 

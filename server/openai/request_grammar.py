@@ -3,8 +3,8 @@
 import logging
 from typing import NamedTuple
 
-from server.openai.errors import ApiError, invalid
-from server.text_stream import GrammarRefused
+from caravan.server.openai.errors import ApiError, invalid
+from caravan.server.text_stream import GrammarRefused
 
 logger = logging.getLogger(__name__)
 

@@ -4,10 +4,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Discriminator, Field
 
-from server.openai.fields import SchemaField
-from server.openai.known_field import KnownFields
-from server.openai.known_fields import SCHEMA
-from server.openai.strict_model import StrictModel
+from caravan.server.openai.fields import SchemaField
+from caravan.server.openai.known_field import KnownFields
+from caravan.server.openai.known_fields import SCHEMA
+from caravan.server.openai.strict_model import StrictModel
 
 
 class TextFormat(StrictModel):

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Collection
 from typing import Any
 
-from server.openai.errors import invalid
-from server.openai.known_fields import RESPONSE_ITEM
-from server.openai.response_tools import arguments_of_input, function_name
-from server.openai.strict_model import nearest_name, unknown
+from caravan.server.openai.errors import invalid
+from caravan.server.openai.known_fields import RESPONSE_ITEM
+from caravan.server.openai.response_tools import arguments_of_input, function_name
+from caravan.server.openai.strict_model import nearest_name, unknown
 
 _TEXTS = ("input_text", "output_text", "text", "refusal")
 _OF_PARTS = ("type", "text", "refusal", "annotations", "logprobs")  # the latter two are in our own answers

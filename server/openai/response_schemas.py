@@ -5,19 +5,19 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, Discriminator, Field, TypeAdapter, ValidationError, model_validator
 
-from server.openai.errors import invalid
-from server.openai.fields import SchemaField
-from server.openai.ignored_fields import ignored_fields, ignored_warnings
-from server.openai.known_field import KnownFields
-from server.openai.known_fields import RESPONSES, SCHEMA, TEXT_OPTIONS
-from server.openai.response_format import JsonObjectFormat, TextFormat
-from server.openai.response_items import InputReader
-from server.openai.response_tools import FunctionTool, OfferedTool, ResponseTool, offered_tools, without_effect
-from server.openai.sampling_fields import SamplingFields
-from server.openai.schemas import MAX_LOGPROBS
-from server.openai.strict_model import StrictModel
-from server.openai.tool_schemas import MAX_TOOLS, strictness_warnings
-from server.openai.validation import first_problem
+from caravan.server.openai.errors import invalid
+from caravan.server.openai.fields import SchemaField
+from caravan.server.openai.ignored_fields import ignored_fields, ignored_warnings
+from caravan.server.openai.known_field import KnownFields
+from caravan.server.openai.known_fields import RESPONSES, SCHEMA, TEXT_OPTIONS
+from caravan.server.openai.response_format import JsonObjectFormat, TextFormat
+from caravan.server.openai.response_items import InputReader
+from caravan.server.openai.response_tools import FunctionTool, OfferedTool, ResponseTool, offered_tools, without_effect
+from caravan.server.openai.sampling_fields import SamplingFields
+from caravan.server.openai.schemas import MAX_LOGPROBS
+from caravan.server.openai.strict_model import StrictModel
+from caravan.server.openai.tool_schemas import MAX_TOOLS, strictness_warnings
+from caravan.server.openai.validation import first_problem
 
 _LOGPROBS = "message.output_text.logprobs"
 

@@ -13,11 +13,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field
 
-from server.openai.fields import SchemaField
-from server.openai.known_field import KnownFields
-from server.openai.known_fields import TOOL
-from server.openai.strict_model import StrictModel
-from server.openai.tool_schemas import FunctionName
+from caravan.server.openai.fields import SchemaField
+from caravan.server.openai.known_field import KnownFields
+from caravan.server.openai.known_fields import TOOL
+from caravan.server.openai.strict_model import StrictModel
+from caravan.server.openai.tool_schemas import FunctionName
 
 _MAX_NAME = 64  # characters of a function's name in a chat
 _INPUT = re.compile(r'\s*\{\s*"input"\s*:\s*("(?:[^"\\]|\\u[0-9a-fA-F]{4}|\\[^u])*)')

@@ -4,17 +4,17 @@ import time
 import uuid
 from typing import Any
 
-from server.openai.errors import ApiError
-from server.openai.generation import Generation
-from server.openai.logprobs import chat_logprobs
-from server.openai.message_warnings import message_warnings
-from server.openai.response_schemas import ResponsesRequest
-from server.openai.response_tools import AbsentTool, CustomTool, input_of_arguments
-from server.openai.schemas import ChatRequest
-from server.openai.sse import named_event
-from server.served_model import ServedModel
-from server.text_stream import TextPiece
-from server.tools.call_reader import AnswerPart, CallReader
+from caravan.server.openai.errors import ApiError
+from caravan.server.openai.generation import Generation
+from caravan.server.openai.logprobs import chat_logprobs
+from caravan.server.openai.message_warnings import message_warnings
+from caravan.server.openai.response_schemas import ResponsesRequest
+from caravan.server.openai.response_tools import AbsentTool, CustomTool, input_of_arguments
+from caravan.server.openai.schemas import ChatRequest
+from caravan.server.openai.sse import named_event
+from caravan.server.served_model import ServedModel
+from caravan.server.text_stream import TextPiece
+from caravan.server.tools.call_reader import AnswerPart, CallReader
 
 
 class ResponseWriter:

@@ -10,22 +10,22 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 
-from server.asker import asker_of, key_name_of
-from server.disconnect import until_disconnect
-from server.openai.answer import Pieces, start_generation
-from server.openai.answer_schemas import ResponseObject
-from server.openai.body import read_body
-from server.openai.documentation import documented
-from server.openai.errors import ApiError, as_api_error
-from server.openai.generation import Generation
-from server.openai.models import check_model
-from server.openai.preparation import prepared_chat
-from server.openai.response_schemas import ResponsesRequest
-from server.openai.response_writer import ResponseWriter
-from server.openai.schemas import ChatRequest
-from server.openai.sse import EventStream, within
-from server.openai.validation import first_problem
-from server.served_model import ServedModel
+from caravan.server.asker import asker_of, key_name_of
+from caravan.server.disconnect import until_disconnect
+from caravan.server.openai.answer import Pieces, start_generation
+from caravan.server.openai.answer_schemas import ResponseObject
+from caravan.server.openai.body import read_body
+from caravan.server.openai.documentation import documented
+from caravan.server.openai.errors import ApiError, as_api_error
+from caravan.server.openai.generation import Generation
+from caravan.server.openai.models import check_model
+from caravan.server.openai.preparation import prepared_chat
+from caravan.server.openai.response_schemas import ResponsesRequest
+from caravan.server.openai.response_writer import ResponseWriter
+from caravan.server.openai.schemas import ChatRequest
+from caravan.server.openai.sse import EventStream, within
+from caravan.server.openai.validation import first_problem
+from caravan.server.served_model import ServedModel
 
 EXAMPLE = {"model": "smollm2", "instructions": "Be brief.", "input": "What is the capital of France?"}
 

@@ -6,11 +6,11 @@ from dataclasses import fields, replace
 
 import msgspec
 
-from model.generation_defaults import GenerationDefaults
-from model.sampling_params import SamplingParams
-from server.openai.errors import invalid
-from server.openai.prompts import check_token_ids
-from server.openai.schemas import GenerationRequest
+from caravan.model.generation_defaults import GenerationDefaults
+from caravan.model.sampling_params import SamplingParams
+from caravan.server.openai.errors import invalid
+from caravan.server.openai.prompts import check_token_ids
+from caravan.server.openai.schemas import GenerationRequest
 
 _LEAST_TOP_P = 1e-9
 

@@ -2,8 +2,8 @@
 
 from pydantic import Field
 
-from server.openai.fields import LogitBiasField, StopField
-from server.openai.strict_model import StrictModel
+from caravan.server.openai.fields import LogitBiasField, StopField
+from caravan.server.openai.strict_model import StrictModel
 
 
 class SamplingFields(StrictModel):

@@ -8,8 +8,8 @@ RFC 4291 (IPv6), RFC 3986 (URIs), RFC 9562 (UUIDs), RFC 4648 (base64), RFC 6901 
 from collections.abc import Mapping
 from typing import Any
 
-from server.openai.errors import shown
-from server.openai.schema_error import SchemaError
+from caravan.server.openai.errors import shown
+from caravan.server.openai.schema_error import SchemaError
 
 # Year 0 is not one of Python's; a year is a leap year by its last two digits, or by its first two where these are 00.
 _LEAP_YEAR = "(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)"

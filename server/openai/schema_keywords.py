@@ -3,8 +3,8 @@
 import difflib
 from typing import Any
 
-from server.openai.errors import shown
-from server.openai.schema_error import SchemaError
+from caravan.server.openai.errors import shown
+from caravan.server.openai.schema_error import SchemaError
 
 APPLICATORS = frozenset({"$ref", "anyOf", "oneOf", "allOf", "not"})
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from server.openai.schema_numbers import count
+from caravan.server.openai.schema_numbers import count
 
 _UNREACHABLE = 2**31  # no answer has so many characters, items or properties
 

@@ -11,8 +11,8 @@ from decimal import MAX_EMAX, MIN_EMIN, ROUND_CEILING, ROUND_FLOOR, Context, Dec
 from fractions import Fraction
 from typing import Any
 
-from server.openai.errors import shown
-from server.openai.schema_error import SchemaError
+from caravan.server.openai.errors import shown
+from caravan.server.openai.schema_error import SchemaError
 
 _MAX_EXACT = 2**53  # from here on a float64 leaves integers out
 _MAX_BOUND = 10**18  # the library's ranges of larger integers overflow

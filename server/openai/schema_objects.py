@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-from server.openai.errors import shown
-from server.openai.schema_error import SchemaError
-from server.openai.schema_formats import FORMATS
-from server.openai.schema_keywords import APPLICATORS, meaningful
-from server.openai.schema_limits import with_limits
-from server.openai.schema_pattern import rewritten_patterns
-from server.openai.schema_references import References
+from caravan.server.openai.errors import shown
+from caravan.server.openai.schema_error import SchemaError
+from caravan.server.openai.schema_formats import FORMATS
+from caravan.server.openai.schema_keywords import APPLICATORS, meaningful
+from caravan.server.openai.schema_limits import with_limits
+from caravan.server.openai.schema_pattern import rewritten_patterns
+from caravan.server.openai.schema_references import References
 
 Schema = dict[str, Any]
 _MAX_NAMES = 1000  # that `propertyNames` may list

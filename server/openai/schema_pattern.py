@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from server.openai.errors import shown
-from server.openai.schema_error import SchemaError
-from server.openai.schema_formats import FORMATS
+from caravan.server.openai.errors import shown
+from caravan.server.openai.schema_error import SchemaError
+from caravan.server.openai.schema_formats import FORMATS
 
 _QUANTIFIER = re.compile(r"(?:[*+?]|\{(\d{1,6})(?:,(\d{0,6}))?\})")
 _PROPERTY = re.compile(r"\{[A-Za-z0-9_]+(?:=[A-Za-z0-9_]+)?\}")

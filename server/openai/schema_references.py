@@ -3,8 +3,8 @@
 from typing import Any
 from urllib.parse import unquote
 
-from server.openai.errors import shown
-from server.openai.schema_error import SchemaError
+from caravan.server.openai.errors import shown
+from caravan.server.openai.schema_error import SchemaError
 
 _MAX_PARTS = 128  # of a path
 

@@ -3,11 +3,11 @@
 import re
 from typing import Any
 
-from server.openai import schema_numbers as numbers
-from server.openai.errors import shown
-from server.openai.schema_error import SchemaError
-from server.openai.schema_formats import INTEGER_FORMATS
-from server.openai.schema_pattern import literal_pattern
+from caravan.server.openai import schema_numbers as numbers
+from caravan.server.openai.errors import shown
+from caravan.server.openai.schema_error import SchemaError
+from caravan.server.openai.schema_formats import INTEGER_FORMATS
+from caravan.server.openai.schema_pattern import literal_pattern
 
 Schema = dict[str, Any]
 _CONTROL = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\x7f]")

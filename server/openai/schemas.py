@@ -9,17 +9,17 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from server.openai.errors import invalid
-from server.openai.fields import PromptField
-from server.openai.ignored_fields import ignored_fields, ignored_warnings
-from server.openai.known_field import KnownFields
-from server.openai.known_fields import CHAT, COMPLETION, STREAM_OPTIONS
-from server.openai.messages import Conversation
-from server.openai.response_format import JsonSchemaFormat
-from server.openai.sampling_fields import SamplingFields
-from server.openai.strict_model import StrictModel
-from server.openai.structured_output import StructuredOutputFields, schema_warnings
-from server.openai.tool_schemas import Tool, ToolChoiceField, strictness_warnings
+from caravan.server.openai.errors import invalid
+from caravan.server.openai.fields import PromptField
+from caravan.server.openai.ignored_fields import ignored_fields, ignored_warnings
+from caravan.server.openai.known_field import KnownFields
+from caravan.server.openai.known_fields import CHAT, COMPLETION, STREAM_OPTIONS
+from caravan.server.openai.messages import Conversation
+from caravan.server.openai.response_format import JsonSchemaFormat
+from caravan.server.openai.sampling_fields import SamplingFields
+from caravan.server.openai.strict_model import StrictModel
+from caravan.server.openai.structured_output import StructuredOutputFields, schema_warnings
+from caravan.server.openai.tool_schemas import Tool, ToolChoiceField, strictness_warnings
 
 MAX_LOGPROBS = 20
 

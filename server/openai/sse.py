@@ -13,7 +13,7 @@ from fastapi import Response
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from server.disconnect import until_disconnect
+from caravan.server.disconnect import until_disconnect
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"  # a comment: it means nothing to clients, and proxies see that the stream lives

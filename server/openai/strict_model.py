@@ -8,9 +8,9 @@ from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from server.openai.errors import shown
-from server.openai.fields import NoEffect
-from server.openai.known_field import KnownField, KnownFields
+from caravan.server.openai.errors import shown
+from caravan.server.openai.fields import NoEffect
+from caravan.server.openai.known_field import KnownField, KnownFields
 
 _MAX_FIELDS = 256  # of an object
 _LARGEST_EXACT = 2**53  # of the whole numbers that a float holds, from here on some are missing

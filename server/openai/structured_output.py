@@ -6,14 +6,14 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
-from server.openai.body import parse_json
-from server.openai.errors import ApiError, invalid, shown
-from server.openai.fields import SchemaField, check_depth, wrong
-from server.openai.known_field import KnownFields
-from server.openai.known_fields import STRUCTURED_OUTPUTS
-from server.openai.response_format import JsonObjectFormat, JsonSchemaFormat, ResponseFormat, SchemaObjectFormat
-from server.openai.schema_keywords import ignored_keywords
-from server.openai.strict_model import StrictModel
+from caravan.server.openai.body import parse_json
+from caravan.server.openai.errors import ApiError, invalid, shown
+from caravan.server.openai.fields import SchemaField, check_depth, wrong
+from caravan.server.openai.known_field import KnownFields
+from caravan.server.openai.known_fields import STRUCTURED_OUTPUTS
+from caravan.server.openai.response_format import JsonObjectFormat, JsonSchemaFormat, ResponseFormat, SchemaObjectFormat
+from caravan.server.openai.schema_keywords import ignored_keywords
+from caravan.server.openai.strict_model import StrictModel
 
 _GBNF_RULE = re.compile(r"^[ \t]*[A-Za-z_][\w-]*[ \t]*::=", re.MULTILINE)
 _MAX_CHOICES = 1000

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Collection, Sequence
 
-from server.openai.call_arguments import parsed_arguments
-from server.openai.messages import Message
-from server.openai.tool_schemas import ToolCall
-from server.special_token_guard import Json
-from server.template_shape import TemplateShape, text_part
+from caravan.server.openai.call_arguments import parsed_arguments
+from caravan.server.openai.messages import Message
+from caravan.server.openai.tool_schemas import ToolCall
+from caravan.server.special_token_guard import Json
+from caravan.server.template_shape import TemplateShape, text_part
 
 # A template that writes earlier reasoning reads it under one of these names.
 REASONING_NAMES = ("reasoning_content", "reasoning", "thinking")

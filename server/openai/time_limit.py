@@ -2,8 +2,8 @@
 
 import time
 
-from server.asker import Asker
-from server.openai.errors import ApiError, overloaded
+from caravan.server.asker import Asker
+from caravan.server.openai.errors import ApiError, overloaded
 
 
 def seconds_left(asker: Asker, arrived_at_seconds: float) -> float | None:

@@ -5,11 +5,11 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import Field, PlainValidator, PrivateAttr, model_validator
 
-from server.openai.call_arguments import parsed_arguments
-from server.openai.fields import SchemaField, wrong
-from server.openai.known_field import KnownFields
-from server.openai.known_fields import CALLED_FUNCTION, TOOL, TOOL_CALL
-from server.openai.strict_model import StrictModel
+from caravan.server.openai.call_arguments import parsed_arguments
+from caravan.server.openai.fields import SchemaField, wrong
+from caravan.server.openai.known_field import KnownFields
+from caravan.server.openai.known_fields import CALLED_FUNCTION, TOOL, TOOL_CALL
+from caravan.server.openai.strict_model import StrictModel
 
 MAX_TOOLS = 128
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]

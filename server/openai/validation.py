@@ -6,8 +6,8 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from server.openai.errors import ApiError, invalid, shown
-from server.openai.strict_model import unknown
+from caravan.server.openai.errors import ApiError, invalid, shown
+from caravan.server.openai.strict_model import unknown
 
 _MAX_KEY = 64  # characters of a caller's own key in a message
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from server.openai.exact_grammar import json_rules
-from server.template_shape import SHORT_ID_LENGTH, random_letters
+from caravan.server.openai.exact_grammar import json_rules
+from caravan.server.template_shape import SHORT_ID_LENGTH, random_letters
 
 TOOL_CALLS = "[TOOL_CALLS]"  # Mistral's mark
 PYTHON_TAG = "<|python_tag|>"  # Llama 3 may write it before a call

@@ -3,8 +3,8 @@
 import re
 from dataclasses import dataclass, field
 
-from server.tools.call_format import TOOL_CALLS, CallFormat
-from server.tools.json_text import (
+from caravan.server.tools.call_format import TOOL_CALLS, CallFormat
+from caravan.server.tools.json_text import (
     NotJson,
     captured,
     decoded,
@@ -15,7 +15,7 @@ from server.tools.json_text import (
     read_word,
     text_of_object,
 )
-from server.tools.text_source import CutOff, Steps, TextSource
+from caravan.server.tools.text_source import CutOff, Steps, TextSource
 
 _ARGUMENTS = ("arguments", "parameters")
 _BARE_NAME = re.compile(r'[^\s\[\]{}"<>]+')

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from server.tools.text_source import Steps, TextSource
+from caravan.server.tools.text_source import Steps, TextSource
 
 _STRING_CHARACTERS = re.compile(r'[^"\\\x00-\x1f]+')
 _WORD = re.compile(r"[A-Za-z0-9+.\-]+")

@@ -4,9 +4,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from server.special_token_guard import Json
-from server.template_shape import text_of_content
-from server.tools.call_format import HERMES, CallFormat
+from caravan.server.special_token_guard import Json
+from caravan.server.template_shape import text_of_content
+from caravan.server.tools.call_format import HERMES, CallFormat
 
 
 def described(messages: list[dict[str, Json]], tools: Sequence[dict[str, Any]]) -> list[dict[str, Json]]:

@@ -11,11 +11,11 @@ from itertools import count
 import torch
 from llguidance import LLMatcher
 
-from model.grammar import grammar_tokenizer
-from scheduler.engine import Engine
-from scheduler.grammar import Grammars
-from scheduler.grammar_limits import GrammarLimits
-from scheduler.messages import Request
+from caravan.model.grammar import grammar_tokenizer
+from caravan.scheduler.engine import Engine
+from caravan.scheduler.grammar import Grammars
+from caravan.scheduler.grammar_limits import GrammarLimits
+from caravan.scheduler.messages import Request
 from tests.fakes import EOS, IM_END, byte_tokenizer
 from tests.scheduler.requests import make_request
 from tests.tiny_llama import tiny_engine, tiny_llama

@@ -5,8 +5,8 @@ from unittest.mock import patch
 
 from fastapi import FastAPI
 
-from server.app import create_app
-from server.cli import main
+from caravan.server.app import create_app
+from caravan.server.cli import main
 
 
 def run() -> None:
@@ -16,7 +16,7 @@ def run() -> None:
     def create_leaky_app(**parts: Any) -> FastAPI:
         return create_app(**parts | {"on_exchange": lambda _: kept.append(bytearray(4096))})
 
-    with patch("server.startup.create_app", create_leaky_app):
+    with patch("caravan.server.startup.create_app", create_leaky_app):
         main()
 
 

@@ -190,6 +190,7 @@ def copy_sources(folder: Path) -> Path:
     copy.mkdir()
     for name in ("server", "scheduler", "model", "tests", "benchmarks", "docs"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "figures"))
+    shutil.copytree(ROOT / "caravan", copy / "caravan", symlinks=True)
     for name in ("pyproject.toml", "SECURITY.md", "README.md"):
         shutil.copy(ROOT / name, copy / name)
     return copy

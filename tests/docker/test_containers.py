@@ -14,10 +14,10 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from scheduler.config import EngineConfig
-from server.host_names import LOOPBACK_NAMES, allowed_hosts
-from server.metrics import Metrics
-from server.settings import Settings
+from caravan.scheduler.config import EngineConfig
+from caravan.server.host_names import LOOPBACK_NAMES, allowed_hosts
+from caravan.server.metrics import Metrics
+from caravan.server.settings import Settings
 from tests.http_server import QuietHandler, serving
 
 ROOT = Path(__file__).parent.parent.parent
@@ -241,9 +241,9 @@ def test_the_install_and_start_lines_of_the_image_work_in_an_empty_environment(t
     shown = subprocess.run([*start, "--help"], cwd=tmp_path, env=environ, check=True, capture_output=True, text=True)
     assert "Usage: caravan serve" in shown.stdout
     build = (
-        "from model.cpu.build import load_kernels; print(load_kernels().make_layers)"  # the sources are installed, too
+        "from caravan.model.cpu.build import load_kernels; print(load_kernels().make_layers)"  # the sources are installed, too
     )
-    guide = "from server.web_page import *; print(files('server').joinpath('web', f'{GUIDE}.md').read_text()[:9])"
+    guide = "from caravan.server.web_page import *; print(files('caravan.server').joinpath('web', f'{GUIDE}.md').read_text()[:9])"
     shown = subprocess.run(
         ["python", "-c", guide], cwd=tmp_path, env=environ, check=True, capture_output=True, text=True
     )

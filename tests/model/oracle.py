@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 import transformers
 
-from model.kv_cache import KVCache
-from model.llama import Llama
-from model.loader import load_model, open_checkpoint
-from scheduler.batch import BatchBuilder
-from scheduler.sequence import ScheduledSequence, Sequence
+from caravan.model.kv_cache import KVCache
+from caravan.model.llama import Llama
+from caravan.model.loader import load_model, open_checkpoint
+from caravan.scheduler.batch import BatchBuilder
+from caravan.scheduler.sequence import ScheduledSequence, Sequence
 from tests.scheduler.requests import make_request
 
 BLOCK_SIZE = 16

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from model.cache import cache_folder, private_temporary_folder, writable_folder
-from model.cpu import build
+from caravan.model.cache import cache_folder, private_temporary_folder, writable_folder
+from caravan.model.cpu import build
 
 UNKNOWN_USER = 12345  # OpenShift and others start containers with such a user id
 AS_UNKNOWN_USER = f"""
 import logging, os, sys
 from pathlib import Path
-from model.cpu.build import _place  # while the sources can be read
+from caravan.model.cpu.build import _place  # while the sources can be read
 logging.basicConfig(format="%(message)s")
 os.setgroups([])
 os.setgid({UNKNOWN_USER})

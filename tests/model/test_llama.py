@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from model.kv_cache import KVCache
-from model.llama import RMSNorm
-from model.rope import apply_rope, rope_table
+from caravan.model.kv_cache import KVCache
+from caravan.model.llama import RMSNorm
+from caravan.model.rope import apply_rope, rope_table
 from tests.model.oracle import logits_of_every_position, transformers_twin
 from tests.scheduler.requests import make_request
 from tests.tiny_llama import run_to_end, tiny_engine, tiny_llama

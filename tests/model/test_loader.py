@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from model.checkpoint import BrokenCheckpoint
-from model.config import UnsupportedModel
-from model.generation_defaults import GenerationDefaults, load_generation_defaults
-from model.loader import open_checkpoint
+from caravan.model.checkpoint import BrokenCheckpoint
+from caravan.model.config import UnsupportedModel
+from caravan.model.generation_defaults import GenerationDefaults, load_generation_defaults
+from caravan.model.loader import open_checkpoint
 from tests.model.checkpoint.test_huggingface import random_model
 from tests.model.oracle import load_checkpoint
 
@@ -22,7 +22,7 @@ MEASURE = """
 import sys, threading, time
 from pathlib import Path
 import torch
-from model.loader import load_model, open_checkpoint
+from caravan.model.loader import load_model, open_checkpoint
 
 def anonymous_bytes():
     status = Path("/proc/self/status").read_text()

@@ -6,8 +6,8 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType
 
-from model.checkpoint.gguf_groups import GRID_BITS, read_groups
-from model.quantization import dequantize, from_bytes, quantize, to_bytes
+from caravan.model.checkpoint.gguf_groups import GRID_BITS, read_groups
+from caravan.model.quantization import dequantize, from_bytes, quantize, to_bytes
 
 
 @pytest.mark.parametrize("kind", GRID_BITS)

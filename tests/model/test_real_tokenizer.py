@@ -10,8 +10,8 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Digits
 from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 
-from model.checkpoint.gguf_header import read_gguf_header
-from model.tokenizer import Tokenizer, Unencodable
+from caravan.model.checkpoint.gguf_header import read_gguf_header
+from caravan.model.tokenizer import Tokenizer, Unencodable
 from tests.model.corpus import corpus
 from tests.model.vocabularies import GUARD, TEXTS, any_text, metadata_list
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.sampling import SamplingRow, adjust_logits, draw, largest_logits, sample, uniform
-from model.sampling_params import SamplingParams
-from model.truncation import kept_tokens
+from caravan.model.sampling import SamplingRow, adjust_logits, draw, largest_logits, sample, uniform
+from caravan.model.sampling_params import SamplingParams
+from caravan.model.truncation import kept_tokens
 
 VOCAB_SIZE = 768
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import transformers
 
-from model.checkpoint import BrokenCheckpoint
-from model.loader import check_links
-from model.tokenizer import Tokenizer
-from model.tokenizer_loader import load_tokenizer
-from model.vocabulary import BrokenTokenizer
+from caravan.model.checkpoint import BrokenCheckpoint
+from caravan.model.loader import check_links
+from caravan.model.tokenizer import Tokenizer
+from caravan.model.tokenizer_loader import load_tokenizer
+from caravan.model.vocabulary import BrokenTokenizer
 from tests.model.test_tokenizer_formats import byte_level_json, write
 
 GENERIC = {"tokenizer_class": "PreTrainedTokenizerFast"}

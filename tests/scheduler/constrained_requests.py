@@ -5,14 +5,14 @@ from typing import Any
 
 from llguidance import LLMatcher
 
-from model.attention.cpu import CpuAttention
-from model.cpu.build import load_kernels
-from model.grammar import grammar_tokenizer
-from model.llama import Llama
-from scheduler.engine import Engine
-from scheduler.grammar import Grammars, Matcher, wait_for
-from scheduler.grammar_limits import GrammarLimits
-from scheduler.messages import Request
+from caravan.model.attention.cpu import CpuAttention
+from caravan.model.cpu.build import load_kernels
+from caravan.model.grammar import grammar_tokenizer
+from caravan.model.llama import Llama
+from caravan.scheduler.engine import Engine
+from caravan.scheduler.grammar import Grammars, Matcher, wait_for
+from caravan.scheduler.grammar_limits import GrammarLimits
+from caravan.scheduler.messages import Request
 from tests.fakes import EOS, IM_END, byte_tokenizer
 from tests.scheduler.requests import make_request
 from tests.tiny_llama import tiny_engine, tiny_llama

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from model.sampling_params import Pooling, SamplingParams
-from scheduler.messages import Request
+from caravan.model.sampling_params import Pooling, SamplingParams
+from caravan.scheduler.messages import Request
 
 
 def make_request(

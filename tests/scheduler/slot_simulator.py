@@ -6,11 +6,11 @@ block shared too early, reused too soon or mapped to the wrong sequence is seen 
 
 from dataclasses import dataclass, field
 
-from model.sample import Sample
-from scheduler.config import EngineConfig
-from scheduler.messages import Request, SequenceOutput
-from scheduler.scheduler import Scheduler
-from scheduler.sequence import ScheduledSequence, Sequence
+from caravan.model.sample import Sample
+from caravan.scheduler.config import EngineConfig
+from caravan.scheduler.messages import Request, SequenceOutput
+from caravan.scheduler.scheduler import Scheduler
+from caravan.scheduler.sequence import ScheduledSequence, Sequence
 
 
 def prefix_record(salt: str, token_ids: list[int]) -> int:

@@ -4,11 +4,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.sample import Sample
-from scheduler.batch import BatchBuilder, sampling_rows
-from scheduler.config import EngineConfig
-from scheduler.scheduler import Scheduler
-from scheduler.sequence import ScheduledSequence
+from caravan.model.sample import Sample
+from caravan.scheduler.batch import BatchBuilder, sampling_rows
+from caravan.scheduler.config import EngineConfig
+from caravan.scheduler.scheduler import Scheduler
+from caravan.scheduler.sequence import ScheduledSequence
 from tests.scheduler.requests import make_request
 
 BLOCK_SIZE = 3

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scheduler.block_pool import BlockPool, block_hash, root_hash
+from caravan.scheduler.block_pool import BlockPool, block_hash, root_hash
 
 NAMES = [block_hash(root_hash(""), [i]) for i in range(4)]
 

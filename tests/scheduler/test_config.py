@@ -2,7 +2,7 @@
 
 import pytest
 
-from scheduler.config import EngineConfig, EngineLimits, plan_engine
+from caravan.scheduler.config import EngineConfig, EngineLimits, plan_engine
 
 
 def plan(limits: EngineLimits, free: int = 1_000_000, max_position: int = 2048) -> EngineConfig:

@@ -8,16 +8,16 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model.attention.cpu import CpuAttention
-from model.cpu.build import load_kernels
-from model.cpu.linear import Quantization
-from model.cpu.llama import CpuLlama
-from model.linear import row_invariant_linear
-from model.llama import Llama
-from model.loader import plain_llama
-from model.rope_scaling import YarnScaling
-from scheduler.engine import Engine
-from scheduler.messages import Request
+from caravan.model.attention.cpu import CpuAttention
+from caravan.model.cpu.build import load_kernels
+from caravan.model.cpu.linear import Quantization
+from caravan.model.cpu.llama import CpuLlama
+from caravan.model.linear import row_invariant_linear
+from caravan.model.llama import Llama
+from caravan.model.loader import plain_llama
+from caravan.model.rope_scaling import YarnScaling
+from caravan.scheduler.engine import Engine
+from caravan.scheduler.messages import Request
 from tests.scheduler.requests import make_request
 from tests.tiny_llama import MakeModel, Transcript, run_to_end, tiny_engine, tiny_llama
 

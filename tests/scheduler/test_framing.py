@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.framing import LENGTH, MAX_FRAME_BYTES, FrameSplitter, encode_frame
-from scheduler.messages import FromEngine, SequenceOutput, StepOutput, StepStats, TokenLogprobs
+from caravan.scheduler.framing import LENGTH, MAX_FRAME_BYTES, FrameSplitter, encode_frame
+from caravan.scheduler.messages import FromEngine, SequenceOutput, StepOutput, StepStats, TokenLogprobs
 
 
 def step(index: int) -> StepOutput:

@@ -9,14 +9,14 @@ import jsonschema
 import pytest
 from llguidance import LLMatcher
 
-from scheduler import grammar as grammar_module
-from scheduler.compiled_grammar import (
+from caravan.scheduler import grammar as grammar_module
+from caravan.scheduler.compiled_grammar import (
     CANNOT_COMPILE,
     TOO_COMPLEX,
     CompiledGrammar,
     Position,
 )
-from server.openai.constraint import grammar_of_schema
+from caravan.server.openai.constraint import grammar_of_schema
 from tests.fakes import EOS, IM_END
 from tests.json_schemas import random_schemas
 from tests.scheduler.constrained_requests import LETTERS, PROMPT, constrained, constrained_engine, grammars, ready

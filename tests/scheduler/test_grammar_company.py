@@ -7,12 +7,12 @@ import time
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from model.grammar import grammar_tokenizer
-from scheduler import compiled_grammar, grammar_threads
-from scheduler import grammar as grammar_module
-from scheduler.compiled_grammar import TOO_COMPLEX, CompiledGrammar, GrammarProblem, Position, Vocabulary
-from scheduler.grammar import Grammars
-from scheduler.grammar_limits import GrammarLimits
+from caravan.model.grammar import grammar_tokenizer
+from caravan.scheduler import compiled_grammar, grammar_threads
+from caravan.scheduler import grammar as grammar_module
+from caravan.scheduler.compiled_grammar import TOO_COMPLEX, CompiledGrammar, GrammarProblem, Position, Vocabulary
+from caravan.scheduler.grammar import Grammars
+from caravan.scheduler.grammar_limits import GrammarLimits
 from tests.fakes import byte_tokenizer
 from tests.scheduler.constrained_requests import LETTERS, constrained, constrained_engine, grammars, ready
 from tests.scheduler.requests import make_request

@@ -7,8 +7,8 @@ from functools import partial
 
 import pytest
 
-from scheduler import grammar_threads
-from scheduler.grammar_threads import Call, CallTooSlow, GrammarThreads
+from caravan.scheduler import grammar_threads
+from caravan.scheduler.grammar_threads import Call, CallTooSlow, GrammarThreads
 
 
 class Busy:

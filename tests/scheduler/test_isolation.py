@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 
-from model.sample import Sample
-from scheduler.engine import Engine
-from scheduler.messages import Request
-from scheduler.prompt_reading import PromptReading
-from scheduler.sequence import ScheduledSequence
+from caravan.model.sample import Sample
+from caravan.scheduler.engine import Engine
+from caravan.scheduler.messages import Request
+from caravan.scheduler.prompt_reading import PromptReading
+from caravan.scheduler.sequence import ScheduledSequence
 from tests.scheduler.requests import make_request
 from tests.scheduler.test_determinism import engine_of, random_prompt
 from tests.tiny_llama import Transcript, run_to_end

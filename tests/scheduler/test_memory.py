@@ -5,7 +5,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scheduler.memory import free_memory_bytes, give_back_freed_memory
+from caravan.scheduler.memory import free_memory_bytes, give_back_freed_memory
 
 
 def test_outside_a_container_it_is_what_the_machine_has(tmp_path: Path) -> None:

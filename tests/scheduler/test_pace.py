@@ -1,8 +1,8 @@
 """Prompts that are computed in pieces small enough for the streams that are running."""
 
-from scheduler.config import EngineConfig
-from scheduler.pace import ALONE_SECONDS, LEAST_CHUNK, TOGETHER_SECONDS
-from scheduler.scheduler import Scheduler
+from caravan.scheduler.config import EngineConfig
+from caravan.scheduler.pace import ALONE_SECONDS, LEAST_CHUNK, TOGETHER_SECONDS
+from caravan.scheduler.scheduler import Scheduler
 from tests.scheduler.requests import make_request
 from tests.scheduler.test_scheduler import step
 

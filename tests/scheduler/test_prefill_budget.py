@@ -1,7 +1,7 @@
 """How the tokens of prompts in a step are shared out between API keys."""
 
-from scheduler.prefill_budget import PrefillBudget
-from scheduler.sequence import Sequence
+from caravan.scheduler.prefill_budget import PrefillBudget
+from caravan.scheduler.sequence import Sequence
 from tests.scheduler.requests import make_request
 
 

@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from scheduler.framing import encode_frame
-from scheduler.messages import StartEngine
+from caravan.scheduler.framing import encode_frame
+from caravan.scheduler.messages import StartEngine
 
 
 def test_an_engine_nobody_listens_to_ends_without_a_word(tmp_path: Path) -> None:
@@ -15,7 +15,7 @@ def test_an_engine_nobody_listens_to_ends_without_a_word(tmp_path: Path) -> None
         ours.sendall(encode_frame(StartEngine(model_path=str(tmp_path / "none.gguf"))))
         ours.shutdown(socket.SHUT_RD)  # what the engine says now cannot be delivered
         engine = subprocess.run(
-            [sys.executable, "-m", "scheduler.process", str(theirs.fileno())],
+            [sys.executable, "-m", "caravan.scheduler.process", str(theirs.fileno())],
             pass_fds=(theirs.fileno(),),
             check=False,
             capture_output=True,

@@ -5,12 +5,12 @@ import re
 import pytest
 import torch
 
-from model.cpu.build import load_kernels
-from model.cpu.llama import CpuLlama
-from model.loader import plain_llama
-from scheduler.config import EngineConfig
-from scheduler.engine import Engine
-from scheduler.profile import PARTS, Profile
+from caravan.model.cpu.build import load_kernels
+from caravan.model.cpu.llama import CpuLlama
+from caravan.model.loader import plain_llama
+from caravan.scheduler.config import EngineConfig
+from caravan.scheduler.engine import Engine
+from caravan.scheduler.profile import PARTS, Profile
 from tests.scheduler.requests import make_request
 from tests.tiny_llama import MakeModel, tiny_llama
 

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from model.llama import Llama
-from model.sample import Sample
-from scheduler.messages import Request
-from scheduler.prompt_reading import PromptReading
+from caravan.model.llama import Llama
+from caravan.model.sample import Sample
+from caravan.scheduler.messages import Request
+from caravan.scheduler.prompt_reading import PromptReading
 from tests.model.oracle import transformers_twin
 from tests.scheduler.requests import make_request
 from tests.scheduler.test_determinism import KINDS, engine_of, random_prompt

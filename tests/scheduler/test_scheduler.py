@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from model.sample import Sample
-from scheduler.config import EngineConfig
-from scheduler.messages import StepOutput
-from scheduler.scheduler import Scheduler
+from caravan.model.sample import Sample
+from caravan.scheduler.config import EngineConfig
+from caravan.scheduler.messages import StepOutput
+from caravan.scheduler.scheduler import Scheduler
 from tests.scheduler.requests import make_request
 
 

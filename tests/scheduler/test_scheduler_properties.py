@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from scheduler.config import EngineConfig
-from scheduler.messages import Request
+from caravan.scheduler.config import EngineConfig
+from caravan.scheduler.messages import Request
 from tests.scheduler.requests import make_request
 from tests.scheduler.slot_simulator import SlotSimulator, solo_output
 

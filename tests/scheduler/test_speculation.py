@@ -9,12 +9,12 @@ import torch
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from model.sample import Sample
-from scheduler.config import EngineConfig, Speculation
-from scheduler.messages import StepOutput, StepStats
-from scheduler.scheduler import Scheduler
-from scheduler.sequence import ScheduledSequence
-from scheduler.speculation import MAX_DRAFT_TOKENS, MAX_ROWS, PromptLookup, pays, share_out
+from caravan.model.sample import Sample
+from caravan.scheduler.config import EngineConfig, Speculation
+from caravan.scheduler.messages import StepOutput, StepStats
+from caravan.scheduler.scheduler import Scheduler
+from caravan.scheduler.sequence import ScheduledSequence
+from caravan.scheduler.speculation import MAX_DRAFT_TOKENS, MAX_ROWS, PromptLookup, pays, share_out
 from tests.scheduler.requests import make_request
 from tests.scheduler.test_determinism import model_in
 from tests.tiny_llama import Transcript, run_to_end, tiny_engine

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from scheduler.step_cost import FIRST_TOKEN_SECONDS, StepCost
+from caravan.scheduler.step_cost import FIRST_TOKEN_SECONDS, StepCost
 
 
 def learned(steps: list[tuple[int, float]]) -> StepCost:

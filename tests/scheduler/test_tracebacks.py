@@ -6,11 +6,11 @@ import socket
 import msgspec
 import pytest
 
-from model.checkpoint import BrokenCheckpoint
-from scheduler.framing import FrameSplitter
-from scheduler.messages import EngineLog, FromEngine
-from scheduler.outbox import Outbox, OutboxHandler
-from scheduler.tracebacks import described, traceback_text
+from caravan.model.checkpoint import BrokenCheckpoint
+from caravan.scheduler.framing import FrameSplitter
+from caravan.scheduler.messages import EngineLog, FromEngine
+from caravan.scheduler.outbox import Outbox, OutboxHandler
+from caravan.scheduler.tracebacks import described, traceback_text
 
 CANARY = "canary-7351"
 

@@ -2,12 +2,12 @@
 
 from typing import cast
 
-from model.sample import Sample
-from scheduler.config import EngineConfig
-from scheduler.grammar import Matcher
-from scheduler.scheduler import Scheduler
-from scheduler.sequence import Sequence
-from scheduler.waiting_queue import WaitingQueue
+from caravan.model.sample import Sample
+from caravan.scheduler.config import EngineConfig
+from caravan.scheduler.grammar import Matcher
+from caravan.scheduler.scheduler import Scheduler
+from caravan.scheduler.sequence import Sequence
+from caravan.scheduler.waiting_queue import WaitingQueue
 from tests.scheduler.requests import make_request
 
 

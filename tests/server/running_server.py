@@ -44,14 +44,14 @@ class RunningServer:
     def engine_pid(self) -> int:
         """Return the process id of the engine."""
         for pid in self.children():
-            if b"scheduler.process" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if b"caravan.scheduler.process" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 return pid
         raise AssertionError("there is no engine process")
 
 
 @contextmanager
 def running_server(
-    model: Path | str, *options: str, program: str = "server.cli", in_new_group: bool = False
+    model: Path | str, *options: str, program: str = "caravan.server.cli", in_new_group: bool = False
 ) -> Iterator[RunningServer]:
     """Start `caravan serve` on a free port and stop it at the end; what it says goes to the test's output.
 

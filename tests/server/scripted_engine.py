@@ -2,7 +2,7 @@
 
 The first token of a prompt says what else happens: DIES ends the process in the step that has the request in its batch,
 HANGS stops the step loop, DIES_LATE does the former once the request has three tokens of this life. Run in place of
-`scheduler.process`, as `-m tests.server.scripted_engine STEP_SECONDS FD`.
+`caravan.scheduler.process`, as `-m tests.server.scripted_engine STEP_SECONDS FD`.
 """
 
 import os
@@ -14,9 +14,9 @@ import time
 
 import msgspec
 
-from scheduler.config import EngineConfig
-from scheduler.framing import LENGTH, frame_length
-from scheduler.messages import (
+from caravan.scheduler.config import EngineConfig
+from caravan.scheduler.framing import LENGTH, frame_length
+from caravan.scheduler.messages import (
     Abort,
     EngineReady,
     Request,
@@ -27,7 +27,7 @@ from scheduler.messages import (
     ToEngine,
     TokenLogprobs,
 )
-from scheduler.outbox import Outbox
+from caravan.scheduler.outbox import Outbox
 
 DIES, HANGS, DIES_LATE = 1, 2, 3
 MAX_BATCH = 4

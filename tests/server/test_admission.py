@@ -4,13 +4,13 @@ import time
 
 import pytest
 
-from scheduler.config import EngineConfig
-from scheduler.messages import StepStats
-from server.admission import Admission, Ticket
-from server.asker import Asker
-from server.metrics import Metrics
-from server.openai.errors import ApiError
-from server.request_limits import QueueLimits
+from caravan.scheduler.config import EngineConfig
+from caravan.scheduler.messages import StepStats
+from caravan.server.admission import Admission, Ticket
+from caravan.server.asker import Asker
+from caravan.server.metrics import Metrics
+from caravan.server.openai.errors import ApiError
+from caravan.server.request_limits import QueueLimits
 
 STEP_SECONDS = 0.1
 

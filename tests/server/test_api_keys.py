@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from server.api_keys import ApiKeys, KeyAttributes, WrongKeys, load_keys
-from server.settings import WrongSettings, load_settings
+from caravan.server.api_keys import ApiKeys, KeyAttributes, WrongKeys, load_keys
+from caravan.server.settings import WrongSettings, load_settings
 
 
 def test_keys_come_from_the_option_and_the_file_with_their_names(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from server.client_address import client_address, networks
-from server.settings import WrongSettings, load_settings
+from caravan.server.client_address import client_address, networks
+from caravan.server.settings import WrongSettings, load_settings
 from tests.server.openai.api import open_api
 
 PROXIES = networks("10.0.0.0/8, 192.168.1.1, fd00::/8")

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from model.sampling_params import SamplingParams
-from scheduler.messages import StartEngine
-from server.engine_client import EngineClient
-from server.token_stream import EngineDied, EngineUnavailable, TokenStream
+from caravan.model.sampling_params import SamplingParams
+from caravan.scheduler.messages import StartEngine
+from caravan.server.engine_client import EngineClient
+from caravan.server.token_stream import EngineDied, EngineUnavailable, TokenStream
 from tests.server.scripted_engine import DIES, DIES_LATE, HANGS, token_at
 
 NUM_TOKENS = 60

@@ -11,8 +11,8 @@ from typing import ClassVar
 
 import pytest
 
-from server.hub_download import fetch_from_hub, has_hub_cache, hub_failure
-from server.model_errors import ModelNotFound, ModelUnavailable
+from caravan.server.hub_download import fetch_from_hub, has_hub_cache, hub_failure
+from caravan.server.model_errors import ModelNotFound, ModelUnavailable
 from tests.http_server import QuietHandler, serving
 from tests.server.wheels import CONTENT, files_in, ignore_progress
 

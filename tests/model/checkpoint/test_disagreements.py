@@ -10,9 +10,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from model.checkpoint import BrokenCheckpoint
-from model.config import UnsupportedModel
-from model.loader import open_checkpoint
+from caravan.model.checkpoint import BrokenCheckpoint
+from caravan.model.config import UnsupportedModel
+from caravan.model.loader import open_checkpoint
 from tests.model.checkpoint.published_formats import write_meta
 from tests.model.checkpoint.test_huggingface import edit, expected_logits, random_model, random_tokens
 from tests.model.oracle import load_checkpoint, logits_of_every_position

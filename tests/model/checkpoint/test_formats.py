@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.checkpoint import BrokenCheckpoint
-from model.checkpoint.meta import feed_forward_size
-from model.config import UnsupportedModel
-from model.loader import open_checkpoint
+from caravan.model.checkpoint import BrokenCheckpoint
+from caravan.model.checkpoint.meta import feed_forward_size
+from caravan.model.config import UnsupportedModel
+from caravan.model.loader import open_checkpoint
 from tests.model.checkpoint.published_formats import int8_rounded, write_gguf, write_llama2c, write_meta
 from tests.model.checkpoint.test_huggingface import (
     LLAMA3,

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from model.checkpoint import BrokenCheckpoint
-from model.checkpoint.checkpoint import half_split
-from model.checkpoint.gguf import open_gguf
-from model.checkpoint.gguf_header import read_gguf_header
-from model.config import UnsupportedModel
-from model.llama import Llama
+from caravan.model.checkpoint import BrokenCheckpoint
+from caravan.model.checkpoint.checkpoint import half_split
+from caravan.model.checkpoint.gguf import open_gguf
+from caravan.model.checkpoint.gguf_header import read_gguf_header
+from caravan.model.config import UnsupportedModel
+from caravan.model.llama import Llama
 from tests.gguf_files import F32, Tensors, interleaved, write_tiny_llama
 from tests.model.oracle import load_checkpoint
 from tests.tiny_llama import tiny_llama

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model.checkpoint import BrokenCheckpoint
-from model.checkpoint.gguf_header import read_gguf_header
+from caravan.model.checkpoint import BrokenCheckpoint
+from caravan.model.checkpoint.gguf_header import read_gguf_header
 from tests.gguf_files import write_tiny_llama
 
 STRING, ARRAY, UINT8, UINT32 = 8, 9, 0, 4

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from sentencepiece import SentencePieceProcessor
 
-from model.checkpoint import BrokenCheckpoint
-from model.config import UnsupportedModel
-from model.tokenizer import BrokenTokenizer, UnsupportedTokenizer
-from model.tokenizer_loader import load_tokenizer
+from caravan.model.checkpoint import BrokenCheckpoint
+from caravan.model.config import UnsupportedModel
+from caravan.model.tokenizer import BrokenTokenizer, UnsupportedTokenizer
+from caravan.model.tokenizer_loader import load_tokenizer
 from tests.gguf_files import write_tiny_llama
 from tests.model.checkpoint.published_formats import write_llama2c, write_meta
 from tests.model.checkpoint.test_huggingface import random_model

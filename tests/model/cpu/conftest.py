@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from model.cpu.build import load_kernels
+from caravan.model.cpu.build import load_kernels
 
 TARGETS = {
     "native": ("-march=native",),

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.attention.cpu import CpuAttention
-from model.attention.reference import ReferenceAttention
-from model.forward_batch import ForwardBatch
-from model.kv_quantization import dequantize_heads, quantize_heads, row_bytes
+from caravan.model.attention.cpu import CpuAttention
+from caravan.model.attention.reference import ReferenceAttention
+from caravan.model.forward_batch import ForwardBatch
+from caravan.model.kv_quantization import dequantize_heads, quantize_heads, row_bytes
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1.5e-2}
 POOLS = [(torch.float32, None), (torch.bfloat16, None), (torch.float32, torch.int8), (torch.bfloat16, torch.int8)]

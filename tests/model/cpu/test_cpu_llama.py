@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 
-from model.cpu.linear import Quantization
-from model.cpu.llama import CpuLlama
-from model.llama import Llama
-from model.quantization import dequantize, from_bytes, quantize, to_bytes
-from model.rope_scaling import YarnScaling
+from caravan.model.cpu.linear import Quantization
+from caravan.model.cpu.llama import CpuLlama
+from caravan.model.llama import Llama
+from caravan.model.quantization import dequantize, from_bytes, quantize, to_bytes
+from caravan.model.rope_scaling import YarnScaling
 from tests.model.oracle import logits_of_every_position
 from tests.tiny_llama import tiny_llama
 

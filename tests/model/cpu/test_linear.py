@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.cpu.build import load_kernels
-from model.cpu.linear import num_packed_bytes, pack_bfloat16, pack_bytes, pack_grid
-from model.quantization import (
+from caravan.model.cpu.build import load_kernels
+from caravan.model.cpu.linear import num_packed_bytes, pack_bfloat16, pack_bytes, pack_grid
+from caravan.model.quantization import (
     BYTE_GROUP,
     GROUP,
     ByteWeight,

@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from server.bench import BenchFailed
-from server.bench.command import bench_command
-from server.bench.lengths import parse_lengths
-from server.bench.report import Report
-from server.bench.run import BenchOptions, Run, run_bench
+from caravan.server.bench import BenchFailed
+from caravan.server.bench.command import bench_command
+from caravan.server.bench.lengths import parse_lengths
+from caravan.server.bench.report import Report
+from caravan.server.bench.run import BenchOptions, Run, run_bench
 from tests.server.bench.fake_server import TEMPLATE_TOKENS, FakeServer, fake_server
 
 DEFAULTS = BenchOptions(
@@ -233,7 +233,7 @@ def test_a_server_that_is_not_there_is_one_clear_line() -> None:
 
 
 def test_the_command_line_ends_with_one_line_and_status_1() -> None:
-    words = [sys.executable, "-m", "server.cli", "bench", "http://127.0.0.1:9"]
+    words = [sys.executable, "-m", "caravan.server.cli", "bench", "http://127.0.0.1:9"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == "The server cannot be reached: connection refused.\n"
@@ -241,7 +241,7 @@ def test_the_command_line_ends_with_one_line_and_status_1() -> None:
 
 def test_the_command_line_measures() -> None:
     with fake_server() as server:
-        words = [sys.executable, "-m", "server.cli", "bench", server.url, "--concurrency", "2", "--requests", "4"]
+        words = [sys.executable, "-m", "caravan.server.cli", "bench", server.url, "--concurrency", "2", "--requests", "4"]
         done = subprocess.run([*words, "--output", "8"], capture_output=True, text=True, check=False)
         assert len(server.measured(8)) == 4
     assert done.returncode == 0, done.stderr
@@ -259,7 +259,7 @@ def test_the_command_line_measures() -> None:
     ],
 )
 def test_an_option_that_would_be_ignored_is_refused(options: str, says: str) -> None:
-    words = [sys.executable, "-m", "server.cli", "bench", "http://127.0.0.1:9", *options.split()]
+    words = [sys.executable, "-m", "caravan.server.cli", "bench", "http://127.0.0.1:9", *options.split()]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, says + "\n")
 

@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from server.bench.lengths import parse_concurrency, parse_lengths
+from caravan.server.bench.lengths import parse_concurrency, parse_lengths
 
 
 def draws(text: str) -> list[int]:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from server.bench.measurement import Measurement
-from server.bench.report import make_report, percentiles
+from caravan.server.bench.measurement import Measurement
+from caravan.server.bench.report import make_report, percentiles
 
 
 def measured(start: float, first: float, gap: float, num_tokens: int = 5) -> Measurement:

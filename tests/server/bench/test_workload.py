@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from server.bench.lengths import parse_lengths
-from server.bench.workload import PlannedRequest, bounded, poisson_requests, steady_requests, trace_requests
+from caravan.server.bench.lengths import parse_lengths
+from caravan.server.bench.workload import PlannedRequest, bounded, poisson_requests, steady_requests, trace_requests
 
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 PROMPT, OUTPUT = parse_lengths("64-256"), parse_lengths("16")

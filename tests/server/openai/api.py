@@ -8,20 +8,20 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
-from model.generation_defaults import GenerationDefaults
-from scheduler.messages import StepOutput
-from server.admission import Admission
-from server.api_keys import ApiKeys
-from server.app import create_app
-from server.chat_template import ChatTemplate
-from server.client_address import Network
-from server.door import Door
-from server.executors import Executors
-from server.grammar_check import GrammarCheck
-from server.http_edge import OnExchange
-from server.metrics import Metrics
-from server.request_limits import QueueLimits, RequestLimits
-from server.story_book import StoryBook
+from caravan.model.generation_defaults import GenerationDefaults
+from caravan.scheduler.messages import StepOutput
+from caravan.server.admission import Admission
+from caravan.server.api_keys import ApiKeys
+from caravan.server.app import create_app
+from caravan.server.chat_template import ChatTemplate
+from caravan.server.client_address import Network
+from caravan.server.door import Door
+from caravan.server.executors import Executors
+from caravan.server.grammar_check import GrammarCheck
+from caravan.server.http_edge import OnExchange
+from caravan.server.metrics import Metrics
+from caravan.server.request_limits import QueueLimits, RequestLimits
+from caravan.server.story_book import StoryBook
 from tests.fakes import FakeEngineClient, Script, byte_tokenizer, says
 
 COMPLETIONS = "/v1/completions"

@@ -10,13 +10,13 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import pytest
 
-from model.tokenizer import Tokenizer
-from server.api_keys import ApiKeys
-from server.chat_template import ChatTemplate
-from server.door import Door
-from server.executors import Executors
-from server.fair_executor import FairExecutor
-from server.grammar_check import GrammarCheck
+from caravan.model.tokenizer import Tokenizer
+from caravan.server.api_keys import ApiKeys
+from caravan.server.chat_template import ChatTemplate
+from caravan.server.door import Door
+from caravan.server.executors import Executors
+from caravan.server.fair_executor import FairExecutor
+from caravan.server.grammar_check import GrammarCheck
 from tests.server import scripted_worker
 from tests.server.openai.api import CHAT, CHAT_ML, COMPLETIONS, Api, a_chat, open_api
 from tests.server.openai.asgi import Exchange, until

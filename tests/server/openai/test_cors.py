@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from server.api_keys import ApiKeys
-from server.host_names import allowed_origins
-from server.settings import WrongSettings, load_settings
+from caravan.server.api_keys import ApiKeys
+from caravan.server.host_names import allowed_origins
+from caravan.server.settings import WrongSettings, load_settings
 from tests.server.openai.api import CHAT, Api, open_api
 
 ORIGIN = "https://app.example.org"

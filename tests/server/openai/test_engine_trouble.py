@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from server.chat_template import ChatTemplate
-from server.request_limits import RequestLimits
+from caravan.server.chat_template import ChatTemplate
+from caravan.server.request_limits import RequestLimits
 from tests.fakes import echoes
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, a_chat, events_in, open_api, text_of
 from tests.server.openai.asgi import Exchange, until

@@ -4,17 +4,17 @@ import asyncio
 
 import pytest
 
-from model.sampling_params import Pooling, SamplingParams
-from scheduler.config import EngineConfig
-from scheduler.messages import FinishReason, SequenceOutput
-from server.admission import Admission
-from server.asker import Asker
-from server.metrics import Metrics
-from server.openai.generation import Generation, PromptJob, StopRule
-from server.served_model import ServedModel
-from server.stop_strings import StopStrings
-from server.text_stream import GenerationFailed
-from server.token_stream import EngineDied, TokenStream
+from caravan.model.sampling_params import Pooling, SamplingParams
+from caravan.scheduler.config import EngineConfig
+from caravan.scheduler.messages import FinishReason, SequenceOutput
+from caravan.server.admission import Admission
+from caravan.server.asker import Asker
+from caravan.server.metrics import Metrics
+from caravan.server.openai.generation import Generation, PromptJob, StopRule
+from caravan.server.served_model import ServedModel
+from caravan.server.stop_strings import StopStrings
+from caravan.server.text_stream import GenerationFailed
+from caravan.server.token_stream import EngineDied, TokenStream
 from tests.fakes import byte_tokenizer
 
 

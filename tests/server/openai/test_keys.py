@@ -8,8 +8,8 @@ from typing import cast
 
 import pytest
 
-from server.api_keys import ApiKeys, KeyAttributes
-from server.chat_template import ChatTemplate
+from caravan.server.api_keys import ApiKeys, KeyAttributes
+from caravan.server.chat_template import ChatTemplate
 from tests.server.openai.api import COMPLETIONS, Api, open_api
 
 SERVER = Path(__file__).parents[3] / "server"

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from server.openai import known_fields
-from server.openai.embeddings import EmbeddingRequest
-from server.openai.known_field import KnownFields
-from server.openai.known_fields import CHAT as CHAT_FIELDS
-from server.openai.known_fields import COMPLETION, EMBEDDING, RESPONSES, TOKENS
-from server.openai.response_schemas import ResponsesRequest
-from server.openai.schemas import ChatRequest, CompletionRequest
-from server.openai.strict_model import StrictModel
-from server.openai.tokenize import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
+from caravan.server.openai import known_fields
+from caravan.server.openai.embeddings import EmbeddingRequest
+from caravan.server.openai.known_field import KnownFields
+from caravan.server.openai.known_fields import CHAT as CHAT_FIELDS
+from caravan.server.openai.known_fields import COMPLETION, EMBEDDING, RESPONSES, TOKENS
+from caravan.server.openai.response_schemas import ResponsesRequest
+from caravan.server.openai.schemas import ChatRequest, CompletionRequest
+from caravan.server.openai.strict_model import StrictModel
+from caravan.server.openai.tokenize import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, Body, a_chat, answered
 
 ENDPOINTS: dict[str, tuple[type[StrictModel], KnownFields, Body]] = {

@@ -10,9 +10,9 @@ import prometheus_client.openmetrics.parser as openmetrics_parser
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from scheduler.config import EngineConfig
-from scheduler.messages import StepOutput, StepStats
-from server.metrics import Metrics
+from caravan.scheduler.config import EngineConfig
+from caravan.scheduler.messages import StepOutput, StepStats
+from caravan.server.metrics import Metrics
 from tests.server.openai.api import CHAT, COMPLETIONS, MAX_MODEL_LEN, Api, answered, open_api
 
 

@@ -8,8 +8,8 @@ import httpx
 import openai
 import pytest
 
-from server.chat_template import ChatTemplate
-from server.tools.call_format import HERMES
+from caravan.server.chat_template import ChatTemplate
+from caravan.server.tools.call_format import HERMES
 from tests.fakes import says
 from tests.server.openai.api import Api, answered, open_api
 

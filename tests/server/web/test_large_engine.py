@@ -11,9 +11,9 @@ import uvicorn
 from fastapi import FastAPI
 from playwright.sync_api import Browser, expect
 
-from scheduler.messages import EngineView, SequenceEvent, SequenceView, StepOutput, StepStats
-from server.engine_watch import VIEW_SECONDS, EngineWatch, watch_router
-from server.web_page import page_router
+from caravan.scheduler.messages import EngineView, SequenceEvent, SequenceView, StepOutput, StepStats
+from caravan.server.engine_watch import VIEW_SECONDS, EngineWatch, watch_router
+from caravan.server.web_page import page_router
 from tests.server.web.test_page import FRAMES_A_SECOND, IN_BROWSER, browser
 
 __all__ = ["browser"]  # a fixture
