@@ -15,7 +15,14 @@ from functools import partial
 
 from llguidance import LLTokenizer
 
-from caravan.scheduler.compiled_grammar import CHEAP_SECONDS, CompiledGrammar, GrammarProblem, Mask, Position, Vocabulary
+from caravan.scheduler.compiled_grammar import (
+    CHEAP_SECONDS,
+    CompiledGrammar,
+    GrammarProblem,
+    Mask,
+    Position,
+    Vocabulary,
+)
 from caravan.scheduler.grammar_limits import GrammarLimits
 from caravan.scheduler.grammar_threads import Call, CallTooSlow, GrammarThreads
 

@@ -51,7 +51,13 @@ def test_the_wheel_owns_one_name(wheel: Path) -> None:
 def test_the_wheel_has_what_runs_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if name.startswith("caravan/")]
-    for name in ("server/cli.py", "server/openai/chat.py", "scheduler/process.py", "model/llama.py", "model/cpu/build.py"):
+    for name in (
+        "server/cli.py",
+        "server/openai/chat.py",
+        "scheduler/process.py",
+        "model/llama.py",
+        "model/cpu/build.py",
+    ):
         assert f"caravan/{name}" in names
     assert any(name.endswith(".cpp") for name in names)
     assert "caravan/server/web/index.html" in names

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 from matplotlib.figure import Figure
 
-from docs.figures.style import BLUE, ORANGE, TEXT, panels
 from caravan.model.sample import Sample
 from caravan.model.sampling_params import SamplingParams
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.messages import Request
 from caravan.scheduler.scheduler import Scheduler
+from docs.figures.style import BLUE, ORANGE, TEXT, panels
 
 LENGTHS = [6, 20, 9, 14, 5, 17, 8, 11]  # tokens each request generates
 SLOTS = 4

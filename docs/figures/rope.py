@@ -4,8 +4,8 @@ import math
 
 from matplotlib.figure import Figure
 
-from docs.figures.style import COLOURS, TEXT, panels
 from caravan.model.rope import rope_table
+from docs.figures.style import COLOURS, TEXT, panels
 
 HEAD_DIM, THETA, NUM_POSITIONS = 16, 10_000.0, 64
 

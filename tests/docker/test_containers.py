@@ -240,10 +240,12 @@ def test_the_install_and_start_lines_of_the_image_work_in_an_empty_environment(t
     start = json.loads(arguments_of("ENTRYPOINT")[0]) + json.loads(arguments_of("CMD")[-1])
     shown = subprocess.run([*start, "--help"], cwd=tmp_path, env=environ, check=True, capture_output=True, text=True)
     assert "Usage: caravan serve" in shown.stdout
-    build = (
-        "from caravan.model.cpu.build import load_kernels; print(load_kernels().make_layers)"  # the sources are installed, too
+    # The sources are installed, too.
+    build = "from caravan.model.cpu.build import load_kernels; print(load_kernels().make_layers)"
+    guide = (
+        "from caravan.server.web_page import *; "
+        "print(files('caravan.server').joinpath('web', f'{GUIDE}.md').read_text()[:9])"
     )
-    guide = "from caravan.server.web_page import *; print(files('caravan.server').joinpath('web', f'{GUIDE}.md').read_text()[:9])"
     shown = subprocess.run(
         ["python", "-c", guide], cwd=tmp_path, env=environ, check=True, capture_output=True, text=True
     )

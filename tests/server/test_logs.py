@@ -78,7 +78,12 @@ def test_threat_31_a_traceback_names_the_errors_of_libraries_and_leaves_out_thei
         logging.getLogger("some.module").exception("It failed.")
     [line] = stream.getvalue().splitlines()
     assert CANARY not in line
-    for name in ("OfALibrary", "RuntimeError", "caravan.server.text_stream.GenerationFailed: words of ours", "ExceptionGroup"):
+    for name in (
+        "OfALibrary",
+        "RuntimeError",
+        "caravan.server.text_stream.GenerationFailed: words of ours",
+        "ExceptionGroup",
+    ):
         assert name in line
 
 

@@ -11,7 +11,14 @@ import pytest
 
 from caravan.server.hub_download import choose_gguf
 from caravan.server.model_errors import ModelNotFound, ModelUnavailable
-from caravan.server.model_store import ALIASES, DEFAULT_MODEL, find_on_disk, is_path_looking, models_folder, resolve_model
+from caravan.server.model_store import (
+    ALIASES,
+    DEFAULT_MODEL,
+    find_on_disk,
+    is_path_looking,
+    models_folder,
+    resolve_model,
+)
 from tests.server.wheels import ignore_progress
 
 

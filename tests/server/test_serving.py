@@ -212,7 +212,17 @@ def test_threat_20_a_signal_to_all_processes_lets_a_stream_finish(
 
 @pytest.mark.skipif(shutil.which("timeout") is None, reason="coreutils' timeout is not installed")
 def test_threat_20_the_timeout_command_lets_a_stream_finish(tiny_model_path: Path) -> None:
-    command = ["timeout", "300", sys.executable, "-m", "caravan.server.cli", "serve", str(tiny_model_path), "--port", "0"]
+    command = [
+        "timeout",
+        "300",
+        sys.executable,
+        "-m",
+        "caravan.server.cli",
+        "serve",
+        str(tiny_model_path),
+        "--port",
+        "0",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         ready = next(line for line in process.stdout if line.startswith("Ready"))

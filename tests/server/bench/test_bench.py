@@ -241,7 +241,17 @@ def test_the_command_line_ends_with_one_line_and_status_1() -> None:
 
 def test_the_command_line_measures() -> None:
     with fake_server() as server:
-        words = [sys.executable, "-m", "caravan.server.cli", "bench", server.url, "--concurrency", "2", "--requests", "4"]
+        words = [
+            sys.executable,
+            "-m",
+            "caravan.server.cli",
+            "bench",
+            server.url,
+            "--concurrency",
+            "2",
+            "--requests",
+            "4",
+        ]
         done = subprocess.run([*words, "--output", "8"], capture_output=True, text=True, check=False)
         assert len(server.measured(8)) == 4
     assert done.returncode == 0, done.stderr
