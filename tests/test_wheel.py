@@ -92,4 +92,6 @@ def test_files_in_the_working_folder_that_are_called_like_its_parts_change_nothi
     for part in PARTS:
         (tmp_path / f"{part}.py").write_text("raise SystemExit('the wrong file')")
     assert _run([sys.executable, "-m", "caravan", "--version"], installed, tmp_path) == f"caravan {__version__}\n"
-    assert "llama" in _run([sys.executable, "-m", "caravan", "inspect", str(tiny_model_path)], installed, tmp_path)
+    assert "Format       GGUF" in _run(
+        [sys.executable, "-m", "caravan", "inspect", str(tiny_model_path)], installed, tmp_path
+    )
