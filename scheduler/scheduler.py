@@ -14,12 +14,13 @@ from caravan.model.sample import LATE, Sample
 from caravan.scheduler.block_pool import BlockPool
 from caravan.scheduler.block_table import extend_block_table, has_room
 from caravan.scheduler.config import EngineConfig
+from caravan.scheduler.displacement import displaced_by_waiting
 from caravan.scheduler.drafts import with_drafts
 from caravan.scheduler.events import EventLog
 from caravan.scheduler.grammar import Matcher
 from caravan.scheduler.messages import ErrorKind, FinishReason, Request, SequenceOutput, StepOutput, StepStats
 from caravan.scheduler.pace import Pace
-from caravan.scheduler.prefill_budget import PrefillBudget
+from caravan.scheduler.prefill_budget import Place, PrefillBudget, prefill_budget
 from caravan.scheduler.prefix_cache import expect_full_blocks, prefix_hits, publish_full_blocks, release_blocks
 from caravan.scheduler.prompt_reading import PromptReading
 from caravan.scheduler.sequence import ScheduledSequence, Sequence
@@ -36,11 +37,12 @@ class Scheduler:
         self.config = config
         self.pool = BlockPool(config.num_blocks)
         self.running: list[Sequence] = []
-        self.waiting = WaitingQueue()
+        self.waiting = WaitingQueue(self.running)
         self._to_tell: dict[int, Sequence] = {}  # who waits "behind others", unless it is looked at in this step
         self._refused: list[SequenceOutput] = []  # what the next commit says of requests that cannot run
         self._events = EventLog()
         self._spoiled_blocks: list[int] = []
+        self._turns: dict[Place, int] = {}  # when keys last had a share of a step's prompts
         self._pace = Pace(config.max_inter_token_seconds, is_shared=config.is_shared)
         self._step = 0
         self.last_plan: list[ScheduledSequence] = []  # for those who watch
@@ -79,26 +81,31 @@ class Scheduler:
         self._counters = StepCounters()
         num_evicted = self.pool.num_evicted
         self._to_tell |= {sequence.request.request_id: sequence for sequence in self.waiting.line_up()}
+        displaced = displaced_by_waiting(self.running, self.waiting, self.pool, self.config)
+        if displaced is not None:
+            self._preempt(displaced)
         plan: list[ScheduledSequence] = []
         budget = self.config.max_batch_tokens
-        prefill = self._prefill_budget()
+        prefill = prefill_budget(self.running, self.waiting, self.pool, self._pace, self.config, self._turns)
         index = 0
         while index < len(self.running) and budget > 0:  # oldest first; a preemption shortens the list at its end
             sequence = self.running[index]
             index += 1
             num_tokens = min(sequence.num_missing_tokens, budget)
             if num_tokens > 1:
-                num_tokens = min(num_tokens, prefill.left_of(sequence.request.key))
-                prefill.spend(sequence.request.key, num_tokens)
+                num_tokens = min(num_tokens, prefill.left_of(sequence))
+                prefill.spend(sequence, num_tokens)
                 if not num_tokens:
                     continue
             while not extend_block_table(self.pool, sequence, num_tokens, self.config.block_size):
-                if self._preempt_youngest() is sequence:
+                youngest = self.running[-1]
+                self._preempt(youngest)
+                if youngest is sequence:
                     break
             else:
                 plan.append(ScheduledSequence(sequence, num_tokens))
                 budget -= num_tokens
-        if not self._counters.num_preemptions:  # else whoever joined now would be the next to be thrown out
+        if self._counters.num_preemptions == (displaced is not None):  # else who joins would be the next to go
             plan += self._admit_waiting(budget, prefill)
         if self.config.speculation == "auto":
             plan = with_drafts(plan, self.config, self.pool, len(self.running))
@@ -151,18 +158,6 @@ class Scheduler:
             **vars(self._counters),
         )
 
-    def _prefill_budget(self) -> PrefillBudget:
-        """Return what the step has for prompts: not what running sequences need for their next tokens."""
-        num_decoding = sum(sequence.num_missing_tokens == 1 for sequence in self.running)
-        num_keys = len({sequence.request.key for sequence in self.running} | self.waiting.keys)
-        num_tokens = max(self.config.max_batch_tokens - num_decoding, 1)
-        num_tokens = self._pace.max_prefill_tokens(self.running, num_keys, num_tokens)
-        if num_keys == 1 or len(self.running) >= self.config.max_num_seqs:
-            return PrefillBudget(num_tokens, self.running)
-        joining = [s for s in islice(self.waiting, 2 * self.config.max_num_seqs) if s.awaited_hash is None]
-        fits = not joining or has_room(self.pool, joining[0], [], self.config.block_size)
-        return PrefillBudget(num_tokens, self.running, joining if fits else [])
-
     def _admit_waiting(self, budget: int, prefill: PrefillBudget) -> list[ScheduledSequence]:
         """Let waiting sequences join, in the order of the queue, as far as budget and pool reach.
 
@@ -178,7 +173,7 @@ class Scheduler:
             if len(self.running) >= self.config.max_num_seqs or room <= 0:
                 self._events.wait(sequence, "token budget" if room <= 0 else "batch full")
                 break
-            room = min(room, prefill.left_of(sequence.request.key))
+            room = min(room, prefill.left_of(sequence))
             if not room:  # of its key's share
                 self._events.wait(sequence, "token budget")
                 continue
@@ -190,13 +185,13 @@ class Scheduler:
             if sequence.awaited_hash is not None:
                 self._events.wait(sequence, "prefix being computed")
                 continue
-            if not has_room(self.pool, sequence, hits, self.config.block_size):
+            if not has_room(self.pool, sequence, hits, self.running, self.config.block_size):
                 self._events.wait(sequence, "no free blocks")
                 break
             scheduled = self._admit(sequence, hits, tail, room)
             joined.append(scheduled)
             budget -= scheduled.num_tokens
-            prefill.spend(sequence.request.key, scheduled.num_tokens)
+            prefill.spend(sequence, scheduled.num_tokens)
         for refused in self._refused:
             self.waiting.remove(refused.request_id)
         for scheduled in joined:
@@ -240,15 +235,14 @@ class Scheduler:
         self._events.join(sequence)
         return ScheduledSequence(sequence, num_tokens, copied_block=tail)
 
-    def _preempt_youngest(self) -> Sequence:
-        """Take the blocks of the running sequence that joined last and put it at the head of the queue."""
-        sequence = self.running.pop()
+    def _preempt(self, sequence: Sequence) -> None:
+        """Take the blocks of a running sequence and put it back into the queue."""
+        self.running.remove(sequence)
         self._events.preempt(sequence, sequence.num_computed_tokens)
         release_blocks(self.pool, sequence, self.config.block_size)
         self.waiting.put_back(sequence)
         self._to_tell[sequence.request.request_id] = sequence
         self._counters.num_preemptions += 1
-        return sequence
 
     def _take(
         self, scheduled: ScheduledSequence, drawn: list[Sample | None], reading: PromptReading | None

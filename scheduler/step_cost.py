@@ -28,7 +28,7 @@ class StepCost:
         if spread > LEAST_SPREAD**2:
             together = self._xy / self._weight - self._x * self._y / self._weight**2
             self._slope = max(together / spread, 1e-6)
-        elif x > LEAST_SPREAD:  # all steps are alike: what is not known of the constant goes to the tokens
+        elif x >= LEAST_SPREAD:  # all steps are alike: what is not known of the constant goes to the tokens
             self._slope = min(self._slope, seconds / x)
 
     @property

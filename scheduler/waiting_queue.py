@@ -1,16 +1,17 @@
 """WaitingQueue: who joins the batch next.
 
-First those that were running already. Then keys take turns: the key that has been served the fewest tokens is next, so
-a key with many requests cannot starve another. Priority orders the requests of one key among themselves; only urgency,
-which a request has by its key and not by its own claim, comes before the turns. A sequence gets into its line when its
-grammar is compiled: at the head of a line it would hide those behind it, for only the first of the queue are looked at.
+Keys take turns: the key that has been served the fewest tokens is next, so a key with many requests cannot starve
+another. What was running already is the first of its line. Priority orders the requests of one key among themselves;
+only urgency, which a request has by its key and not by its own claim, comes before the turns. A sequence gets into its
+line when its grammar is compiled: at the head of a line it would hide those behind it, for only the first of the queue
+are looked at.
 Source: Sheng et al., 2024, Fairness in Serving Large Language Models (arXiv:2401.00588), section 4, virtual token
 counter: a key that has been away begins where the least served of those present is, so that it cannot save up turns;
-where nobody waits, it begins where the one is that joined last.
+where nobody waits, where the least served of those that run is, and else where the one is that joined last.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
@@ -37,20 +38,20 @@ class _Place(NamedTuple):
 class WaitingQueue:
     """Waiting sequences, by request id, in the order in which they should join."""
 
-    def __init__(self) -> None:
+    def __init__(self, running: Collection[Sequence] = ()) -> None:
+        """`running` are the sequences that have joined; who adds and removes them is the scheduler."""
+        self._running = running
         self.compiling: dict[int, Sequence] = {}  # whose grammars are not compiled yet; in no line
-        self._preempted: OrderedDict[int, Sequence] = OrderedDict()
         self._lines: dict[_Place, OrderedDict[int, Sequence]] = {}  # none is empty
         self._place_of: dict[int, _Place] = {}  # of each request in a line
         self._num_served: dict[str, float] = {}  # weighted tokens, by key
         self._joined_last = ""  # a key
 
     def __len__(self) -> int:
-        return len(self.compiling) + len(self._preempted) + len(self._place_of)
+        return len(self.compiling) + len(self._place_of)
 
     def __iter__(self) -> Iterator[Sequence]:
         """Yield those that could join, in the order in which they would if nothing else were served meanwhile."""
-        yield from self._preempted.values()
         lines: dict[int, dict[str, list[OrderedDict[int, Sequence]]]] = {}
         for place in sorted(self._lines):
             lines.setdefault(place.urgency, {}).setdefault(place.key, []).append(self._lines[place])
@@ -68,11 +69,11 @@ class WaitingQueue:
     @property
     def keys(self) -> set[str]:
         """The keys of sequences that could join."""
-        return {place.key for place in self._lines} | {s.request.key for s in self._preempted.values()}
+        return {place.key for place in self._lines}
 
     def has(self, request_id: int) -> bool:
         """Whether a sequence is in the queue."""
-        return request_id in self._preempted or request_id in self._place_of or request_id in self.compiling
+        return request_id in self._place_of or request_id in self.compiling
 
     def append(self, sequence: Sequence) -> None:
         """Put a sequence behind the others of its urgency, key and priority, once its grammar is compiled."""
@@ -95,15 +96,16 @@ class WaitingQueue:
         return compiled
 
     def put_back(self, sequence: Sequence) -> None:
-        """Put a sequence that was running before all others."""
-        self._preempted[sequence.request.request_id] = sequence
-        self._preempted.move_to_end(sequence.request.request_id, last=False)
+        """Put a sequence that was running before the others of its urgency, key and priority."""
+        self.append(sequence)
+        place = self._place_of.get(sequence.request.request_id)
+        if place is not None:  # else its next mask is being computed
+            self._lines[place].move_to_end(sequence.request.request_id, last=False)
 
     def remove(self, request_id: int) -> Sequence | None:
         """Take a sequence out and return it; None if it is not there."""
-        for others in (self._preempted, self.compiling):
-            if (found := others.pop(request_id, None)) is not None:
-                return found
+        if (found := self.compiling.pop(request_id, None)) is not None:
+            return found
         place = self._place_of.pop(request_id, None)
         if place is None:
             return None
@@ -128,9 +130,9 @@ class WaitingQueue:
     def _return(self, key: str) -> None:
         """Let a key that has nothing waiting begin no further back than those that have."""
         present = {place.key for place in self._lines}
-        last = self._num_served.get(self._joined_last, 0.0)
-        least = min((self._num_served[other] for other in present), default=last)
+        others = present or {sequence.request.key for sequence in self._running} or {self._joined_last}
+        least = min(self._num_served.get(other, 0.0) for other in others)
         self._num_served[key] = max(self._num_served.get(key, 0.0), least)
         if len(self._num_served) > len(present) + _MAX_FORGOTTEN:
-            kept = {*present, key, self._joined_last} & self._num_served.keys()
+            kept = {*present, *others, key} & self._num_served.keys()
             self._num_served = {other: self._num_served[other] for other in kept}

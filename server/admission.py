@@ -63,10 +63,9 @@ class Admission:
         answer would come later than the client wants it.
         """
         before = self._before(asker, self._waiting)
-        queued = [ticket for ticket in self._waiting if not ticket.is_in_batch]
-        num_preempted = sum(not ticket.is_in_batch for ticket in self._running)
-        num_before = num_preempted + len(self._before(asker, queued))
-        wait_seconds = self._forecast_seconds(before)
+        queued = [ticket for ticket in (*self._running, *self._waiting) if not ticket.is_in_batch]
+        num_before = len(self._before(asker, queued))
+        wait_seconds = self._forecast_seconds(before, asker, lengths[0][0])
         self._check_room(lengths, asker.key_name, wait_seconds)
         limit_seconds = self.limits.max_wait_seconds
         if limit_seconds is not None and wait_seconds > limit_seconds:
@@ -128,14 +127,22 @@ class Admission:
         self.metrics.count_rejection(reason)
         raise overloaded(fact, retry_after_seconds)
 
-    def _forecast_seconds(self, before: Sequence[Ticket]) -> float:
-        """Return how long one more sequence would wait behind these."""
+    def _forecast_seconds(self, before: Sequence[Ticket], asker: Asker, num_prompt_tokens: int) -> float:
+        """Return how long one more sequence would wait behind these.
+
+        Of the prompts of other keys a step computes no more than of its own.
+        """
+
+        def prompt_tokens(ticket: Ticket) -> int:
+            is_own = ticket.key_name == asker.key_name or ticket.urgency < asker.urgency
+            return ticket.num_prompt_tokens if is_own else min(ticket.num_prompt_tokens, num_prompt_tokens)
+
         num_tokens = [ticket.num_prompt_tokens + ticket.max_tokens for ticket in (*self._running, *before)]
         mean_num_tokens = sum(num_tokens) / len(num_tokens) if num_tokens else 1
         max_running = min(self.config.max_num_seqs, int(self.config.num_tokens / mean_num_tokens) or 1)
         return forecast_wait_seconds(
             [max(self._expected_tokens(ticket) - ticket.num_tokens, 1) for ticket in self._running],
-            [(ticket.num_prompt_tokens, self._expected_tokens(ticket)) for ticket in before],
+            [(prompt_tokens(ticket), self._expected_tokens(ticket)) for ticket in before],
             max_running=max_running,
             step_seconds=self._cost.step_seconds,
             prefill_seconds=self._cost.prefill_seconds,

@@ -4,10 +4,11 @@ from dataclasses import dataclass, field
 
 from caravan.server.fair_executor import FairExecutor
 
+_TOKENIZING_NICENESS = 10  # it keeps all processors busy; the event loop and the engine go first
 _NUM_THREADS = 3  # of each kind; one key gets two of them at a time
 
 
-def _executor(what: str) -> FairExecutor:
+def _executor(what: str, niceness: int = 0) -> FairExecutor:
     """Return an executor whose queue is as long as that of the requests inside the server, which has a limit."""
     return FairExecutor(
         what,
@@ -15,6 +16,7 @@ def _executor(what: str) -> FairExecutor:
         max_running_per_key=_NUM_THREADS - 1,
         max_waiting_per_key=None,
         seconds_per_call=1.0,
+        niceness=niceness,
     )
 
 
@@ -27,7 +29,7 @@ class Executors:
     """
 
     templates: FairExecutor = field(default_factory=lambda: _executor("chat templates"))
-    tokenizing: FairExecutor = field(default_factory=lambda: _executor("texts to tokenize"))
+    tokenizing: FairExecutor = field(default_factory=lambda: _executor("texts to tokenize", _TOKENIZING_NICENESS))
 
     def close(self) -> None:
         """Begin no more work."""

@@ -36,17 +36,20 @@ class FairExecutor:
         max_running_per_key: int,
         max_waiting_per_key: int | None,
         seconds_per_call: float,
+        niceness: int = 0,
     ) -> None:
         """`what` names the calls in errors (plural); `seconds_per_call` bounds one, for the time to retry after.
 
-        None for `max_waiting_per_key`: something else bounds them.
+        None for `max_waiting_per_key`: something else bounds them. `niceness`, see nice(2), lets others go first.
         """
         self._what = what
         self._num_threads = num_threads
         self._max_running_per_key = max_running_per_key
         self._max_waiting_per_key = max_waiting_per_key
         self._seconds_per_call = seconds_per_call
-        self._threads = ThreadPoolExecutor(num_threads, what.replace(" ", "-"), initializer=_let_others_go_first)
+        self._threads = ThreadPoolExecutor(
+            num_threads, what.replace(" ", "-"), initializer=_be_nice, initargs=(niceness,)
+        )
         self._running: Counter[str] = Counter()  # calls by key
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()  # the next key first
 
@@ -114,7 +117,7 @@ class FairExecutor:
                 del self._waiting[waiting_key]
 
 
-def _let_others_go_first() -> None:
-    """Give the processors to the event loop and the engine before this thread, and before those it starts."""
+def _be_nice(niceness: int) -> None:
+    """Lower the priority of the calling thread, and of those it starts."""
     if sys.platform == "linux":  # elsewhere it would be the whole process
-        os.nice(10)
+        os.nice(niceness)

@@ -35,6 +35,7 @@ _SCHEDULER = (
     "scheduler_properties",
     "block_pool",
     "prefill_budget",
+    "displacement",
 )
 
 GATES = {
@@ -76,13 +77,15 @@ BUGS = [
     Bug("guesses are believed", "scheduler/scheduler.py",
         "if reason is not None or sample.token_id != guess:", "if reason is not None or guess is None:", "scheduler"),
     Bug("the latency target is ignored", "scheduler/pace.py",
-        "        if seconds is None:\n", "        if True:\n", "scheduler"),
+        "if self._target_seconds is not None and (", "if False and (", "scheduler"),
     Bug("a long prompt goes before those of all other keys", "scheduler/prefill_budget.py",
-        "if len(wanted) > 1 and wanted.total() > num_tokens:", "if False:", "scheduler"),
+        "if len(wanted) > 1 and sum(wanted.values()) > num_tokens:", "if False:", "scheduler"),
     Bug("keys do not take turns", "scheduler/waiting_queue.py",
         "self._num_served[key] = self._num_served.get(key, 0.0) + weight", "pass", "scheduler"),
+    Bug("one key keeps all places", "scheduler/displacement.py",
+        "    if first is None or first.awaited_hash is not None:", "    if True:", "scheduler"),
     Bug("who was away goes before all who were served", "scheduler/waiting_queue.py",
-        "last = self._num_served.get(self._joined_last, 0.0)", "last = 0.0", "scheduler"),
+        "or {self._joined_last}", "or {None}", "scheduler"),
     Bug("priority moves a key before another", "scheduler/waiting_queue.py",
         "lines.setdefault(place.urgency, {})", "lines.setdefault(place.priority, {})", "scheduler"),
     Bug("the choices of a request are suspected one by one", "server/live_requests.py",

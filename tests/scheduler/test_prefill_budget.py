@@ -1,16 +1,21 @@
 """How the tokens of prompts in a step are shared out between API keys."""
 
-from caravan.scheduler.prefill_budget import PrefillBudget
+from caravan.scheduler.prefill_budget import LEAST_SHARE, Place, PrefillBudget
 from caravan.scheduler.sequence import Sequence
 from tests.scheduler.requests import make_request
 
 
-def prompts(**num_tokens: int) -> list[Sequence]:
-    return [Sequence.of(make_request(0, [1] * num, key=key)) for key, num in num_tokens.items()]
+def prompts(urgency: int = 0, **num_tokens: int) -> list[Sequence]:
+    return [Sequence.of(make_request(0, [1] * num, key=key, urgency=urgency)) for key, num in num_tokens.items()]
 
 
-def shares(budget: PrefillBudget, *keys: str) -> list[int]:
-    return [budget.left_of(key) for key in keys]
+def shares(budget: PrefillBudget, *keys: str, urgency: int = 0) -> list[int]:
+    return [budget.left_of(one) for one in prompts(urgency, **dict.fromkeys(keys, 1))]
+
+
+def spend(budget: PrefillBudget, key: str, num_tokens: int) -> None:
+    (sequence,) = prompts(**{key: 1})
+    budget.spend(sequence, num_tokens)
 
 
 def test_one_key_gets_everything() -> None:
@@ -38,12 +43,39 @@ def test_running_sequences_that_wait_for_their_next_token_need_no_share() -> Non
 
 def test_what_is_spent_is_gone_for_the_key_and_for_all() -> None:
     budget = PrefillBudget(100, prompts(a=1000, b=1000))
-    budget.spend("a", 50)
+    spend(budget, "a", 50)
     assert (budget.num_left, *shares(budget, "a", "b")) == (50, 0, 50)
-    budget.spend("b", 20)
+    spend(budget, "b", 20)
     assert (budget.num_left, *shares(budget, "a", "b", "unknown")) == (30, 0, 30, 30)
 
 
-def test_every_key_gets_on_when_there_are_more_keys_than_tokens() -> None:
-    budget = PrefillBudget(3, prompts(**{f"k{number}": 100 for number in range(10)}))
-    assert all(left >= 1 for left in shares(budget, *(f"k{number}" for number in range(10))))
+def test_where_shares_would_be_too_small_keys_take_turns() -> None:
+    keys = [f"k{number}" for number in range(10)]
+    turns: dict[Place, int] = {}
+    had = dict.fromkeys(keys, 0)
+    for _ in range(20):
+        left = shares(PrefillBudget(40, prompts(**dict.fromkeys(keys, 1000)), (), turns), *keys)
+        assert all(num == 0 or num >= LEAST_SHARE for num in left[1:])
+        had = {key: num + more for (key, num), more in zip(had.items(), left, strict=True)}
+    assert min(had.values()) >= 60
+    assert max(had.values()) <= 100
+
+
+def test_who_comes_last_to_small_shares_is_next() -> None:
+    turns: dict[Place, int] = {}
+    old = prompts(**{f"k{number}": 1000 for number in range(10)})
+    for _ in range(5):
+        PrefillBudget(40, old, (), turns)
+    assert shares(PrefillBudget(40, old, prompts(new=13), turns), "new") == [13]
+
+
+def test_what_the_first_ones_do_not_need_goes_to_the_next() -> None:
+    keys = [f"k{number}" for number in range(10)]
+    budget = PrefillBudget(40, (), prompts(**dict.fromkeys(keys, 8)))
+    assert sum(shares(budget, *keys)) == 40
+
+
+def test_more_urgent_requests_come_first() -> None:
+    budget = PrefillBudget(100, prompts(a=1000, b=1000), prompts(urgency=-1, b=70))
+    assert shares(budget, "b", urgency=-1) == [70]
+    assert sum(shares(budget, "a", "b")) == 30

@@ -164,7 +164,7 @@ def test_when_the_one_that_computes_a_prefix_is_gone_a_waiting_one_computes_it(e
         case "failure":
             scheduler.commit(plan, [None])
         case "preemption":
-            assert scheduler._preempt_youngest() is plan[0].sequence
+            scheduler._preempt(plan[0].sequence)
             scheduler.abort(0)
     assert step(scheduler)[0] == {1: 6}
     assert scheduler.pool.num_expected == 0

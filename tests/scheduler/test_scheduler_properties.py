@@ -34,8 +34,10 @@ def workloads(draw: st.DrawFn) -> Workload:
         max_model_len=max_model_len,
         speculation=draw(st.sampled_from(["auto", "off"])),
         max_inter_token_seconds=draw(st.sampled_from([None, 0.001, 1.0])),
+        is_shared=draw(st.booleans()),
     )
     lookback = draw(st.sampled_from([None, 1, 2]))
+    num_keys = draw(st.integers(1, 4))
     stem = draw(st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=0, max_size=24))  # what the prompts share
     arrivals: list[tuple[int, Request]] = []
     for request_id in range(draw(st.integers(1, 10))):
@@ -55,6 +57,8 @@ def workloads(draw: st.DrawFn) -> Workload:
             output=replayed,
             salt=draw(st.sampled_from(["", "", "other"])),
             group=draw(st.sampled_from([0, 1])),
+            key=f"key {draw(st.integers(1, num_keys))}",
+            urgency=draw(st.sampled_from([0, 0, -1])),
             max_tokens=max_tokens,
             stop_token_ids=tuple({draw(st.integers(0, VOCAB_SIZE - 1))} - set(replayed)),
         )

@@ -143,12 +143,25 @@ def test_a_key_that_comes_when_nobody_waits_does_not_go_before_those_that_were_s
     assert order(queue).index(50) <= 1
 
 
-def test_a_preempted_sequence_is_before_all_others() -> None:
+def test_a_preempted_sequence_is_the_first_of_its_line() -> None:
     queue = WaitingQueue()
-    queue.append(sequence(1, priority=-5))
+    queue.append(sequence(1))
     queue.put_back(sequence(2))
     queue.put_back(sequence(3))
-    assert order(queue) == [3, 2, 1]
+    queue.append(sequence(4, priority=-5))
+    assert order(queue) == [4, 3, 2, 1]
+
+
+def test_a_preempted_sequence_does_not_go_before_a_key_that_was_served_less() -> None:
+    queue = WaitingQueue()
+    served = sequence(1, "served")
+    queue.append(served)
+    queue.remove(1)
+    queue.count_prompt(served)
+    queue.append(sequence(2, "new"))
+    queue.count_output(served, 100)
+    queue.put_back(served)
+    assert order(queue) == [2, 1]
 
 
 def test_a_removed_request_is_gone_and_an_unknown_one_is_not_there() -> None:

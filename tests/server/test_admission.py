@@ -148,6 +148,18 @@ def test_one_key_does_not_wait_for_the_many_of_another() -> None:
     assert last.predicted_wait_seconds > 45  # 51 of 2 s, two at a time
 
 
+def test_a_short_prompt_does_not_wait_for_the_long_ones_of_another_key() -> None:
+    admission = an_admission(max_num_seqs=64)
+    for _ in range(40):
+        admission.observe_step(StepStats(num_prefill_tokens=100, step_seconds=10.1))
+        admission.observe_step(StepStats(num_decode_tokens=2, step_seconds=STEP_SECONDS))
+    admit(admission, (400, 1), asker=Asker("long"))
+    admit(admission, (400, 1), asker=Asker("long"))
+    (short,) = admit(admission, (10, 2), asker=Asker("short"))
+    (own,) = admit(admission, (10, 2), asker=Asker("long"))
+    assert short.predicted_wait_seconds < own.predicted_wait_seconds / 10
+
+
 def test_threat_30_priority_changes_the_forecast_of_its_own_key_only() -> None:
     admission = an_admission()
     running = admit(admission, (1, 11), (1, 11))
