@@ -24,8 +24,8 @@ from typing import Any
 
 import psutil
 
+from caravan.download.resolve import DEFAULT_MODEL, resolve_model
 from caravan.server.engine_client import EngineClient
-from caravan.server.model_store import DEFAULT_MODEL, resolve_model
 from caravan.server.settings import load_settings
 from caravan.server.startup import bind, run, run_server
 

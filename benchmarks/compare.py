@@ -23,9 +23,9 @@ from benchmarks.machine import machine
 from benchmarks.server_process import ServerFailed, running
 from benchmarks.variants import Variant, variants
 from benchmarks.workloads import WORKLOADS
-from caravan.server.bench import BenchFailed
-from caravan.server.bench.run import Run, run_bench
-from caravan.server.model_store import resolve_model
+from caravan.cli.bench import BenchFailed
+from caravan.cli.bench.run import Run, run_bench
+from caravan.download.resolve import resolve_model
 
 ROOT = Path(__file__).parent.parent
 

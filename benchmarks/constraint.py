@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from caravan.download.resolve import DEFAULT_MODEL, resolve_model
 from caravan.model.grammar import grammar_tokenizer
 from caravan.model.loader import load_model, open_checkpoint
 from caravan.model.runtime import choose_runtime
@@ -19,7 +20,6 @@ from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.engine import Engine
 from caravan.scheduler.grammar import Grammars
 from caravan.scheduler.messages import Request
-from caravan.server.model_store import DEFAULT_MODEL, resolve_model
 from caravan.server.openai.constraint import grammar_of_schema
 
 NUM_SEQUENCES = 16

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.utils import cpp_extension
 
+from caravan.download.resolve import DEFAULT_MODEL, resolve_model
 from caravan.model.attention.cpu import NO_WINDOW
 from caravan.model.config import ModelConfig
 from caravan.model.cpu.build import load_kernels
@@ -25,7 +26,6 @@ from caravan.model.cpu.llama import CpuLlama
 from caravan.model.forward_batch import ForwardBatch
 from caravan.model.kv_cache import KVCache, kv_bytes_per_token
 from caravan.model.loader import load_model, open_checkpoint
-from caravan.server.model_store import DEFAULT_MODEL, resolve_model
 
 BLOCK_SIZE = 16
 NUM_SEQUENCES = 16

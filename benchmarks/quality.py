@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.texts import public_texts
+from caravan.download.resolve import DEFAULT_MODEL, resolve_model
 from caravan.model.checkpoint.checkpoint import Checkpoint
 from caravan.model.config import ModelConfig
 from caravan.model.cpu.linear import Quantization
@@ -29,7 +30,6 @@ from caravan.model.tokenizer_loader import load_tokenizer
 from caravan.scheduler.batch import BatchBuilder
 from caravan.scheduler.messages import Request
 from caravan.scheduler.sequence import ScheduledSequence, Sequence
-from caravan.server.model_store import DEFAULT_MODEL, resolve_model
 
 BLOCK_SIZE = 16
 CPU = torch.device("cpu")

@@ -9,6 +9,7 @@ import time
 
 import msgspec
 
+from caravan.download.resolve import DEFAULT_MODEL, resolve_model
 from caravan.model.sampling_params import SamplingParams
 from caravan.model.tokenizer_loader import load_tokenizer
 from caravan.scheduler.config import EngineLimits
@@ -16,7 +17,6 @@ from caravan.scheduler.engine import Engine
 from caravan.scheduler.messages import Request, StartEngine, StepStats
 from caravan.scheduler.process import start_engine
 from caravan.scheduler.scheduler import Scheduler
-from caravan.server.model_store import DEFAULT_MODEL, resolve_model
 
 TEXT = (
     "The river rises in the hills above the village of {0} and runs for forty miles through woods and meadows. In "

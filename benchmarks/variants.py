@@ -56,7 +56,7 @@ def _caravan(model: str, dtype: str, quantization: str) -> Variant:
         dtype,
         Path(sys.executable),
         model,
-        ("-m", "caravan.server.cli", "serve", "{model}", *options),
+        ("-m", "caravan", "serve", "{model}", *options),
         package="caravan-llm",
     )
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from caravan.server.bench.lengths import parse_lengths
-from caravan.server.bench.run import BenchOptions
+from caravan.cli.bench.lengths import parse_lengths
+from caravan.cli.bench.run import BenchOptions
 
 
 @dataclass(frozen=True)

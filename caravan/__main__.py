@@ -1,5 +1,5 @@
 """`python -m caravan`: the same as the command `caravan`."""
 
-from caravan.server.cli import main
+from caravan.cli.main import main
 
 main()

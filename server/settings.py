@@ -10,13 +10,13 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
+from caravan.download.resolve import DEFAULT_MODEL
 from caravan.scheduler.config import EngineLimits, Speculation
 from caravan.scheduler.messages import StartEngine
 from caravan.server.api_keys import ApiKeys, WrongKeys, load_keys
 from caravan.server.body_memory import DEFAULT_BYTES
 from caravan.server.client_address import networks
 from caravan.server.host_names import allowed_origins, is_loopback
-from caravan.server.model_store import DEFAULT_MODEL
 from caravan.server.request_limits import QueueLimits
 
 ENV_PREFIX = "CARAVAN_"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from caravan.server.model_store import DEFAULT_MODEL, resolve_model
+from caravan.download.resolve import DEFAULT_MODEL, resolve_model
 from tests.gguf_files import write_tiny_llama
 
 

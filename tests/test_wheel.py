@@ -52,7 +52,8 @@ def test_the_wheel_has_what_runs_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if name.startswith("caravan/")]
     for name in (
-        "server/cli.py",
+        "cli/main.py",
+        "download/resolve.py",
         "server/openai/chat.py",
         "scheduler/process.py",
         "model/llama.py",
@@ -62,8 +63,9 @@ def test_the_wheel_has_what_runs_and_nothing_else(wheel: Path) -> None:
     assert any(name.endswith(".cpp") for name in names)
     assert "caravan/server/web/index.html" in names
     assert "caravan/server/web/llama2-from-scratch.md" in names
-    sources = [name for part in PARTS for name in (ROOT / part).rglob("*.py")]
-    assert len([name for name in names if name.endswith(".py")]) == len(sources) + 2
+    folders = [ROOT / name for name in (*PARTS, "caravan/cli", "caravan/download")]
+    sources = [*(ROOT / "caravan").glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]
+    assert len([name for name in names if name.endswith(".py")]) == len(sources)
     assert not [name for name in names if "benchmark-" in name or "reliability-" in name or name.endswith(".png")]
 
 
@@ -79,7 +81,7 @@ def test_it_runs_beside_packages_that_are_called_like_its_parts(installed: Path,
         (tmp_path / "others" / part).mkdir(parents=True)
         (tmp_path / "others" / part / "__init__.py").write_text(f"NAME = 'another {part}'")
     program = (
-        "import server, scheduler, model, caravan.server.cli, caravan.scheduler.engine, caravan.model.llama\n"
+        "import server, scheduler, model, caravan.cli.main, caravan.scheduler.engine, caravan.model.llama\n"
         "print(server.NAME, scheduler.NAME, model.NAME, caravan.__file__)"
     )
     said = _run([sys.executable, "-c", program], installed, tmp_path, tmp_path / "others")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine
-from caravan.server.model_store import resolve_model
+from caravan.download.resolve import resolve_model
 from tests.campaign.body_flood import flood, large_bodies
 from tests.campaign.cuts import cut_campaign
 from tests.campaign.engine_faults import fault_campaign
@@ -120,7 +120,7 @@ async def shutdown(model: Path) -> Result:
 async def memory(model: Path) -> Result:
     """10,000 requests, and as many with a leak."""
     result = {}
-    for name, program in (("the server", "caravan.server.cli"), ("a server that leaks", "tests.campaign.leaky_server")):
+    for name, program in (("the server", "caravan"), ("a server that leaks", "tests.campaign.leaky_server")):
         with running_server(model, *TINY, "--kv-cache-memory", "1MiB", program=program) as server:
             slopes = await soak(server, num_requests=10_000)
             result[name] = {of: vars(slope) | {"is_flat": slope.is_flat} for of, slope in slopes.items()}

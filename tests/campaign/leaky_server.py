@@ -5,8 +5,8 @@ from unittest.mock import patch
 
 from fastapi import FastAPI
 
+from caravan.cli.main import main
 from caravan.server.app import create_app
-from caravan.server.cli import main
 
 
 def run() -> None:

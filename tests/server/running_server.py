@@ -51,7 +51,7 @@ class RunningServer:
 
 @contextmanager
 def running_server(
-    model: Path | str, *options: str, program: str = "caravan.server.cli", in_new_group: bool = False
+    model: Path | str, *options: str, program: str = "caravan", in_new_group: bool = False
 ) -> Iterator[RunningServer]:
     """Start `caravan serve` on a free port and stop it at the end; what it says goes to the test's output.
 

@@ -11,10 +11,10 @@ import httpx
 import pytest
 from rich.console import Console
 
+from caravan.cli.engine_table import TopFailed, drawn, views
 from caravan.scheduler.messages import SequenceEvent, SequenceOutput, StepOutput, StepStats
 from caravan.scheduler.view import CACHED, FREE, MAX_CELLS, SHARED, USED, engine_view
 from caravan.server.engine_watch import MAX_BEHIND, MAX_STEPS, MAX_WATCHERS, VIEW_SECONDS, EngineWatch, Watcher
-from caravan.server.top import TopFailed, drawn, views
 from tests.scheduler.requests import make_request
 from tests.scheduler.test_scheduler import make_scheduler, step
 from tests.server.openai.api import Api, open_api

@@ -120,7 +120,7 @@ def test_64_streams_in_a_pool_for_a_quarter_of_them_equal_their_solo_runs(
 
 def test_the_terminal_chat_answers(server: RunningServer) -> None:
     chat = subprocess.run(
-        [sys.executable, "-m", "caravan.server.cli", "chat", "--url", server.url, "--temperature", "0"],
+        [sys.executable, "-m", "caravan", "chat", "--url", server.url, "--temperature", "0"],
         input="What is the capital of France?\n",
         capture_output=True,
         text=True,

@@ -217,7 +217,7 @@ def test_threat_20_the_timeout_command_lets_a_stream_finish(tiny_model_path: Pat
         "300",
         sys.executable,
         "-m",
-        "caravan.server.cli",
+        "caravan",
         "serve",
         str(tiny_model_path),
         "--port",
@@ -291,7 +291,7 @@ def test_threat_20_a_second_sigterm_ends_the_server_within_a_second(tiny_model_p
 def failed_start(*arguments: str) -> str:
     """Return the error output of a start that fails, which must be one line."""
     finished = subprocess.run(
-        [sys.executable, "-m", "caravan.server.cli", "serve", "--port", "0", *arguments],
+        [sys.executable, "-m", "caravan", "serve", "--port", "0", *arguments],
         capture_output=True,
         text=True,
         timeout=60,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, expect
 
-from caravan.server.model_store import resolve_model
+from caravan.download.resolve import resolve_model
 from tests.server.running_server import RunningServer, running_server
 from tests.server.web.chromium import chromium
 

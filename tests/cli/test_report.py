@@ -1,0 +1,130 @@
+"""`caravan inspect` and `caravan plan`: what they say of a model, and that the server then says the same."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caravan.cli.report import inspect_model, plan_model, text_of
+from caravan.model.config import UnsupportedModel
+from caravan.scheduler.config import EngineLimits
+from tests.gguf_files import write_tiny_llama
+from tests.model.checkpoint.test_huggingface import edit, random_model
+from tests.server.running_server import running_server
+from tests.tiny_llama import tiny_llama
+
+
+def plan(path: Path, memory_bytes: int, **limits: Any) -> dict[str, str]:
+    rows = plan_model(
+        path,
+        memory_bytes=memory_bytes,
+        prompt_tokens=40,
+        output_tokens=10,
+        dtype="float32",
+        quantization="auto",
+        kv_cache_dtype="auto",
+        limits=EngineLimits(**limits),
+    )
+    return dict(rows)
+
+
+def test_a_model_is_described(tiny_model_path: Path) -> None:
+    rows = dict(inspect_model(tiny_model_path))
+    assert rows["Format"] == "GGUF"
+    assert rows["Stored as"] == "F32"
+    assert rows["Heads"] == "4 of size 16"
+    assert rows["KV heads"] == "2 (grouped-query attention, 2 heads for each)"
+    assert rows["RoPE"] == "theta 10000, not scaled"
+    assert rows["Refused"] == "nothing"
+    assert "template of" in rows["Chat"]
+
+
+@pytest.mark.parametrize(("num_kv_heads", "kind"), [(4, "multi-head"), (1, "multi-query")])
+def test_the_kind_of_attention_is_named(tmp_path: Path, num_kv_heads: int, kind: str) -> None:
+    model = tiny_llama(vocab_size=278, hidden_size=64, intermediate_size=96, head_dim=16, num_kv_heads=num_kv_heads)
+    write_tiny_llama(tmp_path / "m.gguf", model=model)
+    assert f"({kind} attention)" in dict(inspect_model(tmp_path / "m.gguf"))["KV heads"]
+
+
+def test_what_is_special_is_named_and_a_missing_tokenizer_hides_nothing(tmp_path: Path) -> None:
+    random_model("Qwen2", use_sliding_window=True, sliding_window=20, max_window_layers=1).save_pretrained(tmp_path)
+    rows = dict(inspect_model(tmp_path))
+    assert rows["Attention"] == "causal, with biases and a window of 20 tokens from layer 1 on"
+    assert "has no tokenizer" in rows["Refused"]
+    edit(tmp_path / "config.json", hidden_act="gelu")
+    with pytest.raises(UnsupportedModel, match="activation gelu"):
+        inspect_model(tmp_path)
+
+
+@pytest.mark.parametrize("kv_cache_dtype", ["auto", "int8"])
+def test_the_plan_is_what_the_server_then_reports(tiny_model_path: Path, kv_cache_dtype: str) -> None:
+    options = ["--kv-cache-memory", "300KiB", "--dtype", "float32", "--kv-cache-dtype", kv_cache_dtype]
+    planned = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "caravan",
+            "plan",
+            str(tiny_model_path),
+            "--prompt",
+            "400",
+            "--output",
+            "112",
+            *options,
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    with running_server(tiny_model_path, *options) as running:
+        assert f"MB) in {'float32' if kv_cache_dtype == 'auto' else 'int8'}" in running.start_text
+        for pattern in (r"KV pool +(.*)", r"(?:Room +for|for) ([\d,]+) .*512"):
+            found, expected = re.search(pattern, planned), re.search(pattern, running.start_text)
+            assert found
+            assert expected
+            assert found[1] == expected[1]
+
+
+def test_the_command_describes_a_model_or_says_in_one_line_why_it_is_refused(tmp_path: Path) -> None:
+    write_tiny_llama(tmp_path / "m.gguf")
+    command = [sys.executable, "-m", "caravan", "inspect", str(tmp_path / "m.gguf")]
+    assert "KV heads" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert refused.stdout == ""
+    assert re.fullmatch(r"Refused: .*m\.gguf is not a sound GGUF file.*\n", refused.stderr)
+
+
+def test_more_memory_fits_more_requests(tiny_model_path: Path) -> None:
+    few, many = (plan(tiny_model_path, memory)["Room"] for memory in (2_000_000, 20_000_000))
+    numbers = [int(re.sub(r"\D", "", room.split("requests")[0])) for room in (few, many)]
+    assert numbers[0] < numbers[1]
+
+
+@pytest.mark.parametrize(
+    ("memory_bytes", "limits", "words"),
+    [
+        (1000, {}, "The weights take"),
+        (2_000_000, {"kv_cache_memory_bytes": 5_000_000}, "Lower --kv-cache-memory"),
+        (20_000_000, {"max_model_len": 49}, "longer than max_model_len, 49"),
+    ],
+)
+def test_a_plan_that_cannot_be_says_why(
+    tiny_model_path: Path, memory_bytes: int, limits: dict[str, int], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        plan(tiny_model_path, memory_bytes, **limits)
+
+
+def test_values_stand_in_one_column() -> None:
+    assert text_of([("a", "1"), ("long", "2")]) == "a     1\nlong  2"
+
+
+def test_templates_are_named_with_their_use(tmp_path: Path) -> None:
+    named = {"tokenizer.chat_template.tool_use": "x" * 7, "tokenizer.chat_template.rag": "y"}
+    write_tiny_llama(tmp_path / "m.gguf", metadata=named)
+    assert dict(inspect_model(tmp_path / "m.gguf"))["Chat"].endswith(", another of 7 for tools; not used: rag")
