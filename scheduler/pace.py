@@ -10,7 +10,7 @@ from caravan.scheduler.sequence import Sequence
 from caravan.scheduler.step_cost import StepCost
 from caravan.scheduler.step_counters import StepCounters
 
-TOGETHER_SECONDS = 0.2  # a step, if no target is set, while several API keys have work
+TOGETHER_SECONDS = 0.15  # a step, if no target is set, while several API keys have work
 ALONE_SECONDS = 0.5  # a step while one of several keys has work: another that comes waits for no longer
 STRETCH = 2  # times these a step may take where decoding alone takes half of that: pieces would be too small
 LATE = 1.25  # a step that takes so many times its target is late

@@ -137,7 +137,7 @@ class Settings(BaseSettings):
     max_inter_token_latency: Seconds | None = Field(
         None,
         description="Longest pause of running streams while prompts are computed, such as 100ms. "
-        "Default: about 200ms with several API keys at work, 500ms with one of several, else none.",
+        "Default: about 150ms with several API keys at work, 500ms with one of several, else none.",
     )
     keep_alive_timeout: int = Field(
         75,
