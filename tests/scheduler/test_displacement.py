@@ -1,5 +1,7 @@
 """A key that has nothing running gets into a batch or pool that another key has filled."""
 
+from typing import Any
+
 import pytest
 
 from caravan.scheduler.config import EngineConfig
@@ -13,8 +15,8 @@ FIRST_OF_OTHERS = 1000
 
 def filled(num_running: int, **limits: int) -> Scheduler:
     """Return a scheduler in which one key's long answers take all places, and more of them wait."""
-    config = EngineConfig(**{"num_blocks": 400, "block_size": 8, "max_num_seqs": 4, "max_model_len": 800} | limits)
-    scheduler = Scheduler(config)
+    defaults: dict[str, Any] = {"num_blocks": 400, "block_size": 8, "max_num_seqs": 4, "max_model_len": 800}
+    scheduler = Scheduler(EngineConfig(**defaults | limits))
     for request_id in range(20):
         scheduler.add(make_request(request_id, list(range(20)), key="many", max_tokens=700))
     for _ in range(10):
