@@ -57,7 +57,7 @@ def test_older_and_newer_keys_of_rope_are_read_as_transformers_reads_them(
     random_model("Llama").save_pretrained(tmp_path)
     edit(tmp_path / "config.json", **changes)
     assert_equals_transformers(tmp_path)
-    lines = [record.getMessage() for record in caplog.records if record.name.startswith("model.")]
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("caravan.model.")]
     assert len(lines) <= 1
     assert bool(lines) == bool(line)
     assert all(line in text and len(text) < 600 for text in lines)
