@@ -5,9 +5,11 @@ from typing import Annotated
 
 import typer
 
+from caravan.cli.server_url import DEFAULT_URL, Url
+
 
 def chat(
-    url: Annotated[str, typer.Option(help="Where the server is.", metavar="URL")] = "http://127.0.0.1:8000",
+    url: Url = DEFAULT_URL,
     model: Annotated[str | None, typer.Option(help="Name of the model. Default: the server's first.")] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest word, 2 is wild.", min=0, max=2)] = 0.2,

@@ -5,11 +5,12 @@ from typing import Annotated
 import typer
 
 from caravan.cli.fail import fail
+from caravan.cli.server_url import DEFAULT_URL, Url
 
 
 def explain(
     name: Annotated[str, typer.Argument(help="Id of an answer, or of an exchange (x-request-id).", metavar="ID")],
-    url: Annotated[str, typer.Option(help="Where the server is.", metavar="URL")] = "http://127.0.0.1:8000",
+    url: Url = DEFAULT_URL,
 ) -> None:
     """Say where the time of a request went. The key, if one is needed, is in CARAVAN_API_KEY."""
     from caravan.cli.explanation import ExplainFailed, fetch_story, print_story

@@ -1,15 +1,10 @@
 """caravan top."""
 
-from typing import Annotated
-
-import typer
-
 from caravan.cli.fail import fail
+from caravan.cli.server_url import DEFAULT_URL, Url
 
 
-def top(
-    url: Annotated[str, typer.Option(help="Where the server is.", metavar="URL")] = "http://127.0.0.1:8000",
-) -> None:
+def top(url: Url = DEFAULT_URL) -> None:
     """Watch the engine: batch, queue and KV pool. The key, if one is needed, is in CARAVAN_API_KEY."""
     from rich.console import Console
 

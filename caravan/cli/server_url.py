@@ -1,0 +1,9 @@
+"""The option --url of commands that ask a running server."""
+
+from typing import Annotated
+
+import typer
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+Url = Annotated[str, typer.Option(help="Where the server is.", metavar="URL")]
