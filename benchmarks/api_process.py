@@ -25,9 +25,9 @@ from typing import Any
 import psutil
 
 from caravan.download.resolve import DEFAULT_MODEL, resolve_model
-from caravan.server.engine_client import EngineClient
+from caravan.server.engine.client import EngineClient
+from caravan.server.serve import bind, run, run_server
 from caravan.server.settings import load_settings
-from caravan.server.startup import bind, run, run_server
 
 FAKE_ENGINE = str(Path(__file__).with_name("fake_engine.py"))
 SHORT = 8  # tokens of a short stream

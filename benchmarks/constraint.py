@@ -11,16 +11,16 @@ from pathlib import Path
 import torch
 
 from caravan.download.resolve import DEFAULT_MODEL, resolve_model
-from caravan.model.grammar import grammar_tokenizer
+from caravan.model.backend import choose_runtime
 from caravan.model.loader import load_model, open_checkpoint
-from caravan.model.runtime import choose_runtime
-from caravan.model.sampling_params import SamplingParams
-from caravan.model.tokenizer_loader import load_tokenizer
+from caravan.model.sampling.sampling_params import SamplingParams
+from caravan.model.tokenizer.grammar_tokenizer import grammar_tokenizer
+from caravan.model.tokenizer.loader import load_tokenizer
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.engine import Engine
 from caravan.scheduler.grammar import Grammars
 from caravan.scheduler.messages import Request
-from caravan.server.openai.constraint import grammar_of_schema
+from caravan.server.openai.structured_output.constraint import grammar_of_schema
 
 NUM_SEQUENCES = 16
 PERSON = {

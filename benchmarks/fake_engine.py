@@ -18,8 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 import numpy as np
 
+from caravan.scheduler.channel import LENGTH, encode_frame, frame_length
 from caravan.scheduler.config import EngineConfig
-from caravan.scheduler.framing import LENGTH, encode_frame, frame_length
 from caravan.scheduler.messages import (
     Abort,
     EngineReady,

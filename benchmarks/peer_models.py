@@ -21,7 +21,7 @@ from torch import Tensor
 from caravan.model.checkpoint.checkpoint import Checkpoint, read_weights
 from caravan.model.checkpoint.gguf import open_gguf
 from caravan.model.checkpoint.gguf_header import read_gguf_header
-from caravan.model.tokenizer_loader import load_tokenizer
+from caravan.model.tokenizer.loader import load_tokenizer
 
 _QUANTIZED = ("Q8_0", "Q4_0")
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from benchmarks.texts import public_texts
 from caravan.download.resolve import DEFAULT_MODEL, resolve_model
+from caravan.model.backend import choose_runtime
 from caravan.model.checkpoint.checkpoint import Checkpoint
 from caravan.model.config import ModelConfig
 from caravan.model.cpu.linear import Quantization
@@ -24,9 +25,8 @@ from caravan.model.forward_batch import ForwardBatch
 from caravan.model.kv_cache import KVCache, KVDtype, choose_kv_dtype
 from caravan.model.llama import Llama
 from caravan.model.loader import load_model, open_checkpoint, plain_llama
-from caravan.model.runtime import choose_runtime
-from caravan.model.sampling_params import SamplingParams
-from caravan.model.tokenizer_loader import load_tokenizer
+from caravan.model.sampling.sampling_params import SamplingParams
+from caravan.model.tokenizer.loader import load_tokenizer
 from caravan.scheduler.batch import BatchBuilder
 from caravan.scheduler.messages import Request
 from caravan.scheduler.sequence import ScheduledSequence, Sequence

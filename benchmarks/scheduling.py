@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import torch
 
-from caravan.model.sample import Sample
-from caravan.model.sampling_params import SamplingParams
+from caravan.model.sampling.sample import Sample
+from caravan.model.sampling.sampling_params import SamplingParams
 from caravan.scheduler.batch import BatchBuilder
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.messages import Request

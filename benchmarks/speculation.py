@@ -10,8 +10,8 @@ import time
 import msgspec
 
 from caravan.download.resolve import DEFAULT_MODEL, resolve_model
-from caravan.model.sampling_params import SamplingParams
-from caravan.model.tokenizer_loader import load_tokenizer
+from caravan.model.sampling.sampling_params import SamplingParams
+from caravan.model.tokenizer.loader import load_tokenizer
 from caravan.scheduler.config import EngineLimits
 from caravan.scheduler.engine import Engine
 from caravan.scheduler.messages import Request, StartEngine, StepStats

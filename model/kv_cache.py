@@ -8,7 +8,7 @@ from torch import Tensor
 
 from caravan.model.config import ModelConfig
 from caravan.model.kv_quantization import row_bytes
-from caravan.model.page_claim import claim_pages
+from caravan.model.prefault import claim_pages
 
 KVDtype = Literal["auto", "bfloat16", "int8"]
 POOL_DTYPES = (torch.float32, torch.bfloat16, torch.int8)

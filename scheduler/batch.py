@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from caravan.model.forward_batch import ForwardBatch
-from caravan.model.sampling import SamplingRow, needs_history
+from caravan.model.sampling.sampler import SamplingRow, needs_history
 from caravan.scheduler.sequence import ScheduledSequence, Sequence
 
 

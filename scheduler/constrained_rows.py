@@ -3,8 +3,8 @@
 import numpy as np
 from torch import Tensor
 
-from caravan.model.sample import LATE, Sample
-from caravan.model.sampling import Masks, sample
+from caravan.model.sampling.sample import LATE, Sample
+from caravan.model.sampling.sampler import Masks, sample
 from caravan.scheduler.batch import sampling_rows
 from caravan.scheduler.grammar import NOTHING_LEFT, Matcher, wait_for
 from caravan.scheduler.sequence import ScheduledSequence

@@ -8,7 +8,7 @@ import torch
 
 from caravan.model.kv_cache import KVCache
 from caravan.model.llama import Llama
-from caravan.model.sample import Sample
+from caravan.model.sampling.sample import Sample
 from caravan.scheduler.batch import BatchBuilder
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.constrained_rows import draw_rows
@@ -16,7 +16,7 @@ from caravan.scheduler.grammar import Grammars
 from caravan.scheduler.isolation import StepResult, run_isolated
 from caravan.scheduler.messages import Request, StepOutput
 from caravan.scheduler.profile import Profile
-from caravan.scheduler.prompt_reading import PromptReading, read_prompts
+from caravan.scheduler.prompt_logprobs import PromptReading, read_prompts
 from caravan.scheduler.scheduler import Scheduler
 from caravan.scheduler.sequence import ScheduledSequence
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from caravan.model.sample import Sample
-from caravan.scheduler.prompt_reading import PromptReading
+from caravan.model.sampling.sample import Sample
+from caravan.scheduler.prompt_logprobs import PromptReading
 from caravan.scheduler.sequence import ScheduledSequence
 from caravan.scheduler.tracebacks import described
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from caravan.model.sampling_params import Pooling, SamplingParams
+from caravan.model.sampling.sampling_params import Pooling, SamplingParams
 from caravan.scheduler.config import EngineConfig, EngineLimits
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -27,7 +27,7 @@ class StartEngine(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 class Request(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """One sequence to continue: `prompt_token_ids`, then what was already produced of it."""
 
-    request_id: int
+    request_id: int = 0  # given by the client of the engine
     prompt_token_ids: list[int]
     params: SamplingParams
     output_token_ids: list[int] = []  # tokens already produced, when a request is submitted again
@@ -180,7 +180,7 @@ class EngineView(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     stats: StepStats
     block_size: int
     blocks_per_cell: int
-    cell_states: list[int]  # scheduler/view.py says which there are
+    cell_states: list[int]  # scheduler/snapshot.py says which there are
     cell_owners: list[int]  # request ids; 0: none
     running: list[SequenceView]
     waiting: list[SequenceView]  # the first of the queue

@@ -14,21 +14,21 @@ from pathlib import Path
 import msgspec
 import torch
 
+from caravan.model.backend import choose_device, choose_runtime
 from caravan.model.checkpoint.checkpoint import num_parameters
-from caravan.model.grammar import grammar_tokenizer
 from caravan.model.kv_cache import choose_kv_dtype, kv_bytes_per_token
 from caravan.model.loader import load_model, open_checkpoint
-from caravan.model.runtime import choose_device, choose_runtime
-from caravan.model.tokenizer_loader import load_tokenizer
+from caravan.model.tokenizer.grammar_tokenizer import grammar_tokenizer
+from caravan.model.tokenizer.loader import load_tokenizer
+from caravan.scheduler.channel import LENGTH, frame_length
 from caravan.scheduler.config import choose_max_model_len, plan_engine
 from caravan.scheduler.engine import Engine
-from caravan.scheduler.framing import LENGTH, frame_length
 from caravan.scheduler.grammar import Grammars
 from caravan.scheduler.memory import free_gpu_memory_bytes, free_memory_bytes, give_back_freed_memory
+from caravan.scheduler.message_sender import BEAT_SECONDS, Outbox, OutboxHandler
 from caravan.scheduler.messages import Abort, EngineFailed, EngineReady, Request, StartEngine, ToEngine, Watch
-from caravan.scheduler.outbox import BEAT_SECONDS, Outbox, OutboxHandler
 from caravan.scheduler.profile import Profile
-from caravan.scheduler.view import engine_view
+from caravan.scheduler.snapshot import engine_view
 
 CLAIMED_BYTES = 2**30  # of the KV pool, in the background; what lies behind is claimed when it is written
 

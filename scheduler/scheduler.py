@@ -10,19 +10,19 @@ from collections.abc import Sequence as Seq
 from itertools import islice
 from types import MappingProxyType
 
-from caravan.model.sample import LATE, Sample
+from caravan.model.sampling.sample import LATE, Sample
 from caravan.scheduler.block_pool import BlockPool
 from caravan.scheduler.block_table import extend_block_table, has_room
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.displacement import displaced_by_waiting
-from caravan.scheduler.drafts import with_drafts
+from caravan.scheduler.draft_tokens import with_drafts
 from caravan.scheduler.events import EventLog
 from caravan.scheduler.grammar import Matcher
 from caravan.scheduler.messages import ErrorKind, FinishReason, Request, SequenceOutput, StepOutput, StepStats
 from caravan.scheduler.pace import Pace
 from caravan.scheduler.prefill_budget import Place, PrefillBudget, prefill_budget
 from caravan.scheduler.prefix_cache import expect_full_blocks, prefix_hits, publish_full_blocks, release_blocks
-from caravan.scheduler.prompt_reading import PromptReading
+from caravan.scheduler.prompt_logprobs import PromptReading
 from caravan.scheduler.sequence import ScheduledSequence, Sequence
 from caravan.scheduler.step_counters import StepCounters
 from caravan.scheduler.waiting_queue import WaitingQueue

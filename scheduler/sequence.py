@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from caravan.model.pooling import Pool
-from caravan.model.sample import Sample
+from caravan.model.sampling.sample import Sample
 from caravan.scheduler.block_pool import block_hash, root_hash
 from caravan.scheduler.grammar import Matcher
 from caravan.scheduler.messages import ErrorKind, FinishReason, Request, SequenceOutput, TokenLogprobs, WaitReason

@@ -7,37 +7,39 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Lifespan
 
-from caravan.model.generation_defaults import GenerationDefaults
-from caravan.model.tokenizer import Tokenizer
-from caravan.server.admission import Admission
-from caravan.server.api_keys import ApiKeys
-from caravan.server.canonical_path import CanonicalPath
-from caravan.server.chat_template import ChatTemplate
-from caravan.server.client_address import Network
-from caravan.server.door import Door, DoorKeeper
-from caravan.server.engine_watch import EngineWatch, watch_router
-from caravan.server.executors import Executors
-from caravan.server.explanations import explanations_router
-from caravan.server.grammar_check import GrammarCheck
-from caravan.server.health import health_router
-from caravan.server.host_guard import HostGuard
-from caravan.server.http_edge import HttpEdge, OnExchange
-from caravan.server.key_guard import KeyGuard
-from caravan.server.metrics import Metrics, metrics_router
+from caravan.model.sampling.generation_defaults import GenerationDefaults
+from caravan.model.tokenizer.tokenizer import Tokenizer
+from caravan.server.generation.admission import Admission
+from caravan.server.generation.executors import Executors
+from caravan.server.generation.request_limits import RequestLimits
+from caravan.server.generation.served_model import Engine, ServedModel
+from caravan.server.http.api_keys import ApiKeys
+from caravan.server.http.auth import KeyGuard
+from caravan.server.http.canonical_path import CanonicalPath
+from caravan.server.http.client_address import Network
+from caravan.server.http.concurrency_limit import Door, DoorKeeper
+from caravan.server.http.errors import add_error_handlers
+from caravan.server.http.openapi import complete_document
+from caravan.server.http.request_log import HttpEdge, OnExchange
+from caravan.server.http.trusted_hosts import HostGuard
+from caravan.server.observe.metrics import Metrics
+from caravan.server.observe.request_history import StoryBook
 from caravan.server.openai.chat import chat_router
 from caravan.server.openai.completions import completions_router
-from caravan.server.openai.documentation import complete_document
 from caravan.server.openai.embeddings import EmbeddingRequest, embeddings_router
-from caravan.server.openai.errors import add_error_handlers
 from caravan.server.openai.models import models_router
-from caravan.server.openai.response_schemas import ResponsesRequest
+from caravan.server.openai.protocol.generation_requests import ChatRequest, CompletionRequest
+from caravan.server.openai.protocol.response_requests import ResponsesRequest
 from caravan.server.openai.responses import responses_router
-from caravan.server.openai.schemas import ChatRequest, CompletionRequest
 from caravan.server.openai.tokenize import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest, tokenize_router
-from caravan.server.request_limits import RequestLimits
-from caravan.server.served_model import Engine, ServedModel
-from caravan.server.story_book import StoryBook
-from caravan.server.web_page import page_router
+from caravan.server.openai.tool_calls.call_format import call_token_ids
+from caravan.server.operations.explain import explanations_router
+from caravan.server.operations.health import health_router
+from caravan.server.operations.live_view import EngineWatch, watch_router
+from caravan.server.operations.metrics_route import metrics_router
+from caravan.server.operations.page import page_router
+from caravan.server.sandbox.chat_template import ChatTemplate
+from caravan.server.sandbox.grammar_check import GrammarCheck
 
 
 def create_app(
@@ -83,6 +85,7 @@ def create_app(
         engine=engine,
         tokenizer=tokenizer,
         chat_template=chat_template,
+        shown_token_ids=call_token_ids(tokenizer),
         metrics=metrics,
         admission=admission,
         stories=stories or StoryBook(),

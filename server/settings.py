@@ -13,11 +13,11 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from caravan.download.resolve import DEFAULT_MODEL
 from caravan.scheduler.config import EngineLimits, Speculation
 from caravan.scheduler.messages import StartEngine
-from caravan.server.api_keys import ApiKeys, WrongKeys, load_keys
-from caravan.server.body_memory import DEFAULT_BYTES
-from caravan.server.client_address import networks
-from caravan.server.host_names import allowed_origins, is_loopback
-from caravan.server.request_limits import QueueLimits
+from caravan.server.generation.request_limits import QueueLimits
+from caravan.server.http.api_keys import ApiKeys, WrongKeys, load_keys
+from caravan.server.http.body_memory import DEFAULT_BYTES
+from caravan.server.http.client_address import networks
+from caravan.server.http.host_names import allowed_origins, is_loopback
 
 ENV_PREFIX = "CARAVAN_"
 

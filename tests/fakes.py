@@ -5,14 +5,14 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from caravan.model.added_tokens import control_tokens, encode_parsed
-from caravan.model.sampling_params import Pooling, SamplingParams
-from caravan.model.tokenizer import Tokenizer, Unencodable
-from caravan.model.vocabulary import TokenType
+from caravan.model.sampling.sampling_params import Pooling, SamplingParams
+from caravan.model.tokenizer.added_tokens import control_tokens, encode_parsed
+from caravan.model.tokenizer.tokenizer import Tokenizer, Unencodable
+from caravan.model.tokenizer.vocabulary import TokenType
 from caravan.scheduler.config import EngineConfig
-from caravan.scheduler.messages import FinishReason, SequenceOutput, StepOutput, StepStats, TokenLogprobs
-from caravan.server.asker import Asker
-from caravan.server.token_stream import EngineDied, EngineUnavailable, TokenStream
+from caravan.scheduler.messages import FinishReason, Request, SequenceOutput, StepOutput, StepStats, TokenLogprobs
+from caravan.server.engine.listener import EngineListener
+from caravan.server.engine.output_queue import EngineDied, EngineUnavailable, TokenStream
 
 BOS, EOS, IM_START, IM_END = 256, 257, 258, 259
 
@@ -58,10 +58,10 @@ class FakeEngineClient:
         self.config = config or EngineConfig(num_blocks=64, max_model_len=512)
         self.is_ready = True
         self.stats = StepStats()
-        self.on_step: Callable[[StepOutput], None] = lambda _: None
+        self.listener = EngineListener()
         self.submitted: list[tuple[list[int], SamplingParams, str]] = []
         self.grammars: list[str] = []
-        self.askers: list[Asker] = []
+        self.requests: list[Request] = []
         self.aborted: list[int] = []
         self.released = asyncio.Event()  # cleared: no token comes
         self.released.set()
@@ -77,23 +77,14 @@ class FakeEngineClient:
         self._ids = itertools.count(1)
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
-    def submit(
-        self,
-        prompt_token_ids: list[int],
-        params: SamplingParams,
-        asker: Asker = Asker(),
-        grammar: str = "",
-        pooling: Pooling | None = None,
-        group: int = 0,
-        exchange: int = 0,
-    ) -> TokenStream:
+    def submit(self, request: Request, exchange: int = 0) -> TokenStream:
         if not self.is_ready:
             raise EngineUnavailable
-        self.grammars.append(grammar)
-        self.askers.append(asker)
-        self.submitted.append((prompt_token_ids, params, asker.cache_salt))
+        self.grammars.append(request.grammar)
+        self.requests.append(request)
+        self.submitted.append((request.prompt_token_ids, request.params, request.cache_salt))
         stream = TokenStream(next(self._ids), self._abort)
-        work = self._produce(stream, prompt_token_ids, params, pooling)
+        work = self._produce(stream, request.prompt_token_ids, request.params, request.pooling)
         self._tasks[stream.request_id] = asyncio.create_task(work)
         return stream
 
@@ -156,7 +147,7 @@ class FakeEngineClient:
                 error_kind="grammar" if self.refuses_grammar else "engine",
             )
             self.num_produced += len(output.token_ids)
-            self.on_step(StepOutput(outputs=[output], stats=StepStats(step=position, num_decode_tokens=1)))
+            self.listener.on_step(StepOutput(outputs=[output], stats=StepStats(step=position, num_decode_tokens=1)))
             stream.put(output)
             if finish_reason is not None:
                 return

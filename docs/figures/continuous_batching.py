@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from matplotlib.figure import Figure
 
-from caravan.model.sample import Sample
-from caravan.model.sampling_params import SamplingParams
+from caravan.model.sampling.sample import Sample
+from caravan.model.sampling.sampling_params import SamplingParams
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.messages import Request
 from caravan.scheduler.scheduler import Scheduler

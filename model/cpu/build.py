@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from caravan.model.cache import cache_folder, private_temporary_folder, writable_folder
+from caravan.model.cache_dir import cache_folder, private_temporary_folder, writable_folder
 
 _FOLDER = Path(__file__).parent
 _FLAGS = ("-O3", "-std=c++20", "-fopenmp", "-Wno-psabi")  # psabi: a note on passing vectors, of no use here

@@ -1,1 +1,1 @@
-"""The OpenAI-style HTTP interface: what is read from a request and how an answer is written."""
+"""OpenAI-style endpoints: completions, chat, responses, embeddings and their helpers."""

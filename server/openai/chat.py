@@ -5,22 +5,22 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from caravan.model.tokenizer import Tokenizer
-from caravan.server.asker import asker_of, key_name_of
-from caravan.server.openai.answer import Answer
-from caravan.server.openai.answer_schemas import ChatCompletion
-from caravan.server.openai.body import read_body
-from caravan.server.openai.documentation import documented
-from caravan.server.openai.ignored_fields import ignored_fields
+from caravan.model.tokenizer.tokenizer import Tokenizer
+from caravan.server.generation.context import asker_of, key_name_of
+from caravan.server.generation.served_model import ServedModel
+from caravan.server.generation.text_stream import TextPiece
+from caravan.server.http.openapi import documented
+from caravan.server.openai.formatter import Answer
 from caravan.server.openai.logprobs import chat_logprobs
 from caravan.server.openai.message_warnings import message_warnings
 from caravan.server.openai.models import check_model
 from caravan.server.openai.preparation import prepared_chat
-from caravan.server.openai.schemas import ChatRequest
-from caravan.server.served_model import ServedModel
-from caravan.server.text_stream import TextPiece
-from caravan.server.tools.call_format import CallFormat
-from caravan.server.tools.call_reader import CallReader
+from caravan.server.openai.protocol.answers import ChatCompletion
+from caravan.server.openai.protocol.generation_requests import ChatRequest
+from caravan.server.openai.protocol.ignored_fields import ignored_fields
+from caravan.server.openai.protocol.validated_body import read_body
+from caravan.server.openai.tool_calls.call_format import CallFormat, call_format_of
+from caravan.server.openai.tool_calls.call_reader import CallReader
 
 EXAMPLE = {
     "model": "smollm2",
@@ -128,7 +128,7 @@ def chat_router(served: ServedModel) -> APIRouter:
         check_model(served, body.model)
         served.metrics.count_ignored_fields(ignored_fields(body))
         prepared = await prepared_chat(served, body, key_name_of(request.scope), request.receive)
-        shape = ChatShape(body, served.tokenizer, served.call_format)
+        shape = ChatShape(body, served.tokenizer, call_format_of(served.chat_template))
         asker = asker_of(request.scope, body.priority, body.cache_salt)
         answer = Answer(
             served,

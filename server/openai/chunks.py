@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from caravan.server.openai.sse import TextEvent, event
-from caravan.server.text_stream import TextPiece
+from caravan.server.generation.text_stream import TextPiece
+from caravan.server.http.sse import TextEvent, event
 
 
 class ChunkShape(Protocol):

@@ -5,19 +5,19 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from caravan.model.tokenizer import Tokenizer
-from caravan.server.asker import asker_of, key_name_of
-from caravan.server.openai.answer import Answer
-from caravan.server.openai.answer_schemas import Completion
-from caravan.server.openai.body import read_body
-from caravan.server.openai.documentation import documented
-from caravan.server.openai.ignored_fields import ignored_fields
+from caravan.model.tokenizer.tokenizer import Tokenizer
+from caravan.server.generation.context import asker_of, key_name_of
+from caravan.server.generation.served_model import ServedModel
+from caravan.server.generation.text_stream import TextPiece
+from caravan.server.http.openapi import documented
+from caravan.server.openai.formatter import Answer
 from caravan.server.openai.logprobs import completion_logprobs, prompt_logprobs
 from caravan.server.openai.models import check_model
 from caravan.server.openai.preparation import prepared_completion
-from caravan.server.openai.schemas import CompletionRequest
-from caravan.server.served_model import ServedModel
-from caravan.server.text_stream import TextPiece
+from caravan.server.openai.protocol.answers import Completion
+from caravan.server.openai.protocol.generation_requests import CompletionRequest
+from caravan.server.openai.protocol.ignored_fields import ignored_fields
+from caravan.server.openai.protocol.validated_body import read_body
 
 EXAMPLE = {"model": "smollm2", "prompt": "The capital of France is", "max_tokens": 5, "temperature": 0}
 

@@ -14,28 +14,29 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
-from caravan.model.sampling_params import Pooling, SamplingParams
+from caravan.model.sampling.sampling_params import Pooling, SamplingParams
 from caravan.scheduler.messages import FinishReason, SequenceOutput
-from caravan.server.asker import Asker, asker_of
-from caravan.server.disconnect import until_disconnect
-from caravan.server.openai.answer_schemas import EmbeddingList
-from caravan.server.openai.body import read_body
-from caravan.server.openai.documentation import documented
-from caravan.server.openai.errors import invalid
-from caravan.server.openai.fields import PromptField
-from caravan.server.openai.ignored_fields import ignored_fields, ignored_warnings
-from caravan.server.openai.known_field import KnownFields
-from caravan.server.openai.known_fields import EMBEDDING
+from caravan.scheduler.messages import Request as EngineRequest
+from caravan.server.engine.output_queue import TokenStream
+from caravan.server.generation.context import Asker, asker_of
+from caravan.server.generation.errors import GenerationCancelled, GenerationFailed, failure_reason
+from caravan.server.generation.request_timeline import RequestTimeline
+from caravan.server.generation.served_model import ServedModel
+from caravan.server.generation.time_limit import out_of_time, seconds_left
+from caravan.server.http.disconnect import until_disconnect
+from caravan.server.http.errors import invalid
+from caravan.server.http.openapi import documented
+from caravan.server.observe.request_end import RequestEnd
+from caravan.server.observe.request_story import RequestStory
 from caravan.server.openai.models import check_model
 from caravan.server.openai.prompts import in_thread_if_long, prompt_tokens, too_long
-from caravan.server.openai.strict_model import StrictModel
-from caravan.server.openai.time_limit import out_of_time, seconds_left
-from caravan.server.request_end import RequestEnd
-from caravan.server.request_story import RequestStory
-from caravan.server.request_timeline import RequestTimeline
-from caravan.server.served_model import ServedModel
-from caravan.server.text_stream import GenerationCancelled, GenerationFailed, failure_reason
-from caravan.server.token_stream import TokenStream
+from caravan.server.openai.protocol.answers import EmbeddingList
+from caravan.server.openai.protocol.fields import PromptField
+from caravan.server.openai.protocol.ignored_fields import ignored_fields, ignored_warnings
+from caravan.server.openai.protocol.known_field import KnownFields
+from caravan.server.openai.protocol.known_fields import EMBEDDING
+from caravan.server.openai.protocol.strict_model import StrictModel
+from caravan.server.openai.protocol.validated_body import read_body
 
 SUBMITTED_AT_ONCE = 64  # texts
 MAX_INPUTS = 2048
@@ -142,8 +143,18 @@ async def _vectors(
     exchange = secrets.randbits(63)
     try:
         for prompt, ticket in zip(prompts, tickets, strict=True):
-            streams.append(served.engine.submit(prompt, NOTHING_DRAWN, asker, pooling=pooling, exchange=exchange))
-            served.stories.queue(story, streams[-1].request_id, ticket)
+            wanted = EngineRequest(
+                prompt_token_ids=prompt,
+                params=NOTHING_DRAWN,
+                cache_salt=asker.cache_salt,
+                key=asker.key_name,
+                priority=asker.priority,
+                urgency=asker.urgency,
+                pooling=pooling,
+            )
+            streams.append(served.engine.submit(wanted, exchange))
+            served.admission.submit(ticket, streams[-1].request_id)
+            served.stories.queue(story, streams[-1].request_id, ticket.num_before)
             if len(streams) % SUBMITTED_AT_ONCE == 0:
                 await asyncio.sleep(0)  # other requests have their turn
         served.stories.begin(story)

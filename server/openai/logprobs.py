@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from caravan.model.tokenizer import Tokenizer
-from caravan.server.text_stream import TokenEntry
+from caravan.model.tokenizer.tokenizer import Tokenizer
+from caravan.server.generation.text_stream import TokenEntry
 
 _LOWEST = -9999.0  # stands for minus infinity, which JSON does not have
 

@@ -2,9 +2,9 @@
 
 import re
 
-from caravan.server.openai.messages import Conversation
+from caravan.server.generation.served_model import ServedModel
+from caravan.server.openai.protocol.messages import Conversation
 from caravan.server.openai.template_messages import REASONING_NAMES
-from caravan.server.served_model import ServedModel
 
 _NAME_IN_TEMPLATE = re.compile(r"""message(?:\.name\b|\[['"]name['"]\])""")
 

@@ -4,10 +4,10 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from caravan.server.openai.answer_schemas import ModelEntry, ModelList
-from caravan.server.openai.documentation import errors
-from caravan.server.openai.errors import ApiError, shown
-from caravan.server.served_model import ServedModel
+from caravan.server.generation.served_model import ServedModel
+from caravan.server.http.errors import ApiError, shown
+from caravan.server.http.openapi import errors
+from caravan.server.openai.protocol.answers import ModelEntry, ModelList
 
 
 def check_model(served: ServedModel, name: str) -> None:

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 from starlette.types import Receive
 
-from caravan.server.disconnect import until_disconnect
-from caravan.server.openai.constraint import checked_grammar
+from caravan.server.generation.request_grammar import RequestGrammar
+from caravan.server.generation.served_model import ServedModel
+from caravan.server.http.disconnect import until_disconnect
 from caravan.server.openai.prompts import chat_prompt, completion_prompts, echoed_texts
-from caravan.server.openai.request_grammar import RequestGrammar
-from caravan.server.openai.schemas import ChatRequest, CompletionRequest
-from caravan.server.served_model import ServedModel
+from caravan.server.openai.protocol.generation_requests import ChatRequest, CompletionRequest
+from caravan.server.openai.structured_output.constraint import checked_grammar
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,14 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import TypeVar
 
-from caravan.server.chat_template import RenderedPrompt, TemplateFailed, TemplateRefused
-from caravan.server.openai.errors import ApiError, invalid
-from caravan.server.openai.messages import Conversation
-from caravan.server.openai.schemas import ChatRequest, CompletionRequest
+from caravan.server.generation.served_model import ServedModel
+from caravan.server.http.errors import ApiError, invalid
+from caravan.server.openai.protocol.generation_requests import ChatRequest, CompletionRequest
+from caravan.server.openai.protocol.messages import Conversation
 from caravan.server.openai.template_messages import plain_messages, shaped_messages
-from caravan.server.served_model import ServedModel
-from caravan.server.special_token_guard import Json
-from caravan.server.tools.tool_prompt import described
+from caravan.server.openai.tool_calls.tool_prompt import described
+from caravan.server.sandbox.chat_template import RenderedPrompt, TemplateFailed, TemplateRefused
+from caravan.server.sandbox.special_tokens import Json
 
 _LONG_TEXT_CHARACTERS = 2000  # of all texts of a request; tokenized in a thread from here on: the event loop goes on
 _PROBED_CHARACTERS_PER_TOKEN = 4  # of the longest prompt, in the beginning of a text that is tokenized to judge it

@@ -4,17 +4,18 @@ import time
 import uuid
 from typing import Any
 
-from caravan.server.openai.errors import ApiError
-from caravan.server.openai.generation import Generation
+from caravan.server.generation.generation import Generation
+from caravan.server.generation.served_model import ServedModel
+from caravan.server.generation.text_stream import TextPiece
+from caravan.server.http.errors import ApiError
+from caravan.server.http.sse import named_event
 from caravan.server.openai.logprobs import chat_logprobs
 from caravan.server.openai.message_warnings import message_warnings
-from caravan.server.openai.response_schemas import ResponsesRequest
-from caravan.server.openai.response_tools import AbsentTool, CustomTool, input_of_arguments
-from caravan.server.openai.schemas import ChatRequest
-from caravan.server.openai.sse import named_event
-from caravan.server.served_model import ServedModel
-from caravan.server.text_stream import TextPiece
-from caravan.server.tools.call_reader import AnswerPart, CallReader
+from caravan.server.openai.protocol.generation_requests import ChatRequest
+from caravan.server.openai.protocol.response_requests import ResponsesRequest
+from caravan.server.openai.protocol.response_tools import AbsentTool, CustomTool, input_of_arguments
+from caravan.server.openai.tool_calls.call_format import call_format_of
+from caravan.server.openai.tool_calls.call_reader import AnswerPart, CallReader
 
 
 class ResponseWriter:
@@ -27,7 +28,7 @@ class ResponseWriter:
         self._served = served
         self._reader = (
             CallReader(
-                served.call_format,
+                call_format_of(served.chat_template),
                 allows_several=chat.allows_several_calls,
                 is_forced=bool(chat.required_tools),
             )
@@ -150,7 +151,7 @@ class ResponseWriter:
     def _open_call(self, name: str) -> bytes:
         offered = self._request.offered_tools.get(name)
         closed = self._close("completed")
-        call_id = self._served.call_format.new_call_id()
+        call_id = call_format_of(self._served.chat_template).new_call_id()
         of_tool: dict[str, Any] = {"call_id": call_id, "name": name if offered is None else offered.tool.name}
         if offered is not None and offered.namespace is not None:
             of_tool["namespace"] = offered.namespace

@@ -10,22 +10,22 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 
-from caravan.server.asker import asker_of, key_name_of
-from caravan.server.disconnect import until_disconnect
-from caravan.server.openai.answer import Pieces, start_generation
-from caravan.server.openai.answer_schemas import ResponseObject
-from caravan.server.openai.body import read_body
-from caravan.server.openai.documentation import documented
-from caravan.server.openai.errors import ApiError, as_api_error
-from caravan.server.openai.generation import Generation
+from caravan.server.generation.context import asker_of, key_name_of
+from caravan.server.generation.generation import Generation
+from caravan.server.generation.served_model import ServedModel
+from caravan.server.http.disconnect import until_disconnect
+from caravan.server.http.errors import ApiError, as_api_error
+from caravan.server.http.openapi import documented
+from caravan.server.http.sse import EventStream, within
+from caravan.server.openai.formatter import Pieces, start_generation
 from caravan.server.openai.models import check_model
 from caravan.server.openai.preparation import prepared_chat
-from caravan.server.openai.response_schemas import ResponsesRequest
+from caravan.server.openai.protocol.answers import ResponseObject
+from caravan.server.openai.protocol.generation_requests import ChatRequest
+from caravan.server.openai.protocol.response_requests import ResponsesRequest
+from caravan.server.openai.protocol.validated_body import read_body
+from caravan.server.openai.protocol.validation import first_problem
 from caravan.server.openai.response_writer import ResponseWriter
-from caravan.server.openai.schemas import ChatRequest
-from caravan.server.openai.sse import EventStream, within
-from caravan.server.openai.validation import first_problem
-from caravan.server.served_model import ServedModel
 
 EXAMPLE = {"model": "smollm2", "instructions": "Be brief.", "input": "What is the capital of France?"}
 

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Collection, Sequence
 
-from caravan.server.openai.call_arguments import parsed_arguments
-from caravan.server.openai.messages import Message
-from caravan.server.openai.tool_schemas import ToolCall
-from caravan.server.special_token_guard import Json
-from caravan.server.template_shape import TemplateShape, text_part
+from caravan.server.openai.protocol.call_arguments import parsed_arguments
+from caravan.server.openai.protocol.messages import Message
+from caravan.server.openai.protocol.tools import ToolCall
+from caravan.server.sandbox.special_tokens import Json
+from caravan.server.sandbox.template_shape import TemplateShape, text_part
 
 # A template that writes earlier reasoning reads it under one of these names.
 REASONING_NAMES = ("reasoning_content", "reasoning", "thinking")

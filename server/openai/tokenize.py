@@ -7,19 +7,19 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field, model_validator
 
-from caravan.server.asker import key_name_of
-from caravan.server.openai.body import read_body
-from caravan.server.openai.documentation import documented, errors
-from caravan.server.openai.errors import invalid
-from caravan.server.openai.ignored_fields import ignored_fields, ignored_warnings
-from caravan.server.openai.known_field import KnownFields
-from caravan.server.openai.known_fields import TOKENS
-from caravan.server.openai.messages import Conversation, Message
+from caravan.server.generation.context import key_name_of
+from caravan.server.generation.served_model import ServedModel
+from caravan.server.http.errors import invalid
+from caravan.server.http.openapi import documented, errors
 from caravan.server.openai.models import check_model
 from caravan.server.openai.prompts import chat_prompt, check_token_ids, encode, in_thread_if_long, render_chat, too_long
-from caravan.server.openai.strict_model import StrictModel
-from caravan.server.openai.tool_schemas import MAX_TOOLS, Tool
-from caravan.server.served_model import ServedModel
+from caravan.server.openai.protocol.ignored_fields import ignored_fields, ignored_warnings
+from caravan.server.openai.protocol.known_field import KnownFields
+from caravan.server.openai.protocol.known_fields import TOKENS
+from caravan.server.openai.protocol.messages import Conversation, Message
+from caravan.server.openai.protocol.strict_model import StrictModel
+from caravan.server.openai.protocol.tools import MAX_TOOLS, Tool
+from caravan.server.openai.protocol.validated_body import read_body
 
 MAX_TOKENS = 2**20  # that are detokenized at once
 

@@ -47,7 +47,7 @@ export const LESSONS = {
   finish: ["The sequence has its last token, and its blocks are free. What they hold can be found until they are used again.", "8. Paging"],
 };
 
-/** Return the name of a heading of the guide, as server/guide.py makes it. */
+/** Return the name of a heading of the guide, as server/operations/guide.py makes it. */
 function anchor(heading) {
   return heading.toLowerCase().replace(/[^\w -]/g, "").replaceAll(" ", "-");
 }

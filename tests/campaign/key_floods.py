@@ -11,7 +11,7 @@ from itertools import count
 import torch
 from llguidance import LLMatcher
 
-from caravan.model.grammar import grammar_tokenizer
+from caravan.model.tokenizer.grammar_tokenizer import grammar_tokenizer
 from caravan.scheduler.engine import Engine
 from caravan.scheduler.grammar import Grammars
 from caravan.scheduler.grammar_limits import GrammarLimits

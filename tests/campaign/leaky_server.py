@@ -16,7 +16,7 @@ def run() -> None:
     def create_leaky_app(**parts: Any) -> FastAPI:
         return create_app(**parts | {"on_exchange": lambda _: kept.append(bytearray(4096))})
 
-    with patch("caravan.server.startup.create_app", create_leaky_app):
+    with patch("caravan.server.serve.create_app", create_leaky_app):
         main()
 
 

@@ -15,8 +15,8 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from caravan.scheduler.config import EngineConfig
-from caravan.server.host_names import LOOPBACK_NAMES, allowed_hosts
-from caravan.server.metrics import Metrics
+from caravan.server.http.host_names import LOOPBACK_NAMES, allowed_hosts
+from caravan.server.observe.metrics import Metrics
 from caravan.server.settings import Settings
 from tests.http_server import QuietHandler, serving
 
@@ -243,7 +243,7 @@ def test_the_install_and_start_lines_of_the_image_work_in_an_empty_environment(t
     # The sources are installed, too.
     build = "from caravan.model.cpu.build import load_kernels; print(load_kernels().make_layers)"
     guide = (
-        "from caravan.server.web_page import *; "
+        "from caravan.server.operations.page import *; "
         "print(files('caravan.server').joinpath('web', f'{GUIDE}.md').read_text()[:9])"
     )
     shown = subprocess.run(

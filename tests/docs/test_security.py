@@ -5,18 +5,18 @@ from pathlib import Path
 
 from starlette.routing import Route
 
-from caravan.server.framing import MAX_HEAD_BYTES
-from caravan.server.grammar_check import (
+from caravan.server.generation.request_limits import QueueLimits, RequestLimits
+from caravan.server.http.auth import is_open
+from caravan.server.http.framing import MAX_HEAD_BYTES
+from caravan.server.http.json_scan import MAX_DEPTH, MAX_VALUES
+from caravan.server.http.protocol import HEAD_SECONDS
+from caravan.server.sandbox.grammar_check import (
     FIRST_LIMIT_SECONDS,
     MAX_SLOW_PER_KEY,
     MAX_WAITING_PER_KEY,
     MEMORY_LIMIT_BYTES,
     TIME_LIMIT_SECONDS,
 )
-from caravan.server.http_protocol import HEAD_SECONDS
-from caravan.server.key_guard import is_open
-from caravan.server.openai.json_scan import MAX_DEPTH, MAX_VALUES
-from caravan.server.request_limits import QueueLimits, RequestLimits
 from caravan.server.settings import Settings, load_settings
 from tests.server.openai.api import open_api
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from caravan.model.tokenizer import Tokenizer, tokenizer_from_gguf
-from caravan.model.tokenizer_loader import load_tokenizer
+from caravan.model.tokenizer.loader import load_tokenizer
+from caravan.model.tokenizer.tokenizer import Tokenizer, tokenizer_from_gguf
 from tests.model.vocabularies import gpt2_metadata, llama_metadata, trained_sentencepiece
 
 

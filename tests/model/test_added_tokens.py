@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken as LibraryToken
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from caravan.model.added_tokens import AddedToken, AddedTokens, TextPart
-from caravan.model.huggingface_vocabulary import HuggingFaceVocabulary
-from caravan.model.tokenizer import Tokenizer, UnsupportedTokenizer
-from caravan.model.tokenizer_loader import load_tokenizer
-from caravan.model.vocabulary import BrokenTokenizer, Unencodable
+from caravan.model.tokenizer.added_tokens import AddedToken, AddedTokens, TextPart
+from caravan.model.tokenizer.huggingface_vocabulary import HuggingFaceVocabulary
+from caravan.model.tokenizer.loader import load_tokenizer
+from caravan.model.tokenizer.tokenizer import Tokenizer, UnsupportedTokenizer
+from caravan.model.tokenizer.vocabulary import BrokenTokenizer, Unencodable
 from tests.model.test_tokenizer_formats import byte_level_json, pieces_json, write
 from tests.model.vocabularies import CORPUS, GUARD
 

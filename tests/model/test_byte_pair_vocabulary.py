@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caravan.model.tokenizer import Tokenizer, Unencodable, tokenizer_from_gguf
+from caravan.model.tokenizer.tokenizer import Tokenizer, Unencodable, tokenizer_from_gguf
 from tests.model.vocabularies import TEXTS, UNMERGED_TEXT, any_text, gpt2_metadata, metadata_list, naive_byte_pair_ids
 
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

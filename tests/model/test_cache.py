@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from caravan.model.cache import cache_folder, private_temporary_folder, writable_folder
+from caravan.model.cache_dir import cache_folder, private_temporary_folder, writable_folder
 from caravan.model.cpu import build
 
 UNKNOWN_USER = 12345  # OpenShift and others start containers with such a user id

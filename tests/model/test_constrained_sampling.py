@@ -9,8 +9,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from caravan.model.sampling import FindMasks, SamplingRow, sample
-from caravan.model.sampling_params import SamplingParams
+from caravan.model.sampling.sampler import FindMasks, SamplingRow, sample
+from caravan.model.sampling.sampling_params import SamplingParams
 
 LOGITS = torch.tensor([2.0, 1.5, 1.0, 0.5, 0.0, -1.0, -2.0, -3.0, 0.7, 0.2])
 NUM_DRAWS = 8000

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caravan.model.detokenizer import Detokenizer
+from caravan.model.tokenizer.detokenizer import Detokenizer
 
 SPECIAL = 256
 TWO_CHARACTERS = 257

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tokenizers import normalizers
 
-from caravan.model.tokenizer import Tokenizer, tokenizer_from_gguf
-from caravan.model.tokenizer_loader import load_tokenizer
+from caravan.model.tokenizer.loader import load_tokenizer
+from caravan.model.tokenizer.tokenizer import Tokenizer, tokenizer_from_gguf
 from tests.model.test_tokenizer_formats import byte_level_json, pieces_json, write, write_tiktoken
 from tests.model.vocabularies import gpt2_metadata, llama_metadata, trained_sentencepiece
 

@@ -12,8 +12,8 @@ import torch
 
 from caravan.model.checkpoint import BrokenCheckpoint
 from caravan.model.config import UnsupportedModel
-from caravan.model.generation_defaults import GenerationDefaults, load_generation_defaults
 from caravan.model.loader import open_checkpoint
+from caravan.model.sampling.generation_defaults import GenerationDefaults, load_generation_defaults
 from tests.model.checkpoint.test_huggingface import random_model
 from tests.model.oracle import load_checkpoint
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from caravan.model.page_claim import claim_pages
+from caravan.model.prefault import claim_pages
 
 SIZE = 64 * 2**20
 

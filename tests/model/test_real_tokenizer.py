@@ -11,7 +11,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits
 from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 
 from caravan.model.checkpoint.gguf_header import read_gguf_header
-from caravan.model.tokenizer import Tokenizer, Unencodable
+from caravan.model.tokenizer.tokenizer import Tokenizer, Unencodable
 from tests.model.corpus import corpus
 from tests.model.vocabularies import GUARD, TEXTS, any_text, metadata_list
 

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+from caravan.model.backend import choose_device, choose_runtime
 from caravan.model.cpu.build import KernelsUnavailable, load_kernels
 from caravan.model.cpu.linear import PackedLinear
 from caravan.model.cpu.llama import CpuLlama
 from caravan.model.kv_cache import POOL_DTYPES, KVCache, choose_kv_dtype, kv_bytes_per_token
 from caravan.model.llama import Llama
 from caravan.model.loader import load_model, open_checkpoint
-from caravan.model.runtime import choose_device, choose_runtime
-from caravan.model.tokenizer_loader import load_tokenizer
+from caravan.model.tokenizer.loader import load_tokenizer
 from tests.tiny_llama import TINY
 
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from caravan.model.sampling import SamplingRow, adjust_logits, draw, largest_logits, sample, uniform
-from caravan.model.sampling_params import SamplingParams
-from caravan.model.truncation import kept_tokens
+from caravan.model.sampling.sampler import SamplingRow, adjust_logits, draw, largest_logits, sample, uniform
+from caravan.model.sampling.sampling_params import SamplingParams
+from caravan.model.sampling.truncation import kept_tokens
 
 VOCAB_SIZE = 768
 

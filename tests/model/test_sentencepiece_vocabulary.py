@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from sentencepiece import SentencePieceProcessor
 
-from caravan.model.detokenizer import Detokenizer
-from caravan.model.tokenizer import Tokenizer, Unencodable, tokenizer_from_gguf
-from caravan.model.tokenizer_loader import load_tokenizer
+from caravan.model.tokenizer.detokenizer import Detokenizer
+from caravan.model.tokenizer.loader import load_tokenizer
+from caravan.model.tokenizer.tokenizer import Tokenizer, Unencodable, tokenizer_from_gguf
 from tests.model.corpus import corpus
 from tests.model.vocabularies import TEXTS, any_text, llama_metadata, metadata_list, trained_sentencepiece
 

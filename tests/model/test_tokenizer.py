@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caravan.model.detokenizer import Detokenizer
-from caravan.model.tokenizer import Tokenizer, Unencodable, tokenizer_from_gguf
+from caravan.model.tokenizer.detokenizer import Detokenizer
+from caravan.model.tokenizer.tokenizer import Tokenizer, Unencodable, tokenizer_from_gguf
 from tests.model.vocabularies import GUARD, TEXTS, UNMERGED_TEXT, any_text, gpt2_metadata, llama_metadata, metadata_list
 
 

@@ -14,10 +14,10 @@ import transformers
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from caravan.model.tiktoken_vocabulary import _PATTERN as LLAMA3_PATTERN
-from caravan.model.tokenizer import BrokenTokenizer, Tokenizer, Unencodable, UnsupportedTokenizer
-from caravan.model.tokenizer_loader import load_tokenizer
-from caravan.model.vocabulary import TokenType
+from caravan.model.tokenizer.loader import load_tokenizer
+from caravan.model.tokenizer.tiktoken_vocabulary import _PATTERN as LLAMA3_PATTERN
+from caravan.model.tokenizer.tokenizer import BrokenTokenizer, Tokenizer, Unencodable, UnsupportedTokenizer
+from caravan.model.tokenizer.vocabulary import TokenType
 from tests.model.corpus import corpus
 from tests.model.vocabularies import CORPUS, trained_sentencepiece
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from caravan.model.tokenizer import BrokenTokenizer, UnsupportedTokenizer, tokenizer_from_gguf
-from caravan.model.tokenizer_loader import load_tokenizer
+from caravan.model.tokenizer.loader import load_tokenizer
+from caravan.model.tokenizer.tokenizer import BrokenTokenizer, UnsupportedTokenizer, tokenizer_from_gguf
 from tests.model.vocabularies import gpt2_metadata, llama_metadata, metadata_list, trained_sentencepiece
 
 

@@ -10,9 +10,9 @@ import transformers
 
 from caravan.model.checkpoint import BrokenCheckpoint
 from caravan.model.loader import check_links
-from caravan.model.tokenizer import Tokenizer
-from caravan.model.tokenizer_loader import load_tokenizer
-from caravan.model.vocabulary import BrokenTokenizer
+from caravan.model.tokenizer.loader import load_tokenizer
+from caravan.model.tokenizer.tokenizer import Tokenizer
+from caravan.model.tokenizer.vocabulary import BrokenTokenizer
 from tests.model.test_tokenizer_formats import byte_level_json, write
 
 GENERIC = {"tokenizer_class": "PreTrainedTokenizerFast"}

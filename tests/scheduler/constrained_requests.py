@@ -7,8 +7,8 @@ from llguidance import LLMatcher
 
 from caravan.model.attention.cpu import CpuAttention
 from caravan.model.cpu.build import load_kernels
-from caravan.model.grammar import grammar_tokenizer
 from caravan.model.llama import Llama
+from caravan.model.tokenizer.grammar_tokenizer import grammar_tokenizer
 from caravan.scheduler.engine import Engine
 from caravan.scheduler.grammar import Grammars, Matcher, wait_for
 from caravan.scheduler.grammar_limits import GrammarLimits

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from caravan.model.sampling_params import Pooling, SamplingParams
+from caravan.model.sampling.sampling_params import Pooling, SamplingParams
 from caravan.scheduler.messages import Request
 
 

@@ -6,7 +6,7 @@ block shared too early, reused too soon or mapped to the wrong sequence is seen 
 
 from dataclasses import dataclass, field
 
-from caravan.model.sample import Sample
+from caravan.model.sampling.sample import Sample
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.messages import Request, SequenceOutput
 from caravan.scheduler.scheduler import Scheduler

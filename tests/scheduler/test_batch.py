@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caravan.model.sample import Sample
+from caravan.model.sampling.sample import Sample
 from caravan.scheduler.batch import BatchBuilder, sampling_rows
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.scheduler import Scheduler

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caravan.scheduler.framing import LENGTH, MAX_FRAME_BYTES, FrameSplitter, encode_frame
+from caravan.scheduler.channel import LENGTH, MAX_FRAME_BYTES, FrameSplitter, encode_frame
 from caravan.scheduler.messages import FromEngine, SequenceOutput, StepOutput, StepStats, TokenLogprobs
 
 

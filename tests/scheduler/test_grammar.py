@@ -16,7 +16,7 @@ from caravan.scheduler.compiled_grammar import (
     CompiledGrammar,
     Position,
 )
-from caravan.server.openai.constraint import grammar_of_schema
+from caravan.server.openai.structured_output.constraint import grammar_of_schema
 from tests.fakes import EOS, IM_END
 from tests.json_schemas import random_schemas
 from tests.scheduler.constrained_requests import LETTERS, PROMPT, constrained, constrained_engine, grammars, ready

@@ -7,7 +7,7 @@ import time
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from caravan.model.grammar import grammar_tokenizer
+from caravan.model.tokenizer.grammar_tokenizer import grammar_tokenizer
 from caravan.scheduler import compiled_grammar, grammar_threads
 from caravan.scheduler import grammar as grammar_module
 from caravan.scheduler.compiled_grammar import TOO_COMPLEX, CompiledGrammar, GrammarProblem, Position, Vocabulary

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from caravan.model.sample import Sample
+from caravan.model.sampling.sample import Sample
 from caravan.scheduler.engine import Engine
 from caravan.scheduler.messages import Request
-from caravan.scheduler.prompt_reading import PromptReading
+from caravan.scheduler.prompt_logprobs import PromptReading
 from caravan.scheduler.sequence import ScheduledSequence
 from tests.scheduler.requests import make_request
 from tests.scheduler.test_determinism import engine_of, random_prompt

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from caravan.scheduler.framing import encode_frame
+from caravan.scheduler.channel import encode_frame
 from caravan.scheduler.messages import StartEngine
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from caravan.model.llama import Llama
-from caravan.model.sample import Sample
+from caravan.model.sampling.sample import Sample
 from caravan.scheduler.messages import Request
-from caravan.scheduler.prompt_reading import PromptReading
+from caravan.scheduler.prompt_logprobs import PromptReading
 from tests.model.oracle import transformers_twin
 from tests.scheduler.requests import make_request
 from tests.scheduler.test_determinism import KINDS, engine_of, random_prompt

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from caravan.model.sample import Sample
+from caravan.model.sampling.sample import Sample
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.messages import StepOutput
 from caravan.scheduler.scheduler import Scheduler

@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from caravan.model.sample import Sample
+from caravan.model.sampling.sample import Sample
 from caravan.scheduler.config import EngineConfig, Speculation
 from caravan.scheduler.messages import StepOutput, StepStats
 from caravan.scheduler.scheduler import Scheduler

@@ -7,9 +7,9 @@ import msgspec
 import pytest
 
 from caravan.model.checkpoint import BrokenCheckpoint
-from caravan.scheduler.framing import FrameSplitter
+from caravan.scheduler.channel import FrameSplitter
+from caravan.scheduler.message_sender import Outbox, OutboxHandler
 from caravan.scheduler.messages import EngineLog, FromEngine
-from caravan.scheduler.outbox import Outbox, OutboxHandler
 from caravan.scheduler.tracebacks import described, traceback_text
 
 CANARY = "canary-7351"

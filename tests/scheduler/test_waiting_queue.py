@@ -2,7 +2,7 @@
 
 from typing import cast
 
-from caravan.model.sample import Sample
+from caravan.model.sampling.sample import Sample
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.grammar import Matcher
 from caravan.scheduler.scheduler import Scheduler

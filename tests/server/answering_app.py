@@ -9,7 +9,7 @@ from typing import Any
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from caravan.server.http_protocol import HttpProtocol
+from caravan.server.http.protocol import HttpProtocol
 
 REQUEST = b"POST /%s HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nhello"
 

@@ -14,8 +14,9 @@ import time
 
 import msgspec
 
+from caravan.scheduler.channel import LENGTH, frame_length
 from caravan.scheduler.config import EngineConfig
-from caravan.scheduler.framing import LENGTH, frame_length
+from caravan.scheduler.message_sender import Outbox
 from caravan.scheduler.messages import (
     Abort,
     EngineReady,
@@ -27,7 +28,6 @@ from caravan.scheduler.messages import (
     ToEngine,
     TokenLogprobs,
 )
-from caravan.scheduler.outbox import Outbox
 
 DIES, HANGS, DIES_LATE = 1, 2, 3
 MAX_BATCH = 4

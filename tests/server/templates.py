@@ -1,6 +1,6 @@
 """Chat templates in the manner of well-known models', each with what makes its kind difficult."""
 
-from caravan.server.tools.call_format import HERMES, LLAMA, MISTRAL, MISTRAL_NAMED, CallFormat
+from caravan.server.openai.tool_calls.call_format import HERMES, LLAMA, MISTRAL, MISTRAL_NAMED, CallFormat
 
 # Qwen: strings, calls as objects, results of tools inside user turns, reasoning of earlier answers.
 QWEN = """\

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from caravan.server.http_protocol import HEAD_SECONDS
+from caravan.server.http.protocol import HEAD_SECONDS
 from tests.campaign.soak import resident_bytes
 from tests.server.running_server import RunningServer, running_server
 

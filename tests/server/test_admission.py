@@ -1,16 +1,18 @@
 """Which requests are let in, and what the others are told."""
 
+import math
 import time
 
 import pytest
 
 from caravan.scheduler.config import EngineConfig
-from caravan.scheduler.messages import StepStats
-from caravan.server.admission import Admission, Ticket
-from caravan.server.asker import Asker
-from caravan.server.metrics import Metrics
-from caravan.server.openai.errors import ApiError
-from caravan.server.request_limits import QueueLimits
+from caravan.scheduler.messages import EventKind, SequenceEvent, StepOutput, StepStats
+from caravan.server.generation.admission import Admission, Ticket
+from caravan.server.generation.context import Asker
+from caravan.server.generation.errors import DeadlineExceeded, QueueFull
+from caravan.server.generation.request_limits import QueueLimits
+from caravan.server.http.errors import as_api_error
+from caravan.server.observe.metrics import Metrics
 
 STEP_SECONDS = 0.1
 
@@ -21,9 +23,8 @@ def an_admission(*, max_num_seqs: int = 2, **limits: float) -> Admission:
     admission = Admission(config, Metrics("fake", config), QueueLimits(**limits))  # type: ignore[arg-type]
     for num_prefill_tokens in (0, 500) * 20:
         seconds = STEP_SECONDS + num_prefill_tokens * 1e-6
-        admission.observe_step(
-            StepStats(num_decode_tokens=2, num_prefill_tokens=num_prefill_tokens, step_seconds=seconds)
-        )
+        stats = StepStats(num_decode_tokens=2, num_prefill_tokens=num_prefill_tokens, step_seconds=seconds)
+        admission.on_step(StepOutput(outputs=[], stats=stats))
     return admission
 
 
@@ -44,17 +45,18 @@ def rejections(admission: Admission, reason: str) -> float:
 def test_beyond_the_bound_requests_are_refused_until_somebody_leaves() -> None:
     admission = an_admission(max_requests=3)
     tickets = [ticket for _ in range(5) for ticket in admit(admission)]  # two will run, three wait
-    with pytest.raises(ApiError, match="3 requests wait already; the limit is 3|5 requests wait already") as refused:
+    with pytest.raises(QueueFull, match="3 requests wait already; the limit is 3|5 requests wait already") as refused:
         admit(admission)
-    assert (refused.value.status, refused.value.kind, refused.value.code) == (
+    answer = as_api_error(refused.value)
+    assert (answer.status, answer.kind, answer.code) == (
         429,
         "rate_limit_error",
         "server_overloaded",
     )
-    assert 1 <= (refused.value.retry_after or 0) <= 120
+    assert 1 <= (answer.retry_after or 0) <= 120
     assert rejections(admission, "queue_full") == 1
     start(admission, *tickets[:2])
-    with pytest.raises(ApiError):
+    with pytest.raises(QueueFull):
         admit(admission)
     admission.leave(tickets[0], is_complete=True)
     admit(admission)
@@ -65,7 +67,7 @@ def test_a_request_of_many_sequences_is_let_in_whole_or_not_at_all() -> None:
     running = admit(admission, *[(10, 20)] * 2)
     start(admission, *running)
     admit(admission)
-    with pytest.raises(ApiError):
+    with pytest.raises(QueueFull):
         admit(admission, *[(10, 20)] * 3)
     assert len(admit(admission, *[(10, 20)] * 2)) == 2
 
@@ -73,7 +75,7 @@ def test_a_request_of_many_sequences_is_let_in_whole_or_not_at_all() -> None:
 def test_a_request_larger_than_the_bounds_is_let_in_when_nothing_waits() -> None:
     admission = an_admission(max_requests=3, max_tokens=100)
     assert len(admit(admission, *[(10, 20)] * 20)) == 20
-    with pytest.raises(ApiError):
+    with pytest.raises(QueueFull):
         admit(admission)
 
 
@@ -82,7 +84,7 @@ def test_tokens_that_wait_are_bounded_too_but_an_idle_engine_takes_any_request()
     running = admit(admission, (200, 200), (200, 200))
     start(admission, *running)
     admit(admission, (20, 40))
-    with pytest.raises(ApiError, match="60 tokens wait already; with 60 more the limit of 100 would be passed"):
+    with pytest.raises(QueueFull, match="60 tokens wait already; with 60 more the limit of 100 would be passed"):
         admit(admission, (20, 40))
     assert rejections(admission, "queue_tokens") == 1
 
@@ -94,7 +96,7 @@ def test_threat_29_a_key_that_fills_the_queue_leaves_others_their_share() -> Non
     for num_waiting in range(4):
         assert len(admit(admission, asker=Asker("few"))) == 1, num_waiting
     for name in ("many", "few"):  # each has its share or more
-        with pytest.raises(ApiError, match="54 requests wait already; the limit is 8"):
+        with pytest.raises(QueueFull, match="54 requests wait already; the limit is 8"):
             admit(admission, asker=Asker(name))
 
 
@@ -104,7 +106,7 @@ def test_threat_29_a_key_that_fills_the_queue_with_tokens_leaves_others_their_sh
     admit(admission, (400, 500), asker=Asker("many"))
     admit(admission, (100, 100), asker=Asker("few"))
     admit(admission, (100, 200), asker=Asker("few"))
-    with pytest.raises(ApiError, match="1400 tokens wait already; with 2 more the limit of 1000 would be passed"):
+    with pytest.raises(QueueFull, match="1400 tokens wait already; with 2 more the limit of 1000 would be passed"):
         admit(admission, (1, 1), asker=Asker("few"))
 
 
@@ -112,16 +114,16 @@ def test_a_request_larger_than_the_bounds_is_let_in_when_nothing_of_its_key_wait
     admission = an_admission(max_requests=3)
     for name in ("one", "other"):
         assert len(admit(admission, *[(10, 20)] * 20, asker=Asker(name))) == 20
-        with pytest.raises(ApiError, match="requests wait already; the limit is 3"):
+        with pytest.raises(QueueFull, match="requests wait already; the limit is 3"):
             admit(admission, asker=Asker(name))
 
 
 def test_who_would_wait_for_longer_than_the_limit_is_told_when_to_come_back() -> None:
     admission = an_admission(max_wait_seconds=1.5)
     start(admission, *admit(admission, (1, 81), (1, 41)))
-    with pytest.raises(ApiError, match=r"would wait for 4\.0 s") as refused:
+    with pytest.raises(QueueFull, match=r"would wait for 4\.0 s") as refused:
         admit(admission)
-    assert refused.value.retry_after == 3  # 2.5 s too many
+    assert math.ceil(refused.value.retry_after_seconds) == 3  # 2.5 s too many
     assert rejections(admission, "wait") == 1
 
 
@@ -130,9 +132,9 @@ def test_an_answer_that_would_come_too_late_is_refused() -> None:
     start(admission, *admit(admission, (1, 31), (1, 31)))
     in_time = Asker(timeout_seconds=6.0)
     assert admit(admission, (10, 20), asker=in_time)[0].predicted_wait_seconds == pytest.approx(3.0, abs=0.1)
-    with pytest.raises(ApiError, match=r"would take 5\.0 s; its client waits for 4\.5") as refused:
+    with pytest.raises(DeadlineExceeded, match=r"would take 5\.0 s; its client waits for 4\.5") as refused:
         admit(admission, (10, 20), asker=Asker(timeout_seconds=4.5))
-    assert refused.value.retry_after == 1
+    assert math.ceil(refused.value.retry_after_seconds) == 1
     assert rejections(admission, "deadline") == 1
 
 
@@ -151,8 +153,8 @@ def test_one_key_does_not_wait_for_the_many_of_another() -> None:
 def test_a_short_prompt_does_not_wait_for_the_long_ones_of_another_key() -> None:
     admission = an_admission(max_num_seqs=64)
     for _ in range(40):
-        admission.observe_step(StepStats(num_prefill_tokens=100, step_seconds=10.1))
-        admission.observe_step(StepStats(num_decode_tokens=2, step_seconds=STEP_SECONDS))
+        admission.on_step(StepOutput(outputs=[], stats=StepStats(num_prefill_tokens=100, step_seconds=10.1)))
+        admission.on_step(StepOutput(outputs=[], stats=StepStats(num_decode_tokens=2, step_seconds=STEP_SECONDS)))
     admit(admission, (400, 1), asker=Asker("long"))
     admit(admission, (400, 1), asker=Asker("long"))
     (short,) = admit(admission, (10, 2), asker=Asker("short"))
@@ -207,6 +209,45 @@ def test_a_pool_too_small_for_all_that_may_run_makes_requests_wait() -> None:
     config = EngineConfig(num_blocks=40, max_num_seqs=64, max_model_len=512)  # 640 tokens
     admission = Admission(config, Metrics("fake", config))
     for _ in range(20):
-        admission.observe_step(StepStats(num_decode_tokens=2, step_seconds=STEP_SECONDS))
+        admission.on_step(StepOutput(outputs=[], stats=StepStats(num_decode_tokens=2, step_seconds=STEP_SECONDS)))
     start(admission, *admit(admission, (200, 101), (200, 101)))
     assert admit(admission, (200, 101))[0].predicted_wait_seconds == pytest.approx(10.0)
+
+
+def events(kind: EventKind, *engine_numbers: int) -> StepOutput:
+    return StepOutput(outputs=[], stats=StepStats(), events=[SequenceEvent(number, kind) for number in engine_numbers])
+
+
+def test_a_sequence_in_the_batch_is_not_in_the_queue() -> None:
+    admission = Admission(EngineConfig(num_blocks=200), Metrics("fake", EngineConfig(num_blocks=200)))
+    for number in (1, 2):
+        (ticket,) = admit(admission)
+        assert ticket.num_before == number - 1
+        admission.submit(ticket, number)
+    admission.on_step(events("join", 1))
+    assert admit(admission)[0].num_before == 1  # of the two
+    admission.on_step(events("preempt", 1))
+    assert admit(admission)[0].num_before == 3
+    admission.on_step(events("join", 1))
+    admission.on_replay(1, 1.0)
+    (last,) = admit(admission)
+    assert last.num_before == 4
+    admission.submit(last, 3)
+    admission.leave(last, is_complete=True)
+    assert set(admission._submitted) == {1, 2}
+
+
+def test_only_sequences_in_the_queue_are_counted_as_before_another() -> None:
+    admission = Admission(EngineConfig(num_blocks=200), Metrics("fake", EngineConfig(num_blocks=200)))
+    numbers = iter(range(100))
+
+    def admit_all(key: str, num: int) -> list[int]:
+        tickets = [admit(admission, asker=Asker(key))[0] for _ in range(num)]
+        for number, ticket in zip(numbers, tickets, strict=False):
+            admission.submit(ticket, number)
+        return [ticket.num_before for ticket in tickets]
+
+    admit_all("a", 6)
+    admission.on_step(events("join", *range(6)))
+    assert admit_all("b", 6) == [0, 1, 2, 3, 4, 5]
+    assert admit_all("a", 2) == [1, 3]  # keys take turns, whatever they have in the batch

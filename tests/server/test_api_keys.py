@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from caravan.server.api_keys import ApiKeys, KeyAttributes, WrongKeys, load_keys
+from caravan.server.http.api_keys import ApiKeys, KeyAttributes, WrongKeys, load_keys
 from caravan.server.settings import WrongSettings, load_settings
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from caravan.server.chat_template import ChatTemplate, TemplateFailed, TemplateRefused, usable_template
+from caravan.server.sandbox.chat_template import ChatTemplate, TemplateFailed, TemplateRefused, usable_template
 from tests.server.openai.api import CHAT_ML
 
 TALK: list[dict[str, Any]] = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes "}]

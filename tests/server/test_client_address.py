@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from caravan.server.client_address import client_address, networks
+from caravan.server.http.client_address import client_address, networks
 from caravan.server.settings import WrongSettings, load_settings
 from tests.server.openai.api import open_api
 

@@ -7,11 +7,13 @@ import time
 from collections.abc import AsyncIterator, Callable
 
 import pytest
+from typing_extensions import override
 
-from caravan.model.sampling_params import SamplingParams
-from caravan.scheduler.messages import StartEngine
-from caravan.server.engine_client import EngineClient
-from caravan.server.token_stream import EngineDied, EngineUnavailable, TokenStream
+from caravan.model.sampling.sampling_params import SamplingParams
+from caravan.scheduler.messages import Request, StartEngine
+from caravan.server.engine.client import EngineClient
+from caravan.server.engine.listener import EngineListener
+from caravan.server.engine.output_queue import EngineDied, EngineUnavailable, TokenStream
 from tests.server.scripted_engine import DIES, DIES_LATE, HANGS, token_at
 
 NUM_TOKENS = 60
@@ -29,7 +31,9 @@ async def client() -> AsyncIterator[EngineClient]:
 
 
 def ask(client: EngineClient, prompt: list[int]) -> TokenStream:
-    return client.submit(prompt, SamplingParams(max_tokens=NUM_TOKENS, seed=1, num_prompt_logprobs=0))
+    return client.submit(
+        Request(prompt_token_ids=prompt, params=SamplingParams(max_tokens=NUM_TOKENS, seed=1, num_prompt_logprobs=0))
+    )
 
 
 async def answer(stream: TokenStream) -> Answer:
@@ -80,7 +84,13 @@ async def test_streams_go_on_when_the_engine_is_killed_or_stopped(
     prompts = [[100 + index, *range(index + 1)] for index in range(8)]
     answers = [asyncio.create_task(answer(ask(client, prompt))) for prompt in prompts]
     replays: list[tuple[int, float]] = []
-    client.on_replay = lambda *counted: replays.append(counted)
+
+    class Listener(EngineListener):
+        @override
+        def on_replay(self, num_requests: int, down_seconds: float) -> None:
+            replays.append((num_requests, down_seconds))
+
+    client.listener = Listener()
     for pause_seconds in (0.05, 0.2, 0.0):
         await asyncio.sleep(pause_seconds)
         pid = client.engine_pid
@@ -121,7 +131,7 @@ async def test_threat_18_a_request_that_ends_every_engine_fails_and_the_others_d
 
 
 async def test_a_request_that_gets_on_with_every_engine_comes_to_its_end(client: EngineClient) -> None:
-    stream = client.submit([DIES_LATE], SamplingParams(max_tokens=9, seed=1))
+    stream = client.submit(Request(prompt_token_ids=[DIES_LATE], params=SamplingParams(max_tokens=9, seed=1)))
     tokens, _ = await answer(stream)
     assert tokens == [token_at([DIES_LATE], position) for position in range(9)]
 
@@ -129,7 +139,13 @@ async def test_a_request_that_gets_on_with_every_engine_comes_to_its_end(client:
 async def test_a_request_that_waits_for_an_engine_can_be_dropped(client: EngineClient) -> None:
     streams = [ask(client, [100]), ask(client, [101])]
     ends: list[float] = []
-    client.on_disconnect = lambda: ends.append(time.monotonic())
+
+    class Listener(EngineListener):
+        @override
+        def on_disconnect(self) -> None:
+            ends.append(time.monotonic())
+
+    client.listener = Listener()
     await asyncio.sleep(0.05)
     kill(client)
     await until(lambda: not client.is_ready)

@@ -13,8 +13,8 @@ from rich.console import Console
 
 from caravan.cli.engine_table import TopFailed, drawn, views
 from caravan.scheduler.messages import SequenceEvent, SequenceOutput, StepOutput, StepStats
-from caravan.scheduler.view import CACHED, FREE, MAX_CELLS, SHARED, USED, engine_view
-from caravan.server.engine_watch import MAX_BEHIND, MAX_STEPS, MAX_WATCHERS, VIEW_SECONDS, EngineWatch, Watcher
+from caravan.scheduler.snapshot import CACHED, FREE, MAX_CELLS, SHARED, USED, engine_view
+from caravan.server.operations.live_view import MAX_BEHIND, MAX_STEPS, MAX_WATCHERS, VIEW_SECONDS, EngineWatch, Watcher
 from tests.scheduler.requests import make_request
 from tests.scheduler.test_scheduler import make_scheduler, step
 from tests.server.openai.api import Api, open_api
@@ -91,8 +91,8 @@ async def next_view(watcher: Watcher) -> dict[str, Any]:
 async def told(watch: EngineWatch, *steps: int) -> dict[str, Any]:
     with watcher_of(watch) as watcher:
         for number in steps:
-            watch.observe_step(a_step(number))
-        watch.observe_view(engine_view(make_scheduler()))
+            watch.on_step(a_step(number))
+        watch.on_snapshot(engine_view(make_scheduler()))
         return await next_view(watcher)
 
 
@@ -117,8 +117,8 @@ async def test_blocks_that_lose_their_prefix_are_told_of() -> None:
             prompt = [100 * number + position for position in range(20)]
             scheduler.add(make_request(number, prompt, max_tokens=1))
             while scheduler.has_work:
-                watch.observe_step(step(scheduler)[1])
-        watch.observe_view(engine_view(scheduler))
+                watch.on_step(step(scheduler)[1])
+        watch.on_snapshot(engine_view(scheduler))
         view = await next_view(watcher)
     evicted = [int(event["text"].split()[0]) for event in view["events"] if event["kind"] == "evict"]
     assert sum(evicted) == scheduler.pool.num_evicted > 0
@@ -128,10 +128,10 @@ async def test_steps_of_another_engine_come_behind_those_of_the_one_before() -> 
     watch = EngineWatch(lambda _: None)
     with watcher_of(watch) as watcher:
         for number in (1, 2):
-            watch.observe_step(a_step(number))
-        watch.observe_replay()
-        watch.observe_step(a_step(1))
-        watch.observe_view(engine_view(make_scheduler()))
+            watch.on_step(a_step(number))
+        watch.on_replay(1, 0.5)
+        watch.on_step(a_step(1))
+        watch.on_snapshot(engine_view(make_scheduler()))
         view = await next_view(watcher)
     assert [number for number, *_ in view["steps"]] == [1, 2, 3]
     assert view["step"] == 3
@@ -142,8 +142,8 @@ async def test_those_behind_others_do_not_drive_out_other_events() -> None:
     watch = EngineWatch(lambda _: None)
     with watcher_of(watch) as watcher:
         waits = [SequenceEvent(number, "wait", reason="behind others") for number in range(2000)]
-        watch.observe_step(StepOutput(outputs=[], stats=StepStats(step=1), events=[SequenceEvent(1, "join"), *waits]))
-        watch.observe_view(engine_view(make_scheduler()))
+        watch.on_step(StepOutput(outputs=[], stats=StepStats(step=1), events=[SequenceEvent(1, "join"), *waits]))
+        watch.on_snapshot(engine_view(make_scheduler()))
         assert [event["kind"] for event in (await next_view(watcher))["events"]] == ["join"]
 
 
@@ -153,14 +153,14 @@ async def test_what_is_told_is_bounded() -> None:
     assert len(view["steps"]) == len(view["events"]) == MAX_STEPS
     with watcher_of(watch) as slow:
         for _ in range(100):
-            watch.observe_view(engine_view(make_scheduler()))
+            watch.on_snapshot(engine_view(make_scheduler()))
         assert len(slow._bodies) == MAX_BEHIND
 
 
 async def test_the_engine_makes_views_only_while_somebody_watches() -> None:
     periods: list[float] = []
     watch = EngineWatch(periods.append)
-    watch.observe_step(a_step(1))
+    watch.on_step(a_step(1))
     with watcher_of(watch), watcher_of(watch):
         assert periods == [VIEW_SECONDS]
     assert periods == [VIEW_SECONDS, 0]
@@ -170,7 +170,7 @@ async def test_the_engine_makes_views_only_while_somebody_watches() -> None:
 async def test_when_the_server_ends_so_do_its_watchers() -> None:
     watch = EngineWatch(lambda _: None)
     with watcher_of(watch) as watcher:
-        watch.observe_view(engine_view(make_scheduler()))
+        watch.on_snapshot(engine_view(make_scheduler()))
         watch.close()
         assert await watcher.take() is not None
         assert await watcher.take() is None

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from caravan.server.fair_executor import ExecutorFull, FairExecutor
+from caravan.server.sandbox.fair_executor import ExecutorFull, FairExecutor
 
 
 class Work:

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from caravan.server.fair_share import has_room
+from caravan.server.generation.fair_share import has_room
 
 
 def test_a_key_that_is_alone_may_hold_everything() -> None:

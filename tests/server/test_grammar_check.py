@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher
 
-from caravan.server.fair_executor import ExecutorFull
-from caravan.server.grammar_check import MAX_CHARACTERS, GrammarCheck
-from caravan.server.openai.constraint import grammar_of_schema
-from caravan.server.worker_pool import WorkerUnavailable
-from caravan.server.worker_process import MEMORY_EXIT_STATUS
+from caravan.server.openai.structured_output.constraint import grammar_of_schema
+from caravan.server.sandbox.fair_executor import ExecutorFull
+from caravan.server.sandbox.grammar_check import MAX_CHARACTERS, GrammarCheck
+from caravan.server.sandbox.worker_pool import WorkerUnavailable
+from caravan.server.sandbox.worker_process import MEMORY_EXIT_STATUS
 from tests.server import scripted_worker
 
 

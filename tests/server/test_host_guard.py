@@ -3,8 +3,8 @@
 import httpx
 import pytest
 
-from caravan.server.host_guard import HostGuard
-from caravan.server.host_names import allowed_hosts, is_loopback
+from caravan.server.http.host_names import allowed_hosts, is_loopback
+from caravan.server.http.trusted_hosts import HostGuard
 from tests.server.test_http_protocol import hello
 
 MINE = ("localhost", "127.0.0.1", "[::1]", "*.example.org")

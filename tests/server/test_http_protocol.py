@@ -9,7 +9,7 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from caravan.server.http_protocol import HttpProtocol
+from caravan.server.http.protocol import HttpProtocol
 from tests.server.answering_app import REQUEST, Answering, exchange, read_to_end, served, until
 
 HEAD_SECONDS = 0.3

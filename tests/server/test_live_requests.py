@@ -1,9 +1,9 @@
 """Which requests another engine gets, and how often one is tried."""
 
-from caravan.model.sampling_params import SamplingParams
+from caravan.model.sampling.sampling_params import SamplingParams
 from caravan.scheduler.messages import Request, SequenceOutput, TokenLogprobs
-from caravan.server.live_requests import GIVEN_UP, LiveRequest, LiveRequests
-from caravan.server.token_stream import TokenStream
+from caravan.server.engine.in_flight import GIVEN_UP, LiveRequest, LiveRequests
+from caravan.server.engine.output_queue import TokenStream
 
 
 def a_live_request(request_id: int, exchange: int = 0, **params: object) -> LiveRequest:

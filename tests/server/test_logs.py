@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from caravan.server.logs import LogFormat, bind_request_id, set_up_logs
-from caravan.server.text_stream import GenerationFailed
+from caravan.server.generation.errors import GenerationFailed
+from caravan.server.observe.logs import LogFormat, bind_request_id, set_up_logs
 from tests.server.running_server import running_server
 
 HOSTILE = "a\r\nINFO forged \x1b[31mred\x00 \u2028 é"
@@ -81,7 +81,7 @@ def test_threat_31_a_traceback_names_the_errors_of_libraries_and_leaves_out_thei
     for name in (
         "OfALibrary",
         "RuntimeError",
-        "caravan.server.text_stream.GenerationFailed: words of ours",
+        "caravan.server.generation.text_stream.GenerationFailed: words of ours",
         "ExceptionGroup",
     ):
         assert name in line

@@ -4,7 +4,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.messages import StepOutput, StepStats
-from caravan.server.metrics import Metrics
+from caravan.server.observe.metrics import Metrics
 
 # fmt: off
 SECONDS: list[float] = [0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680]
@@ -100,8 +100,8 @@ def test_the_blocks_of_the_pool_add_up() -> None:
 
     assert blocks() == {"used": 0, "cached": 0, "free": 64}
     stats = StepStats(num_blocks=64, num_used_blocks=10, num_cached_blocks=50)
-    metrics.observe_step(StepOutput(outputs=[], stats=stats))
+    metrics.on_step(StepOutput(outputs=[], stats=stats))
     assert blocks() == {"used": 10, "cached": 50, "free": 4}
     assert metrics.registry.get_sample_value("caravan_kv_cache_usage_perc", {"model_name": "m"}) == 10 / 64
-    metrics.forget_step()
+    metrics.on_disconnect()
     assert blocks() == {"used": 0, "cached": 0, "free": 64}

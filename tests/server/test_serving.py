@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
-from caravan.server.draining_server import SAME_SIGNAL_SECONDS
+from caravan.server.http.graceful_shutdown import SAME_SIGNAL_SECONDS
 from tests.gguf_files import write_tiny_llama
 from tests.server.running_server import RunningServer, eventually, running_server
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from caravan.scheduler.config import EngineLimits
-from caravan.server.engine_process import engine_environment
-from caravan.server.request_limits import QueueLimits
+from caravan.server.engine.process import engine_environment
+from caravan.server.generation.request_limits import QueueLimits
 from caravan.server.settings import Settings, WrongSettings, load_settings
 
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caravan.model.literal_search import LiteralSearch
-from caravan.server.special_token_guard import SpecialTokenGuard, all_strings, unused_characters
+from caravan.model.tokenizer.literal_search import LiteralSearch
+from caravan.server.sandbox.special_tokens import SpecialTokenGuard, all_strings, unused_characters
 from tests.fakes import BOS, EOS, IM_END, IM_START, byte_tokenizer
 
 SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caravan.server.stop_strings import StopStrings, TextCutter
+from caravan.server.generation.stop_strings import StopStrings, TextCutter
 
 letters = st.text("ab", max_size=30)
 needles = st.lists(st.text("ab", min_size=1, max_size=5), max_size=4)

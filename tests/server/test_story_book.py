@@ -5,29 +5,21 @@ from typing import Any
 
 import pytest
 
-from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.engine import Engine
 from caravan.scheduler.messages import EventKind, SequenceEvent, SequenceOutput, StepOutput, StepStats, WaitReason
-from caravan.server.admission import Admission, Ticket
-from caravan.server.asker import Asker
-from caravan.server.metrics import Metrics
-from caravan.server.request_end import RequestEnd
-from caravan.server.request_story import MAX_MOMENTS, RequestStory
-from caravan.server.story_book import StoryBook
-from caravan.server.tracing import _phases
+from caravan.server.observe.request_end import RequestEnd
+from caravan.server.observe.request_history import StoryBook
+from caravan.server.observe.request_story import MAX_MOMENTS, RequestStory
+from caravan.server.observe.tracing import _phases
 from tests.scheduler.requests import make_request
 from tests.scheduler.test_determinism import random_prompt
 from tests.tiny_llama import run_to_end, tiny_engine, tiny_llama
 
 
-def a_ticket() -> Ticket:
-    return Ticket(priority=0, key_name="", num_prompt_tokens=1, max_tokens=1)
-
-
 def begin(book: StoryBook, *numbers: int, name: str = "cmpl-1", key: str = "") -> RequestStory:
     story = RequestStory(name, f"exchange of {name}", key, time.monotonic())
     for number in numbers:
-        book.queue(story, number, a_ticket())
+        book.queue(story, number, 0)
     book.begin(story)
     return story
 
@@ -81,7 +73,7 @@ def test_a_story_tells_exactly_that_a_request_waited_was_chunked_preempted_and_r
 
     def step(engine: Engine) -> None:
         output = engine.step()
-        book.observe_step(output)
+        book.on_step(output)
         for event in output.events:
             log[event.request_id].append(event)
         for one in output.outputs:
@@ -98,7 +90,7 @@ def test_a_story_tells_exactly_that_a_request_waited_was_chunked_preempted_and_r
         step(engine)
     victim = next(filter(has_seen_all, prompts))
     before = len(tokens[victim])
-    book.observe_replay(0.5)
+    book.on_replay(1, 0.5)
     for number in prompts.keys() - ended:
         log[number].append(None)
     engine = start()  # the other one was killed
@@ -122,7 +114,7 @@ def test_a_story_tells_what_the_scheduler_did_and_in_what_company() -> None:
     steps: dict[int, list[tuple[int, int]]] = {number: [] for number in range(4)}  # tokens, batch
 
     def observe(step: StepOutput) -> None:
-        book.observe_step(step)
+        book.on_step(step)
         for event in step.events:
             log[event.request_id].append(event)
         for output in step.outputs:
@@ -182,7 +174,7 @@ def test_what_the_scheduler_did_was_when_the_step_began() -> None:
     time.sleep(0.2)
     stats = StepStats(step_seconds=0.15, num_running=0)
     events_of_step = [SequenceEvent(1, "join", 0), SequenceEvent(1, "chunk", 5, 5)]
-    book.observe_step(StepOutput(outputs=[a_token(1, "stop")], stats=stats, events=events_of_step))
+    book.on_step(StepOutput(outputs=[a_token(1, "stop")], stats=stats, events=events_of_step))
     _, queued, joined, computed, first, finished = story.written()["timeline"]
     assert 40 < joined["at_ms"] - queued["at_ms"] < computed["at_ms"] - 100
     assert joined["waited_ms"] == pytest.approx(joined["at_ms"] - queued["at_ms"], abs=5)
@@ -202,10 +194,10 @@ def test_stories_of_many_choices_leave_room_for_fewer() -> None:
 def test_choices_are_told_apart_and_a_replaced_engine_is_told() -> None:
     book = StoryBook()
     story = begin(book, 5, 6)
-    book.observe_step(step_of(a_token(5), a_token(6), num_running=2))
-    book.observe_replay(1.5)
-    book.observe_step(step_of(a_token(6, "stop")))
-    book.observe_step(step_of(a_token(5, "length")))
+    book.on_step(step_of(a_token(5), a_token(6), num_running=2))
+    book.on_replay(1, 1.5)
+    book.on_step(step_of(a_token(6, "stop")))
+    book.on_step(step_of(a_token(5, "length")))
     assert events(story) == [
         "arrived",
         "queued",
@@ -227,7 +219,7 @@ def test_who_leaves_ends_the_story() -> None:
     story = begin(book, 1)
     book.drop(1)
     book.drop(1)
-    book.observe_step(step_of(a_token(1)))
+    book.on_step(step_of(a_token(1)))
     assert events(story) == ["arrived", "queued", "finished"]
     assert story.written()["timeline"][-1]["reason"] == "abort"
 
@@ -264,41 +256,18 @@ def test_a_story_is_bounded(num: int) -> None:
 def test_a_story_of_many_moments_has_its_end_and_all_its_times() -> None:
     book = StoryBook()
     story = begin(book, 1)
-    book.observe_step(StepOutput(outputs=[], stats=StepStats(), events=[SequenceEvent(1, "join")]))
+    book.on_step(StepOutput(outputs=[], stats=StepStats(), events=[SequenceEvent(1, "join")]))
     for number in range(MAX_MOMENTS + 100):
         chunk = SequenceEvent(1, "chunk", 1, number + 1)
-        book.observe_step(StepOutput(outputs=[], stats=StepStats(num_running=1), events=[chunk]))
-    book.observe_step(step_of(a_token(1)))
-    book.observe_step(step_of(a_token(1, "length")))
+        book.on_step(StepOutput(outputs=[], stats=StepStats(num_running=1), events=[chunk]))
+    book.on_step(step_of(a_token(1)))
+    book.on_step(step_of(a_token(1, "length")))
     assert events(story)[-2:] == ["first token", "finished"]
     assert story.written()["left_out"] > 100
     assert story.written()["choices"][0]["finish_reason"] == "length"
     end = RequestEnd(model_name="m", story=story, num_prompt_tokens=600)
     assert {"queued_seconds", "first_token_seconds"} <= set(end.log_fields())
     assert [name for name, *_ in _phases(story.written()["timeline"])] == ["queue", "prefill", "decode"]
-
-
-def test_who_has_joined_is_not_in_the_queue_any_more() -> None:
-    config = EngineConfig(num_blocks=200)
-    admission, book = Admission(config, Metrics("fake", config)), StoryBook()
-    story = RequestStory("cmpl-1", "exchange", "", time.monotonic())
-    for number in (1, 2):
-        (ticket,) = admission.admit([(10, 20)], Asker(), time.monotonic())
-        assert ticket.num_before == number - 1
-        book.queue(story, number, ticket)
-    book.observe_step(StepOutput(outputs=[], stats=StepStats(), events=[SequenceEvent(1, "join")]))
-    (ticket,) = admission.admit([(10, 20)], Asker(), time.monotonic())
-    assert ticket.num_before == 1  # of the two
-    book.observe_step(StepOutput(outputs=[], stats=StepStats(), events=[SequenceEvent(1, "preempt", 5)]))
-    (ticket,) = admission.admit([(10, 20)], Asker(), time.monotonic())
-    assert ticket.num_before == 3
-    book.observe_step(StepOutput(outputs=[], stats=StepStats(), events=[SequenceEvent(1, "join")]))
-    book.observe_replay(1.0)
-    (ticket,) = admission.admit([(10, 20)], Asker(), time.monotonic())
-    assert ticket.num_before == 4
-    book.drop(1)
-    book.drop(2)
-    assert not book._tickets
 
 
 def test_a_story_of_many_choices_tells_the_last_reasons_too() -> None:
@@ -308,7 +277,7 @@ def test_a_story_of_many_choices_tells_the_last_reasons_too() -> None:
 
     def tell(kind: EventKind, reason: WaitReason | None = None) -> None:
         told = [SequenceEvent(number, kind, reason=reason) for number in range(num)]
-        book.observe_step(StepOutput(outputs=[], stats=StepStats(), events=told))
+        book.on_step(StepOutput(outputs=[], stats=StepStats(), events=told))
 
     tell("wait", "behind others")
     tell("wait", "batch full")
@@ -325,7 +294,7 @@ def test_the_reader_says_how_a_choice_ended() -> None:
     book = StoryBook()
     story = begin(book, 1)
     for reason in (None, None, "length"):
-        book.observe_step(step_of(a_token(1, reason)))
+        book.on_step(step_of(a_token(1, reason)))
     assert story.written()["choices"][0]["finish_reason"] == "length"
     assert story.is_finished
     book.drop(1, "stop", 2)
@@ -333,23 +302,3 @@ def test_the_reader_says_how_a_choice_ended() -> None:
     last = story.written()["timeline"][-1]
     assert (last["event"], last["reason"], last["tokens"]) == ("finished", "stop", 2)
     assert not book._running
-    assert not book._tickets
-
-
-def test_only_those_in_the_queue_are_counted_as_before_one() -> None:
-    config = EngineConfig(num_blocks=200)
-    admission, book = Admission(config, Metrics("fake", config)), StoryBook()
-    numbers = iter(range(100))
-
-    def admit(key: str, num: int) -> list[int]:
-        tickets = [admission.admit([(10, 20)], Asker(key), time.monotonic())[0] for _ in range(num)]
-        story = RequestStory("cmpl", "exchange", key, time.monotonic())
-        for number, ticket in zip(numbers, tickets, strict=False):
-            book.queue(story, number, ticket)
-        return [ticket.num_before for ticket in tickets]
-
-    admit("a", 6)
-    joins = [SequenceEvent(number, "join") for number in range(6)]
-    book.observe_step(StepOutput(outputs=[], stats=StepStats(), events=joins))
-    assert admit("b", 6) == [0, 1, 2, 3, 4, 5]
-    assert admit("a", 2) == [1, 3]  # keys take turns, whatever they have in the batch

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from caravan.server.chat_template import ChatTemplate, usable_template
-from caravan.server.template_shape import ContentShape, TemplateShape
-from caravan.server.tools.call_format import format_of
+from caravan.server.openai.tool_calls.call_format import format_of
+from caravan.server.sandbox.chat_template import ChatTemplate, usable_template
+from caravan.server.sandbox.template_shape import ContentShape, TemplateShape
 from tests.server import templates
 from tests.server.openai.api import CHAT_ML
 
@@ -116,7 +116,7 @@ def test_ids_are_mapped_to_nine_characters_and_always_to_the_same_ones() -> None
 
 
 def test_a_template_whose_probes_are_slow_is_used_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("caravan.server.template_probe._LONGEST_PROBING_SECONDS", -1.0)
+    monkeypatch.setattr("caravan.server.sandbox.template_probe._LONGEST_PROBING_SECONDS", -1.0)
     shape = shape_of(CHAT_ML)
     assert not shape.is_blind
     assert shape.content("user", "hi") == "hi"

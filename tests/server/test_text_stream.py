@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caravan.model.detokenizer import Detokenizer
+from caravan.model.tokenizer.detokenizer import Detokenizer
 from caravan.scheduler.messages import FinishReason, SequenceOutput
-from caravan.server.stop_strings import StopStrings
-from caravan.server.text_stream import GenerationCancelled, GenerationFailed, TextPiece, TextStream, join_pieces
-from caravan.server.token_stream import EngineDied, TokenStream
+from caravan.server.engine.output_queue import EngineDied, TokenStream
+from caravan.server.generation.errors import GenerationCancelled, GenerationFailed
+from caravan.server.generation.stop_strings import StopStrings
+from caravan.server.generation.text_stream import TextPiece, TextStream, join_pieces
 from tests.fakes import EOS, byte_tokenizer, fake_logprobs
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
-from caravan.server.token_histogram import TokenHistogram
+from caravan.server.observe.histogram import TokenHistogram
 
 BUCKETS = (0.5, 1, 2.5)
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from caravan.server.tracing import make_tracer
+from caravan.server.observe.tracing import make_tracer
 from tests.http_server import QuietHandler, serving
 from tests.server.running_server import eventually, running_server
 
@@ -136,7 +136,7 @@ def test_nothing_is_traced_without_an_endpoint() -> None:
 def test_without_the_extra_the_server_says_what_is_missing() -> None:
     program = (
         "import sys; sys.modules['opentelemetry.sdk.trace'] = None\n"
-        "from caravan.server.tracing import make_tracer\n"
+        "from caravan.server.observe.tracing import make_tracer\n"
         "assert make_tracer() is None"
     )
     environ = os.environ | {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caravan.server.wait_forecast import forecast_wait_seconds
+from caravan.server.generation.wait_forecast import forecast_wait_seconds
 
 STEP_SECONDS, PREFILL_SECONDS = 0.5, 0.25
 

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from caravan.server.guide import anchor_of, guide_page
+from caravan.server.operations.guide import anchor_of, guide_page
 from tests.server.openai.api import open_api
 
 ROOT = Path(__file__).parents[2]

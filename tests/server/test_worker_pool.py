@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from caravan.server import grammar_worker
-from caravan.server.openai.constraint import grammar_of_schema
-from caravan.server.worker_pool import WorkerPool, WorkerUnavailable
-from caravan.server.worker_process import (
+from caravan.server.openai.structured_output.constraint import grammar_of_schema
+from caravan.server.sandbox import grammar_worker
+from caravan.server.sandbox.worker_pool import WorkerPool, WorkerUnavailable
+from caravan.server.sandbox.worker_process import (
     MEMORY_EXIT_STATUS,
     MemoryLimitExceeded,
     TimeLimitExceeded,

@@ -12,8 +12,8 @@ from sentencepiece import SentencePieceProcessor
 
 from caravan.model.checkpoint import BrokenCheckpoint
 from caravan.model.config import UnsupportedModel
-from caravan.model.tokenizer import BrokenTokenizer, UnsupportedTokenizer
-from caravan.model.tokenizer_loader import load_tokenizer
+from caravan.model.tokenizer.loader import load_tokenizer
+from caravan.model.tokenizer.tokenizer import BrokenTokenizer, UnsupportedTokenizer
 from tests.gguf_files import write_tiny_llama
 from tests.model.checkpoint.published_formats import write_llama2c, write_meta
 from tests.model.checkpoint.test_huggingface import random_model

@@ -8,20 +8,20 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
-from caravan.model.generation_defaults import GenerationDefaults
-from caravan.scheduler.messages import StepOutput
-from caravan.server.admission import Admission
-from caravan.server.api_keys import ApiKeys
+from caravan.model.sampling.generation_defaults import GenerationDefaults
 from caravan.server.app import create_app
-from caravan.server.chat_template import ChatTemplate
-from caravan.server.client_address import Network
-from caravan.server.door import Door
-from caravan.server.executors import Executors
-from caravan.server.grammar_check import GrammarCheck
-from caravan.server.http_edge import OnExchange
-from caravan.server.metrics import Metrics
-from caravan.server.request_limits import QueueLimits, RequestLimits
-from caravan.server.story_book import StoryBook
+from caravan.server.engine.listener import EngineListeners
+from caravan.server.generation.admission import Admission
+from caravan.server.generation.executors import Executors
+from caravan.server.generation.request_limits import QueueLimits, RequestLimits
+from caravan.server.http.api_keys import ApiKeys
+from caravan.server.http.client_address import Network
+from caravan.server.http.concurrency_limit import Door
+from caravan.server.http.request_log import OnExchange
+from caravan.server.observe.metrics import Metrics
+from caravan.server.observe.request_history import StoryBook
+from caravan.server.sandbox.chat_template import ChatTemplate
+from caravan.server.sandbox.grammar_check import GrammarCheck
 from tests.fakes import FakeEngineClient, Script, byte_tokenizer, says
 
 COMPLETIONS = "/v1/completions"
@@ -124,12 +124,8 @@ async def open_api(
     metrics = Metrics("fake", engine.config, keys.names if keys else ())
     stories = StoryBook()
 
-    def on_step(output: StepOutput) -> None:
-        metrics.observe_step(output)
-        stories.observe_step(output)
-
-    engine.on_step = on_step
     admission = Admission(engine.config, metrics, queue_limits or QueueLimits())
+    engine.listener = EngineListeners([metrics, stories])
     app = create_app(
         engine=engine,
         tokenizer=byte_tokenizer(adds_bos=adds_bos),

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from caravan.server.chat_template import ChatTemplate
+from caravan.server.sandbox.chat_template import ChatTemplate
 from tests.server.openai.api import CHAT_ML, Api, open_api
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
-from caravan.server.chat_template import ChatTemplate
-from caravan.server.request_limits import RequestLimits
+from caravan.server.generation.request_limits import RequestLimits
+from caravan.server.sandbox.chat_template import ChatTemplate
 from tests.server.openai.api import CHAT, COMPLETIONS, MAX_MODEL_LEN, Api, Body, a_chat, open_api
 
 PRIVATE_USE = "".join(map(chr, range(0xE000, 0xF900)))

@@ -10,13 +10,13 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import pytest
 
-from caravan.model.tokenizer import Tokenizer
-from caravan.server.api_keys import ApiKeys
-from caravan.server.chat_template import ChatTemplate
-from caravan.server.door import Door
-from caravan.server.executors import Executors
-from caravan.server.fair_executor import FairExecutor
-from caravan.server.grammar_check import GrammarCheck
+from caravan.model.tokenizer.tokenizer import Tokenizer
+from caravan.server.generation.executors import Executors
+from caravan.server.http.api_keys import ApiKeys
+from caravan.server.http.concurrency_limit import Door
+from caravan.server.sandbox.chat_template import ChatTemplate
+from caravan.server.sandbox.fair_executor import FairExecutor
+from caravan.server.sandbox.grammar_check import GrammarCheck
 from tests.server import scripted_worker
 from tests.server.openai.api import CHAT, CHAT_ML, COMPLETIONS, Api, a_chat, open_api
 from tests.server.openai.asgi import Exchange, until
@@ -36,7 +36,9 @@ def check() -> Iterator[GrammarCheck]:
 @pytest.fixture
 async def api(check: GrammarCheck, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Api]:
     # What a scripted worker takes for a grammar stands in for one of llguidance's form.
-    monkeypatch.setattr("server.openai.constraint.LLMatcher.grammar_from_lark", lambda grammar: grammar)
+    monkeypatch.setattr(
+        "caravan.server.openai.structured_output.constraint.LLMatcher.grammar_from_lark", lambda grammar: grammar
+    )
     async with open_api(grammar_check=check, keys=KEYS) as opened:
         yield opened
 

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from caravan.server.body_memory import SMALL_BYTES, BodyMemory
-from caravan.server.chat_template import ChatTemplate
-from caravan.server.door import Door
-from caravan.server.openai.body import _decode_fields, _plan
-from caravan.server.openai.response_schemas import ResponsesRequest
-from caravan.server.openai.schemas import ChatRequest, CompletionRequest
-from caravan.server.request_limits import RequestLimits
+from caravan.server.generation.request_limits import RequestLimits
+from caravan.server.http.body import _decode_fields, _plan
+from caravan.server.http.body_memory import SMALL_BYTES, BodyMemory
+from caravan.server.http.concurrency_limit import Door
+from caravan.server.openai.protocol.generation_requests import ChatRequest, CompletionRequest
+from caravan.server.openai.protocol.response_requests import ResponsesRequest
+from caravan.server.sandbox.chat_template import ChatTemplate
 from tests.fakes import says
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, Body, a_chat, answered, open_api
 from tests.server.openai.asgi import until

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from caravan.server.chat_template import ChatTemplate
+from caravan.server.sandbox.chat_template import ChatTemplate
 from tests.fakes import BOS, EOS, IM_END, IM_START, echoes, says
 from tests.server.openai.api import CHAT, Api, a_chat, open_api, text_of
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from caravan.server.openai.closed_schema import closed
+from caravan.server.openai.structured_output.closed_schema import closed
 
 INNER = {"type": "object", "properties": {"a": {"type": "integer"}}}
 CLOSED = INNER | {"additionalProperties": False}

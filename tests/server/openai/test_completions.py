@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from caravan.model.generation_defaults import GenerationDefaults
-from caravan.model.sampling_params import SamplingParams
-from caravan.server.openai.sampling import choice_seed
+from caravan.model.sampling.generation_defaults import GenerationDefaults
+from caravan.model.sampling.sampling_params import SamplingParams
+from caravan.server.openai.sampling_params import choice_seed
 from tests.fakes import BOS, EOS, IM_END, echoes, says
 from tests.server.openai.api import COMPLETIONS, Api, open_api, text_of
 

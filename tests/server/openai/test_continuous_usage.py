@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from caravan.server.chat_template import ChatTemplate
+from caravan.server.sandbox.chat_template import ChatTemplate
 from tests.fakes import says
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, Body, events_in, open_api
 

@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from caravan.server.api_keys import ApiKeys
-from caravan.server.host_names import allowed_origins
+from caravan.server.http.api_keys import ApiKeys
+from caravan.server.http.host_names import allowed_origins
 from caravan.server.settings import WrongSettings, load_settings
 from tests.server.openai.api import CHAT, Api, open_api
 

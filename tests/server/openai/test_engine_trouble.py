@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from caravan.server.chat_template import ChatTemplate
-from caravan.server.request_limits import RequestLimits
+from caravan.server.generation.request_limits import RequestLimits
+from caravan.server.sandbox.chat_template import ChatTemplate
 from tests.fakes import echoes
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, a_chat, events_in, open_api, text_of
 from tests.server.openai.asgi import Exchange, until

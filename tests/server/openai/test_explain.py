@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 
 from caravan.cli.explanation import ExplainFailed, fetch_story, print_story
-from caravan.server.api_keys import ApiKeys
-from caravan.server.chat_template import ChatTemplate
-from caravan.server.token_stream import EngineUnavailable
+from caravan.server.engine.output_queue import EngineUnavailable
+from caravan.server.http.api_keys import ApiKeys
+from caravan.server.sandbox.chat_template import ChatTemplate
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, answered, events_in, open_api
 from tests.server.openai.test_responses import events_of
 

@@ -4,17 +4,16 @@ import asyncio
 
 import pytest
 
-from caravan.model.sampling_params import Pooling, SamplingParams
+from caravan.model.sampling.sampling_params import SamplingParams
 from caravan.scheduler.config import EngineConfig
-from caravan.scheduler.messages import FinishReason, SequenceOutput
-from caravan.server.admission import Admission
-from caravan.server.asker import Asker
-from caravan.server.metrics import Metrics
-from caravan.server.openai.generation import Generation, PromptJob, StopRule
-from caravan.server.served_model import ServedModel
-from caravan.server.stop_strings import StopStrings
-from caravan.server.text_stream import GenerationFailed
-from caravan.server.token_stream import EngineDied, TokenStream
+from caravan.scheduler.messages import FinishReason, Request, SequenceOutput
+from caravan.server.engine.output_queue import EngineDied, TokenStream
+from caravan.server.generation.admission import Admission
+from caravan.server.generation.errors import GenerationFailed
+from caravan.server.generation.generation import Generation, PromptJob, StopRule
+from caravan.server.generation.served_model import ServedModel
+from caravan.server.generation.stop_strings import StopStrings
+from caravan.server.observe.metrics import Metrics
 from tests.fakes import byte_tokenizer
 
 
@@ -28,16 +27,7 @@ class HandEngine:
         self.streams: list[TokenStream] = []
         self.aborted: list[int] = []
 
-    def submit(
-        self,
-        prompt_token_ids: list[int],
-        params: SamplingParams,
-        asker: Asker = Asker(),
-        grammar: str = "",
-        pooling: Pooling | None = None,
-        group: int = 0,
-        exchange: int = 0,
-    ) -> TokenStream:
+    def submit(self, request: Request, exchange: int = 0) -> TokenStream:
         self.streams.append(TokenStream(len(self.streams), self.aborted.append))
         return self.streams[-1]
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from caravan.server.openai.body import parse_json
-from caravan.server.openai.errors import ApiError
-from caravan.server.openai.json_scan import MAX_DEPTH, MAX_VALUES, WrongJson, scan_json
+from caravan.server.http.body import parse_json
+from caravan.server.http.errors import ApiError
+from caravan.server.http.json_scan import MAX_DEPTH, MAX_VALUES, WrongJson, scan_json
 
 # Pieces of which most sequences are nearly JSON.
 PIECES = (

@@ -8,8 +8,8 @@ from typing import cast
 
 import pytest
 
-from caravan.server.api_keys import ApiKeys, KeyAttributes
-from caravan.server.chat_template import ChatTemplate
+from caravan.server.http.api_keys import ApiKeys, KeyAttributes
+from caravan.server.sandbox.chat_template import ChatTemplate
 from tests.server.openai.api import COMPLETIONS, Api, open_api
 
 SERVER = Path(__file__).parents[3] / "server"
@@ -90,7 +90,7 @@ async def test_threat_1_the_path_that_is_routed_decides_however_it_is_spelled(lo
 @pytest.mark.parametrize("header", ["x-api-key", "API-Key", "X-API-KEY", "api-key"])
 async def test_keys_also_come_in_headers_of_their_own(locked: Api, header: str) -> None:
     assert (await locked.http.post(COMPLETIONS, json=HELLO, headers={header: KEYS["alice"]})).status_code == 200
-    assert locked.engine.askers[0].key_name == "alice"
+    assert locked.engine.requests[0].key == "alice"
     assert (await locked.http.get("/v1/models", headers={header: "wrong-key"})).status_code == 401
     assert (await locked.http.get("/v1/models", headers={header: f"Bearer {KEYS['alice']}"})).status_code == 401
 
@@ -148,8 +148,8 @@ async def test_usage_is_counted_under_the_keys_name(locked: Api) -> None:
 async def test_the_engine_learns_who_asks_and_keys_share_no_prefix(locked: Api) -> None:
     for name in ("alice", "bob"):
         await locked.http.post(COMPLETIONS, json=HELLO | {"priority": -3, "cache_salt": "s"}, headers=of(name))
-    first, second = locked.engine.askers
-    assert (first.key_name, first.priority) == ("alice", -3)
+    first, second = locked.engine.requests
+    assert (first.key, first.priority) == ("alice", -3)
     assert first.cache_salt != second.cache_salt
 
 
@@ -159,13 +159,13 @@ async def test_threat_30_only_a_floor_in_the_key_file_lets_priority_count_beyond
         for name in ("alice", "bob"):
             for priority in (-1000, -3, 0, 1000):
                 await api.http.post(COMPLETIONS, json=HELLO | {"priority": priority}, headers=of(name))
-    assert [asker.priority for asker in api.engine.askers] == [-1000, -3, 0, 1000] * 2
-    assert [asker.urgency for asker in api.engine.askers] == [0, 0, 0, 0, -5, -3, 0, 0]
+    assert [request.priority for request in api.engine.requests] == [-1000, -3, 0, 1000] * 2
+    assert [request.urgency for request in api.engine.requests] == [0, 0, 0, 0, -5, -3, 0, 0]
 
 
 async def test_without_keys_everybody_asks_under_one_name(api: Api) -> None:
     await api.complete(cache_salt="s")
-    assert (api.engine.askers[0].key_name, api.engine.askers[0].cache_salt) == ("", "s")
+    assert (api.engine.requests[0].key, api.engine.requests[0].cache_salt) == ("", "s")
     assert "key_requests" not in api.metrics.exposition().decode()
 
 

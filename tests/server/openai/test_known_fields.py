@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from caravan.server.openai import known_fields
 from caravan.server.openai.embeddings import EmbeddingRequest
-from caravan.server.openai.known_field import KnownFields
-from caravan.server.openai.known_fields import CHAT as CHAT_FIELDS
-from caravan.server.openai.known_fields import COMPLETION, EMBEDDING, RESPONSES, TOKENS
-from caravan.server.openai.response_schemas import ResponsesRequest
-from caravan.server.openai.schemas import ChatRequest, CompletionRequest
-from caravan.server.openai.strict_model import StrictModel
+from caravan.server.openai.protocol import known_fields
+from caravan.server.openai.protocol.generation_requests import ChatRequest, CompletionRequest
+from caravan.server.openai.protocol.known_field import KnownFields
+from caravan.server.openai.protocol.known_fields import CHAT as CHAT_FIELDS
+from caravan.server.openai.protocol.known_fields import COMPLETION, EMBEDDING, RESPONSES, TOKENS
+from caravan.server.openai.protocol.response_requests import ResponsesRequest
+from caravan.server.openai.protocol.strict_model import StrictModel
 from caravan.server.openai.tokenize import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, Body, a_chat, answered
 

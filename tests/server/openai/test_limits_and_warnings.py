@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from caravan.server.chat_template import ChatTemplate
+from caravan.server.sandbox.chat_template import ChatTemplate
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, Body, a_chat, answered, open_api
 
 

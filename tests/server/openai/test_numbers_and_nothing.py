@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from caravan.model.generation_defaults import GenerationDefaults
-from caravan.server.chat_template import ChatTemplate
+from caravan.model.sampling.generation_defaults import GenerationDefaults
 from caravan.server.openai.embeddings import EmbeddingRequest
-from caravan.server.openai.response_schemas import ResponsesRequest
-from caravan.server.openai.schemas import ChatRequest, CompletionRequest
-from caravan.server.openai.strict_model import StrictModel
+from caravan.server.openai.protocol.generation_requests import ChatRequest, CompletionRequest
+from caravan.server.openai.protocol.response_requests import ResponsesRequest
+from caravan.server.openai.protocol.strict_model import StrictModel
 from caravan.server.openai.tokenize import DetokenizeRequest, TokenizeRequest
+from caravan.server.sandbox.chat_template import ChatTemplate
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, Body, a_chat, answered, open_api
 
 JSON = {"content-type": "application/json"}

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.messages import StepOutput, StepStats
-from caravan.server.metrics import Metrics
+from caravan.server.observe.metrics import Metrics
 from tests.server.openai.api import CHAT, COMPLETIONS, MAX_MODEL_LEN, Api, answered, open_api
 
 
@@ -89,7 +89,7 @@ def test_guessed_tokens_are_counted_and_so_are_those_that_were_right() -> None:
     metrics = Metrics("m", EngineConfig(num_blocks=64, max_model_len=512))
     for num_accepted in (3, 1):
         stats = StepStats(num_draft_tokens=4, num_accepted_tokens=num_accepted)
-        metrics.observe_step(StepOutput(outputs=[], stats=stats))
+        metrics.on_step(StepOutput(outputs=[], stats=stats))
     text = metrics.exposition().decode()
     assert 'caravan_spec_decode_num_draft_tokens_total{model_name="m"} 8.0' in text
     assert 'caravan_spec_decode_num_accepted_tokens_total{model_name="m"} 4.0' in text

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from caravan.server.chat_template import ChatTemplate
-from caravan.server.door import Door
-from caravan.server.request_limits import QueueLimits
+from caravan.server.generation.request_limits import QueueLimits
+from caravan.server.http.concurrency_limit import Door
+from caravan.server.sandbox.chat_template import ChatTemplate
 from tests.fakes import echoes
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, a_chat, events_in, open_api
 from tests.server.openai.asgi import Exchange, until

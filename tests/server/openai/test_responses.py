@@ -8,8 +8,8 @@ import httpx
 import openai
 import pytest
 
-from caravan.server.chat_template import ChatTemplate
-from caravan.server.tools.call_format import HERMES
+from caravan.server.openai.tool_calls.call_format import HERMES
+from caravan.server.sandbox.chat_template import ChatTemplate
 from tests.fakes import says
 from tests.server.openai.api import Api, answered, open_api
 

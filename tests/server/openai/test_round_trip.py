@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caravan.model.sampling_params import SamplingParams
-from caravan.server.chat_template import ChatTemplate
-from caravan.server.tools.call_format import CallFormat
+from caravan.model.sampling.sampling_params import SamplingParams
+from caravan.server.openai.tool_calls.call_format import CallFormat
+from caravan.server.sandbox.chat_template import ChatTemplate
 from tests.fakes import EOS
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, Body, open_api
 from tests.server.openai.test_tools import TIME, WEATHER

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from caravan.server.openai.constraint import grammar_of_schema
-from caravan.server.openai.schema_error import SchemaError
-from caravan.server.openai.schema_numbers import integer_range
+from caravan.server.openai.structured_output.constraint import grammar_of_schema
+from caravan.server.openai.structured_output.schema_error import SchemaError
+from caravan.server.openai.structured_output.schema_numbers import integer_range
 from tests.schema_samples import Schema, accepts, matcher
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, a_chat
 

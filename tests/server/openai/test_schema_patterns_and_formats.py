@@ -9,9 +9,9 @@ import jsonschema
 import jsonschema_rs
 import pytest
 
-from caravan.server.openai.schema_error import SchemaError
-from caravan.server.openai.schema_formats import FORMATS
-from caravan.server.openai.schema_pattern import rewritten_patterns
+from caravan.server.openai.structured_output.schema_error import SchemaError
+from caravan.server.openai.structured_output.schema_formats import FORMATS
+from caravan.server.openai.structured_output.schema_pattern import rewritten_patterns
 from tests.schema_samples import TEXTS, accepts, matcher, sampled_texts, written
 
 ATOMS = [

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from caravan.server.chat_template import ChatTemplate
+from caravan.server.generation.request_limits import RequestLimits
+from caravan.server.generation.text_stream import TextPiece
+from caravan.server.http.sse import KEEP_ALIVE, EventStream, TextEvent, WriteWatch, event
 from caravan.server.openai.chat import ChatShape
 from caravan.server.openai.chunks import ChunkShape, ChunkWriter
 from caravan.server.openai.completions import CompletionShape
-from caravan.server.openai.schemas import ChatRequest, CompletionRequest
-from caravan.server.openai.sse import KEEP_ALIVE, EventStream, TextEvent, WriteWatch, event
-from caravan.server.request_limits import RequestLimits
-from caravan.server.text_stream import TextPiece
-from caravan.server.tools.call_format import HERMES
+from caravan.server.openai.protocol.generation_requests import ChatRequest, CompletionRequest
+from caravan.server.openai.tool_calls.call_format import HERMES
+from caravan.server.sandbox.chat_template import ChatTemplate
 from tests.fakes import byte_tokenizer
 from tests.server.openai.api import Api, open_api
 from tests.server.openai.asgi import Exchange, until

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from caravan.server.chat_template import ChatTemplate
+from caravan.server.sandbox.chat_template import ChatTemplate
 from tests.server import templates
 from tests.server.openai.api import CHAT, CHAT_ML, Api, Body, a_chat, answered, open_api
 from tests.server.openai.test_tools import WEATHER

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from caravan.server.chat_template import ChatTemplate
+from caravan.server.sandbox.chat_template import ChatTemplate
 from tests.fakes import echoes
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, a_chat, open_api, text_of
 from tests.server.openai.asgi import Exchange, until

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from caravan.server.chat_template import ChatTemplate
-from caravan.server.request_limits import RequestLimits
+from caravan.server.generation.request_limits import RequestLimits
+from caravan.server.sandbox.chat_template import ChatTemplate
 from tests.fakes import IM_END, IM_START
 from tests.server.openai.api import MAX_MODEL_LEN, Api, a_chat, answered, open_api
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from caravan.server.chat_template import ChatTemplate
-from caravan.server.tools.call_format import HERMES
+from caravan.server.openai.tool_calls.call_format import HERMES
+from caravan.server.sandbox.chat_template import ChatTemplate
 from tests.fakes import says
 from tests.server.openai.api import CHAT, CHAT_ML, Api, Body, a_chat, open_api
 

@@ -6,8 +6,8 @@ import jsonschema
 import pytest
 from llguidance import LLMatcher
 
-from caravan.server.grammar_check import GrammarCheck
-from caravan.server.tools.call_format import HERMES, LLAMA, MISTRAL, MISTRAL_NAMED, CallFormat, format_of
+from caravan.server.openai.tool_calls.call_format import HERMES, LLAMA, MISTRAL, MISTRAL_NAMED, CallFormat, format_of
+from caravan.server.sandbox.grammar_check import GrammarCheck
 from tests.json_schemas import random_schemas
 from tests.scheduler.constrained_requests import constrained, constrained_engine
 from tests.scheduler.test_grammar import text_of

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caravan.server.tools.call_format import HERMES, LLAMA, MISTRAL, MISTRAL_NAMED, CallFormat
-from caravan.server.tools.call_reader import CallReader
+from caravan.server.openai.tool_calls.call_format import HERMES, LLAMA, MISTRAL, MISTRAL_NAMED, CallFormat
+from caravan.server.openai.tool_calls.call_reader import CallReader
 
 FORMATS = [HERMES, MISTRAL, MISTRAL_NAMED, LLAMA]
 ARGUMENTS = '{"city": "Paris, \\"the\\" {one}", "days": [1, {"a": "]}"}]}'

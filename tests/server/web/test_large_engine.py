@@ -12,8 +12,8 @@ from fastapi import FastAPI
 from playwright.sync_api import Browser, expect
 
 from caravan.scheduler.messages import EngineView, SequenceEvent, SequenceView, StepOutput, StepStats
-from caravan.server.engine_watch import VIEW_SECONDS, EngineWatch, watch_router
-from caravan.server.web_page import page_router
+from caravan.server.operations.live_view import VIEW_SECONDS, EngineWatch, watch_router
+from caravan.server.operations.page import page_router
 from tests.server.web.test_page import FRAMES_A_SECOND, IN_BROWSER, browser
 
 __all__ = ["browser"]  # a fixture
@@ -56,9 +56,9 @@ async def tell(watch: EngineWatch) -> None:
     while True:
         step += 1
         stats = StepStats(step=step, num_decode_tokens=NUM_SEQUENCES, step_seconds=0.02)
-        watch.observe_step(StepOutput(outputs=[], stats=stats, events=[SequenceEvent(step % 256 + 1, "join")]))
+        watch.on_step(StepOutput(outputs=[], stats=stats, events=[SequenceEvent(step % 256 + 1, "join")]))
         if step % views_every == 0:
-            watch.observe_view(view_of(step))
+            watch.on_snapshot(view_of(step))
         await asyncio.sleep(0.02)
 
 

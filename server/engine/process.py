@@ -1,0 +1,137 @@
+"""EngineProcess: one life of the engine process, seen from the API process."""
+
+import asyncio
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from caravan.scheduler.channel import FrameSplitter, encode_frame
+from caravan.scheduler.messages import (
+    BatchBegins,
+    EngineFailed,
+    EngineLog,
+    EngineReady,
+    EngineView,
+    FromEngine,
+    Heartbeat,
+    StartEngine,
+    StepOutput,
+    ToEngine,
+    WhileRunning,
+)
+
+# What runs the engine; -P: what lies in the current folder must not stand in for our modules.
+ENGINE_PROGRAM = ("-P", "-m", "caravan.scheduler.process")
+STOP_SECONDS = 2.0  # how long a process may take to leave before it is killed
+
+logger = logging.getLogger(__name__)
+
+
+class EngineStartFailed(Exception):
+    """The engine could not load its model; the text is one line for the operator."""
+
+
+class EngineProcess(asyncio.Protocol):
+    """A child process that holds the model, with the socket to it.
+
+    It starts loading when this object is made, so that the parent can do other work meanwhile. It ends by itself when
+    the socket closes, also if the parent was killed.
+    """
+
+    def __init__(
+        self,
+        start: StartEngine,
+        on_message: Callable[[WhileRunning], None],
+        program: tuple[str, ...] = ENGINE_PROGRAM,
+    ) -> None:
+        """`on_message` is given what the engine says once it has loaded, as soon as it comes."""
+        self._connection, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, *program, str(theirs.fileno())],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # signals to the group are for the server, which ends it by the socket
+                env=engine_environment(os.environ),
+            )
+        self._connection.sendall(encode_frame(start))
+        self._on_message = on_message
+        self._frames = FrameSplitter()
+        self._decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
+        self._transport: asyncio.Transport | None = None
+        self._report: asyncio.Future[EngineReady | None]  # None: it ended before it had loaded
+        self._has_ended = asyncio.Event()
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    async def ready(self) -> EngineReady:
+        """Return the engine's report when it has loaded; raises EngineStartFailed if it cannot."""
+        loop = asyncio.get_running_loop()
+        self._report = loop.create_future()
+        self._transport, _ = await loop.create_connection(lambda: self, sock=self._connection)
+        report = await self._report
+        if report is None:
+            raise EngineStartFailed(f"The engine process ended while it loaded the model ({await self.stop()}).")
+        return report
+
+    async def ended(self) -> None:
+        """Return when the process or the socket has ended; nothing comes after it."""
+        await self._has_ended.wait()
+
+    def send(self, message: ToEngine) -> None:
+        """Give the engine a message; what a dead engine is given is lost."""
+        assert self._transport is not None, "it was ready"
+        if not self._transport.is_closing():
+            self._transport.write(encode_frame(message))
+
+    def kill(self) -> None:
+        """End the process now, whatever it does; `ended` returns soon after."""
+        self._process.kill()
+
+    async def stop(self) -> str:
+        """Close the socket, see the process end, killing it if need be; return how it ended."""
+        if self._transport is not None:
+            self._transport.close()
+        self._connection.close()
+        try:
+            await asyncio.to_thread(self._process.wait, STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            await asyncio.to_thread(self._process.wait)
+        code = self._process.returncode
+        return f"signal {-code}" if code < 0 else f"exit status {code}"
+
+    def data_received(self, data: bytes) -> None:
+        for body in self._frames.split(data):
+            match self._decoder.decode(body):
+                case StepOutput() | BatchBegins() | Heartbeat() | EngineLog() | EngineView() as message:
+                    self._on_message(message)
+                case EngineReady() | EngineFailed() if self._report.done():  # nobody waits for it any more
+                    pass
+                case EngineReady() as report:
+                    self._report.set_result(report)
+                case EngineFailed(reason=reason):
+                    self._report.set_exception(EngineStartFailed(reason))
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self._has_ended.set()
+        if not self._report.done():
+            self._report.set_result(None)
+
+
+def engine_environment(ours: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of an engine process: ours, with what torch's allocator and its threads read at a start.
+
+    Large tensors get huge pages. Threads that wait for each other give their core away after some microseconds: where
+    others want the cores too, the one that is waited for may be without one, and a step took a second instead of ten
+    milliseconds.
+    """
+    return {"GOMP_SPINCOUNT": "1000"} | dict(ours) | {"THP_MEM_ALLOC_ENABLE": "1"}

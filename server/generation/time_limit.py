@@ -1,0 +1,18 @@
+"""The time a client gives for an answer, by its header x-request-timeout-ms."""
+
+import time
+
+from caravan.server.generation.context import Asker
+from caravan.server.generation.errors import DeadlineExceeded
+
+
+def seconds_left(asker: Asker, arrived_at_seconds: float) -> float | None:
+    """Return how long the client still waits, None if for ever."""
+    if asker.timeout_seconds is None:
+        return None
+    return arrived_at_seconds + asker.timeout_seconds - time.monotonic()
+
+
+def out_of_time(asker: Asker) -> DeadlineExceeded:
+    """Return the error of an answer that was not complete in time."""
+    return DeadlineExceeded(f"The answer was not complete within {asker.timeout_seconds:g} s.", 1)

@@ -1,0 +1,1 @@
+"""HTTP itself: framing, bodies, errors, event streams, authentication, limits, shutdown."""

@@ -1,0 +1,75 @@
+"""What the OpenAPI document says of routes that read their bodies themselves, and of errors."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from caravan.server.http.errors import ErrorBody
+
+_REFERENCE = "#/components/schemas/{model}"
+_ERRORS = {
+    400: "A value cannot be used; `param` says which.",
+    401: "The API key is missing or wrong, where the server has keys.",
+    403: "The API key may not do this.",
+    404: "There is no such model.",
+    408: "The body took too long to arrive.",
+    413: "The body is too large.",
+    415: "The body is not JSON, or in an encoding other than gzip and zstd.",
+    429: "Too much is asked of the server; `Retry-After` says when to come back.",
+    500: "The server failed.",
+    503: "The engine is not ready; `Retry-After` says when to come back.",
+}
+_RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}
+_EVENTS: dict[str, Any] = {"text/event-stream": {}}
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the documentation of error responses."""
+    return {
+        status: {"model": ErrorBody, "description": _ERRORS[status]}
+        | ({"headers": _RETRY_AFTER} if status in (429, 503) else {})
+        for status in statuses
+    }
+
+
+def documented(
+    schema: type[BaseModel],
+    example: dict[str, Any],
+    *,
+    answer: type[BaseModel] | None = None,
+    is_streamed: bool = False,
+) -> dict[str, Any]:
+    """Return the keyword arguments that document a route whose body is a `schema`, such as `example`.
+
+    `answer` is for routes that write their answers themselves.
+    """
+    success = {"model": answer, "description": "The answer."} | ({"content": _EVENTS} if is_streamed else {})
+    content = {"schema": {"$ref": _REFERENCE.format(model=schema.__name__)}, "example": example}
+    return {
+        "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": content}}},
+        "responses": errors(*_ERRORS.keys() - {403}) | ({} if answer is None else {200: success}),
+    }
+
+
+def complete_document(app: FastAPI, schemas: list[type[BaseModel]], model_names: tuple[str, ...]) -> None:
+    """Make `app`'s OpenAPI document define `schemas`, and say which names `model` can have.
+
+    The routes must be there already.
+    """
+    _, definitions = models_json_schema([(schema, "validation") for schema in schemas], ref_template=_REFERENCE)
+    document = app.openapi()
+    for name, definition in definitions["$defs"].items():
+        document["components"]["schemas"][name] = definition
+        model = definition.get("properties", {}).get("model")
+        if model is not None:
+            (model if "type" in model else model["anyOf"][0])["enum"] = list(model_names)
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)  # FastAPI's own form of a validation error, which is never sent
+            if path == "/v1/models/{name}":
+                operation["parameters"][0]["schema"]["enum"] = list(model_names)
+            for content in operation.get("requestBody", {}).get("content", {}).values():
+                if "model" in content["example"]:
+                    content["example"]["model"] = model_names[0]

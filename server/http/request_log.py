@@ -1,0 +1,94 @@
+"""HttpEdge: what every HTTP exchange gets, whichever route answers it."""
+
+import re
+import time
+import uuid
+from collections.abc import Callable, Sequence
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from caravan.server.generation.context import NO_KEY, SCOPE_END, SCOPE_NAME, SCOPE_REQUEST_ID
+from caravan.server.http.client_address import Network, client_address
+from caravan.server.http.errors import as_api_error
+from caravan.server.observe.exchange import Exchange
+from caravan.server.observe.logs import bind_request_id
+from caravan.server.observe.metrics import Metrics
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_CLIENT_ID = re.compile(rb"[\w-]{1,64}")
+
+OnExchange = Callable[[Exchange], object]
+
+
+class HttpEdge:
+    """ASGI middleware: an `x-request-id` on each answer, a count in the metrics, and a 500 for what nobody caught.
+
+    It passes messages through as they are. (starlette's BaseHTTPMiddleware would put a queue between a stream and its
+    client, and hide from the route that the client has gone.)
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        on_exchange: OnExchange = lambda _: None,
+        trusted_proxies: Sequence[Network] = (),
+    ) -> None:
+        """`on_exchange` gets each exchange when it has ended, with the client that a trusted proxy names."""
+        self._app = app
+        self._trusted_proxies = trusted_proxies
+        self._metrics = metrics
+        self._on_exchange = on_exchange
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        scope[SCOPE_REQUEST_ID] = request_id.decode()
+        bind_request_id(request_id.decode())
+        started = time.monotonic()
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id)]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception as error:
+            if status:  # too late for an answer: the server cuts the connection
+                raise
+            await as_api_error(error).response()(scope, receive, send_with_id)
+        finally:
+            route = getattr(scope.get("route"), "path", "unmatched")
+            self._metrics.count_http(route, status or 499)
+            client = client_address(scope, self._trusted_proxies)
+            self._on_exchange(_exchange(scope, client, route, status or 499, time.monotonic() - started))
+
+
+def _exchange(scope: Scope, client: str, route: str, status: int, seconds: float) -> Exchange:
+    parents = [value for name, value in scope["headers"] if name == b"traceparent"]
+    return Exchange(
+        request_id=scope[SCOPE_REQUEST_ID],
+        client=client,
+        key_name=scope.get(SCOPE_NAME, NO_KEY),
+        method=scope["method"] if scope["method"] in _METHODS else "-",
+        route=route,
+        status=status,
+        seconds=seconds,
+        trace_parent=parents[0].decode("latin-1") if len(parents) == 1 else "",
+        end=scope.get(SCOPE_END),
+    )
+
+
+def _request_id(scope: Scope) -> bytes:
+    """Return the client's own id if it is harmless in a log and a header, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _CLIENT_ID.fullmatch(value):
+            return bytes(value)
+    return uuid.uuid4().hex.encode()

@@ -1,0 +1,1 @@
+"""Metrics, logs, spans and the record of each request."""

@@ -1,0 +1,276 @@
+"""Metrics: what Prometheus sees of this server."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, get_args
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+)
+from prometheus_client.exposition import generate_latest
+from typing_extensions import override
+
+from caravan.scheduler.config import EngineConfig
+from caravan.scheduler.messages import FinishReason, StepOutput, StepStats
+from caravan.server.engine.listener import EngineListener
+from caravan.server.observe.histogram import TokenHistogram
+
+_PREFIX = "caravan_"
+
+# Buckets in seconds; the same as vLLM's, so that its dashboards can be used.
+# fmt: off
+_FIRST_TOKEN = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,
+    1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560,
+)
+_PER_TOKEN = (
+    0.001, 0.0025, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75,
+    1, 2.5, 5, 7.5, 10, 20, 40, 80,
+)
+# fmt: on
+_REQUEST = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
+_STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+_CHOICES = (1, 2, 5, 10, 20)
+
+
+_WAIT_ERROR = (-60, -30, -10, -5, -2, -1, -0.5, 0, 0.5, 1, 2, 5, 10, 30, 60)
+
+Rejection = Literal["queue_full", "queue_tokens", "wait", "deadline", "body_memory"]
+REJECTIONS: tuple[Rejection, ...] = get_args(Rejection)
+_COMPLETE: tuple[FinishReason, ...] = ("stop", "length")
+_BROKEN: tuple[FinishReason, ...] = ("abort", "error")  # abort: the client left, or its time was over
+
+
+class Metrics(EngineListener):
+    """The counters, gauges and histograms of one server, in a registry of its own.
+
+    Every series carries the label `model_name`. No label takes its value from a client.
+    """
+
+    def __init__(self, model_name: str, config: EngineConfig, key_names: Sequence[str] = ()) -> None:
+        """`key_names` are those of the API keys; each has series of its own."""
+        self.registry = CollectorRegistry()
+        self._model_name = model_name
+        lengths = one_two_five(config.max_model_len)
+
+        # Of the newest step; gauges are read from it when they are scraped.
+        self._stats = StepStats(num_blocks=config.num_blocks)
+        self._gauge("num_requests_running", "Sequences the engine is working on.", lambda: self._stats.num_running)
+        self._gauge("num_requests_waiting", "Sequences in the engine's queue.", lambda: self._stats.num_waiting)
+        self._gauge("kv_cache_usage_perc", "Share of the KV pool in use; 1 is all of it.", self._kv_cache_usage)
+        self._kv_cache_blocks()
+        self._set_cache_config(config)
+
+        self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of requests that got a first token.")
+        self._generation_tokens = self._counter("generation_tokens", "Tokens produced.")
+        self._prefix_cache_queries = self._counter("prefix_cache_queries", "Tokens looked up in the prefix cache.")
+        self._prefix_cache_hits = self._counter("prefix_cache_hits", "Tokens found in the prefix cache.")
+        self._num_draft_tokens = self._counter("spec_decode_num_draft_tokens", "Tokens guessed from the text so far.")
+        self._num_accepted_tokens = self._counter("spec_decode_num_accepted_tokens", "Guessed tokens that were right.")
+        self._num_preemptions = self._counter(
+            "num_preemptions", "Sequences put back into the queue for want of blocks."
+        )
+        self._engine_restarts = self._counter("engine_restarts", "Starts of the engine process after the first.")
+        self._requests_replayed = self._counter("requests_replayed", "Sequences given to another engine process.")
+        self._engine_down_seconds = self._counter("engine_down_seconds", "Time between two engine processes.")
+        self._rejections = Counter(
+            _PREFIX + "admission_rejections",
+            "Requests refused for want of room or time, by reason.",
+            ["model_name", "reason"],
+            registry=self.registry,
+        )
+        for reason in REJECTIONS:
+            self._rejections.labels(model_name, reason)
+        self._finished = {
+            reason: family.labels(model_name, reason)
+            for family, reasons in (
+                (self._endings("request_success", "Sequences with a complete answer, by reason."), _COMPLETE),
+                (self._endings("request_incomplete", "Sequences that ended before their answer, by reason."), _BROKEN),
+            )
+            for reason in reasons
+        }
+        self._ignored_fields = Counter(
+            _PREFIX + "ignored_fields",
+            "Fields of requests that are known elsewhere and have no effect here, by name.",
+            ["model_name", "field"],
+            registry=self.registry,
+        )
+        self._http_requests = Counter(
+            _PREFIX + "http_requests",
+            "HTTP requests answered, by route and status.",
+            ["model_name", "route", "status"],
+            registry=self.registry,
+        )
+
+        self._key_requests = self._of_keys("key_requests", "Requests for text, by API key.", key_names)
+        self._key_prompt_tokens = self._of_keys("key_prompt_tokens", "Prompt tokens, by API key.", key_names)
+        self._key_generation_tokens = self._of_keys("key_generation_tokens", "Tokens produced, by API key.", key_names)
+
+        self._iteration_tokens = self._histogram("iteration_tokens", "Tokens computed in one step.", _STEP_TOKENS)
+        self.first_token = self._histogram(
+            "time_to_first_token_seconds", "From arrival to the first token.", _FIRST_TOKEN
+        )
+        self.inter_token = TokenHistogram(
+            _PREFIX + "inter_token_latency_seconds", "Between two tokens.", {"model_name": model_name}, _PER_TOKEN
+        )
+        self.registry.register(self.inter_token)
+        self.per_token = self._histogram(
+            "request_time_per_output_token_seconds", "Mean time between the tokens of one sequence.", _PER_TOKEN
+        )
+        self.end_to_end = self._histogram("e2e_request_latency_seconds", "From arrival to the end.", _REQUEST)
+        self.queue_time = self._histogram("request_queue_time_seconds", "From queued to last scheduled.", _REQUEST)
+        self.wait_error = self._histogram(
+            "admission_wait_error_seconds", "Predicted time in the queue minus the actual one.", _WAIT_ERROR
+        )
+        self.inference_time = self._histogram(
+            "request_inference_time_seconds", "From last scheduled to the last token.", _REQUEST
+        )
+        self.prefill_time = self._histogram(
+            "request_prefill_time_seconds", "From last scheduled to the first token.", _REQUEST
+        )
+        self.decode_time = self._histogram("request_decode_time_seconds", "From first to last token.", _REQUEST)
+        self.prompt_lengths = self._histogram("request_prompt_tokens", "Prompt tokens of a sequence.", lengths)
+        self.generation_lengths = self._histogram("request_generation_tokens", "Tokens a sequence produced.", lengths)
+        self.max_tokens = self._histogram("request_params_max_tokens", "max_tokens of a sequence.", lengths)
+        self._num_choices = self._histogram("request_params_n", "n of a request.", _CHOICES)
+
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+
+    def watch_ready(self, is_ready: Callable[[], bool]) -> None:
+        """Show what `is_ready` says, each time it is asked."""
+        self._gauge("ready", "Whether requests are taken, as /readyz says: 1 or 0.", is_ready)
+
+    @override
+    def on_disconnect(self) -> None:
+        """Show no work: there is no engine that does any."""
+        self._stats = StepStats(num_blocks=self._stats.num_blocks)
+
+    @override
+    def on_step(self, output: StepOutput) -> None:
+        """Take in what the engine reports of one step."""
+        self._stats = stats = output.stats
+        self._generation_tokens.inc(sum(len(sequence.token_ids) for sequence in output.outputs))
+        if stats.prefix_cache_queries:  # as in few steps
+            self._prefix_cache_queries.inc(stats.prefix_cache_queries)
+            self._prefix_cache_hits.inc(stats.prefix_cache_hits)
+        if stats.num_draft_tokens:
+            self._num_draft_tokens.inc(stats.num_draft_tokens)
+            self._num_accepted_tokens.inc(stats.num_accepted_tokens)
+        if stats.num_preemptions:
+            self._num_preemptions.inc(stats.num_preemptions)
+        num_step_tokens = stats.num_prefill_tokens + stats.num_decode_tokens
+        if num_step_tokens:
+            self._iteration_tokens.observe(num_step_tokens)
+
+    def observe_request(self, num_choices: int) -> None:
+        """Take in one accepted HTTP request for text."""
+        self._num_choices.observe(num_choices)
+
+    def count_usage(self, key_name: str, num_prompt_tokens: int, num_generation_tokens: int) -> None:
+        """Count what one request for text took under its key; without keys nothing is counted."""
+        if key_name in self._key_requests:
+            self._key_requests[key_name].inc()
+            self._key_prompt_tokens[key_name].inc(num_prompt_tokens)
+            self._key_generation_tokens[key_name].inc(num_generation_tokens)
+
+    def count_prompt_tokens(self, num_tokens: int) -> None:
+        """Count the prompt of a sequence that got its first token."""
+        self._prompt_tokens.inc(num_tokens)
+
+    def count_finished(self, reason: FinishReason) -> None:
+        """Count a sequence that ended."""
+        self._finished[reason].inc()
+
+    def count_ignored_fields(self, names: Iterable[str]) -> None:
+        """Count fields of one request that have no effect; the names are of the table of known fields only."""
+        for name in names:
+            self._ignored_fields.labels(self._model_name, name).inc()
+
+    def count_rejection(self, reason: Rejection) -> None:
+        """Count a request that was refused for want of room or time."""
+        self._rejections.labels(self._model_name, reason).inc()
+
+    @override
+    def on_restart(self) -> None:
+        """Count a start of the engine process after the first."""
+        self._engine_restarts.inc()
+
+    @override
+    def on_replay(self, num_requests: int, down_seconds: float) -> None:
+        """Count what a new engine process took over from the one before, and how long there was none."""
+        self._requests_replayed.inc(num_requests)
+        self._engine_down_seconds.inc(down_seconds)
+
+    def count_http(self, route: str, status: int) -> None:
+        """Count one answer; `route` is the route's template, never the path a client sent."""
+        self._http_requests.labels(self._model_name, route, str(status)).inc()
+
+    def exposition(self) -> bytes:
+        """Return all series in Prometheus' text format 0.0.4."""
+        return generate_latest(self.registry)
+
+    def _kv_cache_usage(self) -> float:
+        return self._stats.num_used_blocks / self._stats.num_blocks if self._stats.num_blocks else 0.0
+
+    def _kv_cache_blocks(self) -> None:
+        """Show what the blocks of the pool are."""
+        text = "Blocks of the KV pool: used by sequences, cached (free, with a prefix that can be found), free."
+        family = Gauge(_PREFIX + "kv_cache_blocks", text, ["model_name", "state"], registry=self.registry)
+        for state, value in {
+            "used": lambda: self._stats.num_used_blocks,
+            "cached": lambda: self._stats.num_cached_blocks,
+            "free": lambda: self._stats.num_blocks - self._stats.num_used_blocks - self._stats.num_cached_blocks,
+        }.items():
+            family.labels(self._model_name, state).set_function(value)
+
+    def _gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
+        gauge = Gauge(_PREFIX + name, text, ["model_name"], registry=self.registry)
+        gauge.labels(self._model_name).set_function(value)
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(_PREFIX + name, text, ["model_name"], registry=self.registry).labels(self._model_name)
+
+    def _endings(self, name: str, text: str) -> Counter:
+        return Counter(_PREFIX + name, text, ["model_name", "finished_reason"], registry=self.registry)
+
+    def _of_keys(self, name: str, text: str, key_names: Sequence[str]) -> dict[str, Counter]:
+        """Return a counter for each key, by the key's name; without keys there is no such series."""
+        if not key_names:
+            return {}
+        family = Counter(_PREFIX + name, text, ["model_name", "key"], registry=self.registry)
+        return {key_name: family.labels(self._model_name, key_name) for key_name in key_names}
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
+        family = Histogram(_PREFIX + name, text, ["model_name"], buckets=buckets, registry=self.registry)
+        return family.labels(self._model_name)
+
+    def _set_cache_config(self, config: EngineConfig) -> None:
+        labels = {
+            "model_name": self._model_name,
+            "block_size": str(config.block_size),
+            "num_blocks": str(config.num_blocks),
+            "max_batch_tokens": str(config.max_batch_tokens),
+            "max_num_seqs": str(config.max_num_seqs),
+            "max_model_len": str(config.max_model_len),
+        }
+        family = Gauge(
+            _PREFIX + "cache_config_info", "The engine's limits, as labels.", list(labels), registry=self.registry
+        )
+        family.labels(**labels).set(1)
+
+
+def one_two_five(limit: int) -> list[float]:
+    """Return 1, 2, 5, 10, 20, 50 ... up to `limit`."""
+    buckets: list[float] = []
+    power = 1
+    while power <= limit:
+        buckets += [float(power * digit) for digit in (1, 2, 5) if power * digit <= limit]
+        power *= 10
+    return buckets

@@ -1,0 +1,130 @@
+"""The kinds of request field that pydantic lacks: one for each way a field can be meant."""
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, PlainValidator
+from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic_core.core_schema import no_info_plain_validator_function
+
+from caravan.server.http.errors import shown
+
+_MAX_STOP_STRINGS = 16
+_MAX_STOP_CHARACTERS = 1024
+_MAX_BIASED_TOKENS = 1024
+_MAX_DEPTH = 64  # of JSON in JSON that is taken as it is
+_INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,19})")
+
+
+class NoEffect:
+    """Marks a field that has a type but no effect here; a request that sets it gets a warning."""
+
+
+def wrong(phrase: str, **context: object) -> PydanticCustomError:
+    """Return the error whose message goes on after "`field` is value; it"; `{name}` stands for a context value."""
+    return PydanticCustomError("invalid", phrase, context)
+
+
+class Only:
+    """Marks a field this version does not support beyond some harmless values."""
+
+    def __init__(self, *harmless: object) -> None:
+        self._harmless = harmless
+
+    def __get_pydantic_core_schema__(self, _: Any, __: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_plain_validator_function(self._check)
+
+    def __get_pydantic_json_schema__(self, _: CoreSchema, __: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"enum": list(self._harmless)}
+
+    def _check(self, value: Any) -> Any:
+        if any(value == one and type(value) is type(one) for one in self._harmless):  # 0 is not False
+            return value
+        values = [value for value in self._harmless if value not in (None, "", [])]
+        if not values:
+            raise wrong("is not supported by this version; leave it out")
+        raise wrong("is not supported by this version; it can only be {only}", only=" or ".join(map(shown, values)))
+
+
+Unsupported = Annotated[Any, Only(None)]
+
+
+def _stop_strings(value: Any) -> list[str]:
+    if value == "":
+        return []  # as forms send a field that nobody filled in
+    strings = [value] if isinstance(value, str) else value
+    if not isinstance(strings, list) or not all(isinstance(string, str) for string in strings):
+        raise wrong("must be a string or a list of strings")
+    if len(strings) > _MAX_STOP_STRINGS:
+        raise wrong("must have at most {limit} strings", limit=_MAX_STOP_STRINGS)
+    if not all(strings):
+        raise wrong("must have no empty string")
+    if max(map(len, strings), default=0) > _MAX_STOP_CHARACTERS:
+        raise wrong("must have strings of at most {limit} characters", limit=_MAX_STOP_CHARACTERS)
+    return strings
+
+
+def _logit_bias(value: Any) -> dict[int, float]:
+    if not isinstance(value, dict):
+        raise wrong("must be an object of token ids and numbers")
+    if len(value) > _MAX_BIASED_TOKENS:
+        raise wrong("must have at most {limit} tokens", limit=_MAX_BIASED_TOKENS)
+    biases: dict[int, float] = {}
+    for token, bias in value.items():
+        if not _INTEGER.fullmatch(token):
+            raise wrong("must have token ids as keys; {token} is none", token=shown(token))
+        if type(bias) not in (int, float) or not -100 <= bias <= 100:
+            raise wrong("must have values from -100 to 100; {bias} is none", bias=shown(bias))
+        biases[int(token)] = float(bias)
+    return biases
+
+
+def _prompts(value: Any) -> list[str | list[int]]:
+    """Return the prompts in any of the four forms as a list of prompts."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and value:
+        if _is_token_list(value):
+            return [value]
+        if all(isinstance(item, str) for item in value):
+            return value
+        if all(isinstance(item, list) and _is_token_list(item) for item in value):
+            return value
+    if value == []:
+        raise wrong("is empty; it must have at least one token")
+    raise wrong("must be a string, a list of strings, a list of token ids or a list of such lists")
+
+
+def _is_token_list(value: list[Any]) -> bool:
+    return all(type(item) is int for item in value)
+
+
+def check_depth(value: Any) -> None:
+    """Raise the error of a value that is nested too deeply to be walked through."""
+    level, depth = [value], 0
+    while level:
+        if depth > _MAX_DEPTH:
+            raise wrong("must not be nested more than {limit} levels deep", limit=_MAX_DEPTH)
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        depth += 1
+
+
+def _schema(value: dict[str, Any]) -> dict[str, Any]:
+    check_depth(value)
+    return value
+
+
+def _plain(read: Callable[[Any], Any], accepts: Any) -> PlainValidator:
+    return PlainValidator(read, json_schema_input_type=accepts)
+
+
+SchemaField = Annotated[dict[str, Any], AfterValidator(_schema)]
+StopField = Annotated[list[str], _plain(_stop_strings, str | list[str])]
+LogitBiasField = Annotated[dict[int, float], _plain(_logit_bias, dict[str, Annotated[float, Field(ge=-100, le=100)]])]
+PromptField = Annotated[list[str | list[int]], _plain(_prompts, str | list[str] | list[int] | list[list[int]])]

@@ -1,0 +1,308 @@
+"""Fields of requests that other servers and clients know and that have no effect here, with where they are known from.
+
+The rule: a field is accepted if the answer is still of the kind that the client asked for. It then has a warning and is
+counted. That holds for what tunes sampling, thinking, caches or scheduling in ways that this server does not have, for
+labels, and for reports beside the text. A field is refused by its name if it asks for something else: other inputs or
+outputs than text, a prompt or a template of the request's own, code or adapters, a form or length of the text. Such a
+field may still have a value that asks for nothing.
+"""
+
+from caravan.server.openai.protocol.known_field import KnownFields, ignored, refused
+
+_OPENAI, _VLLM, _SGLANG, _LLAMA, _OLLAMA = "OpenAI", "vLLM", "SGLang", "llama.cpp", "Ollama"
+_ROUTER, _LITELLM, _ANTHROPIC, _TGI, _CODEX = "OpenRouter", "LiteLLM", "Anthropic", "TGI", "Codex CLI"
+
+# What any endpoint may get: labels, caches, routing.
+COMMON: KnownFields = {
+    "user": ignored(_OPENAI),
+    "metadata": ignored(_OPENAI, _LITELLM),
+    "safety_identifier": ignored(_OPENAI),
+    "prompt_cache_key": ignored(_OPENAI, _CODEX),
+    "prompt_cache_options": ignored(_OPENAI),
+    "prompt_cache_retention": ignored(_OPENAI),
+    "service_tier": ignored(_OPENAI, _ANTHROPIC, harmless=("auto", "default")),
+    "store": ignored(_OPENAI, harmless=(False,)),
+    "moderation": ignored(_OPENAI),
+    "client_metadata": ignored(_CODEX),
+    "request_id": ignored(_VLLM),
+    "rid": ignored(_SGLANG),
+    "extra_key": ignored(_SGLANG),
+    "custom_labels": ignored(_SGLANG),
+    "data_parallel_rank": ignored(_SGLANG),
+    "routed_dp_rank": ignored(_SGLANG),
+    "disagg_prefill_dp_rank": ignored(_SGLANG),
+    "bootstrap_host": ignored(_SGLANG),
+    "bootstrap_port": ignored(_SGLANG),
+    "bootstrap_room": ignored(_SGLANG),
+    "session_id": ignored(_VLLM, _SGLANG, _ROUTER),
+    "session_params": ignored(_SGLANG),
+    "kv_transfer_params": ignored(_VLLM),
+    "ec_transfer_params": ignored(_VLLM),
+    "mm_processor_kwargs": ignored(_VLLM),
+    "media_io_kwargs": ignored(_VLLM),
+    "return_mm_kwargs": ignored(_VLLM),
+    "provider": ignored(_ROUTER),
+    "models": ignored(_ROUTER),
+    "route": ignored(_ROUTER),
+    "trace": ignored(_ROUTER),
+    "tags": ignored(_LITELLM),
+    "fallbacks": ignored(_LITELLM),
+    "litellm_session_id": ignored(_LITELLM),
+    "litellm_trace_id": ignored(_LITELLM),
+    "keep_alive": ignored(_OLLAMA),
+    "options": refused(_OLLAMA, harmless=({},)),  # lengths and stop strings are among them
+    "lora_path": refused(_SGLANG, harmless=("", [])),
+    "lora_request": refused(_VLLM),
+    "lora": refused(_LLAMA, harmless=([],)),
+    "adapter_id": refused(_TGI, harmless=("",)),
+    "truncate_prompt_tokens": refused(_VLLM),
+    "truncation_side": ignored(_VLLM),
+}
+
+# Thinking: this server hands on what the model writes.
+THINKING: KnownFields = {
+    "reasoning": ignored(_OPENAI, _ROUTER, _SGLANG),
+    "reasoning_effort": ignored(_OPENAI, _VLLM, _SGLANG, _LLAMA, _OLLAMA),
+    "reasoning_format": ignored(_LLAMA, "Groq", harmless=("none",)),
+    "reasoning_budget": ignored(_LLAMA),
+    "include_reasoning": ignored(_VLLM, _ROUTER, harmless=(True,)),
+    "separate_reasoning": ignored(_SGLANG, harmless=(False,)),
+    "stream_reasoning": ignored(_SGLANG, harmless=(True,)),
+    "thinking": ignored(_ANTHROPIC, _LITELLM, "DeepSeek"),
+    "thinking_budget": ignored("Qwen"),
+    "thinking_token_budget": ignored(_VLLM, harmless=(-1,)),
+    "thinking_budget_tokens": ignored(_LLAMA, harmless=(-1,)),
+    "thinking_forced_open": ignored(_LLAMA, harmless=(False,)),
+    "enable_thinking": ignored("Qwen"),
+    "think": ignored(_OLLAMA),
+    "verbosity": ignored(_OPENAI, _ROUTER),
+}
+
+# Ways to draw tokens and to report that this server does not have, and options of other schedulers.
+SAMPLING: KnownFields = {
+    "use_beam_search": refused(_VLLM, harmless=(False,)),
+    "length_penalty": ignored(_VLLM, harmless=(1,)),
+    "early_stopping": ignored(_VLLM, harmless=(False,)),
+    "do_sample": ignored(_TGI, harmless=(True,), instead="temperature"),
+    "typical_p": ignored(_LLAMA, _TGI, harmless=(1,)),
+    "top_a": ignored(_ROUTER, harmless=(0,)),
+    "tfs_z": ignored(_LLAMA, _OLLAMA, harmless=(1,)),
+    "top_n_sigma": ignored(_LLAMA, harmless=(-1,)),
+    "min_keep": ignored(_LLAMA, harmless=(0,)),
+    "mirostat": ignored(_LLAMA, _OLLAMA, harmless=(0,)),
+    "mirostat_tau": ignored(_LLAMA, _OLLAMA),
+    "mirostat_eta": ignored(_LLAMA, _OLLAMA),
+    "dynatemp_range": ignored(_LLAMA, harmless=(0,)),
+    "dynatemp_exponent": ignored(_LLAMA),
+    "xtc_probability": ignored(_LLAMA, harmless=(0,)),
+    "xtc_threshold": ignored(_LLAMA),
+    "dry_multiplier": ignored(_LLAMA, harmless=(0,)),
+    "dry_base": ignored(_LLAMA),
+    "dry_allowed_length": ignored(_LLAMA),
+    "dry_penalty_last_n": ignored(_LLAMA),
+    "dry_sequence_breakers": ignored(_LLAMA),
+    "adaptive_target": ignored(_LLAMA),
+    "adaptive_decay": ignored(_LLAMA),
+    "repeat_penalty": ignored(_LLAMA, _OLLAMA, harmless=(1,), instead="repetition_penalty"),
+    "repeat_last_n": ignored(_LLAMA, _OLLAMA),
+    "penalize_nl": ignored(_LLAMA, _OLLAMA),
+    "samplers": ignored(_LLAMA),
+    "backend_sampling": ignored(_LLAMA),
+    "random_seed": refused("Mistral", instead="seed"),
+    "watermark": ignored(_TGI, harmless=(False,)),
+    "watermarking": ignored(_VLLM, harmless=(False,)),
+    "repetition_detection": ignored(_VLLM),
+    "custom_params": ignored(_SGLANG),
+    "vllm_xargs": ignored(_VLLM),
+    "logits_processors": refused(_VLLM, harmless=([],)),
+    "custom_logit_processor": refused(_SGLANG, harmless=("",)),
+    "allowed_token_ids": refused(_VLLM, instead="grammar"),
+    "bad_words": refused(_VLLM, harmless=([],), instead="logit_bias"),
+    "structural_tag": refused(_VLLM, _SGLANG),
+    "guided_decoding_backend": ignored(_VLLM),
+    "guided_whitespace_pattern": ignored(_VLLM),
+    "skip_special_tokens": ignored(_VLLM, _SGLANG, harmless=(True,)),
+    "spaces_between_special_tokens": ignored(_VLLM, harmless=(True, False)),
+    "add_special_tokens": ignored(_VLLM, harmless=(True,)),
+    "no_stop_trim": ignored(_SGLANG, harmless=(False,), instead="include_stop_str_in_output"),
+    "stop_regex": refused(_SGLANG, harmless=("", []), instead="stop"),
+    "stop_sequences": refused(_ANTHROPIC, _TGI, harmless=([],), instead="stop"),
+    "n_predict": refused(_LLAMA, harmless=(-1,), instead="max_tokens"),
+    "num_predict": refused(_OLLAMA, harmless=(-1,), instead="max_tokens"),
+    "max_new_tokens": refused(_TGI, _SGLANG, instead="max_tokens"),
+    "num_ctx": ignored(_OLLAMA),
+    "num_keep": ignored(_OLLAMA),
+    "n_keep": ignored(_LLAMA),
+    "n_discard": ignored(_LLAMA),
+    "n_indent": ignored(_LLAMA, harmless=(0,)),
+    "n_cache_reuse": ignored(_LLAMA),
+    "n_probs": ignored(_LLAMA, harmless=(0,), instead="logprobs"),
+    "post_sampling_probs": ignored(_LLAMA, harmless=(False,)),
+    "cache_prompt": ignored(_LLAMA, harmless=(True,)),
+    "id_slot": ignored(_LLAMA, harmless=(-1,)),
+    "slot_id": ignored(_LLAMA, harmless=(-1,)),
+    "t_max_predict_ms": ignored(_LLAMA),
+    "t_max_prompt_ms": ignored(_LLAMA),
+    "timings_per_token": ignored(_LLAMA, harmless=(False,)),
+    "return_progress": ignored(_LLAMA, harmless=(False,)),
+    "response_fields": ignored(_LLAMA),
+    "sse_ping_interval": ignored(_LLAMA),
+    "return_tokens": ignored(_LLAMA, harmless=(False,), instead="return_token_ids"),
+    "return_tokens_as_token_ids": ignored(_VLLM, harmless=(False,), instead="return_token_ids"),
+    "return_token_offsets": ignored(_VLLM, harmless=(False,)),
+    "return_prompt_text": ignored(_VLLM, harmless=(False,)),
+    "return_hidden_states": refused(_SGLANG, harmless=(False,)),
+    "return_routed_experts": ignored(_SGLANG, harmless=(False,)),
+    "return_cached_tokens_details": ignored(_SGLANG, harmless=(False,)),
+    "routed_experts_start_len": ignored(_SGLANG),
+    "routed_experts_prompt_start": ignored(_VLLM),
+    "logprob_token_ids": refused(_VLLM, instead="logprobs"),
+    "stream_interval": ignored(_VLLM),
+    "ngram_corpus_id": ignored(_SGLANG),
+    "images_config": ignored(_SGLANG),
+    "template": refused(_OLLAMA, harmless=("",)),
+    "images": refused(_OLLAMA, harmless=([],)),
+    "image_data": refused(_LLAMA, _SGLANG, harmless=([],)),
+    "multimodal_data": refused(_LLAMA, harmless=([],)),
+    "format": refused(_OLLAMA, harmless=("",), instead="response_format"),
+    "prompt_embeds": refused(_VLLM),
+    "input_ids": refused(_SGLANG, instead="prompt"),
+    "extra_body": refused("OpenAI's client library", harmless=({},)),
+    "usage": ignored(_ROUTER, instead="stream_options"),
+    "transforms": ignored(_ROUTER, harmless=([],)),
+    "plugins": ignored(_ROUTER, harmless=([],)),
+    "cache_control": ignored(_ANTHROPIC, _ROUTER),
+    "anthropic_beta": ignored(_ANTHROPIC),
+    "anthropic_version": ignored(_ANTHROPIC),
+    "betas": ignored(_ANTHROPIC),
+    "context_management": ignored(_ANTHROPIC, _OPENAI),
+    "speed": ignored(_ANTHROPIC),
+}
+
+GENERATION: KnownFields = COMMON | THINKING | SAMPLING
+
+# Without `add_special_tokens`, which completions have.
+COMPLETION: KnownFields = {name: field for name, field in GENERATION.items() if name != "add_special_tokens"} | {
+    "suffix": refused(_OPENAI, _VLLM, _OLLAMA, harmless=("",)),
+    "input_prefix": refused(_LLAMA, harmless=("",)),
+    "input_suffix": refused(_LLAMA, harmless=("",)),
+    "input_extra": refused(_LLAMA, harmless=([],)),
+}
+
+CHAT: KnownFields = GENERATION | {
+    "prediction": ignored(_OPENAI),
+    "web_search_options": ignored(_OPENAI, _ROUTER),
+    "functions": refused(_OPENAI, harmless=([],), instead="tools"),
+    "function_call": refused(_OPENAI, harmless=("none", "auto"), instead="tool_choice"),
+    "modalities": refused(_OPENAI, _ROUTER, harmless=(["text"],)),
+    "audio": refused(_OPENAI),
+    "image_config": refused(_ROUTER),
+    "chat_template": refused(_VLLM, _SGLANG),
+    "chat_template_kwargs": refused(_VLLM, _SGLANG, _LLAMA, harmless=({},)),
+    "documents": refused(_VLLM, "Groq", harmless=([],)),
+    "data_sources": refused("Azure OpenAI", harmless=([],)),
+    "user_security_context": ignored("Azure OpenAI"),
+    "echo": refused(_VLLM, harmless=(False,)),
+    "best_of": refused(_VLLM, harmless=(1,), instead="n"),
+    "system": refused(_ANTHROPIC, instead="messages"),
+    "mcp_servers": ignored(_ANTHROPIC, harmless=([],)),
+    "container": ignored(_ANTHROPIC),
+    "parse_tool_calls": ignored(_LLAMA, harmless=(True,)),
+    "tool_prompt": refused(_TGI),
+    "safe_prompt": ignored("Mistral", harmless=(False,)),
+    "prompt_mode": ignored("Mistral"),
+    "enable_search": ignored("Qwen", harmless=(False,)),
+    "search_parameters": ignored("xAI"),
+    "deferred": refused("xAI", harmless=(False,)),
+    "citation_options": ignored("Groq"),
+    "chat_id": ignored("Open WebUI"),
+}
+
+# Of /v1/responses, where `metadata` comes back and `prompt` would be a template that the server keeps.
+_SAMPLING_OF_RESPONSES = {
+    name: field for name, field in SAMPLING.items() if name not in ("context_management", "usage")
+}
+RESPONSES: KnownFields = (
+    {name: field for name, field in COMMON.items() if name not in ("metadata", "store")}
+    | THINKING
+    | _SAMPLING_OF_RESPONSES
+    | {
+        "stream_options": ignored(_OPENAI),
+        "background": refused(_OPENAI, harmless=(False,)),
+        "context_management": ignored(_OPENAI, harmless=([],)),
+        "conversation": refused(_OPENAI),
+        "max_tool_calls": ignored(_OPENAI),
+        "previous_response_id": refused(_OPENAI, instead="input"),
+        "prompt": refused(_OPENAI, instead="input"),
+        "truncation": refused(_OPENAI, harmless=("disabled",)),
+        "enable_response_messages": ignored(_VLLM, harmless=(False,)),
+        "previous_input_messages": refused(_VLLM, instead="input"),
+        "max_tokens": refused(_OPENAI, instead="max_output_tokens"),
+        "max_completion_tokens": refused(_OPENAI, instead="max_output_tokens"),
+        "response_format": refused(_OPENAI, instead="text"),
+        "messages": refused(_OPENAI, instead="input"),
+        "chat_template": refused(_VLLM, _SGLANG),
+        "chat_template_kwargs": refused(_VLLM, _SGLANG, _LLAMA, harmless=({},)),
+    }
+)
+
+EMBEDDING: KnownFields = COMMON | {
+    "add_special_tokens": ignored(_VLLM, harmless=(True,)),
+    "normalize": ignored(_VLLM, "Sentence Transformers", harmless=(True,)),
+    "embd_normalize": ignored(_LLAMA, harmless=(2,)),
+    "input_type": ignored("Cohere", "NVIDIA", _LITELLM),
+    "task": ignored("Jina"),
+    "truncate": ignored(_OLLAMA, "NVIDIA", _TGI, harmless=(False, "NONE")),
+    "embed_dtype": refused(_VLLM, harmless=("float32",)),
+    "endianness": refused(_VLLM, harmless=("native", "little")),
+    "messages": refused(_VLLM, instead="input"),
+}
+
+# Of /tokenize, /detokenize and /apply-template.
+TOKENS: KnownFields = COMMON | {
+    "chat_template": refused(_VLLM),
+    "chat_template_kwargs": refused(_VLLM, _SGLANG, _LLAMA, harmless=({},)),
+    "spaces_between_special_tokens": ignored(_VLLM, harmless=(True, False)),
+    "documents": refused(_VLLM, harmless=([],)),
+    "reasoning_effort": ignored(_SGLANG),
+    "tool_choice": ignored(_SGLANG),
+}
+
+STREAM_OPTIONS: KnownFields = {"include_obfuscation": ignored(_OPENAI, harmless=(False,))}
+TEXT_OPTIONS: KnownFields = {"verbosity": ignored(_OPENAI, _CODEX)}
+SCHEMA: KnownFields = {"description": ignored(_OPENAI)}
+TOOL: KnownFields = {
+    "cache_control": ignored(_ANTHROPIC, _ROUTER),
+    "defer_loading": ignored(_ANTHROPIC, _VLLM, _SGLANG, _CODEX, harmless=(False,)),
+    "input_examples": ignored(_ANTHROPIC),
+    "allowed_callers": ignored(_ANTHROPIC, _OPENAI),
+    "output_schema": ignored(_OPENAI),
+}
+CALLED_FUNCTION: KnownFields = {"parsed_arguments": ignored("OpenAI's client library")}
+TOOL_CALL: KnownFields = {"extra_content": ignored("Gemini"), "caller": ignored(_ANTHROPIC, _OPENAI)}
+
+MESSAGE: KnownFields = {
+    "annotations": ignored(_OPENAI, harmless=([],)),
+    "parsed": ignored("OpenAI's client library"),
+    "weight": ignored(_OPENAI),
+    "extra_content": ignored("Gemini"),
+    "provider_specific_fields": ignored(_LITELLM),
+    "thinking_blocks": ignored(_LITELLM),
+    "prefix": refused("DeepSeek", "Mistral", harmless=(False,), instead="continue_final_message"),
+    "partial": refused("Moonshot", harmless=(False,), instead="continue_final_message"),
+    "images": refused(_OLLAMA, harmless=([],)),
+}
+STRUCTURED_OUTPUTS: KnownFields = {
+    "structural_tag": refused(_VLLM),
+    "disable_any_whitespace": ignored(_VLLM),
+    "disable_additional_properties": ignored(_VLLM),
+    "disable_fallback": ignored(_VLLM),
+    "whitespace_pattern": ignored(_VLLM),
+}
+
+# Of items in the input of /v1/responses.
+RESPONSE_ITEM: KnownFields = {
+    "phase": ignored(_OPENAI, _CODEX),
+    "created_by": ignored(_OPENAI),
+    "caller": ignored(_OPENAI),
+}

@@ -1,0 +1,100 @@
+"""The messages of a conversation, as chat requests carry them."""
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, PlainValidator, model_validator
+
+from caravan.server.http.errors import invalid
+from caravan.server.openai.protocol.fields import NoEffect, Unsupported, wrong
+from caravan.server.openai.protocol.known_field import KnownFields
+from caravan.server.openai.protocol.known_fields import MESSAGE
+from caravan.server.openai.protocol.message_content import ContentField, has_cache_marks
+from caravan.server.openai.protocol.strict_model import StrictModel
+from caravan.server.openai.protocol.tools import MAX_TOOLS, Tool, ToolCall
+
+_INSTEAD_OF_CONTENT = ("tool_calls", "refusal", "reasoning_content", "reasoning", "reasoning_details")
+
+
+def _texts_of_details(value: Any) -> str:
+    """Return the readable text of `reasoning_details`, a list of objects of which some have one."""
+    if not isinstance(value, list):
+        raise wrong("must be a list")
+    texts = [detail.get("text") for detail in value if isinstance(detail, dict)]
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+_Dropped = Annotated[Any, NoEffect(), PlainValidator(lambda _: None, json_schema_input_type=Any)]
+_DetailsField = Annotated[str, PlainValidator(_texts_of_details, json_schema_input_type=list[Any])]
+
+
+class Message(StrictModel):
+    """One turn of a conversation."""
+
+    known_fields: ClassVar[KnownFields] = MESSAGE
+
+    role: Literal["system", "developer", "user", "assistant", "tool"] = Field(
+        description="developer is another name of system."
+    )
+    content: ContentField = Field(
+        description="May be null in messages of assistants and tools, and left out beside `tool_calls` or `refusal`."
+    )
+    name: str | None = Field(None, max_length=256)
+    tool_call_id: str | None = Field(None, max_length=256)
+
+    # What an answer has and a client may send back with the next question.
+    tool_calls: list[ToolCall] = Field([], max_length=MAX_TOOLS)
+    refusal: str | None = Field(None, description="Goes into the prompt as the message's text.")
+    reasoning_content: str | None = Field(None, description="For chat templates that write earlier reasoning.")
+    reasoning: str | None = Field(None, description="Another name of `reasoning_content`.")
+    reasoning_details: _DetailsField = Field("", description="Its texts are used if there is no `reasoning_content`.")
+    audio: Unsupported = None
+    function_call: Unsupported = None
+    cache_control: _Dropped = Field(None, description="Prefixes are cached anyway. Content parts may have it, too.")
+
+    @property
+    def reasoning_text(self) -> str:
+        """The reasoning before the message, under whichever name it was sent."""
+        return self.reasoning_content or self.reasoning or self.reasoning_details
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older_forms(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        added: dict[str, Any] = {}
+        if value.get("role") == "assistant" and any(value.get(name) for name in _INSTEAD_OF_CONTENT):
+            added["content"] = value.get("content")
+        if has_cache_marks(value.get("content")):
+            added["cache_control"] = True
+        return {**value, **added}
+
+    @model_validator(mode="after")
+    def _only_assistants_call(self) -> Self:
+        if self.tool_calls and self.role != "assistant":
+            raise invalid("Only an assistant's message has `tool_calls`.", "messages")
+        return self
+
+
+class Conversation(StrictModel):
+    """What a chat template writes as a prompt."""
+
+    messages: list[Message] = Field(min_length=1, max_length=4096, fail_fast=True)
+    add_generation_prompt: bool | None = Field(None, description="True unless continue_final_message is.")
+    continue_final_message: bool = False
+    tools: list[Tool] = Field([], max_length=MAX_TOOLS)
+
+    @property
+    def shown_tools(self) -> list[Tool]:
+        """The functions that the prompt describes."""
+        return self.tools
+
+    @model_validator(mode="after")
+    def _prompts_agree(self) -> Self:
+        if self.continue_final_message and self.add_generation_prompt:
+            raise invalid(
+                "`continue_final_message` and `add_generation_prompt` exclude each other.", "continue_final_message"
+            )
+        names = [tool.function.name for tool in self.tools]
+        if len(set(names)) < len(names):
+            raise invalid("Two functions of `tools` have the same name.", "tools")
+        return self

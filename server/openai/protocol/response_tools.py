@@ -1,0 +1,193 @@
+"""The tools of /v1/responses, and the functions of a chat that stand for them.
+
+A custom tool, whose input is plain text, becomes a function with one text. The tools of a namespace become functions
+whose names begin with it. Tools that OpenAI's servers run, or whose calls have a form of their own, are left out.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field
+
+from caravan.server.openai.protocol.fields import SchemaField
+from caravan.server.openai.protocol.known_field import KnownFields
+from caravan.server.openai.protocol.known_fields import TOOL
+from caravan.server.openai.protocol.strict_model import StrictModel
+from caravan.server.openai.protocol.tools import FunctionName
+
+_MAX_NAME = 64  # characters of a function's name in a chat
+_INPUT = re.compile(r'\s*\{\s*"input"\s*:\s*("(?:[^"\\]|\\u[0-9a-fA-F]{4}|\\[^u])*)')
+
+
+class FunctionTool(StrictModel):
+    """A function that the model may call."""
+
+    known_fields: ClassVar[KnownFields] = TOOL
+
+    type: Literal["function"]
+    name: FunctionName
+    description: str | None = Field(None, max_length=16384)
+    parameters: SchemaField = Field({}, description="JSON schema of the arguments, an object.")
+    strict: bool = Field(True, description="Arguments of required calls always keep to the schema.")
+
+
+class AnyText(StrictModel):
+    """Any text is an input."""
+
+    type: Literal["text"]
+
+
+class TextGrammar(StrictModel):
+    """What an input should look like; the model reads it, and nothing enforces it."""
+
+    type: Literal["grammar"]
+    syntax: Literal["lark", "regex"]
+    definition: str = Field(max_length=65536)
+
+
+class CustomTool(StrictModel):
+    """A tool whose input is plain text."""
+
+    known_fields: ClassVar[KnownFields] = TOOL
+
+    type: Literal["custom"]
+    name: FunctionName
+    description: str | None = Field(None, max_length=16384)
+    format: Annotated[AnyText | TextGrammar, Discriminator("type")] = AnyText(type="text")
+
+
+class Namespace(StrictModel):
+    """Tools under one name."""
+
+    known_fields: ClassVar[KnownFields] = TOOL
+
+    type: Literal["namespace"]
+    name: FunctionName
+    description: str | None = Field(None, max_length=16384)
+    tools: list[Annotated[FunctionTool | CustomTool, Discriminator("type")]] = Field(max_length=128)
+
+
+class AbsentTool(BaseModel):
+    """A tool that this server does not have; the model never sees it."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    type: Literal[
+        "web_search",
+        "web_search_2025_08_26",
+        "web_search_preview",
+        "web_search_preview_2025_03_11",
+        "file_search",
+        "code_interpreter",
+        "computer",
+        "computer_use_preview",
+        "image_generation",
+        "mcp",
+        "tool_search",
+        "local_shell",
+        "shell",
+        "apply_patch",
+    ]
+
+
+ResponseTool = Annotated[FunctionTool | CustomTool | Namespace | AbsentTool, Discriminator("type")]
+
+
+@dataclass(frozen=True)
+class OfferedTool:
+    """A tool that the model may call, with the function that stands for it in a chat."""
+
+    tool: FunctionTool | CustomTool
+    namespace: str | None
+    lead: str = ""  # comes before its description
+
+    @property
+    def function_name(self) -> str:
+        """The name of the function."""
+        return function_name(self.tool.name, self.namespace)
+
+    def as_chat_tool(self) -> dict[str, Any]:
+        """Return the tool of the chat."""
+        if isinstance(self.tool, FunctionTool):
+            function = self.tool.model_dump(exclude_unset=True, exclude={"type"})
+        else:
+            text = {"type": "string", "description": "The whole input of the tool."}
+            parameters = {"type": "object", "properties": {"input": text}, "required": ["input"]}
+            function = {
+                "description": self.tool.description,
+                "parameters": parameters | {"additionalProperties": False},
+            }
+            if isinstance(self.tool.format, TextGrammar):
+                kind = {"lark": "is a text of this Lark grammar", "regex": "matches this regular expression"}
+                rules = f"The input {kind[self.tool.format.syntax]}:\n{self.tool.format.definition}"
+                function["description"] = f"{self.tool.description or ''}\n\n{rules}".strip()
+        if self.lead:
+            function["description"] = f"{self.lead}\n\n{function.get('description') or ''}".strip()
+        return {"type": "function", "function": function | {"name": self.function_name}}
+
+
+def offered_tools(tools: Iterable[ResponseTool]) -> list[OfferedTool]:
+    """Return the tools that the model may call; the description of a namespace comes before that of its first tool."""
+    offered: list[OfferedTool] = []
+    for tool in tools:
+        if isinstance(tool, FunctionTool | CustomTool):
+            offered.append(OfferedTool(tool, None))
+        elif isinstance(tool, Namespace):
+            for number, inner in enumerate(tool.tools):
+                offered.append(OfferedTool(inner, tool.name, (tool.description or "") if number == 0 else ""))
+    return offered
+
+
+def without_effect(tools: Iterable[ResponseTool]) -> dict[str, str]:
+    """Return the kinds of tools that are left out, and what of the others is not enforced, with a sentence for each."""
+    found: dict[str, str] = {}
+    for tool in tools:
+        if isinstance(tool, AbsentTool):
+            found[f"tools[].{tool.type}"] = f"Tools of type `{tool.type}` are left out: this server does not have them."
+    for offered in offered_tools(tools):
+        if isinstance(offered.tool, CustomTool) and isinstance(offered.tool.format, TextGrammar):
+            found["tools[].format"] = "`format` of custom tools is shown to the model, but not enforced."
+    return found
+
+
+def function_name(name: str, namespace: str | None) -> str:
+    """Return the name of the function that stands for a tool, at most 64 characters, always the same for the same."""
+    joined = name if namespace is None else f"{namespace}__{name}"
+    if len(joined) <= _MAX_NAME:
+        return joined
+    digest = hashlib.sha256(joined.encode()).hexdigest()[:8]
+    return f"{joined[: _MAX_NAME - 9]}_{digest}"
+
+
+def arguments_of_input(text: str) -> str:
+    """Return the arguments of the function that stands for a custom tool."""
+    return json.dumps({"input": text}, ensure_ascii=False)
+
+
+def input_of_arguments(arguments: str) -> str:
+    """Return the input of a custom tool from the arguments of its function.
+
+    Of arguments that were cut off it is what there is of the text, and of any others all of them as they are.
+    """
+    try:
+        parsed = json.loads(arguments)
+        if isinstance(parsed, dict) and isinstance(parsed.get("input"), str):
+            return _without_halves(parsed["input"])
+    except (ValueError, RecursionError):
+        pass
+    begun = _INPUT.match(arguments)
+    if begun is not None:
+        try:
+            return _without_halves(json.loads(f'{begun[1]}"', strict=False))
+        except ValueError:
+            pass
+    return arguments
+
+
+def _without_halves(text: str) -> str:
+    """Return a text with U+FFFD in the place of halves of surrogate pairs: models write them, and no answer can."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,0 +1,181 @@
+"""StrictModel: how the bodies of requests are read."""
+
+import difflib
+import types
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from caravan.server.http.errors import shown
+from caravan.server.openai.protocol.fields import NoEffect
+from caravan.server.openai.protocol.known_field import KnownField, KnownFields
+
+_MAX_FIELDS = 256  # of an object
+_LARGEST_EXACT = 2**53  # of the whole numbers that a float holds, from here on some are missing
+_MAX_NAME = 64  # characters of a name that is compared with the known ones
+_LEAST_LIKENESS = 0.72  # difflib's ratio
+_IGNORED = "_ignored_names"
+
+
+def _complete_schema(schema: dict[str, Any], model: type["StrictModel"]) -> None:
+    """Say in the JSON schema that a field with a default may be null, and which others are accepted without effect."""
+    for name, field in schema["properties"].items():
+        if name not in schema.get("required", []) and "default" in field and field["default"] is not None:
+            kind = {key: field.pop(key) for key in list(field) if key not in ("default", "description", "title")}
+            field["anyOf"] = [*kind.pop("anyOf", []), *([kind] if kind else []), {"type": "null"}]
+    known = model.known_fields.items()
+    without_effect = sorted(name for name, field in known if not field.is_refused and name not in schema["properties"])
+    if without_effect:
+        schema["x-accepted-without-effect"] = without_effect
+
+
+class StrictModel(BaseModel):
+    """No conversions, no unknown fields, null for the default.
+
+    A number such as 8.0 or 1e3 is an integer, as in JSON Schema. Fields of `known_fields` that the model does not have
+    are taken or refused as that table says; the values of those that are taken are not kept.
+    """
+
+    model_config = ConfigDict(
+        strict=True, extra="forbid", allow_inf_nan=False, json_schema_extra=_complete_schema, protected_namespaces=()
+    )
+
+    known_fields: ClassVar[KnownFields] = {}
+    _own_names: ClassVar[Mapping[str, bool]]  # of fields as they are sent, and whether they may be left out
+    _integer_names: ClassVar[frozenset[str]]
+    _marked_names: ClassVar[tuple[str, ...]]  # of fields that have a type, but no effect
+    _part_names: ClassVar[tuple[str, ...]]  # of fields that hold such models, or lists of them
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """Note which fields may be left out and which hold integers."""
+        cls._own_names = {field.alias or name: not field.is_required() for name, field in cls.model_fields.items()}
+        cls._integer_names = frozenset(
+            field.alias or name for name, field in cls.model_fields.items() if _holds_integers(field.annotation)
+        )
+        cls._marked_names = tuple(
+            name
+            for name, field in cls.model_fields.items()
+            if any(isinstance(mark, NoEffect) for mark in field.metadata)
+        )
+        cls._part_names = tuple(name for name, field in cls.model_fields.items() if _holds_models(field.annotation))
+
+    @classmethod
+    def fields_with_meaning(cls) -> frozenset[str]:
+        """Return the names, as they are sent, of the fields whose values are read.
+
+        In the place of other values a decoder may put an empty list, object or text, but for null, numbers, true and
+        false.
+        """
+        known = cls.known_fields.items()
+        return frozenset([*cls._own_names, *(name for name, field in known if field.is_read)])
+
+    @property
+    def ignored_names(self) -> list[str]:
+        """The fields of this object that were sent and are known elsewhere, but have no effect here."""
+        names: tuple[str, ...] = self.__dict__.get(_IGNORED, ())
+        return [*names, *(name for name in self._marked_names if name in self.model_fields_set)]
+
+    @classmethod
+    def part_names(cls) -> tuple[str, ...]:
+        """Return the fields that hold such objects, or lists of them."""
+        return cls._part_names
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _read(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(value, dict):
+            return handler(value)
+        if len(value) > _MAX_FIELDS:
+            raise PydanticCustomError("invalid", "must have at most {limit} fields", {"limit": _MAX_FIELDS})
+        own_names, integer_names = cls._own_names, cls._integer_names
+        if not integer_names and value.keys() <= own_names.keys() and None not in value.values():
+            return handler(value)  # as it is, which most messages are
+        own: dict[str, Any] = {}
+        ignored: list[str] = []
+        for name, item in value.items():
+            is_optional = own_names.get(name)
+            if is_optional is None:
+                if cls._is_ignored(name, item):
+                    ignored.append(name)
+            elif item is not None or not is_optional:
+                own[name] = _whole(item) if name in integer_names else item
+        model = handler(own)
+        if ignored:
+            model.__dict__[_IGNORED] = tuple(ignored)  # as a cached property; a private attribute costs every object
+        return model
+
+    @classmethod
+    def _is_ignored(cls, name: str, value: Any) -> bool:
+        """Return whether a field that the model does not have is worth a warning; raises if it is refused."""
+        known = cls.known_fields.get(name)
+        if known is None:
+            nearest = nearest_name(name, [cls._own_names, cls.known_fields])
+            problem = PydanticCustomError("unknown_field", "is not known", {"nearest": nearest})
+        elif known.is_harmless(value):
+            return False
+        elif not known.is_refused:
+            return True
+        else:
+            problem = refusal(known)
+        details = InitErrorDetails(type=problem, loc=(name,), input=value)
+        raise ValidationError.from_exception_data(cls.__name__, [details])
+
+
+def nearest_name(name: str, candidates: Iterable[Iterable[str]]) -> str:
+    """Return the candidate that `name` was probably meant to be, of the first group that has one; else nothing."""
+    if len(name) > _MAX_NAME:
+        return ""
+    for names in candidates:
+        plain = {_plain(candidate): candidate for candidate in names}
+        found = difflib.get_close_matches(_plain(name), plain, n=1, cutoff=_LEAST_LIKENESS)
+        if found:
+            return plain[found[0]]
+    return ""
+
+
+def refusal(known: KnownField) -> PydanticCustomError:
+    """Return the error of a field that this server does not support, whose message goes on after "it"."""
+    values = [shown(value) for value in known.harmless if value not in ("", [], {})]
+    way_out = "leave it out"
+    if known.instead:
+        way_out = f"use `{known.instead}`"
+    elif values:
+        way_out = f"it can only be {' or '.join(values)}"
+    return PydanticCustomError("invalid", "is not supported by this version; {way_out}", {"way_out": way_out})
+
+
+def _plain(name: str) -> str:
+    """Return a name without what differs between styles of writing: maxTokens, max-tokens, max_tokens."""
+    return name.replace("_", "").replace("-", "").lower()
+
+
+def _holds_integers(kind: Any) -> bool:
+    """Return whether an annotation is of integers, or of lists of them, and not of other numbers, too."""
+    if kind is int:
+        return True
+    parts = get_args(kind) if get_origin(kind) in (list, Union, types.UnionType, Annotated) else ()
+    return any(map(_holds_integers, parts)) and float not in parts
+
+
+def _holds_models(kind: Any) -> bool:
+    """Return whether an annotation is of strict models, or of lists of them."""
+    if isinstance(kind, type) and issubclass(kind, StrictModel):
+        return True
+    return get_origin(kind) is not dict and any(map(_holds_models, get_args(kind)))
+
+
+def _whole(value: Any, depth: int = 2) -> Any:
+    """Return a number without a fraction as an integer, also inside lists of lists; other values as they are."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) <= _LARGEST_EXACT else value
+    if depth and isinstance(value, list) and {float, list} & set(map(type, value)):
+        return [_whole(item, depth - 1) for item in value]
+    return value
+
+
+def unknown(place: str, nearest: str) -> str:
+    """Return the message about a field that nobody knows."""
+    return f"Unknown field `{place}`." + (f" Did you mean `{nearest}`?" if nearest else "")

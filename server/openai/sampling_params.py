@@ -1,0 +1,69 @@
+"""From a request to the SamplingParams of each of its choices."""
+
+import hashlib
+import secrets
+from dataclasses import fields, replace
+
+import msgspec
+
+from caravan.model.sampling.generation_defaults import GenerationDefaults
+from caravan.model.sampling.sampling_params import SamplingParams
+from caravan.server.http.errors import invalid
+from caravan.server.openai.prompts import check_token_ids
+from caravan.server.openai.protocol.generation_requests import GenerationRequest
+
+_LEAST_TOP_P = 1e-9
+
+
+def check_sampling(request: GenerationRequest, vocab_size: int) -> None:
+    """Raise ApiError for a token id that the vocabulary lacks."""
+    check_token_ids(request.stop_token_ids, vocab_size, "stop_token_ids")
+    check_token_ids(list(request.logit_bias), vocab_size, "logit_bias")
+
+
+def sampling_params(
+    request: GenerationRequest, max_tokens: int, eos_token_ids: frozenset[int], defaults: GenerationDefaults
+) -> list[SamplingParams]:
+    """Return one SamplingParams for each choice of one prompt; only their seeds differ.
+
+    What the request leaves open is as the model's makers suggest. The tokens that end the model's text are among the
+    stop tokens unless the request ignores them.
+
+    Raises ApiError if `max_tokens`, what this prompt leaves room for, is less than the request's min_tokens.
+    """
+    if request.min_tokens > max_tokens:
+        raise invalid(f"`min_tokens` is {request.min_tokens}; at most {max_tokens} tokens are produced.", "min_tokens")
+    stop_token_ids = {*request.stop_token_ids, *(() if request.ignore_eos else eos_token_ids)}
+    given = {field.name for field in fields(defaults)} & request.model_fields_set
+    chosen = replace(defaults, **{name: getattr(request, name) for name in given})
+    params = SamplingParams(
+        seed=0,
+        max_tokens=max_tokens,
+        min_tokens=request.min_tokens,
+        temperature=chosen.temperature,
+        top_k=max(0, chosen.top_k),
+        top_p=max(_LEAST_TOP_P, chosen.top_p),  # 0 leaves only the most probable token
+        min_p=chosen.min_p,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        repetition_penalty=chosen.repetition_penalty,
+        logit_bias=request.logit_bias,
+        stop_token_ids=tuple(sorted(stop_token_ids)),
+        num_logprobs=request.num_logprobs,
+        num_prompt_logprobs=request.num_prompt_logprobs,
+    )
+    if request.num_choices > request.n and params.num_logprobs is None:
+        params = msgspec.structs.replace(params, num_logprobs=0)  # by which the best are known
+    seeds = [choice_seed(request.seed, index) for index in range(request.num_choices)]
+    return [msgspec.structs.replace(params, seed=seed) for seed in seeds]
+
+
+def choice_seed(seed: int | None, index: int) -> int:
+    """Return the seed of choice `index` of a prompt: random without a seed or with -1, else different and repeatable.
+
+    It depends on nothing else, so that a prompt's answer does not depend on the prompts beside it.
+    """
+    if seed is None or seed == -1:
+        return secrets.randbits(64)
+    digest = hashlib.sha256(f"{seed} {index}".encode()).digest()
+    return int.from_bytes(digest[:8], "big")

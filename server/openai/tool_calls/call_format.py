@@ -1,0 +1,124 @@
+"""CallFormat: how a model writes tool calls, as its chat template shows.
+
+Four ways are common. Hermes and Qwen put each call between <tool_call> and </tool_call>; Mistral writes [TOOL_CALLS]
+and a list, or, in newer models, [TOOL_CALLS]name[ARGS] and the arguments; Llama 3 answers with nothing but the call, in
+which the arguments are called parameters.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from caravan.model.tokenizer.tokenizer import Tokenizer
+from caravan.server.openai.structured_output.exact_grammar import json_rules
+from caravan.server.sandbox.chat_template import ChatTemplate
+from caravan.server.sandbox.template_shape import SHORT_ID_LENGTH, random_letters
+
+TOOL_CALLS = "[TOOL_CALLS]"  # Mistral's mark
+PYTHON_TAG = "<|python_tag|>"  # Llama 3 may write it before a call
+
+
+@dataclass(frozen=True)
+class CallFormat:
+    """What stands around a call `{"name": ..., ARGUMENTS: {...}}`, or around `name[ARGS]{...}`."""
+
+    name: str
+    opening: str  # before the first call
+    separator: str  # between two
+    closing: str  # behind the last
+    arguments: str  # the key of the arguments
+    is_whole_answer: bool = False  # a call without a mark begins the answer
+    has_bare_name: bool = False  # the name stands before the arguments instead of in an object with them
+    has_short_ids: bool = False  # the format's templates take call ids of nine letters and digits only
+
+    @property
+    def mark(self) -> str:
+        """What a model may write before a call anywhere in its answer."""
+        return "".join(self.opening.split()[:1]) or PYTHON_TAG
+
+    @property
+    def closing_mark(self) -> str:
+        """What a model writes after a call, empty if nothing."""
+        return self.closing.strip() if self.mark.startswith("<tool") else ""
+
+    def new_call_id(self) -> str:
+        """Return a random id for a call, in the form that the model's chat template takes."""
+        return random_letters(SHORT_ID_LENGTH) if self.has_short_ids else f"call_{random_letters(24)}"
+
+    def written(self, calls: Sequence[tuple[str, str]]) -> str:
+        """Return the text of calls, each a name and its arguments in JSON."""
+        written = [f"{self._head(name)}{arguments}{self._tail}" for name, arguments in calls]
+        return self.opening + self.separator.join(written) + self.closing
+
+    def _head(self, name: str) -> str:
+        if self.has_bare_name:
+            return f"{name}[ARGS]"
+        return f'{{"name": {json.dumps(name)}, "{self.arguments}": '
+
+    @property
+    def _tail(self) -> str:
+        return "" if self.has_bare_name else "}"
+
+    def grammar(
+        self,
+        parameters: Mapping[str, dict[str, Any]],
+        *,
+        allows_several: bool,
+        otherwise: dict[str, Any] | None = None,
+    ) -> str:
+        """Return the Lark grammar of one call, or several, of functions with these enforced schemas of their arguments.
+
+        With `otherwise` the text may also be JSON of that schema.
+        """
+        name = "start" if otherwise is None else "calls"
+        rules = [f"{name}: {json.dumps(self.opening)} call"]
+        if not self.opening:
+            rules = [f"{name}: call"]
+        if allows_several:
+            rules[0] += f" ({json.dumps(self.separator)} call)*"
+        if self.closing:
+            rules[0] += f" {json.dumps(self.closing)}"
+        rules.append("call: " + " | ".join(f"call{index}" for index in range(len(parameters))))
+        for index, (name, schema) in enumerate(parameters.items()):
+            tail = f" {json.dumps(self._tail)}" if self._tail else ""
+            rules.append(f"call{index}: {json.dumps(self._head(name))} arguments{index}{tail}")
+            rules += json_rules(f"arguments{index}", schema)
+        if otherwise is not None:
+            rules += ["start: calls | answer", *json_rules("answer", otherwise)]
+        return "\n".join(rules)
+
+
+HERMES = CallFormat("hermes", "<tool_call>\n", "\n</tool_call>\n<tool_call>\n", "\n</tool_call>", "arguments")
+MISTRAL = CallFormat("mistral", "[TOOL_CALLS] [", ", ", "]", "arguments", has_short_ids=True)
+MISTRAL_NAMED = CallFormat(
+    "mistral named", "[TOOL_CALLS]", "[TOOL_CALLS]", "", "arguments", has_bare_name=True, has_short_ids=True
+)
+LLAMA = CallFormat("llama", "", "; ", "", "parameters", is_whole_answer=True)
+
+
+def format_of(template: str) -> CallFormat:
+    """Return the format that the source of a chat template shows; Hermes' where it shows none."""
+    if "[TOOL_CALLS]" in template:
+        return MISTRAL_NAMED if "[ARGS]" in template else MISTRAL
+    if "<tool_call>" in template:
+        return HERMES
+    if PYTHON_TAG in template or ('"parameters": ' in template and "tools" in template):
+        return LLAMA
+    return HERMES
+
+
+def call_format_of(template: ChatTemplate | None) -> CallFormat:
+    """Return how a model writes tool calls; as prompts ask for where the chat template knows no tools."""
+    template = None if template is None else template.for_tools()
+    if template is None or not template.knows_tools:
+        return HERMES
+    call_format = format_of(template.source)
+    return replace(call_format, has_short_ids=call_format.has_short_ids or template.shape.takes_short_ids_only)
+
+
+def call_token_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """Return the special tokens that open or close tool calls, which readers of a text must see."""
+    texts = (TOOL_CALLS, "[CALL_ID]", "[ARGS]", PYTHON_TAG, "<tool_call>", "</tool_call>")
+    special = tokenizer.special_tokens
+    return frozenset(special[text] for text in texts if text in special)

@@ -1,0 +1,30 @@
+"""GET /v1/requests/{name}/explain: what became of a request."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from caravan.server.generation.context import NO_KEY, SCOPE_NAME
+from caravan.server.generation.served_model import ServedModel
+from caravan.server.http.errors import ApiError
+from caravan.server.http.openapi import errors
+from caravan.server.openai.protocol.explanation import Explanation
+
+
+def explanations_router(served: ServedModel) -> APIRouter:
+    """Return the route that explains requests to those who made them."""
+    router = APIRouter(tags=["operations"])
+
+    @router.get(
+        "/v1/requests/{name}/explain",
+        summary="Explain a request, by the id of its answer or of its exchange",
+        responses=errors(401, 404),
+        response_model=Explanation,
+    )
+    async def explain(name: str, request: Request) -> dict[str, Any]:
+        story = served.stories.find(name, request.scope.get(SCOPE_NAME, NO_KEY))
+        if story is None:
+            raise ApiError(404, "There is no such request of yours among the last ones.", param="name")
+        return story.written()
+
+    return router

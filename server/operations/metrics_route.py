@@ -1,0 +1,25 @@
+"""GET /metrics: what Prometheus scrapes."""
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
+from prometheus_client.exposition import choose_encoder
+
+from caravan.server.http.openapi import errors
+from caravan.server.observe.metrics import Metrics
+
+
+def metrics_router(metrics: Metrics) -> APIRouter:
+    """Return the route Prometheus scrapes."""
+    router = APIRouter(tags=["operations"])
+
+    @router.get(
+        "/metrics",
+        response_class=PlainTextResponse,
+        summary="Metrics in Prometheus' text format, or that of OpenMetrics if it is asked for",
+        responses=errors(401, 403),
+    )
+    async def scrape(request: Request) -> Response:
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(metrics.registry), media_type=content_type)
+
+    return router

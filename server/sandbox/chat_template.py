@@ -1,0 +1,204 @@
+"""ChatTemplate: the model's own way of writing a conversation as one prompt."""
+
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
+
+from caravan.model.tokenizer.literal_search import LiteralSearch
+from caravan.server.sandbox import template_worker
+from caravan.server.sandbox.special_tokens import Json, SpecialTokenGuard, all_strings, unused_characters
+from caravan.server.sandbox.template_probe import probe_template
+from caravan.server.sandbox.template_shape import TemplateShape, text_part
+from caravan.server.sandbox.worker_pool import WorkerPool
+from caravan.server.sandbox.worker_process import LimitExceeded, MemoryLimitExceeded, TimeLimitExceeded, WorkerProcess
+
+MAX_CHARACTERS = 16 * 2**20  # of a rendered prompt
+MEMORY_LIMIT_BYTES = 2**30  # address space of the worker
+
+logger = logging.getLogger(__name__)
+
+
+class TemplateRefused(ValueError):
+    """The template called raise_exception; its message is meant for the caller."""
+
+
+class TemplateFailed(ValueError):
+    """The template cannot be rendered for these messages, or not within its limits; the text is for the log."""
+
+
+@dataclass(frozen=True)
+class RenderedPrompt:
+    """A prompt to encode with `parse_special=True, guard=guard`."""
+
+    text: str
+    guard: str
+
+
+class ChatTemplate:
+    """A Jinja chat template, rendered by worker processes, one for each thread that calls `render` at a time.
+
+    The template comes with the weights, from someone else, and the messages come from anyone. jinja2's sandbox keeps a
+    template from reaching out, but bounds neither its time nor its memory, and no thread can interrupt a call into C.
+    A process can be ended and its memory bounded. The price is about 10 MB for each process and a fraction of a
+    millisecond for each prompt.
+
+    `tool_use` is the model's other template, for conversations with tools, if it has one.
+    Raises ValueError if `source` is not a template.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        bos_token: str,
+        eos_token: str,
+        *,
+        time_limit_seconds: float = 2.0,
+        memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
+        max_characters: int = MAX_CHARACTERS,
+        tool_use: "ChatTemplate | None" = None,
+        is_for_tools: bool = False,
+    ) -> None:
+        self.source = source
+        self._tool_use = tool_use
+        self._is_for_tools = is_for_tools
+        self._special = {"bos_token": bos_token, "eos_token": eos_token}
+        self._time_limit_seconds = time_limit_seconds  # of a processor
+        self._memory_limit_bytes = memory_limit_bytes
+        self._max_characters = max_characters
+        self._search = LiteralSearch(())  # the last one that was made
+        self._workers = WorkerPool(self._started_worker)
+        self._workers.start_one()
+
+    @property
+    def pids(self) -> list[int]:
+        """The process ids of all workers."""
+        return self._workers.pids
+
+    @property
+    def knows_tools(self) -> bool:
+        """Whether the template writes tools by itself."""
+        return "tools" in self.source
+
+    @cached_property
+    def shape(self) -> TemplateShape:
+        """The form in which the template reads messages; found by rendering some when it is first asked for."""
+        return probe_template(
+            lambda messages, tools: self.render(messages, special_tokens=(), tools=tools).text,
+            knows_tools=self.knows_tools,
+            has_tools=self._is_for_tools,
+        )
+
+    def render(
+        self,
+        messages: list[dict[str, Json]],
+        *,
+        special_tokens: Collection[str],
+        tools: list[dict[str, Json]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+    ) -> RenderedPrompt:
+        """Return the prompt for `messages`, ready for the tokenizer; blocks until a worker has answered.
+
+        With `continue_final_message` the prompt ends where the content of the last message ends.
+        Raises TemplateRefused or TemplateFailed, WorkerUnavailable if workers are lost for reasons that have nothing to
+        do with the messages, and a plain ValueError if the messages leave the guard no character.
+        """
+        texts = [*all_strings(list(messages)), *all_strings(list(tools or []))]
+        guard, mark = unused_characters([self.source, *special_tokens, *texts], 2)
+        special_token_guard = SpecialTokenGuard(self._search_of(special_tokens), guard)
+        guarded = special_token_guard.apply(list(messages))
+        if continue_final_message:
+            _mark_end(guarded, mark)
+        text = self._ask(
+            {
+                "messages": guarded,
+                "tools": special_token_guard.apply(list(tools)) if tools else None,
+                "add_generation_prompt": add_generation_prompt,
+                **self._special,
+            }
+        )
+        return RenderedPrompt(_cut_at_mark(text, mark) if continue_final_message else text, guard)
+
+    def for_tools(self) -> "ChatTemplate":
+        """Return the template for conversations with tools, which is mostly this one."""
+        return self if self._tool_use is None else self._tool_use
+
+    def close(self) -> None:
+        """End the workers; happens by itself when the template is no longer used."""
+        if self._tool_use is not None:
+            self._tool_use.close()
+        self._workers.close()
+
+    def _search_of(self, special_tokens: Collection[str]) -> LiteralSearch:
+        """Return the search for special tokens, which are the same for all prompts of a server."""
+        search = self._search
+        if search.literals != tuple(filter(None, special_tokens)):
+            self._search = search = LiteralSearch(special_tokens)
+        return search
+
+    def _ask(self, question: dict[str, Json]) -> str:
+        try:
+            answer = self._workers.ask(question)
+        except TimeLimitExceeded:
+            raise TemplateFailed(f"it takes more than {self._time_limit_seconds:g} seconds of a processor") from None
+        except MemoryLimitExceeded:
+            raise TemplateFailed(f"it takes more than {self._memory_limit_bytes >> 20} MiB of memory") from None
+        if "raised" in answer:
+            raise TemplateRefused(answer["raised"])
+        if "failed" in answer:
+            raise TemplateFailed(answer["failed"])
+        return answer["text"]
+
+    def _started_worker(self) -> WorkerProcess:
+        worker = WorkerProcess(template_worker.__file__, self._time_limit_seconds, self._memory_limit_bytes)
+        try:
+            answer = worker.ask({"source": self.source, "max_characters": self._max_characters})
+        except LimitExceeded:
+            answer = {"failed": "it takes too much time or memory"}
+        if "failed" in answer:
+            worker.close()
+            raise ValueError(f"The model's chat template cannot be used: {answer['failed']}.")
+        return worker
+
+
+def usable_template(source: str, bos_token: str, eos_token: str, tool_use_source: str | None = None) -> ChatTemplate:
+    """Return the template, with another one for conversations with tools if there is one.
+
+    Raises ValueError if one is no template, or if no prompt would have the text of a user's message.
+    """
+    tool_use = None
+    if tool_use_source is not None:
+        tool_use = ChatTemplate(tool_use_source, bos_token, eos_token, is_for_tools=True)
+    template = ChatTemplate(source, bos_token, eos_token, tool_use=tool_use)
+    if template.shape.is_blind or template.for_tools().shape.is_blind:
+        template.close()
+        raise ValueError(
+            "The model's chat template cannot be used: it drops the text of a user's message, whether the content is a "
+            "string or a list of text parts. Give another one with --chat-template."
+        )
+    return template
+
+
+def _mark_end(messages: Json, mark: str) -> None:
+    """Append the mark and a space to the last message: whether the space survives shows if the template trims."""
+    assert isinstance(messages, list)
+    final = messages[-1]
+    assert isinstance(final, dict)
+    content = final["content"]
+    if not isinstance(content, list):
+        final["content"] = f"{'' if content is None else content}{mark} "
+    elif content:
+        part = content[-1]
+        assert isinstance(part, dict)
+        part["text"] = f"{part['text']}{mark} "
+    else:
+        content.append(text_part(f"{mark} "))
+
+
+def _cut_at_mark(text: str, mark: str) -> str:
+    end = text.rfind(mark)
+    if end < 0:
+        raise TemplateFailed("the template leaves the content of the final message out")
+    is_trimmed = text[end + 1 : end + 2] != " "
+    return text[:end].rstrip() if is_trimmed else text[:end]

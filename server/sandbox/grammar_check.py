@@ -1,0 +1,197 @@
+"""GrammarCheck: whether a grammar that a request brings can be used, and within what time and memory."""
+
+import asyncio
+import hashlib
+import threading
+from collections import OrderedDict
+from functools import partial
+from weakref import WeakValueDictionary
+
+from caravan.server.sandbox import grammar_worker
+from caravan.server.sandbox.fair_executor import FairExecutor
+from caravan.server.sandbox.worker_pool import WorkerPool
+from caravan.server.sandbox.worker_process import MemoryLimitExceeded, TimeLimitExceeded, WorkerProcess
+
+MAX_CHARACTERS = 256 * 1024  # of a grammar
+FIRST_LIMIT_SECONDS = 0.25  # of a processor: most grammars take a few milliseconds
+TIME_LIMIT_SECONDS = 2.0  # of a processor
+MAX_WAITING_PER_KEY = 512  # checks
+MAX_SLOW_PER_KEY = 32  # of them, in the second queue, where each may take seconds
+MEMORY_LIMIT_BYTES = 2**30  # address space of a worker
+_NUM_REMEMBERED = 256
+_NUM_THREADS = 2  # of each queue
+_SLOW_NICENESS = 5  # of workers that are busy for seconds: steps of the engine come first
+
+
+class GrammarCheck:
+    """Compiles grammars in processes of their own before the engine gets them, and remembers what it found.
+
+    The engine compiles a grammar once more, for its own vocabulary, and would be held up by one that takes for ever.
+    Processes are started with the first grammar.
+
+    A check has two queues, each with two threads of which one key gets one at a time. Every grammar is tried for
+    `first_limit_seconds` of processor time first; one that takes longer is tried again in the second queue, with the
+    full limit. So slow grammars never hold up quick ones for longer than the first limit, and a key that sends nothing
+    but slow grammars leaves a thread of either queue to the others. *Price:* a slow grammar begins twice.
+    """
+
+    def __init__(
+        self,
+        *,
+        first_limit_seconds: float = FIRST_LIMIT_SECONDS,
+        time_limit_seconds: float = TIME_LIMIT_SECONDS,
+        max_waiting_per_key: int = MAX_WAITING_PER_KEY,
+        worker_program: str = grammar_worker.__file__,
+        wall_limit_seconds: float | None = None,
+    ) -> None:
+        """`worker_program` answers as grammar_worker.py does; see WorkerProcess for the wall limit."""
+        self._time_limit_seconds = time_limit_seconds
+        first_limit_seconds = min(first_limit_seconds, time_limit_seconds)
+        max_slow = min(max_waiting_per_key, MAX_SLOW_PER_KEY)
+        common = worker_program, wall_limit_seconds
+        self._first = _Stage(first_limit_seconds, *common, max_waiting_per_key, niceness=0)
+        self._second = _Stage(time_limit_seconds, *common, max_slow, niceness=_SLOW_NICENESS)
+        self._lock = threading.Lock()  # of the two below; never held while a worker is asked
+        self._found: OrderedDict[bytes, str] = OrderedDict()  # verdicts by the hash of a grammar
+        self._checks: WeakValueDictionary[bytes, _Check] = WeakValueDictionary()  # those in flight
+        self._tasks: dict[tuple[str, bytes], asyncio.Task[str]] = {}  # by key and grammar
+
+    @property
+    def pids(self) -> list[int]:
+        """The process ids of all workers."""
+        return [*self._first.workers.pids, *self._second.workers.pids]
+
+    async def find_problem(self, grammar: str, key: str) -> str:
+        """Return in a few words why the grammar cannot be used, or nothing; waits for the turn of the API key `key`.
+
+        A grammar that is remembered is answered at once; one that is being checked is not checked a second time.
+        Raises ExecutorFull if too many grammars of the key are waiting, WorkerUnavailable if workers are lost.
+        """
+        if len(grammar) > MAX_CHARACTERS:
+            return _too_long(grammar)
+        digest = _digest(grammar)
+        found = self._remembered(digest)
+        if found is not None:
+            return found
+        task = self._tasks.get((key, digest))
+        if task is None:
+            task = self._tasks[key, digest] = asyncio.create_task(self._find(grammar, digest, key))
+            task.add_done_callback(lambda done: self._forget(key, digest, done))
+        return await asyncio.shield(task)  # others may wait for it, too
+
+    def problem(self, grammar: str) -> str:
+        """Return what `find_problem` does, without waiting for a turn; blocks until it is known."""
+        if len(grammar) > MAX_CHARACTERS:
+            return _too_long(grammar)
+        digest = _digest(grammar)
+        found = self._remembered(digest)
+        if found is not None:
+            return found
+        check = self._check(digest)
+        verdict = self._compile(check, grammar, digest, self._first)
+        verdict = self._compile(check, grammar, digest, self._second) if verdict is None else verdict
+        assert verdict is not None, "the last stage has one"
+        return verdict
+
+    def close(self) -> None:
+        """End the workers; grammars that are not remembered cannot be checked any more."""
+        for task in self._tasks.values():
+            task.cancel()
+        for stage in (self._first, self._second):
+            stage.turns.close()
+            stage.workers.close()
+
+    async def _find(self, grammar: str, digest: bytes, key: str) -> str:
+        check = self._check(digest)
+        for stage in (self._second,) if check.is_slow else (self._first, self._second):
+            verdict = await stage.turns.run(key, partial(self._compile, check, grammar, digest, stage))
+            if verdict is not None:
+                return verdict
+        raise AssertionError("the last stage has a verdict")
+
+    def _compile(self, check: "_Check", grammar: str, digest: bytes, stage: "_Stage") -> str | None:
+        """Return a worker's verdict, None if only a later stage can have one; in a thread."""
+        is_first = stage is self._first
+        # Another key may have sent the same grammar. There are two locks, so that the first stage never waits for the
+        # second.
+        with check.first_lock if is_first else check.second_lock:
+            found = self._remembered(digest)
+            if found is not None or (is_first and check.is_slow):
+                return found
+            try:
+                answer = stage.workers.ask({"grammar": grammar})
+            except TimeLimitExceeded:
+                if is_first:
+                    check.is_slow = True
+                    return None
+                found = f"it takes more than {self._time_limit_seconds:g} seconds of a processor to compile"
+            except MemoryLimitExceeded:
+                found = f"it takes more than {MEMORY_LIMIT_BYTES >> 20} MiB of memory to compile"
+            else:
+                found = " ".join(answer.get("failed", "").split())
+            self._remember(digest, found)
+            return found
+
+    def _check(self, digest: bytes) -> "_Check":
+        with self._lock:
+            return self._checks.setdefault(digest, _Check())
+
+    def _remembered(self, digest: bytes) -> str | None:
+        with self._lock:
+            if digest in self._found:
+                self._found.move_to_end(digest)
+            return self._found.get(digest)
+
+    def _remember(self, digest: bytes, found: str) -> None:
+        with self._lock:
+            self._found[digest] = found
+            if len(self._found) > _NUM_REMEMBERED:
+                self._found.popitem(last=False)
+
+    def _forget(self, key: str, digest: bytes, task: asyncio.Task[str]) -> None:
+        del self._tasks[key, digest]
+        if not task.cancelled():
+            task.exception()  # asyncio logs exceptions that nobody has looked at
+
+
+class _Stage:
+    """Workers with one limit of processor time, and the queue in front of them."""
+
+    def __init__(
+        self,
+        limit_seconds: float,
+        program: str,
+        wall_limit_seconds: float | None,
+        max_waiting_per_key: int,
+        *,
+        niceness: int,
+    ) -> None:
+        self.workers = WorkerPool(
+            lambda: WorkerProcess(
+                program, limit_seconds, MEMORY_LIMIT_BYTES, wall_limit_seconds=wall_limit_seconds, niceness=niceness
+            )
+        )
+        self.turns = FairExecutor(
+            "grammar checks",
+            num_threads=_NUM_THREADS,
+            max_running_per_key=_NUM_THREADS - 1,
+            max_waiting_per_key=max_waiting_per_key,
+            seconds_per_call=limit_seconds,
+        )
+
+
+class _Check:
+    """The check of one grammar while it is in flight."""
+
+    def __init__(self) -> None:
+        self.first_lock = threading.Lock()
+        self.second_lock = threading.Lock()
+        self.is_slow = False  # it takes more than the first limit
+
+
+def _digest(grammar: str) -> bytes:
+    return hashlib.sha256(grammar.encode("utf-8", "surrogatepass")).digest()
+
+
+def _too_long(grammar: str) -> str:
+    return f"it has {len(grammar)} characters, more than {MAX_CHARACTERS}"

@@ -1,0 +1,190 @@
+"""Start-up: the parts of a server made, connected and run, from a model file to a listening socket."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Coroutine
+from pathlib import Path
+
+import uvicorn
+from uvicorn.loops.auto import auto_loop_factory
+
+from caravan import __version__
+from caravan.model.sampling.generation_defaults import load_generation_defaults
+from caravan.model.tokenizer.loader import load_tokenizer
+from caravan.model.tokenizer.tokenizer import Tokenizer
+from caravan.scheduler.messages import EngineReady
+from caravan.server.app import create_app
+from caravan.server.engine.client import EngineClient
+from caravan.server.engine.listener import EngineListeners
+from caravan.server.generation.admission import Admission
+from caravan.server.generation.executors import Executors
+from caravan.server.http.api_keys import ApiKeys
+from caravan.server.http.body_memory import BodyMemory
+from caravan.server.http.client_address import networks
+from caravan.server.http.concurrency_limit import Door
+from caravan.server.http.graceful_shutdown import DrainingServer
+from caravan.server.http.host_names import allowed_hosts, allowed_origins
+from caravan.server.http.protocol import HttpProtocol
+from caravan.server.observe.exchange import Exchange
+from caravan.server.observe.metrics import Metrics
+from caravan.server.observe.request_history import StoryBook
+from caravan.server.observe.tracing import make_tracer
+from caravan.server.operations.live_view import EngineWatch
+from caravan.server.sandbox.chat_template import ChatTemplate, usable_template
+from caravan.server.sandbox.grammar_check import GrammarCheck
+from caravan.server.settings import Settings
+
+LAST_SECONDS = 1  # for what is still open when the server ends
+BACKLOG = 2048  # connections the operating system keeps for us until they are accepted
+
+logger = logging.getLogger(__name__)
+
+
+def run(server: Coroutine[None, None, None]) -> None:
+    """Run a server to its end, on uvloop where it is installed: a token costs less there than on asyncio's own loop."""
+    with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
+        runner.run(server)
+
+
+async def run_server(
+    settings: Settings, model_path: Path, engine: EngineClient, listener: socket.socket, keys: ApiKeys | None = None
+) -> None:
+    """Serve until a signal ends it; raises EngineStartFailed or ValueError if the model cannot be served."""
+    tracer = make_tracer()
+    grammar_check, executors = GrammarCheck(), Executors()
+    template: ChatTemplate | None = None
+    try:
+        # The tokenizer is built while the engine process loads the weights.
+        tokenizer, template = await asyncio.to_thread(_text_parts, model_path, settings.chat_template)
+        defaults = load_generation_defaults(model_path)
+        report = await engine.ready()
+        names = settings.names
+        metrics = Metrics(names[0], report.config, keys.names if keys else ())
+        admission = Admission(report.config, metrics, settings.queue_limits)
+        stories, watch = StoryBook(), EngineWatch(engine.watch)
+        bodies = BodyMemory(int(settings.max_body_memory))
+        door = Door(report.config.max_num_seqs + settings.max_queued_requests, bodies)
+
+        def on_exchange(exchange: Exchange) -> None:
+            if exchange.method == "POST" or settings.access_log:
+                log_exchange(exchange)
+            if tracer is not None and exchange.end is not None:
+                tracer.trace(exchange, exchange.end)
+
+        engine.listener = EngineListeners([metrics, admission, stories, watch])
+        app = create_app(
+            engine=engine,
+            tokenizer=tokenizer.resized(report.vocab_size),
+            chat_template=template,
+            model_name=names[0],
+            aliases=names[1:],
+            max_model_len=report.config.max_model_len,
+            metrics=metrics,
+            defaults=defaults,
+            admission=admission,
+            door=door,
+            stories=stories,
+            watch=watch,
+            grammar_check=grammar_check,
+            executors=executors,
+            hosts=allowed_hosts(settings.allowed_hosts, settings.host),
+            origins=allowed_origins(settings.allowed_origins),
+            trusted_proxies=networks(settings.trusted_proxies),
+            keys=keys,
+            on_exchange=on_exchange,
+            version=__version__,
+        )
+        config = uvicorn.Config(
+            app,
+            http=HttpProtocol,
+            ws="none",
+            access_log=False,
+            log_config=None,
+            lifespan="off",
+            proxy_headers=False,  # uvicorn believes them from this machine, and does not parse addresses
+            backlog=BACKLOG,
+            timeout_keep_alive=settings.keep_alive_timeout,
+            ssl_certfile=settings.tls_certificate,
+            ssl_keyfile=settings.tls_key,
+            timeout_graceful_shutdown=LAST_SECONDS,
+        )
+        server = DrainingServer(config, door, settings.drain_timeout, engine.stop, watch.close)
+        listener.listen(BACKLOG)  # from now on connections wait instead of being refused
+        print(start_text(report, model_path, names, address_of(listener, is_encrypted=config.is_ssl)), flush=True)
+        await server.serve(sockets=[listener])
+    finally:
+        await engine.stop()
+        executors.close()
+        grammar_check.close()
+        if template is not None:
+            template.close()
+        if tracer is not None:
+            await asyncio.to_thread(tracer.close)
+
+
+def log_exchange(exchange: Exchange) -> None:
+    """Write the line of an exchange that has ended."""
+    logging.getLogger("caravan.requests").info("request", extra=exchange.log_fields())
+
+
+def start_text(report: EngineReady, model_path: Path, names: tuple[str, ...], address: str) -> str:
+    """Return what was loaded and what fits, in plain words."""
+    config = report.config
+    lengths = [config.max_model_len, *(length for length in (1024,) if length < config.max_model_len)]
+    fits = [f"{config.num_requests_of(length):,} of {length:,} tokens" for length in lengths]
+    return "\n".join(
+        [
+            f"Model    {model_path.name}: {report.num_parameters / 1e6:,.0f} million parameters "
+            f"({report.weight_bytes / 1e6:,.0f} MB), loaded in {report.load_seconds:.1f} s",
+            f"Weights  {report.weights}",
+            f"Name     {', '.join(names)}",
+            f"KV pool  {config.num_tokens:,} tokens in {config.num_blocks:,} blocks of {config.block_size} "
+            f"({report.kv_cache_bytes / 1e6:,.0f} MB) in {report.kv_cache_dtype}",
+            f"Room     for {' or '.join(fits)} each, prompt and answer together; {config.max_num_seqs} run at once",
+            f"Ready    {address}/v1 for OpenAI clients, {address}/docs for the description of the API",
+        ]
+    )
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket bound to the address, not yet listening; raises OSError."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def address_of(listener: socket.socket, *, is_encrypted: bool = False) -> str:
+    """Return the URL of a bound socket, as a client on this machine would write it."""
+    host, port = listener.getsockname()[:2]
+    scheme = "https" if is_encrypted else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def _text_parts(model_path: Path, template_file: Path | None) -> tuple[Tokenizer, ChatTemplate | None]:
+    """Return the tokenizer and the chat template, which a model need not have.
+
+    A template that its user gave must be one; without the model's own the rest of the server can still be used.
+    """
+    tokenizer = load_tokenizer(model_path)
+    if template_file is not None:
+        source = template_file.read_text("utf-8")
+        return tokenizer, usable_template(source, tokenizer.bos_token, tokenizer.eos_token)
+    if tokenizer.chat_template is None:
+        logger.warning(
+            "The model has no %schat template; /v1/chat/completions will refuse requests.",
+            "default " if tokenizer.named_templates else "",
+        )
+        return tokenizer, None
+    try:
+        tool_use = tokenizer.named_templates.get("tool_use")
+        return tokenizer, usable_template(tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token, tool_use)
+    except ValueError as error:
+        logger.warning("%s /v1/chat/completions will refuse requests.", error)
+        return tokenizer, None

@@ -1,1 +1,0 @@
-"""Tool calls: how models write them, and how clients read them."""
