@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from caravan.download.resolve import DEFAULT_MODEL, resolve_model
-from caravan.model.backend import choose_runtime
+from caravan.model.backend import choose_backend
 from caravan.model.loader import load_model, open_checkpoint
 from caravan.model.sampling.sampling_params import SamplingParams
 from caravan.model.tokenizer.grammar_tokenizer import grammar_tokenizer
@@ -40,8 +40,8 @@ def main() -> None:
     arguments = parser.parse_args()
     path = Path(resolve_model(arguments.model, print))
     checkpoint = open_checkpoint(path)
-    runtime = choose_runtime(checkpoint, dtype="auto", quantization="auto", block_size=16)
-    model = load_model(checkpoint, runtime.dtype, torch.device("cpu"), 2048, runtime.make_model)
+    backend = choose_backend(checkpoint, dtype="auto", quantization="auto", block_size=16)
+    model = load_model(checkpoint, backend.dtype, torch.device("cpu"), 2048, backend.make_model)
     tokenizer = load_tokenizer(path).resized(model.config.vocab_size)
     grammars = Grammars(lambda: grammar_tokenizer(tokenizer), torch.get_num_threads())
     config = EngineConfig(num_blocks=4096, max_model_len=2048, speculation="off")
@@ -50,7 +50,7 @@ def main() -> None:
         times: dict[bool, list[float]] = {False: [], True: []}
         for _ in range(arguments.rounds):
             for is_constrained in (False, True):
-                engine = Engine(model, config, runtime.dtype, torch.device("cpu"), grammars=grammars)
+                engine = Engine(model, config, backend.dtype, torch.device("cpu"), grammars=grammars)
                 grammar = grammar_of_schema(PEOPLE) if is_constrained else ""
                 times[is_constrained] += step_seconds(engine, prompt, grammar, temperature, arguments.steps)
         free, bound = (1e3 * statistics.median(times[kind]) for kind in (False, True))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.texts import public_texts
 from caravan.download.resolve import DEFAULT_MODEL, resolve_model
-from caravan.model.backend import choose_runtime
+from caravan.model.backend import choose_backend
 from caravan.model.checkpoint.checkpoint import Checkpoint
 from caravan.model.config import ModelConfig
 from caravan.model.cpu.linear import Quantization
@@ -157,8 +157,8 @@ def _computed(checkpoint: Checkpoint, mode: Mode) -> tuple[torch.dtype, Callable
     """Return what computes a mode: in float32 plain PyTorch, otherwise what the server would take."""
     if mode.dtype == "float32":
         return torch.float32, plain_llama
-    runtime = choose_runtime(checkpoint, dtype=mode.dtype, quantization=mode.quantization, block_size=BLOCK_SIZE)
-    return runtime.dtype, runtime.make_model
+    backend = choose_backend(checkpoint, dtype=mode.dtype, quantization=mode.quantization, block_size=BLOCK_SIZE)
+    return backend.dtype, backend.make_model
 
 
 def table(results: dict[str, dict[str, Quality]]) -> str:

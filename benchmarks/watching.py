@@ -25,11 +25,11 @@ from caravan.model.sampling.sampling_params import SamplingParams
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.messages import Request, SequenceOutput, StepOutput, StepStats
 from caravan.scheduler.scheduler import Scheduler
-from caravan.scheduler.snapshot import engine_view
+from caravan.scheduler.snapshot import engine_snapshot
 from caravan.server.observe.metrics import Metrics
 from caravan.server.observe.request_history import StoryBook
 from caravan.server.observe.request_story import RequestStory
-from caravan.server.operations.live_view import VIEW_SECONDS
+from caravan.server.operations.live_view import SNAPSHOT_SECONDS
 from tests.server.running_server import RunningServer, running_server
 from tests.server.web.chromium import chromium
 
@@ -48,7 +48,7 @@ def main() -> None:
     print(f"recording a step of {NUM_SEQUENCES} sequences: {microseconds:.0f} microseconds", flush=True)
     options = ("--quantization", "int8", "--speculation", "off", "--kv-cache-memory", "2GiB")
     view_ms = 1000 * view_seconds()
-    share = 100 * view_ms / 1000 / VIEW_SECONDS
+    share = 100 * view_ms / 1000 / SNAPSHOT_SECONDS
     print(
         f"a view of {NUM_SEQUENCES} sequences and 4,096 blocks: {view_ms:.2f} ms, {share:.2f} % of the engine's time",
         flush=True,
@@ -100,7 +100,7 @@ def view_seconds(num_views: int = 200) -> float:
         scheduler.commit(plan, [Sample(1) for one in plan if one.wants_logits])
     started = time.perf_counter()
     for _ in range(num_views):
-        msgspec.msgpack.encode(engine_view(scheduler))
+        msgspec.msgpack.encode(engine_snapshot(scheduler))
     return (time.perf_counter() - started) / num_views
 
 

@@ -30,7 +30,7 @@ _TEXTS: Mapping[Quantization, str] = MappingProxyType(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Runtime:
+class Backend:
     """How a model is computed."""
 
     dtype: torch.dtype  # of the numbers between layers and of the KV cache
@@ -48,14 +48,14 @@ def choose_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
     return torch.device("cuda" if name == "cuda" or (name == "auto" and has_gpu) else "cpu")
 
 
-def choose_runtime(
+def choose_backend(
     checkpoint: Checkpoint,
     *,
     dtype: str,
     quantization: Literal["auto"] | Quantization,
     block_size: int,
     is_gpu: bool = False,
-) -> Runtime:
+) -> Backend:
     """Return how to compute the model; without kernels, and on a GPU, it is plain PyTorch.
 
     `auto` is the fastest way that rounds nothing to less than bfloat16: int4 if the file has all its weights on the
@@ -76,7 +76,7 @@ def choose_runtime(
             logger.warning("--quantization %s needs the kernels; the weights stay in %s.", quantization, dtype)
         return _plain(checkpoint, getattr(torch, dtype), kernels)
     chosen: Quantization = ("int4" if _has_grid(checkpoint) else "none") if quantization == "auto" else quantization
-    return Runtime(
+    return Backend(
         dtype=torch.bfloat16,
         quantization=chosen,
         make_model=lambda config: CpuLlama(config, kernels, chosen),
@@ -101,10 +101,10 @@ def find_kernels(block_size: int) -> Any | None:
         return None
 
 
-def _plain(checkpoint: Checkpoint, dtype: torch.dtype, kernels: Any | None) -> Runtime:
+def _plain(checkpoint: Checkpoint, dtype: torch.dtype, kernels: Any | None) -> Backend:
     """Return the model of model/llama.py, with the kernel of attention if there is one."""
     make_model = plain_llama if kernels is None else lambda config: Llama(config, CpuAttention(kernels))
-    return Runtime(
+    return Backend(
         dtype=dtype,
         quantization="none",
         make_model=make_model,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from caravan.model.config import ModelConfig
 from caravan.model.kv_quantization import row_bytes
-from caravan.model.prefault import claim_pages
+from caravan.model.prefault import prefault_pages
 
 KVDtype = Literal["auto", "bfloat16", "int8"]
 POOL_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
@@ -58,12 +58,12 @@ class KVCache:
         self.keys = [pool() for _ in range(config.num_layers)]
         self.values = [pool() for _ in range(config.num_layers)]
 
-    def claim(self, num_bytes: int) -> None:
+    def prefault(self, num_bytes: int) -> None:
         """Claim the memory of the first blocks, so many bytes; others may use the pool meanwhile."""
         pools = self.keys + self.values
         if pools[0].device.type == "cpu":
             for pool in pools:
-                claim_pages(pool, num_bytes // len(pools))
+                prefault_pages(pool, num_bytes // len(pools))
 
     def copy_block(self, source: int, target: int) -> None:
         """Copy the keys and values of a block."""

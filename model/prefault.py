@@ -11,7 +11,7 @@ from torch import Tensor
 MADV_POPULATE_WRITE = 23  # Linux 5.14; madvise(2)
 
 
-def claim_pages(tensor: Tensor, num_bytes: int) -> bool:
+def prefault_pages(tensor: Tensor, num_bytes: int) -> bool:
     """Have the first bytes of a tensor in main memory, its content as it is; False where that cannot be asked for.
 
     Other threads may use the tensor meanwhile.

@@ -12,11 +12,11 @@ from caravan.scheduler.channel import encode_frame
 from caravan.scheduler.messages import BatchBegins, EngineLog, Heartbeat
 from caravan.scheduler.tracebacks import TracebackFormatter
 
-BEAT_SECONDS = 0.5
+HEARTBEAT_SECONDS = 0.5
 MAX_STEP_SECONDS = 120.0  # a step that takes longer does not end
 
 
-class Outbox:
+class MessageSender:
     """Sends whole frames, whichever thread they come from."""
 
     def __init__(self, connection: socket.socket) -> None:
@@ -41,7 +41,7 @@ class Outbox:
         """Take note that the step loop came round."""
         self._looped_at_seconds = time.monotonic()
 
-    def start_beating(self) -> None:
+    def start_heartbeats(self) -> None:
         """Send a heartbeat twice a second as long as the calling thread, which runs the step loop, gets on.
 
         It gets on if it used time of a processor since the last beat: then it is not stopped, and waits for nothing
@@ -54,20 +54,20 @@ class Outbox:
         used_seconds = 0.0
         with contextlib.suppress(OSError):  # the API process is gone; the inbox ends this process
             while True:
-                time.sleep(BEAT_SECONDS)
+                time.sleep(HEARTBEAT_SECONDS)
                 before, used_seconds = used_seconds, time.clock_gettime(clock)
                 is_stuck = time.monotonic() - self._looped_at_seconds > MAX_STEP_SECONDS
                 if used_seconds > before and not is_stuck:
                     self.send(Heartbeat())
 
 
-class OutboxHandler(logging.Handler):
+class MessageSenderHandler(logging.Handler):
     """Sends what this process logs to the API process, which writes it."""
 
-    def __init__(self, outbox: Outbox) -> None:
+    def __init__(self, sender: MessageSender) -> None:
         super().__init__(logging.INFO)
         self.setFormatter(TracebackFormatter())
-        self._outbox = outbox
+        self._outbox = sender
 
     def emit(self, record: logging.LogRecord) -> None:
         """See logging.Handler."""

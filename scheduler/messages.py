@@ -155,13 +155,13 @@ class EngineLog(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     text: str
 
 
-class Watch(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class Subscribe(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Somebody looks, or nobody does any more: how often a view is wanted."""
 
     period_seconds: float  # 0: never
 
 
-class SequenceView(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+class SequenceSnapshot(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """One sequence of a view. Its fields go by their order."""
 
     request_id: int
@@ -174,7 +174,7 @@ class SequenceView(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     wait_reason: WaitReason | None = None
 
 
-class EngineView(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class EngineSnapshot(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Queue, batch and pool at one moment."""
 
     stats: StepStats
@@ -182,10 +182,10 @@ class EngineView(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     blocks_per_cell: int
     cell_states: list[int]  # scheduler/snapshot.py says which there are
     cell_owners: list[int]  # request ids; 0: none
-    running: list[SequenceView]
-    waiting: list[SequenceView]  # the first of the queue
+    running: list[SequenceSnapshot]
+    waiting: list[SequenceSnapshot]  # the first of the queue
 
 
-ToEngine = StartEngine | Request | Abort | Watch
-WhileRunning = BatchBegins | StepOutput | Heartbeat | EngineLog | EngineView
+ToEngine = StartEngine | Request | Abort | Subscribe
+WhileRunning = BatchBegins | StepOutput | Heartbeat | EngineLog | EngineSnapshot
 FromEngine = EngineReady | EngineFailed | WhileRunning

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from caravan.model.backend import choose_device, choose_runtime
+from caravan.model.backend import choose_backend, choose_device
 from caravan.model.checkpoint.checkpoint import num_parameters
 from caravan.model.kv_cache import choose_kv_dtype, kv_bytes_per_token
 from caravan.model.loader import load_model, open_checkpoint
@@ -25,12 +25,12 @@ from caravan.scheduler.config import choose_max_model_len, plan_engine
 from caravan.scheduler.engine import Engine
 from caravan.scheduler.grammar import Grammars
 from caravan.scheduler.memory import free_gpu_memory_bytes, free_memory_bytes, give_back_freed_memory
-from caravan.scheduler.message_sender import BEAT_SECONDS, Outbox, OutboxHandler
-from caravan.scheduler.messages import Abort, EngineFailed, EngineReady, Request, StartEngine, ToEngine, Watch
+from caravan.scheduler.message_sender import HEARTBEAT_SECONDS, MessageSender, MessageSenderHandler
+from caravan.scheduler.messages import Abort, EngineFailed, EngineReady, Request, StartEngine, Subscribe, ToEngine
 from caravan.scheduler.profile import Profile
-from caravan.scheduler.snapshot import engine_view
+from caravan.scheduler.snapshot import engine_snapshot
 
-CLAIMED_BYTES = 2**30  # of the KV pool, in the background; what lies behind is claimed when it is written
+PREFAULTED_BYTES = 2**30  # of the KV pool, in the background; what lies behind is claimed when it is written
 
 
 def main() -> None:
@@ -49,30 +49,30 @@ def serve(connection: socket.socket) -> None:
     Raises BrokenPipeError or ConnectionResetError when it does not.
     """
     inbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
-    outbox = Outbox(connection)
-    logging.getLogger().addHandler(OutboxHandler(outbox))
+    sender = MessageSender(connection)
+    logging.getLogger().addHandler(MessageSenderHandler(sender))
     threading.Thread(target=_read_inbox, args=(connection, inbox), daemon=True).start()
     start = inbox.get()
     assert isinstance(start, StartEngine), "the first message says what to load"
     try:
         engine, ready, profile = start_engine(start)
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        outbox.send(EngineFailed(reason=str(error)))
+        sender.send(EngineFailed(reason=str(error)))
         sys.exit(1)
-    engine.on_batch = outbox.announce
-    outbox.send(ready)
-    outbox.start_beating()
-    threading.Thread(target=engine.kv_cache.claim, args=(CLAIMED_BYTES,), daemon=True).start()
-    watch = WatchClock()
+    engine.on_batch = sender.announce
+    sender.send(ready)
+    sender.start_heartbeats()
+    threading.Thread(target=engine.kv_cache.prefault, args=(PREFAULTED_BYTES,), daemon=True).start()
+    watch = SnapshotClock()
     while True:
-        outbox.loop()
+        sender.loop()
         _take_messages(engine, inbox, watch)
         if profile:
             profile.start_step()
         output = engine.step()
-        outbox.send(output)
+        sender.send(output)
         if watch.is_due():
-            outbox.send(engine_view(engine.scheduler))
+            sender.send(engine_snapshot(engine.scheduler))
         if profile:
             profile.lap("send")
             profile.end_step(output.stats.num_prefill_tokens + output.stats.num_decode_tokens)
@@ -90,15 +90,15 @@ def start_engine(start: StartEngine) -> tuple[Engine, EngineReady, Profile | Non
     model_path = Path(start.model_path)
     checkpoint = open_checkpoint(model_path)
     max_model_len = choose_max_model_len(start.limits, checkpoint.config.max_position)
-    runtime = choose_runtime(
+    backend = choose_backend(
         checkpoint,
         dtype=start.dtype,
         quantization=start.quantization,
         block_size=start.limits.block_size,
         is_gpu=device.type == "cuda",
     )
-    kv_dtype = choose_kv_dtype(start.kv_cache_dtype, runtime.dtype)
-    model = load_model(checkpoint, runtime.dtype, device, max_model_len, runtime.make_model)
+    kv_dtype = choose_kv_dtype(start.kv_cache_dtype, backend.dtype)
+    model = load_model(checkpoint, backend.dtype, device, max_model_len, backend.make_model)
     give_back_freed_memory()
     config = plan_engine(
         start.limits,
@@ -118,13 +118,13 @@ def start_engine(start: StartEngine) -> tuple[Engine, EngineReady, Profile | Non
         weight_bytes=sum(weight.nbytes for weight in model.parameters()),
         kv_cache_bytes=engine.kv_cache.num_bytes,
         kv_cache_dtype=str(kv_dtype).removeprefix("torch."),
-        weights=runtime.text if device.type == "cpu" else f"{runtime.text}, on {torch.cuda.get_device_name(device)}",
+        weights=backend.text if device.type == "cpu" else f"{backend.text}, on {torch.cuda.get_device_name(device)}",
         load_seconds=time.monotonic() - started,
     )
     return engine, ready, profile
 
 
-class WatchClock:
+class SnapshotClock:
     """When the next view is due."""
 
     def __init__(self) -> None:
@@ -139,9 +139,9 @@ class WatchClock:
         return True
 
 
-def _take_messages(engine: Engine, inbox: "queue.SimpleQueue[ToEngine]", watch: WatchClock) -> None:
+def _take_messages(engine: Engine, inbox: "queue.SimpleQueue[ToEngine]", watch: SnapshotClock) -> None:
     """Hand every waiting message to the scheduler; an idle engine waits for the first, not longer than a beat."""
-    timeout = 0.0 if engine.scheduler.has_work else BEAT_SECONDS / 2
+    timeout = 0.0 if engine.scheduler.has_work else HEARTBEAT_SECONDS / 2
     while True:
         try:
             message = inbox.get(timeout=timeout) if timeout else inbox.get_nowait()
@@ -153,7 +153,7 @@ def _take_messages(engine: Engine, inbox: "queue.SimpleQueue[ToEngine]", watch: 
                 engine.add(message)
             case Abort(request_id=request_id):
                 engine.scheduler.abort(request_id)
-            case Watch(period_seconds=period_seconds):
+            case Subscribe(period_seconds=period_seconds):
                 watch.period_seconds = period_seconds
             case StartEngine():
                 raise AssertionError("an engine is started once")

@@ -139,8 +139,8 @@ class Scheduler:
 
     def take_spoiled_blocks(self) -> list[int]:
         """Return the blocks that failed sequences wrote to and that nobody else has, once."""
-        spoiled, self._spoiled_blocks = self._spoiled_blocks, []
-        return spoiled
+        poisoned, self._spoiled_blocks = self._spoiled_blocks, []
+        return poisoned
 
     def observe_seconds(self, seconds: float) -> None:
         """Take note of how long the step took that was committed last."""

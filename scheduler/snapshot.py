@@ -1,8 +1,8 @@
-"""EngineView: queue, batch and pool at one moment, for people who watch."""
+"""EngineSnapshot: queue, batch and pool at one moment, for people who watch."""
 
 from itertools import chain
 
-from caravan.scheduler.messages import EngineView, SequenceView
+from caravan.scheduler.messages import EngineSnapshot, SequenceSnapshot
 from caravan.scheduler.scheduler import Scheduler
 from caravan.scheduler.sequence import Sequence
 
@@ -12,7 +12,7 @@ MAX_WAITING = 100  # of the queue
 FREE, CACHED, USED, SHARED = range(4)  # what a cell shows: the last of these that holds for one of its blocks
 
 
-def engine_view(scheduler: Scheduler) -> EngineView:
+def engine_snapshot(scheduler: Scheduler) -> EngineSnapshot:
     """Return what there is between two steps."""
     pool = scheduler.pool
     blocks_per_cell = -(-pool.num_blocks // MAX_CELLS)
@@ -28,19 +28,19 @@ def engine_view(scheduler: Scheduler) -> EngineView:
     step_tokens = {one.sequence.request.request_id: one.num_rows for one in scheduler.last_plan}
     queue = chain(scheduler.waiting, scheduler.waiting.compiling.values())
     waiting = [sequence for _, sequence in zip(range(MAX_WAITING), queue, strict=False)]
-    return EngineView(
+    return EngineSnapshot(
         stats=scheduler.stats(),
         block_size=scheduler.config.block_size,
         blocks_per_cell=blocks_per_cell,
         cell_states=list(states),
         cell_owners=owners,
-        running=[_sequence_view(sequence, step_tokens) for sequence in scheduler.running],
-        waiting=[_sequence_view(sequence, {}) for sequence in waiting],
+        running=[_sequence_snapshot(sequence, step_tokens) for sequence in scheduler.running],
+        waiting=[_sequence_snapshot(sequence, {}) for sequence in waiting],
     )
 
 
-def _sequence_view(sequence: Sequence, step_tokens: dict[int, int]) -> SequenceView:
-    return SequenceView(
+def _sequence_snapshot(sequence: Sequence, step_tokens: dict[int, int]) -> SequenceSnapshot:
+    return SequenceSnapshot(
         request_id=sequence.request.request_id,
         num_prompt_tokens=sequence.num_prompt_tokens,
         num_tokens=sequence.num_tokens,

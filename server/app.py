@@ -14,14 +14,14 @@ from caravan.server.generation.executors import Executors
 from caravan.server.generation.request_limits import RequestLimits
 from caravan.server.generation.served_model import Engine, ServedModel
 from caravan.server.http.api_keys import ApiKeys
-from caravan.server.http.auth import KeyGuard
+from caravan.server.http.auth import ApiKeyAuth
 from caravan.server.http.canonical_path import CanonicalPath
 from caravan.server.http.client_address import Network
-from caravan.server.http.concurrency_limit import Door, DoorKeeper
+from caravan.server.http.concurrency_limit import ConcurrencyLimit, ConcurrencyLimitMiddleware
 from caravan.server.http.errors import add_error_handlers
 from caravan.server.http.openapi import complete_document
-from caravan.server.http.request_log import HttpEdge, OnExchange
-from caravan.server.http.trusted_hosts import HostGuard
+from caravan.server.http.request_log import OnExchange, RequestLogging
+from caravan.server.http.trusted_hosts import TrustedHosts
 from caravan.server.observe.metrics import Metrics
 from caravan.server.observe.request_history import StoryBook
 from caravan.server.openai.chat import chat_router
@@ -35,7 +35,7 @@ from caravan.server.openai.tokenize import ApplyTemplateRequest, DetokenizeReque
 from caravan.server.openai.tool_calls.call_format import call_token_ids
 from caravan.server.operations.explain import explanations_router
 from caravan.server.operations.health import health_router
-from caravan.server.operations.live_view import EngineWatch, watch_router
+from caravan.server.operations.live_view import LiveView, live_view_router
 from caravan.server.operations.metrics_route import metrics_router
 from caravan.server.operations.page import page_router
 from caravan.server.sandbox.chat_template import ChatTemplate
@@ -55,9 +55,9 @@ def create_app(
     defaults: GenerationDefaults | None = None,
     limits: RequestLimits | None = None,
     admission: Admission | None = None,
-    door: Door | None = None,
+    concurrency_limit: ConcurrencyLimit | None = None,
     stories: StoryBook | None = None,
-    watch: EngineWatch | None = None,
+    watch: LiveView | None = None,
     grammar_check: GrammarCheck | None = None,
     executors: Executors | None = None,
     keys: ApiKeys | None = None,
@@ -75,7 +75,9 @@ def create_app(
     client that one of `trusted_proxies` names.
     """
     admission = admission or Admission(engine.config, metrics)
-    door = door or Door(engine.config.max_num_seqs + admission.limits.max_requests)
+    concurrency_limit = concurrency_limit or ConcurrencyLimit(
+        engine.config.max_num_seqs + admission.limits.max_requests
+    )
     served = ServedModel(
         name=model_name,
         aliases=aliases,
@@ -96,7 +98,7 @@ def create_app(
     )
 
     def is_ready() -> bool:
-        return door.is_open and engine.is_ready
+        return concurrency_limit.is_open and engine.is_ready
 
     metrics.watch_ready(is_ready)
     app = FastAPI(
@@ -115,7 +117,7 @@ def create_app(
         models_router(served),
         tokenize_router(served),
         explanations_router(served),
-        watch_router(watch or EngineWatch(engine.watch), served.limits.write_timeout_seconds),
+        live_view_router(watch or LiveView(engine.subscribe), served.limits.write_timeout_seconds),
         health_router(served, is_ready),
         page_router(),
         metrics_router(metrics),
@@ -136,9 +138,10 @@ def create_app(
         served.names,
     )
     # From the inside out.
-    app.add_middleware(DoorKeeper, door=door, metrics=metrics)  # inside the guard: a stranger takes no place
+    # Inside the authentication: a request without a key takes no place.
+    app.add_middleware(ConcurrencyLimitMiddleware, concurrency_limit=concurrency_limit, metrics=metrics)
     if keys is not None:
-        app.add_middleware(KeyGuard, keys=keys)
+        app.add_middleware(ApiKeyAuth, keys=keys)
     if origins:
         app.add_middleware(  # around the guard: a preflight has no key
             CORSMiddleware,
@@ -149,8 +152,8 @@ def create_app(
             expose_headers=["x-request-id", "retry-after"],
         )
     if hosts is not None:
-        app.add_middleware(HostGuard, hosts=hosts)
+        app.add_middleware(TrustedHosts, hosts=hosts)
     # Around all of them: a refusal has an id, too, and is counted.
-    app.add_middleware(HttpEdge, metrics=metrics, on_exchange=on_exchange, trusted_proxies=trusted_proxies)
+    app.add_middleware(RequestLogging, metrics=metrics, on_exchange=on_exchange, trusted_proxies=trusted_proxies)
     app.add_middleware(CanonicalPath, routes=app.openapi()["paths"])  # before any of them looks at the path
     return app

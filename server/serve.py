@@ -22,15 +22,15 @@ from caravan.server.generation.executors import Executors
 from caravan.server.http.api_keys import ApiKeys
 from caravan.server.http.body_memory import BodyMemory
 from caravan.server.http.client_address import networks
-from caravan.server.http.concurrency_limit import Door
-from caravan.server.http.graceful_shutdown import DrainingServer
+from caravan.server.http.concurrency_limit import ConcurrencyLimit
+from caravan.server.http.graceful_shutdown import GracefulServer
 from caravan.server.http.host_names import allowed_hosts, allowed_origins
 from caravan.server.http.protocol import HttpProtocol
 from caravan.server.observe.exchange import Exchange
 from caravan.server.observe.metrics import Metrics
 from caravan.server.observe.request_history import StoryBook
 from caravan.server.observe.tracing import make_tracer
-from caravan.server.operations.live_view import EngineWatch
+from caravan.server.operations.live_view import LiveView
 from caravan.server.sandbox.chat_template import ChatTemplate, usable_template
 from caravan.server.sandbox.grammar_check import GrammarCheck
 from caravan.server.settings import Settings
@@ -62,9 +62,9 @@ async def run_server(
         names = settings.names
         metrics = Metrics(names[0], report.config, keys.names if keys else ())
         admission = Admission(report.config, metrics, settings.queue_limits)
-        stories, watch = StoryBook(), EngineWatch(engine.watch)
+        stories, watch = StoryBook(), LiveView(engine.subscribe)
         bodies = BodyMemory(int(settings.max_body_memory))
-        door = Door(report.config.max_num_seqs + settings.max_queued_requests, bodies)
+        concurrency_limit = ConcurrencyLimit(report.config.max_num_seqs + settings.max_queued_requests, bodies)
 
         def on_exchange(exchange: Exchange) -> None:
             if exchange.method == "POST" or settings.access_log:
@@ -83,7 +83,7 @@ async def run_server(
             metrics=metrics,
             defaults=defaults,
             admission=admission,
-            door=door,
+            concurrency_limit=concurrency_limit,
             stories=stories,
             watch=watch,
             grammar_check=grammar_check,
@@ -109,7 +109,7 @@ async def run_server(
             ssl_keyfile=settings.tls_key,
             timeout_graceful_shutdown=LAST_SECONDS,
         )
-        server = DrainingServer(config, door, settings.drain_timeout, engine.stop, watch.close)
+        server = GracefulServer(config, concurrency_limit, settings.drain_timeout, engine.stop, watch.close)
         listener.listen(BACKLOG)  # from now on connections wait instead of being refused
         print(start_text(report, model_path, names, address_of(listener, is_encrypted=config.is_ssl)), flush=True)
         await server.serve(sockets=[listener])

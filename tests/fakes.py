@@ -12,7 +12,7 @@ from caravan.model.tokenizer.vocabulary import TokenType
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.messages import FinishReason, Request, SequenceOutput, StepOutput, StepStats, TokenLogprobs
 from caravan.server.engine.listener import EngineListener
-from caravan.server.engine.output_queue import EngineDied, EngineUnavailable, TokenStream
+from caravan.server.engine.output_queue import EngineDied, EngineUnavailable, OutputQueue
 
 BOS, EOS, IM_START, IM_END = 256, 257, 258, 259
 
@@ -70,26 +70,26 @@ class FakeEngineClient:
         self.refuses_grammar = False  # where it would fail
         self.seconds_per_token = 0.0
         self.logprob_of: dict[int, float] = {}  # of all tokens of an answer, by its first one; else -5
-        self.watch_seconds = 0.0
+        self.snapshot_period_seconds = 0.0
         self.num_produced = 0
         self._script = script
         self._num_cached_tokens = num_cached_tokens
         self._ids = itertools.count(1)
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
-    def submit(self, request: Request, exchange: int = 0) -> TokenStream:
+    def submit(self, request: Request, exchange: int = 0) -> OutputQueue:
         if not self.is_ready:
             raise EngineUnavailable
         self.grammars.append(request.grammar)
         self.requests.append(request)
         self.submitted.append((request.prompt_token_ids, request.params, request.cache_salt))
-        stream = TokenStream(next(self._ids), self._abort)
+        stream = OutputQueue(next(self._ids), self._abort)
         work = self._produce(stream, request.prompt_token_ids, request.params, request.pooling)
         self._tasks[stream.request_id] = asyncio.create_task(work)
         return stream
 
-    def watch(self, period_seconds: float) -> None:
-        self.watch_seconds = period_seconds
+    def subscribe(self, period_seconds: float) -> None:
+        self.snapshot_period_seconds = period_seconds
 
     @property
     def num_running(self) -> int:
@@ -104,7 +104,7 @@ class FakeEngineClient:
         self._tasks[request_id].cancel()
 
     async def _produce(
-        self, stream: TokenStream, prompt: list[int], params: SamplingParams, pooling: Pooling | None
+        self, stream: OutputQueue, prompt: list[int], params: SamplingParams, pooling: Pooling | None
     ) -> None:
         scheduled_at_seconds = time.monotonic()
         script = self._script(prompt, params)

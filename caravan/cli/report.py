@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Literal
 
-from caravan.model.backend import choose_runtime
+from caravan.model.backend import choose_backend
 from caravan.model.checkpoint.checkpoint import Checkpoint, num_parameters
 from caravan.model.config import ModelConfig
 from caravan.model.kv_cache import POOL_DTYPES, KVDtype, choose_kv_dtype, kv_bytes_per_token
@@ -59,9 +59,9 @@ def plan_model(
     """
     checkpoint = open_checkpoint(path)
     config = checkpoint.config
-    runtime = choose_runtime(checkpoint, dtype=dtype, quantization=quantization, block_size=limits.block_size)
-    kv_dtype = choose_kv_dtype(kv_cache_dtype, runtime.dtype)
-    bytes_per_token, weight_bytes = kv_bytes_per_token(config, kv_dtype), runtime.weight_bytes
+    backend = choose_backend(checkpoint, dtype=dtype, quantization=quantization, block_size=limits.block_size)
+    kv_dtype = choose_kv_dtype(kv_cache_dtype, backend.dtype)
+    bytes_per_token, weight_bytes = kv_bytes_per_token(config, kv_dtype), backend.weight_bytes
     if weight_bytes > memory_bytes:
         raise ValueError(f"The weights take {weight_bytes:,} bytes, more than the {memory_bytes:,} there are.")
     engine = plan_engine(
@@ -78,7 +78,7 @@ def plan_model(
     pool_bytes = engine.num_tokens * bytes_per_token
     steps = math.ceil(at_once * prompt_tokens / engine.max_batch_tokens)
     return [
-        ("Weights", f"{weight_bytes / 1e6:,.0f} MB, {runtime.text}"),
+        ("Weights", f"{weight_bytes / 1e6:,.0f} MB, {backend.text}"),
         ("KV pool", f"{engine.num_tokens:,} tokens in {engine.num_blocks:,} blocks of {engine.block_size} "
          f"({pool_bytes / 1e6:,.0f} MB) in {_name(kv_dtype)}"),
         ("Room", f"for {fits:,} requests of {length:,} tokens ({prompt_tokens:,} in, {output_tokens:,} out)"),

@@ -13,17 +13,17 @@ from caravan.scheduler.messages import (
     BatchBegins,
     EngineLog,
     EngineReady,
-    EngineView,
+    EngineSnapshot,
     Heartbeat,
     Request,
     StartEngine,
     StepOutput,
-    Watch,
+    Subscribe,
     WhileRunning,
 )
-from caravan.server.engine.in_flight import LiveRequest, LiveRequests
+from caravan.server.engine.in_flight import InFlightRequest, InFlightRequests
 from caravan.server.engine.listener import EngineListener
-from caravan.server.engine.output_queue import EngineDied, EngineUnavailable, TokenStream
+from caravan.server.engine.output_queue import EngineDied, EngineUnavailable, OutputQueue
 from caravan.server.engine.process import ENGINE_PROGRAM, EngineProcess, EngineStartFailed
 
 READY_SILENCE_SECONDS = 2.0  # an engine beats twice a second, also in the middle of a step
@@ -59,10 +59,10 @@ class EngineClient:
         self._program = program
         self._hang_seconds = hang_seconds
         self._process = EngineProcess(start, self._take, program)
-        self._requests = LiveRequests()
+        self._requests = InFlightRequests()
         self._request_ids = itertools.count(1)
         self._is_connected = False
-        self._watch_seconds = 0.0
+        self._snapshot_period_seconds = 0.0
         self._heard_at_seconds = 0.0
         self._looked_at_seconds = 0.0  # when the event loop last came to look at the silence
         self._tasks: list[asyncio.Task[None]] = []
@@ -94,24 +94,24 @@ class EngineClient:
         self._tasks = [asyncio.create_task(self._keep_going()), asyncio.create_task(self._watch())]
         return report
 
-    def submit(self, request: Request, exchange: int = 0) -> TokenStream:
+    def submit(self, request: Request, exchange: int = 0) -> OutputQueue:
         """Return the stream of a new request, whose `request_id` is given here; raises EngineUnavailable.
 
         Those of one `exchange`, which is no 0, are held responsible together if the engine ends.
         """
         if not self.is_ready:
             raise EngineUnavailable
-        stream = TokenStream(next(self._request_ids), self._abort)
+        stream = OutputQueue(next(self._request_ids), self._abort)
         request = msgspec.structs.replace(request, request_id=stream.request_id)
-        self._requests.add(LiveRequest(request, stream, exchange or -stream.request_id))
+        self._requests.add(InFlightRequest(request, stream, exchange or -stream.request_id))
         self._send_released()
         return stream
 
-    def watch(self, period_seconds: float) -> None:
+    def subscribe(self, period_seconds: float) -> None:
         """Have a view of the engine handed to the listener so often, 0: never; also of the engines to come."""
-        self._watch_seconds = period_seconds
+        self._snapshot_period_seconds = period_seconds
         if self._is_connected:
-            self._process.send(Watch(period_seconds=period_seconds))
+            self._process.send(Subscribe(period_seconds=period_seconds))
 
     async def stop(self) -> None:
         """End the process; streams still open fail with EngineDied."""
@@ -191,7 +191,7 @@ class EngineClient:
                 self._requests.begin_batch(request_ids)
             case EngineLog(level=level, text=text):
                 logger.log(level, "%s", text)
-            case EngineView():
+            case EngineSnapshot():
                 self.listener.on_snapshot(message)
             case Heartbeat():
                 pass
@@ -199,8 +199,8 @@ class EngineClient:
     def _connect(self) -> None:
         self._heard_at_seconds = self._looked_at_seconds = time.monotonic()
         self._is_connected = True
-        if self._watch_seconds:
-            self.watch(self._watch_seconds)
+        if self._snapshot_period_seconds:
+            self.subscribe(self._snapshot_period_seconds)
         self._send_released()
 
     def _disconnect(self) -> None:

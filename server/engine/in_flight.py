@@ -1,19 +1,19 @@
-"""LiveRequests: every request that has not ended, with all it takes to give it to another engine."""
+"""InFlightRequests: every request that has not ended, with all it takes to give it to another engine."""
 
 import msgspec
 
 from caravan.scheduler.messages import Request, SequenceOutput
-from caravan.server.engine.output_queue import TokenStream
+from caravan.server.engine.output_queue import OutputQueue
 
-SUSPECT_DEATHS = 2  # engines that ended in a row with a request in their batch: from now on it runs alone
-MAX_DEATHS = 5  # the last three while it ran alone: it is given up
-GIVEN_UP = f"The engine ended {MAX_DEATHS} times in a row while it worked on this request."
+QUARANTINE_CRASHES = 2  # engines that ended in a row with a request in their batch: from now on it runs alone
+MAX_CRASHES = 5  # the last three while it ran alone: it is given up
+GIVEN_UP = f"The engine ended {MAX_CRASHES} times in a row while it worked on this request."
 
 
-class LiveRequest:
+class InFlightRequest:
     """A request with the tokens it has so far."""
 
-    def __init__(self, request: Request, stream: TokenStream, exchange: int) -> None:
+    def __init__(self, request: Request, stream: OutputQueue, exchange: int) -> None:
         """`exchange` is the number of the HTTP request that it belongs to."""
         self.stream = stream
         self.exchange = exchange
@@ -53,28 +53,28 @@ class _Exchange:
 
     def __init__(self) -> None:
         self.request_ids: set[int] = set()
-        self.num_deaths = 0  # of engines that had one of them in their batch, since all of them were cleared
+        self.crash_count = 0  # of engines that had one of them in their batch, since all of them were cleared
         self._doubtful: set[int] = set()  # those that were in such a batch and had no token since
 
     @property
-    def is_suspected(self) -> bool:
+    def is_quarantined(self) -> bool:
         """It runs without others."""
-        return self.num_deaths >= SUSPECT_DEATHS
+        return self.crash_count >= QUARANTINE_CRASHES
 
-    def count_death(self, batch: set[int]) -> None:
+    def count_crash(self, batch: set[int]) -> None:
         """Count the end of an engine that worked on these requests."""
         if here := self.request_ids & batch:
-            self.num_deaths += 1
+            self.crash_count += 1
             self._doubtful |= here
 
     def clear(self, request_id: int) -> None:
         """Count no death against a request that had a token or ended."""
         self._doubtful.discard(request_id)
         if not self._doubtful:
-            self.num_deaths = 0
+            self.crash_count = 0
 
 
-class LiveRequests:
+class InFlightRequests:
     """Which requests the engine has, and which it gets next after another one ended.
 
     A request that makes the engine end would do so again after each start, and the others would never get further. A
@@ -86,10 +86,10 @@ class LiveRequests:
     """
 
     def __init__(self) -> None:
-        self._requests: dict[int, LiveRequest] = {}  # in the order they came
+        self._requests: dict[int, InFlightRequest] = {}  # in the order they came
         self._exchanges: dict[int, _Exchange] = {}  # of all these
         self._batch: list[int] = []  # what the engine last said it works on
-        self._held: dict[int, LiveRequest] = {}  # what the engine does not have yet
+        self._held: dict[int, InFlightRequest] = {}  # what the engine does not have yet
         self._alone: int | None = None  # the exchange that runs because it is suspected
 
     def __len__(self) -> int:
@@ -100,17 +100,17 @@ class LiveRequests:
         """Some requests wait to be given to the engine."""
         return bool(self._held)
 
-    def add(self, live: LiveRequest) -> None:
+    def add(self, live: InFlightRequest) -> None:
         """Add a new request; `released` says when the engine gets it."""
         request_id = live.stream.request_id
         self._requests[request_id] = self._held[request_id] = live
         self._exchanges.setdefault(live.exchange, _Exchange()).request_ids.add(request_id)
 
-    def released(self) -> list[LiveRequest]:
+    def released(self) -> list[InFlightRequest]:
         """Return what the engine gets now, once."""
         if self._alone is None:
             held = (live.exchange for live in self._held.values())
-            self._alone = next((exchange for exchange in held if self._exchanges[exchange].is_suspected), None)
+            self._alone = next((exchange for exchange in held if self._exchanges[exchange].is_quarantined), None)
         released = [live for live in self._held.values() if self._alone in (None, live.exchange)]
         for live in released:
             del self._held[live.stream.request_id]
@@ -142,8 +142,8 @@ class LiveRequests:
         batch, self._batch = set(self._batch), []
         self._alone = None
         for exchange in [*self._exchanges.values()]:
-            exchange.count_death(batch)
-            if exchange.num_deaths >= MAX_DEATHS:
+            exchange.count_crash(batch)
+            if exchange.crash_count >= MAX_CRASHES:
                 for request_id in sorted(exchange.request_ids):
                     live = self._requests[request_id]
                     self._remove(request_id)
@@ -169,9 +169,9 @@ class LiveRequests:
         if not exchange.request_ids:
             del self._exchanges[live.exchange]
 
-    def _clear(self, live: LiveRequest) -> None:
+    def _clear(self, live: InFlightRequest) -> None:
         """Count no death against a request; if that clears the exchange that runs alone, the others follow."""
         exchange = self._exchanges[live.exchange]
         exchange.clear(live.stream.request_id)
-        if live.exchange == self._alone and not exchange.is_suspected:
+        if live.exchange == self._alone and not exchange.is_quarantined:
             self._alone = None

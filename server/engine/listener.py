@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from typing_extensions import override
 
-from caravan.scheduler.messages import EngineView, StepOutput
+from caravan.scheduler.messages import EngineSnapshot, StepOutput
 
 
 class EngineListener:
@@ -16,7 +16,7 @@ class EngineListener:
     def on_step(self, output: StepOutput) -> None:
         """Take in the result of one step, before its tokens reach their readers."""
 
-    def on_snapshot(self, snapshot: EngineView) -> None:
+    def on_snapshot(self, snapshot: EngineSnapshot) -> None:
         """Take in the state of batch, queue and pool; sent only while somebody subscribes to it."""
 
     def on_disconnect(self) -> None:
@@ -41,7 +41,7 @@ class EngineListeners(EngineListener):
             listener.on_step(output)
 
     @override
-    def on_snapshot(self, snapshot: EngineView) -> None:
+    def on_snapshot(self, snapshot: EngineSnapshot) -> None:
         for listener in self._listeners:
             listener.on_snapshot(snapshot)
 

@@ -1,4 +1,4 @@
-"""TokenStream: the engine's outputs for one request, on their way to one reader."""
+"""OutputQueue: the engine's outputs for one request, on their way to one reader."""
 
 import time
 from collections.abc import Callable
@@ -16,7 +16,7 @@ class EngineDied(Exception):
     """The engine process ended while it worked on a request."""
 
 
-class TokenStream:
+class OutputQueue:
     """The outputs of one request, each once and in order, until the one with a finish reason.
 
     The engine never waits for a reader. What gathers while the reader is busy is handed over as one output, so a

@@ -16,7 +16,7 @@ from caravan.scheduler.messages import (
     EngineFailed,
     EngineLog,
     EngineReady,
-    EngineView,
+    EngineSnapshot,
     FromEngine,
     Heartbeat,
     StartEngine,
@@ -112,7 +112,7 @@ class EngineProcess(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         for body in self._frames.split(data):
             match self._decoder.decode(body):
-                case StepOutput() | BatchBegins() | Heartbeat() | EngineLog() | EngineView() as message:
+                case StepOutput() | BatchBegins() | Heartbeat() | EngineLog() | EngineSnapshot() as message:
                     self._on_message(message)
                 case EngineReady() | EngineFailed() if self._report.done():  # nobody waits for it any more
                     pass

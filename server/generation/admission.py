@@ -12,7 +12,7 @@ from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.messages import StepOutput
 from caravan.scheduler.step_cost import StepCost
 from caravan.server.engine.listener import EngineListener
-from caravan.server.generation.context import Asker
+from caravan.server.generation.context import RequestContext
 from caravan.server.generation.errors import DeadlineExceeded, QueueFull
 from caravan.server.generation.fair_share import has_room
 from caravan.server.generation.request_limits import QueueLimits
@@ -23,7 +23,7 @@ LEARNING = 0.1  # the weight of the newest answer in the mean length of answers
 
 
 @dataclass(eq=False, kw_only=True)
-class Ticket:
+class Reservation:
     """One sequence that was let in, until it ends."""
 
     priority: int
@@ -50,9 +50,9 @@ class Admission(EngineListener):
     config: EngineConfig
     metrics: Metrics
     limits: QueueLimits = field(default_factory=QueueLimits)
-    _waiting: dict[Ticket, None] = field(default_factory=dict)  # in the order they came
-    _running: dict[Ticket, None] = field(default_factory=dict)
-    _submitted: dict[int, Ticket] = field(default_factory=dict)  # by the engine's number
+    _waiting: dict[Reservation, None] = field(default_factory=dict)  # in the order they came
+    _running: dict[Reservation, None] = field(default_factory=dict)
+    _submitted: dict[int, Reservation] = field(default_factory=dict)  # by the engine's number
     _cost: StepCost = field(default_factory=StepCost)
     _used_share: float = 1.0  # of max_tokens
 
@@ -61,36 +61,38 @@ class Admission(EngineListener):
         """Learn from one step how long steps take, and which sequences are in the batch."""
         stats = output.stats
         for event in output.events:
-            if event.kind in ("join", "preempt") and (ticket := self._submitted.get(event.request_id)) is not None:
-                ticket.is_in_batch = event.kind == "join"
+            if event.kind in ("join", "preempt") and (reservation := self._submitted.get(event.request_id)) is not None:
+                reservation.is_in_batch = event.kind == "join"
         if stats.num_prefill_tokens or stats.num_decode_tokens:
             self._cost.observe(stats.num_prefill_tokens, stats.step_seconds)
 
-    def admit(self, lengths: Sequence[tuple[int, int]], asker: Asker, arrived_at_seconds: float) -> list[Ticket]:
-        """Return a ticket for each sequence of a request, given the tokens of its prompt and its max_tokens.
+    def admit(
+        self, lengths: Sequence[tuple[int, int]], context: RequestContext, arrived_at_seconds: float
+    ) -> list[Reservation]:
+        """Return a reservation for each sequence of a request, given the tokens of its prompt and its max_tokens.
 
         Raises QueueFull if the queue has no room for them or the first of them would wait for too long, and
         DeadlineExceeded if the answer would come later than the client wants it.
         """
-        before = self._before(asker, self._waiting)
-        queued = [ticket for ticket in (*self._running, *self._waiting) if not ticket.is_in_batch]
-        num_before = len(self._before(asker, queued))
-        wait_seconds = self._forecast_seconds(before, asker, lengths[0][0])
-        self._check_room(lengths, asker.key_name, wait_seconds)
+        before = self._before(context, self._waiting)
+        queued = [reservation for reservation in (*self._running, *self._waiting) if not reservation.is_in_batch]
+        num_before = len(self._before(context, queued))
+        wait_seconds = self._forecast_seconds(before, context, lengths[0][0])
+        self._check_room(lengths, context.key_name, wait_seconds)
         limit_seconds = self.limits.max_wait_seconds
         if limit_seconds is not None and wait_seconds > limit_seconds:
             self._refuse("wait", f"The request would wait for {wait_seconds:.1f} s.", wait_seconds - limit_seconds)
-        if asker.timeout_seconds is not None:
-            left_seconds = arrived_at_seconds + asker.timeout_seconds - time.monotonic()
+        if context.timeout_seconds is not None:
+            left_seconds = arrived_at_seconds + context.timeout_seconds - time.monotonic()
             needed_seconds = wait_seconds + self._work_seconds(lengths)
             if needed_seconds > left_seconds:
                 fact = f"The answer would take {needed_seconds:.1f} s; its client waits for {left_seconds:.1f}."
                 self._refuse("deadline", fact, needed_seconds - left_seconds)
-        tickets = [
-            Ticket(
-                priority=asker.priority,
-                urgency=asker.urgency,
-                key_name=asker.key_name,
+        reservations = [
+            Reservation(
+                priority=context.priority,
+                urgency=context.urgency,
+                key_name=context.key_name,
                 num_prompt_tokens=num_prompt_tokens,
                 max_tokens=max_tokens,
                 predicted_wait_seconds=wait_seconds,
@@ -98,42 +100,44 @@ class Admission(EngineListener):
             )
             for number, (num_prompt_tokens, max_tokens) in enumerate(lengths)
         ]
-        self._waiting |= dict.fromkeys(tickets)
-        return tickets
+        self._waiting |= dict.fromkeys(reservations)
+        return reservations
 
     @override
     def on_replay(self, num_requests: int, down_seconds: float) -> None:
         """All sequences are in the queue of the new engine."""
-        for ticket in self._submitted.values():
-            ticket.is_in_batch = False
+        for reservation in self._submitted.values():
+            reservation.is_in_batch = False
 
-    def submit(self, ticket: Ticket, engine_number: int) -> None:
+    def submit(self, reservation: Reservation, engine_number: int) -> None:
         """Store under which number the engine has a sequence."""
-        ticket.engine_number = engine_number
-        self._submitted[engine_number] = ticket
+        reservation.engine_number = engine_number
+        self._submitted[engine_number] = reservation
 
-    def count_tokens(self, ticket: Ticket, num_tokens: int, waited_seconds: float) -> None:
+    def count_tokens(self, reservation: Reservation, num_tokens: int, waited_seconds: float) -> None:
         """Take note of new tokens of a sequence; the first ones tell how long it waited."""
-        if ticket in self._waiting:
-            del self._waiting[ticket]
-            self._running[ticket] = None
-            self.metrics.wait_error.observe(ticket.predicted_wait_seconds - waited_seconds)
-        ticket.num_tokens += num_tokens
+        if reservation in self._waiting:
+            del self._waiting[reservation]
+            self._running[reservation] = None
+            self.metrics.wait_error.observe(reservation.predicted_wait_seconds - waited_seconds)
+        reservation.num_tokens += num_tokens
 
-    def leave(self, ticket: Ticket, *, is_complete: bool) -> None:
+    def leave(self, reservation: Reservation, *, is_complete: bool) -> None:
         """Take note that a sequence has ended, if it has not left yet; a complete one tells how long answers are."""
-        if ticket.engine_number is not None:
-            self._submitted.pop(ticket.engine_number, None)
-        was_inside = self._waiting.pop(ticket, ticket) is None or self._running.pop(ticket, ticket) is None
-        if was_inside and is_complete and ticket.max_tokens:
-            self._used_share += LEARNING * (ticket.num_tokens / ticket.max_tokens - self._used_share)
+        if reservation.engine_number is not None:
+            self._submitted.pop(reservation.engine_number, None)
+        was_inside = (
+            self._waiting.pop(reservation, reservation) is None or self._running.pop(reservation, reservation) is None
+        )
+        if was_inside and is_complete and reservation.max_tokens:
+            self._used_share += LEARNING * (reservation.num_tokens / reservation.max_tokens - self._used_share)
 
     def _check_room(self, lengths: Sequence[tuple[int, int]], key_name: str, wait_seconds: float) -> None:
         sequences_of: Counter[str] = Counter()  # that wait, by key
         tokens_of: Counter[str] = Counter()
-        for ticket in self._waiting:
-            sequences_of[ticket.key_name] += 1
-            tokens_of[ticket.key_name] += ticket.num_prompt_tokens + ticket.max_tokens
+        for reservation in self._waiting:
+            sequences_of[reservation.key_name] += 1
+            tokens_of[reservation.key_name] += reservation.num_prompt_tokens + reservation.max_tokens
         if not sequences_of[key_name]:  # a request larger than the bounds would never be let in
             return
         num_free = max(self.config.max_num_seqs - len(self._running), 0)
@@ -150,48 +154,52 @@ class Admission(EngineListener):
         self.metrics.count_rejection(reason)
         raise (DeadlineExceeded if reason == "deadline" else QueueFull)(fact, retry_after_seconds)
 
-    def _forecast_seconds(self, before: Sequence[Ticket], asker: Asker, num_prompt_tokens: int) -> float:
+    def _forecast_seconds(
+        self, before: Sequence[Reservation], context: RequestContext, num_prompt_tokens: int
+    ) -> float:
         """Return how long one more sequence would wait behind these.
 
         Of the prompts of other keys a step computes no more than of its own.
         """
 
-        def prompt_tokens(ticket: Ticket) -> int:
-            is_own = ticket.key_name == asker.key_name or ticket.urgency < asker.urgency
-            return ticket.num_prompt_tokens if is_own else min(ticket.num_prompt_tokens, num_prompt_tokens)
+        def prompt_tokens(reservation: Reservation) -> int:
+            is_own = reservation.key_name == context.key_name or reservation.urgency < context.urgency
+            return reservation.num_prompt_tokens if is_own else min(reservation.num_prompt_tokens, num_prompt_tokens)
 
-        num_tokens = [ticket.num_prompt_tokens + ticket.max_tokens for ticket in (*self._running, *before)]
+        num_tokens = [
+            reservation.num_prompt_tokens + reservation.max_tokens for reservation in (*self._running, *before)
+        ]
         mean_num_tokens = sum(num_tokens) / len(num_tokens) if num_tokens else 1
         max_running = min(self.config.max_num_seqs, int(self.config.num_tokens / mean_num_tokens) or 1)
         return forecast_wait_seconds(
-            [max(self._expected_tokens(ticket) - ticket.num_tokens, 1) for ticket in self._running],
-            [(prompt_tokens(ticket), self._expected_tokens(ticket)) for ticket in before],
+            [max(self._expected_tokens(reservation) - reservation.num_tokens, 1) for reservation in self._running],
+            [(prompt_tokens(reservation), self._expected_tokens(reservation)) for reservation in before],
             max_running=max_running,
             step_seconds=self._cost.step_seconds,
             prefill_seconds=self._cost.prefill_seconds,
         )
 
-    def _before(self, asker: Asker, waiting: Collection[Ticket]) -> list[Ticket]:
+    def _before(self, context: RequestContext, waiting: Collection[Reservation]) -> list[Reservation]:
         """Return which of these would join before: what is more urgent, the key's own, and as many of each other key.
 
         Within an urgency keys take turns, and what a key has waiting joins by priority.
         """
-        own_place = (asker.urgency, asker.key_name)
+        own_place = (context.urgency, context.key_name)
         num_of: dict[tuple[int, str], int] = {}
         more_urgent, own, others = [], [], []
-        for ticket in sorted(waiting, key=lambda ticket: ticket.priority):
-            place = (ticket.urgency, ticket.key_name)
+        for reservation in sorted(waiting, key=lambda reservation: reservation.priority):
+            place = (reservation.urgency, reservation.key_name)
             num_of[place] = num_of.get(place, 0) + 1
-            if ticket.urgency < asker.urgency:
-                more_urgent.append(ticket)
-            elif place == own_place and ticket.priority <= asker.priority:
-                own.append(ticket)
-            elif ticket.urgency == asker.urgency and place != own_place:
-                others.append((num_of[place], ticket))
-        return [*more_urgent, *own, *(ticket for turn, ticket in others if turn <= len(own) + 1)]
+            if reservation.urgency < context.urgency:
+                more_urgent.append(reservation)
+            elif place == own_place and reservation.priority <= context.priority:
+                own.append(reservation)
+            elif reservation.urgency == context.urgency and place != own_place:
+                others.append((num_of[place], reservation))
+        return [*more_urgent, *own, *(reservation for turn, reservation in others if turn <= len(own) + 1)]
 
-    def _expected_tokens(self, ticket: Ticket) -> int:
-        return max(round(self._used_share * ticket.max_tokens), 1)
+    def _expected_tokens(self, reservation: Reservation) -> int:
+        return max(round(self._used_share * reservation.max_tokens), 1)
 
     def _work_seconds(self, lengths: Sequence[tuple[int, int]]) -> float:
         """Return what the engine needs for a request that runs: its prompts, and steps for its longest answer."""

@@ -1,4 +1,4 @@
-"""Asker: on whose behalf a request runs, and how soon."""
+"""RequestContext: on whose behalf a request runs, and how soon."""
 
 import re
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from caravan.server.observe.request_end import RequestEnd
 
 NO_KEY = ""  # the name under which all ask where there are no keys
 TIMEOUT_HEADER = "x-request-timeout-ms"
-SCOPE_NAME = "caravan.key_name"  # where the guard leaves the name of the key that it let through
+SCOPE_KEY_NAME = "caravan.key_name"  # where the guard leaves the name of the key that it let through
 SCOPE_MIN_PRIORITY = "caravan.min_priority"  # where it leaves the lowest priority that counts beyond the key
 SCOPE_REQUEST_ID = "caravan.request_id"  # where the edge leaves the id of the exchange
 SCOPE_END = "caravan.end"  # where it is left what became of the request
@@ -18,12 +18,12 @@ SCOPE_END = "caravan.end"  # where it is left what became of the request
 _MILLISECONDS = re.compile(rb"[1-9][0-9]{0,8}")
 
 
-class WrongTimeout(ValueError):
+class InvalidTimeout(ValueError):
     """The header with the time limit cannot be read; the text is for the client."""
 
 
 @dataclass(frozen=True)
-class Asker:
+class RequestContext:
     """What the queue and the prefix cache know of who asks."""
 
     key_name: str = NO_KEY
@@ -37,12 +37,12 @@ class Asker:
 
 def key_name_of(scope: Scope) -> str:
     """Return the name of the key that a request brought."""
-    name: str = scope.get(SCOPE_NAME, NO_KEY)
+    name: str = scope.get(SCOPE_KEY_NAME, NO_KEY)
     return name
 
 
-def asker_of(scope: Scope, priority: int, cache_salt: str) -> Asker:
-    """Return who asks; raises WrongTimeout for a time limit that is none.
+def request_context(scope: Scope, priority: int, cache_salt: str) -> RequestContext:
+    """Return who asks; raises InvalidTimeout for a time limit that is none.
 
     Keys never share cached prefixes, so that none can find out by time what another has sent.
     """
@@ -52,7 +52,7 @@ def asker_of(scope: Scope, priority: int, cache_salt: str) -> Asker:
         scope[SCOPE_END] = end
 
     salt = f"{name}\n{cache_salt}" if name != NO_KEY else cache_salt
-    return Asker(
+    return RequestContext(
         name,
         priority,
         salt,
@@ -68,5 +68,5 @@ def _timeout_seconds(scope: Scope) -> float | None:
     if not values:
         return None
     if len(values) > 1 or not _MILLISECONDS.fullmatch(values[0]):
-        raise WrongTimeout(f"`{TIMEOUT_HEADER}` must be a number of milliseconds, 1 to 999999999.")
+        raise InvalidTimeout(f"`{TIMEOUT_HEADER}` must be a number of milliseconds, 1 to 999999999.")
     return int(values[0]) / 1000

@@ -10,9 +10,9 @@ from typing import Any
 from caravan.model.sampling.sampling_params import SamplingParams
 from caravan.model.tokenizer.detokenizer import Detokenizer
 from caravan.scheduler.messages import FinishReason, Request
-from caravan.server.engine.output_queue import TokenStream
-from caravan.server.generation.admission import Ticket
-from caravan.server.generation.context import Asker
+from caravan.server.engine.output_queue import OutputQueue
+from caravan.server.generation.admission import Reservation
+from caravan.server.generation.context import RequestContext
 from caravan.server.generation.errors import InvalidGrammar, failure_reason
 from caravan.server.generation.request_grammar import RequestGrammar
 from caravan.server.generation.request_timeline import RequestTimeline
@@ -57,12 +57,12 @@ class Generation:
         *,
         arrived_at_seconds: float,
         grammar: RequestGrammar | None = None,
-        asker: Asker = Asker(),  # frozen
+        context: RequestContext = RequestContext(),  # frozen
         answer_id: str = "",
     ) -> None:
         """Submit all choices; raises EngineUnavailable, or ApiError if there is no room, and then none of them runs."""
         self._served = served
-        self._asker = asker
+        self._context = context
         self._is_counted = False
         self._jobs = jobs
         self._grammar = grammar
@@ -72,15 +72,15 @@ class Generation:
         self._choices: list[_Choice] = []
         self._num_open = sum(len(job.params) for job in jobs)  # choices whose last piece is still to come
         lengths = [(len(job.token_ids), params.max_tokens) for job in jobs for params in job.params]
-        self.story = RequestStory(answer_id, asker.request_id, asker.key_name, arrived_at_seconds)
+        self.story = RequestStory(answer_id, context.request_id, context.key_name, arrived_at_seconds)
         self.story.tell("tokenized", prompt_tokens=[len(job.token_ids) for job in jobs])
-        self._tickets = served.admission.admit(lengths, asker, arrived_at_seconds)
-        self.story.admit(self._tickets[0].predicted_wait_seconds)
+        self._reservations = served.admission.admit(lengths, context, arrived_at_seconds)
+        self.story.admit(self._reservations[0].predicted_wait_seconds)
         self._time_limit: asyncio.TimerHandle | None = None
-        left_seconds = seconds_left(asker, arrived_at_seconds)
+        left_seconds = seconds_left(context, arrived_at_seconds)
         if left_seconds is not None:
             self._time_limit = asyncio.get_running_loop().call_later(left_seconds, self._expire)
-        tickets = iter(self._tickets)
+        reservations = iter(self._reservations)
         exchange = secrets.randbits(63)
         text = grammar.text if grammar is not None else ""
         try:
@@ -90,20 +90,20 @@ class Generation:
                     request = Request(
                         prompt_token_ids=job.token_ids,
                         params=params,
-                        cache_salt=asker.cache_salt,
-                        key=asker.key_name,
-                        priority=asker.priority,
-                        urgency=asker.urgency,
+                        cache_salt=context.cache_salt,
+                        key=context.key_name,
+                        priority=context.priority,
+                        urgency=context.urgency,
                         grammar=text,
                         group=group,
                     )
                     tokens = served.engine.submit(request, exchange)
                     tokens.on_news = self._on_news
-                    ticket = next(tickets)
-                    choice = _choice_of(tokens, served, job, params, stop, ticket, arrived_at_seconds)
+                    reservation = next(reservations)
+                    choice = _choice_of(tokens, served, job, params, stop, reservation, arrived_at_seconds)
                     self._choices.append(choice)
-                    served.admission.submit(ticket, tokens.request_id)
-                    served.stories.queue(self.story, tokens.request_id, ticket.num_before)
+                    served.admission.submit(reservation, tokens.request_id)
+                    served.stories.queue(self.story, tokens.request_id, reservation.num_before)
         except BaseException:
             self.end()
             raise
@@ -145,7 +145,7 @@ class Generation:
     def _expire(self) -> None:
         """End what takes too long for its client."""
         self.story.is_out_of_time = True
-        self._failure = out_of_time(self._asker)
+        self._failure = out_of_time(self._context)
         self._on_news()
 
     def _on_news(self) -> None:
@@ -170,14 +170,14 @@ class Generation:
         reason: FinishReason = "abort" if failure is None else failure_reason(failure)
         for choice in self._choices:
             choice.end(reason)
-        for ticket in self._tickets:  # of what was not submitted, too
-            self._served.admission.leave(ticket, is_complete=False)
+        for reservation in self._reservations:  # of what was not submitted, too
+            self._served.admission.leave(reservation, is_complete=False)
         if self._choices and not self._is_counted:
             self._is_counted = True
             usage = self.usage()
             counts = usage["prompt_tokens"], usage["completion_tokens"]
-            self._served.metrics.count_usage(self._asker.key_name, *counts)
-            self._asker.on_end(
+            self._served.metrics.count_usage(self._context.key_name, *counts)
+            self._context.on_end(
                 RequestEnd(
                     model_name=self._served.name,
                     params=self._jobs[0].params[0],
@@ -253,12 +253,12 @@ class _Choice:
 
 
 def _choice_of(
-    tokens: TokenStream,
+    tokens: OutputQueue,
     served: ServedModel,
     job: PromptJob,
     params: SamplingParams,
     stop: StopRule,
-    ticket: Ticket,
+    reservation: Reservation,
     arrived_at_seconds: float,
 ) -> _Choice:
     stream = TextStream(
@@ -273,7 +273,7 @@ def _choice_of(
     timeline = RequestTimeline(
         metrics=served.metrics,
         admission=served.admission,
-        ticket=ticket,
+        reservation=reservation,
         num_prompt_tokens=len(job.token_ids),
         max_tokens=params.max_tokens,
         arrived_at_seconds=arrived_at_seconds,

@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 
 from caravan.scheduler.messages import FinishReason
-from caravan.server.generation.admission import Admission, Ticket
+from caravan.server.generation.admission import Admission, Reservation
 from caravan.server.observe.metrics import Metrics
 
 
@@ -14,7 +14,7 @@ class RequestTimeline:
 
     metrics: Metrics
     admission: Admission
-    ticket: Ticket
+    reservation: Reservation
     num_prompt_tokens: int
     max_tokens: int
     arrived_at_seconds: float  # at the front, before tokenizing
@@ -31,7 +31,7 @@ class RequestTimeline:
             self._scheduled_at_seconds = scheduled_at_seconds
         if num_tokens == 0:
             return
-        self.admission.count_tokens(self.ticket, num_tokens, self._scheduled_at_seconds - self.queued_at_seconds)
+        self.admission.count_tokens(self.reservation, num_tokens, self._scheduled_at_seconds - self.queued_at_seconds)
         if self._num_tokens == 0:
             self._first_token_at_seconds = received_at_seconds
             self.metrics.first_token.observe(received_at_seconds - self.arrived_at_seconds)
@@ -47,7 +47,7 @@ class RequestTimeline:
         if self._is_finished:
             return
         self._is_finished = True
-        self.admission.leave(self.ticket, is_complete=reason in ("stop", "length"))
+        self.admission.leave(self.reservation, is_complete=reason in ("stop", "length"))
         self.metrics.count_finished(reason)
         self.metrics.end_to_end.observe(time.monotonic() - self.arrived_at_seconds)
         self.metrics.prompt_lengths.observe(self.num_prompt_tokens)

@@ -8,7 +8,7 @@ from caravan.model.sampling.generation_defaults import GenerationDefaults
 from caravan.model.tokenizer.tokenizer import Tokenizer
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.messages import Request
-from caravan.server.engine.output_queue import TokenStream
+from caravan.server.engine.output_queue import OutputQueue
 from caravan.server.generation.admission import Admission
 from caravan.server.generation.executors import Executors
 from caravan.server.generation.request_limits import RequestLimits
@@ -27,10 +27,10 @@ class Engine(Protocol):
     def is_ready(self) -> bool:
         """Whether it takes requests."""
 
-    def watch(self, period_seconds: float) -> None:
+    def subscribe(self, period_seconds: float) -> None:
         """Have views of it handed to whoever watches so often, 0: never."""
 
-    def submit(self, request: Request, exchange: int = 0) -> TokenStream:
+    def submit(self, request: Request, exchange: int = 0) -> OutputQueue:
         """Return the stream of a new request, which gets its `request_id` here; raises EngineUnavailable."""
 
 

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from caravan.model.tokenizer.detokenizer import Detokenizer
 from caravan.scheduler.messages import SequenceOutput, TokenLogprobs
-from caravan.server.engine.output_queue import TokenStream
+from caravan.server.engine.output_queue import OutputQueue
 from caravan.server.generation.errors import GenerationCancelled, GenerationFailed, InvalidGrammar
 from caravan.server.generation.stop_strings import StopStrings, TextCutter
 
@@ -61,7 +61,7 @@ class TextStream:
 
     def __init__(
         self,
-        tokens: TokenStream,
+        tokens: OutputQueue,
         detokenizer: Detokenizer,
         stop_strings: StopStrings,
         *,

@@ -2,17 +2,17 @@
 
 import time
 
-from caravan.server.generation.context import Asker
+from caravan.server.generation.context import RequestContext
 from caravan.server.generation.errors import DeadlineExceeded
 
 
-def seconds_left(asker: Asker, arrived_at_seconds: float) -> float | None:
+def seconds_left(context: RequestContext, arrived_at_seconds: float) -> float | None:
     """Return how long the client still waits, None if for ever."""
-    if asker.timeout_seconds is None:
+    if context.timeout_seconds is None:
         return None
-    return arrived_at_seconds + asker.timeout_seconds - time.monotonic()
+    return arrived_at_seconds + context.timeout_seconds - time.monotonic()
 
 
-def out_of_time(asker: Asker) -> DeadlineExceeded:
+def out_of_time(context: RequestContext) -> DeadlineExceeded:
     """Return the error of an answer that was not complete in time."""
-    return DeadlineExceeded(f"The answer was not complete within {asker.timeout_seconds:g} s.", 1)
+    return DeadlineExceeded(f"The answer was not complete within {context.timeout_seconds:g} s.", 1)

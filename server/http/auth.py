@@ -1,8 +1,8 @@
-"""KeyGuard: the API key that a request must bring."""
+"""ApiKeyAuth: the API key that a request must bring."""
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from caravan.server.generation.context import SCOPE_MIN_PRIORITY, SCOPE_NAME
+from caravan.server.generation.context import SCOPE_KEY_NAME, SCOPE_MIN_PRIORITY
 from caravan.server.http.api_keys import ApiKey, ApiKeys
 from caravan.server.http.errors import ApiError
 
@@ -13,7 +13,7 @@ SCRAPED_PATH = "/metrics"
 _KEY_HEADERS = (b"x-api-key", b"api-key")
 
 
-class KeyGuard:
+class ApiKeyAuth:
     """ASGI middleware that lets no request through without a key, except those for health and for the pages.
 
     The path it decides on is the one that routing uses, not one a client can write into a header.
@@ -30,7 +30,7 @@ class KeyGuard:
             return
         try:
             key = self._key_for(path, _keys_of(scope))
-            scope[SCOPE_NAME], scope[SCOPE_MIN_PRIORITY] = key.name, key.min_priority
+            scope[SCOPE_KEY_NAME], scope[SCOPE_MIN_PRIORITY] = key.name, key.min_priority
         except ApiError as error:
             if scope["type"] != "http":
                 await send({"type": "websocket.close", "code": 1008})

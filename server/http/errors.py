@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from caravan.server.engine.output_queue import EngineDied, EngineUnavailable
-from caravan.server.generation.context import TIMEOUT_HEADER, WrongTimeout
+from caravan.server.generation.context import TIMEOUT_HEADER, InvalidTimeout
 from caravan.server.generation.errors import (
     GenerationCancelled,
     GenerationError,
@@ -115,7 +115,7 @@ def as_api_error(error: Exception) -> ApiError:
     """Return what the client is told about `error`; what only the operator should know is logged."""
     if isinstance(error, ApiError):
         return error
-    if isinstance(error, WrongTimeout):
+    if isinstance(error, InvalidTimeout):
         return invalid(str(error), TIMEOUT_HEADER)
     if isinstance(error, EngineUnavailable):
         return unavailable("The engine is not ready. Try again shortly.")
@@ -162,7 +162,7 @@ def add_error_handlers(app: FastAPI) -> None:
     async def answer_validation(_: Request, __: Exception) -> Response:
         return invalid("A parameter of the path, the query or a header is not valid.").response()
 
-    ours = (ApiError, EngineUnavailable, EngineDied, GenerationError, WrongTimeout)
+    ours = (ApiError, EngineUnavailable, EngineDied, GenerationError, InvalidTimeout)
     for kind in (*ours, ExecutorFull, WorkerUnavailable, ClientDisconnect):
         app.add_exception_handler(kind, answer)
     app.add_exception_handler(HTTPException, answer_http)

@@ -1,4 +1,4 @@
-"""DrainingServer: uvicorn's server, which goes on answering until what it has accepted is done."""
+"""GracefulServer: uvicorn's server, which goes on answering until what it has accepted is done."""
 
 import asyncio
 import signal
@@ -9,14 +9,14 @@ from types import FrameType
 
 import uvicorn
 
-from caravan.server.http.concurrency_limit import Door
+from caravan.server.http.concurrency_limit import ConcurrencyLimit
 
 LAST_WORDS_SECONDS = 0.5  # that clients get to take the error that ends their streams
 SAME_SIGNAL_SECONDS = 0.25  # `timeout` and others send a signal to the process and to its group: it comes twice
 LAST_COMERS_SECONDS = 0.2  # that who has just connected gets to send a request and read that it came too late
 
 
-class DrainingServer(uvicorn.Server):
+class GracefulServer(uvicorn.Server):
     """With the first SIGTERM or Ctrl-C the door closes; the server ends when nothing is inside or its time is up.
 
     Until then who comes is told so, instead of finding no server. A second signal ends it at once: what is inside
@@ -26,7 +26,7 @@ class DrainingServer(uvicorn.Server):
     def __init__(
         self,
         config: uvicorn.Config,
-        door: Door,
+        concurrency_limit: ConcurrencyLimit,
         drain_seconds: float,
         stop_engine: Callable[[], Awaitable[None]],
         end_watch: Callable[[], None],
@@ -34,7 +34,7 @@ class DrainingServer(uvicorn.Server):
         """`end_watch` ends the streams that would go on for ever."""
         super().__init__(config)
         self._end_watch = end_watch
-        self._door = door
+        self._limit = concurrency_limit
         self._drain_seconds = drain_seconds
         self._stop_engine = stop_engine
         self._ends_at_seconds: float | None = None  # None: no signal has come
@@ -45,7 +45,7 @@ class DrainingServer(uvicorn.Server):
         """Take a signal; `on_tick` sees to the rest."""
         if sig == signal.SIGINT and sig not in self._captured_signals:
             self._captured_signals.append(sig)  # raised again at the end
-        self._door.close()
+        self._limit.close()
         now = time.monotonic()
         if self._ends_at_seconds is None:
             self._signalled_at_seconds = now
@@ -60,7 +60,7 @@ class DrainingServer(uvicorn.Server):
         if self._ends_at_seconds is None:
             return False
         now = time.monotonic()
-        if self._door.num_inside == 0:
+        if self._limit.num_inside == 0:
             self.should_exit = True
         elif self._exits_at_seconds is None and now > self._ends_at_seconds:
             self._exits_at_seconds = now + LAST_WORDS_SECONDS

@@ -1,4 +1,4 @@
-"""HttpEdge: what every HTTP exchange gets, whichever route answers it."""
+"""RequestLogging: what every HTTP exchange gets, whichever route answers it."""
 
 import re
 import time
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from caravan.server.generation.context import NO_KEY, SCOPE_END, SCOPE_NAME, SCOPE_REQUEST_ID
+from caravan.server.generation.context import NO_KEY, SCOPE_END, SCOPE_KEY_NAME, SCOPE_REQUEST_ID
 from caravan.server.http.client_address import Network, client_address
 from caravan.server.http.errors import as_api_error
 from caravan.server.observe.exchange import Exchange
@@ -20,7 +20,7 @@ _CLIENT_ID = re.compile(rb"[\w-]{1,64}")
 OnExchange = Callable[[Exchange], object]
 
 
-class HttpEdge:
+class RequestLogging:
     """ASGI middleware: an `x-request-id` on each answer, a count in the metrics, and a 500 for what nobody caught.
 
     It passes messages through as they are. (starlette's BaseHTTPMiddleware would put a queue between a stream and its
@@ -76,7 +76,7 @@ def _exchange(scope: Scope, client: str, route: str, status: int, seconds: float
     return Exchange(
         request_id=scope[SCOPE_REQUEST_ID],
         client=client,
-        key_name=scope.get(SCOPE_NAME, NO_KEY),
+        key_name=scope.get(SCOPE_KEY_NAME, NO_KEY),
         method=scope["method"] if scope["method"] in _METHODS else "-",
         route=route,
         status=status,

@@ -1,4 +1,4 @@
-"""HostGuard: which names the server answers to.
+"""TrustedHosts: which names the server answers to.
 
 A page on another site can make a browser send requests to this machine under a name of its own (DNS rebinding). On
 loopback only the names of this machine are answered to, unless others are allowed.
@@ -14,7 +14,7 @@ from caravan.server.http.errors import ApiError
 _HOST = re.compile(rb"(\[[0-9a-fA-F:.]+\]|[\w.-]+)(?::[0-9]*)?")
 
 
-class HostGuard:
+class TrustedHosts:
     """ASGI middleware that answers to some names only."""
 
     def __init__(self, app: ASGIApp, *, hosts: Iterable[str]) -> None:

@@ -6,11 +6,11 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from caravan.model.tokenizer.tokenizer import Tokenizer
-from caravan.server.generation.context import asker_of, key_name_of
+from caravan.server.generation.context import key_name_of, request_context
 from caravan.server.generation.served_model import ServedModel
 from caravan.server.generation.text_stream import TextPiece
 from caravan.server.http.openapi import documented
-from caravan.server.openai.formatter import Answer
+from caravan.server.openai.formatter import GenerationResponse
 from caravan.server.openai.logprobs import chat_logprobs
 from caravan.server.openai.message_warnings import message_warnings
 from caravan.server.openai.models import check_model
@@ -20,7 +20,7 @@ from caravan.server.openai.protocol.generation_requests import ChatRequest
 from caravan.server.openai.protocol.ignored_fields import ignored_fields
 from caravan.server.openai.protocol.validated_body import read_body
 from caravan.server.openai.tool_calls.call_format import CallFormat, call_format_of
-from caravan.server.openai.tool_calls.call_reader import CallReader
+from caravan.server.openai.tool_calls.tool_call_parser import ToolCallParser
 
 EXAMPLE = {
     "model": "smollm2",
@@ -41,7 +41,7 @@ class ChatShape:
         self._request = request
         self._tokenizer = tokenizer
         self._call_format = call_format
-        self._readers: dict[int, CallReader] = {}  # by choice, of a request with tools
+        self._readers: dict[int, ToolCallParser] = {}  # by choice, of a request with tools
 
     def whole(self, index: int, choice: TextPiece) -> dict[str, Any]:
         """Return a finished choice."""
@@ -69,7 +69,7 @@ class ChatShape:
         """Return the content of a piece, and what it says of calls."""
         reader = self._readers.get(index)
         if reader is None:
-            reader = self._readers[index] = CallReader(
+            reader = self._readers[index] = ToolCallParser(
                 self._call_format,
                 allows_several=self._request.allows_several_calls,
                 is_forced=bool(self._request.required_tools),
@@ -129,14 +129,14 @@ def chat_router(served: ServedModel) -> APIRouter:
         served.metrics.count_ignored_fields(ignored_fields(body))
         prepared = await prepared_chat(served, body, key_name_of(request.scope), request.receive)
         shape = ChatShape(body, served.tokenizer, call_format_of(served.chat_template))
-        asker = asker_of(request.scope, body.priority, body.cache_salt)
-        answer = Answer(
+        context = request_context(request.scope, body.priority, body.cache_salt)
+        answer = GenerationResponse(
             served,
             body,
             prepared.prompts,
             shape,
             grammar=prepared.grammar,
-            asker=asker,
+            context=context,
             arrived_at_seconds=arrived_at_seconds,
             warnings=message_warnings(served, body),
         )

@@ -6,11 +6,11 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from caravan.model.tokenizer.tokenizer import Tokenizer
-from caravan.server.generation.context import asker_of, key_name_of
+from caravan.server.generation.context import key_name_of, request_context
 from caravan.server.generation.served_model import ServedModel
 from caravan.server.generation.text_stream import TextPiece
 from caravan.server.http.openapi import documented
-from caravan.server.openai.formatter import Answer
+from caravan.server.openai.formatter import GenerationResponse
 from caravan.server.openai.logprobs import completion_logprobs, prompt_logprobs
 from caravan.server.openai.models import check_model
 from caravan.server.openai.preparation import prepared_completion
@@ -77,15 +77,15 @@ def completions_router(served: ServedModel) -> APIRouter:
         served.metrics.count_ignored_fields(ignored_fields(body))
         prepared = await prepared_completion(served, body, key_name_of(request.scope), request.receive)
         shape = CompletionShape(body, served.tokenizer)
-        asker = asker_of(request.scope, body.priority, body.cache_salt)
-        answer = Answer(
+        context = request_context(request.scope, body.priority, body.cache_salt)
+        answer = GenerationResponse(
             served,
             body,
             prepared.prompts,
             shape,
             prompt_texts=prepared.prompt_texts,
             grammar=prepared.grammar,
-            asker=asker,
+            context=context,
             arrived_at_seconds=arrived_at_seconds,
         )
         return await answer.respond(request)

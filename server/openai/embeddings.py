@@ -17,8 +17,8 @@ from pydantic import Field
 from caravan.model.sampling.sampling_params import Pooling, SamplingParams
 from caravan.scheduler.messages import FinishReason, SequenceOutput
 from caravan.scheduler.messages import Request as EngineRequest
-from caravan.server.engine.output_queue import TokenStream
-from caravan.server.generation.context import Asker, asker_of
+from caravan.server.engine.output_queue import OutputQueue
+from caravan.server.generation.context import RequestContext, request_context
 from caravan.server.generation.errors import GenerationCancelled, GenerationFailed, failure_reason
 from caravan.server.generation.request_timeline import RequestTimeline
 from caravan.server.generation.served_model import ServedModel
@@ -78,24 +78,24 @@ def embeddings_router(served: ServedModel) -> APIRouter:
         check_model(served, body.model)
         if len(body.input) > MAX_INPUTS:
             raise invalid(f"`input` has {len(body.input)} texts; the limit is {MAX_INPUTS}.", "input")
-        asker = asker_of(request.scope, body.priority, body.cache_salt)
-        tokenizing = prompt_tokens(served, body.input, "input", asker.key_name)
+        context = request_context(request.scope, body.priority, body.cache_salt)
+        tokenizing = prompt_tokens(served, body.input, "input", context.key_name)
         prompts = await until_disconnect(request.receive, tokenizing)
         for prompt in prompts:
             if len(prompt) > served.max_model_len:
                 raise too_long(served, f"{len(prompt)} tokens in `input`")
-        story = RequestStory(f"embd-{uuid.uuid4().hex}", asker.request_id, asker.key_name, arrived_at_seconds)
-        work = _vectors(served, prompts, body.pooling, asker, story)
+        story = RequestStory(f"embd-{uuid.uuid4().hex}", context.request_id, context.key_name, arrived_at_seconds)
+        work = _vectors(served, prompts, body.pooling, context, story)
         try:
-            async with asyncio.timeout(seconds_left(asker, arrived_at_seconds)):
+            async with asyncio.timeout(seconds_left(context, arrived_at_seconds)):
                 vectors = await until_disconnect(request.receive, work)
         except TimeoutError:
-            raise out_of_time(asker) from None
+            raise out_of_time(context) from None
         num_tokens = sum(map(len, prompts))
-        served.metrics.count_usage(asker.key_name, num_tokens, 0)
+        served.metrics.count_usage(context.key_name, num_tokens, 0)
         num_numbers = sum(map(len, vectors))
         writing = partial(_all_written, vectors, body)
-        written = await in_thread_if_long(served, asker.key_name, num_numbers, writing)
+        written = await in_thread_if_long(served, context.key_name, num_numbers, writing)
         data = [{"object": "embedding", "index": index, "embedding": one} for index, one in enumerate(written)]
         answer: dict[str, Any] = {"object": "list", "data": data, "model": body.model}
         answer |= {"usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens}}
@@ -112,49 +112,49 @@ def embeddings_router(served: ServedModel) -> APIRouter:
 
 
 async def _vectors(
-    served: ServedModel, prompts: list[list[int]], pooling: Pooling, asker: Asker, story: RequestStory
+    served: ServedModel, prompts: list[list[int]], pooling: Pooling, context: RequestContext, story: RequestStory
 ) -> list[list[float]]:
     """Return the engine's vector of each prompt; on any end it works on none of them any more."""
     arrived_at_seconds = story.arrived_at_seconds
     story.tell("tokenized", prompt_tokens=[len(prompt) for prompt in prompts])
-    tickets = served.admission.admit([(len(prompt), 0) for prompt in prompts], asker, arrived_at_seconds)
-    story.admit(tickets[0].predicted_wait_seconds)
-    streams: list[TokenStream] = []
+    reservations = served.admission.admit([(len(prompt), 0) for prompt in prompts], context, arrived_at_seconds)
+    story.admit(reservations[0].predicted_wait_seconds)
+    streams: list[OutputQueue] = []
     timelines = [
         RequestTimeline(
             metrics=served.metrics,
             admission=served.admission,
-            ticket=ticket,
+            reservation=reservation,
             num_prompt_tokens=len(prompt),
             max_tokens=0,
             arrived_at_seconds=arrived_at_seconds,
             queued_at_seconds=time.monotonic(),
         )
-        for prompt, ticket in zip(prompts, tickets, strict=True)
+        for prompt, reservation in zip(prompts, reservations, strict=True)
     ]
     vectors = []
     reason_of_rest: FinishReason = "abort"
 
-    def finish(stream: TokenStream, timeline: RequestTimeline, reason: FinishReason) -> None:
+    def finish(stream: OutputQueue, timeline: RequestTimeline, reason: FinishReason) -> None:
         """Close what is kept of a prompt; only the first call counts."""
         timeline.finish(reason)
         served.stories.drop(stream.request_id, reason)
 
     exchange = secrets.randbits(63)
     try:
-        for prompt, ticket in zip(prompts, tickets, strict=True):
+        for prompt, reservation in zip(prompts, reservations, strict=True):
             wanted = EngineRequest(
                 prompt_token_ids=prompt,
                 params=NOTHING_DRAWN,
-                cache_salt=asker.cache_salt,
-                key=asker.key_name,
-                priority=asker.priority,
-                urgency=asker.urgency,
+                cache_salt=context.cache_salt,
+                key=context.key_name,
+                priority=context.priority,
+                urgency=context.urgency,
                 pooling=pooling,
             )
             streams.append(served.engine.submit(wanted, exchange))
-            served.admission.submit(ticket, streams[-1].request_id)
-            served.stories.queue(story, streams[-1].request_id, ticket.num_before)
+            served.admission.submit(reservation, streams[-1].request_id)
+            served.stories.queue(story, streams[-1].request_id, reservation.num_before)
             if len(streams) % SUBMITTED_AT_ONCE == 0:
                 await asyncio.sleep(0)  # other requests have their turn
         served.stories.begin(story)
@@ -168,18 +168,18 @@ async def _vectors(
             finish(stream, timeline, "length")
             vectors.append(output.embedding)
     finally:
-        left_seconds = seconds_left(asker, arrived_at_seconds)
+        left_seconds = seconds_left(context, arrived_at_seconds)
         story.is_out_of_time = left_seconds is not None and left_seconds <= 0
         for stream, timeline in zip(streams, timelines, strict=False):
             stream.abort()
             finish(stream, timeline, reason_of_rest)
-        for ticket in tickets:  # of what was not submitted, too
-            served.admission.leave(ticket, is_complete=False)
-        asker.on_end(RequestEnd(model_name=served.name, num_prompt_tokens=sum(map(len, prompts)), story=story))
+        for reservation in reservations:  # of what was not submitted, too
+            served.admission.leave(reservation, is_complete=False)
+        context.on_end(RequestEnd(model_name=served.name, num_prompt_tokens=sum(map(len, prompts)), story=story))
     return vectors
 
 
-async def _end_of(stream: TokenStream) -> SequenceOutput:
+async def _end_of(stream: OutputQueue) -> SequenceOutput:
     """Return the last output of a request; raises what ended it too early."""
     news = asyncio.Event()
     stream.on_news = news.set

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import msgspec
 from fastapi import Request, Response
 
-from caravan.server.generation.context import Asker
+from caravan.server.generation.context import RequestContext
 from caravan.server.generation.generation import Generation, PromptJob, StopRule
 from caravan.server.generation.request_grammar import RequestGrammar
 from caravan.server.generation.served_model import ServedModel
@@ -38,7 +38,7 @@ class Shape(ChunkShape, Protocol):
         """Return a finished choice."""
 
 
-class Answer:
+class GenerationResponse:
     """The answer to one request, as one JSON object or as a stream of chunks."""
 
     def __init__(
@@ -50,7 +50,7 @@ class Answer:
         *,
         prompt_texts: list[list[str]] | None = None,
         grammar: RequestGrammar | None = None,
-        asker: Asker,
+        context: RequestContext,
         arrived_at_seconds: float,
         warnings: Sequence[str] = (),
     ) -> None:
@@ -72,7 +72,7 @@ class Answer:
             prompts,
             prompt_texts=prompt_texts,
             grammar=grammar,
-            asker=asker,
+            context=context,
             arrived_at_seconds=arrived_at_seconds,
             answer_id=self._id,
         )
@@ -181,7 +181,7 @@ def start_generation(
     *,
     prompt_texts: list[list[str]] | None = None,
     grammar: RequestGrammar | None,
-    asker: Asker,
+    context: RequestContext,
     arrived_at_seconds: float,
     answer_id: str,
 ) -> Generation:
@@ -205,7 +205,7 @@ def start_generation(
         stop,
         arrived_at_seconds=arrived_at_seconds,
         grammar=grammar,
-        asker=asker,
+        context=context,
         answer_id=answer_id,
     )
 

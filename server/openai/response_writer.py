@@ -15,7 +15,7 @@ from caravan.server.openai.protocol.generation_requests import ChatRequest
 from caravan.server.openai.protocol.response_requests import ResponsesRequest
 from caravan.server.openai.protocol.response_tools import AbsentTool, CustomTool, input_of_arguments
 from caravan.server.openai.tool_calls.call_format import call_format_of
-from caravan.server.openai.tool_calls.call_reader import AnswerPart, CallReader
+from caravan.server.openai.tool_calls.tool_call_parser import ResponsePart, ToolCallParser
 
 
 class ResponseWriter:
@@ -27,7 +27,7 @@ class ResponseWriter:
         self._request = request
         self._served = served
         self._reader = (
-            CallReader(
+            ToolCallParser(
                 call_format_of(served.chat_template),
                 allows_several=chat.allows_several_calls,
                 is_forced=bool(chat.required_tools),
@@ -55,7 +55,7 @@ class ResponseWriter:
 
     def take(self, piece: TextPiece) -> bytes:
         """Return the events of a piece."""
-        parts = [AnswerPart(content=piece.text)] if self._reader is None else self._reader.push(piece.text)
+        parts = [ResponsePart(content=piece.text)] if self._reader is None else self._reader.push(piece.text)
         if piece.finish_reason is not None and self._reader is not None:
             parts += self._reader.finish(is_cut_off=piece.finish_reason == "length")
         if self._request.return_token_ids:

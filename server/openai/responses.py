@@ -10,7 +10,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 
-from caravan.server.generation.context import asker_of, key_name_of
+from caravan.server.generation.context import key_name_of, request_context
 from caravan.server.generation.generation import Generation
 from caravan.server.generation.served_model import ServedModel
 from caravan.server.http.disconnect import until_disconnect
@@ -52,7 +52,7 @@ def responses_router(served: ServedModel) -> APIRouter:
         grammar = prepared.grammar
         if grammar is not None and grammar.param == "response_format":
             grammar = grammar._replace(param="text.format")
-        asker = asker_of(request.scope, body.priority, body.cache_salt)
+        context = request_context(request.scope, body.priority, body.cache_salt)
         writer = ResponseWriter(body, chat, served, prepared.prompts[0])
         served.metrics.count_ignored_fields(body.ignored_fields)
         generation = start_generation(
@@ -60,7 +60,7 @@ def responses_router(served: ServedModel) -> APIRouter:
             chat,
             prepared.prompts,
             grammar=grammar,
-            asker=asker,
+            context=context,
             arrived_at_seconds=arrived_at_seconds,
             answer_id=writer.response_id,
         )

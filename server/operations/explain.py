@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from caravan.server.generation.context import NO_KEY, SCOPE_NAME
+from caravan.server.generation.context import NO_KEY, SCOPE_KEY_NAME
 from caravan.server.generation.served_model import ServedModel
 from caravan.server.http.errors import ApiError
 from caravan.server.http.openapi import errors
@@ -22,7 +22,7 @@ def explanations_router(served: ServedModel) -> APIRouter:
         response_model=Explanation,
     )
     async def explain(name: str, request: Request) -> dict[str, Any]:
-        story = served.stories.find(name, request.scope.get(SCOPE_NAME, NO_KEY))
+        story = served.stories.find(name, request.scope.get(SCOPE_KEY_NAME, NO_KEY))
         if story is None:
             raise ApiError(404, "There is no such request of yours among the last ones.", param="name")
         return story.written()

@@ -10,25 +10,25 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 from typing_extensions import override
 
-from caravan.scheduler.messages import EngineView, SequenceEvent, StepOutput
+from caravan.scheduler.messages import EngineSnapshot, SequenceEvent, StepOutput
 from caravan.server.engine.listener import EngineListener
 from caravan.server.http.errors import overloaded
 from caravan.server.http.openapi import errors
 from caravan.server.http.sse import EventStream, named_event
 
-VIEW_SECONDS = 0.25  # between two views
-MAX_WATCHERS = 8
+SNAPSHOT_SECONDS = 0.25  # between two views
+MAX_SUBSCRIBERS = 8
 MAX_BEHIND = 8  # views a slow watcher may be behind; older ones are left out
 MAX_STEPS = 200  # steps, and events of sequences, told with one view; older ones are left out
 
 
-class EngineWatch(EngineListener):
+class LiveView(EngineListener):
     """Views of the engine, with the steps and events since the view before, for any number of watchers."""
 
     def __init__(self, set_period: Callable[[float], None]) -> None:
         """`set_period` asks the engine for views so often, 0: never."""
         self._set_period = set_period
-        self._watchers: set[Watcher] = set()
+        self._watchers: set[Subscriber] = set()
         self._is_closed = False
         self._steps: deque[list[float]] = deque(maxlen=MAX_STEPS)
         self._events: deque[dict[str, Any]] = deque(maxlen=MAX_STEPS)
@@ -38,7 +38,7 @@ class EngineWatch(EngineListener):
     @property
     def is_full(self) -> bool:
         """No more watchers are let in."""
-        return len(self._watchers) >= MAX_WATCHERS
+        return len(self._watchers) >= MAX_SUBSCRIBERS
 
     @override
     def on_step(self, output: StepOutput) -> None:
@@ -73,7 +73,7 @@ class EngineWatch(EngineListener):
         self._events.extend({"step": self._num_steps} | event for event in events)
 
     @override
-    def on_snapshot(self, snapshot: EngineView) -> None:
+    def on_snapshot(self, snapshot: EngineSnapshot) -> None:
         """Hand a view to all watchers."""
         told = _written(snapshot) | {"step": self._num_steps, "steps": [*self._steps], "events": [*self._events]}
         self._steps.clear()
@@ -82,14 +82,14 @@ class EngineWatch(EngineListener):
         for watcher in self._watchers:
             watcher.put(body)
 
-    def enter(self) -> "Watcher":
+    def enter(self) -> "Subscriber":
         """Add a watcher, who must leave; with the first the engine begins to send views."""
-        watcher = Watcher()
+        watcher = Subscriber()
         if self._is_closed:
             watcher.put(None)
         self._watchers.add(watcher)
         if len(self._watchers) == 1:
-            self._set_period(VIEW_SECONDS)
+            self._set_period(SNAPSHOT_SECONDS)
         return watcher
 
     def close(self) -> None:
@@ -98,7 +98,7 @@ class EngineWatch(EngineListener):
         for watcher in self._watchers:
             watcher.put(None)
 
-    def leave(self, watcher: "Watcher") -> None:
+    def leave(self, watcher: "Subscriber") -> None:
         """Remove a watcher; with the last the engine ends to send views."""
         self._watchers.remove(watcher)
         if not self._watchers:
@@ -107,7 +107,7 @@ class EngineWatch(EngineListener):
             self._events.clear()
 
 
-class Watcher:
+class Subscriber:
     """What one watcher has not got yet."""
 
     def __init__(self) -> None:
@@ -127,7 +127,7 @@ class Watcher:
         return self._bodies.popleft()
 
 
-def _written(view: EngineView) -> dict[str, Any]:
+def _written(view: EngineSnapshot) -> dict[str, Any]:
     stats = view.stats
     return {
         "num_running": stats.num_running,
@@ -167,7 +167,7 @@ def _counted(num: int, noun: str) -> str:
     return f"{num} {noun}" if num == 1 else f"{num} {noun}s"
 
 
-def watch_router(watch: EngineWatch, write_timeout_seconds: float) -> APIRouter:
+def live_view_router(watch: LiveView, write_timeout_seconds: float) -> APIRouter:
     """Return the route that streams views."""
     router = APIRouter(tags=["operations"])
 
@@ -179,7 +179,7 @@ def watch_router(watch: EngineWatch, write_timeout_seconds: float) -> APIRouter:
     )
     async def events(_: Request) -> Response:
         if watch.is_full:
-            raise overloaded(f"{MAX_WATCHERS} watch already.", 5)
+            raise overloaded(f"{MAX_SUBSCRIBERS} watch already.", 5)
         watcher = watch.enter()
         return EventStream(
             _events(watcher), write_timeout_seconds=write_timeout_seconds, on_end=lambda: watch.leave(watcher)
@@ -188,7 +188,7 @@ def watch_router(watch: EngineWatch, write_timeout_seconds: float) -> APIRouter:
     return router
 
 
-async def _events(watcher: Watcher) -> AsyncGenerator[bytes, None]:
+async def _events(watcher: Subscriber) -> AsyncGenerator[bytes, None]:
     yield b": hello\n\n"  # so that a client knows at once that it is connected
     while (body := await watcher.take()) is not None:
         yield body

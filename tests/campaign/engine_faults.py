@@ -48,7 +48,7 @@ async def fault_campaign(server: RunningServer, *, num_kills: int, num_stops: in
                 index = next(next_body)
                 await _ask(http, bodies[index], undisturbed[index], report)
 
-        askers = [asyncio.create_task(keep_asking()) for _ in range(NUM_STREAMS)]
+        contexts = [asyncio.create_task(keep_asking()) for _ in range(NUM_STREAMS)]
         dice = random.Random(seed)
         faults = [signal.SIGKILL] * num_kills + [signal.SIGSTOP] * num_stops
         dice.shuffle(faults)
@@ -58,7 +58,7 @@ async def fault_campaign(server: RunningServer, *, num_kills: int, num_stops: in
             await asyncio.sleep(dice.uniform(0, MAX_PAUSE_SECONDS))
             await _harm(server, http, fault, report)
         stopping.set()
-        await asyncio.gather(*askers)
+        await asyncio.gather(*contexts)
     return report
 
 

@@ -59,11 +59,11 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def busy_door(behind_url: str) -> Iterator[BusyDoor]:
     """Open a door to the server at `behind_url`."""
-    with BusyDoor(behind_url) as door:
-        thread = threading.Thread(target=door.serve_forever)
+    with BusyDoor(behind_url) as concurrency_limit:
+        thread = threading.Thread(target=concurrency_limit.serve_forever)
         thread.start()
         try:
-            yield door
+            yield concurrency_limit
         finally:
-            door.shutdown()
+            concurrency_limit.shutdown()
             thread.join()

@@ -61,9 +61,9 @@ def done(request: pytest.FixtureRequest, server: RunningServer) -> Done:
     python, script = LIBRARIES[request.param]
     assert python.exists(), "Run `make .venv/clients.stamp`."
     environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-    with busy_door(server.url) as door:
+    with busy_door(server.url) as concurrency_limit:
         finished = subprocess.run(
-            [python, "-m", f"tests.clients.{script}", server.url, door.url],
+            [python, "-m", f"tests.clients.{script}", server.url, concurrency_limit.url],
             cwd=ROOT,
             env=environment | ENVIRONMENT,
             capture_output=True,
@@ -72,7 +72,7 @@ def done(request: pytest.FixtureRequest, server: RunningServer) -> Done:
             check=False,
         )
     assert finished.returncode == 0, finished.stderr[-4000:]
-    waits_seconds = [later - earlier for earlier, later in itertools.pairwise(door.asked_at_seconds)]
+    waits_seconds = [later - earlier for earlier, later in itertools.pairwise(concurrency_limit.asked_at_seconds)]
     return Done(json.loads(finished.stdout), waits_seconds)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from caravan.model.prefault import claim_pages
+from caravan.model.prefault import prefault_pages
 
 SIZE = 64 * 2**20
 
@@ -30,17 +30,17 @@ def test_what_is_claimed_is_in_memory_and_the_rest_is_not() -> None:
     fresh = mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # an allocator may have it in memory
     tensor = torch.frombuffer(fresh, dtype=torch.uint8)
     before = resident_bytes(tensor)
-    assert claim_pages(tensor, SIZE // 2)
+    assert prefault_pages(tensor, SIZE // 2)
     assert SIZE // 4 < resident_bytes(tensor) - before < SIZE * 3 // 4
-    assert claim_pages(tensor, 2 * SIZE)  # no more than there is
+    assert prefault_pages(tensor, 2 * SIZE)  # no more than there is
     assert SIZE * 3 // 4 < resident_bytes(tensor) - before < SIZE * 5 // 4
 
 
 def test_a_claim_changes_no_number() -> None:
     tensor = torch.arange(1_000_000)
-    claim_pages(tensor, tensor.nbytes)
+    prefault_pages(tensor, tensor.nbytes)
     assert torch.equal(tensor, torch.arange(1_000_000))
 
 
 def test_a_tensor_shorter_than_a_page_is_left_alone() -> None:
-    claim_pages(torch.zeros(3), 12)
+    prefault_pages(torch.zeros(3), 12)

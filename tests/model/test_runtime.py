@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from caravan.model.backend import choose_device, choose_runtime
+from caravan.model.backend import choose_backend, choose_device
 from caravan.model.cpu.build import KernelsUnavailable, load_kernels
 from caravan.model.cpu.linear import PackedLinear
 from caravan.model.cpu.llama import CpuLlama
@@ -26,14 +26,14 @@ def choose(path: Path, **choices: Any) -> Any:
         "quantization": "auto",
         "block_size": 16,
     }
-    return choose_runtime(open_checkpoint(path), **(defaults | choices))
+    return choose_backend(open_checkpoint(path), **(defaults | choices))
 
 
 @pytest.mark.real_model
 def test_a_file_on_a_grid_keeps_it(real_model_path: Path) -> None:
-    runtime = choose(real_model_path, quantization="int4")
+    backend = choose(real_model_path, quantization="int4")
     checkpoint = open_checkpoint(real_model_path)
-    model = load_model(checkpoint, runtime.dtype, torch.device("cpu"), 64, runtime.make_model)
+    model = load_model(checkpoint, backend.dtype, torch.device("cpu"), 64, backend.make_model)
     formats = {name: module.format for name, module in model.named_modules() if isinstance(module, PackedLinear)}
     assert formats.pop("output") == "grid of 8 bits"
     assert set(formats.values()) == {"grid of 4 bits"}
@@ -48,8 +48,8 @@ def test_weights_on_the_grid_of_their_file_cost_no_more_than_weights_in_bfloat16
     prompt = load_tokenizer(real_model_path).encode(text)[:500]
 
     def logprobs(**choices: str) -> torch.Tensor:
-        runtime = choose(real_model_path, **choices)
-        model = load_model(checkpoint, runtime.dtype, torch.device("cpu"), 512, runtime.make_model)
+        backend = choose(real_model_path, **choices)
+        model = load_model(checkpoint, backend.dtype, torch.device("cpu"), 512, backend.make_model)
         return logits_of_every_position(model, prompt).log_softmax(-1)
 
     exact = logprobs(dtype="float32")
@@ -73,9 +73,9 @@ def test_the_bytes_of_the_weights_are_known_before_they_are_read(
         with pytest.raises(ValueError, match="does not go with --dtype float32"):
             choose(tiny_model_path, quantization=quantization, dtype=dtype)
         return
-    runtime = choose(tiny_model_path, quantization=quantization, dtype=dtype)
-    model = load_model(open_checkpoint(tiny_model_path), runtime.dtype, torch.device("cpu"), 64, runtime.make_model)
-    assert sum(weight.nbytes for weight in model.parameters()) == runtime.weight_bytes
+    backend = choose(tiny_model_path, quantization=quantization, dtype=dtype)
+    model = load_model(open_checkpoint(tiny_model_path), backend.dtype, torch.device("cpu"), 64, backend.make_model)
+    assert sum(weight.nbytes for weight in model.parameters()) == backend.weight_bytes
     assert isinstance(model, CpuLlama) == (dtype == "bfloat16")
 
 
@@ -88,10 +88,10 @@ def test_odd_blocks_are_served_in_plain_pytorch_with_a_warning(
     tiny_model_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        runtime = choose(tiny_model_path, block_size=8, quantization="int8", dtype="bfloat16")
+        backend = choose(tiny_model_path, block_size=8, quantization="int8", dtype="bfloat16")
     assert "a multiple of 16" in caplog.text
     assert "--quantization int8 needs the kernels" in caplog.text
-    assert type(runtime.make_model(open_checkpoint(tiny_model_path).config)) is Llama
+    assert type(backend.make_model(open_checkpoint(tiny_model_path).config)) is Llama
 
 
 def test_without_a_compiler_one_warning_says_so(
@@ -100,9 +100,9 @@ def test_without_a_compiler_one_warning_says_so(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", "no-such-compiler")
     with caplog.at_level(logging.WARNING):
-        runtime = choose(tiny_model_path, dtype="bfloat16")
+        backend = choose(tiny_model_path, dtype="bfloat16")
     assert caplog.text.count("No kernels") == 1
-    assert runtime.text == "bfloat16, plain PyTorch"
+    assert backend.text == "bfloat16, plain PyTorch"
     assert not list((tmp_path / "caravan" / "kernels").glob("build-*")), "what a failed build left is removed"
 
 
@@ -139,10 +139,10 @@ def test_a_pool_in_eight_bits_takes_half_and_its_size_is_known_before() -> None:
 
 
 def test_a_gpu_computes_in_plain_pytorch_and_takes_no_quantization(tiny_model_path: Path) -> None:
-    runtime = choose(tiny_model_path, is_gpu=True)
-    assert (runtime.dtype, runtime.quantization) == (torch.bfloat16, "none")
+    backend = choose(tiny_model_path, is_gpu=True)
+    assert (backend.dtype, backend.quantization) == (torch.bfloat16, "none")
     assert choose(tiny_model_path, is_gpu=True, dtype="float32").dtype == torch.float32
-    assert type(runtime.make_model(TINY)) is Llama
+    assert type(backend.make_model(TINY)) is Llama
     with pytest.raises(ValueError, match="--quantization int8 needs the kernels for CPUs"):
         choose(tiny_model_path, is_gpu=True, quantization="int8")
 

@@ -244,8 +244,8 @@ def test_llama_3s_file_is_equal_to_tiktoken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoiled", ["YQ== 5\n", "YQ== x\n", "YQ== 0\nYQ== 1\n"])
-def test_a_spoiled_tiktoken_file_is_refused(tmp_path: Path, spoiled: str) -> None:
-    (tmp_path / "tokenizer.model").write_text(spoiled)
+def test_a_spoiled_tiktoken_file_is_refused(tmp_path: Path, poisoned: str) -> None:
+    (tmp_path / "tokenizer.model").write_text(poisoned)
     with pytest.raises(BrokenTokenizer, match=r"tokenizer\.model"):
         load_tokenizer(tmp_path)
 

@@ -63,10 +63,10 @@ def faulty(kind: str, fault: str) -> FaultyEngine:
 def test_threat_18_exactly_one_request_fails_and_its_neighbours_keep_every_bit(kind: str, fault: str) -> None:
     clean = run_to_end(engine_of(kind, max_model_len=64, block_size=16), requests())
     engine = faulty(kind, fault)
-    spoiled = run_to_end(engine, requests())
-    assert spoiled[BAD].finish_reason == "error"
-    assert spoiled[BAD].token_ids == clean[BAD].token_ids[:2]
-    assert without(spoiled, BAD) == without(clean, BAD)
+    poisoned = run_to_end(engine, requests())
+    assert poisoned[BAD].finish_reason == "error"
+    assert poisoned[BAD].token_ids == clean[BAD].token_ids[:2]
+    assert without(poisoned, BAD) == without(clean, BAD)
     assert engine.scheduler.pool.num_free == engine.config.num_blocks
     for block in engine.spoiled_blocks:
         for pool in engine.kv_cache.keys + engine.kv_cache.values:

@@ -8,7 +8,7 @@ import pytest
 
 from caravan.model.checkpoint import BrokenCheckpoint
 from caravan.scheduler.channel import FrameSplitter
-from caravan.scheduler.message_sender import Outbox, OutboxHandler
+from caravan.scheduler.message_sender import MessageSender, MessageSenderHandler
 from caravan.scheduler.messages import EngineLog, FromEngine
 from caravan.scheduler.tracebacks import described, traceback_text
 
@@ -40,7 +40,7 @@ def test_threat_31_what_the_engine_logs_of_an_exception_has_no_words_of_a_librar
     ours, theirs = socket.socketpair()
     with ours, theirs:
         logger = logging.Logger("engine")
-        logger.addHandler(OutboxHandler(Outbox(ours)))
+        logger.addHandler(MessageSenderHandler(MessageSender(ours)))
         try:
             raise IndexError(CANARY)
         except IndexError:

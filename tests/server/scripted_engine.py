@@ -16,7 +16,7 @@ import msgspec
 
 from caravan.scheduler.channel import LENGTH, frame_length
 from caravan.scheduler.config import EngineConfig
-from caravan.scheduler.message_sender import Outbox
+from caravan.scheduler.message_sender import MessageSender
 from caravan.scheduler.messages import (
     Abort,
     EngineReady,
@@ -55,8 +55,8 @@ def main() -> None:
     step_seconds, connection = float(sys.argv[1]), socket.socket(fileno=int(sys.argv[2]))
     inbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(connection, inbox), daemon=True).start()
-    outbox = Outbox(connection)
-    outbox.send(
+    sender = MessageSender(connection)
+    sender.send(
         EngineReady(
             config=EngineConfig(num_blocks=64, max_model_len=512),
             vocab_size=1024,
@@ -68,11 +68,11 @@ def main() -> None:
             load_seconds=0.0,
         )
     )
-    outbox.start_beating()
+    sender.start_heartbeats()
     requests: dict[int, Request] = {}
     num_tokens: dict[int, int] = {}
     while True:
-        outbox.loop()
+        sender.loop()
         time.sleep(step_seconds)
         while not inbox.empty():
             match inbox.get():
@@ -84,7 +84,7 @@ def main() -> None:
                 case StartEngine():
                     pass
         batch = [*requests.values()][:MAX_BATCH]
-        outbox.announce([request.request_id for request in batch])
+        sender.announce([request.request_id for request in batch])
         for request in batch:
             num_new = num_tokens[request.request_id] - len(request.output_token_ids)
             if request.prompt_token_ids[0] == DIES or (request.prompt_token_ids[0] == DIES_LATE and num_new == 3):
@@ -96,7 +96,7 @@ def main() -> None:
             num_tokens[output.request_id] += 1
             if output.finish_reason is not None:
                 del requests[output.request_id]
-        outbox.send(StepOutput(outputs=outputs, stats=StepStats(num_running=len(batch))))
+        sender.send(StepOutput(outputs=outputs, stats=StepStats(num_running=len(batch))))
 
 
 def _read(connection: socket.socket, inbox: "queue.SimpleQueue[ToEngine]") -> None:

@@ -12,7 +12,7 @@ _FIELD = re.compile(rb"([A-Za-z0-9-]+): ([\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?
 
 
 @dataclass(frozen=True)
-class Answer:
+class GenerationResponse:
     """One answer and the interim ones before it."""
 
     status: int
@@ -83,7 +83,7 @@ class StrictClient:
             self.socket.settimeout(TIMEOUT_SECONDS)
         return False
 
-    def answer(self, method: str = "POST") -> Answer:
+    def answer(self, method: str = "POST") -> GenerationResponse:
         """Take the next answer from the connection; what was received behind it stays."""
         while (found := first_answer(self.received, is_at_end=self.is_at_end, method=method)) is None:
             self.receive()
@@ -97,7 +97,7 @@ class StrictClient:
         assert self.received == b"", self.received
 
 
-def first_answer(data: bytes, *, is_at_end: bool, method: str = "POST") -> tuple[Answer, bytes] | None:
+def first_answer(data: bytes, *, is_at_end: bool, method: str = "POST") -> tuple[GenerationResponse, bytes] | None:
     """Return the first answer in `data` and what stands behind it; None if there is more to come."""
     num_interim = 0
     while True:
@@ -126,7 +126,7 @@ def first_answer(data: bytes, *, is_at_end: bool, method: str = "POST") -> tuple
         assert not is_at_end, f"the connection ends in the body {rest[-200:]!r}"
         return None
     body, rest = found
-    return Answer(status, headers, body, num_interim), rest
+    return GenerationResponse(status, headers, body, num_interim), rest
 
 
 def _body(

@@ -7,8 +7,8 @@ import pytest
 
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.messages import EventKind, SequenceEvent, StepOutput, StepStats
-from caravan.server.generation.admission import Admission, Ticket
-from caravan.server.generation.context import Asker
+from caravan.server.generation.admission import Admission, Reservation
+from caravan.server.generation.context import RequestContext
 from caravan.server.generation.errors import DeadlineExceeded, QueueFull
 from caravan.server.generation.request_limits import QueueLimits
 from caravan.server.http.errors import as_api_error
@@ -28,13 +28,15 @@ def an_admission(*, max_num_seqs: int = 2, **limits: float) -> Admission:
     return admission
 
 
-def admit(admission: Admission, *lengths: tuple[int, int], asker: Asker = Asker()) -> list[Ticket]:
-    return admission.admit(lengths or [(10, 20)], asker, time.monotonic())
+def admit(
+    admission: Admission, *lengths: tuple[int, int], context: RequestContext = RequestContext()
+) -> list[Reservation]:
+    return admission.admit(lengths or [(10, 20)], context, time.monotonic())
 
 
-def start(admission: Admission, *tickets: Ticket) -> None:
-    for ticket in tickets:
-        admission.count_tokens(ticket, 1, 0.0)
+def start(admission: Admission, *reservations: Reservation) -> None:
+    for reservation in reservations:
+        admission.count_tokens(reservation, 1, 0.0)
 
 
 def rejections(admission: Admission, reason: str) -> float:
@@ -44,7 +46,7 @@ def rejections(admission: Admission, reason: str) -> float:
 
 def test_beyond_the_bound_requests_are_refused_until_somebody_leaves() -> None:
     admission = an_admission(max_requests=3)
-    tickets = [ticket for _ in range(5) for ticket in admit(admission)]  # two will run, three wait
+    reservations = [reservation for _ in range(5) for reservation in admit(admission)]  # two will run, three wait
     with pytest.raises(QueueFull, match="3 requests wait already; the limit is 3|5 requests wait already") as refused:
         admit(admission)
     answer = as_api_error(refused.value)
@@ -55,10 +57,10 @@ def test_beyond_the_bound_requests_are_refused_until_somebody_leaves() -> None:
     )
     assert 1 <= (answer.retry_after or 0) <= 120
     assert rejections(admission, "queue_full") == 1
-    start(admission, *tickets[:2])
+    start(admission, *reservations[:2])
     with pytest.raises(QueueFull):
         admit(admission)
-    admission.leave(tickets[0], is_complete=True)
+    admission.leave(reservations[0], is_complete=True)
     admit(admission)
 
 
@@ -92,30 +94,30 @@ def test_tokens_that_wait_are_bounded_too_but_an_idle_engine_takes_any_request()
 def test_threat_29_a_key_that_fills_the_queue_leaves_others_their_share() -> None:
     admission = an_admission(max_requests=8, max_tokens=10_000)
     start(admission, *admit(admission, (1, 11), (1, 11)))
-    admit(admission, *[(10, 20)] * 50, asker=Asker("many"))
+    admit(admission, *[(10, 20)] * 50, context=RequestContext("many"))
     for num_waiting in range(4):
-        assert len(admit(admission, asker=Asker("few"))) == 1, num_waiting
+        assert len(admit(admission, context=RequestContext("few"))) == 1, num_waiting
     for name in ("many", "few"):  # each has its share or more
         with pytest.raises(QueueFull, match="54 requests wait already; the limit is 8"):
-            admit(admission, asker=Asker(name))
+            admit(admission, context=RequestContext(name))
 
 
 def test_threat_29_a_key_that_fills_the_queue_with_tokens_leaves_others_their_share() -> None:
     admission = an_admission(max_tokens=1000)
     start(admission, *admit(admission, (1, 11), (1, 11)))
-    admit(admission, (400, 500), asker=Asker("many"))
-    admit(admission, (100, 100), asker=Asker("few"))
-    admit(admission, (100, 200), asker=Asker("few"))
+    admit(admission, (400, 500), context=RequestContext("many"))
+    admit(admission, (100, 100), context=RequestContext("few"))
+    admit(admission, (100, 200), context=RequestContext("few"))
     with pytest.raises(QueueFull, match="1400 tokens wait already; with 2 more the limit of 1000 would be passed"):
-        admit(admission, (1, 1), asker=Asker("few"))
+        admit(admission, (1, 1), context=RequestContext("few"))
 
 
 def test_a_request_larger_than_the_bounds_is_let_in_when_nothing_of_its_key_waits() -> None:
     admission = an_admission(max_requests=3)
     for name in ("one", "other"):
-        assert len(admit(admission, *[(10, 20)] * 20, asker=Asker(name))) == 20
+        assert len(admit(admission, *[(10, 20)] * 20, context=RequestContext(name))) == 20
         with pytest.raises(QueueFull, match="requests wait already; the limit is 3"):
-            admit(admission, asker=Asker(name))
+            admit(admission, context=RequestContext(name))
 
 
 def test_who_would_wait_for_longer_than_the_limit_is_told_when_to_come_back() -> None:
@@ -130,10 +132,10 @@ def test_who_would_wait_for_longer_than_the_limit_is_told_when_to_come_back() ->
 def test_an_answer_that_would_come_too_late_is_refused() -> None:
     admission = an_admission()
     start(admission, *admit(admission, (1, 31), (1, 31)))
-    in_time = Asker(timeout_seconds=6.0)
-    assert admit(admission, (10, 20), asker=in_time)[0].predicted_wait_seconds == pytest.approx(3.0, abs=0.1)
+    in_time = RequestContext(timeout_seconds=6.0)
+    assert admit(admission, (10, 20), context=in_time)[0].predicted_wait_seconds == pytest.approx(3.0, abs=0.1)
     with pytest.raises(DeadlineExceeded, match=r"would take 5\.0 s; its client waits for 4\.5") as refused:
-        admit(admission, (10, 20), asker=Asker(timeout_seconds=4.5))
+        admit(admission, (10, 20), context=RequestContext(timeout_seconds=4.5))
     assert math.ceil(refused.value.retry_after_seconds) == 1
     assert rejections(admission, "deadline") == 1
 
@@ -142,10 +144,10 @@ def test_one_key_does_not_wait_for_the_many_of_another() -> None:
     admission = an_admission()
     start(admission, *admit(admission, (1, 11), (1, 11)))
     for _ in range(50):
-        admit(admission, (10, 20), asker=Asker("many"))
-    (few,) = admit(admission, (10, 20), asker=Asker("few"))
-    (urgent,) = admit(admission, (10, 20), asker=Asker("many", priority=-1))
-    (last,) = admit(admission, (10, 20), asker=Asker("many"))
+        admit(admission, (10, 20), context=RequestContext("many"))
+    (few,) = admit(admission, (10, 20), context=RequestContext("few"))
+    (urgent,) = admit(admission, (10, 20), context=RequestContext("many", priority=-1))
+    (last,) = admit(admission, (10, 20), context=RequestContext("many"))
     assert urgent.predicted_wait_seconds <= few.predicted_wait_seconds < 1.2
     assert last.predicted_wait_seconds > 45  # 51 of 2 s, two at a time
 
@@ -155,10 +157,10 @@ def test_a_short_prompt_does_not_wait_for_the_long_ones_of_another_key() -> None
     for _ in range(40):
         admission.on_step(StepOutput(outputs=[], stats=StepStats(num_prefill_tokens=100, step_seconds=10.1)))
         admission.on_step(StepOutput(outputs=[], stats=StepStats(num_decode_tokens=2, step_seconds=STEP_SECONDS)))
-    admit(admission, (400, 1), asker=Asker("long"))
-    admit(admission, (400, 1), asker=Asker("long"))
-    (short,) = admit(admission, (10, 2), asker=Asker("short"))
-    (own,) = admit(admission, (10, 2), asker=Asker("long"))
+    admit(admission, (400, 1), context=RequestContext("long"))
+    admit(admission, (400, 1), context=RequestContext("long"))
+    (short,) = admit(admission, (10, 2), context=RequestContext("short"))
+    (own,) = admit(admission, (10, 2), context=RequestContext("long"))
     assert short.predicted_wait_seconds < own.predicted_wait_seconds / 10
 
 
@@ -166,15 +168,15 @@ def test_threat_30_priority_changes_the_forecast_of_its_own_key_only() -> None:
     admission = an_admission()
     running = admit(admission, (1, 11), (1, 11))
     start(admission, *running)
-    for ticket in running:
-        ticket.is_in_batch = True
+    for reservation in running:
+        reservation.is_in_batch = True
     for _ in range(20):
-        admit(admission, (10, 20), asker=Asker("pushy", priority=-1000))
-    (modest,) = admit(admission, (10, 20), asker=Asker("modest", priority=1000))
-    (late,) = admit(admission, (10, 20), asker=Asker("pushy", priority=0))
-    (early,) = admit(admission, (10, 20), asker=Asker("pushy", priority=-1001))
-    (urgent,) = admit(admission, (10, 20), asker=Asker("urgent", priority=-1, urgency=-1))
-    assert [ticket.num_before for ticket in (modest, late, early, urgent)] == [1, 21, 1, 0]
+        admit(admission, (10, 20), context=RequestContext("pushy", priority=-1000))
+    (modest,) = admit(admission, (10, 20), context=RequestContext("modest", priority=1000))
+    (late,) = admit(admission, (10, 20), context=RequestContext("pushy", priority=0))
+    (early,) = admit(admission, (10, 20), context=RequestContext("pushy", priority=-1001))
+    (urgent,) = admit(admission, (10, 20), context=RequestContext("urgent", priority=-1, urgency=-1))
+    assert [reservation.num_before for reservation in (modest, late, early, urgent)] == [1, 21, 1, 0]
     assert urgent.predicted_wait_seconds <= early.predicted_wait_seconds <= modest.predicted_wait_seconds
     assert late.predicted_wait_seconds > 10
 
@@ -182,9 +184,9 @@ def test_threat_30_priority_changes_the_forecast_of_its_own_key_only() -> None:
 def test_answers_that_end_early_shorten_the_forecast() -> None:
     admission = an_admission()
     for _ in range(60):
-        (ticket,) = admit(admission, (10, 100))
-        admission.count_tokens(ticket, 25, 0.0)
-        admission.leave(ticket, is_complete=True)
+        (reservation,) = admit(admission, (10, 100))
+        admission.count_tokens(reservation, 25, 0.0)
+        admission.leave(reservation, is_complete=True)
     start(admission, *admit(admission, (1, 100), (1, 100)))
     assert admit(admission)[0].predicted_wait_seconds == pytest.approx(2.4, rel=0.1)
 
@@ -192,8 +194,8 @@ def test_answers_that_end_early_shorten_the_forecast() -> None:
 def test_the_error_of_the_forecast_is_counted_and_a_ticket_leaves_once() -> None:
     admission = an_admission()
     start(admission, *admit(admission, (1, 21), (1, 21)))
-    (ticket,) = admit(admission)
-    admission.count_tokens(ticket, 1, ticket.predicted_wait_seconds - 0.25)
+    (reservation,) = admit(admission)
+    admission.count_tokens(reservation, 1, reservation.predicted_wait_seconds - 0.25)
 
     def num_up_to(bound: str) -> float:
         labels = {"model_name": "fake", "le": bound}
@@ -202,7 +204,7 @@ def test_the_error_of_the_forecast_is_counted_and_a_ticket_leaves_once() -> None
 
     assert num_up_to("0.5") - num_up_to("0.0") == 1  # a quarter of a second too much
     for _ in range(2):
-        admission.leave(ticket, is_complete=False)
+        admission.leave(reservation, is_complete=False)
 
 
 def test_a_pool_too_small_for_all_that_may_run_makes_requests_wait() -> None:
@@ -221,9 +223,9 @@ def events(kind: EventKind, *engine_numbers: int) -> StepOutput:
 def test_a_sequence_in_the_batch_is_not_in_the_queue() -> None:
     admission = Admission(EngineConfig(num_blocks=200), Metrics("fake", EngineConfig(num_blocks=200)))
     for number in (1, 2):
-        (ticket,) = admit(admission)
-        assert ticket.num_before == number - 1
-        admission.submit(ticket, number)
+        (reservation,) = admit(admission)
+        assert reservation.num_before == number - 1
+        admission.submit(reservation, number)
     admission.on_step(events("join", 1))
     assert admit(admission)[0].num_before == 1  # of the two
     admission.on_step(events("preempt", 1))
@@ -242,10 +244,10 @@ def test_only_sequences_in_the_queue_are_counted_as_before_another() -> None:
     numbers = iter(range(100))
 
     def admit_all(key: str, num: int) -> list[int]:
-        tickets = [admit(admission, asker=Asker(key))[0] for _ in range(num)]
-        for number, ticket in zip(numbers, tickets, strict=False):
-            admission.submit(ticket, number)
-        return [ticket.num_before for ticket in tickets]
+        reservations = [admit(admission, context=RequestContext(key))[0] for _ in range(num)]
+        for number, reservation in zip(numbers, reservations, strict=False):
+            admission.submit(reservation, number)
+        return [reservation.num_before for reservation in reservations]
 
     admit_all("a", 6)
     admission.on_step(events("join", *range(6)))

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from tests.server.running_server import RunningServer, eventually, running_server
-from tests.server.strict_http import Answer, StrictClient
+from tests.server.strict_http import GenerationResponse, StrictClient
 
 NUM_EXCHANGES = 500
 NUM_AT_ONCE = 8
@@ -123,7 +123,7 @@ class User:
 
     def _ask(
         self, request: str, body: bytes = b"", *, name: str = "", key: str = "", reads: bool = True
-    ) -> Answer | None:
+    ) -> GenerationResponse | None:
         name = name or self._new_name()
         head = f"{request} HTTP/1.1\r\nHost: x\r\nX-Request-Id: {name}\r\nContent-Type: application/json\r\n"
         head += f"Authorization: Bearer {key or f'secret-of-{self._name}'}\r\n"

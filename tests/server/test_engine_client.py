@@ -13,12 +13,12 @@ from caravan.model.sampling.sampling_params import SamplingParams
 from caravan.scheduler.messages import Request, StartEngine
 from caravan.server.engine.client import EngineClient
 from caravan.server.engine.listener import EngineListener
-from caravan.server.engine.output_queue import EngineDied, EngineUnavailable, TokenStream
+from caravan.server.engine.output_queue import EngineDied, EngineUnavailable, OutputQueue
 from tests.server.scripted_engine import DIES, DIES_LATE, HANGS, token_at
 
 NUM_TOKENS = 60
 
-Answer = tuple[list[int], int]  # its tokens, and how many log-probabilities of its prompt came
+GenerationResponse = tuple[list[int], int]  # its tokens, and how many log-probabilities of its prompt came
 
 
 @pytest.fixture
@@ -30,13 +30,13 @@ async def client() -> AsyncIterator[EngineClient]:
     await client.stop()
 
 
-def ask(client: EngineClient, prompt: list[int]) -> TokenStream:
+def ask(client: EngineClient, prompt: list[int]) -> OutputQueue:
     return client.submit(
         Request(prompt_token_ids=prompt, params=SamplingParams(max_tokens=NUM_TOKENS, seed=1, num_prompt_logprobs=0))
     )
 
 
-async def answer(stream: TokenStream) -> Answer:
+async def answer(stream: OutputQueue) -> GenerationResponse:
     """Return all of a stream; raises what ended it too early."""
     tokens: list[int] = []
     num_scores = 0
@@ -55,7 +55,7 @@ async def answer(stream: TokenStream) -> Answer:
             return tokens, num_scores
 
 
-def expected(prompt: list[int]) -> Answer:
+def expected(prompt: list[int]) -> GenerationResponse:
     return [token_at(prompt, position) for position in range(NUM_TOKENS)], len(prompt) - 1
 
 

@@ -13,8 +13,15 @@ from rich.console import Console
 
 from caravan.cli.engine_table import TopFailed, drawn, views
 from caravan.scheduler.messages import SequenceEvent, SequenceOutput, StepOutput, StepStats
-from caravan.scheduler.snapshot import CACHED, FREE, MAX_CELLS, SHARED, USED, engine_view
-from caravan.server.operations.live_view import MAX_BEHIND, MAX_STEPS, MAX_WATCHERS, VIEW_SECONDS, EngineWatch, Watcher
+from caravan.scheduler.snapshot import CACHED, FREE, MAX_CELLS, SHARED, USED, engine_snapshot
+from caravan.server.operations.live_view import (
+    MAX_BEHIND,
+    MAX_STEPS,
+    MAX_SUBSCRIBERS,
+    SNAPSHOT_SECONDS,
+    LiveView,
+    Subscriber,
+)
 from tests.scheduler.requests import make_request
 from tests.scheduler.test_scheduler import make_scheduler, step
 from tests.server.openai.api import Api, open_api
@@ -27,7 +34,7 @@ def test_a_view_shows_who_has_which_cells_and_who_waits() -> None:
     for request_id, prompt in ((1, [1, 2, 3, 4, 5]), (2, [9, 8, 7]), (3, [1])):
         scheduler.add(make_request(request_id, prompt, max_tokens=9))
     step(scheduler)
-    view = engine_view(scheduler)
+    view = engine_snapshot(scheduler)
     assert view.blocks_per_cell == 1
     assert [row.request_id for row in view.running] == [1, 2]
     (waiting,) = view.waiting
@@ -48,11 +55,11 @@ def test_shared_and_cached_blocks_are_told_apart() -> None:
     step(scheduler)
     scheduler.add(make_request(2, [1, 2, 3, 4, 6], max_tokens=9))
     step(scheduler)
-    shared = engine_view(scheduler).cell_states.count(SHARED)
+    shared = engine_snapshot(scheduler).cell_states.count(SHARED)
     assert shared == len(set(scheduler.running[0].block_table) & set(scheduler.running[1].block_table)) > 0
     for request_id in (1, 2):
         scheduler.abort(request_id)
-    view = engine_view(scheduler)
+    view = engine_snapshot(scheduler)
     assert view.cell_states.count(CACHED) == view.stats.num_cached_blocks > 0
     assert USED not in view.cell_states
 
@@ -61,7 +68,7 @@ def test_a_large_pool_has_several_blocks_in_a_cell() -> None:
     scheduler = make_scheduler(num_blocks=5000, max_model_len=100)
     scheduler.add(make_request(7, list(range(50)), max_tokens=9))
     step(scheduler)
-    view = engine_view(scheduler)
+    view = engine_snapshot(scheduler)
     assert view.blocks_per_cell == 3
     assert len(view.cell_states) == len(view.cell_owners) == 1667 <= MAX_CELLS
     assert set(view.cell_owners) == {0, 7}
@@ -74,13 +81,13 @@ def a_step(number: int) -> StepOutput:
 
 
 @contextmanager
-def watcher_of(watch: EngineWatch) -> Iterator[Watcher]:
+def watcher_of(watch: LiveView) -> Iterator[Subscriber]:
     watcher = watch.enter()
     yield watcher
     watch.leave(watcher)
 
 
-async def next_view(watcher: Watcher) -> dict[str, Any]:
+async def next_view(watcher: Subscriber) -> dict[str, Any]:
     body = await watcher.take()
     assert body is not None
     assert body.startswith(b"event: view\ndata: ")
@@ -88,16 +95,16 @@ async def next_view(watcher: Watcher) -> dict[str, Any]:
     return view
 
 
-async def told(watch: EngineWatch, *steps: int) -> dict[str, Any]:
+async def told(watch: LiveView, *steps: int) -> dict[str, Any]:
     with watcher_of(watch) as watcher:
         for number in steps:
             watch.on_step(a_step(number))
-        watch.on_snapshot(engine_view(make_scheduler()))
+        watch.on_snapshot(engine_snapshot(make_scheduler()))
         return await next_view(watcher)
 
 
 async def test_steps_and_events_come_with_the_next_view_once() -> None:
-    watch = EngineWatch(lambda _: None)
+    watch = LiveView(lambda _: None)
     view = await told(watch, 1, 2)
     assert view["steps"] == [[1, 0, 1, 10.0], [2, 0, 1, 10.0]]
     assert [(event["step"], event["kind"], event["text"]) for event in view["events"]] == [
@@ -111,27 +118,27 @@ async def test_steps_and_events_come_with_the_next_view_once() -> None:
 
 async def test_blocks_that_lose_their_prefix_are_told_of() -> None:
     scheduler = make_scheduler(num_blocks=8)
-    watch = EngineWatch(lambda _: None)
+    watch = LiveView(lambda _: None)
     with watcher_of(watch) as watcher:
         for number in range(3):
             prompt = [100 * number + position for position in range(20)]
             scheduler.add(make_request(number, prompt, max_tokens=1))
             while scheduler.has_work:
                 watch.on_step(step(scheduler)[1])
-        watch.on_snapshot(engine_view(scheduler))
+        watch.on_snapshot(engine_snapshot(scheduler))
         view = await next_view(watcher)
     evicted = [int(event["text"].split()[0]) for event in view["events"] if event["kind"] == "evict"]
     assert sum(evicted) == scheduler.pool.num_evicted > 0
 
 
 async def test_steps_of_another_engine_come_behind_those_of_the_one_before() -> None:
-    watch = EngineWatch(lambda _: None)
+    watch = LiveView(lambda _: None)
     with watcher_of(watch) as watcher:
         for number in (1, 2):
             watch.on_step(a_step(number))
         watch.on_replay(1, 0.5)
         watch.on_step(a_step(1))
-        watch.on_snapshot(engine_view(make_scheduler()))
+        watch.on_snapshot(engine_snapshot(make_scheduler()))
         view = await next_view(watcher)
     assert [number for number, *_ in view["steps"]] == [1, 2, 3]
     assert view["step"] == 3
@@ -139,38 +146,38 @@ async def test_steps_of_another_engine_come_behind_those_of_the_one_before() -> 
 
 
 async def test_those_behind_others_do_not_drive_out_other_events() -> None:
-    watch = EngineWatch(lambda _: None)
+    watch = LiveView(lambda _: None)
     with watcher_of(watch) as watcher:
         waits = [SequenceEvent(number, "wait", reason="behind others") for number in range(2000)]
         watch.on_step(StepOutput(outputs=[], stats=StepStats(step=1), events=[SequenceEvent(1, "join"), *waits]))
-        watch.on_snapshot(engine_view(make_scheduler()))
+        watch.on_snapshot(engine_snapshot(make_scheduler()))
         assert [event["kind"] for event in (await next_view(watcher))["events"]] == ["join"]
 
 
 async def test_what_is_told_is_bounded() -> None:
-    watch = EngineWatch(lambda _: None)
+    watch = LiveView(lambda _: None)
     view = await told(watch, *range(1000))
     assert len(view["steps"]) == len(view["events"]) == MAX_STEPS
     with watcher_of(watch) as slow:
         for _ in range(100):
-            watch.on_snapshot(engine_view(make_scheduler()))
+            watch.on_snapshot(engine_snapshot(make_scheduler()))
         assert len(slow._bodies) == MAX_BEHIND
 
 
 async def test_the_engine_makes_views_only_while_somebody_watches() -> None:
     periods: list[float] = []
-    watch = EngineWatch(periods.append)
+    watch = LiveView(periods.append)
     watch.on_step(a_step(1))
     with watcher_of(watch), watcher_of(watch):
-        assert periods == [VIEW_SECONDS]
-    assert periods == [VIEW_SECONDS, 0]
+        assert periods == [SNAPSHOT_SECONDS]
+    assert periods == [SNAPSHOT_SECONDS, 0]
     assert (await told(watch))["steps"] == []
 
 
 async def test_when_the_server_ends_so_do_its_watchers() -> None:
-    watch = EngineWatch(lambda _: None)
+    watch = LiveView(lambda _: None)
     with watcher_of(watch) as watcher:
-        watch.on_snapshot(engine_view(make_scheduler()))
+        watch.on_snapshot(engine_snapshot(make_scheduler()))
         watch.close()
         assert await watcher.take() is not None
         assert await watcher.take() is None
@@ -180,7 +187,7 @@ async def test_when_the_server_ends_so_do_its_watchers() -> None:
 
 async def test_as_many_watch_as_may_however_many_come_at_once() -> None:
     async def statuses(api: Api) -> list[int | None]:
-        exchanges = [Exchange(api.app, "/v1/engine/events", None) for _ in range(MAX_WATCHERS + 4)]
+        exchanges = [Exchange(api.app, "/v1/engine/events", None) for _ in range(MAX_SUBSCRIBERS + 4)]
         await until(lambda: all(exchange.status for exchange in exchanges))
         for exchange in exchanges:
             exchange.leave()
@@ -190,7 +197,7 @@ async def test_as_many_watch_as_may_however_many_come_at_once() -> None:
     async with open_api() as api:
         for _ in range(2):  # those who have left are not counted
             told = await statuses(api)
-            assert (told.count(200), told.count(429)) == (MAX_WATCHERS, 4)
+            assert (told.count(200), told.count(429)) == (MAX_SUBSCRIBERS, 4)
 
 
 def test_a_server_shows_its_engine_to_watchers_and_to_the_terminal(
@@ -218,7 +225,7 @@ def test_a_server_shows_its_engine_to_watchers_and_to_the_terminal(
         Console(file=written, width=140).print(drawn(seen[-1], seen[-1]["events"]))
         for text in ("KV pool", "running", "decode", "finish"):
             assert text in written.getvalue()
-        watchers = [httpx.Client(base_url=server.url, trust_env=False) for _ in range(MAX_WATCHERS)]
+        watchers = [httpx.Client(base_url=server.url, trust_env=False) for _ in range(MAX_SUBSCRIBERS)]
         streams = [http.stream("GET", "/v1/engine/events") for http in watchers]
         received = [stream.__enter__().iter_bytes() for stream in streams]
         for bodies in received:

@@ -4,7 +4,7 @@ import httpx
 import pytest
 
 from caravan.server.http.host_names import allowed_hosts, is_loopback
-from caravan.server.http.trusted_hosts import HostGuard
+from caravan.server.http.trusted_hosts import TrustedHosts
 from tests.server.test_http_protocol import hello
 
 MINE = ("localhost", "127.0.0.1", "[::1]", "*.example.org")
@@ -39,7 +39,7 @@ async def test_threat_15_others_are_refused(host: str) -> None:
 
 
 async def ask(host: str) -> httpx.Response:
-    transport = httpx.ASGITransport(HostGuard(hello, hosts=MINE))
+    transport = httpx.ASGITransport(TrustedHosts(hello, hosts=MINE))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
         return await http.get("/", headers={"host": host})
 

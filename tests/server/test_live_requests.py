@@ -2,33 +2,33 @@
 
 from caravan.model.sampling.sampling_params import SamplingParams
 from caravan.scheduler.messages import Request, SequenceOutput, TokenLogprobs
-from caravan.server.engine.in_flight import GIVEN_UP, LiveRequest, LiveRequests
-from caravan.server.engine.output_queue import TokenStream
+from caravan.server.engine.in_flight import GIVEN_UP, InFlightRequest, InFlightRequests
+from caravan.server.engine.output_queue import OutputQueue
 
 
-def a_live_request(request_id: int, exchange: int = 0, **params: object) -> LiveRequest:
+def a_live_request(request_id: int, exchange: int = 0, **params: object) -> InFlightRequest:
     sampling = SamplingParams(max_tokens=10, seed=1, **params)  # type: ignore[arg-type]
     request = Request(request_id=request_id, prompt_token_ids=[5, 6, 7], params=sampling)
-    return LiveRequest(request, TokenStream(request_id, lambda _: None), exchange or -request_id)
+    return InFlightRequest(request, OutputQueue(request_id, lambda _: None), exchange or -request_id)
 
 
 def a_token(request_id: int, token_id: int = 1) -> SequenceOutput:
     return SequenceOutput(request_id=request_id, token_ids=[token_id])
 
 
-def ids_of(released: list[LiveRequest]) -> list[int]:
+def ids_of(released: list[InFlightRequest]) -> list[int]:
     return [live.stream.request_id for live in released]
 
 
-def three_requests() -> LiveRequests:
-    requests = LiveRequests()
+def three_requests() -> InFlightRequests:
+    requests = InFlightRequests()
     for request_id in (1, 2, 3):
         requests.add(a_live_request(request_id))
     assert ids_of(requests.released()) == [1, 2, 3]
     return requests
 
 
-def die_with(requests: LiveRequests, *batch: int) -> None:
+def die_with(requests: InFlightRequests, *batch: int) -> None:
     requests.begin_batch([*batch])
     requests.lose_engine()
 
@@ -80,7 +80,7 @@ def test_a_suspect_that_ends_or_is_dropped_lets_the_others_go_on() -> None:
 
 
 def test_at_the_third_death_alone_a_request_fails_and_no_other() -> None:
-    requests = LiveRequests()
+    requests = InFlightRequests()
     lives = [a_live_request(request_id) for request_id in (1, 2)]
     for live in lives:
         requests.add(live)
@@ -100,7 +100,7 @@ def test_at_the_third_death_alone_a_request_fails_and_no_other() -> None:
 
 
 def test_threat_27_choices_of_one_request_are_suspected_run_and_given_up_together() -> None:
-    requests = LiveRequests()
+    requests = InFlightRequests()
     lives = [a_live_request(1), *(a_live_request(request_id, exchange=7) for request_id in (2, 3, 4))]
     for live in lives:
         requests.add(live)
@@ -123,19 +123,19 @@ def test_threat_27_choices_of_one_request_are_suspected_run_and_given_up_togethe
 
 def test_threat_27_a_request_ends_five_engines_however_many_choices_it_has() -> None:
     for num_choices in (1, 3, 8):
-        requests = LiveRequests()
+        requests = InFlightRequests()
         requests.add(a_live_request(99))
         for request_id in range(1, num_choices + 1):
             requests.add(a_live_request(request_id, exchange=7))
-        num_deaths = 0
+        crash_count = 0
         while any(request_id < 99 for request_id in ids_of(requests.released())):
-            die_with(requests, num_deaths % num_choices + 1)  # another choice each time
-            num_deaths += 1
-        assert num_deaths == 5
+            die_with(requests, crash_count % num_choices + 1)  # another choice each time
+            crash_count += 1
+        assert crash_count == 5
 
 
 def test_the_choices_of_a_request_are_cleared_when_each_one_in_doubt_has_a_token_or_ended() -> None:
-    requests = LiveRequests()
+    requests = InFlightRequests()
     for request_id, exchange in ((1, 0), (2, 7), (3, 7), (4, 7)):
         requests.add(a_live_request(request_id, exchange))
     for _ in range(2):
@@ -159,7 +159,7 @@ def test_deaths_with_tokens_in_between_do_not_add_up() -> None:
 
 
 def test_a_dropped_request_that_the_engine_never_had_need_not_be_told_of() -> None:
-    requests = LiveRequests()
+    requests = InFlightRequests()
     requests.add(a_live_request(1))
     assert not requests.drop(1)
     assert requests.released() == []

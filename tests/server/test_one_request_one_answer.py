@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.server.running_server import RunningServer, eventually, running_server
-from tests.server.strict_http import Answer, StrictClient
+from tests.server.strict_http import GenerationResponse, StrictClient
 
 UPGRADES = {
     "no upgrade": b"",
@@ -71,7 +71,7 @@ def send(client: StrictClient, head: bytes, content: bytes, how: str, version: s
             time.sleep(0.01)
 
 
-def check_text(answer: Answer, prompt: str, *, is_streamed: bool) -> None:
+def check_text(answer: GenerationResponse, prompt: str, *, is_streamed: bool) -> None:
     """Check that the answer is the one to this request."""
     assert answer.status == 200, answer.body
     chunks = answer.chunks() if is_streamed else [answer.json()]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from caravan.model.tokenizer.detokenizer import Detokenizer
 from caravan.scheduler.messages import FinishReason, SequenceOutput
-from caravan.server.engine.output_queue import EngineDied, TokenStream
+from caravan.server.engine.output_queue import EngineDied, OutputQueue
 from caravan.server.generation.errors import GenerationCancelled, GenerationFailed
 from caravan.server.generation.stop_strings import StopStrings
 from caravan.server.generation.text_stream import TextPiece, TextStream, join_pieces
@@ -26,7 +26,7 @@ async def read(
 ) -> tuple[list[TextPiece], list[int]]:
     """Return the pieces of a choice whose tokens come in `batches`, and which requests were aborted."""
     aborted: list[int] = []
-    tokens = TokenStream(7, aborted.append)
+    tokens = OutputQueue(7, aborted.append)
     stream = TextStream(
         tokens,
         Detokenizer(byte_tokenizer()),
@@ -127,7 +127,7 @@ async def test_a_choice_that_ended_by_itself_is_not_aborted() -> None:
 async def test_an_end_that_is_none_of_the_clients_is_an_error(
     finish_reason: FinishReason, error: type[Exception]
 ) -> None:
-    tokens = TokenStream(1, lambda _: None)
+    tokens = OutputQueue(1, lambda _: None)
     stream = TextStream(tokens, Detokenizer(byte_tokenizer()), StopStrings([]), stop_token_ids=[EOS])
     tokens.put(SequenceOutput(request_id=1, token_ids=[], finish_reason=finish_reason))
     with pytest.raises(error):
@@ -135,7 +135,7 @@ async def test_an_end_that_is_none_of_the_clients_is_an_error(
 
 
 async def test_what_came_before_the_engine_died_is_read_first() -> None:
-    tokens = TokenStream(1, lambda _: None)
+    tokens = OutputQueue(1, lambda _: None)
     stream = TextStream(tokens, Detokenizer(byte_tokenizer()), StopStrings([]), stop_token_ids=[EOS])
     tokens.put(SequenceOutput(request_id=1, token_ids=[97]))
     tokens.fail(EngineDied())

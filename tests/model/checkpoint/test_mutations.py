@@ -120,13 +120,13 @@ TOKENIZERS = [gguf, tokenizer_json, tokenizer_model, tiktoken, tokenizer_bin]
 
 def survive(write: Callable[[Path], tuple[Path, Path]], load: Callable[[Path], object], folder: Path) -> int:
     """Load every mutation and return how many were refused; everything else must be a model of the same shape."""
-    path, spoiled = write(folder)
+    path, poisoned = write(folder)
     expected = load(path)
-    content = spoiled.read_bytes()
+    content = poisoned.read_bytes()
     draw = random.Random(11)
     num_refused = 0
     for number in range(NUM_MUTATIONS):
-        spoiled.write_bytes(mutated(content, draw))
+        poisoned.write_bytes(mutated(content, draw))
         start = time.monotonic()
         try:
             found = load(path)
@@ -140,7 +140,7 @@ def survive(write: Callable[[Path], tuple[Path, Path]], load: Callable[[Path], o
         else:
             assert found == expected, number
         assert time.monotonic() - start < 2, number
-    spoiled.write_bytes(content)
+    poisoned.write_bytes(content)
     assert load(path) == expected
     return num_refused
 

@@ -159,10 +159,10 @@ def test_a_row_that_is_not_a_number_stays_so_and_spoils_no_other(kernels: Any, w
     case = Case(torch.bfloat16, lengths=[30, 30], num_queries=[1, 1], pool=pool)
     clean = case.run(CpuAttention(kernels))
     getattr(case, what)[0][12, 0] = torch.nan
-    spoiled = case.run(CpuAttention(kernels))
-    assert spoiled[0, :3].isnan().all()  # the heads that read this KV head
-    assert torch.equal(spoiled[0, 3:], clean[0, 3:])
-    assert torch.equal(spoiled[1], clean[1])
+    poisoned = case.run(CpuAttention(kernels))
+    assert poisoned[0, :3].isnan().all()  # the heads that read this KV head
+    assert torch.equal(poisoned[0, 3:], clean[0, 3:])
+    assert torch.equal(poisoned[1], clean[1])
 
 
 @pytest.mark.parametrize("head_dim", [2, 12, 64])

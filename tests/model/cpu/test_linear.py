@@ -138,10 +138,10 @@ def test_a_number_that_is_not_finite_spoils_its_row_and_no_other(kernels: Any, k
     x = random(5, 64).bfloat16()
     clean = layer.run(x)
     x[2, 37] = bad
-    spoiled = layer.run(x)
-    assert not spoiled[2].isfinite().any()
+    poisoned = layer.run(x)
+    assert not poisoned[2].isfinite().any()
     others = torch.tensor([0, 1, 3, 4])
-    assert torch.equal(spoiled[others], clean[others])
+    assert torch.equal(poisoned[others], clean[others])
 
 
 def test_rows_of_zeros_give_zeros(kernels: Any, kind: str) -> None:

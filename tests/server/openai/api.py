@@ -16,7 +16,7 @@ from caravan.server.generation.executors import Executors
 from caravan.server.generation.request_limits import QueueLimits, RequestLimits
 from caravan.server.http.api_keys import ApiKeys
 from caravan.server.http.client_address import Network
-from caravan.server.http.concurrency_limit import Door
+from caravan.server.http.concurrency_limit import ConcurrencyLimit
 from caravan.server.http.request_log import OnExchange
 from caravan.server.observe.metrics import Metrics
 from caravan.server.observe.request_history import StoryBook
@@ -113,7 +113,7 @@ async def open_api(
     on_exchange: OnExchange = lambda _: None,
     max_model_len: int = MAX_MODEL_LEN,
     queue_limits: QueueLimits | None = None,
-    door: Door | None = None,
+    concurrency_limit: ConcurrencyLimit | None = None,
     grammar_check: GrammarCheck | None = None,
     executors: Executors | None = None,
     origins: Sequence[str] = (),
@@ -139,7 +139,7 @@ async def open_api(
         defaults=defaults,
         admission=admission,
         stories=stories,
-        door=door,
+        concurrency_limit=concurrency_limit,
         keys=keys,
         origins=origins,
         trusted_proxies=trusted_proxies,

@@ -13,7 +13,7 @@ import pytest
 from caravan.model.tokenizer.tokenizer import Tokenizer
 from caravan.server.generation.executors import Executors
 from caravan.server.http.api_keys import ApiKeys
-from caravan.server.http.concurrency_limit import Door
+from caravan.server.http.concurrency_limit import ConcurrencyLimit
 from caravan.server.sandbox.chat_template import ChatTemplate
 from caravan.server.sandbox.fair_executor import FairExecutor
 from caravan.server.sandbox.grammar_check import GrammarCheck
@@ -183,15 +183,15 @@ async def test_threat_11_a_client_that_leaves_while_its_texts_wait_takes_them_wi
         return encode(self, text, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Tokenizer, "encode", slow)
-    door = Door(8)
-    async with open_api(max_model_len=4096, door=door) as api:
+    concurrency_limit = ConcurrencyLimit(8)
+    async with open_api(max_model_len=4096, concurrency_limit=concurrency_limit) as api:
         bodies = [{"model": "fake", "prompt": str(number) * 3000, "max_tokens": 1} for number in range(6)]
         exchanges = [Exchange(api.app, COMPLETIONS, body) for body in bodies]
         await until(lambda: len(encoded) == 2)  # the others wait for their turn
         for exchange in exchanges:
             exchange.leave()
         await asyncio.gather(*(exchange.end() for exchange in exchanges))
-        assert door.num_inside == 0  # also of those that still run in a thread
+        assert concurrency_limit.num_inside == 0  # also of those that still run in a thread
         is_released.set()
         assert (await api.complete(prompt="x" * 3000, max_tokens=1))["choices"]
         assert len(encoded) == 3

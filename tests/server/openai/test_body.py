@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from caravan.server.generation.request_limits import RequestLimits
 from caravan.server.http.body import _decode_fields, _plan
 from caravan.server.http.body_memory import SMALL_BYTES, BodyMemory
-from caravan.server.http.concurrency_limit import Door
+from caravan.server.http.concurrency_limit import ConcurrencyLimit
 from caravan.server.openai.protocol.generation_requests import ChatRequest, CompletionRequest
 from caravan.server.openai.protocol.response_requests import ResponsesRequest
 from caravan.server.sandbox.chat_template import ChatTemplate
@@ -170,14 +170,14 @@ class Slow:
 
 @pytest.mark.parametrize("is_declared", [True, False])
 async def test_threat_28_a_body_that_finds_no_memory_is_429_and_gets_in_when_there_is_some(is_declared: bool) -> None:
-    door = Door(16, BodyMemory(3 * LONG))
-    async with open_api(door=door) as api:
+    concurrency_limit = ConcurrencyLimit(16, BodyMemory(3 * LONG))
+    async with open_api(concurrency_limit=concurrency_limit) as api:
         slow = Slow(2 * LONG)
         length = {"content-length": str(2 * LONG)} if is_declared else {}
         first = asyncio.create_task(api.http.post(COMPLETIONS, content=slow.chunks(), headers=JSON | length))
-        await until(lambda: door.bodies.num_bytes >= LONG)
+        await until(lambda: concurrency_limit.bodies.num_bytes >= LONG)
         if is_declared:
-            assert door.bodies.num_bytes == 2 * LONG
+            assert concurrency_limit.bodies.num_bytes == 2 * LONG
         large = {"model": "fake", "prompt": "hi", "user": "u" * 3 * LONG}
         refused = await api.http.post(COMPLETIONS, json=large)
         assert error_of(refused, 429)["code"] == "server_overloaded"
@@ -186,7 +186,7 @@ async def test_threat_28_a_body_that_finds_no_memory_is_429_and_gets_in_when_the
         assert (await api.complete())["choices"]  # small ones get in
         slow.go_on.set()
         assert (await first).status_code == 200
-        assert door.bodies.num_bytes == 0
+        assert concurrency_limit.bodies.num_bytes == 0
         assert answered(await api.http.post(COMPLETIONS, json=large))
         assert api.sample("admission_rejections_total", reason="body_memory") == 1
 
@@ -211,16 +211,16 @@ def test_threat_28_a_body_counts_as_the_objects_that_are_made_of_it(prompt: str,
 
 
 async def test_threat_28_a_body_counts_until_its_request_ends() -> None:
-    door = Door(16, BodyMemory())
-    async with open_api(says("Hello!"), door=door) as api:
+    concurrency_limit = ConcurrencyLimit(16, BodyMemory())
+    async with open_api(says("Hello!"), concurrency_limit=concurrency_limit) as api:
         api.engine.released.clear()
         body = {"model": "fake", "prompt": ["x" * 400] * 200, "max_tokens": 1, "user": "u" * LONG}
         running = asyncio.create_task(api.http.post(COMPLETIONS, json=body))
         await until(lambda: len(api.engine.submitted) == 200)
-        assert 200 * 400 < door.bodies.num_bytes < 200 * 400 + LONG
+        assert 200 * 400 < concurrency_limit.bodies.num_bytes < 200 * 400 + LONG
         api.engine.released.set()
         answered(await running)
-        assert door.bodies.num_bytes == 0
+        assert concurrency_limit.bodies.num_bytes == 0
 
 
 @pytest.mark.parametrize("fields", [{}, {"user": "u" * LONG}])

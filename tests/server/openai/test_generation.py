@@ -7,7 +7,7 @@ import pytest
 from caravan.model.sampling.sampling_params import SamplingParams
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.messages import FinishReason, Request, SequenceOutput
-from caravan.server.engine.output_queue import EngineDied, TokenStream
+from caravan.server.engine.output_queue import EngineDied, OutputQueue
 from caravan.server.generation.admission import Admission
 from caravan.server.generation.errors import GenerationFailed
 from caravan.server.generation.generation import Generation, PromptJob, StopRule
@@ -24,14 +24,14 @@ class HandEngine:
     config = EngineConfig(num_blocks=64, max_model_len=512)
 
     def __init__(self) -> None:
-        self.streams: list[TokenStream] = []
+        self.streams: list[OutputQueue] = []
         self.aborted: list[int] = []
 
-    def submit(self, request: Request, exchange: int = 0) -> TokenStream:
-        self.streams.append(TokenStream(len(self.streams), self.aborted.append))
+    def submit(self, request: Request, exchange: int = 0) -> OutputQueue:
+        self.streams.append(OutputQueue(len(self.streams), self.aborted.append))
         return self.streams[-1]
 
-    def watch(self, period_seconds: float) -> None:
+    def subscribe(self, period_seconds: float) -> None:
         raise AssertionError("nobody watches")
 
     def say(self, index: int, text: str, *, ends: bool = False) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from caravan.server.generation.request_limits import QueueLimits
-from caravan.server.http.concurrency_limit import Door
+from caravan.server.http.concurrency_limit import ConcurrencyLimit
 from caravan.server.sandbox.chat_template import ChatTemplate
 from tests.fakes import echoes
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, a_chat, events_in, open_api
@@ -54,7 +54,7 @@ async def test_a_full_queue_is_429_with_retry_after(chat_ml: ChatTemplate, path:
 
 
 async def test_places_are_taken_before_bodies_are_read(chat_ml: ChatTemplate) -> None:
-    async with open_api(echoes(), chat_template=chat_ml, door=Door(max_inside=2)) as api:
+    async with open_api(echoes(), chat_template=chat_ml, concurrency_limit=ConcurrencyLimit(max_inside=2)) as api:
         exchanges = await hold(api, 2)
         refused = await api.http.post(COMPLETIONS, content=b"no JSON at all")
         assert_overloaded(refused.status_code, refused.headers, refused.json()["error"])
@@ -68,9 +68,9 @@ async def test_places_are_taken_before_bodies_are_read(chat_ml: ChatTemplate) ->
 
 
 async def test_a_closed_door_is_503_and_only_for_what_brings_work(chat_ml: ChatTemplate) -> None:
-    door = Door(max_inside=10)
-    async with open_api(echoes(), chat_template=chat_ml, door=door) as api:
-        door.close()
+    concurrency_limit = ConcurrencyLimit(max_inside=10)
+    async with open_api(echoes(), chat_template=chat_ml, concurrency_limit=concurrency_limit) as api:
+        concurrency_limit.close()
         for path in (COMPLETIONS, CHAT, EMBEDDINGS, "/tokenize"):
             refused = await api.http.post(path, json={})
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "unavailable")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caravan.server.openai.tool_calls.call_format import HERMES, LLAMA, MISTRAL, MISTRAL_NAMED, CallFormat
-from caravan.server.openai.tool_calls.call_reader import CallReader
+from caravan.server.openai.tool_calls.tool_call_parser import ToolCallParser
 from tests.server.tools.test_call_reader import FORMATS, Read, read
 
 CITY = '{"city": "Paris"}'
@@ -237,7 +237,7 @@ def test_a_cut_off_call_keeps_the_name_and_the_arguments_so_far() -> None:
 
 
 def test_arguments_come_at_once_if_the_name_comes_after_them() -> None:
-    reader = CallReader(HERMES)
+    reader = ToolCallParser(HERMES)
     assert reader.push('<tool_call>\n{"arguments": {"a": 1}, "name": "f"') == []
     (part,) = reader.push("}")
     assert [(call.name, call.arguments) for call in part.calls] == [("f", '{"a": 1}')]

@@ -1,4 +1,4 @@
-"""CallReader: content and calls told apart, however the text is cut."""
+"""ToolCallParser: content and calls told apart, however the text is cut."""
 
 import json
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caravan.server.openai.tool_calls.call_format import HERMES, LLAMA, MISTRAL, MISTRAL_NAMED, CallFormat
-from caravan.server.openai.tool_calls.call_reader import CallReader
+from caravan.server.openai.tool_calls.tool_call_parser import ToolCallParser
 
 FORMATS = [HERMES, MISTRAL, MISTRAL_NAMED, LLAMA]
 ARGUMENTS = '{"city": "Paris, \\"the\\" {one}", "days": [1, {"a": "]}"}]}'
@@ -26,7 +26,7 @@ def read(
     is_cut_off: bool = False,
 ) -> Read:
     """Return the content and the calls of an answer that comes in these pieces."""
-    reader = CallReader(call_format, allows_several=allows_several, is_forced=is_forced)
+    reader = ToolCallParser(call_format, allows_several=allows_several, is_forced=is_forced)
     parts = [part for piece in pieces for part in reader.push(piece)] + reader.finish(is_cut_off=is_cut_off)
     calls: list[tuple[str, str]] = []
     for call in (call for part in parts for call in part.calls):
@@ -94,7 +94,7 @@ def test_a_broken_call_is_content() -> None:
 
 
 def test_arguments_come_piece_by_piece_before_the_call_is_complete() -> None:
-    reader = CallReader(HERMES)
+    reader = ToolCallParser(HERMES)
     assert reader.push('<tool_call>\n{"name": "f", "arguments": {"a"')[0].calls[0].arguments == '{"a"'
     assert reader.push(": 1")[0].calls[0].arguments == ": 1"
     assert reader.push("}}\n")[0].calls[0].arguments == "}"
@@ -123,13 +123,13 @@ def test_arguments_of_any_kind_survive(value: object) -> None:
 
 def test_parts_are_in_the_order_of_the_text() -> None:
     text = "Let me see.\n" + HERMES.written([("f", '{"a": 1}')]) + "\nDone."
-    first, second = CallReader(HERMES).push(text)
+    first, second = ToolCallParser(HERMES).push(text)
     assert (first.content, [call.name for call in first.calls]) == ("Let me see.\n", ["f"])
     assert (second.content, second.calls) == ("Done.", [])
 
 
 def test_a_call_that_is_cut_off_is_known_to_be_open() -> None:
-    reader = CallReader(HERMES)
+    reader = ToolCallParser(HERMES)
     reader.push('<tool_call>\n{"name": "f", "arguments": {"a": 1')
     assert reader.is_in_call
     reader.push("}}")

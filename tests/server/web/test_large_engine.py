@@ -11,8 +11,8 @@ import uvicorn
 from fastapi import FastAPI
 from playwright.sync_api import Browser, expect
 
-from caravan.scheduler.messages import EngineView, SequenceEvent, SequenceView, StepOutput, StepStats
-from caravan.server.operations.live_view import VIEW_SECONDS, EngineWatch, watch_router
+from caravan.scheduler.messages import EngineSnapshot, SequenceEvent, SequenceSnapshot, StepOutput, StepStats
+from caravan.server.operations.live_view import SNAPSHOT_SECONDS, LiveView, live_view_router
 from caravan.server.operations.page import page_router
 from tests.server.web.test_page import FRAMES_A_SECOND, IN_BROWSER, browser
 
@@ -23,11 +23,11 @@ NUM_BLOCKS, NUM_SEQUENCES = 1000, 256
 pytestmark = [*IN_BROWSER, pytest.mark.timing]
 
 
-def view_of(step: int) -> EngineView:
+def view_of(step: int) -> EngineSnapshot:
     """Return a pool and a batch that change everywhere from view to view."""
     chance = random.Random(step)
     sequences = [
-        SequenceView(
+        SequenceSnapshot(
             request_id=number,
             num_prompt_tokens=100,
             num_tokens=100 + step % 500,
@@ -38,7 +38,7 @@ def view_of(step: int) -> EngineView:
         for number in range(1, NUM_SEQUENCES + 1)
     ]
     stats = StepStats(step=step, num_running=NUM_SEQUENCES, num_blocks=NUM_BLOCKS, num_used_blocks=900)
-    return EngineView(
+    return EngineSnapshot(
         stats=stats,
         block_size=16,
         blocks_per_cell=1,
@@ -49,9 +49,9 @@ def view_of(step: int) -> EngineView:
     )
 
 
-async def tell(watch: EngineWatch) -> None:
+async def tell(watch: LiveView) -> None:
     """Tell of a step every 20 ms, with events, and send a view when the engine would."""
-    views_every = round(VIEW_SECONDS / 0.02)
+    views_every = round(SNAPSHOT_SECONDS / 0.02)
     step = 0
     while True:
         step += 1
@@ -65,7 +65,7 @@ async def tell(watch: EngineWatch) -> None:
 @pytest.fixture
 def url() -> Iterator[str]:
     """The address of the page over that engine."""
-    watch = EngineWatch(lambda _: None)
+    watch = LiveView(lambda _: None)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -75,7 +75,7 @@ def url() -> Iterator[str]:
 
     app = FastAPI(lifespan=lifespan)
     app.include_router(page_router())
-    app.include_router(watch_router(watch, 10.0))
+    app.include_router(live_view_router(watch, 10.0))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run)
     thread.start()

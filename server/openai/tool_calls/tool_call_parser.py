@@ -1,4 +1,4 @@
-"""CallReader: splits a model's text, as it comes, into content and tool calls."""
+"""ToolCallParser: splits a model's text, as it comes, into content and tool calls."""
 
 import re
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ class CallPart:
 
 
 @dataclass
-class AnswerPart:
+class ResponsePart:
     """What became known of an answer at once: content, and the calls after it."""
 
     content: str = ""
@@ -53,7 +53,7 @@ class _Call:
     is_complete: bool = False  # its arguments are
 
 
-class CallReader:
+class ToolCallParser:
     """Reads one answer. However its text is cut into pieces, the parts joined are the same.
 
     What turns out to be no call is content, and reading goes on right after the mark that announced it. Only the first
@@ -71,24 +71,24 @@ class CallReader:
         self._is_forced = is_forced
         self._is_cut_off = False
         self._source = TextSource()
-        self._parts: list[AnswerPart] = []  # of the present piece, in the order of the text
+        self._parts: list[ResponsePart] = []  # of the present piece, in the order of the text
         self._space: list[str] = []  # white space that is content if content follows
         self._has_content = False
         self._follows_call = False  # no content came after the latest call
         self._steps = self._read()
 
-    def push(self, text: str) -> list[AnswerPart]:
+    def push(self, text: str) -> list[ResponsePart]:
         """Return what the next piece of text makes known, in the order of the text."""
         self._source.feed(text)
         return self._advance()
 
-    def finish(self, *, is_cut_off: bool = False) -> list[AnswerPart]:
+    def finish(self, *, is_cut_off: bool = False) -> list[ResponsePart]:
         """Return what is left when the answer has ended; `is_cut_off` says that the model had not finished it."""
         self._is_cut_off = is_cut_off
         self._source.end()
         return self._advance()
 
-    def _advance(self) -> list[AnswerPart]:
+    def _advance(self) -> list[ResponsePart]:
         self._parts = []
         next(self._steps, None)
         self._source.flush_capture()
@@ -260,7 +260,7 @@ class CallReader:
         self._space.clear()
         call.has_begun = self.is_in_call = self._follows_call = True
         if not self._parts:
-            self._parts.append(AnswerPart())
+            self._parts.append(ResponsePart())
         self._parts[-1].calls.append(CallPart(self.num_calls, call.name))
         self.num_calls += 1
 
@@ -277,7 +277,7 @@ class CallReader:
         if not text:
             return
         if not self._parts:
-            self._parts.append(AnswerPart())
+            self._parts.append(ResponsePart())
         if not self._parts[-1].calls:
             self._parts[-1].calls.append(CallPart(self.num_calls - 1))
         self._parts[-1].calls[-1].arguments += text
@@ -299,5 +299,5 @@ class CallReader:
         if not text:
             return
         if not self._parts or self._parts[-1].calls:
-            self._parts.append(AnswerPart())
+            self._parts.append(ResponsePart())
         self._parts[-1].content += text
