@@ -1,6 +1,6 @@
 """What it costs to be seen: `python -m benchmarks.watching`.
 
-First what the API process pays to record one step of 32 sequences (metrics, stories), without the engine, and what the
+First what the API process pays to record one step of 32 sequences (metrics, history), without the engine, and what the
 engine pays for a view of them, of which it makes four a second for those who watch. Then the default model under load,
 in int8: stretches with and without a watcher of /v1/engine/events in turn, each first in every other pair, and by how
 much steps grow. Answers end one behind the other, so that contexts are as long in one stretch as in another. The
@@ -27,8 +27,8 @@ from caravan.scheduler.messages import Request, SequenceOutput, StepOutput, Step
 from caravan.scheduler.scheduler import Scheduler
 from caravan.scheduler.snapshot import engine_snapshot
 from caravan.server.observe.metrics import Metrics
-from caravan.server.observe.request_history import StoryBook
-from caravan.server.observe.request_story import RequestStory
+from caravan.server.observe.request_history import RequestHistory
+from caravan.server.observe.request_record import RequestRecord
 from caravan.server.operations.live_view import SNAPSHOT_SECONDS
 from tests.server.running_server import RunningServer, running_server
 from tests.server.web.chromium import chromium
@@ -68,20 +68,20 @@ def main() -> None:
 
 
 def recording_seconds(num_steps: int = 3000) -> float:
-    """Return what metrics and stories take for one step in which all sequences get a token."""
+    """Return what metrics and history take for one step in which all sequences get a token."""
     metrics = Metrics("m", EngineConfig(num_blocks=4096, max_model_len=8192))
-    stories = StoryBook()
+    history = RequestHistory()
     for number in range(NUM_SEQUENCES):
-        story = RequestStory(f"cmpl-{number}", f"{number}", "", time.monotonic())
-        stories.begin(story)
-        stories.queue(story, number, 0)
+        record = RequestRecord(f"cmpl-{number}", f"{number}", "", time.monotonic())
+        history.begin(record)
+        history.queue(record, number, 0)
     stats = StepStats(num_running=NUM_SEQUENCES, num_blocks=4096, num_used_blocks=400, num_decode_tokens=NUM_SEQUENCES)
     outputs = [SequenceOutput(request_id=number, token_ids=[1]) for number in range(NUM_SEQUENCES)]
     step = StepOutput(outputs=outputs, stats=stats)
     started = time.perf_counter()
     for _ in range(num_steps):
         metrics.on_step(step)
-        stories.on_step(step)
+        history.on_step(step)
         for _ in outputs:
             metrics.inter_token.observe(0.02)
     return (time.perf_counter() - started) / num_steps

@@ -2,10 +2,10 @@
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import Lifespan
 
 from caravan.model.sampling.generation_defaults import GenerationDefaults
 from caravan.model.tokenizer.tokenizer import Tokenizer
@@ -20,15 +20,26 @@ from caravan.server.http.client_address import Network
 from caravan.server.http.concurrency_limit import ConcurrencyLimit, ConcurrencyLimitMiddleware
 from caravan.server.http.errors import add_error_handlers
 from caravan.server.http.openapi import complete_document
-from caravan.server.http.request_log import OnExchange, RequestLogging
+from caravan.server.http.request_log import OnResponse, RequestLogging
 from caravan.server.http.trusted_hosts import TrustedHosts
+from caravan.server.observe.explanation import Explanation
 from caravan.server.observe.metrics import Metrics
-from caravan.server.observe.request_history import StoryBook
+from caravan.server.observe.request_history import RequestHistory
 from caravan.server.openai.chat import chat_router
 from caravan.server.openai.completions import completions_router
 from caravan.server.openai.embeddings import EmbeddingRequest, embeddings_router
 from caravan.server.openai.models import models_router
+from caravan.server.openai.protocol.chat_answers import ChatCompletion, ChatCompletionChunk
+from caravan.server.openai.protocol.completion_answers import Completion
+from caravan.server.openai.protocol.embedding_answers import EmbeddingList
 from caravan.server.openai.protocol.generation_requests import ChatRequest, CompletionRequest
+from caravan.server.openai.protocol.model_answers import ModelList
+from caravan.server.openai.protocol.response_answers import (
+    OutputCall,
+    OutputCustomCall,
+    OutputMessage,
+    ResponseObject,
+)
 from caravan.server.openai.protocol.response_requests import ResponsesRequest
 from caravan.server.openai.responses import responses_router
 from caravan.server.openai.tokenize import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest, tokenize_router
@@ -42,59 +53,53 @@ from caravan.server.sandbox.chat_template import ChatTemplate
 from caravan.server.sandbox.grammar_check import GrammarCheck
 
 
-def create_app(
-    *,
-    engine: Engine,
-    tokenizer: Tokenizer,
-    chat_template: ChatTemplate | None,
-    model_name: str,
-    aliases: tuple[str, ...] = (),
-    max_model_len: int,
-    metrics: Metrics,
-    version: str,
-    defaults: GenerationDefaults | None = None,
-    limits: RequestLimits | None = None,
-    admission: Admission | None = None,
-    concurrency_limit: ConcurrencyLimit | None = None,
-    stories: StoryBook | None = None,
-    watch: LiveView | None = None,
-    grammar_check: GrammarCheck | None = None,
-    executors: Executors | None = None,
-    keys: ApiKeys | None = None,
-    hosts: Iterable[str] | None = None,
-    origins: Sequence[str] = (),
-    trusted_proxies: Sequence[Network] = (),
-    on_exchange: OnExchange = lambda _: None,
-    lifespan: Lifespan[FastAPI] | None = None,
-) -> FastAPI:
-    """Return the application that serves one model; `lifespan` starts and stops what must run beside it.
+@dataclass(frozen=True, kw_only=True)
+class AppParts:
+    """What an application is made of; close `grammar_check` and `executors` when the server ends."""
 
-    Parts that are not given have their defaults; close `grammar_check` and `executors` when the server ends. With
-    `keys` all requests except those for health and the pages bring one of them; with `hosts` the server answers to
-    these names only; pages of `origins` may use it in a browser. `on_exchange` gets each exchange at its end, with the
-    client that one of `trusted_proxies` names.
-    """
-    admission = admission or Admission(engine.config, metrics)
-    concurrency_limit = concurrency_limit or ConcurrencyLimit(
-        engine.config.max_num_seqs + admission.limits.max_requests
-    )
+    engine: Engine
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
+    model_name: str
+    aliases: tuple[str, ...] = ()
+    max_model_len: int  # tokens
+    version: str  # of the server
+    metrics: Metrics
+    admission: Admission
+    concurrency_limit: ConcurrencyLimit
+    live_view: LiveView
+    history: RequestHistory = field(default_factory=RequestHistory)
+    defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
+    limits: RequestLimits = field(default_factory=RequestLimits)
+    grammar_check: GrammarCheck = field(default_factory=GrammarCheck)
+    executors: Executors = field(default_factory=Executors)
+    keys: ApiKeys | None = None  # None: every request is allowed
+    hosts: Iterable[str] | None = None  # names the server answers to; None: all
+    origins: Sequence[str] = ()  # whose pages may use the server in a browser
+    trusted_proxies: Sequence[Network] = ()  # whose X-Forwarded-For names the client
+    on_response: OnResponse = lambda _: None  # gets the record of each HTTP request at its end
+
+
+def create_app(parts: AppParts) -> FastAPI:
+    """Return the application that serves one model."""
+    engine, metrics, concurrency_limit = parts.engine, parts.metrics, parts.concurrency_limit
     served = ServedModel(
-        name=model_name,
-        aliases=aliases,
-        version=version,
+        name=parts.model_name,
+        aliases=parts.aliases,
+        version=parts.version,
         created_at=int(time.time()),
-        max_model_len=max_model_len,
+        max_model_len=parts.max_model_len,
         engine=engine,
-        tokenizer=tokenizer,
-        chat_template=chat_template,
-        shown_token_ids=call_token_ids(tokenizer),
+        tokenizer=parts.tokenizer,
+        chat_template=parts.chat_template,
+        shown_token_ids=call_token_ids(parts.tokenizer),
         metrics=metrics,
-        admission=admission,
-        stories=stories or StoryBook(),
-        defaults=defaults or GenerationDefaults(),
-        limits=limits or RequestLimits(),
-        grammar_check=grammar_check or GrammarCheck(),
-        executors=executors or Executors(),
+        admission=parts.admission,
+        history=parts.history,
+        defaults=parts.defaults,
+        limits=parts.limits,
+        grammar_check=parts.grammar_check,
+        executors=parts.executors,
     )
 
     def is_ready() -> bool:
@@ -103,8 +108,7 @@ def create_app(
     metrics.watch_ready(is_ready)
     app = FastAPI(
         title="Caravan",
-        version=version,
-        lifespan=lifespan,
+        version=parts.version,
         docs_url=None,  # its page would load scripts from elsewhere; ours is one of the pages
         redoc_url=None,
         redirect_slashes=False,  # a redirect would send the client to whatever host it named
@@ -117,7 +121,7 @@ def create_app(
         models_router(served),
         tokenize_router(served),
         explanations_router(served),
-        live_view_router(watch or LiveView(engine.subscribe), served.limits.write_timeout_seconds),
+        live_view_router(parts.live_view, served.limits.write_timeout_seconds),
         health_router(served, is_ready),
         page_router(),
         metrics_router(metrics),
@@ -135,25 +139,39 @@ def create_app(
             DetokenizeRequest,
             ApplyTemplateRequest,
         ],
+        [
+            Completion,
+            ChatCompletion,
+            ChatCompletionChunk,
+            ResponseObject,
+            OutputMessage,
+            OutputCall,
+            OutputCustomCall,
+            EmbeddingList,
+            ModelList,
+            Explanation,
+        ],
         served.names,
     )
     # From the inside out.
     # Inside the authentication: a request without a key takes no place.
     app.add_middleware(ConcurrencyLimitMiddleware, concurrency_limit=concurrency_limit, metrics=metrics)
-    if keys is not None:
-        app.add_middleware(ApiKeyAuth, keys=keys)
-    if origins:
+    if parts.keys is not None:
+        app.add_middleware(ApiKeyAuth, keys=parts.keys)
+    if parts.origins:
         app.add_middleware(  # around the guard: a preflight has no key
             CORSMiddleware,
-            allow_origins=origins,
+            allow_origins=parts.origins,
             allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["*"],
             allow_private_network=True,
             expose_headers=["x-request-id", "retry-after"],
         )
-    if hosts is not None:
-        app.add_middleware(TrustedHosts, hosts=hosts)
+    if parts.hosts is not None:
+        app.add_middleware(TrustedHosts, hosts=parts.hosts)
     # Around all of them: a refusal has an id, too, and is counted.
-    app.add_middleware(RequestLogging, metrics=metrics, on_exchange=on_exchange, trusted_proxies=trusted_proxies)
+    app.add_middleware(
+        RequestLogging, metrics=metrics, on_response=parts.on_response, trusted_proxies=parts.trusted_proxies
+    )
     app.add_middleware(CanonicalPath, routes=app.openapi()["paths"])  # before any of them looks at the path
     return app

@@ -14,7 +14,7 @@ from caravan.model.sampling.generation_defaults import load_generation_defaults
 from caravan.model.tokenizer.loader import load_tokenizer
 from caravan.model.tokenizer.tokenizer import Tokenizer
 from caravan.scheduler.messages import EngineReady
-from caravan.server.app import create_app
+from caravan.server.app import AppParts, create_app
 from caravan.server.engine.client import EngineClient
 from caravan.server.engine.listener import EngineListeners
 from caravan.server.generation.admission import Admission
@@ -26,9 +26,9 @@ from caravan.server.http.concurrency_limit import ConcurrencyLimit
 from caravan.server.http.graceful_shutdown import GracefulServer
 from caravan.server.http.host_names import allowed_hosts, allowed_origins
 from caravan.server.http.protocol import HttpProtocol
-from caravan.server.observe.exchange import Exchange
+from caravan.server.observe.http_record import HttpRecord
 from caravan.server.observe.metrics import Metrics
-from caravan.server.observe.request_history import StoryBook
+from caravan.server.observe.request_history import RequestHistory
 from caravan.server.observe.tracing import make_tracer
 from caravan.server.operations.live_view import LiveView
 from caravan.server.sandbox.chat_template import ChatTemplate, usable_template
@@ -62,38 +62,40 @@ async def run_server(
         names = settings.names
         metrics = Metrics(names[0], report.config, keys.names if keys else ())
         admission = Admission(report.config, metrics, settings.queue_limits)
-        stories, watch = StoryBook(), LiveView(engine.subscribe)
+        history, live_view = RequestHistory(), LiveView(engine.subscribe)
         bodies = BodyMemory(int(settings.max_body_memory))
-        concurrency_limit = ConcurrencyLimit(report.config.max_num_seqs + settings.max_queued_requests, bodies)
+        limit = ConcurrencyLimit(report.config.max_num_seqs + settings.max_queued_requests, bodies)
+        engine.listener = EngineListeners([metrics, admission, history, live_view])
 
-        def on_exchange(exchange: Exchange) -> None:
-            if exchange.method == "POST" or settings.access_log:
-                log_exchange(exchange)
-            if tracer is not None and exchange.end is not None:
-                tracer.trace(exchange, exchange.end)
+        def on_response(record: HttpRecord) -> None:
+            if record.method == "POST" or settings.access_log:
+                log_request(record)
+            if tracer is not None and record.generation is not None:
+                tracer.trace(record, record.generation)
 
-        engine.listener = EngineListeners([metrics, admission, stories, watch])
         app = create_app(
-            engine=engine,
-            tokenizer=tokenizer.resized(report.vocab_size),
-            chat_template=template,
-            model_name=names[0],
-            aliases=names[1:],
-            max_model_len=report.config.max_model_len,
-            metrics=metrics,
-            defaults=defaults,
-            admission=admission,
-            concurrency_limit=concurrency_limit,
-            stories=stories,
-            watch=watch,
-            grammar_check=grammar_check,
-            executors=executors,
-            hosts=allowed_hosts(settings.allowed_hosts, settings.host),
-            origins=allowed_origins(settings.allowed_origins),
-            trusted_proxies=networks(settings.trusted_proxies),
-            keys=keys,
-            on_exchange=on_exchange,
-            version=__version__,
+            AppParts(
+                engine=engine,
+                tokenizer=tokenizer.resized(report.vocab_size),
+                chat_template=template,
+                model_name=names[0],
+                aliases=names[1:],
+                max_model_len=report.config.max_model_len,
+                version=__version__,
+                metrics=metrics,
+                admission=admission,
+                concurrency_limit=limit,
+                live_view=live_view,
+                history=history,
+                defaults=defaults,
+                grammar_check=grammar_check,
+                executors=executors,
+                keys=keys,
+                hosts=allowed_hosts(settings.allowed_hosts, settings.host),
+                origins=allowed_origins(settings.allowed_origins),
+                trusted_proxies=networks(settings.trusted_proxies),
+                on_response=on_response,
+            )
         )
         config = uvicorn.Config(
             app,
@@ -109,7 +111,7 @@ async def run_server(
             ssl_keyfile=settings.tls_key,
             timeout_graceful_shutdown=LAST_SECONDS,
         )
-        server = GracefulServer(config, concurrency_limit, settings.drain_timeout, engine.stop, watch.close)
+        server = GracefulServer(config, limit, settings.drain_timeout, engine.stop, live_view.close)
         listener.listen(BACKLOG)  # from now on connections wait instead of being refused
         print(start_text(report, model_path, names, address_of(listener, is_encrypted=config.is_ssl)), flush=True)
         await server.serve(sockets=[listener])
@@ -123,9 +125,9 @@ async def run_server(
             await asyncio.to_thread(tracer.close)
 
 
-def log_exchange(exchange: Exchange) -> None:
-    """Write the line of an exchange that has ended."""
-    logging.getLogger("caravan.requests").info("request", extra=exchange.log_fields())
+def log_request(record: HttpRecord) -> None:
+    """Write the log line of an HTTP request that has ended."""
+    logging.getLogger("caravan.requests").info("request", extra=record.log_fields())
 
 
 def start_text(report: EngineReady, model_path: Path, names: tuple[str, ...], address: str) -> str:

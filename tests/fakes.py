@@ -77,7 +77,7 @@ class FakeEngineClient:
         self._ids = itertools.count(1)
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
-    def submit(self, request: Request, exchange: int = 0) -> OutputQueue:
+    def submit(self, request: Request, crash_group: int = 0) -> OutputQueue:
         if not self.is_ready:
             raise EngineUnavailable
         self.grammars.append(request.grammar)

@@ -94,16 +94,16 @@ class EngineClient:
         self._tasks = [asyncio.create_task(self._keep_going()), asyncio.create_task(self._watch())]
         return report
 
-    def submit(self, request: Request, exchange: int = 0) -> OutputQueue:
+    def submit(self, request: Request, crash_group: int = 0) -> OutputQueue:
         """Return the stream of a new request, whose `request_id` is given here; raises EngineUnavailable.
 
-        Those of one `exchange`, which is no 0, are held responsible together if the engine ends.
+        Requests of one `crash_group` other than 0 count as one when engines end again and again.
         """
         if not self.is_ready:
             raise EngineUnavailable
         stream = OutputQueue(next(self._request_ids), self._abort)
         request = msgspec.structs.replace(request, request_id=stream.request_id)
-        self._requests.add(InFlightRequest(request, stream, exchange or -stream.request_id))
+        self._requests.add(InFlightRequest(request, stream, crash_group or -stream.request_id))
         self._send_released()
         return stream
 

@@ -13,10 +13,10 @@ GIVEN_UP = f"The engine ended {MAX_CRASHES} times in a row while it worked on th
 class InFlightRequest:
     """A request with the tokens it has so far."""
 
-    def __init__(self, request: Request, stream: OutputQueue, exchange: int) -> None:
-        """`exchange` is the number of the HTTP request that it belongs to."""
+    def __init__(self, request: Request, stream: OutputQueue, group: int) -> None:
+        """`group` is the number of the HTTP request that it belongs to."""
         self.stream = stream
-        self.exchange = exchange
+        self.group = group
         self._request = request
         self._output_token_ids: list[int] = []
         self._num_prompt_logprobs = 0  # that the reader has
@@ -48,7 +48,7 @@ class InFlightRequest:
         self.stream.put(SequenceOutput(request_id=request_id, token_ids=[], finish_reason="error", error=GIVEN_UP))
 
 
-class _Exchange:
+class _CrashGroup:
     """The requests of one HTTP request: its choices and prompts."""
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class InFlightRequests:
 
     A request that makes the engine end would do so again after each start, and the others would never get further. A
     request is suspected that was in the batch at two ends in a row and had no new token in between. Those of one
-    exchange, the choices and prompts of one HTTP request, count as one: else they could end as many engines as there
+    group, the choices and prompts of one HTTP request, count as one: else they could end as many engines as there
     are. They are given to the next engine and no others; with the first token of each one in doubt, or its end, they
     are cleared and the others follow. They are given up when they were alone with three engines that ended: with
     fewer, engines that are killed from outside could make them look guilty.
@@ -87,10 +87,10 @@ class InFlightRequests:
 
     def __init__(self) -> None:
         self._requests: dict[int, InFlightRequest] = {}  # in the order they came
-        self._exchanges: dict[int, _Exchange] = {}  # of all these
+        self._groups: dict[int, _CrashGroup] = {}  # of all these
         self._batch: list[int] = []  # what the engine last said it works on
         self._held: dict[int, InFlightRequest] = {}  # what the engine does not have yet
-        self._alone: int | None = None  # the exchange that runs because it is suspected
+        self._alone: int | None = None  # the group that runs because it is suspected
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -104,14 +104,14 @@ class InFlightRequests:
         """Add a new request; `released` says when the engine gets it."""
         request_id = live.stream.request_id
         self._requests[request_id] = self._held[request_id] = live
-        self._exchanges.setdefault(live.exchange, _Exchange()).request_ids.add(request_id)
+        self._groups.setdefault(live.group, _CrashGroup()).request_ids.add(request_id)
 
     def released(self) -> list[InFlightRequest]:
         """Return what the engine gets now, once."""
         if self._alone is None:
-            held = (live.exchange for live in self._held.values())
-            self._alone = next((exchange for exchange in held if self._exchanges[exchange].is_quarantined), None)
-        released = [live for live in self._held.values() if self._alone in (None, live.exchange)]
+            held = (live.group for live in self._held.values())
+            self._alone = next((group for group in held if self._groups[group].is_quarantined), None)
+        released = [live for live in self._held.values() if self._alone in (None, live.group)]
         for live in released:
             del self._held[live.stream.request_id]
         return released
@@ -141,10 +141,10 @@ class InFlightRequests:
         """Count the end of the engine, and give up requests it ended with too often; return how many are left."""
         batch, self._batch = set(self._batch), []
         self._alone = None
-        for exchange in [*self._exchanges.values()]:
-            exchange.count_crash(batch)
-            if exchange.crash_count >= MAX_CRASHES:
-                for request_id in sorted(exchange.request_ids):
+        for group in [*self._groups.values()]:
+            group.count_crash(batch)
+            if group.crash_count >= MAX_CRASHES:
+                for request_id in sorted(group.request_ids):
                     live = self._requests[request_id]
                     self._remove(request_id)
                     live.give_up()
@@ -154,7 +154,7 @@ class InFlightRequests:
     def fail(self, error: Exception) -> None:
         """End all requests with an error."""
         requests, self._requests = self._requests, {}
-        self._exchanges.clear()
+        self._groups.clear()
         self._held.clear()
         self._alone = None
         for live in requests.values():
@@ -163,15 +163,15 @@ class InFlightRequests:
     def _remove(self, request_id: int) -> None:
         live = self._requests.pop(request_id)
         self._held.pop(request_id, None)
-        exchange = self._exchanges[live.exchange]
-        exchange.request_ids.discard(request_id)
+        group = self._groups[live.group]
+        group.request_ids.discard(request_id)
         self._clear(live)
-        if not exchange.request_ids:
-            del self._exchanges[live.exchange]
+        if not group.request_ids:
+            del self._groups[live.group]
 
     def _clear(self, live: InFlightRequest) -> None:
-        """Count no death against a request; if that clears the exchange that runs alone, the others follow."""
-        exchange = self._exchanges[live.exchange]
-        exchange.clear(live.stream.request_id)
-        if live.exchange == self._alone and not exchange.is_quarantined:
+        """Count no death against a request; if that clears the group that runs alone, the others follow."""
+        group = self._groups[live.group]
+        group.clear(live.stream.request_id)
+        if live.group == self._alone and not group.is_quarantined:
             self._alone = None

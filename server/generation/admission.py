@@ -1,6 +1,5 @@
 """Admission: which requests the engine gets, and how long they will wait there."""
 
-import time
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -66,9 +65,7 @@ class Admission(EngineListener):
         if stats.num_prefill_tokens or stats.num_decode_tokens:
             self._cost.observe(stats.num_prefill_tokens, stats.step_seconds)
 
-    def admit(
-        self, lengths: Sequence[tuple[int, int]], context: RequestContext, arrived_at_seconds: float
-    ) -> list[Reservation]:
+    def admit(self, lengths: Sequence[tuple[int, int]], context: RequestContext) -> list[Reservation]:
         """Return a reservation for each sequence of a request, given the tokens of its prompt and its max_tokens.
 
         Raises QueueFull if the queue has no room for them or the first of them would wait for too long, and
@@ -83,7 +80,7 @@ class Admission(EngineListener):
         if limit_seconds is not None and wait_seconds > limit_seconds:
             self._refuse("wait", f"The request would wait for {wait_seconds:.1f} s.", wait_seconds - limit_seconds)
         if context.timeout_seconds is not None:
-            left_seconds = arrived_at_seconds + context.timeout_seconds - time.monotonic()
+            left_seconds = context.seconds_left() or 0.0
             needed_seconds = wait_seconds + self._work_seconds(lengths)
             if needed_seconds > left_seconds:
                 fact = f"The answer would take {needed_seconds:.1f} s; its client waits for {left_seconds:.1f}."
@@ -126,10 +123,9 @@ class Admission(EngineListener):
         """Take note that a sequence has ended, if it has not left yet; a complete one tells how long answers are."""
         if reservation.engine_number is not None:
             self._submitted.pop(reservation.engine_number, None)
-        was_inside = (
-            self._waiting.pop(reservation, reservation) is None or self._running.pop(reservation, reservation) is None
-        )
-        if was_inside and is_complete and reservation.max_tokens:
+        was_waiting = self._waiting.pop(reservation, reservation) is None
+        was_running = self._running.pop(reservation, reservation) is None
+        if (was_waiting or was_running) and is_complete and reservation.max_tokens:
             self._used_share += LEARNING * (reservation.num_tokens / reservation.max_tokens - self._used_share)
 
     def _check_room(self, lengths: Sequence[tuple[int, int]], key_name: str, wait_seconds: float) -> None:

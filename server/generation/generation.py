@@ -1,13 +1,12 @@
-"""Generation: the choices of one HTTP request while the engine produces them."""
+"""Generation: the choices of one request while the engine produces them."""
 
 import asyncio
 import secrets
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from caravan.model.sampling.sampling_params import SamplingParams
+from caravan.model.sampling.sampling_params import Pooling, SamplingParams
 from caravan.model.tokenizer.detokenizer import Detokenizer
 from caravan.scheduler.messages import FinishReason, Request
 from caravan.server.engine.output_queue import OutputQueue
@@ -15,14 +14,13 @@ from caravan.server.generation.admission import Reservation
 from caravan.server.generation.context import RequestContext
 from caravan.server.generation.errors import InvalidGrammar, failure_reason
 from caravan.server.generation.request_grammar import RequestGrammar
-from caravan.server.generation.request_timeline import RequestTimeline
 from caravan.server.generation.served_model import ServedModel
 from caravan.server.generation.stop_strings import StopStrings
-from caravan.server.generation.text_stream import ShownPrompt, TextPiece, TextStream, join_pieces
-from caravan.server.generation.time_limit import out_of_time, seconds_left
-from caravan.server.observe.request_end import RequestEnd
-from caravan.server.observe.request_history import StoryBook
-from caravan.server.observe.request_story import RequestStory
+from caravan.server.generation.text_stream import ShownPrompt, TextDelta, TextStream, join_deltas
+from caravan.server.observe.choice_record import ChoiceRecord
+from caravan.server.observe.request_record import RequestRecord
+
+SUBMITTED_AT_ONCE = 64  # choices; other requests have their turn between two groups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,97 +29,122 @@ class PromptJob:
 
     token_ids: list[int]
     params: list[SamplingParams]
-    shown: ShownPrompt | None = None  # what the answer repeats of it, and tells
+    shown: ShownPrompt | None = None  # what the response repeats and reports of the prompt
+    pooling: Pooling | None = None  # the result is one vector for the prompt, and no token
 
 
 @dataclass(frozen=True, kw_only=True)
 class StopRule:
-    """What ends a choice beside the engine's own reasons."""
+    """What ends a choice, apart from the engine's own reasons."""
 
     strings: StopStrings
-    include_match: bool
-    min_tokens: int
+    include_match: bool = False
+    min_tokens: int = 0
+
+
+NO_STOP = StopRule(strings=StopStrings([]))
 
 
 class Generation:
-    """All choices of a request, running. Choice index is prompt index times n plus the choice of that prompt.
+    """All choices of a request. The index of a choice is prompt index times n plus the choice of that prompt.
 
-    Whoever makes one calls `end` when it is no longer read, in every case; the engine then stops working on it.
+    `start` submits them. Call `end` when the generation is no longer read, in every case: it stops the engine's work
+    on what has not ended, and completes the record.
     """
 
     def __init__(
         self,
         served: ServedModel,
         jobs: Sequence[PromptJob],
-        stop: StopRule,
+        context: RequestContext,
         *,
-        arrived_at_seconds: float,
+        answer_id: str,
+        stop: StopRule = NO_STOP,
         grammar: RequestGrammar | None = None,
-        context: RequestContext = RequestContext(),  # frozen
-        answer_id: str = "",
     ) -> None:
-        """Submit all choices; raises EngineUnavailable, or ApiError if there is no room, and then none of them runs."""
+        """Reserve room for all choices; raises QueueFull or DeadlineExceeded."""
+        self.record = RequestRecord(answer_id, context.request_id, context.key_name, context.arrived_at_seconds)
+        self.record.model_name = served.name
+        self.record.num_prompt_tokens = sum(len(job.token_ids) for job in jobs)
+        if not any(job.pooling for job in jobs):
+            self.record.params = jobs[0].params[0]
         self._served = served
         self._context = context
-        self._is_counted = False
         self._jobs = jobs
+        self._stop = stop
         self._grammar = grammar
+        self._is_ended = False
         self._has_news = False  # some choice has something to take
-        self._waiter: asyncio.Future[None] | None = None  # whoever waits for that
-        self._failure: Exception | None = None  # came together with pieces, which are handed out first
+        self._waiter: asyncio.Future[None] | None = None  # who waits for that
+        self._failure: Exception | None = None  # came together with deltas, which are handed out first
         self._choices: list[_Choice] = []
-        self._num_open = sum(len(job.params) for job in jobs)  # choices whose last piece is still to come
-        lengths = [(len(job.token_ids), params.max_tokens) for job in jobs for params in job.params]
-        self.story = RequestStory(answer_id, context.request_id, context.key_name, arrived_at_seconds)
-        self.story.tell("tokenized", prompt_tokens=[len(job.token_ids) for job in jobs])
-        self._reservations = served.admission.admit(lengths, context, arrived_at_seconds)
-        self.story.admit(self._reservations[0].predicted_wait_seconds)
+        self._num_open = sum(len(job.params) for job in jobs)  # choices whose last delta is still to come
         self._time_limit: asyncio.TimerHandle | None = None
-        left_seconds = seconds_left(context, arrived_at_seconds)
+        lengths = [(len(job.token_ids), params.max_tokens) for job in jobs for params in job.params]
+        self.record.add_event("tokenized", prompt_tokens=[len(job.token_ids) for job in jobs])
+        self._reservations = served.admission.admit(lengths, context)
+        self.record.admit(self._reservations[0].predicted_wait_seconds)
+
+    async def start(self) -> None:
+        """Submit all choices; raises EngineUnavailable, and then none of them runs."""
+        left_seconds = self._context.seconds_left()
         if left_seconds is not None:
             self._time_limit = asyncio.get_running_loop().call_later(left_seconds, self._expire)
         reservations = iter(self._reservations)
-        exchange = secrets.randbits(63)
-        text = grammar.text if grammar is not None else ""
+        crash_group = secrets.randbits(63)
         try:
-            for job in jobs:
+            for job in self._jobs:
                 group = secrets.randbits(63) if len(job.params) > 1 else 0
                 for params in job.params:
-                    request = Request(
-                        prompt_token_ids=job.token_ids,
-                        params=params,
-                        cache_salt=context.cache_salt,
-                        key=context.key_name,
-                        priority=context.priority,
-                        urgency=context.urgency,
-                        grammar=text,
-                        group=group,
-                    )
-                    tokens = served.engine.submit(request, exchange)
-                    tokens.on_news = self._on_news
-                    reservation = next(reservations)
-                    choice = _choice_of(tokens, served, job, params, stop, reservation, arrived_at_seconds)
-                    self._choices.append(choice)
-                    served.admission.submit(reservation, tokens.request_id)
-                    served.stories.queue(self.story, tokens.request_id, reservation.num_before)
+                    if self._choices and len(self._choices) % SUBMITTED_AT_ONCE == 0:
+                        await asyncio.sleep(0)
+                    self._submit(job, params, group, crash_group, next(reservations))
         except BaseException:
             self.end()
             raise
-        served.stories.begin(self.story)
-        served.metrics.observe_request(len(jobs[0].params))
+        self._served.history.begin(self.record)
+        self._served.metrics.observe_request(len(self._jobs[0].params))
+
+    def _submit(
+        self, job: PromptJob, params: SamplingParams, group: int, crash_group: int, reservation: Reservation
+    ) -> None:
+        served, context = self._served, self._context
+        request = Request(
+            prompt_token_ids=job.token_ids,
+            params=params,
+            cache_salt=context.cache_salt,
+            key=context.key_name,
+            priority=context.priority,
+            urgency=context.urgency,
+            grammar=self._grammar.text if self._grammar is not None else "",
+            group=group,
+            pooling=job.pooling,
+        )
+        outputs = served.engine.submit(request, crash_group)
+        outputs.on_news = self._on_news
+        served.admission.submit(reservation, outputs.request_id)
+        record = served.history.queue(
+            self.record,
+            outputs.request_id,
+            reservation.num_before,
+            num_prompt_tokens=len(job.token_ids),
+            max_tokens=params.max_tokens,
+        )
+        stream = _text_stream(outputs, served, job, params, self._stop)
+        self._choices.append(_Choice(stream, served, record, reservation, outputs.request_id, context))
 
     @property
     def is_finished(self) -> bool:
-        """The last piece of every choice was returned."""
+        """The last delta of every choice was returned."""
         return self._num_open == 0
 
-    async def next_pieces(self) -> list[tuple[int, TextPiece]]:
-        """Wait for what comes next and return it as (choice index, piece), at least one; raises what ended a choice.
+    async def next_deltas(self) -> list[tuple[int, TextDelta]]:
+        """Wait for what comes next and return it as (choice index, delta), at least one; raises what ended a choice.
 
         What comes while this is not called gathers at its source.
         """
-        pieces: list[tuple[int, TextPiece]] = []
-        while not pieces:
+        deltas: list[tuple[int, TextDelta]] = []
+        while not deltas:
             if self._failure is not None:
                 raise self._failure
             if not self._has_news:
@@ -130,71 +153,65 @@ class Generation:
             self._has_news = False
             try:
                 for index, choice in enumerate(self._choices):
-                    piece = choice.take()
-                    if piece is not None:
-                        pieces.append((index, piece))
-                    if piece is not None and piece.finish_reason is not None:
+                    delta = choice.take()
+                    if delta is not None:
+                        deltas.append((index, delta))
+                    if delta is not None and delta.finish_reason is not None:
                         self._num_open -= 1
             except InvalidGrammar as error:
                 assert self._grammar is not None, "only a grammar can be invalid"
                 self._failure = InvalidGrammar(str(error), self._grammar.param)
             except Exception as error:
                 self._failure = error
-        return pieces
+        return deltas
 
     def _expire(self) -> None:
         """End what takes too long for its client."""
-        self.story.is_out_of_time = True
-        self._failure = out_of_time(self._context)
+        self.record.is_past_deadline = True
+        self._failure = self._context.deadline_exceeded()
         self._on_news()
 
     def _on_news(self) -> None:
-        """Wake whoever waits. An asyncio.Event would do, at several times the price, once for each token."""
+        """Wake the reader. An asyncio.Event would do, at several times the price, once for each token."""
         self._has_news = True
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def whole_choices(self) -> list[TextPiece]:
-        """Return each choice as one piece, when all have ended."""
-        gathered: list[list[TextPiece]] = [[] for _ in self._choices]
+    async def whole_choices(self) -> list[TextDelta]:
+        """Return each choice as one delta, when all have ended."""
+        gathered: list[list[TextDelta]] = [[] for _ in self._choices]
         while not self.is_finished:
-            for index, piece in await self.next_pieces():
-                gathered[index].append(piece)
-        return [join_pieces(pieces_of_choice) for pieces_of_choice in gathered]
+            for index, delta in await self.next_deltas():
+                gathered[index].append(delta)
+        return [join_deltas(deltas_of_choice) for deltas_of_choice in gathered]
 
     def end(self) -> None:
-        """Stop the engine's work on what has not ended yet."""
+        """Stop the engine's work on what has not ended, and complete the record; only the first call counts."""
+        if self._is_ended:
+            return
+        self._is_ended = True
         if self._time_limit is not None:
             self._time_limit.cancel()
-        failure = None if self.story.is_out_of_time else self._failure
+        failure = None if self.record.is_past_deadline else self._failure
         reason: FinishReason = "abort" if failure is None else failure_reason(failure)
         for choice in self._choices:
             choice.end(reason)
         for reservation in self._reservations:  # of what was not submitted, too
             self._served.admission.leave(reservation, is_complete=False)
-        if self._choices and not self._is_counted:
-            self._is_counted = True
-            usage = self.usage()
-            counts = usage["prompt_tokens"], usage["completion_tokens"]
+        if self._choices:
+            record = self.record
+            record.num_cached_tokens = self._num_cached_tokens()
+            record.num_completion_tokens = self._num_read_tokens()
+            counts = record.num_prompt_tokens, record.num_completion_tokens
             self._served.metrics.count_usage(self._context.key_name, *counts)
-            self._context.on_end(
-                RequestEnd(
-                    model_name=self._served.name,
-                    params=self._jobs[0].params[0],
-                    num_prompt_tokens=counts[0],
-                    num_cached_tokens=usage["prompt_tokens_details"]["cached_tokens"],
-                    num_completion_tokens=counts[1],
-                    story=self.story,
-                )
-            )
 
     def usage(self) -> dict[str, Any]:
         """Return the token counts so far: each prompt once, and all tokens produced."""
-        return self.usage_after(sum(choice.num_tokens for choice in self._choices))
+        return self.usage_after(self._num_read_tokens())
 
     def usage_after(self, num_completion_tokens: int) -> dict[str, Any]:
-        """Return the token counts after so many tokens."""
-        num_prompt_tokens = sum(len(job.token_ids) for job in self._jobs)
+        """Return the token counts after `num_completion_tokens` tokens."""
+        num_prompt_tokens = self.record.num_prompt_tokens
         return {
             "prompt_tokens": num_prompt_tokens,
             "completion_tokens": num_completion_tokens,
@@ -202,67 +219,84 @@ class Generation:
             "prompt_tokens_details": {"cached_tokens": self._num_cached_tokens()},
         }
 
+    def _num_read_tokens(self) -> int:
+        return sum(choice.record.num_read_tokens for choice in self._choices)
+
     def _num_cached_tokens(self) -> int:
         """Count the prompt tokens found in the cache; the choices of a prompt find those of the first one, too."""
         num_cached = 0
         start = 0
         for job in self._jobs:
             choices = self._choices[start : start + len(job.params)]
-            num_cached += min(choice.num_cached_tokens or 0 for choice in choices)
+            num_cached += min((choice.record.num_cached_tokens or 0 for choice in choices), default=0)
             start += len(choices)
         return num_cached
 
 
 class _Choice:
-    """One choice, counted and timed while it is read."""
+    """One choice, recorded while it is read."""
 
-    def __init__(self, stream: TextStream, timeline: RequestTimeline, stories: StoryBook, engine_number: int) -> None:
-        self.num_tokens = 0
-        self.num_cached_tokens: int | None = None  # None: nothing has come yet
+    def __init__(
+        self,
+        stream: TextStream,
+        served: ServedModel,
+        record: ChoiceRecord,
+        reservation: Reservation,
+        engine_number: int,
+        context: RequestContext,
+    ) -> None:
+        self.record = record
         self._stream = stream
-        self._timeline = timeline
-        self._stories = stories
+        self._served = served
+        self._reservation = reservation
         self._engine_number = engine_number
+        self._arrived_at_seconds = context.arrived_at_seconds
+        self._is_ended = False
 
-    def take(self) -> TextPiece | None:
+    def take(self) -> TextDelta | None:
         """Return what has come, None if that is nothing; raises what ended the choice too early."""
         try:
-            piece = self._stream.take()
+            delta = self._stream.take()
         except Exception as error:
-            self._finish(failure_reason(error))
+            self._end(failure_reason(error))
             raise
-        if piece is None:
+        if delta is None:
             return None
-        if self.num_cached_tokens is None:
-            self.num_cached_tokens = piece.num_cached_tokens
-        self.num_tokens += len(piece.token_ids)
-        self._timeline.on_tokens(len(piece.token_ids), piece.received_at_seconds, piece.scheduled_at_seconds)
-        if piece.finish_reason is not None:
-            self._finish(piece.finish_reason)
-        return piece
+        record = self.record
+        if record.num_cached_tokens is None:
+            record.num_cached_tokens = delta.num_cached_tokens
+        if delta.scheduled_at_seconds:
+            record.scheduled_at_seconds = delta.scheduled_at_seconds
+        num_tokens = len(delta.token_ids)
+        if num_tokens:
+            received_at_seconds = delta.received_at_seconds
+            self._served.admission.count_tokens(self._reservation, num_tokens, record.queue_seconds)
+            self._served.metrics.observe_tokens(record, num_tokens, received_at_seconds, self._arrived_at_seconds)
+            record.read(num_tokens, received_at_seconds)
+        if delta.finish_reason is not None:
+            self._end(delta.finish_reason)
+        return delta
 
     def end(self, reason: FinishReason) -> None:
         """Stop the work on it; nothing happens if it has ended."""
         self._stream.abort()
-        self._finish(reason)
+        self._end(reason)
 
-    def _finish(self, reason: FinishReason) -> None:
-        """Close its timeline and its story; only the first call counts."""
-        self._timeline.finish(reason)
-        self._stories.drop(self._engine_number, reason, self.num_tokens)
+    def _end(self, reason: FinishReason) -> None:
+        """Complete its records; only the first call counts."""
+        if self._is_ended:
+            return
+        self._is_ended = True
+        self._served.admission.leave(self._reservation, is_complete=reason in ("stop", "length"))
+        self._served.metrics.observe_end(self.record, reason, self._arrived_at_seconds)
+        self._served.history.drop(self._engine_number, reason, self.record.num_read_tokens)
 
 
-def _choice_of(
-    tokens: OutputQueue,
-    served: ServedModel,
-    job: PromptJob,
-    params: SamplingParams,
-    stop: StopRule,
-    reservation: Reservation,
-    arrived_at_seconds: float,
-) -> _Choice:
-    stream = TextStream(
-        tokens,
+def _text_stream(
+    outputs: OutputQueue, served: ServedModel, job: PromptJob, params: SamplingParams, stop: StopRule
+) -> TextStream:
+    return TextStream(
+        outputs,
         Detokenizer(served.tokenizer, shown=served.shown_token_ids),
         stop.strings,
         stop_token_ids=params.stop_token_ids,
@@ -270,13 +304,3 @@ def _choice_of(
         min_tokens=stop.min_tokens,
         prompt=job.shown,
     )
-    timeline = RequestTimeline(
-        metrics=served.metrics,
-        admission=served.admission,
-        reservation=reservation,
-        num_prompt_tokens=len(job.token_ids),
-        max_tokens=params.max_tokens,
-        arrived_at_seconds=arrived_at_seconds,
-        queued_at_seconds=time.monotonic(),
-    )
-    return _Choice(stream, timeline, served.stories, tokens.request_id)

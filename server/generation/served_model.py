@@ -13,7 +13,7 @@ from caravan.server.generation.admission import Admission
 from caravan.server.generation.executors import Executors
 from caravan.server.generation.request_limits import RequestLimits
 from caravan.server.observe.metrics import Metrics
-from caravan.server.observe.request_history import StoryBook
+from caravan.server.observe.request_history import RequestHistory
 from caravan.server.sandbox.chat_template import ChatTemplate
 from caravan.server.sandbox.grammar_check import GrammarCheck
 
@@ -28,9 +28,9 @@ class Engine(Protocol):
         """Whether it takes requests."""
 
     def subscribe(self, period_seconds: float) -> None:
-        """Have views of it handed to whoever watches so often, 0: never."""
+        """Have a snapshot handed to the listener once in a period; 0: never."""
 
-    def submit(self, request: Request, exchange: int = 0) -> OutputQueue:
+    def submit(self, request: Request, crash_group: int = 0) -> OutputQueue:
         """Return the stream of a new request, which gets its `request_id` here; raises EngineUnavailable."""
 
 
@@ -49,7 +49,7 @@ class ServedModel:
     shown_token_ids: frozenset[int] = frozenset()  # special tokens that answers show: the marks of tool calls
     metrics: Metrics
     admission: Admission
-    stories: StoryBook = field(default_factory=StoryBook)
+    history: RequestHistory = field(default_factory=RequestHistory)
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     limits: RequestLimits = field(default_factory=RequestLimits)
     grammar_check: GrammarCheck = field(default_factory=GrammarCheck)

@@ -1,6 +1,6 @@
 """TextStream: one choice's tokens turned into text that may be shown."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from itertools import accumulate
 from typing import Literal, NamedTuple
 
@@ -19,17 +19,18 @@ class TokenEntry(NamedTuple):
     logprobs: TokenLogprobs | None  # None: the first token of a prompt, before which there is nothing
 
 
-class TextPiece(NamedTuple):
-    """What became known of a choice at once; joined in order, pieces are the choice."""
+class TextDelta(NamedTuple):
+    """What became known of a choice at once; joined in order, deltas are the choice."""
 
     text: str
     token_ids: list[int]  # a stop token included: it is counted, though it has neither text nor entry
     entries: list[TokenEntry]  # empty unless log-probabilities were asked for
-    prompt_entries: list[TokenEntry]  # in the first piece, if those of the prompt were asked for
+    prompt_entries: list[TokenEntry]  # in the first delta, if those of the prompt were asked for
     finish_reason: Literal["stop", "length"] | None
     num_cached_tokens: int
     scheduled_at_seconds: float
     received_at_seconds: float
+    embedding: Sequence[float] = ()  # of the prompt, in the last delta of a request for vectors
 
 
 class ShownPrompt(NamedTuple):
@@ -53,7 +54,7 @@ class ShownPrompt(NamedTuple):
 
 
 class TextStream:
-    """The pieces of one choice; the last one carries the finish reason.
+    """The deltas of one choice; the last one carries the finish reason.
 
     Nothing is shown that might have to be taken back: bytes wait until they form a character, and the beginning of a
     possible stop string waits until it is one or is not. A stop string ends the engine's work on the request.
@@ -86,8 +87,8 @@ class TextStream:
         """Stop the engine's work on this choice, if it still goes on."""
         self._tokens.abort()
 
-    def take(self) -> TextPiece | None:
-        """Return what has come since the last piece, None if that is nothing.
+    def take(self) -> TextDelta | None:
+        """Return what has come since the last delta, None if that is nothing.
 
         Raises GenerationFailed, InvalidGrammar, GenerationCancelled, and EngineDied when the engine ended before the
         choice did.
@@ -105,21 +106,21 @@ class TextStream:
         if not output.token_ids and output.finish_reason is None:
             return None
         if output.finish_reason is None and not output.logprobs and self._is_never_cut:
-            piece = self._plain_piece(output)
+            delta = self._plain_delta(output)
         else:
-            piece = self._piece(output, output.finish_reason)
+            delta = self._delta(output, output.finish_reason)
         if self._prompt is not None:
             entries = self._prompt.entries(self._prompt_logprobs)
-            piece = piece._replace(text=self._prompt.text + piece.text, prompt_entries=entries)
+            delta = delta._replace(text=self._prompt.text + delta.text, prompt_entries=entries)
             self._prompt = None
-        return piece
+        return delta
 
-    def _plain_piece(self, output: SequenceOutput) -> TextPiece:
-        """Return the same as `_piece`, for the tokens of most requests at less than half of the price."""
+    def _plain_delta(self, output: SequenceOutput) -> TextDelta:
+        """Return the same as `_delta`, for the tokens of most requests at less than half of the price."""
         text = "".join(map(self._detokenizer.push, output.token_ids))
         self._num_tokens += len(output.token_ids)
         self._num_characters += len(text)
-        return TextPiece(
+        return TextDelta(
             text,
             output.token_ids,
             entries=[],
@@ -130,7 +131,7 @@ class TextStream:
             received_at_seconds=self._tokens.received_at_seconds,
         )
 
-    def _piece(self, output: SequenceOutput, finish_reason: Literal["stop", "length"] | None) -> TextPiece:
+    def _delta(self, output: SequenceOutput, finish_reason: Literal["stop", "length"] | None) -> TextDelta:
         # The engine says "stop" for a stop token, which is the last one, or behind the last token a grammar allows.
         ends_with_stop_token = finish_reason == "stop" and output.token_ids[-1] in self._stop_token_ids
         num_text_tokens = len(output.token_ids) - ends_with_stop_token
@@ -152,7 +153,7 @@ class TextStream:
         self._num_tokens += num_taken
         if is_cut:
             self._tokens.abort()
-        return TextPiece(
+        return TextDelta(
             text="".join(shown),
             token_ids=output.token_ids[:num_taken],
             entries=entries,
@@ -161,6 +162,7 @@ class TextStream:
             num_cached_tokens=output.num_cached_tokens,
             scheduled_at_seconds=output.scheduled_at_seconds,
             received_at_seconds=self._tokens.received_at_seconds,
+            embedding=output.embedding,
         )
 
     def _show(self, text: str, num_tokens: int, shown: list[str]) -> bool:
@@ -171,11 +173,11 @@ class TextStream:
         return is_cut
 
 
-def join_pieces(pieces: list[TextPiece]) -> TextPiece:
-    """Return a whole choice as one piece; there must be at least one."""
-    return pieces[-1]._replace(
-        text="".join(piece.text for piece in pieces),
-        token_ids=[token_id for piece in pieces for token_id in piece.token_ids],
-        entries=[entry for piece in pieces for entry in piece.entries],
-        prompt_entries=pieces[0].prompt_entries,
+def join_deltas(deltas: list[TextDelta]) -> TextDelta:
+    """Return a whole choice as one delta; there must be at least one."""
+    return deltas[-1]._replace(
+        text="".join(delta.text for delta in deltas),
+        token_ids=[token_id for delta in deltas for token_id in delta.token_ids],
+        entries=[entry for delta in deltas for entry in delta.entries],
+        prompt_entries=deltas[0].prompt_entries,
     )

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
@@ -38,28 +39,38 @@ def documented(
     schema: type[BaseModel],
     example: dict[str, Any],
     *,
-    answer: type[BaseModel] | None = None,
+    answer: type[msgspec.Struct] | None = None,
     is_streamed: bool = False,
 ) -> dict[str, Any]:
     """Return the keyword arguments that document a route whose body is a `schema`, such as `example`.
 
     `answer` is for routes that write their answers themselves.
     """
-    success = {"model": answer, "description": "The answer."} | ({"content": _EVENTS} if is_streamed else {})
     content = {"schema": {"$ref": _REFERENCE.format(model=schema.__name__)}, "example": example}
     return {
         "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": content}}},
-        "responses": errors(*_ERRORS.keys() - {403}) | ({} if answer is None else {200: success}),
+        "responses": errors(*_ERRORS.keys() - {403})
+        | ({} if answer is None else answers(answer, is_streamed=is_streamed)),
     }
 
 
-def complete_document(app: FastAPI, schemas: list[type[BaseModel]], model_names: tuple[str, ...]) -> None:
-    """Make `app`'s OpenAPI document define `schemas`, and say which names `model` can have.
+def answers(answer: type[msgspec.Struct], *, is_streamed: bool = False) -> dict[int | str, dict[str, Any]]:
+    """Return the documentation of a successful response, whose body is an `answer`."""
+    content = {"application/json": {"schema": {"$ref": _REFERENCE.format(model=answer.__name__)}}}
+    return {200: {"description": "The answer.", "content": content | (_EVENTS if is_streamed else {})}}
+
+
+def complete_document(
+    app: FastAPI, schemas: list[type[BaseModel]], answers: list[type[msgspec.Struct]], model_names: tuple[str, ...]
+) -> None:
+    """Make `app`'s OpenAPI document define `schemas` and `answers`, and say which names `model` can have.
 
     The routes must be there already.
     """
     _, definitions = models_json_schema([(schema, "validation") for schema in schemas], ref_template=_REFERENCE)
     document = app.openapi()
+    _, components = msgspec.json.schema_components(answers, ref_template=_REFERENCE.replace("model", "name"))
+    document["components"]["schemas"] |= components
     for name, definition in definitions["$defs"].items():
         document["components"]["schemas"][name] = definition
         model = definition.get("properties", {}).get("model")

@@ -7,17 +7,17 @@ from collections.abc import Callable, Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from caravan.server.generation.context import NO_KEY, SCOPE_END, SCOPE_KEY_NAME, SCOPE_REQUEST_ID
+from caravan.server.generation.context import NO_KEY, SCOPE_KEY_NAME, SCOPE_RECORD, SCOPE_REQUEST_ID
 from caravan.server.http.client_address import Network, client_address
 from caravan.server.http.errors import as_api_error
-from caravan.server.observe.exchange import Exchange
+from caravan.server.observe.http_record import HttpRecord
 from caravan.server.observe.logs import bind_request_id
 from caravan.server.observe.metrics import Metrics
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _CLIENT_ID = re.compile(rb"[\w-]{1,64}")
 
-OnExchange = Callable[[Exchange], object]
+OnResponse = Callable[[HttpRecord], object]
 
 
 class RequestLogging:
@@ -32,14 +32,14 @@ class RequestLogging:
         app: ASGIApp,
         *,
         metrics: Metrics,
-        on_exchange: OnExchange = lambda _: None,
+        on_response: OnResponse = lambda _: None,
         trusted_proxies: Sequence[Network] = (),
     ) -> None:
-        """`on_exchange` gets each exchange when it has ended, with the client that a trusted proxy names."""
+        """`on_response` gets each exchange when it has ended, with the client that a trusted proxy names."""
         self._app = app
         self._trusted_proxies = trusted_proxies
         self._metrics = metrics
-        self._on_exchange = on_exchange
+        self._on_response = on_response
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -68,12 +68,12 @@ class RequestLogging:
             route = getattr(scope.get("route"), "path", "unmatched")
             self._metrics.count_http(route, status or 499)
             client = client_address(scope, self._trusted_proxies)
-            self._on_exchange(_exchange(scope, client, route, status or 499, time.monotonic() - started))
+            self._on_response(_record(scope, client, route, status or 499, time.monotonic() - started))
 
 
-def _exchange(scope: Scope, client: str, route: str, status: int, seconds: float) -> Exchange:
+def _record(scope: Scope, client: str, route: str, status: int, seconds: float) -> HttpRecord:
     parents = [value for name, value in scope["headers"] if name == b"traceparent"]
-    return Exchange(
+    return HttpRecord(
         request_id=scope[SCOPE_REQUEST_ID],
         client=client,
         key_name=scope.get(SCOPE_KEY_NAME, NO_KEY),
@@ -82,7 +82,7 @@ def _exchange(scope: Scope, client: str, route: str, status: int, seconds: float
         status=status,
         seconds=seconds,
         trace_parent=parents[0].decode("latin-1") if len(parents) == 1 else "",
-        end=scope.get(SCOPE_END),
+        generation=scope.get(SCOPE_RECORD),
     )
 
 

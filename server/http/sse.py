@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import time
-import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -24,32 +23,14 @@ Piece = TypeVar("Piece")
 logger = logging.getLogger(__name__)
 
 
-def event(payload: dict[str, Any]) -> bytes:
+def event(payload: Any) -> bytes:
     """Return one event."""
     return b"data: " + _json(payload) + b"\n\n"
 
 
-def named_event(name: str, payload: dict[str, Any]) -> bytes:
+def named_event(name: str, payload: Any) -> bytes:
     """Return one event of a kind."""
     return b"event: " + name.encode() + b"\n" + event(payload)
-
-
-class TextEvent:
-    """Events that differ in a text, and perhaps in other values behind it: all around them is encoded once."""
-
-    def __init__(self, payload: Callable[..., dict[str, Any]], num_values: int = 1) -> None:
-        """`payload` returns the event's payload for values that stand in it once, in this order, and as they are."""
-        marks = [uuid.uuid4().hex for _ in range(num_values)]
-        self._end = event(payload(*marks))
-        self._parts = []
-        for mark in marks:
-            part, self._end = self._end.split(_json(mark))
-            self._parts.append(part)
-
-    def with_text(self, *values: Any) -> bytes:
-        """Return the event for a text and the values behind it, the same bytes as those of `event`."""
-        written = [part + _json(value) for part, value in zip(self._parts, values, strict=True)]
-        return b"".join(written) + self._end
 
 
 def _json(value: Any) -> bytes:

@@ -1,5 +1,6 @@
 """Metrics: what Prometheus sees of this server."""
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, get_args
 
@@ -18,6 +19,7 @@ from typing_extensions import override
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.messages import FinishReason, StepOutput, StepStats
 from caravan.server.engine.listener import EngineListener
+from caravan.server.observe.choice_record import ChoiceRecord
 from caravan.server.observe.histogram import TokenHistogram
 
 _PREFIX = "caravan_"
@@ -119,24 +121,24 @@ class Metrics(EngineListener):
             _PREFIX + "inter_token_latency_seconds", "Between two tokens.", {"model_name": model_name}, _PER_TOKEN
         )
         self.registry.register(self.inter_token)
-        self.per_token = self._histogram(
+        self._per_token = self._histogram(
             "request_time_per_output_token_seconds", "Mean time between the tokens of one sequence.", _PER_TOKEN
         )
-        self.end_to_end = self._histogram("e2e_request_latency_seconds", "From arrival to the end.", _REQUEST)
-        self.queue_time = self._histogram("request_queue_time_seconds", "From queued to last scheduled.", _REQUEST)
+        self._end_to_end = self._histogram("e2e_request_latency_seconds", "From arrival to the end.", _REQUEST)
+        self._queue_time = self._histogram("request_queue_time_seconds", "From queued to last scheduled.", _REQUEST)
         self.wait_error = self._histogram(
             "admission_wait_error_seconds", "Predicted time in the queue minus the actual one.", _WAIT_ERROR
         )
-        self.inference_time = self._histogram(
+        self._inference_time = self._histogram(
             "request_inference_time_seconds", "From last scheduled to the last token.", _REQUEST
         )
-        self.prefill_time = self._histogram(
+        self._prefill_time = self._histogram(
             "request_prefill_time_seconds", "From last scheduled to the first token.", _REQUEST
         )
-        self.decode_time = self._histogram("request_decode_time_seconds", "From first to last token.", _REQUEST)
-        self.prompt_lengths = self._histogram("request_prompt_tokens", "Prompt tokens of a sequence.", lengths)
-        self.generation_lengths = self._histogram("request_generation_tokens", "Tokens a sequence produced.", lengths)
-        self.max_tokens = self._histogram("request_params_max_tokens", "max_tokens of a sequence.", lengths)
+        self._decode_time = self._histogram("request_decode_time_seconds", "From first to last token.", _REQUEST)
+        self._prompt_lengths = self._histogram("request_prompt_tokens", "Prompt tokens of a sequence.", lengths)
+        self._generation_lengths = self._histogram("request_generation_tokens", "Tokens a sequence produced.", lengths)
+        self._max_tokens = self._histogram("request_params_max_tokens", "max_tokens of a sequence.", lengths)
         self._num_choices = self._histogram("request_params_n", "n of a request.", _CHOICES)
 
         ProcessCollector(registry=self.registry)
@@ -180,13 +182,41 @@ class Metrics(EngineListener):
             self._key_prompt_tokens[key_name].inc(num_prompt_tokens)
             self._key_generation_tokens[key_name].inc(num_generation_tokens)
 
-    def count_prompt_tokens(self, num_tokens: int) -> None:
-        """Count the prompt of a sequence that got its first token."""
-        self._prompt_tokens.inc(num_tokens)
+    def observe_tokens(
+        self, choice: ChoiceRecord, num_tokens: int, received_at_seconds: float, arrived_at_seconds: float
+    ) -> None:
+        """Take in tokens that came together, before their record counts them.
 
-    def count_finished(self, reason: FinishReason) -> None:
-        """Count a sequence that ended."""
+        Their distance to the tokens before is divided evenly between them.
+        """
+        if choice.num_read_tokens:
+            latency_seconds = (received_at_seconds - choice.last_token_at_seconds) / num_tokens
+            self.inter_token.observe(latency_seconds, num_tokens)
+        else:
+            self.first_token.observe(received_at_seconds - arrived_at_seconds)
+            self._prompt_tokens.inc(choice.num_prompt_tokens)
+
+    def observe_end(self, choice: ChoiceRecord, reason: FinishReason, arrived_at_seconds: float) -> None:
+        """Take in a choice that has ended."""
+        num_tokens = choice.num_read_tokens
         self._finished[reason].inc()
+        self._end_to_end.observe(time.monotonic() - arrived_at_seconds)
+        self._prompt_lengths.observe(choice.num_prompt_tokens)
+        self._generation_lengths.observe(num_tokens)
+        self._max_tokens.observe(choice.max_tokens)
+        if not num_tokens:
+            if reason == "length":  # only the prompt was wanted
+                self._prompt_tokens.inc(choice.num_prompt_tokens)
+            return
+        decode_seconds = choice.last_token_at_seconds - choice.first_token_at_seconds
+        self._decode_time.observe(decode_seconds)
+        if num_tokens > 1:
+            self._per_token.observe(decode_seconds / (num_tokens - 1))
+        if choice.scheduled_at_seconds:
+            self._queue_time.observe(max(0.0, choice.queue_seconds))
+            # A sequence preempted after its first token was last scheduled after it: no prefill time then.
+            self._prefill_time.observe(max(0.0, choice.first_token_at_seconds - choice.scheduled_at_seconds))
+            self._inference_time.observe(max(0.0, choice.last_token_at_seconds - choice.scheduled_at_seconds))
 
     def count_ignored_fields(self, names: Iterable[str]) -> None:
         """Count fields of one request that have no effect; the names are of the table of known fields only."""

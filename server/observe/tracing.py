@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from caravan.server.observe.exchange import Exchange
-from caravan.server.observe.request_end import RequestEnd
+from caravan.server.observe.http_record import HttpRecord
+from caravan.server.observe.request_record import RequestRecord
 
 if TYPE_CHECKING:  # an extra: without it there are no spans
     from opentelemetry.sdk.trace import TracerProvider
@@ -28,50 +28,50 @@ _OPERATIONS = MappingProxyType(
         "/v1/embeddings": "embeddings",
     }
 )
-# The spans inside that of a request: from one moment of a choice to another.
+# The spans inside that of a request: from one event of a choice to another.
 _PHASES = (("queue", "queued", "joined"), ("prefill", "joined", "first token"), ("decode", "first token", "finished"))
 _MAX_CHOICES = 64  # of a request, that have spans of their own
-_TOLD = frozenset({"waits", "joined", "preempted", "engine replaced"})  # moments that are events of the span
+_SPAN_EVENTS = frozenset({"waits", "joined", "preempted", "engine replaced"})  # events that are events of the span
 
 logger = logging.getLogger(__name__)
 
 
 class Tracer:
-    """Makes the spans of requests from their stories, when they have ended."""
+    """Makes the spans of requests from their records, when they have ended."""
 
     def __init__(self, provider: "TracerProvider") -> None:
         self._provider = provider
         self._tracer = provider.get_tracer("caravan")
 
-    def trace(self, exchange: Exchange, end: RequestEnd) -> None:
+    def trace(self, http: HttpRecord, record: RequestRecord) -> None:
         """Hand the spans of a request to the exporter, which sends them from a thread of its own."""
         from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        parent = TraceContextTextMapPropagator().extract({"traceparent": exchange.trace_parent})
-        arrived_at = end.story.arrived_at_unix_seconds
-        operation = _OPERATIONS.get(exchange.route, "text_completion")
+        parent = TraceContextTextMapPropagator().extract({"traceparent": http.trace_parent})
+        arrived_at = record.arrived_at_unix_seconds
+        operation = _OPERATIONS.get(http.route, "text_completion")
         span = self._tracer.start_span(
-            f"{operation} {end.model_name}",
+            f"{operation} {record.model_name}",
             parent,
             SpanKind.SERVER,
-            _attributes(operation, exchange, end),
+            _attributes(operation, http, record),
             start_time=_nanoseconds(arrived_at),
         )
-        moments = end.story.written()["timeline"]
-        for moment in moments:
-            if moment["event"] in _TOLD:
-                facts = {f"caravan.{name}": value for name, value in moment.items() if name not in ("at_ms", "event")}
-                span.add_event(moment["event"], facts, _nanoseconds(arrived_at, moment["at_ms"]))
+        events = record.explanation().timeline
+        for event in events:
+            if event["event"] in _SPAN_EVENTS:
+                facts = {f"caravan.{name}": value for name, value in event.items() if name not in ("at_ms", "event")}
+                span.add_event(event["event"], facts, _nanoseconds(arrived_at, event["at_ms"]))
         context = set_span_in_context(span, parent)
-        for name, attributes, start_ms, end_ms in _phases(moments):
+        for name, attributes, start_ms, end_ms in _phases(events):
             phase = self._tracer.start_span(
                 name, context, SpanKind.INTERNAL, attributes, start_time=_nanoseconds(arrived_at, start_ms)
             )
             phase.end(_nanoseconds(arrived_at, end_ms))
-        if exchange.status >= 500 or "error" in end.story.finish_reasons():
+        if http.status >= 500 or "error" in record.finish_reasons():
             span.set_status(Status(StatusCode.ERROR))
-            span.set_attribute("error.type", str(exchange.status) if exchange.status >= 500 else "generation_failed")
+            span.set_attribute("error.type", str(http.status) if http.status >= 500 else "generation_failed")
         span.end(_nanoseconds(time.time()))
 
     def close(self) -> None:
@@ -102,44 +102,44 @@ def make_tracer(environ: Mapping[str, str] = os.environ) -> Tracer | None:
     return Tracer(provider)
 
 
-def _attributes(operation: str, exchange: Exchange, end: RequestEnd) -> dict[str, Any]:
+def _attributes(operation: str, http: HttpRecord, record: RequestRecord) -> dict[str, Any]:
     """Return the attributes of a request's span."""
     attributes: dict[str, Any] = {
         "gen_ai.operation.name": operation,
         "gen_ai.provider.name": "caravan",
-        "gen_ai.request.model": end.model_name,
-        "gen_ai.response.model": end.model_name,
-        "gen_ai.response.id": end.story.answer_id,
-        "gen_ai.response.finish_reasons": end.story.finish_reasons(),
-        "gen_ai.usage.input_tokens": end.num_prompt_tokens,
-        "gen_ai.usage.output_tokens": end.num_completion_tokens,
-        "gen_ai.usage.cache_read.input_tokens": end.num_cached_tokens,
-        "http.request.method": exchange.method,
-        "http.route": exchange.route,
-        "http.response.status_code": exchange.status,
-        "caravan.request_id": exchange.request_id,
+        "gen_ai.request.model": record.model_name,
+        "gen_ai.response.model": record.model_name,
+        "gen_ai.response.id": record.answer_id,
+        "gen_ai.response.finish_reasons": record.finish_reasons(),
+        "gen_ai.usage.input_tokens": record.num_prompt_tokens,
+        "gen_ai.usage.output_tokens": record.num_completion_tokens,
+        "gen_ai.usage.cache_read.input_tokens": record.num_cached_tokens,
+        "http.request.method": http.method,
+        "http.route": http.route,
+        "http.response.status_code": http.status,
+        "caravan.request_id": http.request_id,
     }
-    first_token = end.story.first_seconds("first token")
+    first_token = record.first_seconds("first token")
     if first_token is not None:
         attributes["gen_ai.response.time_to_first_chunk"] = first_token
-    if end.params is not None:
+    if record.params is not None:
         attributes |= {
-            "gen_ai.request.max_tokens": end.params.max_tokens,
-            "gen_ai.request.temperature": end.params.temperature,
-            "gen_ai.request.top_p": end.params.top_p,
-            "gen_ai.request.top_k": end.params.top_k,
-            "gen_ai.request.presence_penalty": end.params.presence_penalty,
-            "gen_ai.request.frequency_penalty": end.params.frequency_penalty,
+            "gen_ai.request.max_tokens": record.params.max_tokens,
+            "gen_ai.request.temperature": record.params.temperature,
+            "gen_ai.request.top_p": record.params.top_p,
+            "gen_ai.request.top_k": record.params.top_k,
+            "gen_ai.request.presence_penalty": record.params.presence_penalty,
+            "gen_ai.request.frequency_penalty": record.params.frequency_penalty,
         }
     return attributes
 
 
-def _phases(moments: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any], float, float]]:
+def _phases(events: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any], float, float]]:
     """Return name, attributes, start and end (ms) of each phase that one of the first choices got through."""
     first: dict[tuple[int, str], float] = {}
-    for moment in moments:
-        if "choice" in moment:
-            first.setdefault((moment["choice"], moment["event"]), moment["at_ms"])
+    for event in events:
+        if "choice" in event:
+            first.setdefault((event["choice"], event["event"]), event["at_ms"])
     choices = sorted({choice for choice, _ in first})[:_MAX_CHOICES]
     return [
         (name, {"caravan.choice": choice}, first[choice, start], first[choice, end])

@@ -4,21 +4,35 @@ import time
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from msgspec import UNSET
 
 from caravan.model.tokenizer.tokenizer import Tokenizer
 from caravan.server.generation.context import key_name_of, request_context
 from caravan.server.generation.served_model import ServedModel
-from caravan.server.generation.text_stream import TextPiece
+from caravan.server.generation.text_stream import TextDelta
 from caravan.server.http.openapi import documented
-from caravan.server.openai.formatter import GenerationResponse
-from caravan.server.openai.logprobs import chat_logprobs
+from caravan.server.openai.formatter import Formatter
+from caravan.server.openai.logprobs import chat_logprobs, prompt_logprobs
 from caravan.server.openai.message_warnings import message_warnings
 from caravan.server.openai.models import check_model
 from caravan.server.openai.preparation import prepared_chat
-from caravan.server.openai.protocol.answers import ChatCompletion
+from caravan.server.openai.protocol.answer import ChatLogprobs
+from caravan.server.openai.protocol.chat_answers import (
+    Call,
+    CallTarget,
+    ChatChoice,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatDelta,
+    ChatFinishReason,
+    ChatMessage,
+)
 from caravan.server.openai.protocol.generation_requests import ChatRequest
 from caravan.server.openai.protocol.ignored_fields import ignored_fields
 from caravan.server.openai.protocol.validated_body import read_body
+from caravan.server.openai.run_generation import run_generation
+from caravan.server.openai.start_generation import generation_of
 from caravan.server.openai.tool_calls.call_format import CallFormat, call_format_of
 from caravan.server.openai.tool_calls.tool_call_parser import ToolCallParser
 
@@ -34,83 +48,94 @@ class ChatShape:
     """How a chat choice is written: a message as a whole, deltas as chunks, the role before the first delta."""
 
     id_prefix = "chatcmpl-"
-    object_name = "chat.completion"
-    chunk_object_name = "chat.completion.chunk"
 
     def __init__(self, request: ChatRequest, tokenizer: Tokenizer, call_format: CallFormat) -> None:
         self._request = request
         self._tokenizer = tokenizer
         self._call_format = call_format
-        self._readers: dict[int, ToolCallParser] = {}  # by choice, of a request with tools
+        self._parsers: dict[int, ToolCallParser] = {}  # by choice, of a request with tools
 
-    def whole(self, index: int, choice: TextPiece) -> dict[str, Any]:
-        """Return a finished choice."""
-        message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+    def opening(self, index: int) -> ChatChunkChoice:
+        """Return what the first chunk says of a choice: its role."""
+        return ChatChunkChoice(index=index, delta=ChatDelta(role="assistant", content=""))
+
+    def chunk(self, index: int, delta: TextDelta) -> ChatChunkChoice | None:
+        """Return what one chunk says of a choice; None if its text may still turn out to be a tool call."""
         if self._request.shown_tools:
-            content, calls = self._told_apart(index, choice)
-            message["content"] = content or (None if calls else "")
+            content, calls = self._parsed(index, delta)
+            has_more = delta.entries or delta.finish_reason or self._request.return_token_ids
+            if not (content or calls or has_more):
+                return None
+            shown = ChatDelta(content=content if content or not calls else UNSET, tool_calls=calls or UNSET)
+        else:
+            shown = ChatDelta(content=delta.text)
+        choice = ChatChunkChoice(index=index, delta=shown, finish_reason=self._finish_reason(index, delta))
+        if delta.entries and self._request.logprobs:
+            choice.logprobs = ChatLogprobs(content=chat_logprobs(delta.entries, self._tokenizer))
+        if self._request.return_token_ids:
+            choice.token_ids = delta.token_ids
+        return choice
+
+    def chunk_body(
+        self, head: dict[str, Any], choices: list[ChatChunkChoice], fields: dict[str, Any]
+    ) -> ChatCompletionChunk:
+        """Return a chunk."""
+        return ChatCompletionChunk(**head, object="chat.completion.chunk", choices=choices, **fields)
+
+    def body(self, head: dict[str, Any], choices: list[TextDelta], fields: dict[str, Any]) -> ChatCompletion:
+        """Return a whole response."""
+        written = [self._whole(index, choice) for index, choice in enumerate(choices)]
+        response = ChatCompletion(**head, object="chat.completion", choices=written, **fields)
+        num_alternatives = self._request.prompt_logprobs
+        if num_alternatives is not None:
+            entries = choices[0].prompt_entries
+            response.prompt_logprobs = prompt_logprobs(entries, self._tokenizer, num_alternatives)
+        return response
+
+    def _whole(self, index: int, choice: TextDelta) -> ChatChoice:
+        message = ChatMessage(content=choice.text)
+        if self._request.shown_tools:
+            content, calls = self._parsed(index, choice)
+            message.content = content or (None if calls else "")
             if calls:
-                message["tool_calls"] = [_without_index(call) for call in calls]
-        return self._choice(index, "message", message, choice)
+                for call in calls:
+                    call.index = UNSET
+                message.tool_calls = calls
+        has_logprobs = self._request.logprobs
+        return ChatChoice(
+            index=index,
+            message=message,
+            logprobs=ChatLogprobs(content=chat_logprobs(choice.entries, self._tokenizer)) if has_logprobs else None,
+            finish_reason=self._finish_reason(index, choice),
+            token_ids=choice.token_ids if self._request.return_token_ids else UNSET,
+        )
 
-    def chunk(self, index: int, piece: TextPiece) -> dict[str, Any] | None:
-        """Return a choice's share of one chunk; None if its text is still to be told apart."""
-        if not self._request.shown_tools:
-            return self._choice(index, "delta", {"content": piece.text}, piece)
-        content, calls = self._told_apart(index, piece)
-        if not (content or calls or piece.entries or piece.finish_reason or self._request.return_token_ids):
-            return None
-        delta: dict[str, Any] = {"content": content} if content or not calls else {}
-        if calls:
-            delta["tool_calls"] = calls
-        return self._choice(index, "delta", delta, piece)
-
-    def _told_apart(self, index: int, piece: TextPiece) -> tuple[str, list[dict[str, Any]]]:
-        """Return the content of a piece, and what it says of calls."""
-        reader = self._readers.get(index)
-        if reader is None:
-            reader = self._readers[index] = ToolCallParser(
+    def _parsed(self, index: int, delta: TextDelta) -> tuple[str, list[Call]]:
+        """Return the content of a delta and its tool calls."""
+        parser = self._parsers.get(index)
+        if parser is None:
+            parser = self._parsers[index] = ToolCallParser(
                 self._call_format,
                 allows_several=self._request.allows_several_calls,
                 is_forced=bool(self._request.required_tools),
             )
-        parts = reader.push(piece.text)
-        if piece.finish_reason is not None:
-            parts += reader.finish(is_cut_off=piece.finish_reason == "length")
-        calls: dict[int, dict[str, Any]] = {}
-        for call in (call for part in parts for call in part.calls):
-            known = calls.setdefault(call.index, {"index": call.index, "function": {"arguments": ""}})
-            known["function"]["arguments"] += call.arguments
-            if call.name is not None:
-                function = {"name": call.name, **known["function"]}
-                known |= {"id": self._call_format.new_call_id(), "type": "function", "function": function}
+        parts = parser.push(delta.text)
+        if delta.finish_reason is not None:
+            parts += parser.finish(is_cut_off=delta.finish_reason == "length")
+        calls: dict[int, Call] = {}
+        for new in (call for part in parts for call in part.calls):
+            call = calls.setdefault(new.index, Call(index=new.index, function=CallTarget(arguments="")))
+            call.function.arguments += new.arguments
+            if new.name is not None:
+                call.function.name = new.name
+                call.id = self._call_format.new_call_id()
+                call.type = "function"
         return "".join(part.content for part in parts), list(calls.values())
 
-    def opening(self, index: int) -> dict[str, Any]:
-        """Return the share that names the role."""
-        delta = {"role": "assistant", "content": ""}
-        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
-
-    def _choice(self, index: int, kind: str, content: dict[str, Any], piece: TextPiece) -> dict[str, Any]:
-        has_logprobs = self._request.logprobs and (piece.entries or kind == "message")
-        choice: dict[str, Any] = {
-            "index": index,
-            kind: content,
-            "logprobs": chat_logprobs(piece.entries, self._tokenizer) if has_logprobs else None,
-            "finish_reason": self._finish_reason(index, piece),
-        }
-        if self._request.return_token_ids:
-            choice["token_ids"] = piece.token_ids
-        return choice
-
-    def _finish_reason(self, index: int, piece: TextPiece) -> str | None:
-        reader = self._readers.get(index)
-        has_called = reader is not None and reader.num_calls > 0 and not reader.is_in_call
-        return "tool_calls" if piece.finish_reason == "stop" and has_called else piece.finish_reason
-
-
-def _without_index(call: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in call.items() if name != "index"}
+    def _finish_reason(self, index: int, delta: TextDelta) -> ChatFinishReason | None:
+        parser = self._parsers.get(index)
+        has_called = parser is not None and parser.num_calls > 0 and not parser.is_in_call
+        return "tool_calls" if delta.finish_reason == "stop" and has_called else delta.finish_reason
 
 
 def chat_router(served: ServedModel) -> APIRouter:
@@ -129,17 +154,9 @@ def chat_router(served: ServedModel) -> APIRouter:
         served.metrics.count_ignored_fields(ignored_fields(body))
         prepared = await prepared_chat(served, body, key_name_of(request.scope), request.receive)
         shape = ChatShape(body, served.tokenizer, call_format_of(served.chat_template))
-        context = request_context(request.scope, body.priority, body.cache_salt)
-        answer = GenerationResponse(
-            served,
-            body,
-            prepared.prompts,
-            shape,
-            grammar=prepared.grammar,
-            context=context,
-            arrived_at_seconds=arrived_at_seconds,
-            warnings=message_warnings(served, body),
-        )
-        return await answer.respond(request)
+        formatter = Formatter(body, prepared.prompts, shape, message_warnings(served, body))
+        context = request_context(request.scope, body.priority, body.cache_salt, arrived_at_seconds)
+        generation = generation_of(served, body, prepared, context, formatter.answer_id)
+        return await run_generation(request, generation, formatter, served.limits, is_stream=body.stream)
 
     return router

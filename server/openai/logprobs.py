@@ -1,43 +1,51 @@
 """Log-probabilities in the two shapes OpenAI gave them."""
 
-from typing import Any
-
 from caravan.model.tokenizer.tokenizer import Tokenizer
 from caravan.server.generation.text_stream import TokenEntry
+from caravan.server.openai.protocol.answer import (
+    ChosenTokenLogprob,
+    CompletionLogprobs,
+    PromptLogprob,
+    PromptLogprobs,
+    TokenLogprob,
+)
 
 _LOWEST = -9999.0  # stands for minus infinity, which JSON does not have
 
 
-def prompt_logprobs(
-    entries: list[TokenEntry], tokenizer: Tokenizer, num_alternatives: int
-) -> list[dict[str, Any] | None]:
+def prompt_logprobs(entries: list[TokenEntry], tokenizer: Tokenizer, num_alternatives: int) -> PromptLogprobs:
     """Return for each token of a prompt an object from token ids to what they are and how probable they were there.
 
     The token itself is in it and the num_alternatives most probable ones; the first token has none.
     """
-    written: list[dict[str, Any] | None] = []
+    written: PromptLogprobs = []
     for entry in entries:
         tokens = {
-            str(token_id): {"logprob": _finite(logprob), "decoded_token": _text_of(token_id, tokenizer)}
+            str(token_id): PromptLogprob(logprob=_finite(logprob), decoded_token=_text_of(token_id, tokenizer))
             for token_id, logprob in _alternatives(entry, num_alternatives).items()
         }
         written.append(tokens or None)
     return written
 
 
-def chat_logprobs(entries: list[TokenEntry], tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return the `logprobs` of a chat choice or chunk: one object for each token, with the token's true bytes."""
+def chat_logprobs(entries: list[TokenEntry], tokenizer: Tokenizer) -> list[ChosenTokenLogprob]:
+    """Return the log-probabilities of a chat choice or chunk: an object for each token, with its true bytes."""
     content = []
     for entry in entries:
         assert entry.logprobs is not None, "only a prompt's first token has none"
         top = zip(entry.logprobs.top_token_ids, entry.logprobs.top_logprobs, strict=True)
-        item = _chat_token(entry.token_id, entry.logprobs.logprob, tokenizer)
-        item["top_logprobs"] = [_chat_token(token_id, logprob, tokenizer) for token_id, logprob in top]
+        token = tokenizer.token_bytes(entry.token_id)
+        item = ChosenTokenLogprob(
+            token=token_text(token),
+            logprob=_finite(entry.logprobs.logprob),
+            bytes=list(token),
+            top_logprobs=[_token_logprob(token_id, logprob, tokenizer) for token_id, logprob in top],
+        )
         content.append(item)
-    return {"content": content, "refusal": None}
+    return content
 
 
-def completion_logprobs(entries: list[TokenEntry], tokenizer: Tokenizer, num_alternatives: int) -> dict[str, Any]:
+def completion_logprobs(entries: list[TokenEntry], tokenizer: Tokenizer, num_alternatives: int) -> CompletionLogprobs:
     """Return the `logprobs` of a completion choice or chunk: parallel lists.
 
     An entry of `top_logprobs` has the chosen token beside the num_alternatives most probable ones: up to one more.
@@ -49,12 +57,12 @@ def completion_logprobs(entries: list[TokenEntry], tokenizer: Tokenizer, num_alt
         for token_id, logprob in _alternatives(entry, num_alternatives).items():
             named.setdefault(_text_of(token_id, tokenizer), _finite(logprob))
         top_logprobs.append(named or None)
-    return {
-        "tokens": [_text_of(entry.token_id, tokenizer) for entry in entries],
-        "token_logprobs": [None if entry.logprobs is None else _finite(entry.logprobs.logprob) for entry in entries],
-        "top_logprobs": top_logprobs,
-        "text_offset": [entry.text_offset for entry in entries],
-    }
+    return CompletionLogprobs(
+        tokens=[_text_of(entry.token_id, tokenizer) for entry in entries],
+        token_logprobs=[None if entry.logprobs is None else _finite(entry.logprobs.logprob) for entry in entries],
+        top_logprobs=top_logprobs,
+        text_offset=[entry.text_offset for entry in entries],
+    )
 
 
 def token_text(token: bytes) -> str:
@@ -78,9 +86,9 @@ def _text_of(token_id: int, tokenizer: Tokenizer) -> str:
     return token_text(tokenizer.token_bytes(token_id))
 
 
-def _chat_token(token_id: int, logprob: float, tokenizer: Tokenizer) -> dict[str, Any]:
+def _token_logprob(token_id: int, logprob: float, tokenizer: Tokenizer) -> TokenLogprob:
     token = tokenizer.token_bytes(token_id)
-    return {"token": token_text(token), "logprob": _finite(logprob), "bytes": list(token)}
+    return TokenLogprob(token=token_text(token), logprob=_finite(logprob), bytes=list(token))
 
 
 def _finite(logprob: float) -> float:

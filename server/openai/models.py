@@ -1,13 +1,12 @@
 """GET /v1/models: the names of the served model."""
 
-from typing import Any
-
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
 from caravan.server.generation.served_model import ServedModel
 from caravan.server.http.errors import ApiError, shown
-from caravan.server.http.openapi import errors
-from caravan.server.openai.protocol.answers import ModelEntry, ModelList
+from caravan.server.http.json_response import json_response
+from caravan.server.http.openapi import answers, errors
+from caravan.server.openai.protocol.model_answers import ModelEntry, ModelList
 
 
 def check_model(served: ServedModel, name: str) -> None:
@@ -20,26 +19,17 @@ def models_router(served: ServedModel) -> APIRouter:
     """Return the routes that list what is served."""
     router = APIRouter(tags=["models"])
 
-    def entry(name: str) -> dict[str, Any]:
-        return {
-            "id": name,
-            "object": "model",
-            "created": served.created_at,
-            "owned_by": "caravan",
-            "root": served.name,
-            "max_model_len": served.max_model_len,
-        }
+    def entry(name: str) -> ModelEntry:
+        return ModelEntry(id=name, created=served.created_at, root=served.name, max_model_len=served.max_model_len)
 
-    @router.get("/v1/models", summary="List the models", responses=errors(401), response_model=ModelList)
-    async def list_models() -> dict[str, Any]:
-        return {"object": "list", "data": [entry(name) for name in served.names]}
+    @router.get("/v1/models", summary="List the models", responses=answers(ModelList) | errors(401))
+    async def list_models() -> Response:
+        return json_response(ModelList(data=[entry(name) for name in served.names]))
 
     # A name may contain slashes, as on the Hugging Face hub.
-    @router.get(
-        "/v1/models/{name:path}", summary="Describe a model", responses=errors(401, 404), response_model=ModelEntry
-    )
-    async def retrieve_model(name: str) -> dict[str, Any]:
+    @router.get("/v1/models/{name:path}", summary="Describe a model", responses=answers(ModelEntry) | errors(401, 404))
+    async def retrieve_model(name: str) -> Response:
         check_model(served, name)
-        return entry(name)
+        return json_response(entry(name))
 
     return router

@@ -2,30 +2,25 @@
 
 import re
 import time
-from collections.abc import AsyncGenerator
 from functools import partial
-from typing import Any
 
-import msgspec
 from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 
 from caravan.server.generation.context import key_name_of, request_context
-from caravan.server.generation.generation import Generation
 from caravan.server.generation.served_model import ServedModel
-from caravan.server.http.disconnect import until_disconnect
-from caravan.server.http.errors import ApiError, as_api_error
+from caravan.server.http.errors import ApiError
 from caravan.server.http.openapi import documented
-from caravan.server.http.sse import EventStream, within
-from caravan.server.openai.formatter import Pieces, start_generation
 from caravan.server.openai.models import check_model
 from caravan.server.openai.preparation import prepared_chat
-from caravan.server.openai.protocol.answers import ResponseObject
 from caravan.server.openai.protocol.generation_requests import ChatRequest
+from caravan.server.openai.protocol.response_answers import ResponseObject
 from caravan.server.openai.protocol.response_requests import ResponsesRequest
 from caravan.server.openai.protocol.validated_body import read_body
 from caravan.server.openai.protocol.validation import first_problem
 from caravan.server.openai.response_writer import ResponseWriter
+from caravan.server.openai.run_generation import run_generation
+from caravan.server.openai.start_generation import generation_of
 
 EXAMPLE = {"model": "smollm2", "instructions": "Be brief.", "input": "What is the capital of France?"}
 
@@ -52,65 +47,13 @@ def responses_router(served: ServedModel) -> APIRouter:
         grammar = prepared.grammar
         if grammar is not None and grammar.param == "response_format":
             grammar = grammar._replace(param="text.format")
-        context = request_context(request.scope, body.priority, body.cache_salt)
-        writer = ResponseWriter(body, chat, served, prepared.prompts[0])
         served.metrics.count_ignored_fields(body.ignored_fields)
-        generation = start_generation(
-            served,
-            chat,
-            prepared.prompts,
-            grammar=grammar,
-            context=context,
-            arrived_at_seconds=arrived_at_seconds,
-            answer_id=writer.response_id,
-        )
-        is_handed_over = False
-        try:
-            if not body.stream:
-                whole = await until_disconnect(request.receive, _whole(writer, generation))
-                return Response(msgspec.json.encode(whole), media_type="application/json")
-            limits = served.limits
-            first = await until_disconnect(request.receive, within(limits.keep_alive_seconds, generation.next_pieces()))
-            is_handed_over = True
-            return EventStream(
-                _events(writer, generation, first),
-                write_timeout_seconds=limits.write_timeout_seconds,
-                keep_alive_seconds=limits.keep_alive_seconds,
-                on_end=generation.end,
-            )
-        finally:
-            if not is_handed_over:
-                generation.end()
+        context = request_context(request.scope, body.priority, body.cache_salt, arrived_at_seconds)
+        writer = ResponseWriter(body, chat, served, prepared.prompts[0])
+        generation = generation_of(served, chat, prepared, context, writer.answer_id, grammar)
+        return await run_generation(request, generation, writer, served.limits, is_stream=body.stream)
 
     return router
-
-
-async def _whole(writer: ResponseWriter, generation: Generation) -> dict[str, Any]:
-    """Return the finished response, put together as its stream would be."""
-    while True:
-        pieces = await generation.next_pieces()
-        for _, piece in pieces:
-            writer.take(piece)
-        if generation.is_finished:
-            return writer.whole(pieces[-1][1], generation)
-
-
-async def _events(writer: ResponseWriter, generation: Generation, pieces: Pieces) -> AsyncGenerator[bytes, None]:
-    events = writer.begin()
-    try:
-        while True:
-            for _, piece in pieces:
-                events += writer.take(piece)
-            if generation.is_finished:
-                break
-            yield events
-            events = b""
-            pieces = await generation.next_pieces()
-        events += writer.end(pieces[-1][1], generation)
-    except Exception as error:
-        generation.end()  # so that its story has an end
-        events += writer.fail(as_api_error(error), generation)
-    yield events
 
 
 def _chat_of(body: ResponsesRequest) -> ChatRequest:

@@ -1,14 +1,13 @@
 """GET /v1/requests/{name}/explain: what became of a request."""
 
-from typing import Any
-
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 
 from caravan.server.generation.context import NO_KEY, SCOPE_KEY_NAME
 from caravan.server.generation.served_model import ServedModel
 from caravan.server.http.errors import ApiError
-from caravan.server.http.openapi import errors
-from caravan.server.openai.protocol.explanation import Explanation
+from caravan.server.http.json_response import json_response
+from caravan.server.http.openapi import answers, errors
+from caravan.server.observe.explanation import Explanation
 
 
 def explanations_router(served: ServedModel) -> APIRouter:
@@ -18,13 +17,12 @@ def explanations_router(served: ServedModel) -> APIRouter:
     @router.get(
         "/v1/requests/{name}/explain",
         summary="Explain a request, by the id of its answer or of its exchange",
-        responses=errors(401, 404),
-        response_model=Explanation,
+        responses=answers(Explanation) | errors(401, 404),
     )
-    async def explain(name: str, request: Request) -> dict[str, Any]:
-        story = served.stories.find(name, request.scope.get(SCOPE_KEY_NAME, NO_KEY))
-        if story is None:
+    async def explain(name: str, request: Request) -> Response:
+        record = served.history.find(name, request.scope.get(SCOPE_KEY_NAME, NO_KEY))
+        if record is None:
             raise ApiError(404, "There is no such request of yours among the last ones.", param="name")
-        return story.written()
+        return json_response(record.explanation())
 
     return router

@@ -1,20 +1,20 @@
 """The server with a leak: four kilobytes of each request are kept. What watches memory must see it."""
 
-from typing import Any
+from dataclasses import replace
 from unittest.mock import patch
 
 from fastapi import FastAPI
 
 from caravan.cli.main import main
-from caravan.server.app import create_app
+from caravan.server.app import AppParts, create_app
 
 
 def run() -> None:
     """Serve as `caravan serve` does, and leak."""
     kept: list[bytearray] = []
 
-    def create_leaky_app(**parts: Any) -> FastAPI:
-        return create_app(**parts | {"on_exchange": lambda _: kept.append(bytearray(4096))})
+    def create_leaky_app(parts: AppParts) -> FastAPI:
+        return create_app(replace(parts, on_response=lambda _: kept.append(bytearray(4096))))
 
     with patch("caravan.server.serve.create_app", create_leaky_app):
         main()

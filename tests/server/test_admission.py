@@ -1,7 +1,6 @@
 """Which requests are let in, and what the others are told."""
 
 import math
-import time
 
 import pytest
 
@@ -31,7 +30,7 @@ def an_admission(*, max_num_seqs: int = 2, **limits: float) -> Admission:
 def admit(
     admission: Admission, *lengths: tuple[int, int], context: RequestContext = RequestContext()
 ) -> list[Reservation]:
-    return admission.admit(lengths or [(10, 20)], context, time.monotonic())
+    return admission.admit(lengths or [(10, 20)], context)
 
 
 def start(admission: Admission, *reservations: Reservation) -> None:

@@ -74,7 +74,7 @@ async def test_threat_31_a_forwarded_address_reaches_the_log_only_as_an_address(
     clients: list[object] = []
     proxies = networks(trusted)
     async with open_api(
-        trusted_proxies=proxies, on_exchange=lambda exchange: clients.append(exchange.log_fields()["client"])
+        trusted_proxies=proxies, on_response=lambda exchange: clients.append(exchange.log_fields()["client"])
     ) as api:
         for forwarded in ("1.2.3.4", "<b>\x1b[31m", "6.6.6.6, <b>"):
             await api.http.get(

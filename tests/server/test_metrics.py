@@ -3,7 +3,8 @@
 from prometheus_client.parser import text_string_to_metric_families
 
 from caravan.scheduler.config import EngineConfig
-from caravan.scheduler.messages import StepOutput, StepStats
+from caravan.scheduler.messages import FinishReason, StepOutput, StepStats
+from caravan.server.observe.choice_record import ChoiceRecord
 from caravan.server.observe.metrics import Metrics
 
 # fmt: off
@@ -63,8 +64,9 @@ COUNTERS: dict[str, set[str]] = {
 def test_all_names_labels_and_buckets_are_as_written_here() -> None:
     metrics = Metrics("m", EngineConfig(num_blocks=640, max_model_len=8192))
     metrics.watch_ready(lambda: True)
-    for reason in ("stop", "length", "abort", "error"):
-        metrics.count_finished(reason)
+    reasons: tuple[FinishReason, ...] = ("stop", "length", "abort", "error")
+    for reason in reasons:
+        metrics.observe_end(ChoiceRecord(0, 1, 1), reason, 0.0)
     metrics.count_http("/v1/models", 200)
     families = {family.name: family for family in text_string_to_metric_families(metrics.exposition().decode())}
     ours = {name.removeprefix("caravan_"): family for name, family in families.items() if name.startswith("caravan_")}

@@ -11,7 +11,7 @@ from caravan.scheduler.messages import FinishReason, SequenceOutput
 from caravan.server.engine.output_queue import EngineDied, OutputQueue
 from caravan.server.generation.errors import GenerationCancelled, GenerationFailed
 from caravan.server.generation.stop_strings import StopStrings
-from caravan.server.generation.text_stream import TextPiece, TextStream, join_pieces
+from caravan.server.generation.text_stream import TextDelta, TextStream, join_deltas
 from tests.fakes import EOS, byte_tokenizer, fake_logprobs
 
 
@@ -23,8 +23,8 @@ async def read(
     include_stop_string: bool = False,
     min_tokens: int = 0,
     has_logprobs: bool = True,
-) -> tuple[list[TextPiece], list[int]]:
-    """Return the pieces of a choice whose tokens come in `batches`, and which requests were aborted."""
+) -> tuple[list[TextDelta], list[int]]:
+    """Return the deltas of a choice whose tokens come in `batches`, and which requests were aborted."""
     aborted: list[int] = []
     tokens = OutputQueue(7, aborted.append)
     stream = TextStream(
@@ -35,7 +35,7 @@ async def read(
         include_stop_string=include_stop_string,
         min_tokens=min_tokens,
     )
-    pieces = []
+    deltas = []
     for index, batch in enumerate(batches):
         is_last = index == len(batches) - 1
         logprobs = [entry for token_id in batch for entry in fake_logprobs(token_id, 0 if has_logprobs else None)]
@@ -43,13 +43,13 @@ async def read(
             request_id=7, token_ids=batch, logprobs=logprobs, finish_reason=finish_reason if is_last else None
         )
         tokens.put(output)
-        piece = stream.take()
-        assert piece is not None
-        pieces.append(piece)
-        if pieces[-1].finish_reason is not None:
+        delta = stream.take()
+        assert delta is not None
+        deltas.append(delta)
+        if deltas[-1].finish_reason is not None:
             break
     assert stream.take() is None
-    return pieces, aborted
+    return deltas, aborted
 
 
 def split(token_ids: list[int], cuts: list[int]) -> list[list[int]]:
@@ -79,10 +79,10 @@ async def test_batches_make_no_difference(
     reason: FinishReason = "stop" if has_eos else "length"
 
     async def joined(batches: list[list[int]]) -> tuple[str, list[int], list[tuple[int, int]], str | None]:
-        pieces, aborted = await read(
+        deltas, aborted = await read(
             batches, reason, stop=stop, include_stop_string=include_stop_string, min_tokens=min_tokens
         )
-        whole = join_pieces(pieces)
+        whole = join_deltas(deltas)
         assert len(aborted) <= 1
         entries = [(entry.token_id, entry.text_offset) for entry in whole.entries]
         return whole.text, whole.token_ids, entries, whole.finish_reason
@@ -100,22 +100,22 @@ async def test_the_text_is_the_same_with_and_without_log_probabilities(text: str
     with_logprobs, _ = await read(batches, "stop")
     without, _ = await read(batches, "stop", has_logprobs=False)
     assert without == [
-        piece._replace(entries=[], received_at_seconds=mine.received_at_seconds)
-        for piece, mine in zip(with_logprobs, without, strict=True)
+        delta._replace(entries=[], received_at_seconds=mine.received_at_seconds)
+        for delta, mine in zip(with_logprobs, without, strict=True)
     ]
 
 
 async def test_a_stop_string_aborts_the_engine_and_drops_what_came_after_it() -> None:
-    pieces, aborted = await read([list(b"one"), list(b" two"), list(b"three")], "length", stop=["w"])
-    assert [piece.text for piece in pieces] == ["one", " t"]
-    assert pieces[-1].finish_reason == "stop"
-    assert pieces[-1].token_ids == list(b" tw")
+    deltas, aborted = await read([list(b"one"), list(b" two"), list(b"three")], "length", stop=["w"])
+    assert [delta.text for delta in deltas] == ["one", " t"]
+    assert deltas[-1].finish_reason == "stop"
+    assert deltas[-1].token_ids == list(b" tw")
     assert aborted == [7]
 
 
 async def test_a_stop_string_that_half_a_character_completes_at_the_end_counts() -> None:
-    pieces, _ = await read([list("é".encode()[:1])], "length", stop=["\ufffd"])
-    assert (pieces[-1].text, pieces[-1].finish_reason) == ("", "stop")
+    deltas, _ = await read([list("é".encode()[:1])], "length", stop=["\ufffd"])
+    assert (deltas[-1].text, deltas[-1].finish_reason) == ("", "stop")
 
 
 async def test_a_choice_that_ended_by_itself_is_not_aborted() -> None:
@@ -139,9 +139,9 @@ async def test_what_came_before_the_engine_died_is_read_first() -> None:
     stream = TextStream(tokens, Detokenizer(byte_tokenizer()), StopStrings([]), stop_token_ids=[EOS])
     tokens.put(SequenceOutput(request_id=1, token_ids=[97]))
     tokens.fail(EngineDied())
-    piece = stream.take()
-    assert piece is not None
-    assert piece.text == "a"
+    delta = stream.take()
+    assert delta is not None
+    assert delta.text == "a"
     with pytest.raises(EngineDied):
         stream.take()
 

@@ -9,7 +9,7 @@ import httpx
 from fastapi import FastAPI
 
 from caravan.model.sampling.generation_defaults import GenerationDefaults
-from caravan.server.app import create_app
+from caravan.server.app import AppParts, create_app
 from caravan.server.engine.listener import EngineListeners
 from caravan.server.generation.admission import Admission
 from caravan.server.generation.executors import Executors
@@ -17,9 +17,10 @@ from caravan.server.generation.request_limits import QueueLimits, RequestLimits
 from caravan.server.http.api_keys import ApiKeys
 from caravan.server.http.client_address import Network
 from caravan.server.http.concurrency_limit import ConcurrencyLimit
-from caravan.server.http.request_log import OnExchange
+from caravan.server.http.request_log import OnResponse
 from caravan.server.observe.metrics import Metrics
-from caravan.server.observe.request_history import StoryBook
+from caravan.server.observe.request_history import RequestHistory
+from caravan.server.operations.live_view import LiveView
 from caravan.server.sandbox.chat_template import ChatTemplate
 from caravan.server.sandbox.grammar_check import GrammarCheck
 from tests.fakes import FakeEngineClient, Script, byte_tokenizer, says
@@ -110,7 +111,7 @@ async def open_api(
     adds_bos: bool = False,
     num_cached_tokens: int = 0,
     keys: ApiKeys | None = None,
-    on_exchange: OnExchange = lambda _: None,
+    on_response: OnResponse = lambda _: None,
     max_model_len: int = MAX_MODEL_LEN,
     queue_limits: QueueLimits | None = None,
     concurrency_limit: ConcurrencyLimit | None = None,
@@ -122,31 +123,33 @@ async def open_api(
     """Return a front end whose engine follows `script`; it answers "Hello!" by itself."""
     engine = FakeEngineClient(script or says("Hello!"), num_cached_tokens=num_cached_tokens)
     metrics = Metrics("fake", engine.config, keys.names if keys else ())
-    stories = StoryBook()
-
+    history = RequestHistory()
+    engine.listener = EngineListeners([metrics, history])
     admission = Admission(engine.config, metrics, queue_limits or QueueLimits())
-    engine.listener = EngineListeners([metrics, stories])
-    app = create_app(
+    parts = AppParts(
         engine=engine,
         tokenizer=byte_tokenizer(adds_bos=adds_bos),
         chat_template=chat_template,
         model_name="fake",
         aliases=("org/fake-7b",),
         max_model_len=max_model_len,
-        metrics=metrics,
         version="1.2.3",
-        limits=limits,
-        defaults=defaults,
+        metrics=metrics,
         admission=admission,
-        stories=stories,
-        concurrency_limit=concurrency_limit,
+        concurrency_limit=concurrency_limit
+        or ConcurrencyLimit(engine.config.max_num_seqs + admission.limits.max_requests),
+        live_view=LiveView(engine.subscribe),
+        history=history,
+        limits=limits or RequestLimits(),
+        defaults=defaults or GenerationDefaults(),
         keys=keys,
         origins=origins,
         trusted_proxies=trusted_proxies,
-        on_exchange=on_exchange,
-        grammar_check=grammar_check,
-        executors=executors,
+        on_response=on_response,
+        grammar_check=grammar_check or GrammarCheck(),
+        executors=executors or Executors(),
     )
+    app = create_app(parts)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
         yield Api(app, engine, metrics, http)

@@ -1,4 +1,4 @@
-"""Generation: the pieces of several choices, in the order in which their readers can use them."""
+"""Generation: the deltas of several choices, in the order in which their readers can use them."""
 
 import asyncio
 
@@ -9,10 +9,10 @@ from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.messages import FinishReason, Request, SequenceOutput
 from caravan.server.engine.output_queue import EngineDied, OutputQueue
 from caravan.server.generation.admission import Admission
+from caravan.server.generation.context import RequestContext
 from caravan.server.generation.errors import GenerationFailed
-from caravan.server.generation.generation import Generation, PromptJob, StopRule
+from caravan.server.generation.generation import Generation, PromptJob
 from caravan.server.generation.served_model import ServedModel
-from caravan.server.generation.stop_strings import StopStrings
 from caravan.server.observe.metrics import Metrics
 from tests.fakes import byte_tokenizer
 
@@ -27,7 +27,7 @@ class HandEngine:
         self.streams: list[OutputQueue] = []
         self.aborted: list[int] = []
 
-    def submit(self, request: Request, exchange: int = 0) -> OutputQueue:
+    def submit(self, request: Request, crash_group: int = 0) -> OutputQueue:
         self.streams.append(OutputQueue(len(self.streams), self.aborted.append))
         return self.streams[-1]
 
@@ -39,7 +39,7 @@ class HandEngine:
         self.streams[index].put(SequenceOutput(request_id=index, token_ids=list(text.encode()), finish_reason=reason))
 
 
-def generation_of(engine: HandEngine, num_choices: int) -> Generation:
+async def generation_of(engine: HandEngine, num_choices: int) -> Generation:
     metrics = Metrics("fake", engine.config)
     served = ServedModel(
         name="fake",
@@ -53,18 +53,19 @@ def generation_of(engine: HandEngine, num_choices: int) -> Generation:
         admission=Admission(engine.config, metrics),
     )
     job = PromptJob(token_ids=[1], params=[SamplingParams(seed=0, max_tokens=9)] * num_choices)
-    stop = StopRule(strings=StopStrings([]), include_match=False, min_tokens=0)
-    return Generation(served, [job], stop, arrived_at_seconds=0.0)
+    generation = Generation(served, [job], RequestContext(), answer_id="cmpl-1")
+    await generation.start()
+    return generation
 
 
 async def next_texts(generation: Generation) -> list[tuple[int, str]]:
-    pieces = await asyncio.wait_for(generation.next_pieces(), 5)
-    return [(index, piece.text) for index, piece in pieces]
+    deltas = await asyncio.wait_for(generation.next_deltas(), 5)
+    return [(index, delta.text) for index, delta in deltas]
 
 
 async def test_what_came_for_several_choices_is_returned_together_and_joined_by_choice() -> None:
     engine = HandEngine()
-    generation = generation_of(engine, 3)
+    generation = await generation_of(engine, 3)
     waiting = asyncio.create_task(next_texts(generation))
     await asyncio.sleep(0)
     engine.say(2, "c")
@@ -83,7 +84,7 @@ async def test_what_came_for_several_choices_is_returned_together_and_joined_by_
 
 async def test_what_the_other_choices_said_before_one_died_is_not_lost() -> None:
     engine = HandEngine()
-    generation = generation_of(engine, 3)
+    generation = await generation_of(engine, 3)
     engine.say(0, "a")
     engine.streams[1].fail(EngineDied())
     assert await next_texts(generation) == [(0, "a")]
@@ -92,21 +93,21 @@ async def test_what_the_other_choices_said_before_one_died_is_not_lost() -> None
             await next_texts(generation)
     generation.end()
     assert engine.aborted == [0, 2]
-    assert generation.story.finish_reasons() == ["error"] * 3  # no client left
+    assert generation.record.finish_reasons() == ["error"] * 3  # no client left
 
 
 async def test_a_wait_that_was_given_up_leaves_what_comes_later_to_the_next_one() -> None:
     engine = HandEngine()
-    generation = generation_of(engine, 1)
+    generation = await generation_of(engine, 1)
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(generation.next_pieces(), 0.01)
+        await asyncio.wait_for(generation.next_deltas(), 0.01)
     engine.say(0, "a")
     assert await next_texts(generation) == [(0, "a")]
 
 
 async def test_an_end_in_the_same_step_comes_after_what_was_produced_before_it() -> None:
     engine = HandEngine()
-    generation = generation_of(engine, 1)
+    generation = await generation_of(engine, 1)
     engine.say(0, "a")
     engine.streams[0].fail(EngineDied())
     assert await next_texts(generation) == [(0, "a")]
@@ -116,7 +117,7 @@ async def test_an_end_in_the_same_step_comes_after_what_was_produced_before_it()
 
 async def test_an_error_of_one_row_comes_after_its_last_tokens() -> None:
     engine = HandEngine()
-    generation = generation_of(engine, 1)
+    generation = await generation_of(engine, 1)
     engine.say(0, "a")
     engine.say(0, "b")
     engine.streams[0].put(SequenceOutput(request_id=0, token_ids=[], finish_reason="error", error="not finite"))

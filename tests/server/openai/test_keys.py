@@ -179,7 +179,7 @@ async def test_a_wrong_priority_is_400(api: Api, priority: object) -> None:
 async def test_threat_13_a_line_is_logged_of_each_request_and_nothing_in_it_is_of_the_clients_choosing() -> None:
     events: list[dict[str, object]] = []
     keys = ApiKeys({"alice": "secret-of-alice"})
-    async with open_api(keys=keys, on_exchange=lambda exchange: events.append(exchange.log_fields())) as api:
+    async with open_api(keys=keys, on_response=lambda exchange: events.append(exchange.log_fields())) as api:
         api.http.headers["authorization"] = "Bearer secret-of-alice"
         await api.complete(prompt="abc")
         await api.stream(COMPLETIONS, prompt="abc")
@@ -216,7 +216,7 @@ async def test_threat_13_a_line_is_logged_of_each_request_and_nothing_in_it_is_o
 
 async def test_the_line_of_a_request_says_why_it_ended() -> None:
     events: list[dict[str, object]] = []
-    async with open_api(on_exchange=lambda exchange: events.append(exchange.log_fields())) as api:
+    async with open_api(on_response=lambda exchange: events.append(exchange.log_fields())) as api:
         await api.complete(prompt="abc", stop=["l"])
         await api.complete(prompt="abc", n=2, max_tokens=2)
         async with api.http.stream("POST", COMPLETIONS, json=HELLO | {"max_tokens": 0, "echo": True}) as response:

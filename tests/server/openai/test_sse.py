@@ -1,21 +1,22 @@
-"""Server-sent events: spliced ones are the bytes of encoded ones, and a write that waits too long is noticed."""
+"""Server-sent events: one line each, whatever the text; a write that waits too long is noticed."""
 
 import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from caravan.server.generation.generation import Generation
 from caravan.server.generation.request_limits import RequestLimits
-from caravan.server.generation.text_stream import TextPiece
-from caravan.server.http.sse import KEEP_ALIVE, EventStream, TextEvent, WriteWatch, event
+from caravan.server.generation.text_stream import TextDelta
+from caravan.server.http.sse import KEEP_ALIVE, EventStream, WriteWatch, event
 from caravan.server.openai.chat import ChatShape
-from caravan.server.openai.chunks import ChunkShape, ChunkWriter
 from caravan.server.openai.completions import CompletionShape
+from caravan.server.openai.formatter import Formatter
 from caravan.server.openai.protocol.generation_requests import ChatRequest, CompletionRequest
 from caravan.server.openai.tool_calls.call_format import HERMES
 from caravan.server.sandbox.chat_template import ChatTemplate
@@ -36,51 +37,44 @@ def payload(text: str) -> dict[str, Any]:
 @example("\x85\u2028\u2029 end lines for str.splitlines()")
 @example("\ufffd\ufeff\u200d👩‍👩‍👧 \U0010ffff")
 @example('","finish_reason":"stop"}]}\n\ndata: [DONE]\n\n')
-def test_a_spliced_event_is_the_encoded_one(text: str) -> None:
-    spliced = TextEvent(payload).with_text(text)
-    assert spliced == event(payload(text))
-    assert len(spliced.decode().splitlines()) == 2  # the event and the blank line
-    assert json.loads(spliced.removeprefix(b"data: ")) == payload(text)
+def test_an_event_is_one_line_whatever_its_text(text: str) -> None:
+    written = event(payload(text))
+    assert len(written.decode().splitlines()) == 2  # the event and the blank line
+    assert json.loads(written.removeprefix(b"data: ")) == payload(text)
 
 
-def test_half_of_a_surrogate_pair_is_refused_either_way() -> None:
-    spliced = TextEvent(payload)
-    for write in (spliced.with_text, lambda text: event(payload(text))):
-        with pytest.raises(UnicodeEncodeError):
-            write("\ud83d")
+def test_half_of_a_surrogate_pair_is_refused() -> None:
+    with pytest.raises(UnicodeEncodeError):
+        event(payload("\ud83d"))
 
 
-SHAPES: list[ChunkShape] = [
-    CompletionShape(CompletionRequest.model_validate({"model": "m", "prompt": "hi"}), byte_tokenizer()),
-    ChatShape(
-        ChatRequest.model_validate({"model": "m", "messages": [{"role": "user", "content": "hi"}]}),
-        byte_tokenizer(),
-        HERMES,
-    ),
-]
+COMPLETION = CompletionRequest.model_validate({"model": "m", "prompt": "hi"})
+CHAT_REQUEST = ChatRequest.model_validate({"model": "m", "messages": [{"role": "user", "content": "hi"}]})
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=["completion", "chat"])
+@pytest.mark.parametrize("kind", ["completion", "chat"])
 @given(texts=st.lists(st.tuples(st.integers(0, 2), st.text(max_size=3)), min_size=1))
-def test_a_stream_of_chunks_is_that_of_chunks_encoded_one_by_one(
-    shape: ChunkShape, texts: list[tuple[int, str]]
+def test_a_stream_has_each_text_once_the_role_first_and_the_warnings_in_its_first_chunk(
+    kind: str, texts: list[tuple[int, str]]
 ) -> None:
-    pieces = [(index, TextPiece(text, [1], [], [], None, 0, 0.0, 0.0)) for index, text in texts]
-    pieces += [(index, TextPiece("", [2], [], [], "stop", 0, 0.0, 0.0)) for index in range(3)]
-    writer = ChunkWriter(shape, HEAD, first={"warnings": ["w"]}, has_only_text=True, has_token_ids=False)
-    choices: list[dict[str, Any]] = []
-    opened = set()
-    for index, piece in pieces:
-        if index not in opened and (opening := shape.opening(index)):
-            choices.append(opening)
-        opened.add(index)
-        if piece.text or piece.finish_reason:
-            share = shape.chunk(index, piece)
-            assert share is not None
-            choices.append(share)
-    expected = [event({**HEAD, "choices": [choice]}) for choice in choices[1:]]
-    expected.insert(0, event({**HEAD, "choices": choices[:1], "warnings": ["w"]}))
-    assert b"".join(writer.events(index, piece) for index, piece in pieces) == b"".join(expected)
+    formatter = (
+        Formatter(COMPLETION, [[1]], CompletionShape(COMPLETION, byte_tokenizer()), ["w"])
+        if kind == "completion"
+        else Formatter(CHAT_REQUEST, [[1]], ChatShape(CHAT_REQUEST, byte_tokenizer(), HERMES), ["w"])
+    )
+    deltas = [(index, TextDelta(text, [1], [], [], None, 0, 0.0, 0.0)) for index, text in texts]
+    deltas += [(index, TextDelta("", [2], [], [], "stop", 0, 0.0, 0.0)) for index in range(3)]
+    nobody = cast(Generation, None)  # asked for the usage only
+    body = b"".join(formatter.delta(index, delta, nobody) for index, delta in deltas).decode()
+    chunks = [json.loads(line.removeprefix("data: ")) for line in body.split("\n\n") if line]
+    assert [chunk.get("warnings") for chunk in chunks] == [["w"]] + [None] * (len(chunks) - 1)
+    for number in range(3):
+        choices = [chunk["choices"][0] for chunk in chunks if chunk["choices"][0]["index"] == number]
+        wanted = [text for index, text in texts if index == number and text] + [""]
+        if kind == "chat":
+            assert choices.pop(0)["delta"] == {"role": "assistant", "content": ""}
+        assert [one["delta"]["content"] if kind == "chat" else one["text"] for one in choices] == wanted
+        assert [one["finish_reason"] for one in choices] == [None] * (len(wanted) - 1) + ["stop"]
 
 
 async def test_a_write_is_noticed_when_it_has_waited_for_too_long_and_not_before() -> None:

@@ -1,4 +1,4 @@
-"""Every way of writing the same call is the same call, read whole and in small pieces."""
+"""Every way of writing the same call is the same call, read whole and in small deltas."""
 
 import itertools
 import json
@@ -32,7 +32,7 @@ Draw = Callable[[st.SearchStrategy[Any]], Any]
 
 
 def in_pieces(call_format: CallFormat, text: str, **options: Any) -> Read:
-    """Return what is read of a text, which must be the same in pieces of 1, 2 and 3 characters."""
+    """Return what is read of a text, which must be the same in deltas of 1, 2 and 3 characters."""
     whole = read(call_format, [text], **options)
     for size in (1, 2, 3):
         assert read(call_format, [text[i : i + size] for i in range(0, len(text), size)], **options) == whole
@@ -250,10 +250,10 @@ def test_arguments_come_at_once_if_the_name_comes_after_them() -> None:
 def test_reading_takes_time_in_proportion_to_the_text(call_format: CallFormat, unit: str) -> None:
     def num_function_calls(count: int) -> int:
         calls = itertools.count()
-        pieces = list(unit * count)
+        deltas = list(unit * count)
         sys.setprofile(lambda *_: next(calls))  # seconds would depend on what else the machine does
         try:
-            read(call_format, pieces)
+            read(call_format, deltas)
         finally:
             sys.setprofile(None)
         return next(calls)

@@ -1,0 +1,23 @@
+"""The responses of GET /v1/models."""
+
+from typing import Literal
+
+from caravan.server.openai.protocol.answer import Answered
+
+
+class ModelEntry(Answered, kw_only=True):
+    """A name of the served model."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "caravan"
+    root: str
+    max_model_len: int
+
+
+class ModelList(Answered, kw_only=True):
+    """The response of GET /v1/models."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelEntry]

@@ -1,0 +1,129 @@
+"""The response of POST /v1/responses."""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from caravan.server.observe.explanation import Explanation
+from caravan.server.openai.protocol.answer import Answered, CachedTokens, ChosenTokenLogprob
+
+Items = Annotated[
+    list[Any],
+    msgspec.Meta(
+        extra_json_schema={
+            "items": {
+                "anyOf": [
+                    {"$ref": "#/components/schemas/OutputMessage"},
+                    {"$ref": "#/components/schemas/OutputCall"},
+                    {"$ref": "#/components/schemas/OutputCustomCall"},
+                ]
+            }
+        }
+    ),
+]
+
+
+class OutputText(Answered, kw_only=True):
+    """The text of a message."""
+
+    type: Literal["output_text"] = "output_text"
+    text: str = ""
+    annotations: list[None]
+    logprobs: list[ChosenTokenLogprob]
+
+
+ItemStatus = Literal["in_progress", "completed", "incomplete"]
+
+
+class OutputMessage(Answered, kw_only=True):
+    """An item of a response: a message of the assistant."""
+
+    id: str
+    type: Literal["message"] = "message"
+    role: Literal["assistant"] = "assistant"
+    status: ItemStatus = "in_progress"
+    content: list[OutputText]
+
+
+class OutputCall(Answered, kw_only=True):
+    """An item of a response: a function call."""
+
+    id: str
+    type: Literal["function_call"] = "function_call"
+    call_id: str
+    name: str
+    namespace: str | UnsetType = UNSET
+    arguments: str = ""
+    status: ItemStatus = "in_progress"
+
+
+class OutputCustomCall(Answered, kw_only=True):
+    """An item of a response: a call of a custom tool."""
+
+    id: str
+    type: Literal["custom_tool_call"] = "custom_tool_call"
+    call_id: str
+    name: str
+    namespace: str | UnsetType = UNSET
+    input: str = ""
+    status: ItemStatus = "in_progress"
+
+
+class ReasoningTokens(Answered, kw_only=True):
+    """Of the output tokens."""
+
+    reasoning_tokens: Literal[0] = 0
+
+
+class ResponseUsage(Answered, kw_only=True):
+    """Token counts of a response."""
+
+    input_tokens: int
+    input_tokens_details: CachedTokens
+    output_tokens: int
+    output_tokens_details: ReasoningTokens
+    total_tokens: int
+
+
+class IncompleteDetails(Answered, kw_only=True):
+    """Why a response is incomplete."""
+
+    reason: Literal["max_output_tokens"] = "max_output_tokens"
+
+
+class ResponseError(Answered, kw_only=True):
+    """Why a response failed."""
+
+    code: str
+    message: str
+
+
+class ResponseObject(Answered, kw_only=True):
+    """The response of POST /v1/responses; most fields are those of the request."""
+
+    id: str
+    object: Literal["response"] = "response"
+    created_at: int
+    status: Literal["in_progress", "completed", "incomplete", "failed"]
+    error: ResponseError | None = None
+    incomplete_details: IncompleteDetails | None = None
+    instructions: str | None
+    max_output_tokens: int | None
+    metadata: dict[str, str]
+    model: str
+    output: Items
+    parallel_tool_calls: bool
+    previous_response_id: None = None
+    store: Literal[False] = False
+    temperature: float | None
+    text: dict[str, Any]
+    tool_choice: str | dict[str, Any]
+    tools: list[dict[str, Any]]
+    top_p: float | None
+    truncation: Literal["disabled"] = "disabled"
+    usage: ResponseUsage | None = None
+    warnings: list[str] | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    token_ids: list[int] | UnsetType = UNSET
+    explanation: Explanation | UnsetType = UNSET

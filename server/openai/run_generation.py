@@ -1,0 +1,101 @@
+"""Run one generation to its end, whole or streamed: the same for completions, chats, responses and embeddings."""
+
+from collections.abc import AsyncGenerator
+from typing import Any, Protocol
+
+from fastapi import Request, Response
+
+from caravan.server.generation.context import SCOPE_RECORD
+from caravan.server.generation.generation import Generation
+from caravan.server.generation.request_limits import RequestLimits
+from caravan.server.generation.text_stream import TextDelta
+from caravan.server.http.disconnect import until_disconnect
+from caravan.server.http.errors import ApiError, as_api_error
+from caravan.server.http.json_response import json_response
+from caravan.server.http.sse import KEEP_ALIVE, EventStream, within
+
+Deltas = list[tuple[int, TextDelta]]
+
+
+class EndpointWriter(Protocol):
+    """How one endpoint writes a generation. Each method returns events, perhaps none, except `whole`."""
+
+    def begin(self) -> bytes:
+        """Return the events before the first delta."""
+
+    def delta(self, index: int, delta: TextDelta, generation: Generation) -> bytes:
+        """Return the events of what choice `index` has next."""
+
+    def end(self, generation: Generation) -> bytes:
+        """Return the events after the last delta."""
+
+    def fail(self, error: ApiError, generation: Generation) -> bytes:
+        """Return the last events of a stream that broke off."""
+
+    def whole(self, choices: list[TextDelta], generation: Generation) -> Any:
+        """Return the body of a response that is not streamed."""
+
+
+async def whole_choices(request: Request, generation: Generation) -> list[TextDelta]:
+    """Return each choice of a generation as one delta; its work ends if the client goes away.
+
+    Raises EngineUnavailable, ClientDisconnect and what ends a generation too early.
+    """
+    request.scope[SCOPE_RECORD] = generation.record
+    try:
+        await generation.start()
+        return await until_disconnect(request.receive, generation.whole_choices())
+    finally:
+        generation.end()
+
+
+async def run_generation(
+    request: Request, generation: Generation, writer: EndpointWriter, limits: RequestLimits, *, is_stream: bool
+) -> Response:
+    """Return the HTTP response to a generation that is not started yet; if the client goes away, its work ends.
+
+    Nothing is sent before the engine's first output: until then an error still has its status. But a stream that would
+    be silent for longer than `keep_alive_seconds` begins without it, since proxies cut silent connections.
+    """
+    if not is_stream:
+        choices = await whole_choices(request, generation)
+        return json_response(writer.whole(choices, generation))
+    request.scope[SCOPE_RECORD] = generation.record
+    is_handed_over = False
+    try:
+        await generation.start()
+        first = await until_disconnect(request.receive, within(limits.keep_alive_seconds, generation.next_deltas()))
+        is_handed_over = True
+        return EventStream(
+            _events(generation, writer, first),
+            write_timeout_seconds=limits.write_timeout_seconds,
+            keep_alive_seconds=limits.keep_alive_seconds,
+            on_end=generation.end,
+        )
+    finally:
+        if not is_handed_over:
+            generation.end()
+
+
+async def _events(generation: Generation, writer: EndpointWriter, deltas: Deltas) -> AsyncGenerator[bytes, None]:
+    """Yield the events of a stream, one or several at once, beginning with those of `deltas`.
+
+    An error becomes an event, too, since the status is already sent.
+    """
+    events = writer.begin()
+    if not (deltas or events):
+        events = KEEP_ALIVE
+    try:
+        while True:
+            events += b"".join([writer.delta(index, delta, generation) for index, delta in deltas])
+            if generation.is_finished:
+                break
+            if events:
+                yield events
+                events = b""
+            deltas = await generation.next_deltas()
+        events += writer.end(generation)
+    except Exception as error:
+        generation.end()  # completes the record
+        events += writer.fail(as_api_error(error), generation)
+    yield events
