@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from caravan.cli.fail import FAILURE, fail
+from caravan.cli.fail import fail
 from caravan.cli.model_argument import complete_fetched
 from caravan.cli.sizes import readable_size
 
@@ -34,17 +34,25 @@ def rm(
         models = models_named(cached_models(os.environ), name)
     except ModelNotFound as error:
         if Path(name).exists():
-            fail(f"{name} is a path, and `caravan rm` removes fetched models only. `caravan list` shows their names.")
+            fail(f"{name} is a path. `caravan rm` removes fetched models, by the names `caravan list` shows.")
         fail(str(error))
     except OSError as error:
         fail(f"Cannot read the cache: {error}")
     if not yes:
         for model in models:
             typer.echo(f"{model.name}  {readable_size(model.num_bytes)}  {model.path}", err=True)
-        if not typer.confirm("Remove?", err=True):
-            fail("Nothing was removed.", FAILURE)
+        if not _is_confirmed():
+            fail("Nothing was removed.")
     try:
         num_bytes = remove_models(models)
     except OSError as error:
         fail(f"Cannot remove {name}: {error}")
-    typer.echo(f"Removed {', '.join(model.name for model in models)}: {readable_size(num_bytes)} are free.")
+    typer.echo(f"Removed {', '.join(model.name for model in models)}, which frees {readable_size(num_bytes)}.")
+
+
+def _is_confirmed() -> bool:
+    try:
+        return typer.confirm("Remove?", err=True)
+    except typer.Abort:  # Ctrl-C, or the end of the input
+        typer.echo(err=True)
+        return False

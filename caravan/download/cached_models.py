@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -139,8 +139,13 @@ def _remove_emptied(repos: set[str], cache: Path | None) -> int:
     """Remove those of the repositories that hold no model any more; return how many bytes that freed."""
     if (info := _scan(cache)) is None:
         return 0
-    emptied = [repo for repo in info.repos if repo.repo_id in repos and not any(_repo_models(repo))]
-    emptied = [repo for repo in emptied if repo.repo_type == "model"]
-    strategy = info.delete_revisions(*(revision.commit_hash for repo in emptied for revision in repo.revisions))
+    emptied = frozenset(
+        repo
+        for repo in info.repos
+        if repo.repo_type == "model" and repo.repo_id in repos and not any(_repo_models(repo))
+    )
+    # Among these repositories only: a fork can have the same revisions, and the client goes by revisions.
+    alone = replace(info, repos=emptied)
+    strategy = alone.delete_revisions(*(revision.commit_hash for repo in emptied for revision in repo.revisions))
     strategy.execute()
     return strategy.expected_freed_size

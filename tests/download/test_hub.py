@@ -151,8 +151,8 @@ class TestHub:
     def test_a_full_disk_is_one_readable_line(self) -> None:
         failure = hub_failure("org/one", OSError(errno.ENOSPC, "No space left on device"))
         assert failure == (
-            "Cannot store org/one in the Hugging Face cache: No space left on device. Set HF_HOME to a writable folder with "
-            "free space."
+            "Cannot store org/one in the Hugging Face cache: No space left on device. Set HF_HOME to a writable "
+            "folder with free space."
         )
 
 

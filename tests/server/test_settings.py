@@ -43,7 +43,7 @@ def test_the_file_can_be_named_by_a_flag(tmp_path: Path) -> None:
         ({"dtype": "float16"}, "Invalid value 'float16' for --dtype: it should be 'auto', 'float32' or 'bfloat16'."),
         ({"kv_cache_memory": "lots"}, "Invalid value 'lots' for --kv-cache-memory"),
         ({"max_num_seqs": "0"}, "Invalid value '0' for --max-num-seqs"),
-        ({"config": "/nowhere/caravan.yaml"}, "The settings file /nowhere/caravan.yaml does not exist. Check --config."),
+        ({"config": "/nowhere/caravan.yaml"}, "settings file /nowhere/caravan.yaml does not exist. Check --config."),
     ],
 )
 def test_a_wrong_option_is_one_line_that_names_it(flags: dict[str, Any], says: str) -> None:
