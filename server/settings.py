@@ -301,6 +301,8 @@ def load_settings(flags: Mapping[str, Any], environ: Mapping[str, str] = os.envi
         if problem["type"] == "extra_forbidden":
             raise WrongSettings(f"Unknown option {option}. Check its spelling.") from None
         fact = problem["msg"].removeprefix("Input ").removeprefix("Value error, ")
+        if problem["type"].startswith("byte_size"):
+            fact = "must be a size such as 4GiB"
         raise WrongSettings(f"Invalid value {str(problem['input'])[:80]!r} for --{option}: it {fact}.") from None
     except (yaml.YAMLError, OSError, ValueError, TypeError) as error:  # TypeError: the file is no mapping
         raise WrongSettings(f"Cannot read the settings file: {' '.join(str(error).split())[:300]}") from None

@@ -68,6 +68,11 @@ def test_a_wrong_variable_is_a_wrong_argument() -> None:
     assert "--port" in done.stderr
 
 
+def test_a_switch_that_is_not_given_leaves_the_variable_in_force() -> None:
+    words = ["serve", "/no/such.gguf", "--host", "0.0.0.0"]
+    assert caravan(words, CARAVAN_INSECURE="true").returncode == 1  # and not 2: the missing model is the first error
+
+
 def test_an_interrupted_command_ends_with_130() -> None:
     class Silent(QuietHandler):
         def do_GET(self) -> None:
