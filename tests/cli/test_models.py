@@ -89,6 +89,14 @@ class TestRm:
         assert caravan("rm", "--yes", "org/none") == (1, "", error)
         assert model.exists()
 
+    def test_what_cannot_be_deleted_is_one_line(self, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def unlink(self: Path, missing_ok: bool = False) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "unlink", unlink)
+        error = "Cannot remove smollm2: [Errno 13] Permission denied\n"
+        assert caravan("rm", "--yes", "smollm2") == (1, "", error)
+
     def test_a_path_is_never_removed(self, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         own = tmp_path / "mine.gguf"

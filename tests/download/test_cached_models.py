@@ -1,5 +1,6 @@
 """Fetched models: which there are, by what names, and their removal."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -131,10 +132,25 @@ class TestRemove:
             remove(tmp_path, name)
         assert files_in(tmp_path) == before
 
-    @pytest.mark.skipif(os.geteuid() == 0, reason="root may delete anything")
-    def test_what_cannot_be_deleted_is_an_error(self, tmp_path: Path) -> None:
-        snapshot = write_cached(tmp_path / "hub", "org/one", {"one.gguf": b"one"})
-        snapshot.chmod(0o500)
+    @pytest.mark.parametrize("name", ["org/one", DEFAULT_MODEL])
+    def test_what_cannot_be_deleted_is_an_error(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        def unlink(self: Path, missing_ok: bool = False) -> None:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+        write_cached(tmp_path / "hub", "org/one", {"one.gguf": b"one"})
+        write_default(tmp_path)
+        before = files_in(tmp_path)
+        monkeypatch.setattr(Path, "unlink", unlink)
         with pytest.raises(PermissionError):
+            remove(tmp_path, name)
+        assert files_in(tmp_path) == before
+
+    def test_what_the_hub_s_client_leaves_in_place_is_an_error(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write_cached(tmp_path / "hub", "org/one", {"one.gguf": b"one"})
+        monkeypatch.setattr("huggingface_hub.utils._cache_manager.DeleteCacheStrategy.execute", lambda _: None)
+        with pytest.raises(PermissionError, match=r"one\.gguf cannot be deleted"):
             remove(tmp_path, "org/one")
-        snapshot.chmod(0o700)
