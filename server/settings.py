@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
 from caravan.download.resolve import DEFAULT_MODEL
@@ -41,7 +41,7 @@ def _networks(value: str | None) -> str | None:
     try:
         networks(value)
     except ValueError:
-        raise ValueError("must be addresses or networks such as 10.0.0.0/8, with commas between") from None
+        raise ValueError("must be addresses or networks such as 10.0.0.0/8, separated by commas") from None
     return value
 
 
@@ -51,110 +51,168 @@ Networks = Annotated[str | None, AfterValidator(_networks)]
 
 
 class WrongSettings(ValueError):
-    """An option that cannot be; the text is one line that names it."""
+    """An invalid option; the text is one line that names it."""
 
 
-class Settings(BaseSettings):
-    """A flag wins over a variable, a variable over the file, the file over the default."""
+class ModelSettings(BaseModel):
+    """Model."""
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True, env_ignore_empty=True)
-
-    model: str = Field(DEFAULT_MODEL, description="A .gguf or .bin file, a folder, a hub id org/name, or smollm2.")
-    config: Path | None = Field(None, description="A YAML file with any of these options.")
-    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 is all of them.")
-    allowed_hosts: str | None = Field(
-        None,
-        description="Host names to answer to, with commas between; `*.name` and `*` are known. "
-        "Default: those of this machine if --host is one of them, else any.",
+    model: str = Field(
+        DEFAULT_MODEL,
+        description="A .gguf or llama2.c .bin file, a folder, a Hugging Face id such as org/name or "
+        f"org/name:Q4_K_M, or {DEFAULT_MODEL}.",
     )
-    allowed_origins: Origins = Field(
-        None,
-        description="Origins whose pages may use the API in a browser (CORS), such as https://app.example.org, "
-        "with commas between; * is any. Default: none.",
-    )
-    trusted_proxies: Networks = Field(
-        None,
-        description="Addresses or networks of proxies whose X-Forwarded-For names the client in the log, "
-        "with commas between. Default: none.",
-    )
-    insecure: bool = Field(False, description="Serve other machines without a key: who reaches the port may ask.")
-    tls_certificate: Path | None = Field(None, description="A PEM file with the certificate chain, for HTTPS.")
-    tls_key: Path | None = Field(None, description="A PEM file with the key of --tls-certificate.")
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     served_model_name: str | None = Field(
-        None, description="Names requests use for the model, with commas between; the first one is shown."
-    )
-    api_key: str | None = Field(
-        None, repr=False, description="Key that requests must bring; several with commas between. Default: none needed."
-    )
-    api_key_file: Path | None = Field(
         None,
-        description="A file of lines `name: key`, one for each user. Attributes can follow the key: `, scrape` lets it "
-        "read /metrics, `, min-priority=-5` lets its negative priorities count before other keys.",
+        description="Model names accepted in requests, separated by commas. Responses use the first. "
+        "Default: derived from MODEL.",
     )
-    chat_template: Path | None = Field(None, description="A Jinja file to use instead of the model's chat template.")
+    chat_template: Path | None = Field(None, description="Jinja file that replaces the model's chat template.")
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="Where the model is computed; auto is a GPU (cuda) if PyTorch can use one."
+        "auto", description="Device that runs the model. auto: a GPU if PyTorch can use one, otherwise the CPU."
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Of activations; auto is bfloat16 where that is fast."
+        "auto", description="Data type of activations. auto: bfloat16 where it is fast, otherwise float32."
     )
     quantization: Literal["auto", "none", "int8", "int4"] = Field(
         "auto",
-        description="int8 multiplies in 8 bits; int4 stores weights in 4 and multiplies in bfloat16; none is bfloat16; "
-        "auto is int4 for files in Q4_0, Q4_1, Q8_0, whose weights it takes as they are, else none.",
+        description="Weight quantization. int8: 8-bit products. int4: 4-bit weights, bfloat16 products. auto: int4 for "
+        "Q4_0, Q4_1 and Q8_0 files, whose weights it keeps as they are, otherwise none.",
+    )
+    speculation: Speculation = Field(
+        "auto",
+        description="Speculative decoding by prompt lookup. auto: where it is faster. The output does not change.",
+    )
+    num_threads: int | None = Field(None, ge=1, description="Number of compute threads. Default: one per core.")
+
+
+class MemorySettings(BaseModel):
+    """Memory."""
+
+    kv_cache_memory: ByteSize | None = Field(
+        None, ge=1, description="KV cache size, such as 4GiB. Default: half of the memory free after loading."
     )
     kv_cache_dtype: Literal["auto", "bfloat16", "int8"] = Field(
-        "auto", description="Of keys and values; int8 takes about half of the room; auto is the dtype."
+        "auto", description="KV cache data type. int8 takes about half of the memory. auto: the same as --dtype."
     )
-    kv_cache_memory: ByteSize | None = Field(
-        None, ge=1, description="Size of the KV pool, such as 4GiB. Default: half of the memory free after loading."
-    )
-    max_model_len: int | None = Field(
-        None, ge=2, description="Longest prompt and answer together, in tokens. Default: the model's, up to 8192."
-    )
-    max_num_seqs: int = Field(64, ge=1, description="Sequences that run at once.")
-    max_batch_tokens: int = Field(512, ge=1, description="Tokens computed in one step, over all sequences.")
-    block_size: int = Field(16, ge=1, description="Tokens in a block of the KV pool.")
-    speculation: Speculation = Field(
-        "auto", description="auto guesses tokens from the text so far where that pays; no answer changes by it."
-    )
-    num_threads: int | None = Field(None, ge=1, description="Threads that compute. Default: one per core.")
-    max_queued_requests: int = Field(
-        512, ge=0, description="Sequences that wait for their turn; more are refused (429)."
-    )
-    max_queued_tokens: int = Field(
-        1_000_000, ge=0, description="Tokens of prompts and answers that wait; what goes beyond is refused (429)."
-    )
+    block_size: int = Field(16, ge=1, description="Number of tokens in a KV cache block.")
     max_body_memory: ByteSize = Field(
         ByteSize(DEFAULT_BYTES),
         ge=1,
-        description="Memory for the bodies of all requests; a long body that finds no room is refused (429).",
+        description="Memory for the bodies of all requests. A long body that does not fit gets status 429.",
+    )
+
+
+class LimitSettings(BaseModel):
+    """Limits."""
+
+    max_model_len: int | None = Field(
+        None,
+        ge=2,
+        description="Maximum length of prompt and output together, in tokens. Default: the model's, up to 8192.",
+    )
+    max_num_seqs: int = Field(64, ge=1, description="Maximum number of sequences in a batch.")
+    max_batch_tokens: int = Field(512, ge=1, description="Maximum number of tokens in a step, over all sequences.")
+    max_queued_requests: int = Field(
+        512, ge=0, description="Maximum number of waiting sequences. Requests over the limit get status 429."
+    )
+    max_queued_tokens: int = Field(
+        1_000_000,
+        ge=0,
+        description="Maximum number of prompt and output tokens of all waiting sequences. Requests over the limit get "
+        "status 429.",
     )
     max_wait: float | None = Field(
-        None, gt=0, description="Seconds a request may have to wait; one that would wait longer is refused (429)."
+        None,
+        gt=0,
+        description="Maximum expected time in the queue, in seconds. Requests over the limit get status 429. "
+        "Default: no limit.",
     )
     max_inter_token_latency: Seconds | None = Field(
         None,
         description="Longest pause of running streams while prompts are computed, such as 100ms. "
-        "Default: about 150ms with several API keys at work, 500ms with one of several, else none.",
+        "Default: about 150ms with several active API keys, 500ms with one active of several, otherwise no limit.",
     )
+    drain_timeout: float = Field(
+        30.0, ge=0, description="Time for accepted requests to finish after SIGTERM, in seconds."
+    )
+    engine_timeout: float = Field(
+        10.0, ge=1, description="Restart the engine after this many seconds without a heartbeat."
+    )
+
+
+class NetworkSettings(BaseModel):
+    """Network."""
+
+    host: str = Field(
+        "127.0.0.1", description="Address to listen on. 0.0.0.0 means all; it needs an API key or --insecure."
+    )
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on. 0 means a free one.")
     keep_alive_timeout: int = Field(
         75,
         ge=1,
-        description="Seconds before an idle connection is closed; must be longer than a proxy keeps idle ones.",
+        description="Time after which an idle connection is closed, in seconds. Must be longer than the idle timeout "
+        "of a proxy in front.",
     )
-    drain_timeout: float = Field(30.0, ge=0, description="Seconds that accepted requests get to end after SIGTERM.")
-    engine_timeout: float = Field(
-        10.0, ge=1, description="Seconds of silence after which the engine hangs and is replaced."
+    trusted_proxies: Networks = Field(
+        None,
+        description="Addresses or networks of proxies, separated by commas, whose X-Forwarded-For header names the "
+        "client in the log. Default: none.",
+    )
+
+
+class SecuritySettings(BaseModel):
+    """Security."""
+
+    api_key: str | None = Field(
+        None,
+        repr=False,
+        description="API keys, separated by commas; requests must send one. Prefer the variable: other users of the "
+        "machine can see options. Default: no key needed.",
+    )
+    api_key_file: Path | None = Field(
+        None,
+        description="File with a line `name: key` for each user. Attributes can follow the key: `, scrape` permits "
+        "/metrics; `, min-priority=-5` serves requests of negative priority, down to -5, before those of other keys.",
+    )
+    insecure: bool = Field(False, description="Allow other machines to connect without an API key.")
+    allowed_hosts: str | None = Field(
+        None,
+        description="Accepted host names, separated by commas; `*.name` and `*` are wildcards. "
+        "Default: the names of this machine if --host is one of them, otherwise any.",
+    )
+    allowed_origins: Origins = Field(
+        None,
+        description="Origins whose pages may use the API in a browser (CORS), separated by commas, such as "
+        "https://app.example.org; `*` for any. Default: none.",
+    )
+    tls_certificate: Path | None = Field(None, description="PEM file with the certificate chain. Enables HTTPS.")
+    tls_key: Path | None = Field(None, description="PEM file with the private key of the certificate.")
+
+
+class LogSettings(BaseModel):
+    """Logs."""
+
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="Format of the log on standard error. auto: text in a terminal, otherwise JSON."
     )
     access_log: bool = Field(
-        False, description="Log every exchange, health checks and metrics, too, not only what is posted."
+        False, description="Log every request, including health checks and metrics, not only POST requests."
     )
-    log_format: Literal["auto", "json", "text"] = Field(
-        "auto", description="Of the log on standard error; auto is text at a terminal, else JSON."
-    )
-    profile: bool = Field(False, description="Print every few seconds of work where the time of a step goes.")
+    profile: bool = Field(False, description="Print how the time of engine steps is spent, every few seconds.")
+
+
+GROUPS = (ModelSettings, MemorySettings, LimitSettings, NetworkSettings, SecuritySettings, LogSettings)
+
+
+class Settings(
+    BaseSettings, LogSettings, SecuritySettings, NetworkSettings, LimitSettings, MemorySettings, ModelSettings
+):
+    """Every option. A flag wins over a variable, a variable over the file, the file over the default."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True, env_ignore_empty=True)
+
+    config: Path | None = Field(None, description="YAML file with any of these options, such as `max_num_seqs: 32`.")
 
     @classmethod
     def settings_customise_sources(
@@ -171,7 +229,7 @@ class Settings(BaseSettings):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names requests use for the model, the one that is shown first."""
+        """The model names accepted in requests; responses use the first."""
         if self.served_model_name is None:
             path = Path(self.model)
             if path.is_dir():
@@ -181,7 +239,7 @@ class Settings(BaseSettings):
 
     @property
     def queue_limits(self) -> QueueLimits:
-        """How much may wait."""
+        """Limits of the queue."""
         return QueueLimits(self.max_queued_requests, self.max_queued_tokens, self.max_wait)
 
     def load_keys(self) -> ApiKeys | None:
@@ -193,21 +251,21 @@ class Settings(BaseSettings):
             raise WrongSettings(f"--api-key, --api-key-file: {error}") from None
         if found is None and not self.insecure and not is_loopback(self.host):
             raise WrongSettings(
-                f"--host {self.host} lets other machines in, and there is no key. Set --api-key or --api-key-file, "
-                "or --insecure if anybody may ask."
+                f"--host {self.host} lets other machines connect, but there is no API key. Set --api-key or "
+                "--api-key-file, or --insecure to serve them without one."
             )
         return found
 
     def check_tls(self) -> None:
         """Raise WrongSettings unless there are both a certificate and its key, or neither."""
         if (self.tls_certificate is None) != (self.tls_key is None):
-            raise WrongSettings("--tls-certificate and --tls-key belong together; set both or none.")
+            raise WrongSettings("--tls-certificate and --tls-key need each other. Set both or neither.")
         for name, file in (("--tls-certificate", self.tls_certificate), ("--tls-key", self.tls_key)):
             if file is not None and not file.is_file():
-                raise WrongSettings(f"{name}: there is no file {file}.")
+                raise WrongSettings(f"{name}: {file} does not exist or is not a file. Check the path.")
 
     def start_engine(self, model_path: Path, *, is_shared: bool = False) -> StartEngine:
-        """Return what the engine is told to load, and how; several API keys share it."""
+        """Return the model that the engine loads, and its options; `is_shared` if several API keys use it."""
         return StartEngine(
             model_path=str(model_path),
             device=self.device,
@@ -234,18 +292,20 @@ def load_settings(flags: Mapping[str, Any], environ: Mapping[str, str] = os.envi
     known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
     for variable in environ:
         if variable.upper().startswith(ENV_PREFIX) and variable.upper() not in known:
-            raise WrongSettings(f"The variable {variable} is no option. There are: {', '.join(sorted(known))}.")
+            raise WrongSettings(f"Unknown variable {variable}. The known ones are {', '.join(sorted(known))}.")
     try:
         settings = Settings(**flags)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         option = ".".join(map(str, problem["loc"])).replace("_", "-")
         if problem["type"] == "extra_forbidden":
-            raise WrongSettings(f"{option} is no option of this server; check its spelling.") from None
+            raise WrongSettings(f"Unknown option {option}. Check its spelling.") from None
         fact = problem["msg"].removeprefix("Input ").removeprefix("Value error, ")
-        raise WrongSettings(f"--{option} is {str(problem['input'])[:80]!r}: it {fact}.") from None
+        if problem["type"].startswith("byte_size"):
+            fact = "must be a size such as 4GiB"
+        raise WrongSettings(f"Invalid value {str(problem['input'])[:80]!r} for --{option}: it {fact}.") from None
     except (yaml.YAMLError, OSError, ValueError, TypeError) as error:  # TypeError: the file is no mapping
-        raise WrongSettings(f"The settings file cannot be read: {' '.join(str(error).split())[:300]}") from None
+        raise WrongSettings(f"Cannot read the settings file: {' '.join(str(error).split())[:300]}") from None
     if settings.config is not None and not settings.config.is_file():
-        raise WrongSettings(f"There is no settings file {settings.config}.")
+        raise WrongSettings(f"The settings file {settings.config} does not exist. Check --config.")
     return settings

@@ -1,4 +1,4 @@
-"""ChatClient: what a chat asks of a server, and its streamed answer."""
+"""ChatClient: the requests of a chat, and the streamed response."""
 
 import json
 import time
@@ -14,7 +14,7 @@ _LOOKUP_TIMEOUT_SECONDS = 15.0
 
 
 class ChatFailed(Exception):
-    """There is no answer; the text says why, in a line for people to read."""
+    """There is no response; the text is one line that says why."""
 
 
 @dataclass
@@ -39,7 +39,7 @@ class AnswerLog:
         if self.num_tokens > 1 and seconds > 0:
             parts.append(f"{(self.num_tokens - 1) / seconds:.1f} tokens/s")
         if self.finish_reason == "length":
-            parts.append("cut off at the limit of tokens")
+            parts.append("cut off at the token limit")
         return ", ".join(parts)
 
 
@@ -52,13 +52,15 @@ class ChatClient:
             self._http = httpx.Client(
                 base_url=self._url,
                 headers={"authorization": f"Bearer {api_key}"} if api_key else None,
-                # No read timeout: a prompt may be long and a machine slow. Whoever waits can press Ctrl-C.
+                # No read timeout: a prompt may be long and a machine slow. Ctrl-C ends the wait.
                 timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT_SECONDS),
                 transport=transport,
                 trust_env=httpx.URL(self._url).host not in _LOOPBACK,  # no proxy leads to this machine
             )
         except (httpx.InvalidURL, ValueError) as error:  # ValueError: a key that no header can hold
-            raise ChatFailed(f"Cannot ask {self._url}: {error}. Check the address and the key.") from error
+            raise ChatFailed(
+                f"Cannot send requests to {self._url}: {error}. Check the address and the API key."
+            ) from error
 
     def close(self) -> None:
         """Close the connections."""
@@ -76,7 +78,7 @@ class ChatClient:
         try:
             return str(response.json()["data"][0]["id"])
         except (ValueError, LookupError, TypeError):
-            raise ChatFailed(f"{self._url} lists no model. Check the address, or name the model.") from None
+            raise ChatFailed(f"{self._url} lists no model. Check the address, or set --model.") from None
 
     def answer(
         self, model: str, messages: list[dict[str, str]], temperature: float, log: AnswerLog
@@ -96,13 +98,15 @@ class ChatClient:
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise self._unreachable(error) from error
         except httpx.HTTPError as error:
-            raise ChatFailed(f"The connection broke: {str(error) or type(error).__name__}. Ask again.") from error
-        raise ChatFailed("The server ended the answer before it was complete. Ask again.")
+            raise ChatFailed(
+                f"The connection was lost: {str(error) or type(error).__name__}. Send the message again."
+            ) from error
+        raise ChatFailed("The server ended the response before it was complete. Send the message again.")
 
     def _unreachable(self, error: Exception) -> ChatFailed:
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
             return ChatFailed(f"No server answers at {self._url}. Start one with `caravan serve`.")
-        return ChatFailed(f"{self._url} gives no answer: {str(error) or type(error).__name__}. Check the address.")
+        return ChatFailed(f"{self._url} does not respond: {str(error) or type(error).__name__}. Check the address.")
 
 
 def events(chunks: Iterable[bytes]) -> Iterator[str]:
@@ -128,7 +132,9 @@ def _read_chunk(event: str, log: AnswerLog) -> str:
     try:
         chunk: dict[str, Any] = json.loads(event)
         if chunk.get("error"):
-            raise ChatFailed(_error_message(chunk) or "The server gave up on the answer. Its log may say why.")
+            raise ChatFailed(
+                _error_message(chunk) or "The server failed to complete the response. Its log may say why."
+            )
         if chunk.get("usage"):
             log.num_tokens = int(chunk["usage"]["completion_tokens"])
         if not chunk["choices"]:
@@ -140,7 +146,7 @@ def _read_chunk(event: str, log: AnswerLog) -> str:
         log.finish_reason = choice.get("finish_reason")
         text = well_formed(choice["delta"].get("content") or "")
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ChatFailed("The server sent what is no part of a chat answer. Check the address.") from error
+        raise ChatFailed("The server sent an invalid chat response. Check the address.") from error
     log.text += text
     return text
 
@@ -152,7 +158,7 @@ def _raise_for_status(response: httpx.Response) -> None:
         message = _error_message(response.json())
     except ValueError:
         message = ""
-    raise ChatFailed(message or f"The server answered {response.status_code} {response.reason_phrase}.")
+    raise ChatFailed(message or f"The server returned status {response.status_code} {response.reason_phrase}.")
 
 
 def _error_message(body: Any) -> str:

@@ -22,7 +22,7 @@ _MAX_EVENTS = 8
 
 
 class TopFailed(Exception):
-    """There is nothing to watch; the text is one line."""
+    """The engine cannot be shown; the text is one line that says why."""
 
 
 def views(url: str, transport: httpx.BaseTransport | None = None) -> Iterator[dict[str, Any]]:
@@ -41,8 +41,8 @@ def views(url: str, transport: httpx.BaseTransport | None = None) -> Iterator[di
             for payload in events(response.iter_bytes()):
                 yield json.loads(payload)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError) as error:
-        raise TopFailed(f"{url} gives no answer: {str(error) or type(error).__name__}.") from None
-    raise TopFailed("The server has ended.")
+        raise TopFailed(f"{url} does not respond: {str(error) or type(error).__name__}. Check --url.") from None
+    raise TopFailed("The server closed the connection.")
 
 
 def watch(url: str, console: Console) -> None:
@@ -65,7 +65,7 @@ def _head(view: dict[str, Any]) -> RenderableType:
     num_prefill, num_decode = (sum(step[index] for step in steps) for index in (1, 2))
     return Text(
         f"step {view['step']:,}   {view['num_running']} running   {view['num_waiting']} waiting   "
-        f"{mean_ms:.1f} ms a step   {num_prefill} prompt and {num_decode} other tokens since the last view\n"
+        f"{mean_ms:.1f} ms per step   {num_prefill} prompt and {num_decode} output tokens since the last update\n"
     )
 
 
@@ -87,7 +87,7 @@ def _sequences(view: dict[str, Any]) -> RenderableType:
     table = Table(*columns, box=None, pad_edge=False)
     running, waiting = view["running"], view["waiting"]
     rows = [(sequence, _phase(sequence)) for sequence in running]
-    rows += [(sequence, f"waits: {sequence[7] or 'not looked at yet'}") for sequence in waiting]
+    rows += [(sequence, f"waiting: {sequence[7] or 'not considered yet'}") for sequence in waiting]
     for (number, num_prompt, num_tokens, num_computed, max_tokens, num_blocks, num_step, _), phase in rows[:_MAX_ROWS]:
         numbers = (num_step, num_prompt, num_computed, num_tokens, num_prompt + max_tokens, num_blocks)
         table.add_row(str(number), phase, *map(str, numbers))

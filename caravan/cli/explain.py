@@ -9,10 +9,13 @@ from caravan.cli.server_url import DEFAULT_URL, Url
 
 
 def explain(
-    name: Annotated[str, typer.Argument(help="Id of an answer, or of an exchange (x-request-id).", metavar="ID")],
+    name: Annotated[str, typer.Argument(help="Id of a response, or value of its x-request-id header.", metavar="ID")],
     url: Url = DEFAULT_URL,
 ) -> None:
-    """Say where the time of a request went. The key, if one is needed, is in CARAVAN_API_KEY."""
+    """Show how the time of a request was spent.
+
+    The variable CARAVAN_API_KEY holds the API key, if the server needs one.
+    """
     from caravan.cli.explanation import ExplainFailed, fetch_story, print_story
     from caravan.cli.tables import console
 

@@ -1,4 +1,4 @@
-"""`caravan explain`: the story of a request as a table."""
+"""`caravan explain`: the events of a request as a table."""
 
 from typing import Any
 
@@ -12,11 +12,11 @@ _TIMEOUT_SECONDS = 10.0
 
 
 class ExplainFailed(Exception):
-    """There is nothing to explain; the text is one line."""
+    """The request cannot be explained; the text is one line that says why."""
 
 
 def fetch_story(url: str, name: str, transport: httpx.BaseTransport | None = None) -> dict[str, Any]:
-    """Return the story of a request from the server at `url`; raises ExplainFailed.
+    """Return the events of a request from the server at `url`; raises ExplainFailed.
 
     The key comes from the variable CARAVAN_API_KEY.
     """
@@ -27,14 +27,14 @@ def fetch_story(url: str, name: str, transport: httpx.BaseTransport | None = Non
             response = http.get(f"/v1/requests/{name}/explain")
             body: dict[str, Any] = response.json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise ExplainFailed(f"{url} gives no answer: {str(error) or type(error).__name__}.") from None
+        raise ExplainFailed(f"{url} does not respond: {str(error) or type(error).__name__}. Check --url.") from None
     if response.status_code != 200:
-        raise ExplainFailed(_complaint(body) or f"{url} answers with status {response.status_code}.")
+        raise ExplainFailed(_complaint(body) or f"{url} returned status {response.status_code}. Check --url.")
     return body
 
 
 def _complaint(body: Any) -> str:
-    """Return what an answer says went wrong; empty if it is not one of ours."""
+    """Return the error message of a response; empty if it is not one of Caravan's."""
     try:
         return str(body["error"]["message"])
     except (LookupError, TypeError):
@@ -42,20 +42,20 @@ def _complaint(body: Any) -> str:
 
 
 def print_story(story: dict[str, Any], console: Console) -> None:
-    """Print each moment of a story in a line, and what its choices took below."""
-    table = Table("ms", "what", "", title=story["id"], title_justify="left", box=None)
+    """Print each event in a line, and the steps of each choice below."""
+    table = Table("ms", "event", "", title=story["id"], title_justify="left", box=None)
     for moment in story["timeline"]:
         facts = {name: value for name, value in moment.items() if name not in ("at_ms", "event") and value is not None}
-        told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())
-        table.add_row(f"{moment['at_ms']:,.1f}", moment["event"], told)
+        details = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())
+        table.add_row(f"{moment['at_ms']:,.1f}", moment["event"], details)
     console.print(table)
     if story["left_out"]:
-        console.print(f"{story['left_out']} later moments, of kinds that are told above, are not kept.")
+        console.print(f"{story['left_out']} later events of the same kinds were not stored.")
     for choice in story["choices"]:
         console.print(
-            f"Choice {choice['choice']}, in the live view {choice['engine_request']}: "
+            f"Choice {choice['choice']} (request {choice['engine_request']} of the engine): "
             f"{choice['tokens']} tokens in {choice['steps']} steps, "
-            f"on average with {choice['mean_batch']:g} sequences in the batch, at most {choice['largest_batch']}"
-            + (f"; ended: {choice['finish_reason']}." if choice["finish_reason"] else ".")
+            f"{choice['mean_batch']:g} sequences in the batch on average, at most {choice['largest_batch']}"
+            + (f"; finish reason {choice['finish_reason']}." if choice["finish_reason"] else ".")
         )
     console.print("Finished." if story["is_finished"] else "Still running.")

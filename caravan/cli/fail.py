@@ -4,8 +4,10 @@ from typing import NoReturn
 
 import typer
 
+FAILURE, USAGE_ERROR = 1, 2
 
-def fail(message: str, code: int = 1) -> NoReturn:
-    """Exit with a message; code 2 is for wrong arguments, 1 for everything else."""
+
+def fail(message: str, code: int = FAILURE) -> NoReturn:
+    """Print a message on standard error, as one line, and exit."""
     typer.echo(" ".join(message.split()), err=True)
     raise SystemExit(code)

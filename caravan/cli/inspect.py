@@ -8,11 +8,11 @@ from caravan.download.resolve import DEFAULT_MODEL
 
 
 def inspect(model: Model = DEFAULT_MODEL) -> None:
-    """Say what MODEL is: its architecture, what it costs, and what of it would be refused."""
+    """Show a model's architecture, memory and unsupported features."""
     from caravan.cli.report import inspect_model, text_of
 
     path = resolved(model)
     try:
         typer.echo(text_of(inspect_model(path)))
     except (ValueError, OSError) as error:
-        fail(f"Refused: {error}")
+        fail(f"Cannot inspect {model}: {error}")

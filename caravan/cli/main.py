@@ -1,4 +1,4 @@
-"""The command line: `caravan serve`, `pull`, `inspect`, `plan`, `chat`, `bench`, `explain` and `top`."""
+"""The command line: a typer application with a function for each command."""
 
 from typing import Annotated
 
@@ -9,20 +9,30 @@ from caravan.cli.bench.main import bench
 from caravan.cli.chat import chat
 from caravan.cli.explain import explain
 from caravan.cli.inspect import inspect
+from caravan.cli.list_models import list_models
 from caravan.cli.plan import plan
 from caravan.cli.pull import pull
-from caravan.cli.serve import serve, with_options
+from caravan.cli.rm import rm
+from caravan.cli.serve import serve
+from caravan.cli.serve_options import SettingsCommand
 from caravan.cli.top import top
 
 
 def main() -> None:
     """Run the command named by the arguments of the process."""
-    app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+    make_app()(prog_name="caravan")
+
+
+def make_app() -> typer.Typer:
+    """Return the application with all commands; its help is plain text of 80 columns."""
+    app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.callback()(caravan)
-    app.command()(with_options(serve))
-    for command in (pull, inspect, plan, chat, bench, explain, top):
+    app.command(cls=SettingsCommand)(serve)
+    app.command()(pull)
+    app.command("list")(list_models)
+    for command in (rm, inspect, plan, chat, top, explain, bench):
         app.command()(command)
-    app()
+    return app
 
 
 def _show_version(is_wanted: bool) -> None:
@@ -33,7 +43,10 @@ def _show_version(is_wanted: bool) -> None:
 
 def caravan(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """An inference server for Llama models: continuous batching, a paged KV cache, OpenAI-style HTTP."""
+    """Inference server for Llama models with an OpenAI-compatible HTTP API.
+
+    Exit codes: 0 success, 1 failure, 2 wrong arguments, 130 interrupted.
+    """

@@ -4,27 +4,33 @@ from typing import Annotated
 
 import typer
 
-from caravan.cli.fail import fail
+from caravan.cli.fail import USAGE_ERROR, fail
 from caravan.cli.model_argument import Model, resolved
+from caravan.cli.serve_options import like_serve
 from caravan.download.resolve import DEFAULT_MODEL
 from caravan.server.settings import WrongSettings, load_settings
 
 
 def plan(
     model: Model = DEFAULT_MODEL,
-    memory: Annotated[str | None, typer.Option(help="Memory for weights and KV pool. Default: what is free.")] = None,
-    prompt: Annotated[int, typer.Option(help="Tokens of a prompt.", min=1)] = 512,
-    output: Annotated[int, typer.Option(help="Tokens of an answer.", min=1)] = 128,
-    kv_cache_memory: Annotated[str | None, typer.Option(help="As for serve, as are the next ones.")] = None,
-    dtype: Annotated[str | None, typer.Option()] = None,
-    quantization: Annotated[str | None, typer.Option()] = None,
-    kv_cache_dtype: Annotated[str | None, typer.Option()] = None,
-    max_model_len: Annotated[str | None, typer.Option()] = None,
-    max_num_seqs: Annotated[str | None, typer.Option()] = None,
-    max_batch_tokens: Annotated[str | None, typer.Option()] = None,
-    block_size: Annotated[str | None, typer.Option()] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Memory for weights and KV cache, such as 24GiB. Default: the free memory.", metavar="<size>"
+        ),
+    ] = None,
+    prompt: Annotated[int, typer.Option(help="Prompt length, in tokens.", min=1)] = 512,
+    output: Annotated[int, typer.Option(help="Output length, in tokens.", min=1)] = 128,
+    kv_cache_memory: Annotated[str | None, like_serve("kv_cache_memory")] = None,
+    dtype: Annotated[str | None, like_serve("dtype")] = None,
+    quantization: Annotated[str | None, like_serve("quantization")] = None,
+    kv_cache_dtype: Annotated[str | None, like_serve("kv_cache_dtype")] = None,
+    max_model_len: Annotated[str | None, like_serve("max_model_len")] = None,
+    max_num_seqs: Annotated[str | None, like_serve("max_num_seqs")] = None,
+    max_batch_tokens: Annotated[str | None, like_serve("max_batch_tokens")] = None,
+    block_size: Annotated[str | None, like_serve("block_size")] = None,
 ) -> None:
-    """Say how many requests of MODEL fit into some memory, before it is served."""
+    """Compute how many requests of a model fit into memory."""
     flags = {
         "kv_cache_memory": kv_cache_memory,
         "dtype": dtype,
@@ -39,7 +45,7 @@ def plan(
         settings = load_settings({"model": model} | {name: value for name, value in flags.items() if value is not None})
         memory_bytes = None if memory is None else load_settings({"kv_cache_memory": memory}).kv_cache_memory
     except WrongSettings as error:
-        fail(str(error).replace("--kv-cache-memory", "--memory") if memory else str(error), 2)
+        fail(str(error).replace("--kv-cache-memory", "--memory") if memory else str(error), USAGE_ERROR)
     from caravan.cli.report import plan_model, text_of
     from caravan.scheduler.memory import free_memory_bytes
 

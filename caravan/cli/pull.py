@@ -7,5 +7,9 @@ from caravan.download.resolve import DEFAULT_MODEL
 
 
 def pull(model: Model = DEFAULT_MODEL) -> None:
-    """Fetch MODEL so that a later start needs no network; print its path."""
+    """Fetch a model into the cache and print its path.
+
+    A fetched model is served without a network. `caravan list` shows the
+    fetched models, `caravan rm` removes one.
+    """
     typer.echo(resolved(model))

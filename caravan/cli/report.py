@@ -1,4 +1,4 @@
-"""What `caravan inspect` and `caravan plan` say of a model, whose weights are not read for it."""
+"""The reports of `caravan inspect` and `caravan plan`, made without reading the weights."""
 
 import math
 from pathlib import Path
@@ -19,7 +19,7 @@ _BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2}
 
 
 def inspect_model(path: Path) -> list[Row]:
-    """Return the architecture of a model and what it costs; raises as open_checkpoint does for one that is refused."""
+    """Return the architecture of a model and its memory cost; raises as open_checkpoint does for an unsupported one."""
     checkpoint = open_checkpoint(path)
     config = checkpoint.config
     count = num_parameters(checkpoint)
@@ -63,7 +63,10 @@ def plan_model(
     kv_dtype = choose_kv_dtype(kv_cache_dtype, backend.dtype)
     bytes_per_token, weight_bytes = kv_bytes_per_token(config, kv_dtype), backend.weight_bytes
     if weight_bytes > memory_bytes:
-        raise ValueError(f"The weights take {weight_bytes:,} bytes, more than the {memory_bytes:,} there are.")
+        raise ValueError(
+            f"The weights take {weight_bytes:,} bytes, more than the {memory_bytes:,} available. "
+            "Raise --memory, or set --quantization."
+        )
     engine = plan_engine(
         limits,
         kv_bytes_per_token=bytes_per_token,
@@ -72,7 +75,9 @@ def plan_model(
     )
     length = prompt_tokens + output_tokens
     if length > engine.max_model_len:
-        raise ValueError(f"A request of {length} tokens is longer than max_model_len, {engine.max_model_len}.")
+        raise ValueError(
+            f"A request of {length} tokens exceeds --max-model-len, {engine.max_model_len}. Lower --prompt or --output."
+        )
     fits = engine.num_requests_of(length)
     at_once = min(fits, engine.max_num_seqs)
     pool_bytes = engine.num_tokens * bytes_per_token
@@ -81,9 +86,9 @@ def plan_model(
         ("Weights", f"{weight_bytes / 1e6:,.0f} MB, {backend.text}"),
         ("KV pool", f"{engine.num_tokens:,} tokens in {engine.num_blocks:,} blocks of {engine.block_size} "
          f"({pool_bytes / 1e6:,.0f} MB) in {_name(kv_dtype)}"),
-        ("Room", f"for {fits:,} requests of {length:,} tokens ({prompt_tokens:,} in, {output_tokens:,} out)"),
-        ("At once", f"{at_once:,} run; the others wait (max_num_seqs is {engine.max_num_seqs})"),
-        ("Prefill", f"{steps:,} steps of {engine.max_batch_tokens} tokens for the prompts of all that run"),
+        ("Capacity", f"{fits:,} requests of {length:,} tokens ({prompt_tokens:,} prompt, {output_tokens:,} output)"),
+        ("Batch", f"{at_once:,} requests run, the others wait (max_num_seqs {engine.max_num_seqs})"),
+        ("Prefill", f"{steps:,} steps of {engine.max_batch_tokens} tokens for the prompts of the batch"),
         ("Limits", f"max_model_len {engine.max_model_len:,}, max_batch_tokens {engine.max_batch_tokens:,}"),
     ]  # fmt: skip
 
@@ -131,17 +136,17 @@ def _name(dtype: object) -> str:
 
 
 def _tokenizer_rows(checkpoint: Checkpoint) -> list[Row]:
-    """Return what there is to say of the tokenizer; one that cannot be used does not hide the rest."""
+    """Return the rows of the tokenizer; one that cannot be used does not hide the rest."""
     try:
         tokenizer = load_tokenizer(checkpoint.path)
     except (OSError, ValueError) as error:
-        return [("Refused", " ".join(str(error).split()))]
+        return [("Unsupported", " ".join(str(error).split()))]
     ends = [text for text, token_id in tokenizer.special_tokens.items() if token_id in tokenizer.eos_token_ids]
     return [
         ("BOS", ascii(tokenizer.bos_token) if tokenizer.bos_token else "none"),
         ("Ends", " ".join(map(ascii, ends)) or "none"),
         ("Chat", _templates(tokenizer)),
-        ("Refused", "nothing"),
+        ("Unsupported", "nothing"),
     ]
 
 

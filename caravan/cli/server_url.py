@@ -1,4 +1,4 @@
-"""The option --url of commands that ask a running server."""
+"""The option --url of commands for a running server."""
 
 from typing import Annotated
 
@@ -6,4 +6,4 @@ import typer
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
-Url = Annotated[str, typer.Option(help="Where the server is.", metavar="URL")]
+Url = Annotated[str, typer.Option(help="Server address.", metavar="URL")]

@@ -16,10 +16,10 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # C0 but tab and line f
 
 HELP = """\
 /system TEXT  set the system message; without TEXT, remove it
-/reset        forget the conversation; the system message stays
-/help         show this
+/reset        start a new conversation; the system message stays
+/help         show this list
 /exit         leave, as do Ctrl-D and, at the prompt, Ctrl-C
-Ctrl-C during an answer stops the answer."""
+Ctrl-C during a response stops the response."""
 
 
 def run_chat(
@@ -34,7 +34,7 @@ def run_chat(
     stderr: TextIO,
     transport: httpx.BaseTransport | None = None,
 ) -> int:
-    """Talk with the server at `base_url` until the input ends; return the exit code.
+    """Chat with the server at `base_url` until the input ends; return the exit code.
 
     0: the input ended or its user left; 1: the server cannot be reached at the start, or, away from a terminal, an
     answer failed; 130: interrupted away from a terminal. Without `model` it is the first one the server lists.
@@ -81,7 +81,7 @@ class TerminalChat:
         it begins with, and the first failure ends the session.
         """
         if self._is_decorated:
-            self._show(f"Talking to {self._model}. /help lists the commands.\n")
+            self._show(f"Chatting with {self._model}. /help lists the commands.\n")
             if self._stdin is sys.stdin:
                 with suppress(ImportError):
                     importlib.import_module("readline")  # from now on input() lets a line be edited
@@ -96,7 +96,7 @@ class TerminalChat:
             self._end_line()
             return 0 if self._takes_commands else 130
         except UnicodeDecodeError as error:
-            self._complain(f"The input is not {error.encoding}: {error.reason}. Convert it first.")
+            self._complain(f"The input is not valid {error.encoding}: {error.reason}. Convert it first.")
             return 1
         self._end_line()
         return 0
@@ -120,14 +120,14 @@ class TerminalChat:
             return False
         if command == "/reset":
             self._turns.clear()
-            self._show("The conversation starts anew.\n")
+            self._show("Started a new conversation.\n")
         elif command == "/system":
             self._system = argument.strip() or None
             self._show(f"The system message is {'set' if self._system else 'removed'}.\n")
         elif command == "/help":
             self._show(f"{HELP}\n")
         else:
-            self._complain(f"There is no command {command}. /help lists them.")
+            self._complain(f"Unknown command {command}. /help lists the commands.")
         return True
 
     def _ask(self, prompt: str) -> bool:

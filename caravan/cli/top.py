@@ -5,7 +5,10 @@ from caravan.cli.server_url import DEFAULT_URL, Url
 
 
 def top(url: Url = DEFAULT_URL) -> None:
-    """Watch the engine: batch, queue and KV pool. The key, if one is needed, is in CARAVAN_API_KEY."""
+    """Show the engine live: batch, queue and KV cache. Ctrl-C ends it.
+
+    The variable CARAVAN_API_KEY holds the API key, if the server needs one.
+    """
     from rich.console import Console
 
     from caravan.cli.engine_table import TopFailed, watch

@@ -1,13 +1,13 @@
-"""Why a model cannot be had, and how its fetching tells of itself."""
+"""Errors of fetching a model, and the callback for its progress."""
 
 from collections.abc import Callable
 
-Progress = Callable[[str], None]  # gets a line for people to read
+Progress = Callable[[str], None]  # gets one line
 
 
 class ModelNotFound(ValueError):
-    """The MODEL argument names nothing; the text says what it may name."""
+    """The MODEL argument names no model; the text is one line that says what it may name."""
 
 
 class ModelUnavailable(Exception):
-    """The model exists, as far as we know, but it cannot be brought here; the text is one line with the way out."""
+    """The model cannot be fetched or stored; the text is one line with the way out."""

@@ -22,7 +22,9 @@ def fetch_from_hub(
     holds. Raises ModelNotFound or ModelUnavailable.
     """
     if cache is None and not has_hub_cache(os.environ):
-        raise ModelUnavailable(f"This user has no home folder to keep {repo} in. Set HF_HOME to a folder with room.")
+        raise ModelUnavailable(
+            f"Cannot store {repo}: this user has no home folder. Set HF_HOME to a folder with free space."
+        )
     from huggingface_hub import snapshot_download  # here: it takes a good part of a second
 
     try:
@@ -35,7 +37,7 @@ def fetch_from_hub(
             first = _FIRST_PART.fullmatch(name)
             parts = glob.escape(name) if first is None else f"{glob.escape(first['stem'])}-?????{first['rest']}"
             patterns = [parts, "tokenizer.model"]
-        progress(f"Fetching {name or 'the weights'} of {repo} from Hugging Face, unless they are in the cache")
+        progress(f"Fetching {name or 'the weights'} of {repo} from Hugging Face, unless cached")
         folder = snapshot_download(repo, allow_patterns=patterns, endpoint=endpoint, cache_dir=cache)
         return Path(folder) / name
     except ModelNotFound:
@@ -72,7 +74,7 @@ def choose_gguf(repo: str, files: list[str], choice: str | None) -> str:
         return matches[0]
     fact = f"{len(matches)} .gguf files" if matches else f"no .gguf file that ends in {choice}"
     raise ModelNotFound(
-        f"{repo} has {fact}. Give the end of one name, as in {repo}:Q4_K_M. There are: {', '.join(candidates)}"
+        f"{repo} has {fact}. Add the end of one name, as in {repo}:Q4_K_M. Available: {', '.join(candidates)}"
     )
 
 
@@ -88,13 +90,16 @@ def hub_failure(repo: str, error: Exception) -> str:
     if isinstance(error, errors.GatedRepoError):
         return f"{repo} is gated. Accept its terms at https://huggingface.co/{repo}, then set HF_TOKEN."
     if isinstance(error, errors.RepositoryNotFoundError):
-        return f"Hugging Face shows no repository {repo}. Check the id; if it is private, set HF_TOKEN."
+        return f"Hugging Face has no public repository {repo}. Check the id, or set HF_TOKEN if it is private."
     if isinstance(error, errors.HFValidationError):
-        return f"{repo} cannot be a Hugging Face id. Check its spelling."
+        return f"{repo} is not a valid Hugging Face id. Check its spelling."
     if isinstance(error, errors.HfHubHTTPError):
-        return f"Hugging Face answered {error.response.status_code} for {repo}. Try again later."
+        return f"Hugging Face returned status {error.response.status_code} for {repo}. Try again later."
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS}:
-        return f"Cannot keep {repo} in the Hugging Face cache: {error.strerror}. Set HF_HOME to a folder with room."
+        return (
+            f"Cannot store {repo} in the Hugging Face cache: {error.strerror}. Set HF_HOME to a writable folder with "
+            "free space."
+        )
     return (
         f"{repo} is not in the cache, and Hugging Face cannot be reached ({type(error).__name__}). Check the network, "
         "or give the path of a .gguf file."

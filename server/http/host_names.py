@@ -21,7 +21,7 @@ def allowed_origins(listed: str | None) -> tuple[str, ...]:
     origins = tuple(name.lower().removesuffix("/") for part in (listed or "").split(",") if (name := part.strip()))
     for origin in origins:
         if origin != ANY and not _ORIGIN.fullmatch(origin):
-            raise ValueError("must be origins such as https://app.example.org, with commas between, or *")
+            raise ValueError("must be origins such as https://app.example.org, separated by commas, or *")
     return origins
 
 

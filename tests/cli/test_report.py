@@ -38,7 +38,7 @@ def test_a_model_is_described(tiny_model_path: Path) -> None:
     assert rows["Heads"] == "4 of size 16"
     assert rows["KV heads"] == "2 (grouped-query attention, 2 heads for each)"
     assert rows["RoPE"] == "theta 10000, not scaled"
-    assert rows["Refused"] == "nothing"
+    assert rows["Unsupported"] == "nothing"
     assert "template of" in rows["Chat"]
 
 
@@ -53,7 +53,7 @@ def test_what_is_special_is_named_and_a_missing_tokenizer_hides_nothing(tmp_path
     random_model("Qwen2", use_sliding_window=True, sliding_window=20, max_window_layers=1).save_pretrained(tmp_path)
     rows = dict(inspect_model(tmp_path))
     assert rows["Attention"] == "causal, with biases and a window of 20 tokens from layer 1 on"
-    assert "has no tokenizer" in rows["Refused"]
+    assert "has no tokenizer" in rows["Unsupported"]
     edit(tmp_path / "config.json", hidden_act="gelu")
     with pytest.raises(UnsupportedModel, match="activation gelu"):
         inspect_model(tmp_path)
@@ -81,7 +81,7 @@ def test_the_plan_is_what_the_server_then_reports(tiny_model_path: Path, kv_cach
     ).stdout
     with running_server(tiny_model_path, *options) as running:
         assert f"MB) in {'float32' if kv_cache_dtype == 'auto' else 'int8'}" in running.start_text
-        for pattern in (r"KV pool +(.*)", r"(?:Room +for|for) ([\d,]+) .*512"):
+        for pattern in (r"KV pool +(.*)", r"(?:Capacity +|Room +for )([\d,]+) .*512"):
             found, expected = re.search(pattern, planned), re.search(pattern, running.start_text)
             assert found
             assert expected
@@ -96,11 +96,11 @@ def test_the_command_describes_a_model_or_says_in_one_line_why_it_is_refused(tmp
     refused = subprocess.run(command, capture_output=True, text=True, check=False)
     assert refused.returncode == 1
     assert refused.stdout == ""
-    assert re.fullmatch(r"Refused: .*m\.gguf is not a sound GGUF file.*\n", refused.stderr)
+    assert re.fullmatch(r"Cannot inspect .*m\.gguf is not a sound GGUF file.*\n", refused.stderr)
 
 
 def test_more_memory_fits_more_requests(tiny_model_path: Path) -> None:
-    few, many = (plan(tiny_model_path, memory)["Room"] for memory in (2_000_000, 20_000_000))
+    few, many = (plan(tiny_model_path, memory)["Capacity"] for memory in (2_000_000, 20_000_000))
     numbers = [int(re.sub(r"\D", "", room.split("requests")[0])) for room in (few, many)]
     assert numbers[0] < numbers[1]
 
@@ -110,7 +110,7 @@ def test_more_memory_fits_more_requests(tiny_model_path: Path) -> None:
     [
         (1000, {}, "The weights take"),
         (2_000_000, {"kv_cache_memory_bytes": 5_000_000}, "Lower --kv-cache-memory"),
-        (20_000_000, {"max_model_len": 49}, "longer than max_model_len, 49"),
+        (20_000_000, {"max_model_len": 49}, "exceeds --max-model-len, 49"),
     ],
 )
 def test_a_plan_that_cannot_be_says_why(

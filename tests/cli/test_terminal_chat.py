@@ -153,7 +153,7 @@ def test_a_named_model_and_a_key_are_sent() -> None:
 
 def test_a_terminal_shows_prompts_and_the_length_of_the_answer() -> None:
     chat = Chat(FakeServer(says("a", "b", "c")), "hi\n")
-    assert "Talking to tiny" in chat.shown
+    assert "Chatting with tiny" in chat.shown
     assert "> abc\n" in chat.shown
     assert "3 tokens" in chat.shown
 
@@ -170,7 +170,7 @@ def test_commands_set_the_system_message_and_forget_the_conversation() -> None:
 def test_an_unknown_command_is_named_and_not_sent() -> None:
     server = FakeServer()
     chat = Chat(server, "/rest\n")
-    assert "no command /rest" in chat.complaints
+    assert "Unknown command /rest" in chat.complaints
     assert server.bodies == []
 
 

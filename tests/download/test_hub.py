@@ -102,7 +102,7 @@ class TestHub:
         assert files_in(path.parent) == ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"]
 
     def test_several_files_without_a_choice_are_listed(self, tmp_path: Path, hub: tuple[str, list[str]]) -> None:
-        with pytest.raises(ModelNotFound, match="There are: m-Q4_0.gguf, m-Q8_0.gguf"):
+        with pytest.raises(ModelNotFound, match="Available: m-Q4_0.gguf, m-Q8_0.gguf"):
             fetch_from_hub("org/many", None, ignore_progress, endpoint=hub[0], cache=tmp_path)
 
     def test_a_repository_that_is_not_there_is_one_readable_line(
@@ -111,7 +111,7 @@ class TestHub:
         with pytest.raises(ModelUnavailable) as caught:
             fetch_from_hub("org/none", None, ignore_progress, endpoint=hub[0], cache=tmp_path)
         assert str(caught.value) == (
-            "Hugging Face shows no repository org/none. Check the id; if it is private, set HF_TOKEN."
+            "Hugging Face has no public repository org/none. Check the id, or set HF_TOKEN if it is private."
         )
 
     def test_a_gated_repository_says_where_to_ask(self, tmp_path: Path, hub: tuple[str, list[str]]) -> None:
@@ -119,7 +119,9 @@ class TestHub:
             fetch_from_hub("org/gated", None, ignore_progress, endpoint=hub[0], cache=tmp_path)
 
     def test_a_hub_in_trouble_is_one_readable_line(self, tmp_path: Path, hub: tuple[str, list[str]]) -> None:
-        with pytest.raises(ModelUnavailable, match="^Hugging Face answered 503 for org/broken. Try again later.$"):
+        with pytest.raises(
+            ModelUnavailable, match="^Hugging Face returned status 503 for org/broken. Try again later.$"
+        ):
             fetch_from_hub("org/broken", None, ignore_progress, endpoint=hub[0], cache=tmp_path)
 
     def test_no_network_is_one_readable_line(self, tmp_path: Path) -> None:
@@ -139,17 +141,18 @@ class TestHub:
     def test_without_a_network_a_file_that_is_not_cached_is_not_found(self, tmp_path: Path) -> None:
         with running_hub() as (endpoint, _):
             fetch_from_hub("org/many", "Q8_0", ignore_progress, endpoint=endpoint, cache=tmp_path)
-        with pytest.raises(ModelNotFound, match="There are: m-Q8_0.gguf"):
+        with pytest.raises(ModelNotFound, match="Available: m-Q8_0.gguf"):
             fetch_from_hub("org/many", "Q4_0", ignore_progress, endpoint=endpoint, cache=tmp_path)
 
     def test_what_cannot_be_an_id_is_said(self, tmp_path: Path) -> None:
-        with pytest.raises(ModelUnavailable, match="org/--name cannot be a Hugging Face id"):
+        with pytest.raises(ModelUnavailable, match="org/--name is not a valid Hugging Face id"):
             fetch_from_hub("org/--name", None, ignore_progress, cache=tmp_path)
 
     def test_a_full_disk_is_one_readable_line(self) -> None:
         failure = hub_failure("org/one", OSError(errno.ENOSPC, "No space left on device"))
         assert failure == (
-            "Cannot keep org/one in the Hugging Face cache: No space left on device. Set HF_HOME to a folder with room."
+            "Cannot store org/one in the Hugging Face cache: No space left on device. Set HF_HOME to a writable "
+            "folder with free space."
         )
 
 

@@ -50,7 +50,7 @@ class TestOnDisk:
     def test_a_folder_with_several_gguf_files_is_refused_with_their_names(self, tmp_path: Path) -> None:
         for name in ("a.gguf", "b.gguf"):
             (tmp_path / name).touch()
-        with pytest.raises(ModelNotFound, match="name one: a.gguf, b.gguf"):
+        with pytest.raises(ModelNotFound, match="Name one: a.gguf, b.gguf"):
             resolve_model(str(tmp_path), ignore_progress)
 
     @pytest.mark.parametrize("name", ["a.gguf", "A.GGUF"])
@@ -86,11 +86,11 @@ class TestOnDisk:
             resolve_model(str(path), ignore_progress)
 
     def test_a_home_of_nobody_is_not_found(self) -> None:
-        with pytest.raises(ModelNotFound, match="Cannot look at ~no-such-user-here/a"):
+        with pytest.raises(ModelNotFound, match="Cannot open ~no-such-user-here/a"):
             resolve_model("~no-such-user-here/a", ignore_progress)
 
     def test_a_name_too_long_for_the_disk_is_not_found(self) -> None:
-        with pytest.raises(ModelNotFound, match="Cannot look at"):
+        with pytest.raises(ModelNotFound, match="Cannot open"):
             resolve_model("/" + "a" * 300, ignore_progress)
 
     @pytest.mark.parametrize("model", ["org/name", "org/name:Q4_K_M", "org/name:file.gguf", "smollm2", "word"])
@@ -182,7 +182,7 @@ class TestChoiceOfGguf:
         assert choose_gguf("o/n", ["big-m.gguf", "m.gguf"], "m") == "m.gguf"
 
     def test_several_without_a_choice_are_listed(self) -> None:
-        with pytest.raises(ModelNotFound, match=r"o/n has 2 .gguf files. .* There are: a.gguf, b.gguf"):
+        with pytest.raises(ModelNotFound, match=r"o/n has 2 .gguf files. .* Available: a.gguf, b.gguf"):
             choose_gguf("o/n", ["b.gguf", "a.gguf"], None)
 
     @pytest.mark.parametrize("choice", ["Q8_0", "Q4_K", "4_0"])

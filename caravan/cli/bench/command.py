@@ -24,7 +24,7 @@ def bench_command(options: BenchOptions, *, json_path: Path | None, plot_path: P
     """
     for path in (json_path, plot_path):
         if path is not None and not path.parent.is_dir():
-            raise BenchFailed(f"{path} cannot be written: {path.parent} is not a folder.")
+            raise BenchFailed(f"Cannot write {path}: {path.parent} is not a folder. Choose another path.")
     if plot_path is not None:
         from caravan.cli.bench.plot import check_plot, write_plot
 
@@ -49,7 +49,7 @@ def bench_command(options: BenchOptions, *, json_path: Path | None, plot_path: P
         except KeyboardInterrupt:
             is_interrupted = True
     if is_interrupted:
-        console.print("Interrupted: the figures are of what had ended by then.")
+        console.print("Interrupted. The results cover the requests that had finished.")
     measured = [run for run in runs if run.measurements]
     if not measured:
         return False

@@ -89,22 +89,22 @@ async def find_endpoint(
                 answer = await endpoint.ask(endpoint.prompt_maker(seed=0, shared_prefix_tokens=0).prompt(8), 2)
             except AnswerFailed as error:
                 if error.kind not in _REFUSED:
-                    raise BenchFailed(f"{endpoint.path} answered {error}") from None
+                    raise BenchFailed(f"{endpoint.path} returned {error}") from None
                 refusal = refusal or str(error)
             except CONNECTION_ERRORS as error:
                 raise BenchFailed(f"{endpoint.path}: {connection_error(error)}.") from None
             else:
                 return await _calibrated(endpoint, answer)
-    raise BenchFailed(f"The server takes no form of request that this command knows: {refusal}")
+    raise BenchFailed(f"The server accepts no request that this command can send: {refusal}")
 
 
 async def _first_model(connections: HttpConnections) -> str:
     try:
         response = await connections.request("GET", "/v1/models")
     except CONNECTION_ERRORS as error:
-        raise BenchFailed(f"The server cannot be reached: {connection_error(error)}.") from None
+        raise BenchFailed(f"Cannot connect to the server: {connection_error(error)}. Check the address.") from None
     if response.status != 200:
-        raise BenchFailed(f"/v1/models answered HTTP {response.status}: {error_text(response.body)}")
+        raise BenchFailed(f"/v1/models returned HTTP {response.status}: {error_text(response.body)}")
     return _model_name(response)
 
 
@@ -112,14 +112,14 @@ def _model_name(response: HttpResponse) -> str:
     try:
         return str(msgspec.json.decode(response.body)["data"][0]["id"])
     except (msgspec.DecodeError, LookupError, TypeError):
-        raise BenchFailed("/v1/models names no model. Give one with --model.") from None
+        raise BenchFailed("/v1/models lists no model. Set --model.") from None
 
 
 async def _calibrated(endpoint: Endpoint, answer: Answer) -> Endpoint:
     """Return the endpoint with what it adds to a text, and with notes."""
     notes = []
     if not endpoint.has_ignore_eos:
-        notes.append("The server refuses ignore_eos: answers may be shorter than asked for.")
+        notes.append("The server refuses ignore_eos: outputs may be shorter than requested.")
     if endpoint.is_stream and not endpoint.has_stream_usage:
         notes.append("The server refuses stream_options: output tokens are counted by events.")
     elif answer.output_tokens is None:
@@ -137,7 +137,7 @@ async def _calibrated(endpoint: Endpoint, answer: Answer) -> Endpoint:
                 raise BenchFailed(f"{endpoint.path}, to count a prompt: {error}") from None
         short, long = counts
         if short is None or long is None or long <= short:
-            notes.append("The server does not count prompts: their lengths are those in words.")
+            notes.append("The server does not count prompts: their lengths are in words.")
         else:
             words_per_token = (_CALIBRATION_TOKENS[1] - _CALIBRATION_TOKENS[0]) / (long - short)
             overhead_tokens = round(long - _CALIBRATION_TOKENS[1] / words_per_token)

@@ -41,11 +41,11 @@ class HttpConnections:
     def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise BenchFailed(f"{url!r} is not the address of a server; it looks like http://127.0.0.1:8000.")
+            raise BenchFailed(f"{url!r} is not the address of a server. Use a form such as http://127.0.0.1:8000.")
         try:
             self._port = parts.port or (443 if parts.scheme == "https" else 80)
         except ValueError:
-            raise BenchFailed(f"{url!r} has a port that is not a number up to 65535.") from None
+            raise BenchFailed(f"{url!r} has an invalid port. Use a number up to 65535.") from None
         self._host = parts.hostname
         self._ssl = ssl.create_default_context() if parts.scheme == "https" else None
         self.url = url.rstrip("/").removesuffix("/v1")

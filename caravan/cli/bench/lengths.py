@@ -26,7 +26,7 @@ def parse_lengths(text: str) -> Lengths:
     """
     form = _FORM.fullmatch(text)
     if form is None:
-        raise ValueError(f"{text!r} is not a length; write {NOTATION}.")
+        raise ValueError(f"{text!r} is not a length. Use {NOTATION}.")
     first, second = float(form["first"]), float(form["second"] or 0)
     if first < 1:
         raise ValueError(f"{text!r} is not a length: it must be at least 1 token.")
@@ -51,5 +51,5 @@ def parse_lengths(text: str) -> Lengths:
 def parse_concurrency(text: str) -> tuple[int, ...]:
     """Return the numbers in `1,8,32`. Raises ValueError."""
     if re.fullmatch(r"[1-9]\d{0,5}(?:,[1-9]\d{0,5})*", text) is None:
-        raise ValueError(f"{text!r} is not a number of requests at a time; write 8, or several as 1,8,32.")
+        raise ValueError(f"{text!r} is not a number of concurrent requests. Use 8, or several as in 1,8,32.")
     return tuple(map(int, text.split(",")))

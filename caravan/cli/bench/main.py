@@ -7,41 +7,54 @@ from typing import Annotated
 import typer
 
 from caravan.cli.bench.lengths import NOTATION, parse_concurrency, parse_lengths
-from caravan.cli.fail import fail
+from caravan.cli.fail import USAGE_ERROR, fail
 
 
 def bench(
-    url: Annotated[str, typer.Argument(help="Where the server is, of any make with OpenAI's API.")],
-    model: Annotated[str | None, typer.Option(help="Name of the model. Default: the server's first.")] = None,
+    url: Annotated[str, typer.Argument(help="Address of any server with an OpenAI-compatible API.", metavar="URL")],
+    model: Annotated[str | None, typer.Option(help="Model name. Default: the first that the server lists.")] = None,
     concurrency: Annotated[
-        str | None, typer.Option(help="Requests at a time; several loads with commas. Default: 1,8,32.")
+        str | None, typer.Option(help="Concurrent requests; commas separate loads. Default: 1,8,32.")
     ] = None,
     rate: Annotated[
-        float | None, typer.Option(help="Instead: so many arrivals a second, at random.", min=0.001)
+        float | None, typer.Option(help="Random arrivals per second, instead of --concurrency.", min=0.001)
     ] = None,
-    trace: Annotated[Path | None, typer.Option(help="Instead: times and lengths of a trace (Azure's CSV).")] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="CSV file with arrival times and lengths, as of Azure's traces.")
+    ] = None,
     time_scale: Annotated[
-        float | None, typer.Option(help="Multiplies times of a trace; 0.5 is twice as fast.", min=0)
+        float | None, typer.Option(help="Factor for the times of a trace; 0.5 is twice as fast.", min=0)
     ] = None,
-    prompt: Annotated[str | None, typer.Option(help=f"Tokens of a prompt: {NOTATION}. Default: 128.")] = None,
-    output: Annotated[str | None, typer.Option(help="Tokens of an answer, the same way. Default: 128.")] = None,
-    shared_prefix: Annotated[int, typer.Option(help="Tokens before each prompt that are always the same.", min=0)] = 0,
-    requests: Annotated[int | None, typer.Option(help="Requests of each load.", min=1)] = None,
-    duration: Annotated[float | None, typer.Option(help="Seconds after which no request is sent.", min=0)] = None,
-    stream: Annotated[bool, typer.Option(help="Stream the answers.")] = True,
-    chat: Annotated[bool, typer.Option(help="Ask /v1/chat/completions.")] = False,
-    temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.0,
-    max_first_token: Annotated[float | None, typer.Option(help="Bound for goodput, in milliseconds.")] = None,
-    max_between_tokens: Annotated[float | None, typer.Option(help="The same, for a request's mean gap.")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds for each request.", min=0.001)] = 600.0,
+    prompt: Annotated[str | None, typer.Option(help=f"Prompt length, in tokens: {NOTATION}. Default: 128.")] = None,
+    output: Annotated[str | None, typer.Option(help="Output length, in the same notation. Default: 128.")] = None,
+    shared_prefix: Annotated[
+        int, typer.Option(help="Length of a prefix that all prompts share, in tokens.", min=0)
+    ] = 0,
+    requests: Annotated[int | None, typer.Option(help="Number of requests of each load.", min=1)] = None,
+    duration: Annotated[
+        float | None, typer.Option(help="Time after which no more requests are sent, in seconds.", min=0)
+    ] = None,
+    stream: Annotated[bool, typer.Option(help="Streamed or whole responses.")] = True,
+    chat: Annotated[bool, typer.Option(help="Use /v1/chat/completions instead of /v1/completions.")] = False,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature.", min=0, max=2)] = 0.0,
+    max_first_token: Annotated[
+        float | None, typer.Option(help="Goodput limit for the time to the first token, in milliseconds.")
+    ] = None,
+    max_between_tokens: Annotated[
+        float | None, typer.Option(help="Goodput limit for the mean time between tokens, in milliseconds.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="Time limit of each request, in seconds.", min=0.001)] = 600.0,
     seed: Annotated[
-        int | None, typer.Option(help="Of prompts, lengths and arrivals. Default: another one each time.")
+        int | None, typer.Option(help="Seed for prompts, lengths and arrivals. Default: the current time.")
     ] = None,
-    api_key: Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write all figures to this file.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw latencies into this file: .png, .svg or .pdf.")] = None,
+    api_key: Annotated[str | None, typer.Option(help="API key.", envvar="OPENAI_API_KEY", show_envvar=True)] = None,
+    json: Annotated[Path | None, typer.Option(help="File for all results, as JSON.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="File for a plot of latencies: .png, .svg or .pdf.")] = None,
 ) -> None:
-    """Put load on a server and say how it answers: latencies, throughput, errors."""
+    """Measure the latency, throughput and errors of a server.
+
+    The exit code is 1 if a request failed.
+    """
     from caravan.cli.bench import BenchFailed
     from caravan.cli.bench.command import bench_command
     from caravan.cli.bench.run import BenchOptions
@@ -55,9 +68,9 @@ def bench(
     ):
         for other, its_value in others.items():
             if value is not None and its_value is not None:
-                fail(f"{option} and {other} exclude each other.", 2)
+                fail(f"{option} and {other} cannot be combined. Leave one out.", USAGE_ERROR)
     if time_scale is not None and trace is None:
-        fail("--time-scale is of a trace; give one with --trace.", 2)
+        fail("--time-scale needs --trace. Add a trace, or leave it out.", USAGE_ERROR)
     try:
         options = BenchOptions(
             url=url,
@@ -81,7 +94,7 @@ def bench(
             seed=int(time.time()) if seed is None else seed,  # else a second run would find its prompts cached
         )
     except ValueError as error:
-        fail(str(error), 2)
+        fail(str(error), USAGE_ERROR)
     try:
         is_all_answered = bench_command(options, json_path=json, plot_path=plot, console=console())
     except BenchFailed as error:

@@ -112,7 +112,7 @@ async def _run_one(
     try:
         await endpoint.ask(warm_up.prompt(_WARM_UP_TOKENS[0]), _WARM_UP_TOKENS[1])
     except AnswerFailed as error:
-        raise BenchFailed(f"{endpoint.path} answered {error}") from None
+        raise BenchFailed(f"{endpoint.path} returned {error}") from None
     except CONNECTION_ERRORS as error:
         raise BenchFailed(f"{endpoint.path}: {connection_error(error)}.") from None
     runs.append(run)
@@ -138,7 +138,7 @@ def _planned(options: BenchOptions, concurrency: int, seed: int) -> tuple[str, I
         try:
             trace = trace_requests(options.trace, options.time_scale)
         except (OSError, ValueError) as error:
-            raise BenchFailed(f"The trace cannot be read: {error}") from None
+            raise BenchFailed(f"Cannot read the trace: {error}") from None
         requests = list(bounded(iter(trace), count, options.max_seconds))
         return "trace", iter(requests), len(requests)
     if options.rate is not None:

@@ -228,7 +228,7 @@ def test_failed_requests_are_a_failure_of_the_command_and_printed() -> None:
 
 
 def test_a_server_that_is_not_there_is_one_clear_line() -> None:
-    with pytest.raises(BenchFailed, match="cannot be reached: connection refused"):
+    with pytest.raises(BenchFailed, match="Cannot connect to the server: connection refused"):
         command("http://127.0.0.1:9")
 
 
@@ -236,7 +236,7 @@ def test_the_command_line_ends_with_one_line_and_status_1() -> None:
     words = [sys.executable, "-m", "caravan", "bench", "http://127.0.0.1:9"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == "The server cannot be reached: connection refused.\n"
+    assert done.stderr == "Cannot connect to the server: connection refused. Check the address.\n"
 
 
 def test_the_command_line_measures() -> None:
@@ -251,11 +251,11 @@ def test_the_command_line_measures() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ("--rate 2 --concurrency 4", "--rate and --concurrency exclude each other."),
-        ("--trace t.csv --rate 2", "--trace and --rate exclude each other."),
-        ("--trace t.csv --prompt 9", "--trace and --prompt exclude each other."),
-        ("--time-scale 2", "--time-scale is of a trace; give one with --trace."),
-        ("--no-stream --max-first-token 9", "--no-stream and --max-first-token exclude each other."),
+        ("--rate 2 --concurrency 4", "--rate and --concurrency cannot be combined. Leave one out."),
+        ("--trace t.csv --rate 2", "--trace and --rate cannot be combined. Leave one out."),
+        ("--trace t.csv --prompt 9", "--trace and --prompt cannot be combined. Leave one out."),
+        ("--time-scale 2", "--time-scale needs --trace. Add a trace, or leave it out."),
+        ("--no-stream --max-first-token 9", "--no-stream and --max-first-token cannot be combined. Leave one out."),
     ],
 )
 def test_an_option_that_would_be_ignored_is_refused(options: str, says: str) -> None:

@@ -46,5 +46,5 @@ def test_what_is_not_a_length_is_refused(text: str) -> None:
 def test_concurrency_is_one_number_or_several() -> None:
     assert parse_concurrency("1,8,32") == (1, 8, 32)
     for text in ("", "0", "1,", "a", "-1"):
-        with pytest.raises(ValueError, match="at a time"):
+        with pytest.raises(ValueError, match="concurrent requests"):
             parse_concurrency(text)

@@ -186,5 +186,5 @@ def test_the_command_says_in_one_line_what_is_wrong(status: int | None) -> None:
             raise httpx.ConnectError("refused")
         return httpx.Response(status, json={"error": {"message": "There is no such request."}})
 
-    with pytest.raises(ExplainFailed, match=r"no such request|gives no answer"):
+    with pytest.raises(ExplainFailed, match=r"no such request|does not respond"):
         fetch_story("http://test", "cmpl-1", httpx.MockTransport(serve))

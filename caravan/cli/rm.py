@@ -1,0 +1,58 @@
+"""caravan rm."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from caravan.cli.fail import fail
+from caravan.cli.model_argument import complete_fetched
+from caravan.cli.sizes import readable_size
+
+
+def rm(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Name that `caravan list` shows; org/name stands for all models of that repository.",
+            metavar="NAME",
+            autocompletion=complete_fetched,
+        ),
+    ],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
+) -> None:
+    """Remove a fetched model from the cache.
+
+    Only the caches that `caravan list` shows are touched, never a file or a
+    folder of your own.
+    """
+    from caravan.download.cached_models import cached_models, models_named, remove_models
+    from caravan.download.errors import ModelNotFound
+
+    try:
+        models = models_named(cached_models(os.environ), name)
+    except ModelNotFound as error:
+        if Path(name).exists():
+            fail(f"{name} is a path. `caravan rm` removes fetched models, by the names `caravan list` shows.")
+        fail(str(error))
+    except OSError as error:
+        fail(f"Cannot read the cache: {error}")
+    if not yes:
+        for model in models:
+            typer.echo(f"{model.name}  {readable_size(model.num_bytes)}  {model.path}", err=True)
+        if not _is_confirmed():
+            fail("Nothing was removed.")
+    try:
+        num_bytes = remove_models(models)
+    except OSError as error:
+        fail(f"Cannot remove {name}: {error}")
+    typer.echo(f"Removed {', '.join(model.name for model in models)}, which frees {readable_size(num_bytes)}.")
+
+
+def _is_confirmed() -> bool:
+    try:
+        return typer.confirm("Remove?", err=True)
+    except typer.Abort:  # Ctrl-C, or the end of the input
+        typer.echo(err=True)
+        return False
