@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from caravan.download.resolve import DEFAULT_MODEL, resolve_model
 from tests.gguf_files import write_tiny_llama
@@ -12,6 +13,9 @@ from tests.gguf_files import write_tiny_llama
 
 def pytest_configure() -> None:
     """Share the cores between pytest's own processes: threads of several pools on one core wait for each other."""
+    # A deadline for each example would judge how busy the machine is; tests marked `timing` judge seconds.
+    settings.register_profile("caravan", deadline=None)
+    settings.load_profile("caravan")
     num_processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_processes))
 

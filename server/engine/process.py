@@ -26,7 +26,7 @@ from caravan.scheduler.messages import (
 )
 
 # What runs the engine; -P: what lies in the current folder must not stand in for our modules.
-ENGINE_PROGRAM = ("-P", "-m", "caravan.scheduler.process")
+ENGINE_PROGRAM: tuple[str, ...] = ("-P", "-m", "caravan.scheduler.process")
 STOP_SECONDS = 2.0  # how long a process may take to leave before it is killed
 
 logger = logging.getLogger(__name__)

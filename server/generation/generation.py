@@ -16,7 +16,7 @@ from caravan.server.generation.errors import InvalidGrammar, failure_reason
 from caravan.server.generation.request_grammar import RequestGrammar
 from caravan.server.generation.served_model import ServedModel
 from caravan.server.generation.stop_strings import StopStrings
-from caravan.server.generation.text_stream import ShownPrompt, TextDelta, TextStream, join_deltas
+from caravan.server.generation.text_stream import ShownPrompt, TextDelta, TextStream
 from caravan.server.observe.choice_record import ChoiceRecord
 from caravan.server.observe.request_record import RequestRecord
 
@@ -177,13 +177,13 @@ class Generation:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def whole_choices(self) -> list[TextDelta]:
-        """Return each choice as one delta, when all have ended."""
+    async def all_deltas(self) -> list[list[TextDelta]]:
+        """Return the deltas of each choice, when all have ended."""
         gathered: list[list[TextDelta]] = [[] for _ in self._choices]
         while not self.is_finished:
             for index, delta in await self.next_deltas():
                 gathered[index].append(delta)
-        return [join_deltas(deltas_of_choice) for deltas_of_choice in gathered]
+        return gathered
 
     def end(self) -> None:
         """Stop the engine's work on what has not ended, and complete the record; only the first call counts."""

@@ -162,7 +162,7 @@ class TextStream:
             num_cached_tokens=output.num_cached_tokens,
             scheduled_at_seconds=output.scheduled_at_seconds,
             received_at_seconds=self._tokens.received_at_seconds,
-            embedding=output.embedding,
+            embedding=output.embedding or (),
         )
 
     def _show(self, text: str, num_tokens: int, shown: list[str]) -> bool:

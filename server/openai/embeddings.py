@@ -31,7 +31,7 @@ from caravan.server.openai.protocol.known_field import KnownFields
 from caravan.server.openai.protocol.known_fields import EMBEDDING
 from caravan.server.openai.protocol.strict_model import StrictModel
 from caravan.server.openai.protocol.validated_body import read_body
-from caravan.server.openai.run_generation import whole_choices
+from caravan.server.openai.run_generation import all_deltas
 
 MAX_INPUTS = 2048
 EXAMPLE = {"model": "smollm2", "input": ["The sea is calm.", "The water lies still."]}
@@ -80,7 +80,7 @@ def embeddings_router(served: ServedModel) -> APIRouter:
                 raise too_long(served, f"{len(prompt)} tokens in `input`")
         jobs = [PromptJob(token_ids=prompt, params=[NOTHING_DRAWN], pooling=body.pooling) for prompt in prompts]
         generation = Generation(served, jobs, context, answer_id=f"embd-{uuid.uuid4().hex}")
-        vectors = [choice.embedding for choice in await whole_choices(request, generation)]
+        vectors = [deltas[-1].embedding for deltas in await all_deltas(request, generation)]
         num_numbers = sum(map(len, vectors))
         writing = partial(_all_written, vectors, body)
         written = await in_thread_if_long(served, context.key_name, num_numbers, writing)

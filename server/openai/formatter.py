@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from caravan.server.generation.generation import Generation
-from caravan.server.generation.text_stream import TextDelta
+from caravan.server.generation.text_stream import TextDelta, join_deltas
 from caravan.server.http.errors import ApiError
 from caravan.server.http.sse import DONE, event
 from caravan.server.openai.protocol.answer import Head
@@ -88,12 +88,13 @@ class Formatter:
         """Return the last events of a stream that broke off."""
         return event(error.body()) + self._last(generation)
 
-    def whole(self, choices: list[TextDelta], generation: Generation) -> Head:
+    def whole(self, choices: list[list[TextDelta]], generation: Generation) -> Head:
         """Return the response as one object."""
+        joined = [join_deltas(deltas) for deltas in choices]
         if self._request.num_choices > self._request.n:
-            choices = best_choices(choices, self._request.num_choices, self._request.n)
+            joined = best_choices(joined, self._request.num_choices, self._request.n)
         fields = {"usage": generation.usage(), **self._remarks, **self._explanation(generation)}
-        return self._shape.body(self._head, choices, fields)
+        return self._shape.body(self._head, joined, fields)
 
     def _chunk(self, choice: Any, fields: dict[str, Any]) -> bytes:
         if self._remarks:

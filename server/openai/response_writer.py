@@ -100,9 +100,10 @@ class ResponseWriter:
         """Return the last event, after the last delta."""
         return self._event(f"response.{self._status}", response=self._finished(generation))
 
-    def whole(self, choices: list[TextDelta], generation: Generation) -> ResponseObject:
+    def whole(self, choices: list[list[TextDelta]], generation: Generation) -> ResponseObject:
         """Return the response as one object, put together as its stream would be."""
-        self.delta(0, choices[0], generation)
+        for delta in choices[0]:
+            self.delta(0, delta, generation)
         return self._finished(generation)
 
     def fail(self, error: ApiError, generation: Generation) -> bytes:

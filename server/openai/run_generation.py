@@ -32,19 +32,19 @@ class EndpointWriter(Protocol):
     def fail(self, error: ApiError, generation: Generation) -> bytes:
         """Return the last events of a stream that broke off."""
 
-    def whole(self, choices: list[TextDelta], generation: Generation) -> Any:
-        """Return the body of a response that is not streamed."""
+    def whole(self, choices: list[list[TextDelta]], generation: Generation) -> Any:
+        """Return the body of a response that is not streamed, given the deltas of each choice."""
 
 
-async def whole_choices(request: Request, generation: Generation) -> list[TextDelta]:
-    """Return each choice of a generation as one delta; its work ends if the client goes away.
+async def all_deltas(request: Request, generation: Generation) -> list[list[TextDelta]]:
+    """Return the deltas of each choice of a generation; its work ends if the client goes away.
 
     Raises EngineUnavailable, ClientDisconnect and what ends a generation too early.
     """
     request.scope[SCOPE_RECORD] = generation.record
     try:
         await generation.start()
-        return await until_disconnect(request.receive, generation.whole_choices())
+        return await until_disconnect(request.receive, generation.all_deltas())
     finally:
         generation.end()
 
@@ -58,7 +58,7 @@ async def run_generation(
     be silent for longer than `keep_alive_seconds` begins without it, since proxies cut silent connections.
     """
     if not is_stream:
-        choices = await whole_choices(request, generation)
+        choices = await all_deltas(request, generation)
         return json_response(writer.whole(choices, generation))
     request.scope[SCOPE_RECORD] = generation.record
     is_handed_over = False

@@ -202,7 +202,7 @@ async def test_long_texts_of_tokens_are_written_off_the_event_loop_and_equal_the
         text = "é<s>日本" * 400
         shown = (await api.http.post("/tokenize", json={"prompt": text, "return_pieces": True})).json()
         assert shown["count"] == len(shown["tokens"]) == len(text.encode())
-        assert shown["deltas"] == [{"id": token_id, "bytes": [token_id]} for token_id in text.encode()]
+        assert shown["pieces"] == [{"id": token_id, "bytes": [token_id]} for token_id in text.encode()]
         detokenized = (await api.http.post("/detokenize", json={"tokens": shown["tokens"]})).json()
         assert detokenized == {"text": text, "prompt": text}
         echoed = await api.complete(prompt=shown["tokens"][:500], max_tokens=0, echo=True)

@@ -1,0 +1,1 @@
+"""What several tests need: fakes, files, servers in processes of their own."""
