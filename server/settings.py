@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
 from caravan.download.resolve import DEFAULT_MODEL
@@ -20,6 +21,7 @@ from caravan.server.host_names import allowed_origins, is_loopback
 from caravan.server.request_limits import QueueLimits
 
 ENV_PREFIX = "CARAVAN_"
+_NO_VARIABLE = "="  # no name of a variable has this in it
 
 
 def _seconds(value: object) -> object:
@@ -242,10 +244,27 @@ def load_settings(flags: Mapping[str, Any], environ: Mapping[str, str] = os.envi
         option = ".".join(map(str, problem["loc"])).replace("_", "-")
         if problem["type"] == "extra_forbidden":
             raise WrongSettings(f"{option} is no option of this server; check its spelling.") from None
-        fact = problem["msg"].removeprefix("Input ").removeprefix("Value error, ")
-        raise WrongSettings(f"--{option} is {str(problem['input'])[:80]!r}: it {fact}.") from None
+        raise WrongSettings(_wrong_value(f"--{option}", problem)) from None
     except (yaml.YAMLError, OSError, ValueError, TypeError) as error:  # TypeError: the file is no mapping
         raise WrongSettings(f"The settings file cannot be read: {' '.join(str(error).split())[:300]}") from None
     if settings.config is not None and not settings.config.is_file():
         raise WrongSettings(f"There is no settings file {settings.config}.")
     return settings
+
+
+def engine_settings(options: Mapping[str, Any]) -> Settings:
+    """Return the settings of an engine that a program uses by itself; raises WrongSettings.
+
+    `options` are all there is: variables and files are those of a server and are not read.
+    """
+    try:
+        return Settings(**options, _env_prefix=_NO_VARIABLE)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        raise WrongSettings(_wrong_value(f"`{problem['loc'][0]}`", problem)) from None
+
+
+def _wrong_value(option: str, problem: ErrorDetails) -> str:
+    """Return the sentence about the value of an option that cannot be."""
+    fact = problem["msg"].removeprefix("Input ").removeprefix("Value error, ")
+    return f"{option} is {str(problem['input'])[:80]!r}: it {fact}."

@@ -11,14 +11,12 @@ from uvicorn.loops.auto import auto_loop_factory
 
 from caravan import __version__
 from caravan.model.generation_defaults import load_generation_defaults
-from caravan.model.tokenizer import Tokenizer
-from caravan.model.tokenizer_loader import load_tokenizer
 from caravan.scheduler.messages import EngineReady, StepOutput
 from caravan.server.admission import Admission
 from caravan.server.api_keys import ApiKeys
 from caravan.server.app import create_app
 from caravan.server.body_memory import BodyMemory
-from caravan.server.chat_template import ChatTemplate, usable_template
+from caravan.server.chat_template import ChatTemplate
 from caravan.server.client_address import networks
 from caravan.server.door import Door
 from caravan.server.draining_server import DrainingServer
@@ -32,6 +30,7 @@ from caravan.server.http_protocol import HttpProtocol
 from caravan.server.metrics import Metrics
 from caravan.server.settings import Settings
 from caravan.server.story_book import StoryBook
+from caravan.server.text_model import text_parts
 from caravan.server.tracing import make_tracer
 
 LAST_SECONDS = 1  # for what is still open when the server ends
@@ -55,7 +54,7 @@ async def run_server(
     template: ChatTemplate | None = None
     try:
         # The tokenizer is built while the engine process loads the weights.
-        tokenizer, template = await asyncio.to_thread(_text_parts, model_path, settings.chat_template)
+        tokenizer, template = await asyncio.to_thread(text_parts, model_path, settings.chat_template)
         defaults = load_generation_defaults(model_path)
         report = await engine.ready()
         names = settings.names
@@ -179,26 +178,3 @@ def address_of(listener: socket.socket, *, is_encrypted: bool = False) -> str:
     host, port = listener.getsockname()[:2]
     scheme = "https" if is_encrypted else "http"
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
-
-
-def _text_parts(model_path: Path, template_file: Path | None) -> tuple[Tokenizer, ChatTemplate | None]:
-    """Return the tokenizer and the chat template, which a model need not have.
-
-    A template that its user gave must be one; without the model's own the rest of the server can still be used.
-    """
-    tokenizer = load_tokenizer(model_path)
-    if template_file is not None:
-        source = template_file.read_text("utf-8")
-        return tokenizer, usable_template(source, tokenizer.bos_token, tokenizer.eos_token)
-    if tokenizer.chat_template is None:
-        logger.warning(
-            "The model has no %schat template; /v1/chat/completions will refuse requests.",
-            "default " if tokenizer.named_templates else "",
-        )
-        return tokenizer, None
-    try:
-        tool_use = tokenizer.named_templates.get("tool_use")
-        return tokenizer, usable_template(tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token, tool_use)
-    except ValueError as error:
-        logger.warning("%s /v1/chat/completions will refuse requests.", error)
-        return tokenizer, None

@@ -1,0 +1,127 @@
+"""LocalEngine: an engine in this process, for one program instead of a server."""
+
+import itertools
+import queue
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from caravan.model.sampling_params import SamplingParams
+from caravan.scheduler.engine import Engine
+from caravan.scheduler.messages import Abort, EngineReady, Request, SequenceOutput, StartEngine, StepStats
+from caravan.scheduler.process import start_engine
+from caravan.server.token_stream import TokenStream
+
+
+class LocalEngine:
+    """An engine whose steps run one at a time in a thread of their own, and only when somebody asks for one.
+
+    Callers that wait at the same time share a step, so their sequences share the batch. Between two steps nothing
+    changes: the scheduler and the pool can be looked at. An exception in the caller's thread, such as Ctrl-C, never
+    interrupts a step.
+    """
+
+    def __init__(self, start: StartEngine) -> None:
+        """Load the model; raises ValueError (a broken model, limits that do not fit), OSError or MemoryError."""
+        self._thread = ThreadPoolExecutor(1, "caravan-engine")
+        self._inbox: queue.SimpleQueue[Request | Abort] = queue.SimpleQueue()
+        self._streams: dict[int, _SharedStream] = {}  # of the requests that have not ended
+        self._request_ids = itertools.count(1)
+        self._lock = threading.Lock()  # of the two below
+        self._step: Future[None] | None = None  # the latest one
+        self._is_closed = False
+        self.engine: Engine
+        self.report: EngineReady
+        try:
+            self.engine, self.report, _ = self._thread.submit(start_engine, start).result()
+        except BaseException:
+            self.close()
+            raise
+
+    def submit(self, prompt_token_ids: list[int], params: SamplingParams, group: int = 0) -> TokenStream:
+        """Return the stream of a new request, which the next step takes up.
+
+        Choices of one prompt have the same `group`, which is no 0.
+        """
+        stream = _SharedStream(next(self._request_ids), self._abort)
+        self._streams[stream.request_id] = stream
+        self._inbox.put(
+            Request(
+                request_id=stream.request_id,
+                prompt_token_ids=prompt_token_ids,
+                params=params,
+                group=group,
+            )
+        )
+        return stream
+
+    def step(self) -> "Future[None]":
+        """Return the step that is running, or else a new one; its outputs are in the streams when it is done.
+
+        Raises RuntimeError after `close`.
+        """
+        with self._lock:
+            if self._is_closed:
+                raise RuntimeError("The engine is closed.")
+            if self._step is None or self._step.done():
+                self._step = self._thread.submit(self._run_step)
+            return self._step
+
+    def stats(self) -> StepStats:
+        """Return queue, batch and pool as they are between two steps; waits for the one that is running."""
+        return self._thread.submit(self._stats).result()
+
+    def close(self) -> None:
+        """End the thread, after the step that is running."""
+        with self._lock:
+            self._is_closed = True
+        self._thread.shutdown()
+
+    def _abort(self, request_id: int) -> None:
+        with self._lock:
+            self._streams.pop(request_id, None)
+            self._inbox.put(Abort(request_id=request_id))
+            if not self._is_closed:
+                self._thread.submit(self._take_messages)
+
+    def _stats(self) -> StepStats:
+        self._take_messages()
+        return self.engine.scheduler.stats()
+
+    def _take_messages(self) -> None:
+        """Give the scheduler what has come since the last step."""
+        while not self._inbox.empty():
+            message = self._inbox.get()
+            if isinstance(message, Request):
+                self.engine.add(message)
+            else:
+                self.engine.scheduler.abort(message.request_id)
+
+    def _run_step(self) -> None:
+        self._take_messages()
+        for output in self.engine.step().outputs:
+            stream = self._streams.get(output.request_id)
+            if stream is None:  # aborted during the step
+                continue
+            if output.finish_reason is not None:
+                self._streams.pop(output.request_id, None)
+            stream.put(output)
+
+
+class _SharedStream(TokenStream):
+    """A stream that the engine's thread writes and another one reads."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)  # type: ignore[arg-type]
+        self._lock = threading.Lock()
+
+    def put(self, output: SequenceOutput) -> None:
+        with self._lock:
+            super().put(output)
+
+    def abort(self) -> None:
+        with self._lock:
+            super().abort()
+
+    def take(self) -> SequenceOutput | None:
+        with self._lock:
+            return super().take()

@@ -1,0 +1,89 @@
+"""LocalGeneration: the choices of one call of LLM while the engine produces them."""
+
+import asyncio
+import secrets
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Sequence
+from functools import partial
+
+from caravan.local_engine import LocalEngine
+from caravan.model.detokenizer import Detokenizer
+from caravan.prompt_job import PromptJob
+from caravan.server.stop_strings import StopStrings
+from caravan.server.text_model import TextModel
+from caravan.server.text_stream import GenerationFailed, ShownPrompt, TextPiece, TextStream
+
+
+class LocalGeneration:
+    """All choices of some prompts, running: those of the first prompt, then those of the second, and so on.
+
+    Nothing is produced unless `pieces` or `pieces_async` is read. When that ends, for whatever reason, so does the
+    engine's work on what is left.
+    """
+
+    def __init__(self, engine: LocalEngine, model: TextModel, jobs: Sequence[PromptJob]) -> None:
+        self._engine = engine
+        self._model = model
+        self._news: deque[int] = deque()  # choices that may have something to take
+        self._streams: list[TextStream] = []
+        for job in jobs:
+            self._submit(job)
+        self._num_open = len(self._streams)  # choices whose last piece is still to come
+
+    def pieces(self) -> Iterator[tuple[int, TextPiece]]:
+        """Yield what comes as (choice index, piece); raises RuntimeError if the engine fails."""
+        try:
+            while self._num_open:
+                if not self._news:
+                    self._engine.step().result()
+                yield from self._take()
+        finally:
+            self._abort()
+
+    async def pieces_async(self) -> AsyncIterator[tuple[int, TextPiece]]:
+        """Yield what `pieces` does, while the event loop goes on."""
+        try:
+            while self._num_open:
+                if not self._news:
+                    # Others wait for the same step: who is cancelled must not cancel it.
+                    await asyncio.shield(asyncio.wrap_future(self._engine.step()))
+                for index, piece in self._take():
+                    yield index, piece
+        finally:
+            self._abort()
+
+    def _submit(self, job: PromptJob) -> None:
+        stop_strings = StopStrings(job.request.stop)
+        has_prompt_logprobs = job.request.num_prompt_logprobs is not None
+        group = secrets.randbits(63) if len(job.params) > 1 else 0
+        for params in job.params:
+            tokens = self._engine.submit(job.token_ids, params, group)
+            tokens.on_news = partial(self._news.append, len(self._streams))
+            stream = TextStream(
+                tokens,
+                Detokenizer(self._model.tokenizer, shown=self._model.call_token_ids),
+                stop_strings,
+                stop_token_ids=params.stop_token_ids,
+                include_stop_string=job.request.include_stop_str_in_output,
+                min_tokens=job.request.min_tokens,
+                prompt=ShownPrompt(job.token_ids, [], True) if has_prompt_logprobs else None,
+            )
+            self._streams.append(stream)
+
+    def _take(self) -> Iterator[tuple[int, TextPiece]]:
+        while self._news:
+            index = self._news.popleft()
+            try:
+                piece = self._streams[index].take()
+            except GenerationFailed as error:
+                raise RuntimeError(f"The engine failed on choice {index}: {error}") from None
+            if piece is None:
+                continue
+            if piece.finish_reason is not None:
+                self._num_open -= 1
+            yield index, piece
+
+    def _abort(self) -> None:
+        """Stop the engine's work on what has not ended."""
+        for stream in self._streams:
+            stream.abort()
