@@ -2,11 +2,11 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import aclosing, closing
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from caravan.download.resolve import DEFAULT_MODEL, resolve_model
 from caravan.local_engine import LocalEngine
@@ -15,11 +15,13 @@ from caravan.model.generation_defaults import load_generation_defaults
 from caravan.model.tokenizer import Tokenizer
 from caravan.prompt_job import Params, PromptJob, chat_jobs, prompt_jobs
 from caravan.results import GenerationResult, Message, Prompt, StreamDelta, choice_of, delta_of, token_logprobs
-from caravan.scheduler.engine import Engine
 from caravan.scheduler.messages import StepStats
 from caravan.server.settings import engine_settings
 from caravan.server.text_model import TextModel, text_parts
 from caravan.server.text_stream import TextPiece, join_pieces
+
+if TYPE_CHECKING:
+    from caravan.scheduler.engine import Engine
 
 Conversation = Sequence[Message]
 
@@ -39,7 +41,7 @@ class LLM:
 
     def __init__(
         self,
-        model: str = DEFAULT_MODEL,
+        model: str | Path = DEFAULT_MODEL,
         *,
         chat_template: str | Path | None = None,
         device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -80,7 +82,7 @@ class LLM:
         )
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> "Engine":
         """The engine with its scheduler, block pool, KV cache and model, to look at between calls."""
         return self._local.engine
 
@@ -98,9 +100,7 @@ class LLM:
         """Return how many sequences run and wait, and how many blocks are in use, with the counts of the last step."""
         return self._local.stats()
 
-    def generate(
-        self, prompts: Prompt | Sequence[Prompt], sampling_params: Params = None
-    ) -> list[GenerationResult]:
+    def generate(self, prompts: Prompt | Sequence[Prompt], sampling_params: Params = None) -> list[GenerationResult]:
         """Return a result for each prompt, in their order: a text, token ids, or a list of such prompts.
 
         However many there are, they wait in the scheduler's queue for a place in the batch. `sampling_params` are for
@@ -119,7 +119,9 @@ class LLM:
         """
         return self._whole(chat_jobs(self._model, messages, sampling_params))
 
-    def stream(self, prompt: Prompt | Conversation, sampling_params: Params = None) -> Iterator[StreamDelta]:
+    def stream(
+        self, prompt: Prompt | Conversation, sampling_params: Params = None
+    ) -> Generator[StreamDelta, None, None]:
         """Return an iterator over what comes of one prompt or one conversation, delta by delta.
 
         When its reader stops, the sequence ends and its blocks are free.
@@ -139,7 +141,9 @@ class LLM:
         """Return what `chat` does; other tasks of the event loop run meanwhile and may share the batch."""
         return await self._whole_async(await asyncio.to_thread(chat_jobs, self._model, messages, sampling_params))
 
-    def astream(self, prompt: Prompt | Conversation, sampling_params: Params = None) -> AsyncIterator[StreamDelta]:
+    def astream(
+        self, prompt: Prompt | Conversation, sampling_params: Params = None
+    ) -> AsyncGenerator[StreamDelta, None]:
         """Return what `stream` does, for `async for`."""
         return self._deltas_async(self._stream_job(prompt, sampling_params))
 
@@ -180,12 +184,12 @@ class LLM:
                 gathered[index].append(piece)
         return self._results(jobs, gathered)
 
-    def _deltas(self, job: PromptJob) -> Iterator[StreamDelta]:
+    def _deltas(self, job: PromptJob) -> Generator[StreamDelta, None, None]:
         with closing(LocalGeneration(self._local, self._model, [job]).pieces()) as pieces:
             for index, piece in pieces:
                 yield delta_of(index, piece, self.tokenizer, has_logprobs=job.request.logprobs is not None)
 
-    async def _deltas_async(self, job: PromptJob) -> AsyncIterator[StreamDelta]:
+    async def _deltas_async(self, job: PromptJob) -> AsyncGenerator[StreamDelta, None]:
         async with aclosing(LocalGeneration(self._local, self._model, [job]).pieces_async()) as pieces:
             async for index, piece in pieces:
                 yield delta_of(index, piece, self.tokenizer, has_logprobs=job.request.logprobs is not None)

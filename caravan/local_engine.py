@@ -1,15 +1,20 @@
 """LocalEngine: an engine in this process, for one program instead of a server."""
 
 import itertools
+import os
 import queue
+import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from caravan.model.sampling_params import SamplingParams
-from caravan.scheduler.engine import Engine
 from caravan.scheduler.messages import Abort, EngineReady, Request, SequenceOutput, StartEngine, StepStats
-from caravan.scheduler.process import start_engine
+from caravan.server.engine_process import engine_environment
 from caravan.server.token_stream import TokenStream
+
+if TYPE_CHECKING:
+    from caravan.scheduler.engine import Engine
 
 
 class LocalEngine:
@@ -21,21 +26,36 @@ class LocalEngine:
     """
 
     def __init__(self, start: StartEngine) -> None:
-        """Load the model; raises ValueError (a broken model, limits that do not fit), OSError or MemoryError."""
+        """Load the model; raises ValueError (a broken model, limits that do not fit), OSError or MemoryError.
+
+        PyTorch is imported here, because it reads the variables of an engine's environment when it is loaded. Where a
+        program has imported it before, its threads wait for each other as it has them do: with other processes on the
+        same cores a step can then take ten times as long.
+        """
         self._thread = ThreadPoolExecutor(1, "caravan-engine")
         self._inbox: queue.SimpleQueue[Request | Abort] = queue.SimpleQueue()
         self._streams: dict[int, _SharedStream] = {}  # of the requests that have not ended
         self._request_ids = itertools.count(1)
         self._lock = threading.Lock()  # of the two below
         self._step: Future[None] | None = None  # the latest one
-        self._is_closed = False
-        self.engine: Engine
+        self._engine: Engine | None = None
         self.report: EngineReady
+        if "torch" not in sys.modules:
+            os.environ |= engine_environment(os.environ)
+        from caravan.scheduler.process import start_engine
+
         try:
-            self.engine, self.report, _ = self._thread.submit(start_engine, start).result()
+            self._engine, self.report, _ = self._thread.submit(start_engine, start).result()
         except BaseException:
             self.close()
             raise
+
+    @property
+    def engine(self) -> "Engine":
+        """The engine; raises RuntimeError after `close`."""
+        if self._engine is None:
+            raise RuntimeError("The engine is closed.")
+        return self._engine
 
     def submit(self, prompt_token_ids: list[int], params: SamplingParams, group: int = 0) -> TokenStream:
         """Return the stream of a new request, which the next step takes up.
@@ -60,45 +80,46 @@ class LocalEngine:
         Raises RuntimeError after `close`.
         """
         with self._lock:
-            if self._is_closed:
-                raise RuntimeError("The engine is closed.")
+            engine = self.engine
             if self._step is None or self._step.done():
-                self._step = self._thread.submit(self._run_step)
+                self._step = self._thread.submit(self._run_step, engine)
             return self._step
 
     def stats(self) -> StepStats:
         """Return queue, batch and pool as they are between two steps; waits for the one that is running."""
-        return self._thread.submit(self._stats).result()
+        with self._lock:
+            stats = self._thread.submit(self._stats, self.engine)
+        return stats.result()
 
     def close(self) -> None:
-        """End the thread, after the step that is running."""
+        """End the thread, after the step that is running, and give the memory back."""
         with self._lock:
-            self._is_closed = True
+            self._engine = None
         self._thread.shutdown()
 
     def _abort(self, request_id: int) -> None:
         with self._lock:
             self._streams.pop(request_id, None)
             self._inbox.put(Abort(request_id=request_id))
-            if not self._is_closed:
-                self._thread.submit(self._take_messages)
+            if self._engine is not None:
+                self._thread.submit(self._take_messages, self._engine)
 
-    def _stats(self) -> StepStats:
-        self._take_messages()
-        return self.engine.scheduler.stats()
+    def _stats(self, engine: "Engine") -> StepStats:
+        self._take_messages(engine)
+        return engine.scheduler.stats()
 
-    def _take_messages(self) -> None:
+    def _take_messages(self, engine: "Engine") -> None:
         """Give the scheduler what has come since the last step."""
         while not self._inbox.empty():
             message = self._inbox.get()
             if isinstance(message, Request):
-                self.engine.add(message)
+                engine.add(message)
             else:
-                self.engine.scheduler.abort(message.request_id)
+                engine.scheduler.abort(message.request_id)
 
-    def _run_step(self) -> None:
-        self._take_messages()
-        for output in self.engine.step().outputs:
+    def _run_step(self, engine: "Engine") -> None:
+        self._take_messages(engine)
+        for output in engine.step().outputs:
             stream = self._streams.get(output.request_id)
             if stream is None:  # aborted during the step
                 continue

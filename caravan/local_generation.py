@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
 from functools import partial
 
 from caravan.local_engine import LocalEngine
@@ -30,7 +30,7 @@ class LocalGeneration:
             self._submit(job)
         self._num_open = len(self._streams)  # choices whose last piece is still to come
 
-    def pieces(self) -> Iterator[tuple[int, TextPiece]]:
+    def pieces(self) -> Generator[tuple[int, TextPiece], None, None]:
         """Yield what comes as (choice index, piece); raises RuntimeError if the engine fails."""
         try:
             while self._num_open:
@@ -40,7 +40,7 @@ class LocalGeneration:
         finally:
             self._abort()
 
-    async def pieces_async(self) -> AsyncIterator[tuple[int, TextPiece]]:
+    async def pieces_async(self) -> AsyncGenerator[tuple[int, TextPiece], None]:
         """Yield what `pieces` does, while the event loop goes on."""
         try:
             while self._num_open:

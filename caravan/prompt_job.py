@@ -62,15 +62,13 @@ def chat_jobs(
     """Return the jobs of one conversation or of several, in their order; raises ValueError."""
     if model.chat_template is None:
         raise ValueError("`messages` need a chat template, and this model has none: give `chat_template`, or a prompt.")
-    if not isinstance(messages, Sequence) or isinstance(messages, str):
-        raise ValueError("`messages` must be a list of messages, or a list of such lists.")
-    conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
+    conversations = _conversations(messages)
     params = _params_of_each(sampling_params, len(conversations))
     jobs = []
     for index, conversation in enumerate(conversations):
         with _value_errors("messages" if len(conversations) == 1 else f"messages[{index}]"):
-            token_ids = _token_ids_of_chat(model, conversation)  # type: ignore[arg-type]  # checked by the schema
-            jobs.append(_job(model, conversation, token_ids, params[index], None))  # type: ignore[arg-type]
+            token_ids = _token_ids_of_chat(model, conversation)
+            jobs.append(_job(model, conversation, token_ids, params[index], None))
     return jobs
 
 
@@ -81,7 +79,7 @@ def _token_ids_of_chat(model: TextModel, messages: Sequence[Message]) -> list[in
     except ValidationError as error:
         raise first_problem(error, body) from None
     for text in (*ignored_warnings(ignored_fields(conversation)), *message_warnings(model, conversation)):
-        warnings.warn(text, stacklevel=5)  # the caller of LLM
+        warnings.warn(text, stacklevel=4)  # the caller of LLM.chat
     rendered = rendered_chat(model, conversation)
     max_tokens = model.max_model_len
     token_ids = encoded(
@@ -102,6 +100,16 @@ def _job(
     max_tokens = num_tokens_within(model, request.max_new_tokens, len(token_ids), default_max_tokens)
     each = sampling_params(request, max_tokens, model.tokenizer.eos_token_ids, model.defaults)
     return PromptJob(prompt=prompt, token_ids=token_ids, params=each, request=request)
+
+
+def _conversations(messages: Sequence[Message] | Sequence[Sequence[Message]]) -> list[Sequence[Message]]:
+    """Return one conversation or several as a list of them; an empty list is no conversation."""
+    if isinstance(messages, list | tuple):
+        if messages and all(isinstance(one, Mapping) for one in messages):
+            return [messages]
+        if all(isinstance(one, list | tuple) for one in messages):
+            return list(messages)
+    raise ValueError("`messages` must be a list of messages, or a list of such lists.")
 
 
 def _several_prompts(prompts: Prompt | Sequence[Prompt], name: str) -> Sequence[Prompt]:

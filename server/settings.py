@@ -21,7 +21,6 @@ from caravan.server.host_names import allowed_origins, is_loopback
 from caravan.server.request_limits import QueueLimits
 
 ENV_PREFIX = "CARAVAN_"
-_NO_VARIABLE = "="  # no name of a variable has this in it
 
 
 def _seconds(value: object) -> object:
@@ -252,13 +251,16 @@ def load_settings(flags: Mapping[str, Any], environ: Mapping[str, str] = os.envi
     return settings
 
 
-def engine_settings(options: Mapping[str, Any]) -> Settings:
-    """Return the settings of an engine that a program uses by itself; raises WrongSettings.
+class EngineSettings(Settings):
+    """The settings of an engine that a program uses by itself; variables and files are those of a server."""
 
-    `options` are all there is: variables and files are those of a server and are not read.
-    """
+    model_config = SettingsConfigDict(env_prefix="=")  # which no name of a variable has
+
+
+def engine_settings(options: Mapping[str, Any]) -> EngineSettings:
+    """Return the settings that result from the options of a program alone; raises WrongSettings."""
     try:
-        return Settings(**options, _env_prefix=_NO_VARIABLE)
+        return EngineSettings(**options)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         raise WrongSettings(_wrong_value(f"`{problem['loc'][0]}`", problem)) from None
