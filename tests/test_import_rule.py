@@ -7,12 +7,21 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 WEB = {"fastapi", "starlette", "uvicorn", "pydantic", "pydantic_settings", "prometheus_client", "asyncio", "typer"}
+LLM = {
+    "caravan.LLM",
+    "caravan.llm",
+    "caravan.local_engine",
+    "caravan.local_generation",
+    "caravan.prompt_job",
+    "caravan.results",
+    "caravan.sampling_params",
+}
 FORBIDDEN = {
-    "model": {"caravan.scheduler", "caravan.server", "caravan.cli", "caravan.download", "tests", *WEB},
-    "scheduler": {"caravan.server", "caravan.cli", "caravan.download", "tests", *WEB},
-    "caravan/download": {"caravan.scheduler", "caravan.server", "caravan.cli", "torch", "tests", *WEB},
-    "server": {"caravan.cli", "torch", "tests"},
-    "caravan/cli": {"tests"},
+    "model": {"caravan.scheduler", "caravan.server", "caravan.cli", "caravan.download", "tests", *WEB, *LLM},
+    "scheduler": {"caravan.server", "caravan.cli", "caravan.download", "tests", *WEB, *LLM},
+    "caravan/download": {"caravan.scheduler", "caravan.server", "caravan.cli", "torch", "tests", *WEB, *LLM},
+    "server": {"caravan.cli", "torch", "tests", *LLM},
+    "caravan/cli": {"tests", *LLM},
 }
 TORCH_FREE = [
     "model/tokenizer.py",
@@ -46,6 +55,14 @@ def test_a_package_imports_nothing_of_the_packages_above_it(package: str) -> Non
     assert files
     for path in files:
         assert not imported(path) & FORBIDDEN[package], path
+
+
+def test_the_python_class_imports_neither_the_command_line_nor_torch() -> None:
+    files = sorted((ROOT / "caravan").glob("*.py"))
+    assert LLM <= {"caravan.LLM", *(f"caravan.{path.stem}" for path in files)}
+    for path in files:
+        if path.name != "__main__.py":
+            assert not imported(path) & {"caravan.cli", "torch", "tests", "uvicorn", "typer"}, path
 
 
 @pytest.mark.parametrize("package", [*FORBIDDEN, "caravan", "tests", "benchmarks", "docs", "docker"])
