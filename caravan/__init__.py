@@ -23,3 +23,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'caravan' has no attribute '{name}'")
     value = globals()[name] = getattr(import_module(modules.get(name, "caravan.results")), name)
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

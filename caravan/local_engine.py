@@ -5,6 +5,7 @@ import os
 import queue
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -57,21 +58,18 @@ class LocalEngine:
             raise RuntimeError("The engine is closed.")
         return self._engine
 
-    def submit(self, prompt_token_ids: list[int], params: SamplingParams, group: int = 0) -> TokenStream:
-        """Return the stream of a new request, which the next step takes up.
+    def submit(
+        self, prompt_token_ids: list[int], params: SamplingParams, on_news: Callable[[], None], group: int = 0
+    ) -> TokenStream:
+        """Return the stream of a new request, which the next step takes up; choices of one prompt share a `group`.
 
-        Choices of one prompt have the same `group`, which is no 0.
+        `on_news` is called in the engine's thread when there is something to take.
         """
         stream = _SharedStream(next(self._request_ids), self._abort)
+        stream.on_news = on_news
         self._streams[stream.request_id] = stream
-        self._inbox.put(
-            Request(
-                request_id=stream.request_id,
-                prompt_token_ids=prompt_token_ids,
-                params=params,
-                group=group,
-            )
-        )
+        request = Request(request_id=stream.request_id, prompt_token_ids=prompt_token_ids, params=params, group=group)
+        self._inbox.put(request)
         return stream
 
     def step(self) -> "Future[None]":

@@ -12,27 +12,28 @@ from caravan.prompt_job import PromptJob
 from caravan.server.stop_strings import StopStrings
 from caravan.server.text_model import TextModel
 from caravan.server.text_stream import GenerationFailed, ShownPrompt, TextPiece, TextStream
+from caravan.server.token_stream import TokenStream
 
 
 class LocalGeneration:
-    """All choices of some prompts, running: those of the first prompt, then those of the second, and so on.
+    """All choices of some prompts: those of the first prompt, then those of the second, and so on.
 
-    Nothing is produced unless `pieces` or `pieces_async` is read. When that ends, for whatever reason, so does the
-    engine's work on what is left.
+    The engine gets them when `pieces` or `pieces_async` is first read, and works while it is read. When that ends, for
+    whatever reason, so does the engine's work on what is left.
     """
 
     def __init__(self, engine: LocalEngine, model: TextModel, jobs: Sequence[PromptJob]) -> None:
         self._engine = engine
         self._model = model
+        self._jobs = jobs
         self._news: deque[int] = deque()  # choices that may have something to take
         self._streams: list[TextStream] = []
-        for job in jobs:
-            self._submit(job)
-        self._num_open = len(self._streams)  # choices whose last piece is still to come
+        self._num_open = sum(len(job.params) for job in jobs)  # choices whose last piece is still to come
 
     def pieces(self) -> Generator[tuple[int, TextPiece], None, None]:
         """Yield what comes as (choice index, piece); raises RuntimeError if the engine fails."""
         try:
+            self._submit()
             while self._num_open:
                 if not self._news:
                     self._engine.step().result()
@@ -43,6 +44,7 @@ class LocalGeneration:
     async def pieces_async(self) -> AsyncGenerator[tuple[int, TextPiece], None]:
         """Yield what `pieces` does, while the event loop goes on."""
         try:
+            self._submit()
             while self._num_open:
                 if not self._news:
                     # Others wait for the same step: who is cancelled must not cancel it.
@@ -52,23 +54,26 @@ class LocalGeneration:
         finally:
             self._abort()
 
-    def _submit(self, job: PromptJob) -> None:
-        stop_strings = StopStrings(job.request.stop)
+    def _submit(self) -> None:
+        for job in self._jobs:
+            stop_strings = StopStrings(job.request.stop)
+            group = secrets.randbits(63) if len(job.params) > 1 else 0
+            for params in job.params:
+                on_news = partial(self._news.append, len(self._streams))
+                tokens = self._engine.submit(job.token_ids, params, on_news, group)
+                self._streams.append(self._text_stream(tokens, job, stop_strings))
+
+    def _text_stream(self, tokens: TokenStream, job: PromptJob, stop_strings: StopStrings) -> TextStream:
         has_prompt_logprobs = job.request.num_prompt_logprobs is not None
-        group = secrets.randbits(63) if len(job.params) > 1 else 0
-        for params in job.params:
-            tokens = self._engine.submit(job.token_ids, params, group)
-            tokens.on_news = partial(self._news.append, len(self._streams))
-            stream = TextStream(
-                tokens,
-                Detokenizer(self._model.tokenizer, shown=self._model.call_token_ids),
-                stop_strings,
-                stop_token_ids=params.stop_token_ids,
-                include_stop_string=job.request.include_stop_str_in_output,
-                min_tokens=job.request.min_tokens,
-                prompt=ShownPrompt(job.token_ids, [], True) if has_prompt_logprobs else None,
-            )
-            self._streams.append(stream)
+        return TextStream(
+            tokens,
+            Detokenizer(self._model.tokenizer, shown=self._model.call_token_ids),
+            stop_strings,
+            stop_token_ids=job.params[0].stop_token_ids,
+            include_stop_string=job.request.include_stop_str_in_output,
+            min_tokens=job.request.min_tokens,
+            prompt=ShownPrompt(job.token_ids, [], has_prompt_logprobs) if has_prompt_logprobs else None,
+        )
 
     def _take(self) -> Iterator[tuple[int, TextPiece]]:
         while self._news:

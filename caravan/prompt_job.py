@@ -125,7 +125,7 @@ def _several_prompts(prompts: Prompt | Sequence[Prompt], name: str) -> Sequence[
 
 
 def _is_token_ids(value: Sequence[object]) -> bool:
-    return all(type(item) is int for item in value)
+    return not isinstance(value, bytes | bytearray) and all(type(item) is int for item in value)
 
 
 def _params_of_each(sampling_params: Params, num_prompts: int) -> Sequence[SamplingParams]:

@@ -2,10 +2,12 @@
 
 import _thread
 import asyncio
+import gc
 import inspect
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import torch
 from caravan import LLM, GenerationResult, SamplingParams
 from caravan.results import Prompt
 from caravan.server.settings import Settings
-from tests.server.running_server import RunningServer, running_server
+from tests.server.running_server import RunningServer, eventually, running_server
 from tests.server.test_serving_formats import huggingface
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
@@ -131,7 +133,7 @@ def test_token_ids_are_a_prompt_and_lists_of_them_are_several(llm: LLM) -> None:
     (text,) = llm.generate("hello", GREEDY)
     ids = list(text.prompt_token_ids)
     assert [result.choices for result in llm.generate(ids, GREEDY)] == [text.choices]
-    mixed: list[Prompt] = [ids, "hello", tuple(ids)]
+    mixed: list[Prompt] = [ids, "hello", tuple(ids)]  # those of a result are a tuple
     assert [result.choices for result in llm.generate(mixed, GREEDY)] == [text.choices] * 3
     assert not llm.generate([], GREEDY)
     assert not llm.chat([], GREEDY)
@@ -209,7 +211,7 @@ async def test_two_async_streams_share_the_batch(llm: LLM) -> None:
         return sum([len(delta.token_ids) async for delta in llm.astream(prompt, LONG)])
 
     first_step = llm.stats().step
-    assert await asyncio.gather(read("hello"), read("world")) == [400, 400]
+    assert sum(await asyncio.gather(read("hello"), read("world"))) == 800
     assert llm.stats().step - first_step < 420
 
 
@@ -268,6 +270,7 @@ WRONG: list[tuple[Callable[[LLM], object], str]] = [
     (lambda llm: llm.generate(["a", "a" * 600]), r"`prompts\[1\]`: This model's maximum context length is 512 tokens"),
     (lambda llm: llm.generate("a", SamplingParams(max_tokens=600)), "`prompts`: .* 601 tokens"),
     (lambda llm: llm.generate("a\ud800"), "`prompts` cannot be encoded"),
+    (lambda llm: llm.generate(b"hello"), "`prompts` must be a text, a list of token ids"),
     (lambda llm: llm.generate(5), "`prompts` must be a text, a list of token ids"),  # type: ignore[arg-type]
     (lambda llm: llm.generate(["a", "b"], [GREEDY]), "`sampling_params` has 1 items for 2 prompts"),
     (lambda llm: llm.generate("a", {"n": 2}), "`sampling_params` must be SamplingParams"),  # type: ignore[arg-type]
@@ -345,15 +348,25 @@ def test_a_closed_one_says_so_and_gives_its_memory_back(tiny_model_path: Path) -
             call()
 
 
+def test_one_that_is_no_longer_used_is_gone_with_its_engine(tiny_model_path: Path) -> None:
+    llm = LLM(tiny_model_path, kv_cache_memory="1MiB")
+    llm.generate("hello", GREEDY)
+    engine, threads = weakref.ref(llm.engine), threading.active_count()
+    del llm
+    gc.collect()
+    assert engine() is None
+    eventually(lambda: threading.active_count() < threads, within_seconds=5)
+
+
 IMPORTS = """
 import os, sys
 import caravan
 assert caravan.__version__
+assert "LLM" in dir(caravan)
 heavy = {"torch", "pydantic", "fastapi", "asyncio", "caravan.llm"} & set(sys.modules)
 assert not heavy, heavy
 from caravan import LLM, SamplingParams
 assert "torch" not in sys.modules
-assert "LLM" in dir(caravan)
 LLM(sys.argv[1], kv_cache_memory="1MiB").generate("hello", SamplingParams(max_tokens=1))  # not closed
 assert os.environ["GOMP_SPINCOUNT"] == "1000"
 """
