@@ -27,7 +27,7 @@ Conversation = Sequence[Message]
 
 
 class LLM:
-    """A model with its engine: continuous batching, paged KV cache and prefix cache, as behind `caravan serve`.
+    """A model with its engine: continuous batching, paged KV cache and prefix cache, as `caravan serve` has it.
 
     `generate`, `chat` and `stream` are for scripts and notebooks; `agenerate`, `achat` and `astream` are the same for
     code that runs in an event loop. All calls share the engine's batch. Answers are those of the server, to the last
