@@ -11,14 +11,13 @@ from uvicorn.loops.auto import auto_loop_factory
 
 from caravan import __version__
 from caravan.model.sampling.generation_defaults import load_generation_defaults
-from caravan.model.tokenizer.loader import load_tokenizer
-from caravan.model.tokenizer.tokenizer import Tokenizer
 from caravan.scheduler.messages import EngineReady
 from caravan.server.app import AppParts, create_app
 from caravan.server.engine.client import EngineClient
 from caravan.server.engine.listener import EngineListeners
 from caravan.server.generation.admission import Admission
 from caravan.server.generation.executors import Executors
+from caravan.server.generation.text_model import text_parts
 from caravan.server.http.api_keys import ApiKeys
 from caravan.server.http.body_memory import BodyMemory
 from caravan.server.http.client_address import networks
@@ -31,7 +30,7 @@ from caravan.server.observe.metrics import Metrics
 from caravan.server.observe.request_history import RequestHistory
 from caravan.server.observe.tracing import make_tracer
 from caravan.server.operations.live_view import LiveView
-from caravan.server.sandbox.chat_template import ChatTemplate, usable_template
+from caravan.server.sandbox.chat_template import ChatTemplate
 from caravan.server.sandbox.grammar_check import GrammarCheck
 from caravan.server.settings import Settings
 
@@ -56,7 +55,7 @@ async def run_server(
     template: ChatTemplate | None = None
     try:
         # The tokenizer is built while the engine process loads the weights.
-        tokenizer, template = await asyncio.to_thread(_text_parts, model_path, settings.chat_template)
+        tokenizer, template = await asyncio.to_thread(text_parts, model_path, settings.chat_template)
         defaults = load_generation_defaults(model_path)
         report = await engine.ready()
         names = settings.names
@@ -167,26 +166,3 @@ def address_of(listener: socket.socket, *, is_encrypted: bool = False) -> str:
     host, port = listener.getsockname()[:2]
     scheme = "https" if is_encrypted else "http"
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
-
-
-def _text_parts(model_path: Path, template_file: Path | None) -> tuple[Tokenizer, ChatTemplate | None]:
-    """Return the tokenizer and the chat template, which a model need not have.
-
-    A template that its user gave must be one; without the model's own the rest of the server can still be used.
-    """
-    tokenizer = load_tokenizer(model_path)
-    if template_file is not None:
-        source = template_file.read_text("utf-8")
-        return tokenizer, usable_template(source, tokenizer.bos_token, tokenizer.eos_token)
-    if tokenizer.chat_template is None:
-        logger.warning(
-            "The model has no %schat template; /v1/chat/completions will refuse requests.",
-            "default " if tokenizer.named_templates else "",
-        )
-        return tokenizer, None
-    try:
-        tool_use = tokenizer.named_templates.get("tool_use")
-        return tokenizer, usable_template(tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token, tool_use)
-    except ValueError as error:
-        logger.warning("%s /v1/chat/completions will refuse requests.", error)
-        return tokenizer, None

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, Field, ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
 from caravan.download.resolve import DEFAULT_MODEL
@@ -300,12 +301,17 @@ def load_settings(flags: Mapping[str, Any], environ: Mapping[str, str] = os.envi
         option = ".".join(map(str, problem["loc"])).replace("_", "-")
         if problem["type"] == "extra_forbidden":
             raise WrongSettings(f"Unknown option {option}. Check its spelling.") from None
-        fact = problem["msg"].removeprefix("Input ").removeprefix("Value error, ")
-        if problem["type"].startswith("byte_size"):
-            fact = "must be a size such as 4GiB"
-        raise WrongSettings(f"Invalid value {str(problem['input'])[:80]!r} for --{option}: it {fact}.") from None
+        raise WrongSettings(wrong_value(f"--{option}", problem)) from None
     except (yaml.YAMLError, OSError, ValueError, TypeError) as error:  # TypeError: the file is no mapping
         raise WrongSettings(f"Cannot read the settings file: {' '.join(str(error).split())[:300]}") from None
     if settings.config is not None and not settings.config.is_file():
         raise WrongSettings(f"The settings file {settings.config} does not exist. Check --config.")
     return settings
+
+
+def wrong_value(option: str, problem: ErrorDetails) -> str:
+    """Return the sentence about an invalid value of an option."""
+    fact = problem["msg"].removeprefix("Input ").removeprefix("Value error, ")
+    if problem["type"].startswith("byte_size"):
+        fact = "must be a size such as 4GiB"
+    return f"Invalid value {str(problem['input'])[:80]!r} for {option}: it {fact}."

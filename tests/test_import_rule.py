@@ -7,12 +7,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 WEB = {"fastapi", "starlette", "uvicorn", "pydantic", "pydantic_settings", "prometheus_client", "asyncio", "typer"}
+LLM = {"caravan.LLM", "caravan.offline"}
 FORBIDDEN = {
-    "model": {"caravan.scheduler", "caravan.server", "caravan.cli", "caravan.download", "tests", *WEB},
-    "scheduler": {"caravan.server", "caravan.cli", "caravan.download", "tests", *WEB},
-    "caravan/download": {"caravan.scheduler", "caravan.server", "caravan.cli", "torch", "tests", *WEB},
-    "server": {"caravan.cli", "torch", "tests"},
-    "caravan/cli": {"tests"},
+    "model": {"caravan.scheduler", "caravan.server", "caravan.cli", "caravan.download", "tests", *WEB, *LLM},
+    "scheduler": {"caravan.server", "caravan.cli", "caravan.download", "tests", *WEB, *LLM},
+    "caravan/download": {"caravan.scheduler", "caravan.server", "caravan.cli", "torch", "tests", *WEB, *LLM},
+    "server": {"caravan.cli", "torch", "tests", *LLM},
+    "caravan/cli": {"tests", *LLM},
 }
 ROOMS = ["sandbox", "engine", "observe", "generation", "http", "openai", "operations"]  # each imports from those before
 SERVER_FILES = {"__init__.py", "app.py", "serve.py", "settings.py"}
@@ -59,6 +60,13 @@ def test_a_package_imports_nothing_of_the_packages_above_it(package: str) -> Non
     assert files
     for path in files:
         assert not imported(path) & FORBIDDEN[package], path
+
+
+def test_the_python_class_imports_neither_the_command_line_nor_torch() -> None:
+    files = [ROOT / "caravan/__init__.py", *sorted((ROOT / "caravan/offline").glob("*.py"))]
+    assert len(files) > 2
+    for path in files:
+        assert not imported(path) & {"caravan.cli", "torch", "tests", "uvicorn", "typer"}, path
 
 
 @pytest.mark.parametrize("package", [*FORBIDDEN, "caravan", "tests", "benchmarks", "docs", "docker"])

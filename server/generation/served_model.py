@@ -1,20 +1,17 @@
 """ServedModel: what the routes of one server share."""
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Protocol
 
-from caravan.model.sampling.generation_defaults import GenerationDefaults
-from caravan.model.tokenizer.tokenizer import Tokenizer
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.messages import Request
 from caravan.server.engine.output_queue import OutputQueue
 from caravan.server.generation.admission import Admission
 from caravan.server.generation.executors import Executors
 from caravan.server.generation.request_limits import RequestLimits
+from caravan.server.generation.text_model import TextModel
 from caravan.server.observe.metrics import Metrics
 from caravan.server.observe.request_history import RequestHistory
-from caravan.server.sandbox.chat_template import ChatTemplate
 from caravan.server.sandbox.grammar_check import GrammarCheck
 
 
@@ -35,22 +32,18 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServedModel:
+class ServedModel(TextModel):
     """One model with the parts that answer for it, and the names it answers to."""
 
     name: str
     aliases: tuple[str, ...] = ()
     version: str  # of the server
     created_at: int  # seconds since 1970
-    max_model_len: int  # tokens, prompt and output together
     engine: Engine
-    tokenizer: Tokenizer
-    chat_template: ChatTemplate | None
     shown_token_ids: frozenset[int] = frozenset()  # special tokens that answers show: the marks of tool calls
     metrics: Metrics
     admission: Admission
     history: RequestHistory = field(default_factory=RequestHistory)
-    defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     limits: RequestLimits = field(default_factory=RequestLimits)
     grammar_check: GrammarCheck = field(default_factory=GrammarCheck)
     executors: Executors = field(default_factory=Executors)
@@ -59,9 +52,3 @@ class ServedModel:
     def names(self) -> tuple[str, ...]:
         """All names a request may call the model by."""
         return (self.name, *self.aliases)
-
-    @cached_property
-    def max_token_bytes(self) -> int:
-        """The length of the longest token: a text of N bytes has at least N / max_token_bytes tokens."""
-        longest = max(len(self.tokenizer.token_bytes(token_id)) for token_id in range(self.tokenizer.vocab_size))
-        return max([longest, 1, *(len(text.encode()) for text in self.tokenizer.special_tokens)])

@@ -2,20 +2,20 @@
 
 import re
 
-from caravan.server.generation.served_model import ServedModel
+from caravan.server.generation.text_model import TextModel
 from caravan.server.openai.protocol.messages import Conversation
 from caravan.server.openai.template_messages import REASONING_NAMES
 
 _NAME_IN_TEMPLATE = re.compile(r"""message(?:\.name\b|\[['"]name['"]\])""")
 
 
-def message_warnings(served: ServedModel, request: Conversation) -> list[str]:
+def message_warnings(model: TextModel, request: Conversation) -> list[str]:
     """Return a sentence for each field that the template does not write, and for arguments of calls that are not JSON.
 
     Fields that have no effect on any model are among the warnings of the request itself.
     """
     messages = request.messages
-    source = served.chat_template.source if served.chat_template is not None else ""
+    source = model.chat_template.source if model.chat_template is not None else ""
     warnings = []
     if any(message.name is not None for message in messages) and not _NAME_IN_TEMPLATE.search(source):
         warnings.append("`messages[].name` has no effect with the chat template of this model.")
@@ -25,8 +25,8 @@ def message_warnings(served: ServedModel, request: Conversation) -> list[str]:
             for name in ("reasoning_content", "reasoning", "reasoning_details")
             if any(getattr(message, name) for message in messages)
         ]
-    if served.chat_template is not None and any(message.tool_calls and message.content for message in messages):
-        template = served.chat_template.for_tools() if request.shown_tools else served.chat_template
+    if model.chat_template is not None and any(message.tool_calls and message.content for message in messages):
+        template = model.chat_template.for_tools() if request.shown_tools else model.chat_template
         if not template.shape.shows_calls_beside_text:
             warnings.append("`messages[].tool_calls` beside `content` is left out by the chat template of this model.")
         if not template.shape.shows_text_beside_calls:

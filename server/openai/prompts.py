@@ -6,6 +6,7 @@ from functools import partial
 from typing import TypeVar
 
 from caravan.server.generation.served_model import ServedModel
+from caravan.server.generation.text_model import TextModel
 from caravan.server.http.errors import ApiError, invalid
 from caravan.server.openai.protocol.generation_requests import ChatRequest, CompletionRequest
 from caravan.server.openai.protocol.messages import Conversation
@@ -16,7 +17,7 @@ from caravan.server.sandbox.special_tokens import Json
 
 _LONG_TEXT_CHARACTERS = 2000  # of all texts of a request; tokenized in a thread from here on: the event loop goes on
 _PROBED_CHARACTERS_PER_TOKEN = 4  # of the longest prompt, in the beginning of a text that is tokenized to judge it
-_DEFAULT_COMPLETION_TOKENS = 16
+DEFAULT_COMPLETION_TOKENS = 16
 _MANY_TOKENS = 10**15
 _MAX_REPORTED = 400_000  # log-probabilities of prompts in one answer, about 60 bytes each
 
@@ -73,7 +74,7 @@ async def prompt_tokens(
     served: ServedModel, texts: list[str | list[int]], name: str, key_name: str, *, add_special_tokens: bool = True
 ) -> list[list[int]]:
     """Return the token ids of each text of the field `name`: ids as they are, text with the model's BOS and EOS."""
-    making = partial(_prompt_tokens, served, texts, name, add_special_tokens=add_special_tokens)
+    making = partial(prompt_token_ids, served, texts, name, add_special_tokens=add_special_tokens)
     return await in_thread_if_long(served, key_name, sum(map(len, texts)), making)
 
 
@@ -82,17 +83,18 @@ async def in_thread_if_long(served: ServedModel, key_name: str, length: int, cal
     return call() if length < _LONG_TEXT_CHARACTERS else await served.executors.tokenizing.run(key_name, call)
 
 
-def _prompt_tokens(
-    served: ServedModel, texts: list[str | list[int]], name: str, *, add_special_tokens: bool
+def prompt_token_ids(
+    model: TextModel, texts: list[str | list[int]], name: str, *, add_special_tokens: bool
 ) -> list[list[int]]:
+    """Return what `prompt_tokens` does; blocks."""
     prompts = []
     for index, prompt in enumerate(texts):
         param = name if len(texts) == 1 else f"{name}[{index}]"
         if isinstance(prompt, str):
-            token_ids = _encoded(served, prompt, param, served.max_model_len, add_special_tokens=add_special_tokens)
+            token_ids = encoded(model, prompt, param, model.max_model_len, add_special_tokens=add_special_tokens)
         else:
             token_ids = prompt
-            check_token_ids(token_ids, served.tokenizer.vocab_size, param)
+            check_token_ids(token_ids, model.tokenizer.vocab_size, param)
         if not token_ids:
             raise invalid(f"`{param}` is empty; it must have at least one token.", param)
         prompts.append(token_ids)
@@ -114,7 +116,12 @@ async def chat_prompt(
         is_open=True,
         max_tokens=max_tokens,
     )
-    bos = served.tokenizer.bos_token_id
+    return chat_token_ids(served, token_ids)
+
+
+def chat_token_ids(model: TextModel, token_ids: list[int]) -> list[int]:
+    """Return the tokens of an encoded conversation with one BOS only; raises ApiError if there are none."""
+    bos = model.tokenizer.bos_token_id
     if bos is not None and token_ids[:2] == [bos, bos]:  # one from the template, one from the tokenizer
         del token_ids[0]
     if not token_ids:
@@ -124,14 +131,15 @@ async def chat_prompt(
 
 async def render_chat(served: ServedModel, request: Conversation, key_name: str) -> RenderedPrompt:
     """Return the conversation as the model's chat template writes it."""
-    return await served.executors.templates.run(key_name, partial(_rendered, served, request))
+    return await served.executors.templates.run(key_name, partial(rendered_chat, served, request))
 
 
-def _rendered(served: ServedModel, request: Conversation) -> RenderedPrompt:
-    template = served.chat_template
+def rendered_chat(model: TextModel, request: Conversation) -> RenderedPrompt:
+    """Return what `render_chat` does; blocks."""
+    template = model.chat_template
     if template is None:
         raise invalid("This model has no chat template; use /v1/completions.", "messages")
-    special_tokens = served.tokenizer.special_tokens
+    special_tokens = model.tokenizer.special_tokens
     tools = [tool.model_dump(exclude_unset=True) for tool in request.shown_tools]
     if tools:
         template = template.for_tools()
@@ -160,24 +168,29 @@ def _rendered(served: ServedModel, request: Conversation) -> RenderedPrompt:
         raise invalid(str(error), "messages") from None
 
 
-def num_tokens_to_produce(served: ServedModel, request: CompletionRequest | ChatRequest, num_prompt_tokens: int) -> int:
+def num_tokens_to_produce(model: TextModel, request: CompletionRequest | ChatRequest, num_prompt_tokens: int) -> int:
     """Return `max_tokens` of a choice: as asked for, or a default that fits.
 
     Raises ApiError if the prompt, or the prompt with the tokens asked for, is too long for the model.
     """
-    room = served.max_model_len - num_prompt_tokens
-    asked = request.max_new_tokens
+    default = None if isinstance(request, ChatRequest) else DEFAULT_COMPLETION_TOKENS
+    return num_tokens_within(model, request.max_new_tokens, num_prompt_tokens, default)
+
+
+def num_tokens_within(model: TextModel, asked: int | None, num_prompt_tokens: int, default: int | None) -> int:
+    """Return `max_tokens` of a choice as `num_tokens_to_produce` does; the default None is all that fit."""
+    room = model.max_model_len - num_prompt_tokens
     if asked is not None:
         asked = min(asked, _MANY_TOKENS)  # numbers of thousands of digits cannot be written in a message
     if asked is not None and asked > room:
         raise too_long(
-            served, f"{num_prompt_tokens + asked} tokens ({num_prompt_tokens} in the prompt, {asked} to come)"
+            model, f"{num_prompt_tokens + asked} tokens ({num_prompt_tokens} in the prompt, {asked} to come)"
         )
     if room < 1 and asked != 0:
-        raise too_long(served, f"{num_prompt_tokens} tokens in the prompt, which leaves no room for an answer")
+        raise too_long(model, f"{num_prompt_tokens} tokens in the prompt, which leaves no room for an answer")
     if asked is not None:
         return asked
-    return room if isinstance(request, ChatRequest) else min(room, _DEFAULT_COMPLETION_TOKENS)
+    return room if default is None else min(room, default)
 
 
 def check_token_ids(token_ids: list[int], vocab_size: int, param: str) -> None:
@@ -206,7 +219,7 @@ async def encode(
     longer is returned.
     """
     encoding = partial(
-        _encoded,
+        encoded,
         served,
         text,
         param,
@@ -219,8 +232,8 @@ async def encode(
     return await in_thread_if_long(served, key_name, len(text), encoding)
 
 
-def _encoded(
-    served: ServedModel,
+def encoded(
+    model: TextModel,
     text: str,
     param: str,
     max_tokens: int,
@@ -237,33 +250,33 @@ def _encoded(
     so one of more than twice `max_tokens` tokens leaves no doubt.
     """
     encoding = partial(
-        served.tokenizer.encode,
+        model.tokenizer.encode,
         add_special_tokens=add_special_tokens,
         parse_special=parse_special,
         guard=guard,
         is_open=is_open,
     )
-    least = len(text.encode()) // served.max_token_bytes
+    least = len(text.encode()) // model.max_token_bytes
     if least > max_tokens:
-        raise too_long(served, f"at least {least} tokens in `{param}`", max_tokens)
+        raise too_long(model, f"at least {least} tokens in `{param}`", max_tokens)
     try:
         num_probed = _PROBED_CHARACTERS_PER_TOKEN * max_tokens
         while 2 * num_probed <= len(text):
             if len(encoding(text[:num_probed])) > 2 * max_tokens:
-                raise too_long(served, f"more than {2 * max_tokens} tokens in `{param}`", max_tokens)
+                raise too_long(model, f"more than {2 * max_tokens} tokens in `{param}`", max_tokens)
             num_probed *= 2
         return encoding(text)
     except ValueError as error:  # Unencodable
         raise invalid(f"`{param}` cannot be encoded: {error}", param) from None
 
 
-def too_long(served: ServedModel, requested: str, max_tokens: int | None = None) -> ApiError:
+def too_long(model: TextModel, requested: str, max_tokens: int | None = None) -> ApiError:
     """Return the error of a request that does not fit into the model's context, or into another limit of tokens."""
-    if max_tokens is not None and max_tokens != served.max_model_len:
+    if max_tokens is not None and max_tokens != model.max_model_len:
         return ApiError(400, f"The limit is {max_tokens} tokens. However, you sent {requested}. Send a shorter text.")
     return ApiError(
         400,
-        f"This model's maximum context length is {served.max_model_len} tokens. However, you requested {requested}. "
+        f"This model's maximum context length is {model.max_model_len} tokens. However, you requested {requested}. "
         "Shorten the prompt or ask for fewer tokens.",
         param=None,
         code="context_length_exceeded",

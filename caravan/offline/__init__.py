@@ -1,0 +1,1 @@
+"""The engine as a Python class, without HTTP: `from caravan import LLM`."""

@@ -1,0 +1,52 @@
+"""TextModel: what turns texts and conversations into the tokens of one model, and back."""
+
+import logging
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from caravan.model.sampling.generation_defaults import GenerationDefaults
+from caravan.model.tokenizer.loader import load_tokenizer
+from caravan.model.tokenizer.tokenizer import Tokenizer
+from caravan.server.sandbox.chat_template import ChatTemplate, usable_template
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextModel:
+    """A model without its numbers: its context, tokenizer, chat template and sampling defaults."""
+
+    max_model_len: int  # tokens, prompt and output together
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
+    defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
+
+    @cached_property
+    def max_token_bytes(self) -> int:
+        """The length of the longest token: a text of N bytes has at least N / max_token_bytes tokens."""
+        longest = max(len(self.tokenizer.token_bytes(token_id)) for token_id in range(self.tokenizer.vocab_size))
+        return max([longest, 1, *(len(text.encode()) for text in self.tokenizer.special_tokens)])
+
+
+def text_parts(model_path: Path, template_file: Path | None) -> tuple[Tokenizer, ChatTemplate | None]:
+    """Return the tokenizer and the chat template, which a model need not have.
+
+    A template that its user gave must be one; without the model's own texts can still be continued.
+    """
+    tokenizer = load_tokenizer(model_path)
+    if template_file is not None:
+        source = template_file.read_text("utf-8")
+        return tokenizer, usable_template(source, tokenizer.bos_token, tokenizer.eos_token)
+    if tokenizer.chat_template is None:
+        logger.warning(
+            "The model has no %schat template; chats are rejected.",
+            "default " if tokenizer.named_templates else "",
+        )
+        return tokenizer, None
+    try:
+        tool_use = tokenizer.named_templates.get("tool_use")
+        return tokenizer, usable_template(tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token, tool_use)
+    except ValueError as error:
+        logger.warning("%s Chats are rejected.", error)
+        return tokenizer, None
