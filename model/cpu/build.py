@@ -84,7 +84,7 @@ def _shipped_library(level: Level) -> Path | None:
     if path.is_file():
         return path
     if any(_FOLDER.glob(f"{level.library}-*.so")):
-        logger.warning("The installed kernels are for another version of PyTorch than %s.", torch.__version__)
+        logger.warning("The installed kernels do not fit PyTorch %s or their sources.", torch.__version__)
     return None
 
 
