@@ -45,7 +45,7 @@ Settings = Mapping[str, Any] | None
 
 
 def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:
-    """Return what a wheel is built with: what setuptools asks for, and for kernels the torch of the project and ninja."""
+    """Return what a wheel is built with: what setuptools asks for, and for kernels torch and ninja."""
     wanted = list(build_meta.get_requires_for_build_wheel(config_settings))
     if _has_kernels():
         project = tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]

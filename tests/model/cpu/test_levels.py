@@ -18,7 +18,7 @@ from tests.model.oracle import logits_of_every_position
 from tests.tiny_llama import tiny_llama
 
 AMX, AVX512, AVX2 = LEVELS
-HASWELL = dict.fromkeys(AVX2.flags_of_features, True)
+HASWELL: dict[str, object] = dict.fromkeys(AVX2.flags_of_features, True)
 ICE_LAKE = HASWELL | {f"avx512_{part}": True for part in ("f", "bw", "cd", "dq", "vl", "vnni", "vbmi")}
 ZEN_4 = ICE_LAKE | {"avx512_bf16": True, "clwb": True}
 SAPPHIRE_RAPIDS = ZEN_4 | {"amx_tile": True, "amx_int8": True, "amx_bf16": True, "avx512_fp16": True}
