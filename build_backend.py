@@ -55,7 +55,7 @@ def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:
 
 def build_wheel(wheel_directory: str, config_settings: Settings = None, metadata_directory: str | None = None) -> str:
     """Return the name of the wheel built in `wheel_directory`; without a compiler it is one for every platform."""
-    name = build_meta.build_wheel(wheel_directory, config_settings, metadata_directory)
+    name: str = build_meta.build_wheel(wheel_directory, config_settings, metadata_directory)
     if not _has_kernels():
         warnings.warn("No kernels in this wheel: it is not built on Linux on x86-64 with a C++ compiler.", stacklevel=2)
         return name

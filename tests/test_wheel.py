@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from setuptools import build_meta
 
 import build_backend
 from caravan import __version__
@@ -134,8 +135,8 @@ def test_without_a_compiler_the_wheel_is_for_every_platform_and_needs_no_torch_t
         (Path(directory) / "caravan-1-py3-none-any.whl").touch()
         return "caravan-1-py3-none-any.whl"
 
-    monkeypatch.setattr(build_backend.build_meta, "build_wheel", built)
-    monkeypatch.setattr(build_backend.build_meta, "get_requires_for_build_wheel", lambda _: ["setuptools"])
+    monkeypatch.setattr(build_meta, "build_wheel", built)
+    monkeypatch.setattr(build_meta, "get_requires_for_build_wheel", lambda _: ["setuptools"])
     monkeypatch.setenv("CXX", "no-such-compiler -O2")
     assert build_backend.get_requires_for_build_wheel() == ["setuptools"]
     with pytest.warns(UserWarning, match="No kernels in this wheel"):
@@ -144,7 +145,7 @@ def test_without_a_compiler_the_wheel_is_for_every_platform_and_needs_no_torch_t
 
 @pytest.mark.skipif(platform.machine() != "x86_64" or shutil.which("c++") is None, reason="kernels are for x86-64")
 def test_a_wheel_is_built_with_the_torch_that_the_project_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build_backend.build_meta, "get_requires_for_build_wheel", lambda _: [])
+    monkeypatch.setattr(build_meta, "get_requires_for_build_wheel", lambda _: [])
     needs = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     found = build_backend.get_requires_for_build_wheel()
     assert [re.match("[a-z]+", line)[0] for line in found] == ["torch", "ninja"]  # type: ignore[index]  # all match
