@@ -1,4 +1,4 @@
-"""Build the C++ kernels for this processor, once, and load them."""
+"""Load the C++ kernels for this processor: a library that is installed, or one that is built once."""
 
 import hashlib
 import json
@@ -13,9 +13,11 @@ from typing import Any
 import torch
 
 from caravan.model.cache_dir import cache_folder, private_temporary_folder, writable_folder
+from caravan.model.cpu.levels import Level, best_level
 
 _FOLDER = Path(__file__).parent
 _FLAGS = ("-O3", "-std=c++20", "-fopenmp", "-Wno-psabi")  # psabi: a note on passing vectors, of no use here
+NATIVE = ("-march=native",)
 
 logger = logging.getLogger(__name__)
 
@@ -24,24 +26,79 @@ class KernelsUnavailable(Exception):
     """The kernels cannot be built or loaded here; the text is one line that says why."""
 
 
-def load_kernels(
-    target: Sequence[str] = ("-march=native",), library: str = "caravan", environ: Mapping[str, str] = os.environ
+def load_kernels(environ: Mapping[str, str] = os.environ) -> Any:
+    """Return the operators of the kernels for this processor.
+
+    A wheel may have libraries for levels of processors beside the sources. One is used where it uses all that the
+    kernels can use of this processor; else the kernels are built. Where they cannot be built, a library for less is
+    used. Raises KernelsUnavailable.
+    """
+    capabilities = torch.cpu.get_capabilities()
+    level = best_level(capabilities)
+    shipped = None if level is None else _shipped_library(level)
+    if level is not None and shipped is not None and level.is_all_of(capabilities):
+        try:
+            return _load(shipped, level.library)
+        except KernelsUnavailable as error:
+            logger.warning("The installed kernels cannot be loaded: %s", error)
+            shipped = None
+    try:
+        return build_kernels(environ=environ)
+    except KernelsUnavailable as error:
+        if level is None or shipped is None:
+            raise
+        logger.warning("The kernels cannot be built for this processor, those for %s are used: %s", level.name, error)
+        return _load(shipped, level.library)
+
+
+def build_kernels(
+    target: Sequence[str] = NATIVE, library: str = "caravan", environ: Mapping[str, str] = os.environ
 ) -> Any:
     """Return the operators of the kernels, `torch.ops.<library>`, built for `target` if they are not in the cache.
+
+    Raises KernelsUnavailable.
+    """
+    return _load(built_library(target, library, environ), library)
+
+
+def built_library(target: Sequence[str], library: str, environ: Mapping[str, str]) -> Path:
+    """Return the file of the kernels for `target`, built if it is not in the cache.
 
     A build is kept under a name made of the sources, the flags, torch and the processor's features, and takes its
     place there in one move, so that several processes may build at once. Where the cache cannot be written, as with a
     user id that has no home folder, it is kept among the temporary files. Raises KernelsUnavailable.
     """
-    flags = [*_FLAGS, *target, f"-DCARAVAN_LIBRARY={library}"]
+    flags = _flags(target, library)
     try:
-        built = _place(f"{library}-{_fingerprint(flags)}.so", environ)
+        built = _place(_file_name(library, flags), environ)
         if not built.is_file():
             _build(built, flags, environ)
-        torch.ops.load_library(built)  # type: ignore[no-untyped-call]  # torch gives it no types
+    except OSError as error:
+        raise KernelsUnavailable(" ".join(str(error).split())[:300]) from error
+    return built
+
+
+def _shipped_library(level: Level) -> Path | None:
+    """Return the library for a level that lies beside the sources and was built from them and for this torch."""
+    path = _FOLDER / _file_name(level.library, _flags(level.target, level.library))
+    if path.is_file():
+        return path
+    if any(_FOLDER.glob(f"{level.library}-*.so")):
+        logger.warning("The installed kernels do not fit PyTorch %s or their sources.", torch.__version__)
+    return None
+
+
+def _load(path: Path, library: str) -> Any:
+    """Return the operators in a library; raises KernelsUnavailable."""
+    try:
+        torch.ops.load_library(path)  # type: ignore[no-untyped-call]  # torch gives it no types
     except OSError as error:
         raise KernelsUnavailable(" ".join(str(error).split())[:300]) from error
     return getattr(torch.ops, library)
+
+
+def _flags(target: Sequence[str], library: str) -> list[str]:
+    return [*_FLAGS, *target, f"-DCARAVAN_LIBRARY={library}"]
 
 
 def _place(name: str, environ: Mapping[str, str]) -> Path:
@@ -62,19 +119,22 @@ def _place(name: str, environ: Mapping[str, str]) -> Path:
     return folder / name
 
 
-def _fingerprint(flags: list[str]) -> str:
-    features = {name: value for name, value in torch.cpu.get_capabilities().items() if isinstance(value, bool | str)}
-    digest = hashlib.sha256(json.dumps([flags, torch.__version__, features], sort_keys=True).encode())
+def _file_name(library: str, flags: list[str]) -> str:
+    """Return a name that stands for the content; torch's builds for CPU and CUDA have the same C++ interface."""
+    capabilities = torch.cpu.get_capabilities() if set(NATIVE) <= set(flags) else {}
+    features = {name: value for name, value in capabilities.items() if isinstance(value, bool | str)}
+    version = torch.__version__.partition("+")[0]
+    digest = hashlib.sha256(json.dumps([flags, version, features], sort_keys=True).encode())
     for path in sorted((*_FOLDER.glob("*.cpp"), *_FOLDER.glob("*.h"))):
         digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+    return f"{library}-{digest.hexdigest()[:16]}.so"
 
 
 def _build(built: Path, flags: list[str], environ: Mapping[str, str]) -> None:
-    print("Building the kernels for this processor, once; it takes half a minute.", file=sys.stderr, flush=True)
+    print("Building the kernels, once; it takes half a minute.", file=sys.stderr, flush=True)
     # The ninja of this Python's environment is found whether or not that is activated.
     path = os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", os.defpath)])
-    command = [sys.executable, "-P", "-m", "caravan.model.cpu.compile", str(built), *flags]
+    command = [sys.executable, "-P", str(_FOLDER / "compile.py"), str(built), *flags]
     done = subprocess.run(command, env={**environ, "PATH": path}, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]

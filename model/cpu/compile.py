@@ -1,4 +1,4 @@
-"""Compile the kernels, in a process of its own: `python -m caravan.model.cpu.compile FILE FLAGS`."""
+"""Compile the kernels, in a process of its own: `python model/cpu/compile.py FILE FLAGS`."""
 
 import sys
 import tempfile
@@ -17,6 +17,7 @@ def main() -> None:
             name=built.stem.replace("-", "_"),
             sources=[str(path) for path in sorted(Path(__file__).parent.glob("*.cpp"))],
             extra_cflags=flags,
+            extra_ldflags=["-s"],
             build_directory=folder,
             is_python_module=False,
         )

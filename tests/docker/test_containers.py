@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -218,6 +219,21 @@ def test_the_dashboard_has_a_row_for_each_question() -> None:
     assert len({panel["title"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
 
 
+@pytest.mark.parametrize(("machine", "has_compiler"), [("x86_64", False), ("aarch64", True)])
+def test_the_image_has_a_compiler_only_where_the_kernels_are_built_at_the_first_start(
+    tmp_path: Path, machine: str, has_compiler: bool
+) -> None:
+    found = instructions(DOCKERFILES[0])
+    last = found[[instruction for instruction, _ in found].index("FROM", 1) :]
+    (line,) = (rest for instruction, rest in last if instruction == "RUN" and "g++" in rest)
+    for name, program in {"uname": f"echo {machine}", "apt-get": f'echo "$@" >> {tmp_path}/log', "rm": ""}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{program}\n")
+        (tmp_path / name).chmod(0o755)
+    subprocess.run(["/bin/sh", "-c", line], env={"PATH": str(tmp_path)}, check=True)
+    assert (tmp_path / "log").exists() == has_compiler
+    assert not has_compiler or "g++" in (tmp_path / "log").read_text()
+
+
 @pytest.mark.docker
 @pytest.mark.timeout(900)
 def test_the_install_and_start_lines_of_the_image_work_in_an_empty_environment(tmp_path: Path) -> None:
@@ -234,13 +250,13 @@ def test_the_install_and_start_lines_of_the_image_work_in_an_empty_environment(t
                 shutil.copy(ROOT / path, to)
     environ = os.environ | {"PATH": f"{tmp_path}/venv/bin:{os.environ['PATH']}", "TORCH_INDEX_URL": ""}
     installs = [line for line in arguments_of("RUN") if line.startswith("pip install")]
-    assert len(installs) == 2
+    assert len(installs) == 3
     for line in installs:
         subprocess.run(["sh", "-c", line], cwd=sources, env=environ, check=True, stdout=subprocess.DEVNULL)
     start = json.loads(arguments_of("ENTRYPOINT")[0]) + json.loads(arguments_of("CMD")[-1])
     shown = subprocess.run([*start, "--help"], cwd=tmp_path, env=environ, check=True, capture_output=True, text=True)
     assert "Usage: caravan serve" in shown.stdout
-    # The sources are installed, too.
+    # The kernels are installed, elsewhere than on x86-64 their sources.
     build = "from caravan.model.cpu.build import load_kernels; print(load_kernels().make_layers)"
     guide = (
         "from caravan.server.operations.page import *; "
@@ -251,6 +267,8 @@ def test_the_install_and_start_lines_of_the_image_work_in_an_empty_environment(t
     )
     assert shown.stdout == "# Llama 2\n"
     environ["XDG_CACHE_HOME"] = str(tmp_path / "cache")
+    if platform.machine() == "x86_64":
+        environ["CXX"] = "no-such-compiler"
     built = subprocess.run(
         ["python", "-c", build], cwd=tmp_path, env=environ, check=True, capture_output=True, text=True
     )

@@ -113,7 +113,7 @@ def test_threat_25_a_temporary_folder_that_others_may_write_is_refused(
     with pytest.raises(OSError, match="not a folder of this user alone|File exists"):
         private_temporary_folder()
     with pytest.raises(build.KernelsUnavailable):
-        build.load_kernels(library="caravan_nowhere", environ={"XDG_CACHE_HOME": "/proc/nowhere"})
+        build.build_kernels(library="caravan_nowhere", environ={"XDG_CACHE_HOME": "/proc/nowhere"})
 
 
 def test_a_temporary_folder_is_the_same_in_every_run(temporary: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from caravan.model.backend import choose_backend, choose_device
-from caravan.model.cpu.build import KernelsUnavailable, load_kernels
+from caravan.model.cpu.build import KernelsUnavailable, build_kernels
 from caravan.model.cpu.linear import PackedLinear
 from caravan.model.cpu.llama import CpuLlama
 from caravan.model.kv_cache import POOL_DTYPES, KVCache, choose_kv_dtype, kv_bytes_per_token
@@ -109,16 +109,16 @@ def test_without_a_compiler_one_warning_says_so(
 def test_a_build_is_kept_and_a_broken_one_is_an_error(tmp_path: Path) -> None:
     environ = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     folder = tmp_path / "caravan" / "kernels"
-    load_kernels(library="caravan_kept", environ=environ)
+    build_kernels(library="caravan_kept", environ=environ)
     (kept,) = folder.iterdir()
     changed = kept.stat().st_mtime_ns
-    load_kernels(library="caravan_kept", environ=environ)
+    build_kernels(library="caravan_kept", environ=environ)
     assert [path.stat().st_mtime_ns for path in folder.iterdir()] == [changed]
     other = tmp_path / "other" / "caravan" / "kernels"
     other.mkdir(parents=True)
     (other / kept.name).write_bytes(b"not a library")
     with pytest.raises(KernelsUnavailable):
-        load_kernels(library="caravan_kept", environ={"XDG_CACHE_HOME": str(tmp_path / "other")})
+        build_kernels(library="caravan_kept", environ={"XDG_CACHE_HOME": str(tmp_path / "other")})
 
 
 def test_the_pool_has_the_numbers_of_the_model_or_eight_bits() -> None:

@@ -4,7 +4,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -51,17 +51,25 @@ class RunningServer:
 
 @contextmanager
 def running_server(
-    model: Path | str, *options: str, program: str = "caravan", in_new_group: bool = False
+    model: Path | str,
+    *options: str,
+    program: str = "caravan",
+    in_new_group: bool = False,
+    environ: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
 ) -> Iterator[RunningServer]:
     """Start `caravan serve` on a free port and stop it at the end; what it says goes to the test's output.
 
-    In a process group of its own it can be sent what a terminal or a supervisor sends to the group.
+    In a process group of its own it can be sent what a terminal or a supervisor sends to the group. Another environment
+    and working folder take the place of the test's.
     """
     process = subprocess.Popen(
         [sys.executable, "-m", program, "serve", str(model), "--port", "0", *options],
         stdout=subprocess.PIPE,
         text=True,
         process_group=0 if in_new_group else None,
+        env=environ,
+        cwd=cwd,
     )
     assert process.stdout is not None
     lines: list[str] = []

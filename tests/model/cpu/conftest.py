@@ -1,4 +1,4 @@
-"""The tests of this folder run with the kernels as they are built for this processor and for lesser ones."""
+"""The tests of this folder run with the kernels as they are built for this processor and for each level of them."""
 
 import platform
 from typing import Any
@@ -6,17 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from caravan.model.cpu.build import load_kernels
-
-TARGETS = {
-    "native": ("-march=native",),
-    "untiled": ("-march=native", "-mno-amx-bf16"),
-    "avx2": ("-march=x86-64-v3",),
-    "plain": ("-march=x86-64",),
-}
+from caravan.model.cpu.build import build_kernels, load_kernels
+from caravan.model.cpu.levels import LEVELS
 
 
-@pytest.fixture(scope="session", params=TARGETS)
+@pytest.fixture(scope="session", params=["native", *(level.name for level in LEVELS), "plain"])
 def kernels(request: pytest.FixtureRequest) -> Any:
     """The kernels of one build after another."""
     name = request.param
@@ -24,6 +18,9 @@ def kernels(request: pytest.FixtureRequest) -> Any:
         return load_kernels()
     if platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("the lesser builds are for x86-64")
-    if name == "untiled" and not torch.cpu.get_capabilities().get("amx_bf16"):
-        pytest.skip("the native build has no tiles")
-    return load_kernels(TARGETS[name], f"caravan_{name}")
+    if name == "plain":
+        return build_kernels(("-march=x86-64",), "caravan_plain")
+    (level,) = (level for level in LEVELS if level.name == name)
+    if not level.runs_on(torch.cpu.get_capabilities()):
+        pytest.skip("this processor lacks a feature of the level")
+    return build_kernels(level.target, level.library)
