@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from caravan.server.openai.embeddings import EmbeddingRequest
 from caravan.server.openai.protocol.generation_requests import ChatRequest, CompletionRequest, StreamOptions
 from caravan.server.openai.protocol.response_requests import ResponsesRequest
@@ -10,8 +12,8 @@ from caravan.server.openai.tokenize import TokenizeRequest
 from tests.server.openai.api import open_api
 
 TEXT = (Path(__file__).parents[2] / "docs" / "api.md").read_text("utf-8")
-GENERATION = [CompletionRequest, ChatRequest, ResponsesRequest]
-MODELS = {
+GENERATION: list[type[BaseModel]] = [CompletionRequest, ChatRequest, ResponsesRequest]
+MODELS: dict[str, list[type[BaseModel]]] = {
     "generation": GENERATION,
     "completions": [CompletionRequest],
     "chat": [ChatRequest],
