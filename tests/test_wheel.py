@@ -98,6 +98,9 @@ def test_the_wheel_has_what_runs_and_nothing_else(wheel: Path) -> None:
     sources = [*(ROOT / "caravan").glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]
     assert len([name for name in names if name.endswith(".py")]) == len(sources)
     assert not [name for name in names if "benchmark-" in name or "reliability-" in name or name.endswith(".png")]
+    guide = (ROOT / "docs/llama2-from-scratch.md").read_text("utf-8")
+    for name in names:
+        assert not name.endswith(".svg") or f"figures/{Path(name).name}" in guide, name
 
 
 def test_the_wheel_has_the_kernels_of_every_level_and_is_for_their_platform(wheel: Path) -> None:

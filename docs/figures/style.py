@@ -9,6 +9,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
 
 TEXT = "#808080"  # in the middle between black and white
 BLUE, ORANGE, GREEN, PURPLE, RED = "#4c8bf5", "#e8833a", "#3aa76d", "#9b6bd3", "#d9534f"
@@ -30,6 +31,26 @@ def blank(panel: Axes) -> Axes:
     """Return the panel without axes, for boxes and arrows."""
     panel.set_axis_off()
     return panel
+
+
+def box(
+    panel: Axes, corner: tuple[float, float], size: tuple[float, float], title: str, colour: str, notes: list[str]
+) -> None:
+    """Draw a box from its lower left corner: the title at its top, notes below it, or the title alone in the middle."""
+    (x, y), (width, height) = corner, size
+    style = "round,pad=0.02,rounding_size=0.12"
+    panel.add_patch(FancyBboxPatch(corner, width, height, boxstyle=style, fc=colour, ec=colour, alpha=0.25))
+    title_y = y + height - 0.4 if notes or height > 2 else y + height / 2
+    panel.text(x + width / 2, title_y, title, ha="center", va="center", fontsize=10)
+    step = (height - 0.7) / max(len(notes), 1)
+    for index, note in enumerate(notes):
+        note_y = title_y - 0.3 - step * (index + 0.5)
+        panel.text(x + width / 2, note_y, note, ha="center", va="center", fontsize=8)
+
+
+def arrow(panel: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """Draw a straight arrow."""
+    panel.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": TEXT})
 
 
 def write(module: ModuleType, path: Path) -> None:

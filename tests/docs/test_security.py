@@ -1,4 +1,4 @@
-"""SECURITY.md says of routes and limits what the code does."""
+"""The routes, limits and threats in SECURITY.md are those of the code and of its tests."""
 
 import re
 from pathlib import Path
@@ -42,35 +42,33 @@ async def test_the_table_of_routes_is_that_of_the_application() -> None:
         f"`{path}`": [", ".join(sorted(names)), "no" if is_open(path) else "yes"] for path, names in methods.items()
     }
     listed = {
-        path: [methods, re.split("[,:]", needs)[0]] for path, methods, needs in rows("Routes and who may call them")
+        path: [methods, re.split("[,:;]", needs)[0]] for path, methods, needs in rows("Routes and who may call them")
     }
     assert listed == routes
 
 
 def test_the_limits_are_those_of_the_code() -> None:
     limits, queue, settings = RequestLimits(), QueueLimits(), load_settings({}, {})
-    told = {what: limit for what, limit, _ in rows("Limits")}
-    assert told == {
+    listed = {what: limit for what, limit, _ in rows("Limits")}
+    assert listed == {
         "head of a request": f"{MAX_HEAD_BYTES:,} bytes, {HEAD_SECONDS:g} s",
         "body of a request": f"{limits.max_body_bytes:,} bytes, {limits.body_timeout_seconds:g} s",
-        "a client that takes nothing of its stream": f"{limits.write_timeout_seconds:g} s",
-        "an idle connection": f"{settings.keep_alive_timeout} s",
+        "time without a read of a stream": f"{limits.write_timeout_seconds:g} s",
+        "idle connection": f"{settings.keep_alive_timeout} s",
         "bodies of all requests together": f"{int(settings.max_body_memory):,} bytes",
         "strings, lists and objects in a body": f"{MAX_VALUES:,}, {MAX_DEPTH} levels deep",
-        "silence of a stream before a comment": f"{limits.keep_alive_seconds:g} s",
-        "choices of one request": f"{limits.max_choices}",
+        "time without an event before a comment": f"{limits.keep_alive_seconds:g} s",
+        "choices of a request": f"{limits.max_choices}",
         "check of a grammar": (
-            f"{FIRST_LIMIT_SECONDS:g} s of a processor, then {TIME_LIMIT_SECONDS:g} s behind other slow ones; "
+            f"{FIRST_LIMIT_SECONDS:g} s of processor time, then {TIME_LIMIT_SECONDS:g} s in the queue for slow ones; "
             f"{MEMORY_LIMIT_BYTES >> 20:,} MiB"
         ),
-        "grammars of one key that wait for their check": (
-            f"{MAX_WAITING_PER_KEY}, of which {MAX_SLOW_PER_KEY} slow ones"
-        ),
-        "tokens of `/tokenize`": f"{limits.max_shown_tokens:,}, or the context of the model if that is longer",
-        "sequences that wait": f"{queue.max_requests}",
-        "tokens that wait": f"{queue.max_tokens:,}",
-        "time in the queue": "none" if queue.max_wait_seconds is None else f"{queue.max_wait_seconds:g} s",
-        "silence of the engine": f"{settings.engine_timeout:g} s",
+        "queued grammar checks of a key": (f"{MAX_WAITING_PER_KEY}, of which {MAX_SLOW_PER_KEY} slow ones"),
+        "tokens of `/tokenize`": f"{limits.max_shown_tokens:,}, or the model's context if it is longer",
+        "waiting sequences": f"{queue.max_requests}",
+        "tokens of waiting sequences": f"{queue.max_tokens:,}",
+        "expected time in the queue": "none" if queue.max_wait_seconds is None else f"{queue.max_wait_seconds:g} s",
+        "time without a heartbeat of the engine": f"{settings.engine_timeout:g} s",
         "time for accepted requests after SIGTERM": f"{settings.drain_timeout:g} s",
     }
     assert settings.queue_limits == queue

@@ -1,0 +1,76 @@
+"""docs/operations.md names metrics, alerts, log fields and options that the server has."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from caravan.server.observe.http_record import HttpRecord
+from caravan.server.observe.request_record import RequestRecord
+from caravan.server.settings import Settings, load_settings
+from tests.server.openai.api import open_api
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "operations.md").read_text("utf-8")
+
+
+def section(title: str) -> str:
+    """Return the text below a heading, up to the next one of the same or a higher level."""
+    level = title.partition(" ")[0]
+    rest = TEXT.partition(f"{title}\n")[2]
+    return re.split(rf"^#{{1,{len(level)}}} ", rest, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def first_cells(text: str) -> list[str]:
+    """Return the first cell of each row of the tables in a text, without their heads."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [line.strip("|").split("|")[0].strip() for line in lines[2:]]
+
+
+async def test_every_metric_of_the_server_is_described_and_no_other() -> None:
+    async with open_api() as api:
+        exposition = (await api.http.get("/metrics")).text
+    families = dict(re.findall(r"^# TYPE (caravan_\w+) (\w+)$", exposition, re.MULTILINE))
+    names = {name for name in families if not name.endswith("_created")}
+    described = set(re.findall(r"`(caravan_\w+)", section("## Metrics").partition("### Alerts")[0])) - {"caravan_"}
+    of_keys = {name for name in described if name.startswith("caravan_key_")}  # only where there are keys
+    assert len(of_keys) == 3
+    assert described - of_keys == names
+
+
+def test_the_alerts_are_those_of_the_rules() -> None:
+    rules = yaml.safe_load((ROOT / "docker/prometheus/rules.yml").read_text("utf-8"))
+    alerts = [rule["alert"] for group in rules["groups"] for rule in group["rules"] if "alert" in rule]
+    assert [cell.strip("`") for cell in first_cells(section("### Alerts"))] == alerts
+
+
+def test_the_log_fields_are_those_of_the_record() -> None:
+    record = RequestRecord("cmpl-1", "1", "", 0.0)
+    record.queue(1, 0, num_prompt_tokens=1, max_tokens=1)
+    for event in ("joined", "first token"):
+        record.add_event(event)
+    line = HttpRecord(
+        request_id="1",
+        client="127.0.0.1",
+        key_name="",
+        method="POST",
+        route="/v1/completions",
+        status=200,
+        seconds=1.0,
+        trace_parent="",
+        generation=record,
+    )
+    table = section("## Logs").partition("\n### ")[0]
+    described = [name for cell in first_cells(table) for name in re.findall(r"`(\w+)`", cell)]
+    assert sorted(described) == sorted(line.log_fields())
+
+
+def test_the_settings_file_and_the_options_exist(tmp_path: Path) -> None:
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+    file = tmp_path / "caravan.yaml"
+    file.write_text(block)
+    assert load_settings({"config": str(file)}, {}).model == "org/name"
+    text = TEXT.partition("## Measure\n")[0] + section("## Shutdown") + section("## Failures")
+    options = set(re.findall(r"--([a-z][a-z-]+)", text)) - {"build", "no-deps"}  # of docker compose and pip
+    assert len(options) > 15
+    assert {option.replace("-", "_") for option in options} <= set(Settings.model_fields)
