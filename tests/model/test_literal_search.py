@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caravan.model.tokenizer.literal_search import LiteralSearch
 from caravan.model.tokenizer import literal_search
+from caravan.model.tokenizer.literal_search import LiteralSearch
 
 literals = st.lists(st.text("ab<|>\n", min_size=1, max_size=5), max_size=8)
 texts = st.text("ab<|>\n", max_size=60)
