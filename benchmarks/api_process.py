@@ -96,6 +96,7 @@ def run_streams(port: int, num_streams: int, arguments: argparse.Namespace, max_
     """Open the streams together, read them to their ends, and return how many events came."""
     request = request_of(arguments, max_tokens)
     num_events = 0
+    statuses = set()  # of the responses
     with selectors.DefaultSelector() as selector:
         for _ in range(num_streams):
             opened = socket.create_connection(("127.0.0.1", port))
@@ -106,9 +107,13 @@ def run_streams(port: int, num_streams: int, arguments: argparse.Namespace, max_
                 connection: socket.socket = key.data
                 received = connection.recv(1 << 16)
                 num_events += received.count(b"data: {")
+                if received.startswith(b"HTTP/1.1 "):
+                    statuses.add(received[9:12])
                 if not received:
                     selector.unregister(connection)
                     connection.close()
+    if statuses != {b"200"}:
+        raise SystemExit(f"the API process answered with status {', '.join(sorted(map(bytes.decode, statuses)))}")
     return num_events
 
 
@@ -118,7 +123,7 @@ def request_of(arguments: argparse.Namespace, max_tokens: int) -> bytes:
     prompt = {"messages": [{"role": "user", "content": "word " * 100}]} if arguments.chat else {"prompt": "word " * 100}
     common = {"model": "bench", "max_tokens": max_tokens, "ignore_eos": True, "temperature": 0, "stream": True}
     body = json.dumps(common | prompt | arguments.fields).encode()
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n"
+    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n"
     return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
 
 
