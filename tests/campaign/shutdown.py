@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.server.running_server import running_server
+from tests.server.running_server import is_alive, running_server
 
 NUM_STREAMS = 8
 BODY = {"model": "tiny", "prompt": "hello", "ignore_eos": True, "temperature": 0, "stream": True}
@@ -49,7 +49,7 @@ def shutdown_campaign(model: Path, *, num_shutdowns: int, seed: int) -> Shutdown
             report.seconds.append(time.monotonic() - began)
             for thread in threads:
                 thread.join()
-            report.num_left_children += sum(Path(f"/proc/{pid}").exists() for pid in children)
+            report.num_left_children += sum(map(is_alive, children))
         report.num_shutdowns += 1
     return report
 

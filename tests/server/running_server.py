@@ -90,6 +90,15 @@ def running_server(
             process.stdout.close()
 
 
+def is_alive(pid: int) -> bool:
+    """Return whether a process is there and has not ended; one that waits for its parent to ask has ended."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return status.rpartition(")")[2].split()[0] not in "ZX"
+
+
 def eventually(holds: Callable[[], bool], *, within_seconds: float) -> None:
     """Wait until `holds` does; fail if that takes too long."""
     deadline = time.monotonic() + within_seconds

@@ -22,7 +22,7 @@ import pytest
 
 from caravan.server.http.graceful_shutdown import SAME_SIGNAL_SECONDS
 from tests.gguf_files import write_tiny_llama
-from tests.server.running_server import RunningServer, eventually, running_server
+from tests.server.running_server import RunningServer, eventually, is_alive, running_server
 
 LONG = {"model": "tiny", "prompt": "hello", "max_tokens": 400, "ignore_eos": True, "temperature": 0}
 ENDLESS = LONG | {"stream": True, "n": 64}  # four at a time
@@ -161,8 +161,10 @@ def test_threat_20_no_engine_outlives_a_killed_server(tiny_model_path: Path) -> 
     with running_server(tiny_model_path, "--kv-cache-memory", "4MiB") as running:
         children = running.children()
         assert len(children) == 2  # the engine and the chat template's worker
+        chat = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}
+        assert running.http.post("/tokenize", json=chat).status_code == 200  # the worker has started
         running.process.kill()
-        eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), within_seconds=2)
+        eventually(lambda: not any(map(is_alive, children)), within_seconds=2)
 
 
 def test_threat_20_sigterm_lets_a_stream_finish_and_tells_others_to_come_back(tiny_model_path: Path) -> None:
@@ -182,7 +184,7 @@ def test_threat_20_sigterm_lets_a_stream_finish_and_tells_others_to_come_back(ti
             assert events[-1] == "data: [DONE]"
             assert "error" not in events[-2]
         assert running.process.wait(10) == 0
-        assert not any(Path(f"/proc/{pid}").exists() for pid in children)
+        assert not any(map(is_alive, children))
 
 
 @pytest.mark.parametrize(
@@ -207,7 +209,7 @@ def test_threat_20_a_signal_to_all_processes_lets_a_stream_finish(
             assert events[-1] == "data: [DONE]"
             assert "error" not in events[-2]
         assert running.process.wait(10) == (130 if number == signal.SIGINT else 0)
-        eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), within_seconds=2)
+        eventually(lambda: not any(map(is_alive, children)), within_seconds=2)
 
 
 @pytest.mark.skipif(shutil.which("timeout") is None, reason="coreutils' timeout is not installed")
@@ -285,7 +287,7 @@ def test_threat_20_a_second_sigterm_ends_the_server_within_a_second(tiny_model_p
         assert events[-1] == "data: [DONE]"
         assert running.process.wait(5) == 0
         assert time.monotonic() - began < 1.2
-        assert not any(Path(f"/proc/{pid}").exists() for pid in children)
+        assert not any(map(is_alive, children))
 
 
 def failed_start(*arguments: str) -> str:
