@@ -4,11 +4,12 @@ BIN := .venv/bin
 MODEL ?= smollm2
 BENCH ?= --concurrency 1,8,32
 
-.PHONY: help serve test check fix dashboard bench compare conformance campaign soak
+.PHONY: help serve test test-fast check fix dashboard bench compare conformance campaign soak
 
 help:
 	@echo "make serve   install and serve MODEL (default smollm2) on 127.0.0.1:8000; options in CARAVAN_* variables"
-	@echo "make test    install what the tests need and run them all"
+	@echo "make test    run all tests; install what they need into .venv, and name what the system lacks"
+	@echo "make test-fast   the tests that start no server and need no model, in less than 90 seconds"
 	@echo "make check   formatting, lint, types, import rule"
 	@echo "make fix     format and mend what can be mended"
 	@echo "make dashboard   write the dashboard anew from docker/grafana/dashboard.py"
@@ -19,9 +20,16 @@ help:
 serve: .venv/serve.stamp
 	$(BIN)/caravan serve $(MODEL)
 
-test: .venv/dev.stamp .venv/clients.stamp .venv/debian.stamp
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal -m "not timing"
+# A file of tests stays in one process, which starts its server once; the slow files come first (tests/conftest.py).
+PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+test: .venv/dev.stamp .venv/clients.stamp .venv/kernels.stamp
+	@$(BIN)/python -m tests.support.system_programs
+	$(PYTEST) -m "not timing"
 	$(BIN)/pytest -m timing
+
+test-fast: .venv/dev.stamp
+	$(PYTEST) -m "not (slow or real_model or browser or prometheus or docker or timing)"
 
 check: .venv/dev.stamp
 	$(BIN)/ruff format --check .
@@ -65,16 +73,13 @@ compare: .venv/dev.stamp
 	$(BIN)/pip install --disable-pip-version-check -e '.[test,dev]'
 	touch $@ .venv/serve.stamp
 
-# A browser, Prometheus' own tools, nginx and a Java that runs a source file; their tests are skipped without them.
-.venv/debian.stamp: | .venv/bin/python
-	@PATH="$$PATH:/usr/sbin"; { command -v chromium && command -v promtool && command -v nginx && command -v javac; } > /dev/null \
-	|| { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq chromium prometheus nginx-light default-jdk-headless; } \
-		> .venv/debian.log 2>&1 \
-	|| echo "No chromium, promtool, nginx or javac: their tests are skipped."
-	@touch $@
-
 # Clients that people use, in an environment of their own: they want other versions of the openai package.
 .venv/clients.stamp: tests/clients/requirements.txt .venv/dev.stamp
 	$(PYTHON) -m venv .venv/clients
 	.venv/clients/bin/pip install --disable-pip-version-check -r $<
+	touch $@
+
+# The kernels in every build that is tested: several processes would build the same ones at once.
+.venv/kernels.stamp: $(wildcard model/cpu/*.cpp model/cpu/*.h) .venv/dev.stamp
+	$(BIN)/python -m tests.support.kernel_builds
 	touch $@

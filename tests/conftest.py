@@ -1,5 +1,6 @@
 """Fixtures that several packages of tests share."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -18,6 +19,18 @@ def pytest_configure() -> None:
     settings.load_profile("caravan")
     num_processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_processes))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run files with slow tests first, so that no process waits for another's last one."""
+    slow = {item.path for item in items if any(map(item.get_closest_marker, ("slow", "real_model", "docker")))}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish() -> None:
+    """Have the garbage collector pass over all that was imported: it looks at it again and again otherwise."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,8 @@ from caravan import __version__
 from caravan.model.cpu.levels import LEVELS, best_level
 from tests.server.running_server import running_server
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 PARTS = ("server", "scheduler", "model")
 

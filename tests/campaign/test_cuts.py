@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.campaign.cuts import cut_campaign
 from tests.server.running_server import running_server
+
+pytestmark = pytest.mark.slow
 
 
 async def test_threat_11_requests_cut_at_random_moments_leak_no_block(tiny_model_path: Path) -> None:

@@ -14,6 +14,7 @@ def test_each_bug_has_its_place_in_the_sources(bug: Bug) -> None:
     assert (ROOT / bug.file).read_text("utf-8").count(bug.sound) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("bug", [bug for bug in BUGS if bug.name in QUICK], ids=lambda bug: bug.name)
 def test_a_bug_is_noticed(bug: Bug, tmp_path: Path) -> None:

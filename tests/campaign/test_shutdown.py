@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.campaign.shutdown import NUM_STREAMS, shutdown_campaign
+
+pytestmark = pytest.mark.slow
 
 
 def test_threat_20_sigterm_under_load_cuts_no_stream_and_leaves_nothing_behind(tiny_model_path: Path) -> None:

@@ -8,6 +8,8 @@ import pytest
 from tests.campaign.soak import Slope, slope_of, soak
 from tests.server.running_server import running_server
 
+pytestmark = pytest.mark.slow
+
 
 async def test_the_memory_of_a_server_does_not_grow(tiny_model_path: Path) -> None:
     with running_server(tiny_model_path, "--kv-cache-memory", "1MiB") as server:

@@ -16,6 +16,8 @@ from tests.model.checkpoint.test_huggingface import edit, random_model
 from tests.server.running_server import running_server
 from tests.tiny_llama import tiny_llama
 
+pytestmark = pytest.mark.slow
+
 
 def plan(path: Path, memory_bytes: int, **limits: Any) -> dict[str, str]:
     rows = plan_model(

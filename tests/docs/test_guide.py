@@ -10,6 +10,8 @@ import pytest
 
 from docs.figures.style import figure_modules, write
 
+pytestmark = pytest.mark.slow
+
 DOCS = Path(__file__).parents[2] / "docs"
 GUIDE = DOCS / "llama2-from-scratch.md"
 

@@ -22,6 +22,8 @@ from caravan.model.tokenizer.vocabulary import BrokenTokenizer, Unencodable
 from tests.model.test_tokenizer_formats import byte_level_json, pieces_json, write
 from tests.model.vocabularies import CORPUS, GUARD
 
+pytestmark = pytest.mark.slow
+
 SPACE = "\u2581"
 CONTENTS = ["<s>", "<|a|>", "[b]", "tool", "tools", "do", "<s>x", " y", "word\n", "\u00e9t\u00e9"]
 PIECES = [*CONTENTS, " ", "  ", "\t", "\n", "\u3000", "a", "hello", "x", "_", "1", "<", "|", SPACE, "\u200d", "e\u0301"]

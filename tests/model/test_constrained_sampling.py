@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from caravan.model.sampling.sampler import FindMasks, SamplingRow, sample
 from caravan.model.sampling.sampling_params import SamplingParams
 
+pytestmark = pytest.mark.slow
+
 LOGITS = torch.tensor([2.0, 1.5, 1.0, 0.5, 0.0, -1.0, -2.0, -3.0, 0.7, 0.2])
 NUM_DRAWS = 8000
 

@@ -21,6 +21,8 @@ from caravan.scheduler.messages import Request
 from tests.scheduler.requests import make_request
 from tests.tiny_llama import MakeModel, Transcript, run_to_end, tiny_engine, tiny_llama
 
+pytestmark = pytest.mark.slow
+
 # plain PyTorch in two dtypes, the kernel of attention alone, and all kernels with weights in 16, 8 and 4 bits
 KINDS = ["float32", "bfloat16", "float32 attention", "none", "int8", "int4"]
 KINDS += [f"{kind}, int8 pool" for kind in ("bfloat16", "float32 attention", "none", "int8")]

@@ -5,8 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from caravan.scheduler.channel import encode_frame
 from caravan.scheduler.messages import StartEngine
+
+pytestmark = pytest.mark.slow
 
 
 def test_an_engine_nobody_listens_to_ends_without_a_word(tmp_path: Path) -> None:

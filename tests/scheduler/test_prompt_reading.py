@@ -14,6 +14,8 @@ from tests.scheduler.requests import make_request
 from tests.scheduler.test_determinism import KINDS, engine_of, random_prompt
 from tests.tiny_llama import run_to_end, tiny_engine, tiny_llama
 
+pytestmark = pytest.mark.slow
+
 PROMPT = random_prompt(3, 50)
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
@@ -9,6 +10,8 @@ from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.messages import Request
 from tests.scheduler.requests import make_request
 from tests.scheduler.slot_simulator import SlotSimulator, solo_output
+
+pytestmark = pytest.mark.slow
 
 VOCAB_SIZE = 7
 

@@ -19,6 +19,8 @@ from tests.scheduler.requests import make_request
 from tests.scheduler.test_determinism import model_in
 from tests.tiny_llama import Transcript, run_to_end, tiny_engine
 
+pytestmark = pytest.mark.slow
+
 PERIOD = [1, 2, 3, 4]
 
 

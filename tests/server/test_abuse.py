@@ -14,6 +14,8 @@ from caravan.server.http.protocol import HEAD_SECONDS
 from tests.campaign.soak import resident_bytes
 from tests.server.running_server import RunningServer, running_server
 
+pytestmark = pytest.mark.slow
+
 LIVE_SECONDS = 0.5  # what asking for health may take meanwhile
 GROWTH_BYTES = 64 * 2**20  # of the server's memory
 

@@ -16,6 +16,8 @@ import pytest
 from caravan.server.sandbox.chat_template import ChatTemplate, TemplateFailed, TemplateRefused, usable_template
 from tests.server.openai.api import CHAT_ML
 
+pytestmark = pytest.mark.slow
+
 TALK: list[dict[str, Any]] = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes "}]
 
 

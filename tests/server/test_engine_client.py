@@ -16,6 +16,8 @@ from caravan.server.engine.listener import EngineListener
 from caravan.server.engine.output_queue import EngineDied, EngineUnavailable, OutputQueue
 from tests.server.scripted_engine import DIES, DIES_LATE, HANGS, token_at
 
+pytestmark = pytest.mark.slow
+
 NUM_TOKENS = 60
 
 GenerationResponse = tuple[list[int], int]  # its tokens, and how many log-probabilities of its prompt came

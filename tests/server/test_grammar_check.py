@@ -20,6 +20,8 @@ from caravan.server.sandbox.worker_pool import WorkerUnavailable
 from caravan.server.sandbox.worker_process import MEMORY_EXIT_STATUS
 from tests.server import scripted_worker
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def check() -> Iterator[GrammarCheck]:

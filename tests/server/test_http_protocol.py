@@ -12,6 +12,8 @@ from starlette.types import Receive, Scope, Send
 from caravan.server.http.protocol import HttpProtocol
 from tests.server.answering_app import REQUEST, Answering, exchange, read_to_end, served, until
 
+pytestmark = pytest.mark.slow
+
 HEAD_SECONDS = 0.3
 
 

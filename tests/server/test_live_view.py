@@ -28,6 +28,8 @@ from tests.server.openai.api import Api, open_api
 from tests.server.openai.asgi import Exchange, until
 from tests.server.running_server import running_server
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_view_shows_who_has_which_cells_and_who_waits() -> None:
     scheduler = make_scheduler(num_blocks=16, max_num_seqs=2)

@@ -12,6 +12,8 @@ from caravan.server.generation.errors import GenerationFailed
 from caravan.server.observe.logs import LogFormat, bind_request_id, set_up_logs
 from tests.server.running_server import running_server
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "a\r\nINFO forged \x1b[31mred\x00 \u2028 é"
 CANARY = "canary-7351"
 

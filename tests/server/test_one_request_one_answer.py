@@ -12,6 +12,8 @@ import pytest
 from tests.server.running_server import RunningServer, eventually, running_server
 from tests.server.strict_http import GenerationResponse, StrictClient
 
+pytestmark = pytest.mark.slow
+
 UPGRADES = {
     "no upgrade": b"",
     "h2c": b"Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAEAAEAAAAIAAAAA\r\nUpgrade: h2c\r\n",

@@ -14,6 +14,8 @@ import pytest
 
 from tests.server.running_server import running_server
 
+pytestmark = pytest.mark.slow
+
 ROUTES = ["/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/embeddings", "/tokenize", "/detokenize"]
 EXAMPLES = os.environ.get("OPENAPI_EXAMPLES", "8")
 # A document cannot say everything: a value may be refused that its schema allows, as a token id beyond the vocabulary.

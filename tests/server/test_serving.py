@@ -24,6 +24,8 @@ from caravan.server.http.graceful_shutdown import SAME_SIGNAL_SECONDS
 from tests.gguf_files import write_tiny_llama
 from tests.server.running_server import RunningServer, eventually, is_alive, running_server
 
+pytestmark = pytest.mark.slow
+
 LONG = {"model": "tiny", "prompt": "hello", "max_tokens": 400, "ignore_eos": True, "temperature": 0}
 ENDLESS = LONG | {"stream": True, "n": 64}  # four at a time
 

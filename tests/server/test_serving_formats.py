@@ -14,6 +14,8 @@ from tests.model.vocabularies import trained_sentencepiece
 from tests.server.openai.api import CHAT_ML
 from tests.server.running_server import running_server
 
+pytestmark = pytest.mark.slow
+
 META = {"intermediate_size": 128, "rms_norm_eps": 1e-5}
 
 

@@ -15,6 +15,8 @@ from caravan.server.observe.tracing import make_tracer
 from tests.http_server import QuietHandler, serving
 from tests.server.running_server import eventually, running_server
 
+pytestmark = pytest.mark.slow
+
 TRACE_ID, PARENT_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 CANARY = "canary-7351"
 

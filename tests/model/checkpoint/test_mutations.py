@@ -21,6 +21,8 @@ from tests.model.oracle import load_checkpoint
 from tests.model.test_tokenizer_formats import byte_level_json, llama2c_bytes, write_tiktoken
 from tests.model.vocabularies import trained_sentencepiece
 
+pytestmark = pytest.mark.slow
+
 NUM_MUTATIONS = 300
 TYPED = (BrokenCheckpoint, UnsupportedModel, BrokenTokenizer, UnsupportedTokenizer)
 META = {"intermediate_size": 128, "rms_norm_eps": 1e-5}

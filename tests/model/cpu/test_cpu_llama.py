@@ -44,6 +44,7 @@ def test_in_bfloat16_it_is_no_further_off_than_plain_pytorch(kernels: Any, varia
     assert error(ours, exact) < 1.1 * error(tiny_llama(dtype=torch.bfloat16, **changes), exact)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("quantization", "factor"), [("int8", 2.5), ("int4", 1.1)])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_quantized_model_is_the_one_with_the_rounded_weights(

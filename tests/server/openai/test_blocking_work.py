@@ -21,6 +21,8 @@ from tests.server import scripted_worker
 from tests.server.openai.api import CHAT, CHAT_ML, COMPLETIONS, Api, a_chat, open_api
 from tests.server.openai.asgi import Exchange, until
 
+pytestmark = pytest.mark.slow
+
 KEYS = ApiKeys({"flood": "flood-key-0", "other": "other-key-0"})
 
 

@@ -12,6 +12,8 @@ from caravan.server.http.body import parse_json
 from caravan.server.http.errors import ApiError
 from caravan.server.http.json_scan import MAX_DEPTH, MAX_VALUES, WrongJson, scan_json
 
+pytestmark = pytest.mark.slow
+
 # Pieces of which most sequences are nearly JSON.
 PIECES = (
     *'{}[],:" \n',

@@ -17,6 +17,8 @@ from tests.server.openai.api import CHAT, COMPLETIONS, Api, Body, open_api
 from tests.server.openai.test_tools import TIME, WEATHER
 from tests.server.templates import WITH_CALLS
 
+pytestmark = pytest.mark.slow
+
 RESPONSES = "/v1/responses"
 USER = {"role": "user", "content": "How is the weather?"}
 TOOLS = [WEATHER, TIME]

@@ -14,6 +14,8 @@ from caravan.server.openai.tool_calls.call_format import HERMES, LLAMA, MISTRAL,
 from caravan.server.openai.tool_calls.tool_call_parser import ToolCallParser
 from tests.server.tools.test_call_reader import FORMATS, Read, read
 
+pytestmark = pytest.mark.slow
+
 CITY = '{"city": "Paris"}'
 SPACES = st.text(alphabet=" \n\t\r", max_size=3)
 CHARACTERS = st.characters(exclude_categories=["Cs"])
