@@ -41,7 +41,7 @@ def large_bodies() -> dict[str, bytes]:
 async def flood(server: RunningServer, kind: str, body: bytes, num_rounds: int) -> BodyFlood:
     """Send NUM_BODIES bodies at once, some times."""
     port = int(server.url.rpartition(":")[2])
-    before = _memory_bytes(server, "VmRSS")
+    before = memory_bytes(server, "VmRSS")
     statuses: Counter[int] = Counter()
     with health_probe(port) as live_seconds:
         for _ in range(num_rounds):
@@ -53,7 +53,7 @@ async def flood(server: RunningServer, kind: str, body: bytes, num_rounds: int) 
         statuses=statuses,
         live_p99_seconds=quantiles(live_seconds, n=100)[98],
         live_max_seconds=max(live_seconds),
-        grown_bytes=_memory_bytes(server, "VmHWM") - before,
+        grown_bytes=memory_bytes(server, "VmHWM") - before,
     )
 
 
@@ -68,7 +68,7 @@ def _post(port: int, body: bytes) -> int:
         connection.close()
 
 
-def _memory_bytes(server: RunningServer, name: str) -> int:
+def memory_bytes(server: RunningServer, name: str) -> int:
     """Return a line of the process's status: VmRSS is what it has in memory, VmHWM the most it has had."""
     lines = Path(f"/proc/{server.process.pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))

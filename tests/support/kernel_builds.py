@@ -1,4 +1,4 @@
-"""The builds of the kernels that are tested: for this processor, for each level, and plain. A program makes them all."""
+"""The builds of the kernels that are tested: for this processor, for each level, and plain. As a program, make them."""
 
 import platform
 from typing import Any
