@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
 from caravan.model.sampling.generation_defaults import GenerationDefaults
@@ -113,7 +114,7 @@ def create_app(parts: AppParts) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,  # a redirect would send the client to whatever host it named
     )
-    for router in (
+    routers = (
         completions_router(served),
         chat_router(served),
         responses_router(served),
@@ -125,7 +126,8 @@ def create_app(parts: AppParts) -> FastAPI:
         health_router(served, is_ready),
         page_router(),
         metrics_router(metrics),
-    ):
+    )
+    for router in routers:
         app.include_router(router)
     add_error_handlers(app)
     complete_document(
@@ -173,5 +175,7 @@ def create_app(parts: AppParts) -> FastAPI:
     app.add_middleware(
         RequestLogging, metrics=metrics, on_response=parts.on_response, trusted_proxies=parts.trusted_proxies
     )
-    app.add_middleware(CanonicalPath, routes=app.openapi()["paths"])  # before any of them looks at the path
+    # Outermost: before any of them looks at the path.
+    paths = [route.path for router in routers for route in router.routes if isinstance(route, APIRoute)]
+    app.add_middleware(CanonicalPath, routes=paths)
     return app

@@ -1,5 +1,6 @@
 """What the OpenAPI document says of routes that read their bodies themselves, and of errors."""
 
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -65,22 +66,29 @@ def complete_document(
 ) -> None:
     """Make `app`'s OpenAPI document define `schemas` and `answers`, and say which names `model` can have.
 
-    The routes must be there already.
+    It is written when it is first asked for, which takes a good part of a second.
     """
-    _, definitions = models_json_schema([(schema, "validation") for schema in schemas], ref_template=_REFERENCE)
-    document = app.openapi()
-    _, components = msgspec.json.schema_components(answers, ref_template=_REFERENCE.replace("model", "name"))
-    document["components"]["schemas"] |= components
-    for name, definition in definitions["$defs"].items():
-        document["components"]["schemas"][name] = definition
-        model = definition.get("properties", {}).get("model")
-        if model is not None:
-            (model if "type" in model else model["anyOf"][0])["enum"] = list(model_names)
-    for path, operations in document["paths"].items():
-        for operation in operations.values():
-            operation["responses"].pop("422", None)  # FastAPI's own form of a validation error, which is never sent
-            if path == "/v1/models/{name}":
-                operation["parameters"][0]["schema"]["enum"] = list(model_names)
-            for content in operation.get("requestBody", {}).get("content", {}).values():
-                if "model" in content["example"]:
-                    content["example"]["model"] = model_names[0]
+    write = app.openapi
+
+    @cache
+    def openapi() -> dict[str, Any]:
+        _, definitions = models_json_schema([(schema, "validation") for schema in schemas], ref_template=_REFERENCE)
+        document = write()
+        _, components = msgspec.json.schema_components(answers, ref_template=_REFERENCE.replace("model", "name"))
+        document["components"]["schemas"] |= components
+        for name, definition in definitions["$defs"].items():
+            document["components"]["schemas"][name] = definition
+            model = definition.get("properties", {}).get("model")
+            if model is not None:
+                (model if "type" in model else model["anyOf"][0])["enum"] = list(model_names)
+        for path, operations in document["paths"].items():
+            for operation in operations.values():
+                operation["responses"].pop("422", None)  # FastAPI's own form of a validation error, which is never sent
+                if path == "/v1/models/{name}":
+                    operation["parameters"][0]["schema"]["enum"] = list(model_names)
+                for content in operation.get("requestBody", {}).get("content", {}).values():
+                    if "model" in content["example"]:
+                        content["example"]["model"] = model_names[0]
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's documentation does it
