@@ -9,6 +9,7 @@ from caravan.scheduler.batch import BatchBuilder, sampling_rows
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.scheduler import Scheduler
 from caravan.scheduler.sequence import ScheduledSequence
+from caravan.scheduler.step_result import StepResult
 from tests.scheduler.requests import make_request
 
 BLOCK_SIZE = 3
@@ -73,7 +74,8 @@ def test_the_tensors_of_every_step_are_what_its_plan_says(draw: st.DataObject) -
     while scheduler.has_work:
         plan = scheduler.schedule()
         check(builder, plan)
-        scheduler.commit(plan, [Sample(draw.draw(st.integers(0, 2))) for s in plan for _ in range(s.num_logits)])
+        samples = [Sample(draw.draw(st.integers(0, 2))) for s in plan for _ in range(s.num_logits)]
+        scheduler.commit(plan, StepResult([*samples]))
 
 
 def test_the_text_so_far_comes_only_with_rows_whose_penalties_look_at_it() -> None:

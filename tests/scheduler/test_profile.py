@@ -27,6 +27,7 @@ def run_profiled(make_model: MakeModel, dtype: torch.dtype) -> list[str]:
     for _ in range(6):  # 4 with work, then heartbeats
         profile.start_step()
         stats = engine.step().stats
+        profile.lap("commit")
         profile.lap("send")
         profile.end_step(stats.num_prefill_tokens + stats.num_decode_tokens)
     profile.report()

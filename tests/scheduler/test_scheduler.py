@@ -10,7 +10,8 @@ from caravan.model.sampling.sample import Sample
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.messages import StepOutput
 from caravan.scheduler.scheduler import Scheduler
-from tests.scheduler.requests import make_request
+from caravan.scheduler.step_result import StepResult
+from tests.scheduler.requests import FakeClock, make_request
 
 
 def make_scheduler(**limits: int) -> Scheduler:
@@ -21,7 +22,7 @@ def make_scheduler(**limits: int) -> Scheduler:
         "max_num_seqs": 4,
         "max_model_len": 32,
     }
-    return Scheduler(EngineConfig(**defaults | limits))
+    return Scheduler(EngineConfig(**defaults | limits), FakeClock())
 
 
 def step(scheduler: Scheduler, token_id: int = 1) -> tuple[dict[int, int], StepOutput]:
@@ -29,7 +30,7 @@ def step(scheduler: Scheduler, token_id: int = 1) -> tuple[dict[int, int], StepO
     plan = scheduler.schedule()
     samples = [Sample(token_id) for s in plan if s.wants_logits]
     computed = {s.sequence.request.request_id: s.num_tokens for s in plan}
-    return computed, scheduler.commit(plan, samples)
+    return computed, scheduler.commit(plan, StepResult(samples))
 
 
 def test_a_prompt_larger_than_the_budget_is_prefilled_in_chunks() -> None:
@@ -162,12 +163,12 @@ def test_when_the_one_that_computes_a_prefix_is_gone_a_waiting_one_computes_it(e
         case "abort":
             scheduler.abort(0)
         case "failure":
-            scheduler.commit(plan, [None])
+            scheduler.commit(plan, StepResult([None]))
         case "preemption":
             scheduler._preempt(plan[0].sequence)
             scheduler.abort(0)
     assert step(scheduler)[0] == {1: 6}
-    assert scheduler.pool.num_expected == 0
+    assert scheduler.pool.num_pending == 0
 
 
 def test_a_block_that_a_running_sequence_has_just_the_last_token_of_is_waited_for() -> None:
@@ -194,7 +195,7 @@ def test_a_step_looks_at_as_many_sequences_however_many_wait() -> None:
         sys.setprofile(lambda frame, event, argument: calls.append(event))
         try:
             plan = scheduler.schedule()
-            events = scheduler.commit(plan, [Sample(1)] * len(plan)).events
+            events = scheduler.commit(plan, StepResult([Sample(1)] * len(plan))).events
             scheduler.abort(num_waiting - 1)
         finally:
             sys.setprofile(None)
@@ -257,7 +258,7 @@ def test_a_row_without_finite_logits_ends_its_request_alone_and_leaves_nothing_i
     scheduler.add(make_request(1, list(range(20, 25))))
     step(scheduler)
     plan = scheduler.schedule()
-    outputs = scheduler.commit(plan, [None, Sample(3)]).outputs
+    outputs = scheduler.commit(plan, StepResult([None, Sample(3)])).outputs
     assert [(o.request_id, o.finish_reason, o.token_ids) for o in outputs] == [(0, "error", []), (1, None, [3])]
     scheduler.add(make_request(2, list(range(9))))
     assert step(scheduler)[0][2] == 9
@@ -313,7 +314,7 @@ def test_choices_of_one_prompt_compute_it_once_and_copy_what_its_last_block_begi
     owner, *others = (s.sequence.block_table for s in plan)
     assert all(table[:2] == owner[:2] and table[2] != owner[2] for table in others)
     assert [s.copied_block for s in plan[1:]] == [owner[2]] * 2
-    output = scheduler.commit(plan, [Sample(1)] * 3)
+    output = scheduler.commit(plan, StepResult([Sample(1)] * 3))
     assert [one.num_cached_tokens for one in output.outputs] == [0, 9, 9]
     scheduler.pool.check()
 

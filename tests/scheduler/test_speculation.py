@@ -14,7 +14,8 @@ from caravan.scheduler.config import EngineConfig, Speculation
 from caravan.scheduler.messages import StepOutput, StepStats
 from caravan.scheduler.scheduler import Scheduler
 from caravan.scheduler.sequence import ScheduledSequence
-from caravan.scheduler.speculation import MAX_DRAFT_TOKENS, MAX_ROWS, PromptLookup, pays, share_out
+from caravan.scheduler.speculation import MAX_DRAFT_TOKENS, MAX_ROWS, PromptLookup, allocate_draft_tokens, pays
+from caravan.scheduler.step_result import StepResult
 from tests.scheduler.requests import make_request
 from tests.scheduler.test_determinism import model_in
 from tests.tiny_llama import Transcript, run_to_end, tiny_engine
@@ -46,7 +47,7 @@ def after_period(token_ids: list[int]) -> int:
 
 def step(scheduler: Scheduler, next_token: Callable[[list[int]], int] = after_period) -> StepOutput:
     plan = scheduler.schedule()
-    return scheduler.commit(plan, answers(plan, next_token))
+    return scheduler.commit(plan, StepResult([*answers(plan, next_token)]))
 
 
 def answers(plan: list[ScheduledSequence], next_token: Callable[[list[int]], int] = after_period) -> list[Sample]:
@@ -59,17 +60,17 @@ def answers(plan: list[ScheduledSequence], next_token: Callable[[list[int]], int
 
 def test_a_guess_is_what_followed_the_last_tokens_before() -> None:
     text = [5, 6, 7, 8, 9, 1, 5, 6, 7]
-    assert lookup_of(text).guess(text, 3) == (8, 9, 1)
+    assert lookup_of(text).draft(text, 3) == (8, 9, 1)
 
 
 def test_the_longer_of_two_matches_is_followed() -> None:
     text = [5, 6, 7, 8, 0, 6, 7, 9, 0, 5, 6, 7]
-    assert lookup_of(text).guess(text, 1) == (8,)  # after 5 6 7, not after the later 6 7
+    assert lookup_of(text).draft(text, 1) == (8,)  # after 5 6 7, not after the later 6 7
 
 
 def test_a_text_that_repeats_itself_is_guessed_to_go_on_so() -> None:
     text = [9, 1, 2, 1, 2]
-    assert lookup_of(text).guess(text, 5) == (1, 2, 1, 2, 1)
+    assert lookup_of(text).draft(text, 5) == (1, 2, 1, 2, 1)
 
 
 def test_where_nothing_repeats_nothing_is_guessed() -> None:
@@ -104,11 +105,11 @@ def test_more_rows_ask_for_a_better_chance() -> None:
 
 def test_guesses_go_where_they_are_most_likely_and_end_where_they_do_not_pay() -> None:
     sure, doubtful = lookup_of(PERIOD * 20), lookup_of([t for number in range(3, 60) for t in (1, 2, number)] + [1, 2])
-    assert share_out([doubtful, sure], [100, 100], 2) == [0, MAX_DRAFT_TOKENS]
-    assert share_out([doubtful, sure], [100, 3], 2) == [0, 3]
-    assert share_out([sure] * 32, [100] * 32, MAX_ROWS) == [0] * 32
-    assert sum(share_out([sure] * 8, [100] * 8, 8)) == MAX_ROWS - 8
-    assert sum(share_out([sure], [100], 1, max_rows=4)) == 3
+    assert allocate_draft_tokens([doubtful, sure], [100, 100], 2) == [0, MAX_DRAFT_TOKENS]
+    assert allocate_draft_tokens([doubtful, sure], [100, 3], 2) == [0, 3]
+    assert allocate_draft_tokens([sure] * 32, [100] * 32, MAX_ROWS) == [0] * 32
+    assert sum(allocate_draft_tokens([sure] * 8, [100] * 8, 8)) == MAX_ROWS - 8
+    assert sum(allocate_draft_tokens([sure], [100], 1, max_rows=4)) == 3
 
 
 def test_a_step_brings_every_guessed_token_that_is_right_and_one_more() -> None:
@@ -172,7 +173,7 @@ def test_numbers_that_are_not_finite_behind_right_guesses_end_the_request_after_
     step(scheduler)
     [scheduled] = plan = scheduler.schedule()
     first, *_ = scheduled.draft_token_ids
-    outputs = scheduler.commit(plan, [Sample(first), *[None] * (scheduled.num_logits - 1)]).outputs
+    outputs = scheduler.commit(plan, StepResult([Sample(first), *[None] * (scheduled.num_logits - 1)])).outputs
     assert [(output.token_ids, output.finish_reason) for output in outputs] == [([first], None), ([], "error")]
     assert not scheduler.has_work
     assert scheduler.pool.num_cached == 0
@@ -184,7 +185,7 @@ def test_behind_a_wrong_guess_numbers_need_not_be_finite() -> None:
     step(scheduler)
     [scheduled] = plan = scheduler.schedule()
     assert scheduled.draft_token_ids
-    [output] = scheduler.commit(plan, [Sample(9), *[None] * (scheduled.num_logits - 1)]).outputs
+    [output] = scheduler.commit(plan, StepResult([Sample(9), *[None] * (scheduled.num_logits - 1)])).outputs
     assert (output.token_ids, output.finish_reason) == ([9], None)
 
 
@@ -197,7 +198,7 @@ def test_a_guess_takes_no_block_that_a_running_sequence_may_need() -> None:
         plan = scheduler.schedule()
         num_drafted += sum(len(s.draft_token_ids) for s in plan)
         assert all(len(s.sequence.block_table) == -(-s.sequence.num_tokens // 4) for s in plan)
-        scheduler.commit(plan, answers(plan))
+        scheduler.commit(plan, StepResult([*answers(plan)]))
     assert num_drafted > 0
 
 

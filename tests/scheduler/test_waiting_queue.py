@@ -7,13 +7,14 @@ from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.grammar import Matcher
 from caravan.scheduler.scheduler import Scheduler
 from caravan.scheduler.sequence import Sequence
+from caravan.scheduler.step_result import StepResult
 from caravan.scheduler.waiting_queue import WaitingQueue
 from tests.scheduler.requests import make_request
 
 
 def run_step(scheduler: Scheduler) -> None:
     plan = scheduler.schedule()
-    scheduler.commit(plan, [Sample(1) for scheduled in plan if scheduled.wants_logits])
+    scheduler.commit(plan, StepResult([Sample(1) for scheduled in plan if scheduled.wants_logits]))
 
 
 def sequence(request_id: int, key: str = "", priority: int = 0, num_tokens: int = 10, urgency: int = 0) -> Sequence:
@@ -88,7 +89,7 @@ def test_threat_27_requests_whose_grammars_are_being_compiled_hide_no_other() ->
     assert len(scheduler.waiting) == 50
     scheduler.abort(100)
     matchers[1].is_ready, matchers[1].problem = True, "too complex"
-    output = scheduler.commit(scheduler.schedule(), [])
+    output = scheduler.commit(scheduler.schedule(), StepResult([]))
     assert [(one.request_id, one.error_kind) for one in output.outputs] == [(101, "grammar")]
     assert output.stats.num_waiting == 48
 

@@ -8,7 +8,7 @@ import torch
 from caravan.model.llama import Llama
 from caravan.model.sampling.sample import Sample
 from caravan.scheduler.messages import Request
-from caravan.scheduler.prompt_logprobs import PromptReading
+from caravan.scheduler.prompt_logprobs import PromptResult
 from tests.model.oracle import transformers_twin
 from tests.scheduler.requests import make_request
 from tests.scheduler.test_determinism import KINDS, engine_of, random_prompt
@@ -101,5 +101,5 @@ def test_numbers_that_are_none_end_the_request_with_an_error(pooling: str | None
 
 
 def test_a_token_the_model_holds_for_impossible_may_be_read() -> None:
-    assert PromptReading([Sample(1, float("-inf"))]).is_finite
-    assert not PromptReading([Sample(1, float("nan"))]).is_finite
+    assert PromptResult([Sample(1, float("-inf"))]).is_finite
+    assert not PromptResult([Sample(1, float("nan"))]).is_finite
