@@ -11,9 +11,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-MAX_GIVEN_UP = (
-    2  # running calls of a key that were given up; until one ends, no other call of the key begins
-)
+MAX_GIVEN_UP = 2  # running calls of a key that were given up; until one ends, no other call of the key begins
 MAX_WALL_FACTOR = 20  # times the limit of processor time: wall-clock limit of a call that waits
 MAX_LOOK_SECONDS = 0.1  # counted between two checks at most, as the process may be stopped in between
 

@@ -1,4 +1,4 @@
-"""One request goes wrong in the middle of a batch: it fails, and nobody else sees a bit of it."""
+"""A request that fails in the middle of a batch changes no bit of the others."""
 
 from typing import Any
 
@@ -14,12 +14,12 @@ from tests.scheduler.requests import make_request
 from tests.scheduler.test_determinism import engine_of, random_prompt
 from tests.tiny_llama import Transcript, run_to_end
 
-BAD = 3  # the request that goes wrong
+BAD = 3  # the request that fails
 Result = tuple[list[Sample | None], dict[int, PromptResult]]
 
 
 class FaultyEngine(Engine):
-    """An engine that goes wrong with one request, once it has some output."""
+    """An engine that fails with one request after its second token."""
 
     def poison(self, fault: str) -> None:
         self.fault = fault
@@ -72,19 +72,19 @@ def test_threat_18_exactly_one_request_fails_and_its_neighbours_keep_every_bit(k
         for pool in engine.kv_cache.keys + engine.kv_cache.values:
             assert not pool[block].isnan().any()
     engine.poison("none")
-    assert run_to_end(engine, requests()) == clean  # nothing of it was cached
+    assert run_to_end(engine, requests()) == clean  # none of its blocks was cached
 
 
 def without(transcripts: dict[int, Transcript], request_id: int) -> dict[int, Transcript]:
     return {key: transcript for key, transcript in transcripts.items() if key != request_id}
 
 
-def test_running_out_of_memory_is_nobodys_fault_and_ends_the_engine() -> None:
+def test_a_memory_error_ends_the_engine_and_no_single_request() -> None:
     with pytest.raises(MemoryError):
         run_to_end(faulty("float32", "memory"), requests())
 
 
-def test_a_step_that_fails_by_chance_costs_nobody_anything() -> None:
+def test_a_step_that_fails_once_changes_no_answer() -> None:
     engine = engine_of("float32", max_model_len=64)
     compute, failures = engine.compute, iter([True])
 

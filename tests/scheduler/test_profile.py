@@ -1,4 +1,4 @@
-"""Where the time of a step goes, as `caravan serve --profile` prints it."""
+"""The report of `caravan serve --profile`."""
 
 import re
 
@@ -47,7 +47,7 @@ def test_a_report_has_every_part_of_the_steps_that_had_work() -> None:
     )
 
 
-def test_a_model_in_plain_pytorch_is_not_taken_apart() -> None:
+def test_a_model_in_plain_pytorch_is_one_part_of_the_report() -> None:
     (report,) = run_profiled(plain_llama, torch.float32)
     assert re.search(r"linears +0\.000 ms", report)
     assert not re.search(r"rest +0\.000 ms", report)
