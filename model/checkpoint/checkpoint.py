@@ -30,9 +30,7 @@ class Checkpoint:
     shapes: Mapping[str, tuple[int, ...]]  # of every tensor in the files
     stored_types: frozenset[str]  # data types in the files, for messages
     read: Callable[[str, Tensor], None]  # write a tensor's values into a tensor of its shape; raises BrokenCheckpoint
-    grids: Mapping[str, int] = field(
-        default_factory=dict
-    )  # matrix -> bits of its grid (GroupedWeight)
+    grids: Mapping[str, int] = field(default_factory=dict)  # matrix -> bits of its grid (GroupedWeight)
     read_grid: Callable[[str], GroupedWeight | None] = lambda _: None  # such a matrix; None if it does not fit
     unused: frozenset[str] = frozenset()  # tensors in the files that no weight needs
 
