@@ -70,7 +70,7 @@ class Call(Generic[T]):
         self._finish(result, error)
 
     def give_up(self) -> None:
-        """Let nobody wait any longer; the function still runs."""
+        """Stop all waiting for the result; the function still runs."""
         self._finish(None, CallTooSlow())
 
     def _finish(self, result: T | None, error: BaseException | None) -> None:

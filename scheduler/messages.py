@@ -41,7 +41,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Abort(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The client no longer wants this request."""
+    """Abort a request."""
 
     request_id: int
 

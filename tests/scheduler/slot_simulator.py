@@ -96,7 +96,7 @@ class SlotSimulator:
         for sequence in scheduler.running:
             for block in sequence.block_table:
                 held[block] = held.get(block, 0) + 1
-        assert scheduler.pool.num_blocks - scheduler.pool.num_free == len(held), "a block is held by nobody"
+        assert scheduler.pool.num_blocks - scheduler.pool.num_free == len(held), "a block leaked"
         written = [
             sequence.block_table[i]
             for sequence in (s.sequence for s in plan)
