@@ -136,7 +136,7 @@ def _config(header: GgufHeader, shapes: Mapping[str, tuple[int, ...]], divisors:
     if fields.integer("expert_count", 0) > 0:
         raise UnsupportedModel(f"{header.path} holds a mixture of experts; supported are dense models.")
     if fields.number("attention.temperature_scale", 0.0) != 0:
-        raise UnsupportedModel(f"{header.path} scales its attention by position, which is not supported.")
+        raise UnsupportedModel(f"{header.path} wants its attention scaled by position, which is not supported.")
     tokens = header.metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list):
         raise BrokenCheckpoint(f"{header.path} has no vocabulary (tokenizer.ggml.tokens).")
@@ -187,7 +187,7 @@ def _rope_scaling(
             if fields.number("rope.scaling.yarn_log_multiplier", 0.0) or (
                 fields.number("rope.scaling.yarn_ext_factor", 1.0) != 1.0
             ):
-                raise fields.unsupported("has a form of YaRN that is not supported")
+                raise fields.unsupported("wants a form of YaRN that is not supported")
             attention = fields.number("rope.scaling.attn_factor", 1.0)
             attention *= fields.number("rope.scaling.yarn_attn_factor", 1.0)
             return YarnScaling(

@@ -172,7 +172,7 @@ def _config(fields: JsonFile, *, has_output: bool) -> ModelConfig:
     is_qwen2, is_qwen3 = architecture == "Qwen2ForCausalLM", architecture == "Qwen3ForCausalLM"
     has_attention_bias = not is_qwen2 and fields.flag("attention_bias", False)
     if fields.flag("mlp_bias", False):
-        raise UnsupportedModel(f"{fields.path} has biases in the feed-forward network, which are not supported.")
+        raise UnsupportedModel(f"{fields.path} wants biases in the feed-forward network, which are not supported.")
     if fields.text("hidden_act", "silu") != "silu":
         raise UnsupportedModel(f"{fields.path} has the activation {fields.text('hidden_act')}; supported is silu.")
     num_heads = fields.integer("num_attention_heads")
