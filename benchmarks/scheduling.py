@@ -16,6 +16,7 @@ from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.messages import Request
 from caravan.scheduler.scheduler import Scheduler
 from caravan.scheduler.sequence import ScheduledSequence
+from caravan.scheduler.step_result import StepResult
 
 NUM_STEPS = 500
 CONTEXT = 1000
@@ -39,9 +40,9 @@ def step(scheduler: Scheduler) -> tuple[float, float]:
     started = time.perf_counter()
     plan = scheduler.schedule()
     scheduled = time.perf_counter()
-    samples = [Sample(index % 1000) for index, one in enumerate(plan) if one.wants_logits]
+    samples: list[Sample | None] = [Sample(index % 1000) for index, one in enumerate(plan) if one.wants_logits]
     sampled = time.perf_counter()
-    scheduler.commit(plan, samples)
+    scheduler.commit(plan, StepResult(samples))
     return scheduled - started, time.perf_counter() - sampled
 
 

@@ -26,6 +26,7 @@ from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.messages import Request, SequenceOutput, StepOutput, StepStats
 from caravan.scheduler.scheduler import Scheduler
 from caravan.scheduler.snapshot import engine_snapshot
+from caravan.scheduler.step_result import StepResult
 from caravan.server.observe.metrics import Metrics
 from caravan.server.observe.request_history import RequestHistory
 from caravan.server.observe.request_record import RequestRecord
@@ -97,7 +98,7 @@ def view_seconds(num_views: int = 200) -> float:
         )
     while scheduler.waiting:
         plan = scheduler.schedule()
-        scheduler.commit(plan, [Sample(1) for one in plan if one.wants_logits])
+        scheduler.commit(plan, StepResult([Sample(1) for one in plan if one.wants_logits]))
     started = time.perf_counter()
     for _ in range(num_views):
         msgspec.msgpack.encode(engine_snapshot(scheduler))

@@ -1,11 +1,11 @@
-"""Runtime: in which numbers and by which code a model is computed on this machine."""
+"""Backend: the code and the data types with which this machine computes a model."""
 
 import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -13,6 +13,7 @@ from caravan.model.attention.cpu import BLOCK_MULTIPLE, CpuAttention
 from caravan.model.checkpoint.checkpoint import Checkpoint, grid_bits, num_parameters, weight_parts
 from caravan.model.config import ModelConfig
 from caravan.model.cpu.build import KernelsUnavailable, load_kernels
+from caravan.model.cpu.kernels import Kernels
 from caravan.model.cpu.linear import Quantization, format_of, num_packed_bytes
 from caravan.model.cpu.llama import CpuLlama
 from caravan.model.llama import Llama
@@ -41,7 +42,7 @@ class Backend:
 
 
 def choose_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    """Return where to compute; `auto` is a GPU if PyTorch can use one. Raises ValueError if `cuda` is not there."""
+    """Return the device; `auto` is a GPU if PyTorch can use one. Raises ValueError for `cuda` without a GPU."""
     has_gpu = torch.cuda.is_available()
     if name == "cuda" and not has_gpu:
         raise ValueError(f"--device cuda: PyTorch {torch.__version__} finds no GPU that it can use.")
@@ -56,17 +57,17 @@ def choose_backend(
     block_size: int,
     is_gpu: bool = False,
 ) -> Backend:
-    """Return how to compute the model; without kernels, and on a GPU, it is plain PyTorch.
+    """Return the backend of a model: plain PyTorch on a GPU and without kernels, else CpuLlama.
 
-    `auto` is the fastest way that rounds nothing to less than bfloat16: int4 if the file has all its weights on the
-    grid of Q4_0, Q4_1 or Q8_0, else bfloat16 (see ARCHITECTURE.md). Raises ValueError if the choices made contradict
-    each other.
+    `auto` is the fastest quantization that rounds nothing to less than bfloat16: int4 if the file has all its weights
+    on the grid of Q4_0, Q4_1 or Q8_0, else bfloat16 (see ARCHITECTURE.md). Raises ValueError for options that
+    contradict each other.
     """
     if is_gpu:
         if quantization not in ("auto", "none"):
             raise ValueError(f"--quantization {quantization} needs the kernels for CPUs; it does not go with a GPU.")
         return _plain(checkpoint, torch.float32 if dtype == "float32" else torch.bfloat16, None)
-    kernels = find_kernels(block_size)
+    kernels: Kernels | None = usable_kernels(block_size)
     if dtype == "auto":
         dtype = "bfloat16" if kernels is not None or torch.cpu._is_avx512_bf16_supported() else "float32"
     if dtype == "float32" and quantization not in ("auto", "none"):
@@ -85,11 +86,11 @@ def choose_backend(
     )
 
 
-def find_kernels(block_size: int) -> Any | None:
+def usable_kernels(block_size: int) -> Kernels | None:
     """Return the kernels if this machine has or can build them and the pool's blocks fit them; else say why not."""
     if block_size % BLOCK_MULTIPLE:
         logger.warning(
-            "Blocks of %d tokens: the kernels want a multiple of %d, and plain PyTorch is many times slower.",
+            "Blocks of %d tokens: the kernels need a multiple of %d, and plain PyTorch is many times slower.",
             block_size,
             BLOCK_MULTIPLE,
         )
@@ -101,8 +102,8 @@ def find_kernels(block_size: int) -> Any | None:
         return None
 
 
-def _plain(checkpoint: Checkpoint, dtype: torch.dtype, kernels: Any | None) -> Backend:
-    """Return the model of model/llama.py, with the kernel of attention if there is one."""
+def _plain(checkpoint: Checkpoint, dtype: torch.dtype, kernels: Kernels | None) -> Backend:
+    """Return the backend in plain PyTorch, with the attention kernel if there is one."""
     make_model = plain_llama if kernels is None else lambda config: Llama(config, CpuAttention(kernels))
     return Backend(
         dtype=dtype,
@@ -114,13 +115,13 @@ def _plain(checkpoint: Checkpoint, dtype: torch.dtype, kernels: Any | None) -> B
 
 
 def _has_grid(checkpoint: Checkpoint) -> bool:
-    """Return whether every matrix of the model lies in its file in groups, so that keeping those loses nothing."""
+    """Return whether the files have every matrix on a grid, which the backend can keep without loss."""
     matrices = [parts for parts in weight_parts(checkpoint).values() if len(parts[0].shape) > 1]
     return all(grid_bits(checkpoint, parts) is not None for parts in matrices)
 
 
 def _packed_bytes(checkpoint: Checkpoint, quantization: Quantization, *, has_byte_products: bool) -> int:
-    """Return the size of all weights as CpuLlama keeps them: a tied embedding is a table and an output head."""
+    """Return the size of all weights of CpuLlama, which stores a tied embedding as a table and as an output head."""
     total = 0
     for name, parts in weight_parts(checkpoint).items():
         num_rows, shape = sum(part.shape[0] for part in parts), parts[0].shape[1:]

@@ -1,4 +1,4 @@
-"""Where fetched and built things are kept between runs."""
+"""Folders for downloaded and built files that are kept between runs."""
 
 import errno
 import os
@@ -9,9 +9,9 @@ from pathlib import Path
 
 
 def cache_folder(environ: Mapping[str, str]) -> Path:
-    """Return our folder in the user's cache; raises OSError for a user without a home folder.
+    """Return the folder of this program in the user's cache; raises OSError for a user without a home folder.
 
-    A relative XDG_CACHE_HOME is to be ignored. Source: XDG Base Directory Specification 0.8.
+    A relative XDG_CACHE_HOME is ignored. Source: XDG Base Directory Specification 0.8.
     """
     cache = Path(environ.get("XDG_CACHE_HOME", ""))
     if cache.is_absolute():
@@ -23,16 +23,16 @@ def cache_folder(environ: Mapping[str, str]) -> Path:
 
 
 def writable_folder(folder: Path) -> Path:
-    """Return a folder after making it; raises OSError if files cannot be written into it."""
+    """Create a folder if needed and return it; raises OSError if files cannot be written into it."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
         return folder
 
 
 def private_temporary_folder() -> Path:
-    """Return our folder among the temporary files, which nobody but this user may enter; raises OSError.
+    """Return a temporary folder that only this user may enter; raises OSError.
 
-    It has the same name in every run. Somebody else may have made it before us, so its owner is checked.
+    It has the same name in every run. Another user may have made it first, so its owner is checked.
     """
     folder = Path(tempfile.gettempdir()) / f"caravan-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)

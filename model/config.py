@@ -1,4 +1,4 @@
-"""ModelConfig: the numbers that define one Llama."""
+"""ModelConfig: the architecture of a model."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ from caravan.model.rope_scaling import RopeScaling
 
 
 class UnsupportedModel(ValueError):
-    """The files describe a model this version cannot run; the message says which part."""
+    """The files describe a model that this version cannot run; the message names the part."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class ModelConfig:
     has_qkv_bias: bool = False
     has_output_bias: bool = False  # of attention
     has_query_key_norm: bool = False
-    sliding_window: int | None = None  # positions a query looks back on, its own included; None: all
-    num_full_layers: int = 0  # first layers that look back on all positions in spite of sliding_window
+    sliding_window: int | None = None  # positions a query attends to, its own included; None: all
+    num_full_layers: int = 0  # first layers that attend to all positions despite sliding_window
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads"):
@@ -46,12 +46,12 @@ class ModelConfig:
                 f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})."
             )
         if self.head_dim < 2 or self.head_dim % 2:
-            raise UnsupportedModel(f"head_dim is {self.head_dim}; rotary embeddings turn pairs, so it must be even.")
+            raise UnsupportedModel(f"head_dim is {self.head_dim}; rotary embeddings rotate pairs, so it must be even.")
         if not self.rms_norm_eps > 0 or not self.rope_theta > 0:
             raise UnsupportedModel("rms_norm_eps and rope_theta must be positive.")
         if self.sliding_window is not None and self.sliding_window < 1:
             raise UnsupportedModel(f"sliding_window is {self.sliding_window}; it must be at least 1.")
 
     def window(self, layer: int) -> int | None:
-        """Return how many positions a query of this layer looks back on, its own included; None: all."""
+        """Return how many positions a query of this layer attends to, its own included; None: all."""
         return None if layer < self.num_full_layers else self.sliding_window

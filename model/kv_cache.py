@@ -15,9 +15,9 @@ POOL_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 
 
 def choose_kv_dtype(choice: KVDtype, dtype: torch.dtype) -> torch.dtype:
-    """Return the type of the numbers in the pool of a model that computes in dtype; `auto` is that one.
+    """Return the dtype of the KV cache of a model that computes in dtype; `auto` is the same one.
 
-    int8 has a scale for each key and value of a head. Raises ValueError if the choice does not go with dtype.
+    int8 has a scale for each key and value of a head. Raises ValueError if the choice contradicts dtype.
     """
     if choice == "int8":
         return torch.int8
@@ -30,7 +30,7 @@ def choose_kv_dtype(choice: KVDtype, dtype: torch.dtype) -> torch.dtype:
 
 
 def kv_bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
-    """Return what one token costs in a pool of dtype: a key and a value per layer and KV head."""
+    """Return the bytes of one token in a pool of dtype: a key and a value per layer and KV head."""
     return 2 * config.num_layers * config.num_kv_heads * _row_size(config, dtype) * dtype.itemsize
 
 
@@ -39,10 +39,9 @@ class KVCache:
 
     In int8 the last dimension is a row of model/kv_quantization.py: the numbers and their scale.
 
-    A token's slot is block * block_size + offset. Which block belongs to which sequence is the scheduler's
-    business (scheduler/block_pool.py); here are only numbers. Slots are not cleared, neither at first nor between
-    sequences: attention reads a position only after it was written. In which order the numbers of a block lie is up to
-    the attention that writes and reads them.
+    A token's slot is block * block_size + offset. The scheduler assigns blocks to sequences
+    (scheduler/block_manager.py). Slots are not cleared, neither at first nor between sequences: attention reads a
+    position only after it was written. The attention that writes and reads a block chooses the order of its numbers.
     Source: PagedAttention (arXiv:2309.06180), section 4.
     """
 
@@ -52,14 +51,14 @@ class KVCache:
         shape = (num_blocks, block_size, config.num_kv_heads, _row_size(config, dtype))
 
         def pool() -> Tensor:
-            # A kernel that loads 16 numbers at a time may look behind the last one.
+            # A kernel that loads 16 numbers at a time may read past the last one.
             return torch.empty(math.prod(shape) + 32, dtype=dtype, device=device)[:-32].view(shape)
 
         self.keys = [pool() for _ in range(config.num_layers)]
         self.values = [pool() for _ in range(config.num_layers)]
 
     def prefault(self, num_bytes: int) -> None:
-        """Claim the memory of the first blocks, so many bytes; others may use the pool meanwhile."""
+        """Prefault the memory of the first blocks, num_bytes in all; other threads may use the pool meanwhile."""
         pools = self.keys + self.values
         if pools[0].device.type == "cpu":
             for pool in pools:
@@ -71,7 +70,7 @@ class KVCache:
             pool[target] = pool[source]
 
     def clear_block(self, block: int) -> None:
-        """Overwrite the keys and values of a block, which may be no numbers, with zeros."""
+        """Overwrite the keys and values of a block, which may hold NaN, with zeros."""
         for pool in self.keys + self.values:
             pool[block] = 0
 
@@ -82,5 +81,5 @@ class KVCache:
 
 
 def _row_size(config: ModelConfig, dtype: torch.dtype) -> int:
-    """Return how many numbers of dtype a key or a value of one head takes."""
+    """Return the size of a key or a value of one head, in numbers of dtype."""
     return row_bytes(config.head_dim) if dtype == torch.int8 else config.head_dim

@@ -1,10 +1,10 @@
-"""Keys and values in 8 bits: a row of the pool is the numbers of one head and, in its last 4 bytes, their scale."""
+"""Keys and values in 8 bits: a row of the pool holds the numbers of one head and, in its last 4 bytes, their scale."""
 
 import torch
 from torch import Tensor
 
 _SCALE_BYTES = torch.float32.itemsize
-_QUAD = 4  # numbers that one product of bytes takes; a row has a whole number of them
+_QUAD = 4  # numbers that one product of bytes multiplies; rows are padded to a multiple
 
 
 def row_bytes(head_dim: int) -> int:

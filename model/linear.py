@@ -1,4 +1,4 @@
-"""Linear: a matrix product in which no row can feel its neighbours."""
+"""Linear: a matrix product whose rows do not depend on each other."""
 
 import torch
 import torch.nn.functional as F
@@ -10,12 +10,12 @@ _MAX_AMX_ROWS = 32  # two tiles of 16
 def row_invariant_linear(x: Tensor, weight: Tensor) -> Tensor:
     """Return x @ weight.T, shape [T, out], where the bits of each row depend on that row and the weight alone.
 
-    A BLAS library may add up a row in another order when the batch has another size, and then the same request
-    gives other logits in other company. Measured on CPU with torch 2.13, float32 and bfloat16, 1 to 4,096 rows:
-    oneDNN keeps the order for two rows or more and has another one for a single row; MKL, which torch prefers for
-    float32, changes it with the size of the batch. So oneDNN is called by name, and a single row is computed as two.
-    Without AVX-512 it has no product in bfloat16; that is computed in float32 and rounded, once for each element.
-    With AMX it adds up bfloat16 in one order for up to 32 rows and in another for more, so more come in pieces.
+    A BLAS library may sum a row in another order when the batch has another size, and then the logits of a request
+    depend on the other requests. Measured on CPU with torch 2.13, float32 and bfloat16, 1 to 4,096 rows: oneDNN has
+    one order for two rows or more and another for a single row; MKL, which torch prefers for float32, changes it with
+    the size of the batch. So oneDNN is called directly, and a single row is computed as two. Without AVX-512 oneDNN
+    has no product in bfloat16; that is computed in float32 and rounded once for each element. With AMX it sums
+    bfloat16 in one order for up to 32 rows and in another for more, so more rows are computed in pieces.
     """
     if x.device.type != "cpu" or not torch._C._has_mkldnn:
         return F.linear(x, weight)

@@ -3,7 +3,7 @@
 Llama 2 (arXiv:2307.09288), section 2.2: the pre-norm decoder of LLaMA (arXiv:2302.13971) with RMSNorm, rotary
 embeddings, SwiGLU and, for the larger models, grouped-query attention.
 
-Shapes: T tokens in the step (of all sequences, end to end), S of them in want of logits.
+Shapes: T tokens in the step (of all sequences, end to end), S of them whose logits are computed.
 """
 
 import torch
@@ -47,8 +47,8 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return [T, hidden_size] for x [T, hidden_size].
 
-        silu(g) = g / (1 + exp(-g)) is written out: the library's fused silu rounds the last few
-        elements of a tensor differently from the rest, so a row's bits would depend on where it lies.
+        silu(g) = g / (1 + exp(-g)) is written out: torch's fused silu rounds the last few elements of a tensor
+        differently from the rest, so a row's bits would depend on its place in the batch.
         """
         gate, up = self.gate_up(x).chunk(2, dim=-1)  # each [T, intermediate_size]
         wide = gate.float()
@@ -58,11 +58,11 @@ class FeedForward(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention whose keys and values live in the paged KV cache.
+    """Self-attention over keys and values in the paged KV cache.
 
     num_kv_heads decides the kind: equal to num_heads is multi-head (arXiv:1706.03762), 1 is multi-query
     (arXiv:1911.02150), anything between is grouped-query attention (arXiv:2305.13245). Some relatives of Llama add a
-    bias to the projections (Qwen2), norm each query and key (Qwen3), or look back only so far (Mistral).
+    bias to the projections (Qwen2), normalise each query and key (Qwen3), or attend to a sliding window (Mistral).
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -101,7 +101,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention, then feed-forward, each behind a norm and added to the residual stream."""
+    """One layer: attention, then feed-forward, each after a norm and added to the residual stream."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class Block(nn.Module):
 
 
 class Llama(nn.Module):
-    """The whole model. It knows tokens, positions and cache slots; requests and text are others' business."""
+    """The whole model, from tokens, positions and cache slots to logits. It knows nothing of requests and text."""
 
     rope_cos: Tensor  # [max_position, head_dim / 2]
     rope_sin: Tensor
@@ -135,7 +135,7 @@ class Llama(nn.Module):
         super().__init__()
         self.config = config
         self.paged_attention = paged_attention
-        # With a weight given it draws no random numbers, which on the meta device would import torch's compiler.
+        # Without a weight, nn.Embedding draws random numbers, which on the meta device imports torch's compiler.
         nothing = torch.empty(config.vocab_size, config.hidden_size)
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size, _weight=nothing)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
@@ -144,19 +144,19 @@ class Llama(nn.Module):
             self.output = Linear(config.hidden_size, config.vocab_size)
 
     def grouped_weights(self) -> set[str]:
-        """Return the names of the weights that are wanted in groups if the files have them so; here none."""
+        """Return the names of the weights to read as GroupedWeight where the files have them on a grid; here none."""
         return set()
 
     def place_weight(self, name: str, weight: Tensor | GroupedWeight) -> None:
-        """Put a weight in the place of the parameter with this dotted name."""
-        assert isinstance(weight, Tensor), "none was wanted in groups"
+        """Set the parameter with this dotted name."""
+        assert isinstance(weight, Tensor), "grouped_weights is empty"
         owner, _, leaf = name.rpartition(".")
         parameter: nn.Parameter = getattr(self.get_submodule(owner), leaf)
         assert parameter.shape == weight.shape
         setattr(self.get_submodule(owner), leaf, nn.Parameter(weight, requires_grad=False))
 
     def start_profile(self) -> Tensor | None:
-        """Return where the seconds in linear layers and in attention are summed up, if they are measured: here not."""
+        """Return the buffer [2] of seconds in linear layers and in attention, or None if they are not measured."""
         return None
 
     def set_max_position(self, max_position: int, device: torch.device) -> None:
@@ -169,7 +169,7 @@ class Llama(nn.Module):
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch, kv_cache: KVCache) -> Tensor:
         """Return the logits of the batch's wanted_rows, shape [S, vocab_size], float32."""
-        return self.logits(self.hidden_states(batch, kv_cache))  # only S rows pay for the output head
+        return self.logits(self.hidden_states(batch, kv_cache))  # the output head computes S rows only
 
     @torch.inference_mode()
     def hidden_states(self, batch: ForwardBatch, kv_cache: KVCache) -> Tensor:

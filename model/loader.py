@@ -1,4 +1,4 @@
-"""Build a Llama from a checkpoint on disk, tensor by tensor."""
+"""Load a model from a checkpoint on disk, tensor by tensor."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ def plain_llama(config: ModelConfig) -> Llama:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Return the model at `path`, its tensors checked but not read.
+    """Return the checkpoint at `path`, with the shapes of its tensors checked but no values read.
 
     Raises OSError, BrokenCheckpoint or UnsupportedModel.
     """
@@ -45,9 +45,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def check_links(folder: Path) -> None:
-    """Raise BrokenCheckpoint if a link in the folder leads out of it; the Hugging Face cache links to its blobs.
+    """Raise BrokenCheckpoint if a link in the folder leads out of it, except to the blobs of the Hugging Face cache.
 
-    Whoever made the folder would else decide which of our files are read.
+    Otherwise the author of a folder could have any file of this machine read.
     """
     home = folder.resolve()
     blobs = home.parent.parent / "blobs"  # of a folder models--org--name/snapshots/commit
@@ -66,15 +66,15 @@ def load_model(
 ) -> Llama:
     """Return the model of a checkpoint, its weights in dtype on device, ready to run.
 
-    It can run positions below max_position. The module is first made without memory, then each weight takes its place
-    as it is read, so the peak is the final size and one tensor.
+    It can run positions below max_position. The module is made without memory and each weight is set as it is read, so
+    peak memory is the final size and one tensor.
     Raises BrokenCheckpoint.
     """
     with torch.device("meta"):
         model = make_model(checkpoint.config)
     weights = read_weights(checkpoint, dtype, model.grouped_weights())
     num_weights = len(weight_parts(checkpoint))
-    # disable=None: no bar unless a terminal sees it
+    # disable=None: a bar on terminals only
     for name, weight in tqdm(weights, "Loading weights", num_weights, leave=False, delay=0.5, disable=None):
         model.place_weight(name, weight if isinstance(weight, GroupedWeight) else weight.to(device))
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]

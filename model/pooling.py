@@ -8,27 +8,27 @@ from torch import Tensor
 
 
 class Pool(NamedTuple):
-    """The hidden states of a text's tokens so far, added up one after the other.
+    """The sum of the hidden states of a text's tokens so far.
 
-    In float64 and in the order of the text, so the sum has the same bits however the text came in pieces.
+    In float64 and in the order of the text, so that the bits of the sum do not depend on chunks.
     """
 
     total: NDArray[np.float64]  # [hidden_size]
     num_tokens: int
 
     def embedding(self) -> list[float]:
-        """Return the mean, [hidden_size]; of a single token that is its state."""
+        """Return the mean, [hidden_size]; that of a single token is its state."""
         mean: list[float] = (self.total / self.num_tokens).tolist()
         return mean
 
     @property
     def is_finite(self) -> bool:
-        """Whether every number is one."""
+        """Whether every number is finite."""
         return bool(np.isfinite(self.total).all())
 
 
 def pooled(earlier: Pool | None, states: Tensor) -> Pool:
-    """Return a pool with the states [T, hidden_size] behind what was in it."""
+    """Return a pool with the states [T, hidden_size] added to the earlier ones."""
     rows = states.double().numpy(force=True)
     total, num_tokens = (np.zeros(rows.shape[1]), 0) if earlier is None else earlier
     total = total.copy()

@@ -1,6 +1,6 @@
-"""Claim memory from the operating system before it is written to.
+"""Prefault memory: have the operating system provide its pages before they are written.
 
-Memory that was allocated is given page by page when it is first written, each cleared before: a prompt would wait.
+Otherwise each page is cleared and provided when it is first written, which delays prompts.
 """
 
 import ctypes
@@ -12,7 +12,7 @@ MADV_POPULATE_WRITE = 23  # Linux 5.14; madvise(2)
 
 
 def prefault_pages(tensor: Tensor, num_bytes: int) -> bool:
-    """Have the first bytes of a tensor in main memory, its content as it is; False where that cannot be asked for.
+    """Bring the first num_bytes of a tensor into main memory, its content unchanged; False if the system cannot.
 
     Other threads may use the tensor meanwhile.
     """

@@ -13,8 +13,8 @@ BYTE_GROUP = 64  # inputs that share a scale in 8 bits, of a ByteWeight and of a
 class GroupedWeight:
     """The weight of row n and column k is scales[n, k // 32] * values[n, k] + offsets[n, k // 32].
 
-    With an offset the grid spans exactly from the least to the largest weight of its group. Every grid of GGUF's Q4_0,
-    Q4_1 and Q8_0 is of this form, so those are taken over without loss.
+    With an offset, the grid spans exactly from the least to the largest weight of its group. The grids of GGUF's Q4_0,
+    Q4_1 and Q8_0 have this form, so they are kept without loss.
     """
 
     values: Tensor  # [out, in] uint8, below 2 ** bits
@@ -24,7 +24,7 @@ class GroupedWeight:
 
     @property
     def shape(self) -> torch.Size:
-        """That of the matrix."""
+        """The shape of the matrix."""
         return self.values.shape
 
 
@@ -46,7 +46,7 @@ def quantize(weight: Tensor, bits: int) -> GroupedWeight:
 
 def dequantize(weight: GroupedWeight) -> Tensor:
     """Return the matrix [out, in] in float32."""
-    wide = _in_groups(weight.values.float())  # a copy: the rest happens in its place
+    wide = _in_groups(weight.values.float())  # a copy, changed in place
     wide.mul_(weight.scales.float().unsqueeze(-1)).add_(weight.offsets.float().unsqueeze(-1))
     return wide.flatten(1)[:, : weight.shape[1]]
 
@@ -81,7 +81,7 @@ def from_bytes(weight: ByteWeight) -> Tensor:
 
 
 def quantize_rows(x: Tensor, group_size: int = BYTE_GROUP) -> Tensor:
-    """Return x [T, in] in float32, rounded as the kernels round what they multiply in 8 bits.
+    """Return x [T, in] in float32, rounded as the kernels round rows that they multiply in 8 bits.
 
     Each group becomes multiples of its largest magnitude / 127.
     """
@@ -92,7 +92,7 @@ def quantize_rows(x: Tensor, group_size: int = BYTE_GROUP) -> Tensor:
 
 
 def _in_groups(x: Tensor, size: int = GROUP) -> Tensor:
-    """Return x [rows, n] as [rows, ceil(n / size), size]; what is missing repeats the last number."""
+    """Return x [rows, n] as [rows, ceil(n / size), size]; the padding repeats the last number."""
     missing = -x.shape[1] % size
     if missing:
         x = torch.cat((x, x[:, -1:].expand(-1, missing)), dim=1)

@@ -1,4 +1,4 @@
-"""Rotary position embeddings: a token's place in the text as a rotation of its queries and keys."""
+"""Rotary position embeddings: a token's position as a rotation of its queries and keys."""
 
 import torch
 from torch import Tensor

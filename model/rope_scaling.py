@@ -18,9 +18,9 @@ class LinearScaling:
 class DynamicScaling:
     """The base grows with the length of the text beyond the original one ("dynamic NTK").
 
-    Elsewhere that is the text so far, so that keys in the cache and later queries turn differently. Here it is the
-    longest text the server takes: a token's rotation depends on its position alone. Up to the original length nothing
-    changes. Source: YaRN (arXiv:2309.00071), section 3.1 and appendix A.1.
+    Other implementations use the length so far, so that cached keys and later queries rotate differently. Here it is
+    the longest text the server accepts: a token's rotation depends on its position alone. Up to the original length
+    nothing changes. Source: YaRN (arXiv:2309.00071), section 3.1 and appendix A.1.
     """
 
     factor: float
@@ -54,7 +54,7 @@ class YarnScaling:
 
 @dataclass(frozen=True, kw_only=True)
 class DivisorScaling:
-    """Each frequency is divided by its own number: what a GGUF file makes of Llama3Scaling (rope_freqs.weight)."""
+    """Each frequency has its own divisor, as GGUF files store Llama3Scaling (rope_freqs.weight)."""
 
     divisors: tuple[float, ...]
 
@@ -102,7 +102,7 @@ def _yarn(scaling: YarnScaling, frequencies: Tensor, theta: float) -> tuple[Tens
     dim = 2 * len(frequencies)
 
     def pair_with(num_turns: float) -> float:
-        """Return the number of the pair that turns so often within the original length."""
+        """Return the number of the pair that turns num_turns times within the original length."""
         return dim * math.log(scaling.original_max_position / (num_turns * 2 * math.pi)) / (2 * math.log(theta))
 
     low, high = pair_with(scaling.beta_fast), pair_with(scaling.beta_slow)

@@ -1,4 +1,4 @@
-"""Lay a plan out as the tensors of one step."""
+"""BatchBuilder: a plan as the tensors of one step."""
 
 from dataclasses import dataclass
 
@@ -13,17 +13,17 @@ from caravan.scheduler.sequence import ScheduledSequence, Sequence
 
 @dataclass
 class _Row:
-    """Where the block table of a sequence is kept, and how much of it is there."""
+    """The row of a sequence's block table, and how much of it is copied."""
 
     index: int
-    block_table: list[int] | None = None  # the list that was copied; after a preemption a sequence has another one
+    block_table: list[int] | None = None  # the copied list; after a preemption a sequence has a new one
     num_copied: int = 0
 
 
 class BatchBuilder:
-    """Lays out one step after the other, keeping block tables so that only blocks that are new are copied.
+    """Builds the batches of consecutive steps. Block tables are kept, so that only new blocks are copied.
 
-    A sequence has a row of its own for as long as each step computes something of it.
+    A sequence keeps its row as long as every step computes some of its tokens.
     """
 
     def __init__(self, max_num_seqs: int, max_num_blocks: int, block_size: int, device: torch.device) -> None:
@@ -34,18 +34,18 @@ class BatchBuilder:
         self._free_rows = list(range(max_num_seqs))
 
     def build(self, plan: list[ScheduledSequence]) -> ForwardBatch:
-        """Return the batch of a plan with at least one sequence: all their tokens end to end, in the plan's order."""
+        """Return the batch of a plan that is not empty: the tokens of all its sequences end to end, in its order."""
         block_tables = self._block_tables(plan)
         starts = np.array([scheduled.sequence.num_computed_tokens for scheduled in plan])
         lengths = np.array([scheduled.num_rows for scheduled in plan])
         query_start_loc = np.zeros(len(plan) + 1, dtype=np.int64)
         np.cumsum(lengths, out=query_start_loc[1:])
-        owners = np.repeat(np.arange(len(plan)), lengths)  # [T], the place of each token's sequence in the plan
+        owners = np.repeat(np.arange(len(plan)), lengths)  # [T], the index of each token's sequence in the plan
         positions = np.arange(len(owners)) + (starts - query_start_loc[:-1])[owners]
         wanted_rows = [
             row
             for s, end in zip(plan, query_start_loc[1:].tolist(), strict=True)
-            for row in (*s.read_rows(end), *range(end - s.num_logits, end))
+            for row in (*s.scored_rows(end), *range(end - s.num_logits, end))
         ]
 
         def tensor(numbers: NDArray[np.int32] | NDArray[np.int64]) -> torch.Tensor:
@@ -94,7 +94,7 @@ def slots(
 
 
 def sampling_rows(plan: list[ScheduledSequence]) -> list[SamplingRow]:
-    """Return what the sampler must know of each row of logits; the text so far only where it matters."""
+    """Return the sampler's description of each row of logits, with the text so far where penalties need it."""
     rows = []
     for scheduled in plan:
         sequence, params = scheduled.sequence, scheduled.sequence.request.params

@@ -1,4 +1,4 @@
-"""Frames: how a message becomes bytes on the socket and back.
+"""Frames: messages as bytes on the socket.
 
 A frame is its length as four bytes, little-endian, then one msgpack object tagged with its type.
 """
@@ -10,19 +10,19 @@ from typing import TypeVar
 import msgspec
 
 LENGTH = struct.Struct("<I")
-MAX_FRAME_BYTES = 256 * 1024 * 1024  # far above any real frame; a larger length means a broken stream
+MAX_FRAME_BYTES = 256 * 1024 * 1024  # far above any real frame; a larger length is an error
 
 MessageT = TypeVar("MessageT")
 
 
 def encode_frame(message: msgspec.Struct) -> bytes:
-    """Return the bytes of a message, length first."""
+    """Return the frame of a message."""
     body = msgspec.msgpack.encode(message)
     return LENGTH.pack(len(body)) + body
 
 
 def frame_length(head: bytes) -> int:
-    """Return how many bytes follow a frame's head; raises ValueError if they cannot be a frame."""
+    """Return the length of the body after a frame's head; raises ValueError if it is not possible."""
     (length,) = LENGTH.unpack(head)
     if not 0 < length <= MAX_FRAME_BYTES:
         raise ValueError(f"A frame of {length} bytes cannot be; the limit is {MAX_FRAME_BYTES}.")
@@ -30,13 +30,13 @@ def frame_length(head: bytes) -> int:
 
 
 class FrameSplitter:
-    """Cuts what a socket brings, in pieces of any size, into frames."""
+    """Splits the bytes received from a socket, in pieces of any size, into frames."""
 
     def __init__(self) -> None:
         self._received = b""  # the beginning of a frame
 
     def split(self, received: bytes) -> Iterator[bytes]:
-        """Yield the body of each frame that `received` completes; raises ValueError if there is none at its place."""
+        """Yield the body of each frame that `received` completes; raises ValueError for an impossible length."""
         received = self._received + received
         start = 0
         while len(received) >= start + LENGTH.size:

@@ -1,8 +1,7 @@
-"""CompiledGrammar: one grammar over the model's vocabulary, and the calls into llguidance that its matchers need.
+"""CompiledGrammar: one grammar over the model's vocabulary, and the calls into llguidance for its matchers.
 
-How long a call takes depends on a stranger's grammar, so all that may take long let go of Python's lock. In llguidance
-1.9 `validate_tokens` and `consume_token` do not, and keep to no limit; so tokens are judged by masks, and taken only
-if a mask has allowed them.
+A client's grammar may make calls slow, so all slow calls release Python's lock. In llguidance 1.9 `validate_tokens` and
+`consume_token` do not, and have no limits; so tokens are checked by masks, and consumed only if a mask allows them.
 """
 
 import contextlib
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from caravan.scheduler.grammar_limits import GrammarLimits
 
-CHEAP_SECONDS = 0.001  # of a mask: its tokens are taken with Python's lock held, which is quicker
+CHEAP_SECONDS = 0.001  # of a mask: its tokens are consumed with Python's lock held, which is faster
 _MAX_TOKENS_AT_ONCE = 64
 
 CANNOT_COMPILE = "it cannot be compiled for this model's vocabulary within the limits"
@@ -27,51 +26,51 @@ Mask = NDArray[np.uint8]  # [bytes], a bit for each token that may come next, th
 
 
 class GrammarProblem(Exception):
-    """Why a grammar cannot be used, in words of ours: the library's hold the grammar and the text."""
+    """Why a grammar cannot be used. It has no text of the library, whose messages quote the grammar and the output."""
 
 
 class Position(NamedTuple):
-    """Where a text has come to in its grammar."""
+    """The position of a text in its grammar."""
 
     state: LLMatcher
     mask: Mask
-    seconds: float  # of processor time that the mask took
+    seconds: float  # processor time of the mask
 
 
 class Vocabulary(threading.local):
-    """What one thread needs to consume tokens without Python's lock: the library lets go of it for two matchers."""
+    """Consumes tokens in one thread without Python's lock, which the library releases for two matchers or more."""
 
     def __init__(self, tokenizer: LLTokenizer) -> None:
         self.tokenizer = tokenizer
         self._executor = LLExecutor(1)
-        self._second = LLMatcher(tokenizer, "", log_level=0)  # in an error state, so that it costs nothing
+        self._second = LLMatcher(tokenizer, "", log_level=0)  # in an error state, so that it costs no time
 
     def consume(self, state: LLMatcher, token_id: int) -> None:
-        """Take a token into a state."""
+        """Advance a state by a token."""
         self._executor.consume_token_par([(state, token_id), (self._second, token_id)])
 
 
 class CompiledGrammar:
-    """One grammar of one key. Its matchers share the library's lexer, and a lock with it.
+    """One grammar of one key. Its matchers share a lexer of the library and its lock.
 
-    The lexer grows with every text, and its limits hold for all of them together: one that has passed a limit is in an
-    error state for all. What one text makes of a limit shows in a lexer of its own.
+    The lexer grows with every text, and its limits hold for all texts together: past a limit it is in an error state
+    for all of them. A separate lexer shows whether one text alone passes a limit.
     """
 
     def __init__(self, text: str, limits: GrammarLimits, vocabulary: Callable[[], Vocabulary]) -> None:
         self.limits = limits
-        self.problem = ""  # ends everything that has this grammar
-        self.is_spoiled = False  # the problem was one text's: others are to have the grammar compiled again
-        self._num_calls = 0  # that are waiting or running
-        self._lock = threading.Lock()  # of this number
-        self._lexer = threading.Lock()  # held as long as the library's: who waits for that may hold Python's lock
+        self.problem = ""  # ends all sequences with this grammar
+        self.is_poisoned = False  # one text caused the problem: later requests compile the grammar again
+        self._num_calls = 0  # waiting or running
+        self._lock = threading.Lock()  # of _num_calls
+        self._lexer = threading.Lock()  # held with the library's lock, which may be awaited with Python's lock held
         self._text = text
         self._vocabulary = vocabulary
         self._compiled: LLMatcher | None = None
 
     @property
     def is_busy(self) -> bool:
-        """Whether some call may hold the library's lock."""
+        """Whether a call may hold the library's lock."""
         return self._num_calls > 0
 
     def begin_call(self) -> None:
@@ -86,37 +85,37 @@ class CompiledGrammar:
 
     @staticmethod
     def position(state: LLMatcher) -> Position:
-        """Return where a state is; raises GrammarProblem."""
+        """Return the position of a state; raises GrammarProblem."""
         began_seconds = time.thread_time()
         mask = np.frombuffer(state.compute_bitmask(), dtype=np.uint8)  # without Python's lock
         _check(state)  # in an error state the mask allows the end alone
         return Position(state, mask, time.thread_time() - began_seconds)
 
     def next_position(self, state: LLMatcher) -> Position:
-        """Return the position where a state is, while no other text uses the lexer; raises GrammarProblem."""
+        """Return the position of a state, while no other text uses the lexer; raises GrammarProblem."""
         with self._lexer:
             return self.position(state)
 
     def start(self, token_ids: list[int], *, is_alone: bool = False) -> Position:
-        """Return the position behind these tokens; compiles the grammar if it was not yet. Raises GrammarProblem.
+        """Return the position after these tokens, compiling the grammar if needed. Raises GrammarProblem.
 
-        It is compiled again if the lexer is used up, and for a matcher that is to have one alone.
+        The grammar is compiled again if the lexer has passed a limit, and for a matcher with its own lexer (is_alone).
         """
         if self.problem:
             raise GrammarProblem(self.problem)
         vocabulary = self._vocabulary()
         if self._compiled is not None and not is_alone:
             with contextlib.suppress(GrammarProblem):
-                return self._behind(self._compiled, vocabulary, token_ids)
+                return self._position_after(self._compiled, vocabulary, token_ids)
         compiled = LLMatcher(vocabulary.tokenizer, self._text, log_level=0, limits=self.limits.of_parser())
         if compiled.is_error():
             self.problem = CANNOT_COMPILE
             raise GrammarProblem(self.problem)
         if not is_alone:
             self._compiled = compiled
-        return self._behind(compiled, vocabulary, token_ids)
+        return self._position_after(compiled, vocabulary, token_ids)
 
-    def _behind(self, compiled: LLMatcher, vocabulary: Vocabulary, token_ids: list[int]) -> Position:
+    def _position_after(self, compiled: LLMatcher, vocabulary: Vocabulary, token_ids: list[int]) -> Position:
         state = compiled.deep_copy()
         if token_ids:
             with self._lexer:
@@ -124,10 +123,9 @@ class CompiledGrammar:
         return self.next_position(state)
 
     def consume(self, state: LLMatcher, token_id: int, *, is_cheap: bool) -> bool:
-        """Take a token that the last mask allowed; return whether nothing but the end can follow.
+        """Consume a token that the last mask allowed; return whether only the end can follow. Raises GrammarProblem.
 
-        Raises GrammarProblem. To judge the token again costs no more than that mask did; if it was cheap, Python's lock
-        may as well be held.
+        Checking the token again costs no more than that mask did; if it was cheap, Python's lock may be held.
         """
         if is_cheap:
             state.consume_token(token_id)
@@ -138,7 +136,7 @@ class CompiledGrammar:
 
 
 def _replay(vocabulary: Vocabulary, state: LLMatcher, token_ids: list[int]) -> None:
-    """Take the tokens that a sequence has: ever more of them at once, with Python's lock, while that is quick."""
+    """Consume the tokens of a sequence: ever more of them at once, with Python's lock held, while that is fast."""
     start, num_tokens = 0, 1
     while start < len(token_ids):
         began_seconds = time.thread_time()
@@ -152,9 +150,9 @@ def _replay(vocabulary: Vocabulary, state: LLMatcher, token_ids: list[int]) -> N
 
 
 def _check(state: LLMatcher) -> None:
-    """Raise GrammarProblem if a state is one of an error, which it never leaves.
+    """Raise GrammarProblem if a state is in error, which is permanent.
 
-    Tokens come from masks, so a limit was passed. The library says which in words that hold the grammar or the text.
+    Tokens come from masks, so a limit was passed. The library's message may quote the grammar or the text.
     """
     if state.is_error():
         raise GrammarProblem(TOO_COMPLEX)

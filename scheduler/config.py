@@ -1,16 +1,18 @@
-"""EngineConfig: the limits of one engine, and how they follow from the memory it may use."""
+"""EngineConfig: the limits of one engine, chosen by the operator or from the free memory."""
 
 from typing import Literal
 
 import msgspec
 
+from caravan.scheduler.block_pool import num_blocks_for
+
 Speculation = Literal["auto", "off"]
 
-DEFAULT_MAX_MODEL_LEN = 8192  # when nothing is asked for, even if the model was trained for more
+DEFAULT_MAX_MODEL_LEN = 8192  # the default, even if the model was trained for more
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Sizes are in tokens unless the name says blocks or sequences."""
+    """The limits of a running engine. Sizes are in tokens unless the name says blocks or sequences."""
 
     num_blocks: int  # blocks in the KV pool
     block_size: int = 16  # tokens in a block
@@ -18,7 +20,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_num_seqs: int = 64  # sequences running at once
     max_model_len: int = 2048  # prompt and output of one sequence
     speculation: Speculation = "off"
-    max_inter_token_seconds: float | None = None  # what a step may take while sequences decode; None: as it comes
+    max_inter_token_seconds: float | None = None  # target of a step while sequences decode; None: no target
     is_shared: bool = False  # by several API keys
 
     def __post_init__(self) -> None:
@@ -41,28 +43,28 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def max_num_blocks(self) -> int:
         """Blocks that the longest sequence needs."""
-        return -(-self.max_model_len // self.block_size)
+        return num_blocks_for(self.max_model_len, self.block_size)
 
     def num_requests_of(self, num_tokens: int) -> int:
-        """Return how many requests of so many tokens, prompt and output together, the KV pool holds."""
-        return self.num_blocks // -(-num_tokens // self.block_size)
+        """Return how many requests of num_tokens tokens each, prompt and output together, the KV pool holds."""
+        return self.num_blocks // num_blocks_for(num_tokens, self.block_size)
 
 
 class EngineLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What the operator asked for; None leaves the choice to the engine."""
+    """The limits that the operator sets; None leaves the choice to the engine."""
 
     kv_cache_memory_bytes: int | None = None  # None: half of the memory that is free after loading
     max_model_len: int | None = None  # None: what the model was trained for, at most DEFAULT_MAX_MODEL_LEN
     block_size: int = 16
     max_batch_tokens: int = 512
     max_num_seqs: int = 64
-    speculation: Speculation = "auto"  # guess tokens from the text where it pays
-    max_inter_token_seconds: float | None = None  # of running streams while prompts are computed
+    speculation: Speculation = "auto"  # draft tokens from the text where they pay
+    max_inter_token_seconds: float | None = None  # target of running streams while prompts are computed
     is_shared: bool = False  # by several API keys
 
 
 def choose_max_model_len(limits: EngineLimits, max_position: int) -> int:
-    """Return the longest prompt and output together; raises ValueError if more is asked for than the model can."""
+    """Return the maximum length of prompt and output together; raises ValueError if the model cannot have the limit."""
     max_model_len = limits.max_model_len or min(max_position, DEFAULT_MAX_MODEL_LEN)
     if max_model_len > max_position:
         raise ValueError(
@@ -75,7 +77,7 @@ def choose_max_model_len(limits: EngineLimits, max_position: int) -> int:
 def plan_engine(
     limits: EngineLimits, *, kv_bytes_per_token: int, max_position: int, free_memory_bytes: int
 ) -> EngineConfig:
-    """Return the engine's configuration; raises ValueError, with the way out, when the limits cannot hold together."""
+    """Return the engine's configuration; raises ValueError, with the way out, if the limits contradict each other."""
     pool_bytes = limits.kv_cache_memory_bytes if limits.kv_cache_memory_bytes is not None else free_memory_bytes // 2
     if pool_bytes > free_memory_bytes:
         raise ValueError(

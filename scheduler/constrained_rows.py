@@ -1,4 +1,4 @@
-"""Drawing the next tokens of a step's rows, some of which have a grammar whose mask may be late."""
+"""Sample the next tokens of a step's rows, some of which have a grammar whose mask may be late."""
 
 import numpy as np
 from torch import Tensor
@@ -11,11 +11,11 @@ from caravan.scheduler.sequence import ScheduledSequence
 
 
 def draw_rows(plan: list[ScheduledSequence], logits: Tensor, wait_seconds: float = 0.0) -> list[Sample | None]:
-    """Return the next token of each row of logits [S, vocab_size] in the plan's order, as `sample` does.
+    """Return the sample of each row of logits [S, vocab_size] in the plan's order, as `sample` does.
 
-    Waits so long for masks, once for each mask unless there is nothing else to do, and as long for tokens to be taken.
-    LATE for a row whose grammar has a problem, whose mask is not there in time, or whose token could not be taken in
-    time: a later step computes the same row and draws the same token.
+    Waits up to wait_seconds for masks, once for each mask unless there is nothing else to do, and as long for matchers
+    to consume the tokens. LATE for a row whose grammar has a problem, or whose mask or matcher is not ready in time: a
+    later step computes the row again and samples the same token.
     """
     rows = sampling_rows(plan)
     if not rows:
@@ -24,7 +24,7 @@ def draw_rows(plan: list[ScheduledSequence], logits: Tensor, wait_seconds: float
     constrained = [matcher for matcher in matchers if matcher is not None]
     if not constrained:
         return sample(logits, rows)
-    is_alone = len(constrained) == len(plan) and all(matcher.is_late for matcher in constrained)  # no prompts either
+    is_alone = len(constrained) == len(plan) and all(matcher.is_late for matcher in constrained)  # and no prompts
     wait_for([matcher for matcher in constrained if is_alone or not matcher.is_late], wait_seconds)
     present = [index for index, matcher in enumerate(matchers) if matcher is None or _is_usable(matcher)]
     samples: list[Sample | None] = [LATE] * len(rows)
@@ -41,7 +41,7 @@ def draw_rows(plan: list[ScheduledSequence], logits: Tensor, wait_seconds: float
             continue
         if drawn is not None:
             matcher.offer(drawn.token_id)
-        elif logits[index].max().isfinite():  # neither NaN nor infinity: the numbers are sound
+        elif logits[index].max().isfinite():  # neither NaN nor infinity: the logits are finite
             matcher.fail(NOTHING_LEFT)
     wait_for([matcher for matcher in constrained if not matcher.is_late], wait_seconds)
     for index, matcher in enumerate(matchers):

@@ -1,26 +1,25 @@
-"""Displacement: who leaves a full batch or pool so that a key that has nothing running gets in.
+"""Displacement: which running sequence makes way for a key that has none, when the batch or the pool is full.
 
-Keys take turns when they join, but a sequence stays until its end. Without this one key's long answers could keep all
-places for minutes.
+Keys take turns when their sequences join, but a running sequence stays until it ends. Without displacement the long
+answers of one key could fill the batch for minutes.
 """
 
 from collections import Counter
 from collections.abc import Sequence as Seq
 
-from caravan.scheduler.block_pool import BlockPool
-from caravan.scheduler.block_table import has_room
+from caravan.scheduler.block_manager import BlockManager
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.sequence import Sequence
 from caravan.scheduler.waiting_queue import WaitingQueue
 
 
 def displaced_by_waiting(
-    running: Seq[Sequence], waiting: WaitingQueue, pool: BlockPool, config: EngineConfig
+    running: Seq[Sequence], waiting: WaitingQueue, blocks: BlockManager, config: EngineConfig
 ) -> Sequence | None:
-    """Return the youngest sequence of the key that has the most running, or None: nobody leaves.
+    """Return the youngest sequence of the key that has the most running, or None.
 
-    Only for the first of the queue, whose key was served least, and only if it has nothing running and does not get in
-    else. Nobody leaves for a request that is less urgent, and no key loses its only sequence.
+    Only the first of the queue, whose key was served least, displaces another, and only if its key has nothing running
+    and it cannot join otherwise. It displaces no more urgent request, and no key's only sequence.
     """
     first = next(iter(waiting), None)
     if first is None or first.awaited_hash is not None:
@@ -28,7 +27,7 @@ def displaced_by_waiting(
     num_of = Counter(sequence.request.key for sequence in running)
     if first.request.key in num_of or max(num_of.values(), default=0) < 2:
         return None
-    if len(running) < config.max_num_seqs and has_room(pool, first, [], running, config.block_size):
+    if len(running) < config.max_num_seqs and blocks.can_allocate(first, running):
         return None
     key, _ = num_of.most_common(1)[0]
     youngest = next(sequence for sequence in reversed(running) if sequence.request.key == key)

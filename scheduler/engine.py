@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 
-import msgspec
 import torch
 
 from caravan.model.kv_cache import KVCache
@@ -13,18 +12,19 @@ from caravan.scheduler.batch import BatchBuilder
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.constrained_rows import draw_rows
 from caravan.scheduler.grammar import Grammars
-from caravan.scheduler.isolation import StepResult, run_isolated
+from caravan.scheduler.isolation import run_isolated
 from caravan.scheduler.messages import Request, StepOutput
 from caravan.scheduler.profile import Profile
-from caravan.scheduler.prompt_logprobs import PromptReading, read_prompts
+from caravan.scheduler.prompt_logprobs import PromptResult, compute_prompts
 from caravan.scheduler.scheduler import Scheduler
 from caravan.scheduler.sequence import ScheduledSequence
+from caravan.scheduler.step_result import StepResult
 
-GRAMMAR_PAUSE_SECONDS = 0.001  # between two looks at whether a grammar is compiled
+GRAMMAR_PAUSE_SECONDS = 0.001  # between two checks whether a grammar is compiled
 
 
 class Engine:
-    """A model, its KV cache and the scheduler that shares them out."""
+    """A model, its KV cache and the scheduler that shares them between requests."""
 
     def __init__(
         self,
@@ -35,60 +35,63 @@ class Engine:
         profile: Profile | None = None,
         grammars: Grammars | None = None,
     ) -> None:
-        """Without `grammars` no request may have one."""
+        """Without `grammars`, requests must not have one."""
         self.model = model
         self.kv_cache = KVCache(model.config, config.num_blocks, config.block_size, kv_dtype, device)
         self.config = config
         self.scheduler = Scheduler(config)
         self._batch_builder = BatchBuilder(config.max_num_seqs, config.max_num_blocks, config.block_size, device)
         self._grammars = grammars
-        self.on_batch: Callable[[list[int]], None] = lambda _: None  # gets which requests the engine now works on
+        self.on_batch: Callable[[list[int]], None] = lambda _: None  # gets the ids of the requests of each step
         self._lap: Callable[[str], None] = profile.lap if profile else lambda _: None
 
     def add(self, request: Request) -> None:
-        """Put a request at the end of the queue."""
+        """Append a request to the queue."""
         matcher = None
         if request.grammar:
-            assert self._grammars is not None, "the server refuses grammars for models that cannot have them"
+            assert self._grammars is not None, "the server rejects grammars for models that cannot have them"
             matcher = self._grammars.matcher(request.grammar, request.output_token_ids, request.key)
         self.scheduler.add(request, matcher)
 
     def step(self) -> StepOutput:
-        """Return what one step over the active batch produced; without work, an empty output."""
-        started = time.monotonic()
-        if self._grammars is not None:
-            self._grammars.end_slow_calls()
+        """Run one step and return its output, which is empty if there is no work."""
         plan = self.scheduler.schedule()
+        result = self.run(plan)
+        return self.scheduler.commit(plan, result)
+
+    def run(self, plan: list[ScheduledSequence]) -> StepResult:
+        """Announce a plan and compute it, sequence by sequence if computing it at once fails."""
         self._lap("schedule")
         self._announce(plan)
-        if not plan and self.scheduler.waiting:
-            time.sleep(GRAMMAR_PAUSE_SECONDS)  # all that is there waits for its grammar
-        result = run_isolated(self.run, plan) if plan else StepResult([])
-        output = self.scheduler.commit(plan, *result)
-        for block in self.scheduler.take_spoiled_blocks():
-            self.kv_cache.clear_block(block)
-        self._lap("commit")
-        step_seconds = time.monotonic() - started
-        self.scheduler.observe_seconds(step_seconds)
-        stats = msgspec.structs.replace(output.stats, step_seconds=step_seconds)
-        return msgspec.structs.replace(output, stats=stats)
+        self._clear_poisoned_blocks()
+        if self._grammars is not None:
+            self._grammars.end_slow_calls()
+        if plan:
+            return run_isolated(self.compute, plan)
+        if self.scheduler.waiting:
+            time.sleep(GRAMMAR_PAUSE_SECONDS)  # all requests wait for their grammars
+        return StepResult([])
 
-    def _announce(self, plan: list[ScheduledSequence]) -> None:
-        """Say what the engine works on from now on: a step, and grammars beside it."""
-        compiling = self.scheduler.waiting.compiling
-        self.on_batch([*(scheduled.sequence.request.request_id for scheduled in plan), *compiling])
-
-    def run(self, plan: list[ScheduledSequence]) -> tuple[list[Sample | None], dict[int, PromptReading]]:
-        """Return the next token of each scheduled sequence that wants one, in the plan's order, and what was read."""
+    def compute(self, plan: list[ScheduledSequence]) -> tuple[list[Sample | None], dict[int, PromptResult]]:
+        """Return the samples of a plan, in its order, and the results for prompts, by index in the plan."""
         for scheduled in plan:
             if scheduled.copied_block is not None:
                 self.kv_cache.copy_block(scheduled.copied_block, scheduled.first_block(self.config.block_size))
         batch = self._batch_builder.build(plan)
         self._lap("batch")
         hidden = self.model.hidden_states(batch, self.kv_cache)  # [S, hidden_size]
-        hidden, readings = read_prompts(self.model, plan, hidden)
-        logits = self.model.logits(hidden)  # [rows to draw from, vocab_size]
+        hidden, prompts = compute_prompts(self.model, plan, hidden)
+        logits = self.model.logits(hidden)  # [rows to sample from, vocab_size]
         self._lap("rest")
         samples = draw_rows(plan, logits, self._grammars.limits.wait_seconds if self._grammars else 0.0)
         self._lap("sample")
-        return samples, readings
+        return samples, prompts
+
+    def _announce(self, plan: list[ScheduledSequence]) -> None:
+        """Report the requests that the engine works on: those of the plan, and those whose grammars it compiles."""
+        compiling = self.scheduler.waiting.compiling
+        self.on_batch([*(scheduled.sequence.request.request_id for scheduled in plan), *compiling])
+
+    def _clear_poisoned_blocks(self) -> None:
+        for block in self.scheduler.blocks.take_poisoned():
+            self.kv_cache.clear_block(block)

@@ -1,8 +1,7 @@
-"""Grammars: which tokens may come next where a request prescribes the form of its text.
+"""Grammars: which tokens may come next in the output of requests with a grammar.
 
-The masks come from llguidance, which walks the vocabulary as a trie along the grammar's states. How long that takes
-depends on a stranger's grammar, so the engine waits for no call: each runs in a thread with a limit, and a sequence
-whose mask is late sits steps out.
+The masks come from llguidance, which walks the vocabulary as a trie along the grammar's states. A client's grammar may
+make that slow, so each call runs in a thread with a time limit, and a sequence whose mask is late skips steps.
 """
 
 import concurrent.futures
@@ -33,7 +32,7 @@ _NUM_START_THREADS = 2  # a key has at most one of them
 
 
 class Matcher:
-    """How far one sequence has come in its grammar. Used by the thread of the step loop alone."""
+    """The position of one sequence in its grammar. Only the thread of the step loop uses it."""
 
     def __init__(
         self, grammar: CompiledGrammar, key: str, token_ids: list[int], starts: GrammarThreads, masks: GrammarThreads
@@ -43,41 +42,41 @@ class Matcher:
         self._threads = masks
         self._starts = starts
         self._token_ids = token_ids  # of the output so far
-        self._is_alone = False  # the library's lexer is used by no other matcher
+        self._is_alone = False  # no other matcher uses its lexer
         self._problem = ""
         self._position: Position | None = None
         self._offered: int | None = None  # the next token, until it is accepted
         self._is_complete = False
-        self.is_late = False  # a step has waited for the call, and another one need not
-        self._call: Call[Position | bool] | None = None  # a bool: nothing can follow but the end
+        self.is_late = False  # a step has waited for the call, so other steps do not
+        self._call: Call[Position | bool] | None = None  # a bool: only the end can follow
         self._start()
 
     @property
     def is_ready(self) -> bool:
-        """Whether nothing has to be waited for: the mask is there, a token offered was taken, or there is a problem."""
+        """Whether no call is running: there is a mask, an offered token was consumed, or there is a problem."""
         self._collect()
         return self._call is None
 
     @property
     def problem(self) -> str:
-        """Why the sequence cannot go on, empty if it can; in words that are fit for the client and the log."""
+        """Why the sequence cannot continue, empty if it can; safe for the client and the log."""
         self._collect()
         return self._problem or self._grammar.problem
 
     @property
     def mask(self) -> Mask:
-        """Which tokens may come next, once that is known."""
+        """Which tokens may come next, when the matcher is ready."""
         assert self._position is not None, "it is ready and has no problem"
         return self._position.mask
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing can follow the last token that was offered but the end."""
+        """Whether only the end can follow the last offered token."""
         return self._is_complete
 
     @property
     def has_taken(self) -> bool:
-        """Whether a token was offered and taken, and is to be accepted."""
+        """Whether an offered token was consumed and can be accepted."""
         return self._offered is not None and self._call is None and not self._problem
 
     def allows(self, token_id: int) -> bool:
@@ -85,14 +84,14 @@ class Matcher:
         return bool(self.mask[token_id // 8] >> token_id % 8 & 1)
 
     def wait(self, timeout_seconds: float) -> None:
-        """Wait until it is ready, but no longer than that."""
+        """Wait until it is ready, timeout_seconds at most."""
         if self._call is not None and self._call.wait(timeout_seconds):
             self._collect()
 
     def offer(self, token_id: int) -> None:
-        """Take the next token as soon as possible; `is_ready` says when. It may be offered again if a step is."""
+        """Start to consume the next token; `is_ready` says when that is done. A repeated step offers it again."""
         if self._offered is not None:
-            assert self._offered == token_id, "a step that is run again draws the same token"
+            assert self._offered == token_id, "a repeated step samples the same token"
             return
         assert self._position is not None
         self._offered = token_id
@@ -107,7 +106,7 @@ class Matcher:
             self._meet(error)
 
     def accept(self, token_id: int) -> None:
-        """Go on behind the token that was offered and taken: begin to compute which may follow it."""
+        """Continue after the offered token: start to compute the mask of the next one."""
         assert self._offered == token_id
         assert self.is_ready
         assert self._position is not None
@@ -118,27 +117,27 @@ class Matcher:
             self._submit(self._threads, position, self._grammar.limits.mask_seconds)
 
     def fail(self, problem: str) -> None:
-        """Say that the sequence cannot go on."""
+        """Record that the sequence cannot continue."""
         self._problem = problem
 
     def close(self) -> None:
-        """Drop what has not begun; the sequence has ended."""
+        """Cancel a call that has not begun; the sequence has ended."""
         if self._call is not None:
             self._call.cancel()
             self._call = None
 
     def _start(self) -> None:
-        """Begin to find the position behind the output so far."""
+        """Start to compute the position after the output so far."""
         limits = self._grammar.limits
-        # Each of these tokens once kept to the limit of a mask; a replay must not fail where the first run did not.
+        # Each of these tokens had the time of a mask; a replay must not fail where the first run did not.
         limit_seconds = limits.start_seconds + limits.mask_seconds * len(self._token_ids)
         start = partial(self._grammar.start, [*self._token_ids], is_alone=self._is_alone)
         self._submit(self._starts, start, limit_seconds)
 
     def _meet(self, problem: BaseException) -> None:
-        """End with a problem, unless other texts may be why: then go on in a lexer that no other matcher uses.
+        """Record a problem, unless other texts may have caused it: then start again in a separate lexer.
 
-        A token that was offered has to be offered again.
+        An offered token must then be offered again.
         """
         if not isinstance(problem, GrammarProblem):  # its text may hold the grammar
             self._problem = f"the grammar library failed ({type(problem).__name__})"
@@ -156,7 +155,7 @@ class Matcher:
         self._call = threads.submit(self._key, function, limit_seconds, self._grammar.end_call)
 
     def _collect(self) -> None:
-        """Take the result of the call, if it is there."""
+        """Apply the result of the call, if it is done."""
         if self._call is None or not self._call.is_done:
             return
         call, self._call = self._call, None
@@ -165,8 +164,8 @@ class Matcher:
         except CallTooSlow:
             limit = f"{call.limit_seconds:g} s of processor time"
             self._problem = self._grammar.problem = f"over this model's vocabulary it takes more than {limit}"
-            self._grammar.is_spoiled = self._position is not None
-        except BaseException as error:  # a panic in the library is no Exception
+            self._grammar.is_poisoned = self._position is not None
+        except BaseException as error:  # a panic in the library is not an Exception
             self._meet(error)
         else:
             if isinstance(result, Position):
@@ -176,7 +175,7 @@ class Matcher:
 
 
 class Grammars:
-    """Compiles grammars for one vocabulary, each once for a key as long as it is among the last used."""
+    """Compiles grammars for one vocabulary; those used last are kept, by key."""
 
     def __init__(
         self,
@@ -184,7 +183,7 @@ class Grammars:
         num_threads: int,
         limits: GrammarLimits | None = None,
     ) -> None:
-        """`make_tokenizer` is called with the first grammar; so many threads compute masks."""
+        """`make_tokenizer` is called with the first grammar; num_threads threads compute masks."""
         self.limits = limits or GrammarLimits()
         self._starts = GrammarThreads(_NUM_START_THREADS, max_per_key=1, prepare=self._await_vocabulary)
         self._masks = GrammarThreads(num_threads, max_per_key=max(num_threads - 1, 1))
@@ -193,12 +192,12 @@ class Grammars:
         self._kept: OrderedDict[tuple[str, str], CompiledGrammar] = OrderedDict()  # by key and text
 
     def matcher(self, text: str, output_token_ids: Sequence[int], key: str = "") -> Matcher:
-        """Return the matcher of a sequence that has this output already; returns before the grammar is compiled."""
-        if self._vocabulary is None:  # its time is not the grammar's
+        """Return the matcher of a sequence with this output so far. It returns before the grammar is compiled."""
+        if self._vocabulary is None:  # not part of the grammar's time
             self._vocabulary = Future()
             threading.Thread(target=self._make_vocabulary, args=(self._vocabulary,), daemon=True).start()
         grammar = self._kept.get((key, text))
-        if grammar is None or grammar.is_spoiled:
+        if grammar is None or grammar.is_poisoned:
             grammar = self._kept[key, text] = CompiledGrammar(text, self.limits, self._vocabulary.result)
         self._kept.move_to_end((key, text))
         if len(self._kept) > _NUM_KEPT:
@@ -206,7 +205,7 @@ class Grammars:
         return Matcher(grammar, key, [*output_token_ids], self._starts, self._masks)
 
     def end_slow_calls(self) -> None:
-        """Give up what takes too long; to be called at every step."""
+        """Give up calls that take too long; call it in every step."""
         self._starts.end_slow_calls()
         self._masks.end_slow_calls()
 
@@ -222,7 +221,7 @@ class Grammars:
 
 
 def wait_for(matchers: Sequence[Matcher], timeout_seconds: float) -> None:
-    """Wait until all are ready, but no longer than that together. What is not ready then is late."""
+    """Wait until all are ready, timeout_seconds at most in all. Those that are not ready then are late."""
     end_seconds = time.monotonic() + timeout_seconds
     for matcher in matchers:
         if not matcher.is_ready:

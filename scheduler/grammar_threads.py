@@ -1,8 +1,8 @@
-"""GrammarThreads: threads for calls into the grammar library, whose time nobody knows beforehand.
+"""GrammarThreads: threads for calls into the grammar library, whose duration is not known beforehand.
 
-Nothing in a process can end a call into a library. So a call that has used its processor time is given up: its thread
-ends when the call does, another thread takes its place, and nobody waits for it. (Such a thread must keep its priority:
-when its call ends it takes Python's lock, and the process would wait for a thread that hardly runs.)
+A process cannot end a call into a library. So a call that has used its processor time is given up: another thread
+replaces its thread, which ends when the call does. (Such a thread must keep its priority: when its call ends it takes
+Python's lock, and the process would wait for a thread that hardly runs.)
 """
 
 import threading
@@ -11,19 +11,19 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-MAX_GIVEN_UP = 2  # calls of one key that were given up and still run; until one ends, no other call of the key begins
-MAX_WALL_FACTOR = 20  # times the limit of processor time: what a call may last that uses none, because it waits
-MAX_LOOK_SECONDS = 0.1  # how much of that a call can use between two looks: a process that is stopped does not wait
+MAX_GIVEN_UP = 2  # running calls of a key that were given up; until one ends, no other call of the key begins
+MAX_WALL_FACTOR = 20  # times the limit of processor time: wall-clock limit of a call that waits
+MAX_LOOK_SECONDS = 0.1  # counted between two checks at most, as the process may be stopped in between
 
 T = TypeVar("T")
 
 
 class CallTooSlow(Exception):
-    """A call uses, or used, more processor time than it may."""
+    """A call has used more processor time than its limit."""
 
 
 class Call(Generic[T]):
-    """One call and, once `is_done`, its result. It may be read by any thread."""
+    """One call and, once `is_done`, its result. Any thread may read it."""
 
     def __init__(self, key: str, function: Callable[[], T], limit_seconds: float, on_end: Callable[[], object]) -> None:
         self.key = key
@@ -40,7 +40,7 @@ class Call(Generic[T]):
         return self._done.is_set()
 
     def wait(self, timeout_seconds: float) -> bool:
-        """Wait until it is done, but no longer than that; return whether it is."""
+        """Wait until it is done, timeout_seconds at most; return whether it is."""
         return self._done.wait(timeout_seconds)
 
     def result(self) -> T:
@@ -51,7 +51,7 @@ class Call(Generic[T]):
         return self._result  # type: ignore[return-value]  # None only of a function that returns it
 
     def cancel(self) -> None:
-        """Drop the call if it has not begun; nobody reads its result."""
+        """Drop the call if it has not begun; its result is not read."""
         self._function = None
 
     def run(self) -> None:
@@ -70,7 +70,7 @@ class Call(Generic[T]):
         self._finish(result, error)
 
     def give_up(self) -> None:
-        """Let nobody wait any longer; the function still runs."""
+        """Stop all waiting for the result; the function still runs."""
         self._finish(None, CallTooSlow())
 
     def _finish(self, result: T | None, error: BaseException | None) -> None:
@@ -88,18 +88,18 @@ class _Worker:
         self.clock = 0  # of the thread's processor time
         self.used_seconds = 0.0  # on that clock, when the call began
         self.began_at_seconds = 0.0
-        self.waited_seconds = 0.0  # since then, as far as somebody looked
+        self.waited_seconds = 0.0  # since then, counted at each check
 
 
 class GrammarThreads:
-    """Threads that take calls by turns between the keys of those who asked for them."""
+    """Threads that run calls, taking turns between API keys."""
 
     def __init__(
         self, num_threads: int, *, max_per_key: int | None = None, prepare: Callable[[], object] = lambda: None
     ) -> None:
         """At most `max_per_key` calls of one key run at once; None: as many as there are threads.
 
-        `prepare` is called in each thread before its first call, and its time is no call's. It must not raise.
+        `prepare` is called in each thread before its first call, outside the time of calls. It must not raise.
         """
         self._num_threads = num_threads
         self._prepare = prepare
@@ -128,7 +128,7 @@ class GrammarThreads:
         return call
 
     def end_slow_calls(self) -> None:
-        """Give up every call that has used its time; to be called now and then."""
+        """Give up every call that has used its time; call it regularly."""
         now = time.monotonic()
         passed_seconds = min(now - self._looked_at_seconds, MAX_LOOK_SECONDS)
         self._looked_at_seconds = now
@@ -141,7 +141,7 @@ class GrammarThreads:
                         self._give_up(worker, call)
 
     def _is_too_slow(self, worker: _Worker, call: Call[Any], now: float) -> bool:
-        if now - worker.began_at_seconds <= call.limit_seconds:  # processor time is never more; spares a system call
+        if now - worker.began_at_seconds <= call.limit_seconds:  # processor time is never more; saves a system call
             return False
         used_seconds = time.clock_gettime(worker.clock) - worker.used_seconds
         return used_seconds > call.limit_seconds or worker.waited_seconds > MAX_WALL_FACTOR * call.limit_seconds
@@ -176,7 +176,7 @@ class GrammarThreads:
                 counts[call.key] -= 1
                 if counts[call.key] <= 0:
                     del counts[call.key]
-                self._changed.notify()  # a call of this key may have had to wait
+                self._changed.notify()  # a call of this key may be waiting
 
     def _take(self) -> Call[Any]:
         """Return the next call, with the condition held; waits for one."""

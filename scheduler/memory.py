@@ -1,4 +1,4 @@
-"""How much memory is free for the KV pool, and how loading leaves more of it."""
+"""Free memory for the KV pool."""
 
 import ctypes
 import re
@@ -9,9 +9,9 @@ import torch
 
 
 def free_memory_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the bytes that can still be allocated: free on the machine, or less if a container's limit is nearer.
+    """Return the bytes that can still be allocated: free on the machine, or less under a container's limit.
 
-    What a container uses counts the files it has read, such as the model; the kernel gives those pages back.
+    The memory use of a container includes files that it has read, such as the model; the kernel can reclaim them.
     """
     free = int(psutil.virtual_memory().available)
     try:
@@ -24,12 +24,12 @@ def free_memory_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def give_back_freed_memory() -> None:
-    """Return to the system what has been freed: the C library keeps a hundred megabytes after loading a model."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc; others keep less
+    """Return freed memory to the system: the C library keeps about 100 MB after loading a model."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc; other C libraries keep less
     if trim is not None:
         trim(0)
 
 
 def free_gpu_memory_bytes(device: torch.device) -> int:
-    """Return the bytes of a GPU that nobody has taken."""
+    """Return the free bytes of a GPU."""
     return int(torch.cuda.mem_get_info(device)[0])

@@ -1,4 +1,4 @@
-"""Outbox: what the engine process says to the API process, from the step loop and from the thread of its heartbeat."""
+"""MessageSender: messages of the engine process to the API process, from the step loop and the heartbeat thread."""
 
 import contextlib
 import logging
@@ -13,11 +13,11 @@ from caravan.scheduler.messages import BatchBegins, EngineLog, Heartbeat
 from caravan.scheduler.tracebacks import TracebackFormatter
 
 HEARTBEAT_SECONDS = 0.5
-MAX_STEP_SECONDS = 120.0  # a step that takes longer does not end
+MAX_STEP_SECONDS = 120.0  # a step that takes longer is stuck
 
 
 class MessageSender:
-    """Sends whole frames, whichever thread they come from."""
+    """Sends whole frames from any thread."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -26,33 +26,33 @@ class MessageSender:
         self._looped_at_seconds = time.monotonic()
 
     def send(self, message: msgspec.Struct) -> None:
-        """Send a message; raises BrokenPipeError or ConnectionResetError when nobody listens."""
+        """Send a message; raises BrokenPipeError or ConnectionResetError if the connection is closed."""
         frame = encode_frame(message)
         with self._lock:
             self._connection.sendall(frame)
 
     def announce(self, request_ids: list[int]) -> None:
-        """Say what the step that begins works on, if it is not the same as in the step before."""
+        """Send the request ids of the step that begins, unless they are those of the step before."""
         if request_ids != self._batch:
             self._batch = request_ids
             self.send(BatchBegins(request_ids=request_ids))
 
     def loop(self) -> None:
-        """Take note that the step loop came round."""
+        """Record that the step loop begins another step."""
         self._looped_at_seconds = time.monotonic()
 
     def start_heartbeats(self) -> None:
-        """Send a heartbeat twice a second as long as the calling thread, which runs the step loop, gets on.
+        """Send a heartbeat twice a second while the calling thread, which runs the step loop, makes progress.
 
-        It gets on if it used time of a processor since the last beat: then it is not stopped, and waits for nothing
-        that never comes. An idle loop has to come round at least once in a beat.
+        It makes progress if it has used processor time since the last heartbeat: then it is neither stopped nor
+        blocked. An idle loop must run at least once in each heartbeat period.
         """
         clock = time.pthread_getcpuclockid(threading.get_ident())
-        threading.Thread(target=self._beat, args=(clock,), daemon=True).start()
+        threading.Thread(target=self._send_heartbeats, args=(clock,), daemon=True).start()
 
-    def _beat(self, clock: int) -> None:
+    def _send_heartbeats(self, clock: int) -> None:
         used_seconds = 0.0
-        with contextlib.suppress(OSError):  # the API process is gone; the inbox ends this process
+        with contextlib.suppress(OSError):  # the API process has ended; the thread of the inbox ends this process
             while True:
                 time.sleep(HEARTBEAT_SECONDS)
                 before, used_seconds = used_seconds, time.clock_gettime(clock)
@@ -62,14 +62,14 @@ class MessageSender:
 
 
 class MessageSenderHandler(logging.Handler):
-    """Sends what this process logs to the API process, which writes it."""
+    """Sends log records of this process to the API process, which writes them."""
 
     def __init__(self, sender: MessageSender) -> None:
         super().__init__(logging.INFO)
         self.setFormatter(TracebackFormatter())
-        self._outbox = sender
+        self._sender = sender
 
     def emit(self, record: logging.LogRecord) -> None:
         """See logging.Handler."""
         with contextlib.suppress(OSError):
-            self._outbox.send(EngineLog(level=record.levelno, text=self.format(record)))
+            self._sender.send(EngineLog(level=record.levelno, text=self.format(record)))

@@ -1,4 +1,4 @@
-"""The messages that cross the socket between the API process and the engine process."""
+"""The messages between the API process and the engine process."""
 
 from typing import Literal
 
@@ -8,11 +8,11 @@ from caravan.model.sampling.sampling_params import Pooling, SamplingParams
 from caravan.scheduler.config import EngineConfig, EngineLimits
 
 FinishReason = Literal["stop", "length", "abort", "error"]
-ErrorKind = Literal["engine", "grammar"]  # whose fault an error is: "grammar" is one that the client can correct
+ErrorKind = Literal["engine", "grammar"]  # "grammar": an error that the client can correct
 
 
 class StartEngine(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """First frame to a new engine process: what to load and how."""
+    """The first message to a new engine process: the model and how to load it."""
 
     model_path: str
     limits: EngineLimits = EngineLimits()
@@ -21,27 +21,27 @@ class StartEngine(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     quantization: Literal["auto", "none", "int8", "int4"] = "auto"
     kv_cache_dtype: Literal["auto", "bfloat16", "int8"] = "auto"
     num_threads: int | None = None  # None: one per core
-    is_profiled: bool = False  # write where the time of its steps goes to standard error
+    is_profiled: bool = False  # write the time of each part of a step to standard error
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """One sequence to continue: `prompt_token_ids`, then what was already produced of it."""
+    """One sequence to continue: `prompt_token_ids`, then `output_token_ids`."""
 
-    request_id: int = 0  # given by the client of the engine
+    request_id: int = 0  # set by the client of the engine
     prompt_token_ids: list[int]
     params: SamplingParams
     output_token_ids: list[int] = []  # tokens already produced, when a request is submitted again
     cache_salt: str = ""  # prefix blocks are shared only between requests of one salt
-    key: str = ""  # the name of whoever asks; the queue shares the engine fairly between names
+    key: str = ""  # name of the API key; the queue is fair between keys
     priority: int = 0  # among the requests of its key; lower is sooner
-    urgency: int = 0  # before or behind the requests of all keys; lower is sooner
+    urgency: int = 0  # before or after the requests of all keys; lower is sooner
     group: int = 0  # choices of one prompt have the same number; 0: there is only one
-    pooling: Pooling | None = None  # what is wanted is one vector for the prompt; nothing is drawn: max_tokens is 0
-    grammar: str = ""  # in llguidance's own form: which texts the output may be; empty: any
+    pooling: Pooling | None = None  # the result is an embedding of the prompt; max_tokens is 0
+    grammar: str = ""  # the grammar of the output, in llguidance's own form; empty: none
 
 
 class Abort(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The client no longer wants this request."""
+    """Abort a request."""
 
     request_id: int
 
@@ -55,12 +55,12 @@ class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     weight_bytes: int
     kv_cache_bytes: int
     kv_cache_dtype: str
-    weights: str  # in which numbers they are and are multiplied, for people
+    weights: str  # how they are stored and multiplied, for people
     load_seconds: float
 
 
 class EngineFailed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The engine could not start; it exits after this frame."""
+    """The engine could not start; it exits after this message."""
 
     reason: str
 
@@ -74,22 +74,22 @@ class TokenLogprobs(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
 
 class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
-    """What one step did for one sequence."""
+    """The output of one step for one sequence."""
 
     request_id: int
-    token_ids: list[int]  # new tokens, a stop token included; may be empty at the end
+    token_ids: list[int]  # new tokens, a stop token included; the last output may have none
     logprobs: list[TokenLogprobs] = []  # one per new token, if asked for
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0  # prompt tokens whose keys and values came from the prefix cache
     scheduled_at_seconds: float = 0.0  # time.monotonic() when it last left the queue
-    error: str | None = None  # with the finish reason "error": words of ours, without text of a client or a library
-    prompt_logprobs: list[TokenLogprobs] = []  # if asked for: those of the prompt's next tokens
-    embedding: list[float] = []  # with the end of a request with pooling
+    error: str | None = None  # with the finish reason "error"; without text of a client or a library
+    prompt_logprobs: list[TokenLogprobs] = []  # if asked for: of the next tokens of the prompt
+    embedding: list[float] = []  # with the last output of a request with pooling
     error_kind: ErrorKind = "engine"
 
 
 class StepStats(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
-    """Plain numbers about one step; counters are what this step added."""
+    """Statistics of one step; counters hold what this step added."""
 
     step: int = 0
     num_running: int = 0
@@ -98,11 +98,11 @@ class StepStats(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     num_used_blocks: int = 0  # referenced by a sequence
     num_cached_blocks: int = 0  # free, but still holding a reusable prefix
     num_prefill_tokens: int = 0  # prompt tokens and tokens computed again after a preemption
-    num_decode_tokens: int = 0  # guessed ones included
-    num_draft_tokens: int = 0  # tokens guessed
-    num_accepted_tokens: int = 0  # guessed tokens that were right
+    num_decode_tokens: int = 0  # draft tokens included
+    num_draft_tokens: int = 0  # draft tokens computed
+    num_accepted_tokens: int = 0  # draft tokens that were accepted
     num_preemptions: int = 0
-    num_evicted_blocks: int = 0  # cached ones that were needed for something else
+    num_evicted_blocks: int = 0  # cached blocks that were allocated for something else
     prefix_cache_queries: int = 0  # tokens looked up
     prefix_cache_hits: int = 0  # tokens found
     step_seconds: float = 0.0
@@ -121,11 +121,11 @@ class SequenceEvent(msgspec.Struct, frozen=True, array_like=True):
     kind: EventKind
     num_tokens: int = 0  # join: found in the prefix cache; chunk: computed in this step; preempt: to be computed again
     num_computed_tokens: int = 0  # chunk: all that are computed after it
-    reason: WaitReason | None = None  # wait: why it does not join; told once, until it is another
+    reason: WaitReason | None = None  # wait: why it does not join; reported when it changes
 
 
 class StepOutput(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Everything one step produced: one frame per step, not per token. What it is made of goes without field names.
+    """The output of one step, in one message. Its parts are encoded without field names.
 
     An idle engine sends empty ones.
     """
@@ -136,9 +136,9 @@ class StepOutput(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class BatchBegins(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The step that begins now works on these requests, and so do those after it until another such frame.
+    """The requests of the step that begins now, and of the following steps until the next such message.
 
-    If the process ends in the middle of a step, this says who was there.
+    If the process crashes during a step, this message shows which requests were in it.
     """
 
     request_ids: list[int]
@@ -149,20 +149,20 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class EngineLog(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """What the engine process logs."""
+    """A log record of the engine process."""
 
     level: int  # as in `logging`
     text: str
 
 
 class Subscribe(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Somebody looks, or nobody does any more: how often a view is wanted."""
+    """Start or stop sending snapshots."""
 
     period_seconds: float  # 0: never
 
 
 class SequenceSnapshot(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
-    """One sequence of a view. Its fields go by their order."""
+    """One sequence of a snapshot, encoded without field names."""
 
     request_id: int
     num_prompt_tokens: int
@@ -180,7 +180,7 @@ class EngineSnapshot(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     stats: StepStats
     block_size: int
     blocks_per_cell: int
-    cell_states: list[int]  # scheduler/snapshot.py says which there are
+    cell_states: list[int]  # states of scheduler/snapshot.py
     cell_owners: list[int]  # request ids; 0: none
     running: list[SequenceSnapshot]
     waiting: list[SequenceSnapshot]  # the first of the queue

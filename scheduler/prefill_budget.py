@@ -1,7 +1,7 @@
-"""PrefillBudget: how many tokens of prompts one step computes, in all and for each API key.
+"""PrefillBudget: how many prompt tokens one step computes, in all and for each API key.
 
-Without shares of the keys, one long prompt would hold up the short ones of all others until it is computed. Max-min
-fairness (Bertsekas and Gallager, Data Networks, 1992, section 6.5.2): what a key does not need goes to the others.
+Without shares, one long prompt would delay the short prompts of all other keys until it is computed. Max-min fairness
+(Bertsekas and Gallager, Data Networks, 1992, section 6.5.2): what a key does not need goes to the other keys.
 """
 
 from collections.abc import Iterable, Mapping
@@ -9,19 +9,18 @@ from collections.abc import Sequence as Seq
 from itertools import islice
 from typing import NamedTuple
 
-from caravan.scheduler.block_pool import BlockPool
-from caravan.scheduler.block_table import has_room
+from caravan.scheduler.block_manager import BlockManager
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.messages import Request
-from caravan.scheduler.pace import Pace
+from caravan.scheduler.prefill_limiter import PrefillLimiter
 from caravan.scheduler.sequence import Sequence
 from caravan.scheduler.waiting_queue import WaitingQueue
 
-LEAST_SHARE = 16  # tokens; where that is not enough for all keys, they take turns
+LEAST_SHARE = 16  # tokens; if there are too few for all keys, keys take turns
 
 
 class Place(NamedTuple):
-    """Whose share it is: the more urgent requests of a key (lower numbers) have one of their own."""
+    """Requests with one share: those of one key and one urgency (lower is more urgent)."""
 
     urgency: int
     key: str
@@ -32,7 +31,7 @@ class Place(NamedTuple):
 
 
 class PrefillBudget:
-    """The tokens that are left of a step's budget while it is planned."""
+    """The prompt tokens that are left while a step is planned."""
 
     def __init__(
         self,
@@ -41,9 +40,9 @@ class PrefillBudget:
         joining: Iterable[Sequence] = (),
         turns: dict[Place, int] | None = None,
     ) -> None:
-        """Share out `num_tokens` between the keys of what runs and of what could join; one key gets them all.
+        """Divide `num_tokens` between the keys of the running sequences and of those that could join.
 
-        `turns` says when a place last had a share, and is kept up to date.
+        A single key gets them all. `turns` holds when each place last had a share, and is updated.
         """
         self.num_left = num_tokens
         wanted: dict[Place, int] = {}
@@ -55,7 +54,7 @@ class PrefillBudget:
         for sequence in joining:
             place = Place.of(sequence.request)
             wanted[place] = wanted.get(place, 0) + sequence.num_tokens
-        self._left_of: dict[Place, int] = {}  # a place that is not there has no limit of its own
+        self._left_of: dict[Place, int] = {}  # a place that is missing has no limit of its own
         if len(wanted) > 1 and sum(wanted.values()) > num_tokens:
             turns = {} if turns is None else turns
             order = sorted(wanted, key=lambda place: (place.urgency, turns.get(place, -1), wanted[place]))
@@ -65,14 +64,14 @@ class PrefillBudget:
             turns.clear()
             turns |= {place: now if self._left_of[place] else turn for place, turn in late.items()}
             if oldest is not None:
-                self._left_of[oldest] = max(self._left_of[oldest], 1)  # it gets on, whoever comes
+                self._left_of[oldest] = max(self._left_of[oldest], 1)  # the oldest prompt always makes progress
 
     def left_of(self, sequence: Sequence) -> int:
-        """Return how many tokens a sequence may have."""
+        """Return how many tokens a sequence may compute."""
         return min(self.num_left, self._left_of.get(Place.of(sequence.request), self.num_left))
 
     def spend(self, sequence: Sequence, num_tokens: int) -> None:
-        """Take the tokens of a sequence off the budget and off the share of its key."""
+        """Subtract the tokens of a sequence from the budget and from the share of its place."""
         self.num_left -= num_tokens
         place = Place.of(sequence.request)
         if place in self._left_of:
@@ -82,25 +81,25 @@ class PrefillBudget:
 def prefill_budget(
     running: Seq[Sequence],
     waiting: WaitingQueue,
-    pool: BlockPool,
-    pace: Pace,
+    blocks: BlockManager,
+    limiter: PrefillLimiter,
     config: EngineConfig,
     turns: dict[Place, int],
 ) -> PrefillBudget:
-    """Return what a step has for prompts: not what running sequences need for their next tokens."""
+    """Return the prompt tokens of a step: its budget without one token for each decoding sequence."""
     num_decoding = sum(sequence.num_missing_tokens == 1 for sequence in running)
     num_keys = len({sequence.request.key for sequence in running} | waiting.keys)
-    num_tokens = pace.max_prefill_tokens(running, num_keys, max(config.max_batch_tokens - num_decoding, 1))
+    num_tokens = limiter.max_prefill_tokens(running, num_keys, max(config.max_batch_tokens - num_decoding, 1))
     if num_keys == 1 or len(running) >= config.max_num_seqs:
         return PrefillBudget(num_tokens, running, (), turns)
     joining = [one for one in islice(waiting, 2 * config.max_num_seqs) if one.awaited_hash is None]
-    if joining and not has_room(pool, joining[0], [], running, config.block_size):
+    if joining and not blocks.can_allocate(joining[0], running):
         joining = []
     return PrefillBudget(num_tokens, running, joining, turns)
 
 
 def _shares(wanted: Mapping[Place, int], order: list[Place], num_tokens: int) -> dict[Place, int]:
-    """Return the share of each place: max-min between as many as the tokens are enough for, the more urgent first."""
+    """Return the max-min fair share of each place, more urgent ones first; the last in order may get none."""
     shares = dict.fromkeys(order, 0)
     while order and num_tokens:
         most_urgent = [place for place in order if place.urgency == order[0].urgency]

@@ -1,4 +1,4 @@
-"""The engine process: an inbox, the step loop, an outbox. Run as `python -m caravan.scheduler.process FD`."""
+"""The engine process: receive messages, run steps, send outputs. Run as `python -m caravan.scheduler.process FD`."""
 
 import contextlib
 import logging
@@ -30,30 +30,30 @@ from caravan.scheduler.messages import Abort, EngineFailed, EngineReady, Request
 from caravan.scheduler.profile import Profile
 from caravan.scheduler.snapshot import engine_snapshot
 
-PREFAULTED_BYTES = 2**30  # of the KV pool, in the background; what lies behind is claimed when it is written
+PREFAULTED_BYTES = 2**30  # of the KV pool, in the background; pages after these are allocated when they are written
 
 
 def main() -> None:
-    """Serve the API process at the other end of the inherited socket until it goes away."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a service; the API process decides
+    """Serve the API process at the other end of the inherited socket until it ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a service; the API process handles them
         signal.signal(number, signal.SIG_IGN)
     connection = socket.socket(fileno=int(sys.argv[1]))
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the API process is gone, so is this one
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the API process has ended
         serve(connection)
-    os._exit(0)  # an orderly end would tear threads out of their calls into the grammar library, which it does not bear
+    os._exit(0)  # an orderly exit would interrupt threads inside the grammar library, which crashes
 
 
 def serve(connection: socket.socket) -> None:
-    """Load what the first message says and run steps for as long as the other end listens.
+    """Load the model of the first message and run steps until the connection is closed.
 
-    Raises BrokenPipeError or ConnectionResetError when it does not.
+    Raises BrokenPipeError or ConnectionResetError then.
     """
     inbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
     sender = MessageSender(connection)
     logging.getLogger().addHandler(MessageSenderHandler(sender))
     threading.Thread(target=_read_inbox, args=(connection, inbox), daemon=True).start()
     start = inbox.get()
-    assert isinstance(start, StartEngine), "the first message says what to load"
+    assert isinstance(start, StartEngine), "the first message starts the engine"
     try:
         engine, ready, profile = start_engine(start)
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
@@ -63,15 +63,17 @@ def serve(connection: socket.socket) -> None:
     sender.send(ready)
     sender.start_heartbeats()
     threading.Thread(target=engine.kv_cache.prefault, args=(PREFAULTED_BYTES,), daemon=True).start()
-    watch = SnapshotClock()
+    snapshots = SnapshotClock()
     while True:
         sender.loop()
-        _take_messages(engine, inbox, watch)
+        _take_messages(engine, inbox, snapshots)
         if profile:
             profile.start_step()
         output = engine.step()
+        if profile:
+            profile.lap("commit")
         sender.send(output)
-        if watch.is_due():
+        if snapshots.is_due():
             sender.send(engine_snapshot(engine.scheduler))
         if profile:
             profile.lap("send")
@@ -79,7 +81,7 @@ def serve(connection: socket.socket) -> None:
 
 
 def start_engine(start: StartEngine) -> tuple[Engine, EngineReady, Profile | None]:
-    """Return the engine with its model loaded, the report of what was loaded, and the profile if one was asked for.
+    """Return the engine with its model, the message about them, and a profile if the start message asks for one.
 
     Raises ValueError (a broken or unsupported model, limits that do not fit), OSError, MemoryError.
     """
@@ -125,22 +127,22 @@ def start_engine(start: StartEngine) -> tuple[Engine, EngineReady, Profile | Non
 
 
 class SnapshotClock:
-    """When the next view is due."""
+    """The times at which snapshots are sent."""
 
     def __init__(self) -> None:
-        self.period_seconds = 0.0  # 0: nobody looks
+        self.period_seconds = 0.0  # 0: no snapshots
         self._due_at_seconds = 0.0
 
     def is_due(self) -> bool:
-        """Whether it is time for a view; then the next one is a period later."""
+        """Return whether a snapshot is due; then the next one is due a period later."""
         if not self.period_seconds or (now := time.monotonic()) < self._due_at_seconds:
             return False
         self._due_at_seconds = now + self.period_seconds
         return True
 
 
-def _take_messages(engine: Engine, inbox: "queue.SimpleQueue[ToEngine]", watch: SnapshotClock) -> None:
-    """Hand every waiting message to the scheduler; an idle engine waits for the first, not longer than a beat."""
+def _take_messages(engine: Engine, inbox: "queue.SimpleQueue[ToEngine]", snapshots: SnapshotClock) -> None:
+    """Handle every received message. An idle engine waits for the first one, at most half a heartbeat period."""
     timeout = 0.0 if engine.scheduler.has_work else HEARTBEAT_SECONDS / 2
     while True:
         try:
@@ -154,19 +156,19 @@ def _take_messages(engine: Engine, inbox: "queue.SimpleQueue[ToEngine]", watch: 
             case Abort(request_id=request_id):
                 engine.scheduler.abort(request_id)
             case Subscribe(period_seconds=period_seconds):
-                watch.period_seconds = period_seconds
+                snapshots.period_seconds = period_seconds
             case StartEngine():
                 raise AssertionError("an engine is started once")
 
 
 def _read_inbox(connection: socket.socket, inbox: "queue.SimpleQueue[ToEngine]") -> None:
-    """Move messages from the socket to the inbox; when the API process is gone, so is this one."""
+    """Move messages from the socket to the inbox; end this process when the API process has ended."""
     decoder = msgspec.msgpack.Decoder(ToEngine)
     with contextlib.suppress(ConnectionResetError), connection.makefile("rb") as stream:
         while head := stream.read(LENGTH.size):
             body = stream.read(frame_length(head))
             inbox.put(decoder.decode(body))
-    os._exit(0)  # at once, also from the middle of a step
+    os._exit(0)  # at once, even in the middle of a step
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Profile: where the time of the engine's steps goes."""
+"""Profile: how long each part of the engine's steps takes."""
 
 import time
 from collections.abc import Callable
@@ -6,18 +6,18 @@ from collections.abc import Callable
 from caravan.model.llama import Llama
 
 PARTS = ("schedule", "batch", "linears", "attention", "rest", "sample", "commit", "send")
-REPORT_SECONDS = 5.0  # of steps, between one report and the next
+REPORT_SECONDS = 5.0  # of steps between two reports
 
 
 class Profile:
-    """Seconds by part, charged by laps: each lap belongs to the part that has just ended.
+    """Seconds by part, measured in laps: each lap belongs to the part that has just ended.
 
-    `rest` is what the model does beside its linear layers and attention. Time without work is not counted.
+    `rest` is the model without its linear layers and attention. Time without work is not counted.
     """
 
     def __init__(self, model: Llama, write: Callable[[str], object]) -> None:
         self._write = write
-        self._model_seconds = model.start_profile()  # None: the model is not taken apart, and all of it is rest
+        self._model_seconds = model.start_profile()  # None: the model measures no parts, and all of it is rest
         self._seconds = dict.fromkeys(PARTS, 0.0)
         self._num_steps = 0
         self._num_tokens = 0
@@ -28,13 +28,13 @@ class Profile:
         self._lap_started = time.perf_counter()
 
     def lap(self, part: str) -> None:
-        """Charge the time since the last lap to a part."""
+        """Add the time since the last lap to a part."""
         now = time.perf_counter()
         self._laps.append((part, now - self._lap_started))
         self._lap_started = now
 
     def end_step(self, num_tokens: int) -> None:
-        """Count a step that computed so many tokens, none if it was a heartbeat; write a report now and then."""
+        """Count a step that computed num_tokens tokens, unless it was idle; write a report every REPORT_SECONDS."""
         if not num_tokens:
             return
         for part, seconds in self._laps:
@@ -45,7 +45,7 @@ class Profile:
             self.report()
 
     def report(self) -> None:
-        """Write the table of the steps since the last report, if there were any, and begin anew."""
+        """Write a table of the steps since the last report, if there were any, and reset the counts."""
         if not self._num_steps:
             return
         if self._model_seconds is not None:

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from caravan.model.pooling import Pool
 from caravan.model.sampling.sample import Sample
-from caravan.scheduler.block_pool import block_hash, root_hash
 from caravan.scheduler.grammar import Matcher
 from caravan.scheduler.messages import ErrorKind, FinishReason, Request, SequenceOutput, TokenLogprobs, WaitReason
 from caravan.scheduler.speculation import PromptLookup
@@ -14,35 +13,35 @@ from caravan.scheduler.speculation import PromptLookup
 
 @dataclass(eq=False)
 class Sequence:
-    """A request, the tokens it has so far, and how many of them are in the KV cache.
+    """A request, its tokens so far, and how many of them are in the KV cache.
 
-    Only the scheduler changes it. There is no prefill or decode state: num_computed_tokens catches up with
-    the number of tokens, and when it has, the next token can be drawn.
+    Only the scheduler and its block manager change it. There is no prefill or decode state: num_computed_tokens catches
+    up with the number of tokens, and then the next token can be sampled.
     """
 
     request: Request
     token_ids: list[int]  # prompt, then output
     num_computed_tokens: int = 0  # tokens whose keys and values are in the KV cache
     block_table: list[int] = field(default_factory=list)  # block i holds tokens i * block_size onwards
-    block_hashes: list[bytes] = field(default_factory=list)  # of the full blocks, as far as they were needed
-    num_published_blocks: int = 0
-    num_expected_blocks: int = 0  # full blocks that are published or that others may wait for
-    is_tail_expected: bool = False  # others of its group may wait for the block its prompt ends in
-    awaited_hash: bytes | None = None  # of the block it waited for when the scheduler last looked at it
-    wait_reason: WaitReason | None = None  # that was last told of it
-    lookup: PromptLookup | None = None  # once guesses were considered
+    block_hashes: list[bytes] = field(default_factory=list)  # of full blocks, computed when needed
+    num_cached_blocks: int = 0  # of the block table, in the prefix cache
+    num_pending_blocks: int = 0  # cached blocks, and full blocks that this sequence will compute
+    is_tail_pending: bool = False  # other choices may wait for the block that the prompt ends in
+    awaited_hash: bytes | None = None  # of the pending block that it waited for when the scheduler last looked at it
+    wait_reason: WaitReason | None = None  # the last one reported
+    lookup: PromptLookup | None = None  # set when draft tokens are first considered
     matcher: Matcher | None = None  # of the request's grammar
-    num_read_tokens: int = 0  # prompt positions of which the request knows what it wanted to know
-    pool: Pool | None = None  # of a request with pooling: the positions read so far
+    num_scored_tokens: int = 0  # prompt positions whose log-probability or hidden state the request already has
+    pool: Pool | None = None  # of a request with pooling: the positions scored so far
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache when it was first admitted
     scheduled_at_seconds: float = 0.0  # time.monotonic() when it last left the queue
 
     @classmethod
     def of(cls, request: Request, matcher: Matcher | None = None) -> "Sequence":
-        """Return the sequence of a request; one submitted again goes on behind its earlier output."""
+        """Return the sequence of a request; one submitted again continues after its earlier output."""
         sequence = cls(request, [*request.prompt_token_ids, *request.output_token_ids], matcher=matcher)
         if request.pooling == "last":
-            sequence.num_read_tokens = sequence.num_prompt_tokens - 1
+            sequence.num_scored_tokens = sequence.num_prompt_tokens - 1
         return sequence
 
     @property
@@ -71,22 +70,22 @@ class Sequence:
         return self.token_ids[self.num_prompt_tokens :]
 
     @property
-    def read_end(self) -> int:
-        """The prompt position before which the request wants to know something."""
+    def scored_end(self) -> int:
+        """The prompt position before which positions are scored, for log-probabilities or pooling."""
         if self.request.pooling is not None:
             return self.num_prompt_tokens
         is_scored = self.request.params.num_prompt_logprobs is not None
-        return self.num_prompt_tokens - 1 if is_scored else 0  # a position tells of the token behind it
+        return self.num_prompt_tokens - 1 if is_scored else 0  # a position scores the token after it
 
     @property
     def num_reusable_tokens(self) -> int:
-        """Tokens that need not be computed if their keys and values are found: the last one gives the next token."""
-        return self.num_tokens - 1 if self.num_read_tokens >= self.read_end else self.num_read_tokens
+        """Tokens that need not be computed if cached: all before the last one, or before the first to score."""
+        return self.num_tokens - 1 if self.num_scored_tokens >= self.scored_end else self.num_scored_tokens
 
     def output(
         self, samples: list[Sample], reason: FinishReason | None, prompt_samples: Seq[Sample] = ()
     ) -> SequenceOutput:
-        """Return what the API process hears of the tokens that a step brought, and of those it read."""
+        """Return the message to the API process about the samples of a step and the scored tokens of the prompt."""
         return SequenceOutput(
             request_id=self.request.request_id,
             token_ids=[sample.token_id for sample in samples],
@@ -99,7 +98,7 @@ class Sequence:
         )
 
     def finish_reason(self, max_model_len: int) -> FinishReason | None:
-        """Return why the sequence ends with the token it has just got, or None."""
+        """Return why the sequence ends with its newest token, or None."""
         params = self.request.params
         if self.token_ids[-1] in params.stop_token_ids or (self.matcher and self.matcher.is_complete):
             return "stop"
@@ -108,30 +107,9 @@ class Sequence:
         return None
 
     def error_output(self, error: str, kind: ErrorKind = "engine") -> SequenceOutput:
-        """Return what the API process hears of a sequence that ends too early."""
+        """Return the message to the API process about a sequence that ends with an error."""
         request_id = self.request.request_id
         return SequenceOutput(request_id=request_id, token_ids=[], finish_reason="error", error=error, error_kind=kind)
-
-    def hashes(self, num_blocks: int, block_size: int) -> list[bytes]:
-        """Return the prefix hashes of the first num_blocks blocks, which must be full of tokens."""
-        while len(self.block_hashes) < num_blocks:
-            start = len(self.block_hashes) * block_size
-            parent = self.block_hashes[-1] if self.block_hashes else root_hash(self.request.cache_salt)
-            self.block_hashes.append(block_hash(parent, self.token_ids[start : start + block_size]))
-        return self.block_hashes[:num_blocks]
-
-    def tail_hash(self, block_size: int) -> bytes | None:
-        """Return the name of what the prompt has behind its full blocks, without its last token, for its group.
-
-        None if that is nothing, or if nobody else will ask for it.
-        """
-        end = self.num_prompt_tokens - 1
-        num_full = end // block_size
-        if not self.request.group or end == num_full * block_size:
-            return None
-        full = self.hashes(num_full, block_size)
-        parent = full[-1] if full else root_hash(self.request.cache_salt)
-        return block_hash(parent, [self.request.group, *self.token_ids[num_full * block_size : end]])
 
 
 def _logprobs(samples: Seq[Sample]) -> list[TokenLogprobs]:
@@ -147,16 +125,16 @@ def _logprobs(samples: Seq[Sample]) -> list[TokenLogprobs]:
 
 
 class ScheduledSequence(NamedTuple):
-    """A sequence and what this step computes of it: its next num_tokens tokens, and a guess at those after its last."""
+    """A sequence and what this step computes of it: its next num_tokens tokens, then its draft tokens."""
 
     sequence: Sequence
     num_tokens: int
     draft_token_ids: tuple[int, ...] = ()  # only if the step reaches the last token
-    copied_block: int | None = None  # whose content the block of its first token gets before the step
+    copied_block: int | None = None  # copied before the step to the block of its first token
 
     @property
     def num_rows(self) -> int:
-        """Tokens this step computes, guessed ones included."""
+        """Tokens this step computes, draft tokens included."""
         return self.num_tokens + len(self.draft_token_ids)
 
     def first_block(self, block_size: int) -> int:
@@ -170,29 +148,29 @@ class ScheduledSequence(NamedTuple):
 
     @property
     def wants_logits(self) -> bool:
-        """Whether the token after the last one is drawn from this step."""
+        """Whether this step samples the token after the last one."""
         return self.reaches_end and self.sequence.request.params.max_tokens > 0
 
     @property
     def num_logits(self) -> int:
-        """Rows whose next token is drawn: that of the last token and those of guessed ones."""
+        """Rows to sample from: that of the last token and those of draft tokens."""
         return 1 + len(self.draft_token_ids) if self.wants_logits else 0
 
     @property
-    def read_positions(self) -> range:
-        """Prompt positions of this step of which the request wants to know something."""
+    def scored_positions(self) -> range:
+        """Prompt positions that this step scores."""
         sequence = self.sequence
-        start = max(sequence.num_computed_tokens, sequence.num_read_tokens)
-        return range(start, max(start, min(sequence.num_computed_tokens + self.num_tokens, sequence.read_end)))
+        start = max(sequence.num_computed_tokens, sequence.num_scored_tokens)
+        return range(start, max(start, min(sequence.num_computed_tokens + self.num_tokens, sequence.scored_end)))
 
-    def read_rows(self, end: int) -> range:
-        """Return the rows of the step that read_positions are, if the last of this sequence is the one before `end`."""
+    def scored_rows(self, end: int) -> range:
+        """Return the rows of scored_positions in the step, where this sequence's rows end before row `end`."""
         first = end - self.num_rows - self.sequence.num_computed_tokens  # the row of position 0
-        positions = self.read_positions
+        positions = self.scored_positions
         return range(first + positions.start, first + positions.stop)
 
     @property
     def token_ids(self) -> list[int]:
-        """The tokens this step computes."""
+        """The tokens this step computes, draft tokens included."""
         start = self.sequence.num_computed_tokens
         return [*self.sequence.token_ids[start : start + self.num_tokens], *self.draft_token_ids]

@@ -1,4 +1,4 @@
-"""EngineSnapshot: queue, batch and pool at one moment, for people who watch."""
+"""Snapshots: queue, batch and pool at one moment, for the live view."""
 
 from itertools import chain
 
@@ -9,11 +9,11 @@ from caravan.scheduler.sequence import Sequence
 MAX_CELLS = 2048  # of the pool as it is drawn; a larger pool has several blocks in a cell
 MAX_WAITING = 100  # of the queue
 
-FREE, CACHED, USED, SHARED = range(4)  # what a cell shows: the last of these that holds for one of its blocks
+FREE, CACHED, USED, SHARED = range(4)  # state of a cell: the greatest of its blocks
 
 
 def engine_snapshot(scheduler: Scheduler) -> EngineSnapshot:
-    """Return what there is between two steps."""
+    """Return a snapshot of the scheduler between two steps."""
     pool = scheduler.pool
     blocks_per_cell = -(-pool.num_blocks // MAX_CELLS)
     num_cells = -(-pool.num_blocks // blocks_per_cell)

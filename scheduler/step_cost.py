@@ -1,15 +1,15 @@
-"""StepCost: how long a step takes, learned from the steps so far."""
+"""StepCost: an estimate of how long a step takes, from the steps so far."""
 
-FORGETTING = 0.98  # the weight of a step for each that came after it
-FIRST_TOKEN_SECONDS = 1e-3  # of a prefill token, before one was measured
-LEAST_SPREAD = 16.0  # tokens; of prefill sizes, below which a line through them means nothing
+FORGETTING = 0.98  # factor on the weight of all earlier steps with each new one
+FIRST_TOKEN_SECONDS = 1e-3  # of a prefill token, before the first measurement
+LEAST_SPREAD = 16.0  # tokens; standard deviation of prefill sizes below which the slope is not fitted
 
 
 class StepCost:
     """A line through the latest steps: seconds = step_seconds + prefill_seconds * prefill tokens.
 
-    Decoding is in the constant: its rows change slowly from step to step, and the line is forgotten fast.
-    Weighted least squares.
+    Weighted least squares. The cost of decoding is part of the constant: its rows change slowly from step to step, and
+    old steps lose their weight fast.
     """
 
     def __init__(self) -> None:
@@ -17,7 +17,7 @@ class StepCost:
         self._slope = FIRST_TOKEN_SECONDS
 
     def observe(self, num_prefill_tokens: int, seconds: float) -> None:
-        """Take in one step."""
+        """Learn from one step."""
         x = float(num_prefill_tokens)
         self._weight = FORGETTING * self._weight + 1
         self._x = FORGETTING * self._x + x
@@ -44,5 +44,5 @@ class StepCost:
         return max((self._y - self._slope * self._x) / self._weight, 0.0)
 
     def max_prefill_tokens(self, seconds: float) -> int:
-        """Return how many prefill tokens fit into a step of so many seconds; it may be none."""
+        """Return how many prefill tokens fit into a step of `seconds` seconds; it may be 0."""
         return max(int((seconds - self.step_seconds) / self._slope), 0)

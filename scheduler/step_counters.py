@@ -1,4 +1,4 @@
-"""StepCounters: what one step did, in numbers."""
+"""StepCounters: the counters of one step."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from caravan.scheduler.sequence import ScheduledSequence
 
 @dataclass
 class StepCounters:
-    """The counters of messages.StepStats while a step is put together and taken in."""
+    """The counters of messages.StepStats while a step is scheduled and committed."""
 
     num_prefill_tokens: int = 0
     num_decode_tokens: int = 0
@@ -21,7 +21,7 @@ class StepCounters:
     def count(self, scheduled: ScheduledSequence) -> None:
         """Add the tokens of a scheduled sequence.
 
-        A lone last token is a decode, with its guesses; everything else is prefill, also what a preemption lost.
+        A single last token and draft tokens are decode; all other tokens are prefill, also after a preemption.
         """
         num_drafted = len(scheduled.draft_token_ids)
         self.num_draft_tokens += num_drafted

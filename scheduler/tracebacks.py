@@ -1,4 +1,4 @@
-"""Tracebacks for the log, without words that a library may have taken from a client's text."""
+"""Tracebacks for the log, without messages of libraries, which may quote a client's text."""
 
 import logging
 import traceback
@@ -10,9 +10,9 @@ _OUR_PACKAGE = "caravan"
 
 
 def traceback_text(error: BaseException) -> str:
-    """Return the traceback of an exception and of those that led to it, the first cause first.
+    """Return the traceback of an exception and of its causes, the first cause first.
 
-    Of an exception of a library only the class is named: its message may hold a schema, a prompt or an answer.
+    For an exception of a library it has the class only: the message may hold a schema, a prompt or an answer.
     """
     cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     parts = [] if cause is None else [traceback_text(cause)]
@@ -23,14 +23,14 @@ def traceback_text(error: BaseException) -> str:
 
 
 def described(error: BaseException) -> str:
-    """Return the class of an exception, and its message if the class is one of ours."""
+    """Return the class of an exception, and its message if the class is defined in this package."""
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     return f"{name}: {error}" if kind.__module__.partition(".")[0] == _OUR_PACKAGE else name
 
 
 class TracebackFormatter(logging.Formatter):
-    """Formats records as usual, with such tracebacks."""
+    """Formats log records with these tracebacks."""
 
     def formatException(self, ei: ExceptionInfo) -> str:  # a method of the library
         """See logging.Formatter."""

@@ -1,13 +1,12 @@
-"""WaitingQueue: who joins the batch next.
+"""WaitingQueue: the order in which waiting sequences join the batch.
 
 Keys take turns: the key that has been served the fewest tokens is next, so a key with many requests cannot starve
-another. What was running already is the first of its line. Priority orders the requests of one key among themselves;
-only urgency, which a request has by its key and not by its own claim, comes before the turns. A sequence gets into its
-line when its grammar is compiled: at the head of a line it would hide those behind it, for only the first of the queue
-are looked at.
+another. A preempted sequence is the first of its line. Priority orders the requests of one key; urgency, which comes
+from the key and not from the request, goes before the turns. A sequence enters its line when its grammar is compiled:
+at the head of a line it would hide those after it, because a step looks at the first of the queue only.
 Source: Sheng et al., 2024, Fairness in Serving Large Language Models (arXiv:2401.00588), section 4, virtual token
-counter: a key that has been away begins where the least served of those present is, so that it cannot save up turns;
-where nobody waits, where the least served of those that run is, and else where the one is that joined last.
+counter: a key that returns starts at the count of the least served waiting key, so that it cannot save up turns; if
+none waits, at that of the least served running key, or else of the key that joined last.
 """
 
 from collections import OrderedDict
@@ -18,13 +17,13 @@ from typing import NamedTuple
 from caravan.scheduler.messages import Request
 from caravan.scheduler.sequence import Sequence
 
-_PREFILL_WEIGHT = 1  # of a prompt's token; that of an output's token, which takes a step of its own, is 2
-_DECODE_WEIGHT = 2
-_MAX_FORGOTTEN = 1024  # keys that are not waiting whose counters are kept
+_PREFILL_WEIGHT = 1  # of a prompt token
+_DECODE_WEIGHT = 2  # of an output token, each of which takes a step
+_MAX_FORGOTTEN = 1024  # keys without waiting requests whose counters are kept
 
 
 class _Place(NamedTuple):
-    """The line that a request waits in. Lines of one urgency and key are emptied in the order of their priorities."""
+    """The line in which a request waits. Lines of one urgency and key are served in the order of priority."""
 
     urgency: int
     key: str
@@ -39,9 +38,9 @@ class WaitingQueue:
     """Waiting sequences, by request id, in the order in which they should join."""
 
     def __init__(self, running: Collection[Sequence] = ()) -> None:
-        """`running` are the sequences that have joined; who adds and removes them is the scheduler."""
+        """`running` is the scheduler's list of running sequences."""
         self._running = running
-        self.compiling: dict[int, Sequence] = {}  # whose grammars are not compiled yet; in no line
+        self.compiling: dict[int, Sequence] = {}  # their grammars are not compiled yet; in no line
         self._lines: dict[_Place, OrderedDict[int, Sequence]] = {}  # none is empty
         self._place_of: dict[int, _Place] = {}  # of each request in a line
         self._num_served: dict[str, float] = {}  # weighted tokens, by key
@@ -51,7 +50,7 @@ class WaitingQueue:
         return len(self.compiling) + len(self._place_of)
 
     def __iter__(self) -> Iterator[Sequence]:
-        """Yield those that could join, in the order in which they would if nothing else were served meanwhile."""
+        """Yield the sequences that could join, in the order in which they would if no running one were served."""
         lines: dict[int, dict[str, list[OrderedDict[int, Sequence]]]] = {}
         for place in sorted(self._lines):
             lines.setdefault(place.urgency, {}).setdefault(place.key, []).append(self._lines[place])
@@ -76,7 +75,7 @@ class WaitingQueue:
         return request_id in self._place_of or request_id in self.compiling
 
     def append(self, sequence: Sequence) -> None:
-        """Put a sequence behind the others of its urgency, key and priority, once its grammar is compiled."""
+        """Add a sequence after the others of its urgency, key and priority, once its grammar is compiled."""
         request = sequence.request
         if sequence.matcher is not None and not sequence.matcher.is_ready:
             self.compiling[request.request_id] = sequence
@@ -88,7 +87,7 @@ class WaitingQueue:
         self._place_of[request.request_id] = place
 
     def line_up(self) -> list[Sequence]:
-        """Put sequences whose grammars have been compiled into their lines, and return them."""
+        """Move sequences whose grammars have been compiled to their lines, and return them."""
         compiled = [s for s in self.compiling.values() if s.matcher is not None and s.matcher.is_ready]
         for sequence in compiled:
             del self.compiling[sequence.request.request_id]
@@ -96,14 +95,14 @@ class WaitingQueue:
         return compiled
 
     def put_back(self, sequence: Sequence) -> None:
-        """Put a sequence that was running before the others of its urgency, key and priority."""
+        """Add a preempted sequence before the others of its urgency, key and priority."""
         self.append(sequence)
         place = self._place_of.get(sequence.request.request_id)
         if place is not None:  # else its next mask is being computed
             self._lines[place].move_to_end(sequence.request.request_id, last=False)
 
     def remove(self, request_id: int) -> Sequence | None:
-        """Take a sequence out and return it; None if it is not there."""
+        """Remove and return a sequence; None if it is not in the queue."""
         if (found := self.compiling.pop(request_id, None)) is not None:
             return found
         place = self._place_of.pop(request_id, None)
@@ -116,19 +115,19 @@ class WaitingQueue:
         return sequence
 
     def count_prompt(self, sequence: Sequence) -> None:
-        """Charge a sequence's key for the prompt, once it joins."""
+        """Charge the key of a sequence that joins for its tokens."""
         self._joined_last = sequence.request.key
         self._charge(sequence.request.key, _PREFILL_WEIGHT * sequence.num_tokens)
 
     def count_output(self, sequence: Sequence, num_tokens: int) -> None:
-        """Charge a sequence's key for tokens of its output."""
+        """Charge the key of a sequence for output tokens."""
         self._charge(sequence.request.key, _DECODE_WEIGHT * num_tokens)
 
     def _charge(self, key: str, weight: float) -> None:
         self._num_served[key] = self._num_served.get(key, 0.0) + weight
 
     def _return(self, key: str) -> None:
-        """Let a key that has nothing waiting begin no further back than those that have."""
+        """Raise the counter of a key that had nothing waiting to that of the least served of the others."""
         present = {place.key for place in self._lines}
         others = present or {sequence.request.key for sequence in self._running} or {self._joined_last}
         least = min(self._num_served.get(other, 0.0) for other in others)

@@ -9,6 +9,7 @@ from caravan.model.sampling.sampling_params import SamplingParams
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.messages import Request
 from caravan.scheduler.scheduler import Scheduler
+from caravan.scheduler.step_result import StepResult
 from docs.figures.style import BLUE, ORANGE, TEXT, panels
 
 LENGTHS = [6, 20, 9, 14, 5, 17, 8, 11]  # tokens each request generates
@@ -32,7 +33,7 @@ def _run(scheduler: Scheduler) -> Iterator[list[int]]:
     while scheduler.has_work:
         plan = scheduler.schedule()
         yield [scheduled.sequence.request.request_id for scheduled in plan]
-        scheduler.commit(plan, [Sample(7)] * len(plan))
+        scheduler.commit(plan, StepResult([Sample(7)] * len(plan)))
 
 
 def draw() -> Figure:

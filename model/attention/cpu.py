@@ -1,24 +1,24 @@
-"""Paged attention by a C++ kernel that reads the pages where they lie."""
-
-from typing import Any
+"""Paged attention by a C++ kernel that reads the pages in place."""
 
 from torch import Tensor
 
+from caravan.model.cpu.kernels import Kernels
 from caravan.model.forward_batch import ForwardBatch
 
-BLOCK_MULTIPLE = 16  # tokens that lie side by side in a page
-NO_WINDOW = 1 << 40  # more positions than there are
+BLOCK_MULTIPLE = 16  # tokens that are stored side by side in a page
+NO_WINDOW = 1 << 40  # more positions than any context has
 
 
 class CpuAttention:
-    """The contract is model.attention.PagedAttention; the order inside a page is described in model/cpu/pages.h.
+    """Implements model.attention.PagedAttention; model/cpu/pages.h describes the order of numbers inside a page.
 
-    Blocks must be of a multiple of 16 tokens; keys, values and queries of one dtype, bfloat16 or float32. In bfloat16
-    the softmax's weights are rounded before they meet the values; all sums are float32. In a pool of int8 queries and
-    weights are multiplied in 15 bits, and the sums of a head, or of 256 tokens, are of whole numbers and exact.
+    The block size must be a multiple of 16 tokens; keys, values and queries have one dtype, bfloat16 or float32. In
+    bfloat16 the softmax's weights are rounded before they are multiplied by the values; all sums are float32. With a
+    pool of int8, queries and weights are multiplied in 15 bits, and the sums of a head, or of 256 tokens, are integers
+    and exact.
     """
 
-    def __init__(self, kernels: Any) -> None:
+    def __init__(self, kernels: Kernels) -> None:
         self._kernels = kernels
 
     def write(self, keys: Tensor, values: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor) -> None:
@@ -29,7 +29,7 @@ class CpuAttention:
         self, queries: Tensor, key_cache: Tensor, value_cache: Tensor, batch: ForwardBatch, window: int | None = None
     ) -> Tensor:
         """Return the attention of every query over its own sequence, shape [T, num_heads, head_dim]."""
-        output: Tensor = self._kernels.attend(
+        return self._kernels.attend(
             queries,
             key_cache,
             value_cache,
@@ -38,4 +38,3 @@ class CpuAttention:
             batch.block_tables,
             window or NO_WINDOW,
         )
-        return output

@@ -9,11 +9,11 @@ from caravan.model.forward_batch import ForwardBatch
 from caravan.model.kv_quantization import dequantize_heads, quantize_heads
 from caravan.model.linear import row_invariant_linear
 
-TILE = 256  # context positions per partial sum; every matrix product below has this one width
+TILE = 256  # context positions per partial sum, and the width of every matrix product below
 
 
 class ReferenceAttention:
-    """The contract is model.attention.PagedAttention. Source: PagedAttention (arXiv:2309.06180), equation 4."""
+    """Implements model.attention.PagedAttention. Source: PagedAttention (arXiv:2309.06180), equation 4."""
 
     def write(self, keys: Tensor, values: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor) -> None:
         """Store keys and values, each [T, num_kv_heads, head_dim], at the slots [T]."""
@@ -45,8 +45,8 @@ def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, window: int 
 
     queries are [n, num_heads, head_dim], keys and values [context, num_kv_heads, head_dim]; the result is
     [n, num_heads, head_dim]. Sums over the context run inside tiles of fixed width, then over the tiles in order.
-    What a query may not see (the mask, the padding of the last tile) adds exact zeros, so a row gives the same bits
-    whether it is computed alone or inside a longer chunk.
+    Masked positions and the padding of the last tile add exact zeros, so a row has the same bits whether it is
+    computed alone or inside a longer chunk.
     Source: Attention Is All You Need (arXiv:1706.03762), section 3.2.1; grouped heads arXiv:2305.13245.
     """
     num_queries, num_heads, head_dim = queries.shape
@@ -60,7 +60,7 @@ def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, window: int 
     padded_keys[:, :context] = keys.transpose(0, 1)
     padded_values = torch.zeros(num_kv_heads, num_tiles * TILE, head_dim, device=device)
     padded_values[:, :context] = values.transpose(0, 1)
-    # Each tile by itself in memory: oneDNN multiplies a piece of a wider matrix a hundred times more slowly.
+    # Each tile is contiguous: oneDNN multiplies a slice of a wider matrix a hundred times more slowly.
     value_tiles = padded_values.view(num_kv_heads, num_tiles, TILE, head_dim).transpose(2, 3).contiguous()
     grouped = queries.view(num_queries, num_kv_heads, group, head_dim).transpose(0, 1).float() / math.sqrt(head_dim)
     grouped = grouped.reshape(num_kv_heads, num_rows, head_dim)
@@ -73,7 +73,7 @@ def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, window: int 
     distance = positions.unsqueeze(1) - torch.arange(num_tiles * TILE, device=device)  # [num_rows, context and padding]
     is_hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
     scores.masked_fill_(is_hidden, -math.inf)
-    weights = scores.sub_(scores.amax(dim=-1, keepdim=True)).exp_()  # the softmax, still to be divided by its sum
+    weights = scores.sub_(scores.amax(dim=-1, keepdim=True)).exp_()  # the softmax before division by its sum
 
     sums = weights.view(num_kv_heads, num_rows, num_tiles, TILE).sum(dim=-1)  # one for each tile
     mixed = torch.empty(num_kv_heads, num_rows, head_dim, device=device)

@@ -1,4 +1,4 @@
-"""Checkpoints: weights on disk, read, renamed and checked tensor by tensor; each file of this folder is one format."""
+"""Checkpoints: weights on disk, read, renamed and checked tensor by tensor. Each format has its own file."""
 
 
 class BrokenCheckpoint(ValueError):

@@ -1,4 +1,4 @@
-"""Checkpoint: a model on disk, opened but not read, and how its tensors become our weights."""
+"""Checkpoint: a model on disk whose weights are not read yet, and how its tensors become weights of the model."""
 
 import math
 import os
@@ -14,30 +14,30 @@ from caravan.model.checkpoint import BrokenCheckpoint
 from caravan.model.config import ModelConfig, UnsupportedModel
 from caravan.model.quantization import GroupedWeight
 
-TensorNames = Mapping[str, str]  # our word for a tensor -> its name in the files, with {} for the layer
+TensorNames = Mapping[str, str]  # kind of tensor -> its name in the files, with {} for the layer
 _NUM_NAMED = 3  # tensors named in an error; the rest are counted
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What every format tells of its files."""
+    """What each format knows about its files."""
 
     path: Path
-    format: str  # for people
+    format: str  # for messages
     config: ModelConfig
     names: TensorNames
     is_interleaved: bool  # rows 2 i and 2 i + 1 of a Q or K head are a rotary pair, rather than i and i + head_dim / 2
     shapes: Mapping[str, tuple[int, ...]]  # of every tensor in the files
-    stored_types: frozenset[str]  # how the files write numbers, for people
-    read: Callable[[str, Tensor], None]  # write a tensor's values into one of its shape; raises BrokenCheckpoint
-    grids: Mapping[str, int] = field(default_factory=dict)  # bits of the matrices that lie on a grid of ours
-    read_grid: Callable[[str], GroupedWeight | None] = lambda _: None  # such a matrix; None if it cannot be taken over
-    unused: frozenset[str] = frozenset()  # tensors in the files that are known to be of no use
+    stored_types: frozenset[str]  # data types in the files, for messages
+    read: Callable[[str, Tensor], None]  # write a tensor's values into a tensor of its shape; raises BrokenCheckpoint
+    grids: Mapping[str, int] = field(default_factory=dict)  # matrix -> bits of its grid (GroupedWeight)
+    read_grid: Callable[[str], GroupedWeight | None] = lambda _: None  # such a matrix; None if it does not fit
+    unused: frozenset[str] = frozenset()  # tensors in the files that no weight needs
 
 
 @dataclass(frozen=True)
 class Part:
-    """A tensor of the files that is a weight of ours, or some rows of one."""
+    """A tensor of the files that is a weight of the model, or some of its rows."""
 
     source: str
     shape: tuple[int, ...]
@@ -45,7 +45,7 @@ class Part:
 
 
 def weight_parts(checkpoint: Checkpoint) -> dict[str, list[Part]]:
-    """Return which tensors make up each weight of ours, one below the other."""
+    """Return the tensors that make up each weight of the model, concatenated by rows."""
     config = checkpoint.config
     hidden, inner = config.hidden_size, config.intermediate_size
     q_rows, kv_rows = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
@@ -86,12 +86,12 @@ def weight_parts(checkpoint: Checkpoint) -> dict[str, list[Part]]:
 
 
 def num_parameters(checkpoint: Checkpoint) -> int:
-    """Return how many numbers the model has."""
+    """Return the number of parameters of the model."""
     return sum(math.prod(part.shape) for parts in weight_parts(checkpoint).values() for part in parts)
 
 
 def grid_bits(checkpoint: Checkpoint, parts: list[Part]) -> int | None:
-    """Return the bits of the grid on which the files have a weight; None if they have none, or several."""
+    """Return the bits of the grid of a weight in the files; None if it has no grid, or several."""
     bits = {checkpoint.grids.get(part.source) for part in parts}
     return bits.pop() if len(bits) == 1 else None
 
@@ -102,7 +102,7 @@ def check_shapes(checkpoint: Checkpoint) -> None:
     Missing and misshapen ones are BrokenCheckpoint, surplus ones UnsupportedModel.
     """
     num_layers, num_tensors = checkpoint.config.num_layers, len(checkpoint.shapes)
-    if num_layers > num_tensors:  # before there is a list of so many
+    if num_layers > num_tensors:  # before a list of that length is made
         raise BrokenCheckpoint(f"{checkpoint.path} should have {num_layers} layers; it has {num_tensors} tensors.")
     expected = {part.source: part.shape for parts in weight_parts(checkpoint).values() for part in parts}
     path, shapes = checkpoint.path, checkpoint.shapes
@@ -118,10 +118,10 @@ def check_shapes(checkpoint: Checkpoint) -> None:
 def read_weights(
     checkpoint: Checkpoint, dtype: torch.dtype, grouped: Collection[str] = ()
 ) -> Iterator[tuple[str, Tensor | GroupedWeight]]:
-    """Yield every weight of the model with our name for it, in dtype.
+    """Yield every weight with its name in the model, in dtype.
 
-    Those named in `grouped` come as the grid that the files have, or else in float32.
-    Each is allocated once and filled in place, several at a time; nothing else of their size is ever in memory.
+    Those named in `grouped` come on the grid of the files, or else in float32. Each is allocated once and filled in
+    place, several at a time; nothing else of their size is in memory.
     Raises BrokenCheckpoint for values that are not finite.
     """
 
@@ -137,19 +137,19 @@ def read_weights(
         weight = torch.empty(num_rows, *parts[0].shape[1:], dtype=dtype)
         for part, rows in zip(parts, torch.split(weight, [part.shape[0] for part in parts]), strict=True):
             checkpoint.read(part.source, rows)
-            if not torch.stack(rows.aminmax()).isfinite().all():  # NaN passes through minimum and maximum
+            if not torch.stack(rows.aminmax()).isfinite().all():  # NaN propagates through minimum and maximum
                 raise BrokenCheckpoint(f"{checkpoint.path}: {part.source} holds values that are not finite numbers.")
             if part.num_interleaved_heads:
                 rows.copy_(half_split(rows, part.num_interleaved_heads))
         return weight
 
     parts = weight_parts(checkpoint)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy and torch let other threads run
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy and torch release Python's lock
         yield from zip(parts, pool.map(weight, parts, parts.values()), strict=True)
 
 
 def _joined(grids: list[GroupedWeight], parts: list[Part]) -> GroupedWeight:
-    """Return the grids of the parts of a weight as one, the rows of each in our order."""
+    """Return the grids of the parts of a weight as one, with the rows in the order of the model."""
 
     def rows(field: str) -> Tensor:
         split = [
@@ -173,7 +173,7 @@ def half_split(rows: Tensor, num_heads: int) -> Tensor:
 
 
 def listed(names: list[str]) -> str:
-    """Return the first of some tensors by name and how many more there are."""
+    """Return the first names of a list of tensors, and the number of the others."""
     shown = ", ".join(ascii(name)[1:-1][:80] for name in names[:_NUM_NAMED])
     rest = f" and {len(names) - _NUM_NAMED} more" if len(names) > _NUM_NAMED else ""
     return f"the tensor{'s' * (len(names) > 1)} {shown}{rest}"

@@ -1,4 +1,4 @@
-"""GGUF files: what their metadata say of the architecture, and their tensors, dequantized."""
+"""GGUF files: the architecture from their metadata, and their tensors, dequantized."""
 
 import itertools
 import math
@@ -243,7 +243,7 @@ class _Fields:
 
 
 def _check_extents(header: GgufHeader) -> None:
-    """Raise unless all tensors of the file are whole, apart, and of known types."""
+    """Raise unless all tensors of the file are complete, separate, and of known types."""
     extents: list[tuple[int, int, str]] = []
     for name, tensor in header.tensors.items():
         end = tensor.start + _num_bytes(header, name, tensor)
@@ -256,7 +256,7 @@ def _check_extents(header: GgufHeader) -> None:
     extents.sort()
     for (_, end, name), (start, _, other) in itertools.pairwise(extents):
         if start < end:
-            raise BrokenCheckpoint(f"{header.path}: {name} and {other} lie over each other.")
+            raise BrokenCheckpoint(f"{header.path}: {name} and {other} overlap.")
 
 
 def _num_bytes(header: GgufHeader, name: str, tensor: GgufTensor) -> int:
@@ -276,7 +276,7 @@ def _num_bytes(header: GgufHeader, name: str, tensor: GgufTensor) -> int:
 
 
 def _stored(header: GgufHeader, name: str) -> NDArray[np.uint8]:
-    """Return the bytes of a tensor, [rows, bytes]; mapped for this tensor only: what was read does not stay."""
+    """Return the bytes of a tensor, [rows, bytes]; mapped for this tensor only, so that it does not stay in memory."""
     tensor = header.tensors[name]
     num_rows = tensor.shape[0]
     num_bytes = _num_bytes(header, name, tensor)
@@ -292,7 +292,7 @@ def _dequantize(header: GgufHeader, name: str, out: Tensor) -> None:
     step = max(_ROWS_AT_ONCE, _VALUES_AT_ONCE // max(1, out[0].numel()))
     for start in range(0, num_rows, step):
         rows = stored[start : start + step]
-        # The library works on 16 rows at a time; blocks know nothing of rows, so longer ones will do, and faster.
+        # The library works on 16 rows at a time; blocks do not depend on rows, so longer rows are possible, and faster.
         long_rows = rows.reshape(len(rows) // math.gcd(len(rows), _ROWS_AT_ONCE), -1)
         values = np.require(gguf.dequantize(long_rows, kind), np.float32, ["C", "W"])
         out[start : start + step] = torch.from_numpy(values).view(len(rows), *tensor.shape[1:])

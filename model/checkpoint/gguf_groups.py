@@ -1,4 +1,4 @@
-"""The grids of GGUF's Q4_0, Q4_1 and Q8_0 tensors, taken over as they are."""
+"""The grids of GGUF's Q4_0, Q4_1 and Q8_0 tensors, kept without loss."""
 
 from types import MappingProxyType
 
@@ -23,7 +23,7 @@ def read_groups(stored: NDArray[np.uint8], kind: GGMLQuantizationType) -> Groupe
     groups = stored.reshape(len(stored), -1, num_head_bytes + num_value_bytes)
     head = np.ascontiguousarray(groups[..., :num_head_bytes]).view(np.float16)
     scales = head[..., 0]
-    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is seen below
+    with np.errstate(over="ignore", invalid="ignore"):  # overflows are checked below
         match kind:
             case GGMLQuantizationType.Q4_1:
                 offsets = head[..., 1]

@@ -1,4 +1,4 @@
-"""GgufHeader: what a GGUF file says about itself, read in one bounded pass.
+"""GgufHeader: the metadata and tensor directory of a GGUF file, read in one bounded pass.
 
 The file may be damaged or hostile, so every count is compared with the bytes that are left before it is believed, and
 nothing is allocated for what is not there. Source of the layout: ggml's docs/gguf.md, versions 2 and 3.
@@ -27,7 +27,7 @@ _NUMBERS: Mapping[int, str] = {  # value type -> format of struct and array
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """Where a tensor lies; `shape` is in the order of torch, the last dimension being contiguous."""
+    """The place of a tensor; `shape` has the order of torch, with the last dimension contiguous."""
 
     shape: tuple[int, ...]
     type_number: int  # of ggml
@@ -61,7 +61,7 @@ class _Reader:
         self._content = content
         self._num_bytes = len(content)
         self._end = min(len(content), MAX_HEADER_BYTES)
-        self._at = 4  # behind the magic
+        self._at = 4  # after the magic
 
     def header(self) -> GgufHeader:
         version = self._number("I")
@@ -130,7 +130,7 @@ class _Reader:
         return string
 
     def _strings(self, count: int) -> list[str]:
-        """Return so many strings; without a call for each, since a start waits for a hundred thousand of them."""
+        """Return `count` strings, without a call for each: a vocabulary has a hundred thousand."""
         strings = []
         content, end, at, length_at = self._content, self._end, self._at, _LENGTH.unpack_from
         try:

@@ -46,7 +46,7 @@ _NAMES = MappingProxyType(
         "down": "model.layers.{}.mlp.down_proj.weight",
     }
 )
-_UNUSED = re.compile(r"rotary_emb\.inv_freq")  # a table that older versions kept, here or there in the model
+_UNUSED = re.compile(r"rotary_emb\.inv_freq")  # a table of older versions, in various places
 _DTYPES = ("F32", "F16", "BF16", "F64")
 _MAX_TENSORS = 2**16
 
@@ -113,7 +113,7 @@ def _files(folder: Path) -> tuple[list[Path], Mapping[str, object]]:
 
 
 def _log_other_holders(folder: Path, indexed: Mapping[str, object], holders: Mapping[str, Path]) -> None:
-    """Log that the index names other places of tensors than the files have; what is in the files is used."""
+    """Log that the index disagrees with the files about the place of tensors; the files are used."""
     if not indexed:
         return
     other = [name for name, file in holders.items() if indexed.get(name) != file.name]
@@ -125,7 +125,7 @@ def _log_other_holders(folder: Path, indexed: Mapping[str, object], holders: Map
 
 
 def _tensors(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Return the shape and type of each tensor of a file, which is then known to be whole."""
+    """Return the shape and type of each tensor of a file, after checking that the file is complete."""
     tensors: dict[str, tuple[tuple[int, ...], str]] = {}
     try:
         with safe_open(file, framework="pt") as content:
@@ -253,7 +253,7 @@ def _sliding_window(fields: JsonFile, architecture: str) -> tuple[int | None, in
 
 
 def _rope_scaling(rope: JsonFile | None, max_position: int) -> tuple[RopeScaling | None, int]:
-    """Return the scaling and the longest context it is meant for, in tokens."""
+    """Return the scaling and its maximum context, in tokens."""
     if rope is None:
         return None, max_position
     if rope.number("partial_rotary_factor", 1.0) != 1.0:

@@ -1,4 +1,4 @@
-"""llama2.c checkpoints: a .bin file with a few numbers and then all weights in a fixed order.
+"""llama2.c checkpoints: a .bin file with a header and then all weights in a fixed order.
 
 Source of the layouts: export.py and run.c of llama2.c, versions 0 (its first, without a magic number), 1 and 2.
 """
@@ -33,7 +33,7 @@ class _Header:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a tensor lies, and where its scales do if it is of int8."""
+    """The place of a tensor, and of its scales if it is int8."""
 
     shape: tuple[int, ...]
     start: int
@@ -45,7 +45,7 @@ def open_llama2c(path: Path) -> Checkpoint:
     num_file_bytes = path.stat().st_size
     with path.open("rb") as file:
         header = _header(path, file.read(_HEADER_BYTES))
-    if header.config.num_layers * header.config.hidden_size > num_file_bytes:  # before there is a list of so many
+    if header.config.num_layers * header.config.hidden_size > num_file_bytes:  # before a list of that length is made
         raise BrokenCheckpoint(f"{path} is no llama2.c checkpoint, or cut off: it is too short for its layers.")
     places: dict[str, _Place] = {}
     end = header.num_bytes

@@ -1,4 +1,4 @@
-"""Meta's own folders: params.json and consolidated.NN.pth, one file for each GPU the model was meant for."""
+"""Meta's own folders: params.json and consolidated.NN.pth, one file for each GPU of the original setup."""
 
 import math
 import re
@@ -32,7 +32,7 @@ NAMES = MappingProxyType(
     }
 )
 _SPLIT_BY_COLUMNS = re.compile(r"layers\.\d+\.(attention\.wo|feed_forward\.w2)\.weight")
-_UNUSED = re.compile(r"(.*\.)?rope\.freqs")  # a table that is computed
+_UNUSED = re.compile(r"(.*\.)?rope\.freqs")  # a table that is computed here
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _SHARD_NAME = re.compile(r"consolidated\.(\d+)\.pth")
 
@@ -84,10 +84,10 @@ def _shard_paths(folder: Path) -> list[Path]:
 
 
 def _tensors(path: Path) -> Mapping[str, Tensor]:
-    """Return the tensors of a file, whose values stay on disk until they are used."""
+    """Return the tensors of a file, mapped from disk."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch.load has many kinds, and the file may be anything
+    except Exception as error:  # torch.load raises many kinds, and the file may be anything
         reason = ascii(str(error).split("\n")[0])[1:-1][:120]
         raise BrokenCheckpoint(f"{path} is not a sound file of tensors: {reason}. Fetch it again.") from None
     if not isinstance(content, dict) or not content:
@@ -105,10 +105,10 @@ def _tensors(path: Path) -> Mapping[str, Tensor]:
 
 
 def _axis(name: str, parts: list[Tensor], hidden_size: int) -> int | None:
-    """Return along which dimension a tensor was cut: 0 rows, 1 columns, None if each shard has the whole of it."""
+    """Return the dimension along which a tensor was split: 0 rows, 1 columns, None if each shard has all of it."""
     if len(parts) == 1 or parts[0].dim() < 2:
         return None
-    if name == NAMES["embedding"]:  # Llama 2 cuts its columns, Llama 3 its rows
+    if name == NAMES["embedding"]:  # Llama 2 splits its columns, Llama 3 its rows
         return 0 if parts[0].shape[1] == hidden_size else 1
     return 1 if _SPLIT_BY_COLUMNS.fullmatch(name) else 0
 
@@ -131,7 +131,7 @@ def _config(fields: JsonFile, shapes: Mapping[str, tuple[int, ...]]) -> ModelCon
     if num_heads < 1 or hidden_size < 1:
         raise BrokenCheckpoint(f"{fields.path}: dim and n_heads must be positive.")
     vocab_size = fields.integer("vocab_size", -1)
-    if vocab_size == -1:  # Llama 1 and 2: whatever the tokenizer has
+    if vocab_size == -1:  # Llama 1 and 2: the size of the tokenizer
         vocab_size = (shapes.get(NAMES["embedding"]) or (0,))[0]
     return ModelConfig(
         vocab_size=vocab_size,
@@ -173,7 +173,7 @@ def _rope_scaling(fields: JsonFile) -> Llama3Scaling | None:
 
 
 def _max_position(fields: JsonFile) -> int:
-    """Return the longest context, which params.json does not name: its generation tells."""
+    """Return the maximum context. params.json does not have it, so it follows from the model's generation."""
     if fields.flag("use_scaled_rope", False):
         return 131_072  # Llama 3.1 and later
     theta = fields.number("rope_theta", 10_000.0)

@@ -1,1 +1,1 @@
-"""The model computed by C++ kernels on a CPU: the same layers as model/llama.py, in fewer and faster calls."""
+"""The CPU backend: the layers of model/llama.py in C++ kernels."""

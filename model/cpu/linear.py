@@ -1,41 +1,44 @@
-"""PackedLinear: a linear layer whose weights lie in the order the kernels read them."""
+"""PackedLinear: a linear layer with its weights in the order in which the kernels read them."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from caravan.model.cpu.arena import Arena
+from caravan.model.cpu.kernels import Kernels, WeightFormat
 from caravan.model.linear import Linear
 from caravan.model.llama import RMSNorm
 from caravan.model.quantization import BYTE_GROUP, GROUP, ByteWeight, GroupedWeight, dequantize, quantize, to_bytes
 
 Quantization = Literal["none", "int8", "int4"]
-TILE = 32  # outputs that lie together
-ROWS_AT_ONCE = 128 * TILE  # of a weight that is rounded: what that takes is many times the result
+TILE = 32  # outputs that are stored together
+ROWS_AT_ONCE = (
+    128 * TILE
+)  # rows of a weight that are rounded at once: rounding takes many times the memory of the result
 
 
 class PackedLinear(Linear):
-    """A linear layer whose weights are packed, behind a norm if there is one.
+    """A linear layer with packed weights, after a norm if there is one.
 
     Quantization `none` keeps the weights in bfloat16. `int8` rounds weights and rows to 8 bits in groups of 64 and
-    multiplies bytes; where the processor has no products of bytes, weights on a grid of 4 bits stay there and rows have
-    a scale for each 32, which is faster. `int4` stores weights on a grid of 4 bits, or on the one that a file has, and
+    multiplies bytes; on a processor without products of bytes, weights on a grid of 4 bits stay on it and rows have a
+    scale for each 32, which is faster. `int4` stores weights on a grid of 4 bits, or on the grid of the file, and
     multiplies rows in bfloat16; the weights are not rounded to it.
-    Every way gives a row the same bits among any number of rows.
+    The bits of a row do not depend on the number of rows.
     """
 
     weight: None  # type: ignore[assignment]  # it is packed
 
     def __init__(
-        self, plain: Linear, kernels: Any, arena: Arena, quantization: Quantization, norm: RMSNorm | None = None
+        self, plain: Linear, kernels: Kernels, arena: Arena, quantization: Quantization, norm: RMSNorm | None = None
     ) -> None:
-        """Take the place of `plain`, which has no weights yet."""
+        """Replace `plain`, which has no weights yet."""
         super().__init__(plain.in_features, plain.out_features, has_bias=plain.bias is not None)
         self.weight = None
         self.packed = nn.Parameter(torch.empty(0, dtype=torch.uint8, device="meta"), requires_grad=False)
-        self.format = ""
+        self.format = WeightFormat.BFLOAT16
         self.norm = norm
         self.quantization = quantization
         self._linear = kernels.linear.default
@@ -48,24 +51,24 @@ class PackedLinear(Linear):
             weight = quantize(weight, 4)
         grid_bits = weight.bits if isinstance(weight, GroupedWeight) else None
         self.format = format_of(self.quantization, grid_bits, has_byte_products=self._has_byte_products)
-        if not self.format.startswith("grid") and isinstance(weight, GroupedWeight):
+        if self.format in (WeightFormat.BFLOAT16, WeightFormat.INT8) and isinstance(weight, GroupedWeight):
             weight = dequantize(weight)
         match weight:
             case GroupedWeight():
                 packed = pack_grid(weight)
-            case _ if self.quantization == "int8":
+            case _ if self.format == WeightFormat.INT8:
                 packed = torch.cat([pack_bytes(to_bytes(rows)) for rows in torch.split(weight, ROWS_AT_ONCE)])
             case _:
                 packed = pack_bfloat16(weight)
-        self.packed = nn.Parameter(self._arena.keep(packed), requires_grad=False)
+        self.packed = nn.Parameter(self._arena.allocate(packed), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return [T, out] in float32 for x [T, in], normalised before if there is a norm."""
+        """Return [T, out] in float32 for x [T, in], normalised first if there is a norm."""
         norm = self.norm
-        product: Tensor = self._linear(
+        return self._linear(
             x,
             self.packed,
-            self.format,
+            self.format.value,
             self.out_features,
             "" if norm is None else "rms_norm",
             None if norm is None else norm.weight,
@@ -74,30 +77,29 @@ class PackedLinear(Linear):
             None,  # no residual
             True,  # float32
         )
-        return product
 
 
-def format_of(quantization: Quantization, grid_bits: int | None, *, has_byte_products: bool) -> str:
-    """Return the kernels' name for weights whose files have them on a grid of so many bits, or on none."""
+def format_of(quantization: Quantization, grid_bits: int | None, *, has_byte_products: bool) -> WeightFormat:
+    """Return the format of a weight that the files have on a grid of grid_bits bits, or on none."""
     match quantization:
         case "none":
-            return "bfloat16"
+            return WeightFormat.BFLOAT16
         case "int8":
-            return "int8" if has_byte_products or grid_bits != 4 else "grid of 4 bits times bytes"
+            return WeightFormat.INT8 if has_byte_products or grid_bits != 4 else WeightFormat.GRID_4_INT8
         case "int4":
-            return f"grid of {grid_bits or 4} bits"
+            return WeightFormat.GRID_8 if grid_bits == 8 else WeightFormat.GRID_4
 
 
-def num_packed_bytes(num_outputs: int, num_inputs: int, weight_format: str) -> int:
-    """Return the size of a weight once it is packed."""
+def num_packed_bytes(num_outputs: int, num_inputs: int, weight_format: WeightFormat) -> int:
+    """Return the size of a packed weight."""
     num_outputs = -(-num_outputs // TILE) * TILE
     match weight_format:
-        case "bfloat16":
+        case WeightFormat.BFLOAT16:
             return num_outputs * -(-num_inputs // 2) * 4
-        case "int8":
+        case WeightFormat.INT8:
             return num_outputs * -(-num_inputs // BYTE_GROUP) * (2 + BYTE_GROUP)
         case _:
-            bits = 8 if weight_format == "grid of 8 bits" else 4
+            bits = 8 if weight_format == WeightFormat.GRID_8 else 4
             return num_outputs * -(-num_inputs // GROUP) * (4 + GROUP * bits // 8)
 
 

@@ -1,7 +1,6 @@
-"""CpuLlama: the model of model/llama.py, all its layers in one call of model/cpu/layers.cpp."""
+"""CpuLlama: the model of model/llama.py with all layers in one call of model/cpu/layers.cpp."""
 
 import time
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from caravan.model.attention.cpu import NO_WINDOW, CpuAttention
 from caravan.model.config import ModelConfig
 from caravan.model.cpu.arena import Arena
+from caravan.model.cpu.kernels import Kernels, Layers
 from caravan.model.cpu.linear import PackedLinear, Quantization
 from caravan.model.forward_batch import ForwardBatch
 from caravan.model.kv_cache import KVCache
@@ -18,9 +18,11 @@ from caravan.model.quantization import GroupedWeight, dequantize
 
 
 class CpuBlock(Block):
-    """A layer whose weights are packed; what is done with them is that of model.llama.Block, in layers.cpp."""
+    """A layer with packed weights. layers.cpp computes what model.llama.Block does."""
 
-    def __init__(self, config: ModelConfig, layer: int, kernels: Any, arena: Arena, quantization: Quantization) -> None:
+    def __init__(
+        self, config: ModelConfig, layer: int, kernels: Kernels, arena: Arena, quantization: Quantization
+    ) -> None:
         super().__init__(config, layer)
         attention, feed_forward = self.attention, self.feed_forward
 
@@ -32,22 +34,31 @@ class CpuBlock(Block):
         feed_forward.gate_up = packed(feed_forward.gate_up, self.feed_forward_norm)
         feed_forward.down = packed(feed_forward.down)
 
-    def parts(self) -> tuple[Any, ...]:
-        """Return what `Layers.add` wants to know of this layer, in its order."""
+    def add_to(self, layers: Layers) -> None:
+        """Append this layer to the kernels' layers."""
         attention, feed_forward = self.attention, self.feed_forward
+        linears = (attention.qkv, attention.output, feed_forward.gate_up, feed_forward.down)
+        qkv, output, gate_up, down = (linear for linear in linears if isinstance(linear, PackedLinear))
         query_norm, key_norm = attention.query_norm, attention.key_norm
-        return (
+        layers.add(
             attention.window or NO_WINDOW,
             attention.num_heads,
             self.attention_norm.eps,
             self.attention_norm.weight,
-            *(attention.qkv.packed, attention.qkv.format, attention.qkv.bias),
+            qkv.packed,
+            qkv.format.value,
+            qkv.bias,
             query_norm.weight if isinstance(query_norm, RMSNorm) else None,
             key_norm.weight if isinstance(key_norm, RMSNorm) else None,
-            *(attention.output.packed, attention.output.format, attention.output.bias),
+            output.packed,
+            output.format.value,
+            output.bias,
             self.feed_forward_norm.weight,
-            *(feed_forward.gate_up.packed, feed_forward.gate_up.format, feed_forward.gate_up.out_features),
-            *(feed_forward.down.packed, feed_forward.down.format),
+            gate_up.packed,
+            gate_up.format.value,
+            gate_up.out_features,
+            down.packed,
+            down.format.value,
         )
 
 
@@ -56,7 +67,7 @@ class CpuLlama(Llama):
 
     output: PackedLinear
 
-    def __init__(self, config: ModelConfig, kernels: Any, quantization: Quantization) -> None:
+    def __init__(self, config: ModelConfig, kernels: Kernels, quantization: Quantization) -> None:
         super().__init__(config, CpuAttention(kernels))
         self.quantization = quantization
         arena = Arena()
@@ -65,19 +76,19 @@ class CpuLlama(Llama):
         )
         head = Linear(config.hidden_size, config.vocab_size)
         self._kernels = kernels
-        self._layers: Any = None  # the kernels' own list of layers, once the weights are in their places
+        self._layers: Layers | None = None  # made when the weights are in their places
         self._seconds: Tensor | None = None
         self.output = PackedLinear(head, kernels, arena, quantization, self.norm)
 
     def grouped_weights(self) -> set[str]:
-        """Return the names of the weights that are quantized."""
+        """Return the names of the weights to read on their grids, which are those to quantize."""
         if self.quantization == "none":
             return set()
         names = {f"{name}.weight" for name, module in self.named_modules() if isinstance(module, PackedLinear)}
         return (names - {"output.weight"}) | {"embedding.weight"} if self.config.tie_embeddings else names
 
     def place_weight(self, name: str, weight: Tensor | GroupedWeight) -> None:
-        """Put a weight in its place, packed if it belongs to a linear layer; a tied embedding goes to two places."""
+        """Set a weight, packed if it belongs to a linear layer. A tied embedding is also set as the output head."""
         owner, _, leaf = name.rpartition(".")
         module = self.get_submodule(owner)
         if isinstance(module, PackedLinear) and leaf == "weight":
@@ -91,14 +102,14 @@ class CpuLlama(Llama):
     def run_layers(self, x: Tensor, cos: Tensor, sin: Tensor, batch: ForwardBatch, kv_cache: KVCache) -> Tensor:
         """Return the batch's wanted_rows [S, hidden_size] of x [T, hidden_size] after all layers.
 
-        This step's keys and values are written into the cache, of all T; the last layer computes no more of the others.
+        Writes the keys and values of all T tokens into the cache; the rest of the last layer computes only S rows.
         """
         if self._layers is None:
             self._layers = self._kernels.make_layers()
             for layer in self.layers:
                 assert isinstance(layer, CpuBlock)
-                self._layers.add(*layer.parts())
-        hidden: Tensor = self._layers.run(
+                layer.add_to(self._layers)
+        return self._layers.run(
             x,
             cos,
             sin,
@@ -111,7 +122,6 @@ class CpuLlama(Llama):
             batch.wanted_rows,
             self._seconds,
         )
-        return hidden
 
     @torch.inference_mode()
     def logits(self, x: Tensor) -> Tensor:
@@ -123,6 +133,6 @@ class CpuLlama(Llama):
         return product
 
     def start_profile(self) -> Tensor:
-        """Return where from now on the seconds spent in linear layers and in attention are summed up."""
+        """Return the buffer [2] to which the seconds in linear layers and in attention are added from now on."""
         self._seconds = torch.zeros(2, dtype=torch.float64)
         return self._seconds

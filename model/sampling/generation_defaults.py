@@ -1,4 +1,4 @@
-"""GenerationDefaults: how a model's makers suggest to sample from it, where a request says nothing."""
+"""GenerationDefaults: the sampling parameters that a model suggests for requests without their own."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from caravan.model.checkpoint.json_file import JsonFile
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationDefaults:
-    """Sampling parameters under the names requests have for them; without a suggestion, OpenAI's."""
+    """Sampling parameters with their names in requests; the defaults are OpenAI's."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -19,7 +19,7 @@ class GenerationDefaults:
 
 
 def load_generation_defaults(path: Path) -> GenerationDefaults:
-    """Return what the generation_config.json of a model's folder suggests; raises OSError or BrokenCheckpoint."""
+    """Return the defaults in the generation_config.json of a model's folder; raises OSError or BrokenCheckpoint."""
     file = path / "generation_config.json"
     if not path.is_dir() or not file.is_file():
         return GenerationDefaults()
@@ -37,7 +37,7 @@ def load_generation_defaults(path: Path) -> GenerationDefaults:
     return GenerationDefaults(
         temperature=number("temperature", 1.0, 0, 2),
         top_p=number("top_p", 1.0, 0, 1),
-        top_k=max(0, int(top_k)),  # -1 means all tokens, too
+        top_k=max(0, int(top_k)),  # -1 also means all tokens
         min_p=number("min_p", 0.0, 0, 1),
         repetition_penalty=number("repetition_penalty", 1.0, 0.01, 10),
     )

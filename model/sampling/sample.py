@@ -1,10 +1,10 @@
-"""Sample: what the sampler says about one row of logits."""
+"""Sample: the sampler's result for one row of logits."""
 
 from typing import NamedTuple
 
 
 class Sample(NamedTuple):
-    """The token drawn for one row, with the log-probabilities that were asked for."""
+    """The token of one row, with the log-probabilities that its request asks for."""
 
     token_id: int
     logprob: float | None = None  # under the model itself: no temperature, no penalty
@@ -12,4 +12,4 @@ class Sample(NamedTuple):
     top_logprobs: tuple[float, ...] = ()
 
 
-LATE = Sample(-1)  # no token: the row could not be judged in time and is computed again
+LATE = Sample(-1)  # no token: the mask of the row was late, and a later step computes it again

@@ -1,7 +1,7 @@
 """Sampling: from logits to the next token of each sequence.
 
-Randomness comes from (seed, output position) and nothing else, and each row is drawn by itself, so a request
-gives the same tokens in any batch and after a replay.
+Randomness comes from (seed, output position) alone, and each row is sampled by itself, so a request has the same
+tokens in any batch and after a replay.
 """
 
 import math
@@ -31,29 +31,29 @@ FindMasks = Callable[[list[int]], Masks]  # of the grammars of these rows
 
 
 class SamplingRow(NamedTuple):
-    """One row of logits: whose it is, and what came before."""
+    """How one row of logits is sampled."""
 
     params: SamplingParams
-    position: int  # tokens of the output before the one to be drawn
+    position: int  # output tokens before the one to sample
     prompt_token_ids: Sequence[int] = ()  # for penalties; see needs_history
     output_token_ids: Sequence[int] = ()
     allows: Callable[[int], bool] | None = None  # whether the row's grammar allows a token; None: it has none
 
 
 def needs_history(params: SamplingParams) -> bool:
-    """Return whether a row with these parameters must come with the tokens before it."""
+    """Return whether rows with these parameters need the tokens before them, for penalties."""
     return params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
 
 
 def sample(logits: Tensor, rows: Sequence[SamplingRow], find_masks: FindMasks | None = None) -> list[Sample | None]:
     """Return the next token of each row of logits [S, vocab_size].
 
-    None for a row that holds NaN or plus infinity, or where grammar and bias leave nothing to choose from.
-    `find_masks` is needed where a row has a grammar.
+    None for a row with NaN or plus infinity, or where grammar and bias allow no token. `find_masks` is needed if a row
+    has a grammar.
 
-    Such a row is first chosen from as if it had none: mostly its grammar allows the token, and to ask for one token
-    costs next to nothing. Else it is masked and chosen from again, with another random number. A token x of the allowed
-    A then has the probability p(x) + (1 - p(A)) p(x) / p(A) = p(x) / p(A), as if the row had been masked at once.
+    Such a row is first sampled without its mask: mostly the grammar allows the token, and checking one token costs
+    almost nothing. Otherwise it is masked and sampled again with another random number. A token x of the allowed set A
+    then has the probability p(x) + (1 - p(A)) p(x) / p(A) = p(x) / p(A), as if the row had been masked at first.
     """
     assert logits.shape[0] == len(rows)
     scores = adjusted_logits(logits, rows)
@@ -81,9 +81,9 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow], find_masks: FindMasks | 
 
 
 def choose(scores: Tensor, rows: Sequence[SamplingRow], *, is_masked: bool) -> list[int | None]:
-    """Return the best or a drawn token of each row of [S, vocab_size], None where the best is no finite number.
+    """Return the best or a drawn token of each row of [S, vocab_size], None where the best logit is not finite.
 
-    Rows that are yet to be masked and need it before a draw get their best.
+    Rows that need a mask before a draw and do not have it yet get their best token.
     """
     drawn = [i for i, row in enumerate(rows) if not is_greedy(row) and (is_masked or not needs_mask(row))]
     others = sorted(set(range(len(rows))) - set(drawn))
@@ -99,25 +99,25 @@ def choose(scores: Tensor, rows: Sequence[SamplingRow], *, is_masked: bool) -> l
 
 
 def is_greedy(row: SamplingRow) -> bool:
-    """Return whether a row's best token is taken."""
+    """Return whether a row gets its best token."""
     return row.params.temperature < GREEDY_BELOW
 
 
 def needs_mask(row: SamplingRow) -> bool:
-    """Return whether what is drawn from depends on the tokens the grammar allows: it is truncated after masking."""
+    """Return whether a row must be masked before a draw, because truncation comes after the mask."""
     return row.allows is not None and is_truncated(row.params) and not is_greedy(row)
 
 
 def forbids(row: SamplingRow, token_id: int) -> bool:
-    """Return whether a row must be masked and chosen from again."""
+    """Return whether a row must be masked and sampled again."""
     return row.allows is not None and (needs_mask(row) or not row.allows(token_id))
 
 
 def largest_logits(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Return the largest logit of each row of [S, vocab_size] and the first token that has it, each [S].
 
-    In a row with NaN the largest is NaN. torch reads for an argmax one number at a time and for a maximum many, so the
-    maxima of short blocks are found first: 0.09 instead of 0.65 ms for 32 rows of 49,152.
+    In a row with NaN the largest is NaN. torch's argmax reads one number at a time and its maximum many, so the maxima
+    of short blocks are found first: 0.09 instead of 0.65 ms for 32 rows of 49,152.
     """
     num_rows, vocab_size = logits.shape
     width = math.gcd(vocab_size, BLOCK_WIDTH)
@@ -128,7 +128,7 @@ def largest_logits(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def is_adjusted(row: SamplingRow) -> bool:
-    """Return whether single logits of a row are changed before a token is chosen."""
+    """Return whether penalties, bias or minimum length change logits of a row."""
     params = row.params
     return bool(
         needs_history(params) or params.logit_bias or (row.position < params.min_tokens and params.stop_token_ids)
@@ -147,9 +147,9 @@ def adjusted_logits(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
 
 
 def mask_penalties(masks: Masks) -> Tensor:
-    """Return what to add to logits, [S, 8 * bytes of a mask]: zero where a mask has a one, minus infinity elsewhere.
+    """Return penalties to add to logits, [S, 8 * bytes of a mask]: zero for allowed tokens, else minus infinity.
 
-    Eight are looked up at once, by the byte that says which of them are allowed.
+    Each byte of a mask is looked up in a table of eight penalties.
     """
     octets = np.unpackbits(np.arange(256, dtype=np.uint8).reshape(-1, 1), axis=1, bitorder="little")
     table = np.where(octets, np.float32(0), np.float32(-np.inf))  # [256, 8]
@@ -172,7 +172,7 @@ def adjust_logits(logits: Tensor, row: SamplingRow) -> None:
         new = torch.where(old > 0, old / params.repetition_penalty, old * params.repetition_penalty)
         logits[seen] = torch.where(
             old.isfinite(), new.clamp(-LARGEST, LARGEST), old
-        )  # a penalty near zero is no failure
+        )  # a penalty near zero must not overflow
     for token_id, count in counts.items():
         logits[token_id] -= params.presence_penalty + count * params.frequency_penalty
     for token_id, bias in params.logit_bias.items():
@@ -184,15 +184,15 @@ def adjust_logits(logits: Tensor, row: SamplingRow) -> None:
 def draw(logits: Tensor, rows: Sequence[SamplingRow], attempt: int = 0) -> list[int | None]:
     """Return a token for each row of [S, vocab_size], drawn from softmax(logits / temperature) after truncation.
 
-    None where the largest logit is no finite number. Each attempt has a random number of its own.
+    None where the largest logit is not finite. Each attempt has its own random number.
     """
     temperatures = torch.tensor([[row.params.temperature] for row in rows], device=logits.device)
     maxima = logits.amax(dim=-1, keepdim=True)
     exponents = (logits - maxima).div_(temperatures)
-    # What exp would make less than a normal number is nothing: it takes exp many times as long, minus infinity too.
+    # Weights below the normal numbers become zero: exp takes many times as long for them and for minus infinity.
     weights = torch.threshold_(torch.threshold_(exponents, LEAST_EXPONENT, LEAST_EXPONENT).exp_(), LEAST_WEIGHT, 0.0)
     width = math.gcd(logits.shape[1], BLOCK_WIDTH)
-    sums = weights.view(len(rows), -1, width).sum(dim=-1)  # of short pieces, each by itself
+    sums = weights.view(len(rows), -1, width).sum(dim=-1)  # of short blocks
     parts = zip(weights.numpy(force=True), sums.numpy(force=True), maxima.isfinite().tolist(), rows, strict=True)
     return [
         draw_one(row_weights, row_sums, row.params, uniform(row.params.seed, row.position + attempt * NUM_POSITIONS))
@@ -203,9 +203,9 @@ def draw(logits: Tensor, rows: Sequence[SamplingRow], attempt: int = 0) -> list[
 
 
 def draw_one(weights: Floats, sums: Floats, params: SamplingParams, number: float) -> int:
-    """Return the token whose share of the weights that may be drawn holds a number of [0, 1).
+    """Return the token at `number` in [0, 1) of the cumulative distribution, after truncation.
 
-    weights [vocab_size] are the probabilities but for a factor; sums are those of equal pieces of them.
+    weights [vocab_size] are proportional to the probabilities; sums are those of equal blocks of them.
     """
     if is_truncated(params):
         tokens = kept_tokens(weights, params, float(sums.sum()))
@@ -216,10 +216,10 @@ def draw_one(weights: Floats, sums: Floats, params: SamplingParams, number: floa
 
 
 def place_of(number: float, weights: Floats) -> tuple[int, float]:
-    """Return the index of the weight in whose share of the sum a number of [0, 1) lies, and where inside the share."""
+    """Return the index of the weight at `number` in [0, 1) of the cumulative sum, and the position inside its share."""
     running_sum = weights.cumsum(dtype=np.float64)
     target = number * running_sum[-1]
-    last = running_sum.searchsorted(running_sum[-1])  # rounding must not lead behind the last weight above zero
+    last = running_sum.searchsorted(running_sum[-1])  # rounding must not lead past the last weight above zero
     index = min(int(running_sum.searchsorted(target, side="right")), int(last))
     start = float(running_sum[index - 1]) if index else 0.0
     return index, min((float(target) - start) / (float(running_sum[index]) - start), BELOW_ONE)

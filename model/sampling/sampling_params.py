@@ -1,4 +1,4 @@
-"""SamplingParams: how the next token of one request is chosen and when the request ends."""
+"""SamplingParams: how the tokens of a request are sampled and when it ends."""
 
 from typing import Literal
 
@@ -8,11 +8,11 @@ Pooling = Literal["mean", "last"]  # of the hidden states of a prompt
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The choices of one request, checked by the server before they get here."""
+    """The sampling parameters of one request, validated by the server."""
 
     seed: int  # 0 <= seed < 2**64; with the output position it is the only source of randomness
     max_tokens: int  # 0: only the prompt is computed
-    min_tokens: int = 0  # stop tokens cannot be drawn before this many
+    min_tokens: int = 0  # stop tokens are banned before this many tokens
     temperature: float = 1.0  # 0: greedy
     top_k: int = 0  # 0: all tokens
     top_p: float = 1.0

@@ -1,4 +1,4 @@
-"""Truncation: which tokens top_k, top_p and min_p let through."""
+"""Truncation: which tokens top_k, top_p and min_p keep."""
 
 import math
 
@@ -8,21 +8,21 @@ from numpy.typing import NDArray
 from caravan.model.sampling.sampling_params import SamplingParams
 
 BLOCK_WIDTH = 256  # neighbouring tokens whose maximum is found first
-FIRST_BOUND = 16  # a nucleus is sought first among tokens of so many times the weight that would always do
+FIRST_BOUND = 16  # the nucleus is first searched among tokens of this many times the weight that always suffices
 
 Floats = NDArray[np.float32]
 
 
 def is_truncated(params: SamplingParams) -> bool:
-    """Return whether some tokens may be kept out of the draw."""
+    """Return whether tokens may be excluded from the draw."""
     return params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0
 
 
 def kept_tokens(weights: Floats, params: SamplingParams, mass: float) -> NDArray[np.int64]:
-    """Return the tokens that top_k, then top_p among what is left, and min_p let through, in ascending order.
+    """Return the tokens that top_k, then top_p of the rest, and min_p keep, in ascending order.
 
     weights [vocab_size] are proportional to the probabilities, mass is their sum. Each of the three keeps the tokens
-    at or above some weight, so only those above a lower bound of it are looked at. Tokens of exactly equal weight stay
+    at or above some weight, so only tokens above a lower bound of it are examined. Tokens of exactly equal weight stay
     or go together. Sources: top_k arXiv:1805.04833, section 5.4; top_p (nucleus) arXiv:1904.09751, section 3.1; min_p
     arXiv:2407.01082, section 3.
     """
@@ -41,7 +41,7 @@ def kept_tokens(weights: Floats, params: SamplingParams, mass: float) -> NDArray
 
 
 def best_tokens(weights: Floats, count: int) -> NDArray[np.int64]:
-    """Return the tokens of the count greatest weights, and those that weigh as much as the last of them.
+    """Return the tokens of the `count` greatest weights, and those of equal weight to the last of them.
 
     As many maxima of blocks are each the weight of a token, so no token below the least of them is among the best.
     """
@@ -57,7 +57,7 @@ def nucleus_candidates(weights: Floats, mass: float, top_p: float) -> NDArray[np
     """Return tokens that hold the share top_p of the mass, and with each all that weigh as much or more.
 
     The tokens that weigh less than (1 - top_p) * mass / vocab_size hold less than 1 - top_p together, so the others
-    will always do. Mostly far fewer do, and they are tried first.
+    always suffice. Mostly far fewer suffice, and those are tried first.
     """
     bound = (1.0 - top_p) * mass / len(weights)
     tokens = np.flatnonzero(weights >= FIRST_BOUND * bound)

@@ -1,4 +1,4 @@
-"""AddedTokens: tokens that are found in a text by their own text, before the vocabulary encodes the rest."""
+"""AddedTokens: tokens that are matched in a text before the vocabulary encodes the rest."""
 
 import re
 import unicodedata
@@ -25,7 +25,7 @@ class AddedToken:
     is_special: bool  # text where special tokens are not parsed
     takes_space_before: bool = False  # `lstrip`: with all white space before it
     takes_space_after: bool = False  # `rstrip`
-    is_whole_word: bool = False  # `single_word`: only where no word goes on before or after it
+    is_whole_word: bool = False  # `single_word`: only without a word character before or after it
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class TextPart:
 
 
 class AddedTokens:
-    """Added tokens of one vocabulary; the leftmost match is taken, and the longest of those that begin there."""
+    """Added tokens of one vocabulary. The leftmost match wins, and of several there the longest."""
 
     def __init__(self, tokens: Sequence[AddedToken]) -> None:
         self._tokens = {token.text: token for token in tokens if token.text}
@@ -106,7 +106,7 @@ def encode_parsed(added: AddedTokens, encode: Callable[[str], list[int]], text: 
 
 
 def control_tokens(texts: Sequence[str], types: Sequence[TokenType]) -> AddedTokens:
-    """Return the control tokens of a vocabulary whose file states no further rules for them."""
+    """Return the control tokens of a vocabulary whose file has no further rules for them."""
     return AddedTokens(
         [
             AddedToken(text=text, token_id=token_id, is_special=True)

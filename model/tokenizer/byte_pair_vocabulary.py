@@ -1,4 +1,4 @@
-"""BytePairVocabulary: byte-level byte-pair encoding, as GPT-2, Llama 3, Qwen 2 and SmolLM have it.
+"""BytePairVocabulary: byte-level byte-pair encoding, as in GPT-2, Llama 3, Qwen 2 and SmolLM.
 
 Source: Radford et al., 2019, Language Models are Unsupervised Multitask Learners, section 2.2; Sennrich et al., 2016
 (arXiv:1508.07909).
@@ -34,7 +34,7 @@ class BytePairVocabulary:
             written_bytes(text, byte_values) if token_type is TokenType.NORMAL else text.encode()
             for text, token_type in zip(texts, types, strict=True)
         ]
-        # Merges know nothing of the other tokens: ordinary text that spells a control token must not become one.
+        # Merges use normal tokens only: ordinary text that spells a control token must not become one.
         normal_ids = {text: i for i, text in enumerate(texts) if types[i] is TokenType.NORMAL}
         self._user_defined_ids = {text: i for i, text in enumerate(texts) if types[i] is TokenType.USER_DEFINED}
         self._control = control_tokens(texts, types)
@@ -72,7 +72,7 @@ class BytePairVocabulary:
         if not text:
             return []
         encoded = text.encode()
-        if missing := self._missing_byte.search(encoded):  # the library would leave these bytes out
+        if missing := self._missing_byte.search(encoded):  # the library would drop these bytes
             raise Unencodable(text[len(encoded[: missing.start()].decode(errors="ignore"))])
         return encoded_ids(self._merging, text)
 
@@ -102,7 +102,7 @@ def written_bytes(text: str, byte_values: Mapping[str, int]) -> bytes:
     """Return the bytes that a byte-level token writes."""
     try:
         return bytes([byte_values[symbol] for symbol in text])
-    except KeyError:  # not written in byte symbols, as some added tokens are
+    except KeyError:  # some added tokens are not written in byte symbols
         return text.encode()
 
 

@@ -1,4 +1,4 @@
-"""Detokenizer: tokens one at a time, turned into text that never has to be taken back."""
+"""Detokenizer: decodes tokens one at a time to text that never has to be corrected."""
 
 import codecs
 from collections.abc import Collection
@@ -6,13 +6,13 @@ from typing import Protocol
 
 
 class TokenBytes(Protocol):
-    """What a detokenizer asks of a tokenizer."""
+    """The methods of a tokenizer that a detokenizer needs."""
 
     def token_bytes(self, token_id: int) -> bytes:
-        """Return the bytes the token writes; they need not be whole characters."""
+        """Return the bytes of a token; they need not be whole characters."""
 
     def is_special(self, token_id: int) -> bool:
-        """Return whether the token is a sign beside the text."""
+        """Return whether the token is special, not text."""
 
 
 class Detokenizer:
@@ -51,7 +51,7 @@ class Detokenizer:
         return self._without_first_space(text) if self._drops_first_space else text
 
     def flush(self) -> str:
-        """Return U+FFFD for a character that was begun and will not be completed; end the text."""
+        """Return U+FFFD if the text ends inside a character; end the text."""
         text, self._held = self._held.decode("utf-8", "replace"), b""
         return self._without_first_space(text) if self._drops_first_space else text
 

@@ -13,25 +13,25 @@ from caravan.model.tokenizer.pre_tokenizer_rules import pre_tokenizer_rules
 from caravan.model.tokenizer.sentencepiece_vocabulary import SentencePieceVocabulary, sentencepiece_model_proto
 from caravan.model.tokenizer.vocabulary import BrokenTokenizer, TokenType, UnsupportedTokenizer, Vocabulary
 
-# Converters mark some control tokens as user-defined, which anyone's text would reach.
+# Converters mark some control tokens as user-defined, so that any text could contain them.
 _CONTROL_TEXT = re.compile(r"<\|.*\|>|<｜.*｜>|</?s>|<(start|end)_of_turn>")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GgufVocabulary:
-    """What a GGUF file says about text."""
+    """The tokenizer of a GGUF file."""
 
     vocabulary: Vocabulary
     bos_token_id: int | None
-    eos_token_ids: list[int]  # the EOS token, if there is one, then the ends of a turn and of a message
-    prefix_ids: list[int]  # before each text: BOS, if the model wants it
-    suffix_ids: list[int]  # behind each text
+    eos_token_ids: list[int]  # the EOS token, if there is one, then the tokens that end a turn or a message
+    prefix_ids: list[int]  # before each text: BOS, if the model uses it
+    suffix_ids: list[int]  # after each text
     chat_template: str | None
-    named_templates: Mapping[str, str]  # those for a purpose, such as tool_use
+    named_templates: Mapping[str, str]  # for special purposes, such as tool_use
 
 
 def gguf_vocabulary(metadata: Mapping[str, object]) -> GgufVocabulary:
-    """Return what the `tokenizer.*` fields describe.
+    """Return the tokenizer that the `tokenizer.*` fields describe.
 
     Raises UnsupportedTokenizer or BrokenTokenizer.
     """
@@ -94,7 +94,7 @@ def _sentencepiece_vocabulary(
     fields: "_Fields", texts: Sequence[str], types: Sequence[TokenType]
 ) -> SentencePieceVocabulary:
     unknown = fields.token_id("ggml.unknown_token_id", len(texts), 0)
-    one_unknown = [  # which SentencePiece insists on
+    one_unknown = [  # SentencePiece requires one
         TokenType.UNKNOWN if i == unknown else TokenType.UNUSED if token_type is TokenType.UNKNOWN else token_type
         for i, token_type in enumerate(types)
     ]
@@ -124,7 +124,7 @@ class _Fields:
         return value
 
     def texts_below(self, prefix: str) -> dict[str, str]:
-        """Return the fields whose names begin so, by the rest of their names."""
+        """Return the fields whose names have a prefix, by the rest of their names."""
         start = f"tokenizer.{prefix}"
         names = [key.removeprefix(start) for key in self._metadata if key.startswith(start)]
         return {name: self.text(prefix + name) for name in names}

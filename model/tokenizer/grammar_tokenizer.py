@@ -1,4 +1,4 @@
-"""The model's vocabulary as the grammar library llguidance wants it."""
+"""The model's vocabulary in the form of the grammar library llguidance."""
 
 from llguidance import LLTokenizer, TokenizerWrapper
 
@@ -6,7 +6,7 @@ from caravan.model.tokenizer.tokenizer import Tokenizer
 
 
 class _Vocabulary:
-    """What llguidance reads of a tokenizer; special tokens are never part of a text."""
+    """The tokenizer interface of llguidance; special tokens are never part of a text."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         ids = range(tokenizer.vocab_size)

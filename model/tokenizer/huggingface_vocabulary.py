@@ -1,4 +1,4 @@
-"""HuggingFaceVocabulary: the tokens in a tokenizer.json, split by the library that wrote it."""
+"""HuggingFaceVocabulary: the tokens in a tokenizer.json, encoded by the library that wrote it."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -75,7 +75,7 @@ class HuggingFaceVocabulary:
         pre_tokenizers = [library.pre_tokenizer, file.later_pre_tokenizer()]  # at the beginning of a text; later
         self._ordinary = [_part_library(library, normalizer, part, normalized) for part in pre_tokenizers]
         for part in self._ordinary:
-            part.encode_special_tokens = True  # which means: as if they were no special tokens
+            part.encode_special_tokens = True  # which means: treat them as ordinary text
         self._parsing, self._bare = self._ordinary, self._ordinary
         if self._has_normalized_special:
             self._parsing = [_part_library(library, normalizer, part, normalized) for part in pre_tokenizers]
@@ -118,7 +118,7 @@ class HuggingFaceVocabulary:
         return self._library_ids((self._parsing if parse_special else self._ordinary)[not part.is_start], part.text)
 
     def _library_ids(self, library: Tokenizer, text: str) -> list[int]:
-        """Return the ids; raises Unencodable where the library put the unknown token, or left out bytes."""
+        """Return the ids; raises Unencodable where the library used the unknown token or dropped bytes."""
         token_ids = encoded_ids(library, text)
         if self._other_ids:
             token_ids = [self._other_ids.get(token_id, token_id) for token_id in token_ids]
@@ -129,7 +129,7 @@ class HuggingFaceVocabulary:
                 written = sum(len(self.token_bytes[self._other_ids.get(token_id, token_id)]) for token_id in ids)
                 if self._unknown_id in ids or (self._is_byte_level and written < len(character.encode())):
                     raise Unencodable(character)
-            if is_unknown and library.encode_special_tokens:  # else its own text may have stood in the text
+            if is_unknown and library.encode_special_tokens:  # else the text may contain its name
                 raise Unencodable(text[0])
         return token_ids
 
@@ -165,7 +165,7 @@ def _normalized(library: Tokenizer, text: str) -> bytes:
 
 
 def _rules(ids: Mapping[str, int], token: tokenizers.AddedToken, text: str | None = None) -> AddedToken:
-    """Return an added token of the library in our words, to be found by `text` if that is not its own."""
+    """Return an added token of the library as an AddedToken, matched by `text` if that differs from its own."""
     return AddedToken(
         text=token.content if text is None else text,
         token_id=ids[token.content],
@@ -179,7 +179,7 @@ def _rules(ids: Mapping[str, int], token: tokenizers.AddedToken, text: str | Non
 def _part_library(
     library: Tokenizer, normalizer: Any, pre_tokenizer: Any, tokens: Sequence[tokenizers.AddedToken]
 ) -> Tokenizer:
-    """Return a tokenizer that shares the model of another one and has only some of its added tokens."""
+    """Return a tokenizer with the model of another one and only some of its added tokens."""
     part = Tokenizer(library.model)
     if normalizer is not None:
         part.normalizer = normalizer

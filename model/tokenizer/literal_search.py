@@ -1,10 +1,10 @@
-"""LiteralSearch: where texts of a fixed set occur in another text."""
+"""LiteralSearch: find a fixed set of strings in a text."""
 
 import re
 from collections.abc import Collection, Iterator
 from typing import Any
 
-_WINDOW_CHARACTERS = 2**14  # that are searched at once: Python's lock is held meanwhile
+_WINDOW_CHARACTERS = 2**14  # searched at once with Python's lock held
 
 
 class LiteralSearch:
@@ -22,15 +22,15 @@ class LiteralSearch:
         self._beginnings = frozenset(literal[:end] for literal in self.literals for end in range(1, len(literal) + 1))
 
     def matches(self, text: str, start: int = 0) -> Iterator[re.Match[str]]:
-        """Yield the matches from `start` on, from left to right, each behind the end of the one before."""
+        """Yield the matches from `start` on, from left to right, without overlaps."""
         return self._matches(text, start, are_apart=True)
 
     def starts(self, text: str) -> Iterator[int]:
-        """Yield every place where a literal begins, also inside another one."""
+        """Yield every position where a literal begins, also inside another one."""
         return (match.start() for match in self._matches(text, 0, are_apart=False))
 
     def partial_start(self, text: str) -> int | None:
-        """Return the first place from which on the text is the beginning of a literal, None if there is none."""
+        """Return the first position whose rest of the text is the beginning of a literal, or None."""
         for start in range(max(0, len(text) - self._max_length), len(text)):
             if text[start:] in self._beginnings:
                 return start
@@ -40,7 +40,7 @@ class LiteralSearch:
         for window in range(start, len(text) if self.literals else 0, _WINDOW_CHARACTERS):
             window_end = window + _WINDOW_CHARACTERS
             while start < window_end:
-                # A match that begins in the window may end behind it.
+                # A match that begins in the window may end after it.
                 match = self._pattern.search(text, start, window_end + self._max_length - 1)
                 if match is None or match.start() >= window_end:
                     start = window_end
@@ -56,7 +56,7 @@ def _pattern(literals: Collection[str]) -> str:
         node = root
         for character in literal:
             node = node.setdefault(character, {})
-        node[""] = {}  # one ends here
+        node[""] = {}  # a literal ends here
     try:
         return _written(root)
     except RecursionError:  # a literal of hundreds of characters

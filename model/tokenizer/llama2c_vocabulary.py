@@ -1,4 +1,4 @@
-"""The vocabulary in llama2.c's tokenizer.bin, made a SentencePiece model again, which it was exported from."""
+"""The vocabulary in llama2.c's tokenizer.bin, converted back to the SentencePiece model it was exported from."""
 
 import struct
 from pathlib import Path

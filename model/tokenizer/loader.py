@@ -1,4 +1,4 @@
-"""Find the tokenizer of a model on disk, with what the files beside it say."""
+"""Load the tokenizer of a model on disk, with the settings in the files next to it."""
 
 import logging
 from pathlib import Path
@@ -44,7 +44,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def _with_huggingface_settings(path: Path, settings: TokenizerSettings) -> Tokenizer:
-    """Return the tokenizer of a tokenizer.json, whose post-processor says what belongs before and behind a text."""
+    """Return the tokenizer of a tokenizer.json; its post-processor has the tokens before and after a text."""
     vocabulary = HuggingFaceVocabulary(path, settings.added_tokens)
     ids = {text: token_id for token_id, text in enumerate(vocabulary.texts)}
     bos = ids.get(settings.bos_token) if settings.bos_token is not None else None
@@ -73,7 +73,7 @@ def _with_huggingface_settings(path: Path, settings: TokenizerSettings) -> Token
 
 
 def _with_settings(vocabulary: SentencePieceVocabulary | TiktokenVocabulary, settings: TokenizerSettings) -> Tokenizer:
-    """Return the tokenizer of a file that does not say whether BOS belongs before a text; Llamas want it."""
+    """Return the tokenizer of a file that does not state whether BOS comes before a text; Llama models use it."""
     bos, eos = vocabulary.bos_token_id, vocabulary.eos_token_id
     return Tokenizer(
         vocabulary,
@@ -87,6 +87,6 @@ def _with_settings(vocabulary: SentencePieceVocabulary | TiktokenVocabulary, set
 
 
 def _eos_token_ids(first: int | None, settings: TokenizerSettings, num_tokens: int) -> list[int]:
-    """Return the EOS token, then those that end an answer, too."""
+    """Return the EOS token, then the other tokens that end an answer."""
     ids = [] if first is None else [first]
     return [*ids, *(token_id for token_id in settings.eos_token_ids if token_id not in ids and token_id < num_tokens)]

@@ -9,7 +9,7 @@ from tokenizers.pre_tokenizers import ByteLevel, PreTokenizer, Sequence, Split
 
 from caravan.model.tokenizer.vocabulary import UnsupportedTokenizer
 
-# Each pattern splits the pieces the one before it left. Only merges inside a piece are made. Source: the
+# Each pattern splits the pieces of the one before. Only merges inside a piece are made. Source: the
 # tokenizer.json files of the models; llama.cpp, src/llama-vocab.cpp, names them.
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3 = (
@@ -25,11 +25,11 @@ _TEKKEN = (
 
 @dataclass(frozen=True)
 class PreTokenizerRules:
-    """What the name of a pre-tokenizer says: it stands for all of these in llama.cpp."""
+    """The rules that the name of a pre-tokenizer stands for in llama.cpp."""
 
     patterns: tuple[str, ...]
-    ignores_merges: bool = False  # a whole piece that is a token stays one, though no merge makes it
-    adds_bos: bool = False  # where the file says nothing of it
+    ignores_merges: bool = False  # a piece that is a token stays whole, even if no merge makes it
+    adds_bos: bool = False  # if the file does not state it
 
     def pre_tokenizer(self) -> PreTokenizer:
         """Return the pre-tokenizer of the library."""
@@ -44,7 +44,7 @@ _RULES: Mapping[str, PreTokenizerRules] = MappingProxyType(
         "llama-bpe": PreTokenizerRules((_LLAMA3,), ignores_merges=True, adds_bos=True),
         "qwen2": PreTokenizerRules((_LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}"),)),
         "tekken": PreTokenizerRules((_TEKKEN,), ignores_merges=True, adds_bos=True),  # Mistral, since NeMo
-        # What llama.cpp does for a model whose pre-tokenizer its converter did not know.
+        # The rules of llama.cpp for models whose pre-tokenizer its converter did not know.
         "default": PreTokenizerRules((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
         "smaug-bpe": PreTokenizerRules((_LLAMA3,)),
     }

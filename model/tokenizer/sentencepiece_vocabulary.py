@@ -1,4 +1,4 @@
-"""SentencePieceVocabulary: pieces of text in which U+2581 stands for a space, as Llama 2 and Mistral have them.
+"""SentencePieceVocabulary: pieces of text in which U+2581 stands for a space, as in Llama 2 and Mistral.
 
 Source: Kudo and Richardson, 2018, SentencePiece (arXiv:1808.06226).
 """
@@ -43,7 +43,7 @@ class SentencePieceVocabulary:
         self.eos_token_id = _id_or_none(self._processor.eos_id())
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of `text`; user-defined tokens are looked for by the library.
+        """Return the token ids of `text`; the library matches user-defined tokens.
 
         Raises Unencodable if a character is unknown, which a vocabulary with a token for each byte rules out.
         """

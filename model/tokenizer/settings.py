@@ -1,4 +1,4 @@
-"""TokenizerSettings: what the small files of a Hugging Face folder say of its tokenizer.
+"""TokenizerSettings: the tokenizer settings in the JSON files of a Hugging Face folder.
 
 Where two files state the same fact, the one that transformers 5 takes is taken, and a line in the log names both.
 """
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TokenizerSettings:
-    """Facts beside the vocabulary; None and empty where the files do not state them."""
+    """Settings besides the vocabulary; None or empty where the files do not state them."""
 
     bos_token: str | None = None
     eos_token: str | None = None
@@ -32,11 +32,11 @@ class TokenizerSettings:
     adds_eos: bool | None = None
     added_tokens: tuple[AddedToken, ...] = ()
     chat_template: str | None = None
-    named_templates: Mapping[str, str] = field(default_factory=dict)  # those for a purpose, such as tool_use
+    named_templates: Mapping[str, str] = field(default_factory=dict)  # for special purposes, such as tool_use
 
 
 def read_tokenizer_settings(folder: Path) -> TokenizerSettings:
-    """Return what the files of a folder say; raises OSError, BrokenTokenizer or BrokenCheckpoint."""
+    """Return the settings of a folder; raises OSError, BrokenTokenizer or BrokenCheckpoint."""
     config = _read(folder / "tokenizer_config.json")
     generation, model = _read(folder / "generation_config.json"), _read(folder / "config.json")
     templates = _templates(folder, config)
@@ -110,7 +110,7 @@ def _added_tokens(config: JsonFile) -> tuple[AddedToken, ...]:
 
 
 def _templates(folder: Path, config: JsonFile) -> dict[str, str]:
-    """Return the chat templates by name; those in files of their own win over those in tokenizer_config.json."""
+    """Return the chat templates by name; separate files win over tokenizer_config.json."""
     value: Any = config.raw().get("chat_template")
     if isinstance(value, list):
         stated = {part.get("name"): part.get("template") for part in value[:_MAX_TEMPLATES] if isinstance(part, dict)}

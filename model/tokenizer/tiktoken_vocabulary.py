@@ -1,4 +1,4 @@
-"""TiktokenVocabulary: byte-level tokens with their ranks, which is what Meta gives out with Llama 3."""
+"""TiktokenVocabulary: byte-level tokens with their ranks, the format of Meta's Llama 3."""
 
 import base64
 import binascii

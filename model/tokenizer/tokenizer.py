@@ -1,4 +1,4 @@
-"""Tokenizer: text to token ids and back, as the model's own files say."""
+"""Tokenizer: text to token ids and back, by the rules in the model's own files."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -21,10 +21,10 @@ __all__ = [
     "tokenizer_from_gguf",
 ]
 
-# Control tokens after which a model goes on only with another turn or another document, so no answer contains them.
-# A file names one such token as EOS, while chat models end a turn with one and a document with another (Llama 3 has
-# three). <|end|> is left out: where it ends a message but not the answer (gpt-oss) stopping would be wrong; a model
-# that ends its turns with it names it in eos_token_id or eot_token_id.
+# Control tokens after which a model only continues with another turn or document, so no answer contains them.
+# A file states one such token as EOS, while chat models end a turn with one and a document with another (Llama 3 has
+# three). <|end|> is not included: in gpt-oss it ends a message but not the answer; models that end turns with it have
+# it in eos_token_id or eot_token_id.
 _END_OF_TURN = frozenset(
     {
         "</s>",
@@ -39,7 +39,7 @@ _END_OF_TURN = frozenset(
 
 
 class Tokenizer:
-    """A vocabulary with the rules around it: control tokens, BOS, what ends a sequence.
+    """A vocabulary with its rules: control tokens, BOS, the tokens that end a sequence.
 
     Encoding changes nothing in it, so several threads may encode at a time. Every kind of vocabulary lets other threads
     run while it encodes.
@@ -56,7 +56,7 @@ class Tokenizer:
         chat_template: str | None = None,
         named_templates: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Tokens of `prefix_ids` (BOS) and `suffix_ids` belong before and behind each text."""
+        """`prefix_ids` (BOS) and `suffix_ids` come before and after each text."""
         self.vocab_size = len(vocabulary.texts)
         self._not_text = frozenset(i for i, token_type in enumerate(vocabulary.types) if not token_type.is_text)
         self.special_tokens = dict(vocabulary.special_tokens)
@@ -67,7 +67,7 @@ class Tokenizer:
         self.bos_token = "" if bos_token_id is None else vocabulary.texts[bos_token_id]
         self.eos_token = vocabulary.texts[eos_token_ids[0]] if eos_token_ids else ""
         self.chat_template = chat_template
-        self.named_templates = named_templates  # those for a purpose, such as tool_use
+        self.named_templates = named_templates  # for special purposes, such as tool_use
         self._vocabulary = vocabulary
         self._ordered_eos_token_ids = tuple(eos_token_ids)
         self._prefix_ids, self._suffix_ids = list(prefix_ids), list(suffix_ids)
@@ -81,9 +81,9 @@ class Tokenizer:
         guard: str = "",
         is_open: bool = False,
     ) -> list[int]:
-        """Return the token ids of `text`, after BOS if the model wants it and the text does not have it.
+        """Return the token ids of `text`, after BOS if the model uses it and the text does not begin with it.
 
-        What the model wants behind a text is added too, unless the text `is_open`: a prompt that an answer continues.
+        The suffix of the model is added too, unless the text `is_open`: a prompt that an answer continues.
         With `parse_special` the text of a control token becomes that token. `guard` is a character that is removed
         after control tokens were looked for, so it hides the ones it interrupts and changes nothing else.
         Raises Unencodable.
@@ -104,9 +104,9 @@ class Tokenizer:
         return [*(() if has_prefix else prefix), *token_ids, *suffix]
 
     def resized(self, vocab_size: int) -> "Tokenizer":
-        """Return a tokenizer with as many tokens as the model has, which may differ from its file's.
+        """Return a tokenizer with as many tokens as the model has.
 
-        Models often have more, unused, so that their number is a round one.
+        Models often have additional unused tokens, so that their number is round.
         """
         if vocab_size == self.vocab_size:
             return self
@@ -122,7 +122,7 @@ class Tokenizer:
         )
 
     def token_bytes(self, token_id: int) -> bytes:
-        """Return the bytes the token writes: perhaps a part of a character; for a special token its name."""
+        """Return the bytes of a token, perhaps a part of a character; for a special token its name."""
         return self._vocabulary.token_bytes[token_id]
 
     def is_special(self, token_id: int) -> bool:
@@ -137,7 +137,7 @@ class Tokenizer:
         return "".join(self.texts(token_ids, skip_special=skip_special))
 
     def texts(self, token_ids: Sequence[int], *, skip_special: bool = True) -> list[str]:
-        """Return the characters that each token completes, and last those that none does; joined they are the text."""
+        """Return the characters that each token completes, and last the incomplete ones; joined they are the text."""
         detokenizer = Detokenizer(self, skip_special=skip_special, drops_first_space=self._vocabulary.adds_space_prefix)
         return [*map(detokenizer.push, token_ids), detokenizer.flush()]
 

@@ -1,4 +1,4 @@
-"""TokenizerJson: a tokenizer.json, read by its own library, and refused where it states a rule not followed here."""
+"""TokenizerJson: a tokenizer.json, read by its own library, and rejected if it has unsupported rules."""
 
 import json
 import logging
@@ -11,10 +11,10 @@ from tokenizers.pre_tokenizers import PreTokenizer
 
 from caravan.model.tokenizer.vocabulary import BrokenTokenizer, UnsupportedTokenizer
 
-SPACE = "\u2581"  # written for a space in vocabularies that come from SentencePiece
+SPACE = "\u2581"  # stands for a space in vocabularies from SentencePiece
 MAX_FILE_BYTES = 64 * 2**20
 
-# What each part of a decoder may say; other values would write other bytes than `token_bytes` has.
+# Supported values of each part of a decoder; others would decode to other bytes than `token_bytes`.
 _DECODERS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "ByteLevel": [{}],
     "ByteFallback": [{}],
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class TokenizerJson:
-    """The library's tokenizer of a file, and the rules of the file that we apply ourselves.
+    """The library's tokenizer of a file, and the rules of the file that this package applies itself.
 
     `tokens` are added tokens that another file of the folder states; they win, as in transformers.
     Raises OSError, BrokenTokenizer for a file that is not sound, UnsupportedTokenizer for one with other rules.
@@ -67,7 +67,7 @@ class TokenizerJson:
 
     @property
     def unknown_token(self) -> str | None:
-        """The token that stands for what has none, if the file names it."""
+        """The unknown token, if the file names it."""
         model = self._fields["model"]
         unknown = model.get("unk_token")
         if model.get("type") == "Unigram" and model.get("unk_id") is not None:
@@ -86,10 +86,10 @@ class TokenizerJson:
         return pre_tokenizer
 
     def ids_around(self) -> tuple[list[int], list[int]]:
-        """Return the ids that the post-processor puts before and behind a text."""
+        """Return the ids that the post-processor puts before and after a text."""
         if self.library.post_processor is None:
             return [], []
-        bare = Tokenizer(self.library.model)  # without a post-processor, which may write even the text twice
+        bare = Tokenizer(self.library.model)  # without a post-processor, which may even repeat the text
         encoded = map(bare.encode, ["a", *self.library.get_vocab()])
         sample = next((encoding for encoding in encoded if encoding.ids), bare.encode(""))
         ids = list(sample.ids)
@@ -97,7 +97,7 @@ class TokenizerJson:
         for start in range(len(full) - len(ids) + 1):
             if full[start : start + len(ids)] == ids:
                 return full[:start], full[start + len(ids) :]
-        raise self._unsupported("a post_processor that does more than put tokens before and behind a text")
+        raise self._unsupported("a post_processor that does more than put tokens before and after a text")
 
     def _add(self, path: Path, tokens: Sequence[AddedToken]) -> None:
         before = {token.content: token for token in self.added_tokens.values()}
@@ -128,7 +128,7 @@ class TokenizerJson:
                 raise self._unsupported(f"a model with `{name}`")
 
     def _check_normalized(self) -> None:
-        """Refuse special tokens that normalization could make of other text, which anyone may send."""
+        """Reject special tokens that normalization could make of other text, which any client may send."""
         tokens = [token for token in self.added_tokens.values() if token.special and token.normalized]
         for rule in self._normalizers if tokens else ():
             kind = rule["type"]

@@ -1,4 +1,4 @@
-"""Vocabulary: what a tokenizer needs of its tokens, whatever library splits the text, and what can be wrong."""
+"""Vocabulary: the interface between a tokenizer and its tokens, and the errors of tokenizers."""
 
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
@@ -6,22 +6,22 @@ from typing import Protocol
 
 
 class UnsupportedTokenizer(ValueError):
-    """A kind of tokenizer this server does not have."""
+    """A kind of tokenizer that is not supported."""
 
 
 class BrokenTokenizer(ValueError):
-    """A tokenizer that lacks something or contradicts itself."""
+    """A tokenizer that is incomplete or contradicts itself."""
 
 
 class Unencodable(ValueError):
-    """Text with a character the vocabulary has no token for."""
+    """Text with a character for which the vocabulary has no token."""
 
     def __init__(self, character: str) -> None:
         super().__init__(f"This model's vocabulary has no token for U+{ord(character):04X}. Leave the character out.")
 
 
 class TokenType(IntEnum):
-    """What a token is for; SentencePiece and GGUF use the same numbers."""
+    """The type of a token; SentencePiece and GGUF use the same numbers."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -32,21 +32,21 @@ class TokenType(IntEnum):
 
     @property
     def is_text(self) -> bool:
-        """Whether a token of this type is a part of the text, rather than a sign beside it."""
+        """Whether tokens of this type are part of the text."""
         return self in (TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.BYTE)
 
 
 class Vocabulary(Protocol):
-    """Tokens by id, and the way from ordinary text to them."""
+    """Tokens by id, and the encoding of text."""
 
     texts: Sequence[str]  # as the file has them
     types: Sequence[TokenType]
-    token_bytes: Sequence[bytes]  # what each token writes
-    adds_space_prefix: bool  # whether encoded text begins with a space that the text does not have
-    special_tokens: Mapping[str, int]  # what `encode_parsed` looks for
+    token_bytes: Sequence[bytes]  # the bytes of each token
+    adds_space_prefix: bool  # whether encoding adds a space before the text
+    special_tokens: Mapping[str, int]  # matched by `encode_parsed`
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of `text`, in which no control token is looked for.
+        """Return the token ids of `text`, without matching control tokens.
 
         Raises Unencodable.
         """
@@ -60,7 +60,7 @@ class Vocabulary(Protocol):
 
 
 class ResizedVocabulary:
-    """Another vocabulary with as many tokens as a model has: the last ones left out, or unused ones added."""
+    """A vocabulary with the size of a model: the last tokens removed, or unused ones added."""
 
     def __init__(self, vocabulary: Vocabulary, vocab_size: int) -> None:
         added = range(len(vocabulary.texts), vocab_size)
@@ -75,11 +75,11 @@ class ResizedVocabulary:
         self.token_bytes: Sequence[bytes] = [*vocabulary.token_bytes[:vocab_size], *(b"" for _ in added)]
 
     def encode(self, text: str) -> list[int]:
-        """See Vocabulary; text that needs a token left out is Unencodable."""
+        """See Vocabulary; text that needs a removed token is Unencodable."""
         return self._kept(self._vocabulary.encode(text))
 
     def encode_parsed(self, text: str, guard: str) -> list[int]:
-        """See Vocabulary; text that needs a token left out is Unencodable."""
+        """See Vocabulary; text that needs a removed token is Unencodable."""
         return self._kept(self._vocabulary.encode_parsed(text, guard))
 
     def _kept(self, token_ids: list[int]) -> list[int]:

@@ -71,6 +71,6 @@ def logits_of_every_position(model: Llama, token_ids: list[int]) -> torch.Tensor
 
 
 def load_checkpoint(path: Path, dtype: torch.dtype = torch.float32, max_position: int | None = None) -> Llama:
-    """Return the model at `path`; it can run what it was trained for unless told otherwise."""
+    """Return the model at `path`; it can run what it was trained for by default."""
     checkpoint = open_checkpoint(path)
     return load_model(checkpoint, dtype, torch.device("cpu"), max_position or checkpoint.config.max_position)

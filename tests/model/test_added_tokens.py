@@ -230,7 +230,7 @@ def test_truncation_and_padding_in_the_file_are_off(tmp_path: Path) -> None:
     assert ours.decode(ours.encode("hello world " * 20)) == "hello world " * 20
 
 
-def test_the_post_processor_says_what_belongs_before_and_behind_a_text(tmp_path: Path) -> None:
+def test_the_post_processor_has_the_tokens_before_and_after_a_text(tmp_path: Path) -> None:
     library = byte_level_json()
     bos, eos = library.token_to_id("<s>"), library.token_to_id("</s>")
     library.post_processor = processors.TemplateProcessing(

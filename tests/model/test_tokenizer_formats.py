@@ -243,9 +243,9 @@ def test_llama_3s_file_is_equal_to_tiktoken(tmp_path: Path) -> None:
     assert {len(ranks) + 1, len(ranks) + 8, len(ranks) + 9} == ours.eos_token_ids
 
 
-@pytest.mark.parametrize("spoiled", ["YQ== 5\n", "YQ== x\n", "YQ== 0\nYQ== 1\n"])
-def test_a_spoiled_tiktoken_file_is_refused(tmp_path: Path, poisoned: str) -> None:
-    (tmp_path / "tokenizer.model").write_text(poisoned)
+@pytest.mark.parametrize("broken", ["YQ== 5\n", "YQ== x\n", "YQ== 0\nYQ== 1\n"])
+def test_a_broken_tiktoken_file_is_refused(tmp_path: Path, broken: str) -> None:
+    (tmp_path / "tokenizer.model").write_text(broken)
     with pytest.raises(BrokenTokenizer, match=r"tokenizer\.model"):
         load_tokenizer(tmp_path)
 

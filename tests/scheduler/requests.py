@@ -1,4 +1,4 @@
-"""Short ways to write requests in tests of the scheduler."""
+"""Requests and a clock for tests of the scheduler."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def make_request(
     group: int = 0,
     **params: Any,
 ) -> Request:
-    """Return a greedy request with 4 tokens of output unless told otherwise."""
+    """Return a greedy request with 4 tokens of output by default."""
     sampling = SamplingParams(**{"seed": 0, "max_tokens": 4, "temperature": 0.0} | params)
     return Request(
         request_id=request_id,
@@ -35,3 +35,13 @@ def make_request(
         pooling=pooling,
         group=group,
     )
+
+
+class FakeClock:
+    """A clock that a test advances."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds

@@ -11,6 +11,8 @@ from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.messages import Request, SequenceOutput
 from caravan.scheduler.scheduler import Scheduler
 from caravan.scheduler.sequence import ScheduledSequence, Sequence
+from caravan.scheduler.step_result import StepResult
+from tests.scheduler.requests import FakeClock
 
 
 def prefix_record(salt: str, token_ids: list[int]) -> int:
@@ -48,7 +50,8 @@ class SlotSimulator:
     finish_reasons: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.scheduler = Scheduler(self.config)
+        self.clock = FakeClock()
+        self.scheduler = Scheduler(self.config, self.clock)
         self.slots: list[int | None] = [None] * (self.config.num_blocks * self.config.block_size)
         self.num_preemptions = 0
         self.num_prefix_hits = 0
@@ -66,8 +69,9 @@ class SlotSimulator:
         plan = self.scheduler.schedule()
         self._check_plan(plan)
         self._check_nobody_joined_too_early(waiting.intersection(self.scheduler.running))
-        output = self.scheduler.commit(plan, [sample for scheduled in plan for sample in self._compute(scheduled)])
-        self.scheduler.observe_seconds(0.01 + 0.002 * output.stats.num_prefill_tokens)
+        self.clock.seconds += 0.01 + 0.002 * self.scheduler.stats().num_prefill_tokens
+        samples = [sample for scheduled in plan for sample in self._compute(scheduled)]
+        output = self.scheduler.commit(plan, StepResult(samples))
         self.scheduler.pool.check()
         self.num_preemptions += output.stats.num_preemptions
         self.num_prefix_hits += output.stats.prefix_cache_hits
@@ -92,7 +96,7 @@ class SlotSimulator:
         for sequence in scheduler.running:
             for block in sequence.block_table:
                 held[block] = held.get(block, 0) + 1
-        assert scheduler.pool.num_blocks - scheduler.pool.num_free == len(held), "a block is held by nobody"
+        assert scheduler.pool.num_blocks - scheduler.pool.num_free == len(held), "a block leaked"
         written = [
             sequence.block_table[i]
             for sequence in (s.sequence for s in plan)
@@ -115,7 +119,7 @@ class SlotSimulator:
                     assert not is_computing or text(earlier, num_blocks) != text(sequence, num_blocks)
 
     def _compute(self, scheduled: ScheduledSequence) -> list[Sample]:
-        """Write this step's slots, read the whole context, and answer behind the last token and each guessed one."""
+        """Write this step's slots, read the whole context, and sample after the last token and each draft token."""
         sequence, block_size = scheduled.sequence, self.config.block_size
         if scheduled.copied_block is not None:
             source, target = scheduled.copied_block * block_size, scheduled.first_block(block_size) * block_size

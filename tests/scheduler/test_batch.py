@@ -9,6 +9,7 @@ from caravan.scheduler.batch import BatchBuilder, sampling_rows
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.scheduler import Scheduler
 from caravan.scheduler.sequence import ScheduledSequence
+from caravan.scheduler.step_result import StepResult
 from tests.scheduler.requests import make_request
 
 BLOCK_SIZE = 3
@@ -54,7 +55,7 @@ def check(builder: BatchBuilder, plan: list[ScheduledSequence]) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(draw=st.data())
-def test_the_tensors_of_every_step_are_what_its_plan_says(draw: st.DataObject) -> None:
+def test_the_tensors_of_every_step_follow_its_plan(draw: st.DataObject) -> None:
     num_seqs, num_blocks = draw.draw(st.integers(1, 4)), draw.draw(st.integers(8, 14))
     budget = draw.draw(st.integers(2, 12))
     config = EngineConfig(
@@ -73,10 +74,11 @@ def test_the_tensors_of_every_step_are_what_its_plan_says(draw: st.DataObject) -
     while scheduler.has_work:
         plan = scheduler.schedule()
         check(builder, plan)
-        scheduler.commit(plan, [Sample(draw.draw(st.integers(0, 2))) for s in plan for _ in range(s.num_logits)])
+        samples = [Sample(draw.draw(st.integers(0, 2))) for s in plan for _ in range(s.num_logits)]
+        scheduler.commit(plan, StepResult([*samples]))
 
 
-def test_the_text_so_far_comes_only_with_rows_whose_penalties_look_at_it() -> None:
+def test_only_rows_with_penalties_have_the_text_so_far() -> None:
     scheduler = Scheduler(EngineConfig(num_blocks=8, block_size=4, max_model_len=32))
     scheduler.add(make_request(0, [1, 2], output=[3]))
     scheduler.add(make_request(1, [1, 2], output=[3], presence_penalty=0.5))
@@ -85,7 +87,7 @@ def test_the_text_so_far_comes_only_with_rows_whose_penalties_look_at_it() -> No
     assert (penalized.position, list(penalized.prompt_token_ids), list(penalized.output_token_ids)) == (1, [1, 2], [3])
 
 
-def test_behind_guessed_tokens_the_sampler_takes_them_for_output() -> None:
+def test_rows_after_draft_tokens_count_them_as_output() -> None:
     scheduler = Scheduler(EngineConfig(num_blocks=8, block_size=4, max_model_len=32))
     scheduler.add(make_request(0, [1, 2], output=[3], frequency_penalty=0.5))
     [scheduled] = scheduler.schedule()

@@ -81,7 +81,7 @@ def sampled(request_id: int, prompt: list[int], **params: Any) -> Request:
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(draw=st.data())
-def test_a_request_gets_the_same_bits_in_any_company_chunking_and_pool(draw: st.DataObject, kind: str) -> None:
+def test_a_request_gets_the_same_bits_in_any_batch_chunking_and_pool(draw: st.DataObject, kind: str) -> None:
     stem = random_prompt(0, 60)
     requests = []
     for request_id in range(draw.draw(st.integers(1, 6))):
@@ -147,7 +147,7 @@ def test_a_prefix_hit_changes_no_bit(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_request_submitted_again_with_its_output_so_far_goes_on_as_it_would_have(kind: str) -> None:
+def test_a_request_submitted_again_with_its_output_so_far_continues_unchanged(kind: str) -> None:
     request = sampled(0, random_prompt(6, 30), max_tokens=20)
     whole = solo(kind, request)
     for cut in (1, 7, 19):
@@ -172,7 +172,7 @@ def test_sixty_four_streams_in_a_pool_for_a_quarter_of_them_equal_their_solo_run
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_biases_norms_windows_and_scaled_rope_keep_the_promise(kind: str) -> None:
+def test_biases_norms_windows_and_scaled_rope_change_no_bit(kind: str) -> None:
     model = model_in(
         kind,
         has_qkv_bias=True,

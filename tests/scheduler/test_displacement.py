@@ -1,4 +1,4 @@
-"""A key that has nothing running gets into a batch or pool that another key has filled."""
+"""A key without a running sequence joins a batch or pool that another key has filled."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ FIRST_OF_OTHERS = 1000
 
 
 def filled(num_running: int, **limits: int) -> Scheduler:
-    """Return a scheduler in which one key's long answers take all places, and more of them wait."""
+    """Return a scheduler whose batch is full of one key's long answers, with more of them waiting."""
     defaults: dict[str, Any] = {"num_blocks": 400, "block_size": 8, "max_num_seqs": 4, "max_model_len": 800}
     scheduler = Scheduler(EngineConfig(**defaults | limits))
     for request_id in range(20):
@@ -40,14 +40,14 @@ def num_steps_of_two_tokens(scheduler: Scheduler, request_id: int, num_tokens: i
     return 500
 
 
-def test_another_key_gets_into_a_full_batch() -> None:
+def test_another_key_joins_a_full_batch() -> None:
     scheduler = filled(4)
     for request_id in range(FIRST_OF_OTHERS, FIRST_OF_OTHERS + 5):
         assert num_steps_of_two_tokens(scheduler, request_id) <= 3
     scheduler.pool.check()
 
 
-def test_another_key_gets_into_a_full_pool() -> None:
+def test_another_key_joins_a_full_pool() -> None:
     scheduler = filled(16, num_blocks=100, max_num_seqs=16)
     for _ in range(300):
         run_step(scheduler)
@@ -56,7 +56,7 @@ def test_another_key_gets_into_a_full_pool() -> None:
     scheduler.pool.check()
 
 
-def test_the_youngest_goes_and_is_the_next_of_its_key() -> None:
+def test_the_youngest_sequence_is_displaced_and_is_the_next_of_its_key() -> None:
     scheduler = filled(4)
     youngest = scheduler.running[-1]
     scheduler.add(make_request(FIRST_OF_OTHERS, [1, 2, 3], key="few", max_tokens=100))
@@ -64,10 +64,10 @@ def test_the_youngest_goes_and_is_the_next_of_its_key() -> None:
     assert running_keys(scheduler) == ["few", "many", "many", "many"]
     waiting: list[Sequence] = [*scheduler.waiting]
     assert waiting[0] is youngest
-    assert youngest.num_output_tokens > 0, "it goes on behind what it has"
+    assert youngest.num_output_tokens > 0, "it continues after its output so far"
 
 
-def test_a_key_that_has_its_place_displaces_nobody() -> None:
+def test_a_key_with_a_running_sequence_displaces_none() -> None:
     scheduler = filled(4)
     for number in range(3):
         scheduler.add(make_request(FIRST_OF_OTHERS + number, [1, 2, number], key="few", max_tokens=300))
@@ -82,7 +82,7 @@ def test_no_key_loses_its_only_sequence() -> None:
 
 
 @pytest.mark.parametrize(("urgency", "max_steps"), [(0, 500), (-3, 3)])
-def test_a_less_urgent_request_displaces_nobody(urgency: int, max_steps: int) -> None:
+def test_a_less_urgent_request_displaces_none(urgency: int, max_steps: int) -> None:
     config = EngineConfig(num_blocks=400, block_size=8, max_num_seqs=4, max_model_len=800)
     scheduler = Scheduler(config)
     for request_id in range(4):

@@ -37,7 +37,7 @@ def test_a_random_model_writes_json_of_220_schemas_at_temperature_1() -> None:
         jsonschema.validate(json.loads(text_of(transcripts[index])), schema, jsonschema.Draft202012Validator)
 
 
-def test_a_regular_expression_and_a_lark_grammar_hold() -> None:
+def test_a_regular_expression_and_a_lark_grammar_constrain_the_output() -> None:
     lark = LLMatcher.grammar_from_lark('start: greeting " " NAME\ngreeting: "hi" | "hello"\nNAME: /[A-Z][a-z]{1,4}/')
     transcripts = run_to_end(constrained_engine(), [constrained(1, LETTERS), constrained(2, lark)])
     assert re.fullmatch("[a-z]{3}(, [a-z]{3}){2}", text_of(transcripts[1]))
@@ -47,7 +47,7 @@ def test_a_regular_expression_and_a_lark_grammar_hold() -> None:
 @pytest.mark.parametrize(
     "params", [{"temperature": 0.0}, {"top_k": 3}, {"repetition_penalty": 1.5}, {"min_tokens": 40}]
 )
-def test_every_way_of_choosing_tokens_keeps_to_the_grammar(params: dict[str, object]) -> None:
+def test_every_sampling_method_keeps_to_the_grammar(params: dict[str, object]) -> None:
     transcript = run_to_end(constrained_engine(), [constrained(1, LETTERS, **params)])[1]
     assert re.fullmatch("[a-z]{3}(, [a-z]{3}){2}", text_of(transcript))
     assert transcript.finish_reason == "stop"
@@ -70,7 +70,7 @@ def test_rows_get_the_same_bits_alone_and_in_a_mixed_batch(speculation: str) -> 
     assert run_to_end(crowded, requests, arrive_every=2) == alone
 
 
-def test_a_request_submitted_again_goes_on_in_its_grammar() -> None:
+def test_a_request_submitted_again_continues_in_its_grammar() -> None:
     whole = run_to_end(constrained_engine(), [constrained(1, LETTERS)])[1]
     again = make_request(
         1,
@@ -109,7 +109,7 @@ def test_the_same_grammar_is_compiled_once_for_a_key() -> None:
     assert len(made._kept) == 2
 
 
-def test_a_token_is_taken_once_though_its_step_is_run_twice() -> None:
+def test_a_token_is_consumed_once_though_its_step_is_run_twice() -> None:
     matcher = ready(grammars().matcher(LETTERS, []))
     for token_id in b"abc, de":
         assert matcher.allows(token_id)
@@ -195,7 +195,7 @@ def test_threat_27_no_step_waits_for_a_mask_that_does_not_come(monkeypatch: pyte
     assert engine.scheduler.pool.num_free == engine.scheduler.pool.num_blocks
 
 
-def test_threat_31_a_grammar_problem_is_told_in_words_of_ours() -> None:
+def test_threat_31_the_error_of_a_grammar_quotes_neither_grammar_nor_library() -> None:
     canary = "canary7351"
     names = [f"{canary}{index}" for index in range(40)]
     wide = {"type": "object", "properties": {name: {"type": "string"} for name in names}, "minProperties": 1}
@@ -214,7 +214,7 @@ def test_a_sequence_that_is_aborted_while_its_grammar_is_compiled_leaves_nothing
     assert run_to_end(engine, [constrained(99, LETTERS)])[99].finish_reason == "stop"
 
 
-def test_grammars_that_are_being_compiled_are_announced_as_what_the_engine_works_on(
+def test_requests_whose_grammars_are_being_compiled_are_announced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     may_end = threading.Event()

@@ -22,7 +22,7 @@ BRANCHES = LLMatcher.grammar_from_regex("(x[a-z]{20}|[a-w]{3}q[a-z]{30}|[y-z]{3}
 FAVOURED = [{ord("x"): 100.0}, {ord("a"): 100.0, ord("q"): 150.0}, {ord("y"): 100.0}]  # a branch each
 
 
-def test_a_lexer_that_other_texts_have_used_up_changes_no_answer() -> None:
+def test_a_shared_lexer_past_its_limit_changes_no_answer() -> None:
     requests = [constrained(index, BRANCHES, logit_bias=bias) for index, bias in enumerate(FAVOURED)]
     alone = {r.request_id: run_to_end(constrained_engine(), [r])[r.request_id] for r in requests}
     assert {answer.finish_reason for answer in alone.values()} == {"stop"}
@@ -38,7 +38,7 @@ def test_a_lexer_that_other_texts_have_used_up_changes_no_answer() -> None:
         assert run_to_end(engine, [request])[request.request_id] == alone[request.request_id]
 
 
-def test_a_token_that_a_lexer_which_is_used_up_did_not_take_is_taken_by_one_of_its_own(
+def test_a_token_that_a_shared_lexer_past_its_limit_rejects_is_consumed_by_a_separate_lexer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     request = constrained(1, LETTERS)
@@ -61,7 +61,7 @@ def test_a_token_that_a_lexer_which_is_used_up_did_not_take_is_taken_by_one_of_i
         assert num_calls == len(expected.token_ids) + 1
 
 
-def test_a_text_that_was_too_slow_does_not_spoil_its_grammar_for_later_requests(
+def test_a_grammar_that_was_too_slow_for_one_text_serves_later_requests(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine = constrained_engine(grammars(mask_seconds=0.02))
@@ -80,13 +80,13 @@ def test_a_text_that_was_too_slow_does_not_spoil_its_grammar_for_later_requests(
     assert run_to_end(engine, [constrained(1, LETTERS)])[1].finish_reason == "stop"
 
 
-def test_a_replay_may_take_as_long_as_its_tokens_might() -> None:
+def test_a_replay_has_the_time_of_all_its_tokens() -> None:
     made = grammars(start_seconds=0.0, mask_seconds=0.5)
     assert ready(made.matcher(LETTERS, [])).problem
     assert not ready(made.matcher(LETTERS, [ord("a")], "other")).problem
 
 
-def test_the_time_that_the_vocabulary_takes_is_no_grammars(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_of_the_vocabulary_does_not_count_for_a_grammar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grammar_threads, "MAX_WALL_FACTOR", 1)
 
     def slow_tokenizer() -> LLTokenizer:

@@ -73,7 +73,7 @@ def test_threat_27_a_call_that_has_used_its_time_is_given_up_and_its_thread_repl
         slow.result()
 
 
-def test_a_call_that_ended_behind_its_limit_is_too_slow_too() -> None:
+def test_a_call_that_ended_after_its_limit_is_too_slow() -> None:
     threads = GrammarThreads(1)
     with pytest.raises(CallTooSlow):
         result(submit(threads, lambda: str(sum(range(100_000))), limit_seconds=1e-5))
@@ -91,7 +91,7 @@ def test_a_call_that_waits_uses_no_time() -> None:
     assert result(call) == "True"
 
 
-def test_threat_27_a_call_that_neither_ends_nor_computes_is_given_up_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threat_27_a_call_that_neither_ends_nor_computes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grammar_threads, "MAX_WALL_FACTOR", 2)
     threads = GrammarThreads(1)
     waiting = threading.Event()
@@ -100,7 +100,7 @@ def test_threat_27_a_call_that_neither_ends_nor_computes_is_given_up_as_well(mon
     waiting.set()
 
 
-def test_time_in_which_nobody_looked_is_not_held_against_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_between_two_checks_counts_up_to_a_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grammar_threads, "MAX_WALL_FACTOR", 2)
     threads = GrammarThreads(1)
     waiting = threading.Event()
@@ -144,7 +144,7 @@ def test_threat_27_keys_take_turns_and_none_has_all_threads(busy: Busy) -> None:
     assert order == ["x", "y"]
 
 
-def test_threat_27_a_key_with_calls_that_do_not_end_waits_for_them_and_others_do_not(
+def test_threat_27_a_key_with_calls_that_do_not_end_waits_for_them_alone(
     monkeypatch: pytest.MonkeyPatch, busy: Busy
 ) -> None:
     monkeypatch.setattr(grammar_threads, "MAX_GIVEN_UP", 1)

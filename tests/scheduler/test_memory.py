@@ -8,25 +8,25 @@ import pytest
 from caravan.scheduler.memory import free_memory_bytes, give_back_freed_memory
 
 
-def test_outside_a_container_it_is_what_the_machine_has(tmp_path: Path) -> None:
+def test_outside_a_container_the_free_memory_of_the_machine_counts(tmp_path: Path) -> None:
     assert free_memory_bytes(tmp_path) == pytest.approx(psutil.virtual_memory().available, rel=0.05)
 
 
-def test_a_container_has_what_its_limit_leaves(tmp_path: Path) -> None:
+def test_a_container_has_the_rest_of_its_limit(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("300000000\n")
     (tmp_path / "memory.current").write_text("100000000\n")
     (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 30000000\n")
     assert free_memory_bytes(tmp_path) == 230_000_000  # what the page cache holds can be given back
 
 
-def test_a_container_without_a_limit_has_what_the_machine_has(tmp_path: Path) -> None:
+def test_in_a_container_without_a_limit_the_free_memory_of_the_machine_counts(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("max\n")
     assert free_memory_bytes(tmp_path) == pytest.approx(psutil.virtual_memory().available, rel=0.05)
 
 
-def test_what_was_freed_is_given_back() -> None:
+def test_freed_memory_is_returned_to_the_system() -> None:
     blocks = [bytearray(60_000) for _ in range(2000)]
-    last = bytearray(60_000)  # behind them, so that the C library keeps what is before it
+    last = bytearray(60_000)  # after them, so that the C library keeps the memory before it
     del blocks
     before = psutil.Process().memory_info().rss
     give_back_freed_memory()

@@ -1,4 +1,4 @@
-"""How the tokens of prompts in a step are shared out between API keys."""
+"""PrefillBudget: how the prompt tokens of a step are divided between API keys."""
 
 from caravan.scheduler.prefill_budget import LEAST_SHARE, Place, PrefillBudget
 from caravan.scheduler.sequence import Sequence
@@ -23,11 +23,11 @@ def test_one_key_gets_everything() -> None:
     assert shares(budget, "a", "unknown") == [100, 100]
 
 
-def test_keys_with_much_to_do_get_equal_shares() -> None:
+def test_keys_with_long_prompts_get_equal_shares() -> None:
     assert shares(PrefillBudget(100, prompts(a=1000), prompts(b=1000)), "a", "b") == [50, 50]
 
 
-def test_what_a_key_does_not_need_goes_to_the_others() -> None:
+def test_tokens_that_a_key_does_not_need_go_to_the_others() -> None:
     assert shares(PrefillBudget(100, prompts(a=1000, b=10), prompts(c=500)), "a", "b", "c") == [45, 10, 45]
 
 
@@ -41,7 +41,7 @@ def test_running_sequences_that_wait_for_their_next_token_need_no_share() -> Non
     assert shares(PrefillBudget(100, [decoding, prompt]), "a", "b") == [100, 100]
 
 
-def test_what_is_spent_is_gone_for_the_key_and_for_all() -> None:
+def test_spent_tokens_are_subtracted_from_the_key_and_from_the_total() -> None:
     budget = PrefillBudget(100, prompts(a=1000, b=1000))
     spend(budget, "a", 50)
     assert (budget.num_left, *shares(budget, "a", "b")) == (50, 0, 50)
@@ -61,7 +61,7 @@ def test_where_shares_would_be_too_small_keys_take_turns() -> None:
     assert max(had.values()) <= 100
 
 
-def test_who_comes_last_to_small_shares_is_next() -> None:
+def test_a_key_that_had_no_turn_is_next() -> None:
     turns: dict[Place, int] = {}
     old = prompts(**{f"k{number}": 1000 for number in range(10)})
     for _ in range(5):
@@ -69,7 +69,7 @@ def test_who_comes_last_to_small_shares_is_next() -> None:
     assert shares(PrefillBudget(40, old, prompts(new=13), turns), "new") == [13]
 
 
-def test_what_the_first_ones_do_not_need_goes_to_the_next() -> None:
+def test_tokens_that_the_first_keys_do_not_need_go_to_the_next() -> None:
     keys = [f"k{number}" for number in range(10)]
     budget = PrefillBudget(40, (), prompts(**dict.fromkeys(keys, 8)))
     assert sum(shares(budget, *keys)) == 40

@@ -13,7 +13,7 @@ from caravan.scheduler.messages import StartEngine
 pytestmark = pytest.mark.slow
 
 
-def test_an_engine_nobody_listens_to_ends_without_a_word(tmp_path: Path) -> None:
+def test_an_engine_without_an_api_process_ends_silently(tmp_path: Path) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.sendall(encode_frame(StartEngine(model_path=str(tmp_path / "none.gguf"))))

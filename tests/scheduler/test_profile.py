@@ -1,4 +1,4 @@
-"""Where the time of a step goes, as `caravan serve --profile` prints it."""
+"""The report of `caravan serve --profile`."""
 
 import re
 
@@ -27,6 +27,7 @@ def run_profiled(make_model: MakeModel, dtype: torch.dtype) -> list[str]:
     for _ in range(6):  # 4 with work, then heartbeats
         profile.start_step()
         stats = engine.step().stats
+        profile.lap("commit")
         profile.lap("send")
         profile.end_step(stats.num_prefill_tokens + stats.num_decode_tokens)
     profile.report()
@@ -46,7 +47,7 @@ def test_a_report_has_every_part_of_the_steps_that_had_work() -> None:
     )
 
 
-def test_a_model_in_plain_pytorch_is_not_taken_apart() -> None:
+def test_a_model_in_plain_pytorch_is_one_part_of_the_report() -> None:
     (report,) = run_profiled(plain_llama, torch.float32)
     assert re.search(r"linears +0\.000 ms", report)
     assert not re.search(r"rest +0\.000 ms", report)

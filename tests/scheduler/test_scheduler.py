@@ -1,4 +1,4 @@
-"""The scheduler's choices, one at a time."""
+"""Scheduler: chunked prefill, preemption, shared prefixes, waiting reasons and ends of requests."""
 
 import gc
 import sys
@@ -10,7 +10,8 @@ from caravan.model.sampling.sample import Sample
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.messages import StepOutput
 from caravan.scheduler.scheduler import Scheduler
-from tests.scheduler.requests import make_request
+from caravan.scheduler.step_result import StepResult
+from tests.scheduler.requests import FakeClock, make_request
 
 
 def make_scheduler(**limits: int) -> Scheduler:
@@ -21,7 +22,7 @@ def make_scheduler(**limits: int) -> Scheduler:
         "max_num_seqs": 4,
         "max_model_len": 32,
     }
-    return Scheduler(EngineConfig(**defaults | limits))
+    return Scheduler(EngineConfig(**defaults | limits), FakeClock())
 
 
 def step(scheduler: Scheduler, token_id: int = 1) -> tuple[dict[int, int], StepOutput]:
@@ -29,7 +30,7 @@ def step(scheduler: Scheduler, token_id: int = 1) -> tuple[dict[int, int], StepO
     plan = scheduler.schedule()
     samples = [Sample(token_id) for s in plan if s.wants_logits]
     computed = {s.sequence.request.request_id: s.num_tokens for s in plan}
-    return computed, scheduler.commit(plan, samples)
+    return computed, scheduler.commit(plan, StepResult(samples))
 
 
 def test_a_prompt_larger_than_the_budget_is_prefilled_in_chunks() -> None:
@@ -47,7 +48,7 @@ def test_running_sequences_decode_while_a_long_prompt_is_prefilled() -> None:
     assert step(scheduler)[0] == {0: 1, 1: 4}
 
 
-def test_no_token_comes_out_before_the_whole_prompt_is_computed() -> None:
+def test_the_first_token_comes_after_the_whole_prompt_is_computed() -> None:
     scheduler = make_scheduler(max_batch_tokens=5)
     scheduler.add(make_request(0, list(range(7))))
     assert step(scheduler)[1].outputs == []
@@ -72,7 +73,7 @@ def test_the_youngest_running_sequence_is_preempted_and_waits_at_the_head_of_the
     assert [sequence.request.request_id for sequence in scheduler.waiting] == [1, 2]
 
 
-def test_a_preempted_sequence_computes_its_output_again_and_goes_on() -> None:
+def test_a_preempted_sequence_computes_its_output_again_and_continues() -> None:
     scheduler = make_scheduler(num_blocks=4, max_model_len=16)
     for request_id in range(2):
         scheduler.add(make_request(request_id, [request_id] * 7, max_tokens=5))
@@ -128,14 +129,14 @@ def test_a_shared_prefix_is_computed_once_however_many_arrive_together() -> None
     assert num_steps == 9
 
 
-def test_a_prefix_in_chunks_is_waited_for_until_its_last_shared_block() -> None:
+def test_a_sequence_waits_for_all_chunks_of_a_shared_prefix() -> None:
     scheduler = make_scheduler(max_batch_tokens=8)
     scheduler.add(make_request(0, list(range(12)), max_tokens=1))
     scheduler.add(make_request(1, [*range(12), 50, 51], max_tokens=1))
     assert [step(scheduler)[0] for _ in range(3)] == [{0: 8}, {0: 4}, {1: 2}]
 
 
-def test_a_request_that_waits_for_nothing_passes_those_that_wait_for_a_prefix() -> None:
+def test_a_request_passes_those_that_wait_for_a_prefix() -> None:
     scheduler = make_scheduler()
     for request_id in range(2):
         scheduler.add(make_request(request_id, list(range(6))))
@@ -144,7 +145,7 @@ def test_a_request_that_waits_for_nothing_passes_those_that_wait_for_a_prefix() 
     assert step(scheduler)[0] == {0: 1, 2: 1, 1: 2}
 
 
-def test_of_those_that_wait_for_one_prefix_the_first_joins_first() -> None:
+def test_sequences_that_wait_for_one_prefix_join_in_order() -> None:
     scheduler = make_scheduler(max_num_seqs=2)
     for request_id in range(4):
         scheduler.add(make_request(request_id, [*range(4), request_id], max_tokens=2))
@@ -152,7 +153,7 @@ def test_of_those_that_wait_for_one_prefix_the_first_joins_first() -> None:
 
 
 @pytest.mark.parametrize("end", ["abort", "failure", "preemption"])
-def test_when_the_one_that_computes_a_prefix_is_gone_a_waiting_one_computes_it(end: str) -> None:
+def test_a_waiting_sequence_computes_a_prefix_itself_when_the_one_computing_it_ends(end: str) -> None:
     scheduler = make_scheduler()
     scheduler.add(make_request(0, list(range(6))))
     scheduler.add(make_request(1, list(range(6))))
@@ -162,15 +163,15 @@ def test_when_the_one_that_computes_a_prefix_is_gone_a_waiting_one_computes_it(e
         case "abort":
             scheduler.abort(0)
         case "failure":
-            scheduler.commit(plan, [None])
+            scheduler.commit(plan, StepResult([None]))
         case "preemption":
             scheduler._preempt(plan[0].sequence)
             scheduler.abort(0)
     assert step(scheduler)[0] == {1: 6}
-    assert scheduler.pool.num_expected == 0
+    assert scheduler.pool.num_pending == 0
 
 
-def test_a_block_that_a_running_sequence_has_just_the_last_token_of_is_waited_for() -> None:
+def test_a_sequence_waits_for_a_block_whose_last_token_was_just_sampled() -> None:
     scheduler = make_scheduler()
     scheduler.add(make_request(0, [1, 1, 1]))
     step(scheduler)  # draws the fourth token, whose keys and values the next step computes
@@ -179,22 +180,22 @@ def test_a_block_that_a_running_sequence_has_just_the_last_token_of_is_waited_fo
     assert step(scheduler)[0] == {0: 1, 1: 2}
 
 
-def test_a_step_looks_at_as_many_sequences_however_many_wait() -> None:
+def test_the_cost_of_a_step_does_not_depend_on_the_number_of_waiting_sequences() -> None:
     def num_calls(num_waiting: int, *, is_prefix_shared: bool) -> int:
         scheduler = make_scheduler(num_blocks=1000)
-        # The whole budget of a step, and no prefix of theirs.
+        # It takes the whole budget of a step and shares no prefix.
         scheduler.add(make_request(num_waiting, [1_000_000] * 16))
         for request_id in range(num_waiting):
             start = 0 if is_prefix_shared else 10 * request_id
             scheduler.add(make_request(request_id, [*range(start, start + 5), request_id], max_tokens=20))
-        step(scheduler)  # who has come since the step before is looked at once
+        step(scheduler)  # new requests are looked at once
         scheduler.abort(num_waiting)
         calls: list[str] = []
-        gc.disable()  # it calls what others, such as hypothesis, have left with it
+        gc.disable()  # it runs callbacks of libraries such as hypothesis
         sys.setprofile(lambda frame, event, argument: calls.append(event))
         try:
             plan = scheduler.schedule()
-            events = scheduler.commit(plan, [Sample(1)] * len(plan)).events
+            events = scheduler.commit(plan, StepResult([Sample(1)] * len(plan))).events
             scheduler.abort(num_waiting - 1)
         finally:
             sys.setprofile(None)
@@ -207,21 +208,21 @@ def test_a_step_looks_at_as_many_sequences_however_many_wait() -> None:
         assert num_calls(10_000, is_prefix_shared=is_prefix_shared) == few
 
 
-def test_each_waiting_sequence_has_its_reason_once_and_those_behind_the_first_have_theirs() -> None:
+def test_each_waiting_sequence_has_one_event_with_its_reason() -> None:
     scheduler = make_scheduler(max_num_seqs=1)
     for request_id in range(4):
         scheduler.add(make_request(request_id, [request_id, 2, 3], max_tokens=9))
-    told = [(event.request_id, event.kind, event.reason) for event in step(scheduler)[1].events]
-    waits = {request_id: reason for request_id, kind, reason in told if kind == "wait"}
+    events = [(event.request_id, event.kind, event.reason) for event in step(scheduler)[1].events]
+    waits = {request_id: reason for request_id, kind, reason in events if kind == "wait"}
     assert waits == {1: "batch full", 2: "behind others", 3: "behind others"}
-    assert not step(scheduler)[1].events  # nothing is new
+    assert not step(scheduler)[1].events  # no reason has changed
     scheduler.abort(0)
-    told = [(event.request_id, event.kind, event.reason) for event in step(scheduler)[1].events]
-    assert (2, "wait", "batch full") in told
-    assert {request_id for request_id, kind, _ in told if kind == "wait"} == {2}
+    events = [(event.request_id, event.kind, event.reason) for event in step(scheduler)[1].events]
+    assert (2, "wait", "batch full") in events
+    assert {request_id for request_id, kind, _ in events if kind == "wait"} == {2}
 
 
-def test_a_reason_goes_when_it_is_not_looked_at_any_more() -> None:
+def test_a_sequence_that_a_step_does_not_look_at_gets_another_reason() -> None:
     scheduler = make_scheduler(num_blocks=100, max_num_seqs=2)
     reasons: dict[int, str | None] = {}
 
@@ -257,7 +258,7 @@ def test_a_row_without_finite_logits_ends_its_request_alone_and_leaves_nothing_i
     scheduler.add(make_request(1, list(range(20, 25))))
     step(scheduler)
     plan = scheduler.schedule()
-    outputs = scheduler.commit(plan, [None, Sample(3)]).outputs
+    outputs = scheduler.commit(plan, StepResult([None, Sample(3)])).outputs
     assert [(o.request_id, o.finish_reason, o.token_ids) for o in outputs] == [(0, "error", []), (1, None, [3])]
     scheduler.add(make_request(2, list(range(9))))
     assert step(scheduler)[0][2] == 9
@@ -278,7 +279,7 @@ def test_a_request_ends_with_length_at_max_model_len_even_if_it_wants_more() -> 
     assert step(scheduler)[1].outputs[0].finish_reason == "length"
 
 
-def test_a_request_submitted_again_goes_on_behind_its_earlier_output() -> None:
+def test_a_request_submitted_again_continues_after_its_earlier_output() -> None:
     scheduler = make_scheduler()
     scheduler.add(make_request(0, [1, 2], output=[5, 6], max_tokens=3))
     computed, output = step(scheduler)
@@ -303,7 +304,7 @@ def test_prompt_tokens_count_as_prefill_and_single_output_tokens_as_decode() -> 
     assert (stats.num_prefill_tokens, stats.num_decode_tokens) == (0, 1)
 
 
-def test_choices_of_one_prompt_compute_it_once_and_copy_what_its_last_block_begins_with() -> None:
+def test_choices_compute_their_prompt_once_and_copy_its_last_block() -> None:
     scheduler = make_scheduler(num_blocks=16)
     for request_id in range(3):
         scheduler.add(make_request(request_id, list(range(10)), group=7, max_tokens=8))
@@ -313,7 +314,7 @@ def test_choices_of_one_prompt_compute_it_once_and_copy_what_its_last_block_begi
     owner, *others = (s.sequence.block_table for s in plan)
     assert all(table[:2] == owner[:2] and table[2] != owner[2] for table in others)
     assert [s.copied_block for s in plan[1:]] == [owner[2]] * 2
-    output = scheduler.commit(plan, [Sample(1)] * 3)
+    output = scheduler.commit(plan, StepResult([Sample(1)] * 3))
     assert [one.num_cached_tokens for one in output.outputs] == [0, 9, 9]
     scheduler.pool.check()
 

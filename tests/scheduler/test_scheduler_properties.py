@@ -90,7 +90,7 @@ def test_every_request_of_a_random_workload_gets_its_solo_answer_and_no_block_le
         assert num_steps < 5000, "the workload does not end"
 
     assert simulator.scheduler.pool.num_free == workload.config.num_blocks, "a block leaked"
-    assert simulator.scheduler.pool.num_expected == 0, "somebody might wait for ever"
+    assert simulator.scheduler.pool.num_pending == 0, "a sequence might wait for ever"
     for _, request in workload.arrivals:
         tokens, reason = solo_output(request, VOCAB_SIZE, workload.config.max_model_len, workload.lookback)
         got = simulator.outputs[request.request_id]
@@ -101,6 +101,6 @@ def test_every_request_of_a_random_workload_gets_its_solo_answer_and_no_block_le
     event(f"preemptions: {min(simulator.num_preemptions, 3)}")
     event(f"prefix hits: {simulator.num_prefix_hits > 0}")
     event(f"copies: {min(simulator.num_copies, 3)}")
-    event(f"guessed right: {simulator.num_accepted_tokens > 0}")
-    event(f"guessed wrong: {simulator.num_draft_tokens > simulator.num_accepted_tokens}")
+    event(f"draft accepted: {simulator.num_accepted_tokens > 0}")
+    event(f"draft rejected: {simulator.num_draft_tokens > simulator.num_accepted_tokens}")
     event(f"aborted: {bool(aborted)}")

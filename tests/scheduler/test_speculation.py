@@ -1,4 +1,4 @@
-"""Guesses: what is guessed, when it pays, and that they change nothing but the number of steps."""
+"""Draft tokens: what is drafted, when it pays, and that only the number of steps changes."""
 
 from collections.abc import Callable
 from itertools import chain
@@ -14,7 +14,8 @@ from caravan.scheduler.config import EngineConfig, Speculation
 from caravan.scheduler.messages import StepOutput, StepStats
 from caravan.scheduler.scheduler import Scheduler
 from caravan.scheduler.sequence import ScheduledSequence
-from caravan.scheduler.speculation import MAX_DRAFT_TOKENS, MAX_ROWS, PromptLookup, pays, share_out
+from caravan.scheduler.speculation import MAX_DRAFT_TOKENS, MAX_ROWS, PromptLookup, allocate_draft_tokens, pays
+from caravan.scheduler.step_result import StepResult
 from tests.scheduler.requests import make_request
 from tests.scheduler.test_determinism import model_in
 from tests.tiny_llama import Transcript, run_to_end, tiny_engine
@@ -42,13 +43,13 @@ def speculating(**limits: int) -> Scheduler:
 
 
 def after_period(token_ids: list[int]) -> int:
-    """The model of these tests: it counts from 1 to 4 for ever."""
+    """The model of these tests, which counts from 1 to 4 for ever."""
     return token_ids[-1] % 4 + 1
 
 
 def step(scheduler: Scheduler, next_token: Callable[[list[int]], int] = after_period) -> StepOutput:
     plan = scheduler.schedule()
-    return scheduler.commit(plan, answers(plan, next_token))
+    return scheduler.commit(plan, StepResult([*answers(plan, next_token)]))
 
 
 def answers(plan: list[ScheduledSequence], next_token: Callable[[list[int]], int] = after_period) -> list[Sample]:
@@ -59,29 +60,29 @@ def answers(plan: list[ScheduledSequence], next_token: Callable[[list[int]], int
     ]
 
 
-def test_a_guess_is_what_followed_the_last_tokens_before() -> None:
+def test_the_draft_is_the_text_that_followed_the_last_tokens_before() -> None:
     text = [5, 6, 7, 8, 9, 1, 5, 6, 7]
-    assert lookup_of(text).guess(text, 3) == (8, 9, 1)
+    assert lookup_of(text).draft(text, 3) == (8, 9, 1)
 
 
 def test_the_longer_of_two_matches_is_followed() -> None:
     text = [5, 6, 7, 8, 0, 6, 7, 9, 0, 5, 6, 7]
-    assert lookup_of(text).guess(text, 1) == (8,)  # after 5 6 7, not after the later 6 7
+    assert lookup_of(text).draft(text, 1) == (8,)  # after 5 6 7, not after the later 6 7
 
 
-def test_a_text_that_repeats_itself_is_guessed_to_go_on_so() -> None:
+def test_the_draft_of_a_repeating_text_repeats_it() -> None:
     text = [9, 1, 2, 1, 2]
-    assert lookup_of(text).guess(text, 5) == (1, 2, 1, 2, 1)
+    assert lookup_of(text).draft(text, 5) == (1, 2, 1, 2, 1)
 
 
-def test_where_nothing_repeats_nothing_is_guessed() -> None:
+def test_a_text_without_repetition_has_no_draft() -> None:
     assert lookup_of([1, 2, 3, 4, 5, 2, 7]).acceptance == 0
     assert lookup_of([1]).acceptance == 0
 
 
 @given(st.lists(st.integers(0, 3), max_size=60), st.data())
 @settings(deadline=None)
-def test_a_text_taken_in_piece_by_piece_gives_the_same_guesses(text: list[int], draw: st.DataObject) -> None:
+def test_a_text_observed_in_pieces_gives_the_same_draft(text: list[int], draw: st.DataObject) -> None:
     at_once, piecewise = lookup_of(text), PromptLookup(0)
     length = 0
     while length < len(text):
@@ -90,30 +91,30 @@ def test_a_text_taken_in_piece_by_piece_gives_the_same_guesses(text: list[int], 
     assert vars(piecewise) == vars(at_once)
 
 
-def test_right_guesses_raise_the_estimate_and_wrong_ones_lower_it_but_those_of_the_prompt_do_not_count() -> None:
+def test_right_drafts_in_the_output_raise_the_estimate_and_wrong_ones_lower_it() -> None:
     assert lookup_of(PERIOD * 20).next_acceptance > 0.95
     wrong = lookup_of([t for number in range(3, 60) for t in (1, 2, number)])
     assert wrong.first_acceptance < 0.05
     assert lookup_of(PERIOD * 20, num_prompt_tokens=80).next_acceptance == PromptLookup(0).next_acceptance
 
 
-def test_more_rows_ask_for_a_better_chance() -> None:
+def test_more_rows_require_a_better_chance() -> None:
     assert pays(0.1, 1)
     assert not pays(0.1, 8)
     assert pays(0.8, 32)
     assert not pays(0.6, 32)
 
 
-def test_guesses_go_where_they_are_most_likely_and_end_where_they_do_not_pay() -> None:
+def test_draft_tokens_go_to_the_likeliest_sequences_as_long_as_they_pay() -> None:
     sure, doubtful = lookup_of(PERIOD * 20), lookup_of([t for number in range(3, 60) for t in (1, 2, number)] + [1, 2])
-    assert share_out([doubtful, sure], [100, 100], 2) == [0, MAX_DRAFT_TOKENS]
-    assert share_out([doubtful, sure], [100, 3], 2) == [0, 3]
-    assert share_out([sure] * 32, [100] * 32, MAX_ROWS) == [0] * 32
-    assert sum(share_out([sure] * 8, [100] * 8, 8)) == MAX_ROWS - 8
-    assert sum(share_out([sure], [100], 1, max_rows=4)) == 3
+    assert allocate_draft_tokens([doubtful, sure], [100, 100], 2) == [0, MAX_DRAFT_TOKENS]
+    assert allocate_draft_tokens([doubtful, sure], [100, 3], 2) == [0, 3]
+    assert allocate_draft_tokens([sure] * 32, [100] * 32, MAX_ROWS) == [0] * 32
+    assert sum(allocate_draft_tokens([sure] * 8, [100] * 8, 8)) == MAX_ROWS - 8
+    assert sum(allocate_draft_tokens([sure], [100], 1, max_rows=4)) == 3
 
 
-def test_a_step_brings_every_guessed_token_that_is_right_and_one_more() -> None:
+def test_a_step_gives_every_right_draft_token_and_one_more() -> None:
     scheduler = speculating()
     scheduler.add(make_request(0, PERIOD * 3, max_tokens=12))
     outputs = []
@@ -126,7 +127,7 @@ def test_a_step_brings_every_guessed_token_that_is_right_and_one_more() -> None:
     assert len(outputs) < 6
 
 
-def test_wrong_guesses_bring_one_token_as_ever() -> None:
+def test_a_step_with_wrong_draft_tokens_gives_one_token() -> None:
     scheduler = speculating()
     scheduler.add(make_request(0, PERIOD * 3, max_tokens=4))
     output = step(scheduler, lambda text: 9)
@@ -144,7 +145,7 @@ def test_wrong_guesses_bring_one_token_as_ever() -> None:
         ({"max_tokens": 50}, {"max_model_len": 18}, "length", [1, 2, 3, 4, 1, 2]),
     ],
 )
-def test_a_sequence_ends_in_the_middle_of_right_guesses(
+def test_a_sequence_can_end_within_its_right_draft_tokens(
     params: dict[str, Any], limits: dict[str, int], reason: str, tokens: list[int]
 ) -> None:
     scheduler = speculating(**limits)
@@ -157,7 +158,7 @@ def test_a_sequence_ends_in_the_middle_of_right_guesses(
     assert scheduler.pool.num_free == 16
 
 
-def test_what_was_guessed_wrong_is_never_shared() -> None:
+def test_rejected_draft_tokens_are_never_cached() -> None:
     scheduler = speculating()
     scheduler.add(make_request(0, PERIOD * 3, max_tokens=20))
     num_drafted = 0
@@ -168,29 +169,29 @@ def test_what_was_guessed_wrong_is_never_shared() -> None:
     assert step(scheduler).stats.prefix_cache_hits == 12  # as much as the two texts share
 
 
-def test_numbers_that_are_not_finite_behind_right_guesses_end_the_request_after_these() -> None:
+def test_nan_after_right_draft_tokens_ends_the_request_after_them() -> None:
     scheduler = speculating()
     scheduler.add(make_request(0, PERIOD * 3, max_tokens=20))
     step(scheduler)
     [scheduled] = plan = scheduler.schedule()
     first, *_ = scheduled.draft_token_ids
-    outputs = scheduler.commit(plan, [Sample(first), *[None] * (scheduled.num_logits - 1)]).outputs
+    outputs = scheduler.commit(plan, StepResult([Sample(first), *[None] * (scheduled.num_logits - 1)])).outputs
     assert [(output.token_ids, output.finish_reason) for output in outputs] == [([first], None), ([], "error")]
     assert not scheduler.has_work
     assert scheduler.pool.num_cached == 0
 
 
-def test_behind_a_wrong_guess_numbers_need_not_be_finite() -> None:
+def test_nan_after_a_rejected_draft_token_is_ignored() -> None:
     scheduler = speculating()
     scheduler.add(make_request(0, PERIOD * 3, max_tokens=20))
     step(scheduler)
     [scheduled] = plan = scheduler.schedule()
     assert scheduled.draft_token_ids
-    [output] = scheduler.commit(plan, [Sample(9), *[None] * (scheduled.num_logits - 1)]).outputs
+    [output] = scheduler.commit(plan, StepResult([Sample(9), *[None] * (scheduled.num_logits - 1)])).outputs
     assert (output.token_ids, output.finish_reason) == ([9], None)
 
 
-def test_a_guess_takes_no_block_that_a_running_sequence_may_need() -> None:
+def test_draft_tokens_take_no_block_that_a_running_sequence_may_need() -> None:
     scheduler = speculating(num_blocks=12, max_model_len=24)
     for request_id in range(2):
         scheduler.add(make_request(request_id, [request_id + 10, *PERIOD * 3, 1], max_tokens=9))
@@ -199,11 +200,11 @@ def test_a_guess_takes_no_block_that_a_running_sequence_may_need() -> None:
         plan = scheduler.schedule()
         num_drafted += sum(len(s.draft_token_ids) for s in plan)
         assert all(len(s.sequence.block_table) == -(-s.sequence.num_tokens // 4) for s in plan)
-        scheduler.commit(plan, answers(plan))
+        scheduler.commit(plan, StepResult([*answers(plan)]))
     assert num_drafted > 0
 
 
-def test_without_speculation_nothing_is_guessed() -> None:
+def test_without_speculation_there_are_no_draft_tokens() -> None:
     scheduler = Scheduler(EngineConfig(num_blocks=16, block_size=4, max_model_len=64))
     scheduler.add(make_request(0, PERIOD * 3, max_tokens=12))
     while scheduler.has_work:
@@ -226,7 +227,7 @@ SAMPLING: list[dict[str, Any]] = [
 @pytest.mark.parametrize("kind", ["float32", "none", "int8", "int4"])
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(draw=st.data())
-def test_answers_are_equal_to_the_last_bit_with_and_without_guesses(draw: st.DataObject, kind: str) -> None:
+def test_answers_have_the_same_bits_with_and_without_draft_tokens(draw: st.DataObject, kind: str) -> None:
     requests = []
     for request_id in range(draw.draw(st.integers(1, 5))):
         generator = torch.Generator().manual_seed(draw.draw(st.integers(0, 100)))
@@ -247,11 +248,11 @@ def test_answers_are_equal_to_the_last_bit_with_and_without_guesses(draw: st.Dat
     engine = tiny_engine(model_in(kind), **limits, speculation="auto")
     assert run_to_end(engine, requests, arrive_every, lambda step: stats.append(step.stats)) == plain
     num_drafted, num_accepted = sum(s.num_draft_tokens for s in stats), sum(s.num_accepted_tokens for s in stats)
-    event(f"guessed right {num_accepted > 0}, wrong {num_drafted > num_accepted}")
+    event(f"accepted {num_accepted > 0}, rejected {num_drafted > num_accepted}")
     event(f"preempted {sum(s.num_preemptions for s in stats) > 0}")
 
 
-def test_a_model_that_repeats_itself_needs_fewer_steps() -> None:
+def test_a_repeating_text_takes_fewer_steps() -> None:
     request = make_request(0, PERIOD * 5, max_tokens=120, temperature=1.0, logit_bias={3: 90.0, 4: 100.0})
 
     def run(speculation: Speculation) -> tuple[Transcript, int, int, int]:
@@ -262,8 +263,8 @@ def test_a_model_that_repeats_itself_needs_fewer_steps() -> None:
         return transcript, len(steps), drafted, sum(step.stats.num_accepted_tokens for step in steps)
 
     plain, num_plain_steps, _, _ = run("off")
-    guessed, num_steps, num_drafted, num_accepted = run("auto")
-    assert guessed == plain
+    speculated, num_steps, num_drafted, num_accepted = run("auto")
+    assert speculated == plain
     assert 0 < num_accepted <= num_drafted
     assert num_steps == num_plain_steps - num_accepted
     assert num_steps < num_plain_steps / 2

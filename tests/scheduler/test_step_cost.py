@@ -31,7 +31,7 @@ def test_a_machine_that_slows_down_is_followed_within_a_hundred_steps() -> None:
     assert cost.step_seconds == pytest.approx(0.04, rel=0.2)
 
 
-def test_before_a_prefill_was_seen_its_price_is_a_guess() -> None:
+def test_the_cost_of_a_prefill_token_has_a_default_before_the_first_measurement() -> None:
     cost = learned([(0, 0.02)] * 10)
     assert cost.prefill_seconds == FIRST_TOKEN_SECONDS
     assert cost.step_seconds == pytest.approx(0.02)

@@ -21,10 +21,10 @@ def raised(error: Exception) -> Exception:
     return caught.value
 
 
-def test_the_class_of_an_error_is_named_and_the_message_of_one_of_ours_shown() -> None:
+def test_errors_of_libraries_show_their_class_and_our_own_also_their_message() -> None:
     assert described(ValueError(CANARY)) == "ValueError"
     assert described(socket.gaierror(CANARY)) == "socket.gaierror"
-    assert described(BrokenCheckpoint("words of ours")).endswith(".BrokenCheckpoint: words of ours")
+    assert described(BrokenCheckpoint("our own words")).endswith(".BrokenCheckpoint: our own words")
 
 
 def test_the_causes_come_first() -> None:
@@ -36,7 +36,7 @@ def test_the_causes_come_first() -> None:
     assert text.count("Traceback (most recent call last):") == 2
 
 
-def test_threat_31_what_the_engine_logs_of_an_exception_has_no_words_of_a_library() -> None:
+def test_threat_31_log_records_of_exceptions_quote_no_library() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         logger = logging.Logger("engine")

@@ -1,4 +1,4 @@
-"""WaitingQueue: who joins next, by priority and fairly between keys."""
+"""WaitingQueue: the order of joining, by priority and fairly between keys."""
 
 from typing import cast
 
@@ -7,13 +7,14 @@ from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.grammar import Matcher
 from caravan.scheduler.scheduler import Scheduler
 from caravan.scheduler.sequence import Sequence
+from caravan.scheduler.step_result import StepResult
 from caravan.scheduler.waiting_queue import WaitingQueue
 from tests.scheduler.requests import make_request
 
 
 def run_step(scheduler: Scheduler) -> None:
     plan = scheduler.schedule()
-    scheduler.commit(plan, [Sample(1) for scheduled in plan if scheduled.wants_logits])
+    scheduler.commit(plan, StepResult([Sample(1) for scheduled in plan if scheduled.wants_logits]))
 
 
 def sequence(request_id: int, key: str = "", priority: int = 0, num_tokens: int = 10, urgency: int = 0) -> Sequence:
@@ -65,7 +66,7 @@ def test_threat_30_a_key_that_sends_its_best_priority_without_end_delays_another
 
 
 class SlowMatcher:
-    """Stands for a matcher whose grammar is being compiled until it is said to be ready."""
+    """A matcher whose grammar is being compiled until a test sets is_ready."""
 
     is_ready = False
     problem = ""
@@ -74,7 +75,7 @@ class SlowMatcher:
         """Nothing to drop."""
 
 
-def test_threat_27_requests_whose_grammars_are_being_compiled_hide_no_other() -> None:
+def test_threat_27_requests_whose_grammars_are_being_compiled_delay_no_other() -> None:
     config = EngineConfig(num_blocks=512, block_size=8, max_batch_tokens=64, max_num_seqs=4, max_model_len=128)
     scheduler = Scheduler(config)
     scheduler.add(make_request(1, [1, 2], key="modest", max_tokens=2))
@@ -88,7 +89,7 @@ def test_threat_27_requests_whose_grammars_are_being_compiled_hide_no_other() ->
     assert len(scheduler.waiting) == 50
     scheduler.abort(100)
     matchers[1].is_ready, matchers[1].problem = True, "too complex"
-    output = scheduler.commit(scheduler.schedule(), [])
+    output = scheduler.commit(scheduler.schedule(), StepResult([]))
     assert [(one.request_id, one.error_kind) for one in output.outputs] == [(101, "grammar")]
     assert output.stats.num_waiting == 48
 
@@ -129,7 +130,7 @@ def test_a_key_that_was_away_has_saved_no_turns() -> None:
     assert order(queue)[:3] in ([2, 1, 3], [1, 2, 3])
 
 
-def test_a_key_that_comes_when_nobody_waits_does_not_go_before_those_that_were_served_until_then() -> None:
+def test_a_key_that_arrives_at_an_empty_queue_starts_at_the_count_of_the_running_keys() -> None:
     queue = WaitingQueue()
     for request_id in range(50):  # one after the other: the queue is empty in between
         queue.append(sequence(request_id, "old"))

@@ -74,7 +74,7 @@ def test_llama_3s_scaled_rope_is_metas(tmp_path: Path) -> None:
         ({"rope_theta": 5e5}, 8192),
     ],
 )
-def test_the_generation_of_a_meta_model_tells_its_context(
+def test_the_context_of_a_meta_model_follows_from_its_generation(
     tmp_path: Path, params: dict[str, Any], max_position: int
 ) -> None:
     write_meta(tmp_path, random_model("Llama", **META), **params)

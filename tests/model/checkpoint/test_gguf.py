@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 SIMPLE_TYPES = {
     Q.F32: 0.0, Q.F16: 1e-3, Q.BF16: 4e-3, Q.Q4_0: 0.13, Q.Q4_1: 0.07, Q.Q5_0: 0.07, Q.Q5_1: 0.04, Q.Q8_0: 5e-3,
 }  # fmt: skip
-SUPER_BLOCK_TYPES = {  # type -> where the float16 scales lie in a block
+SUPER_BLOCK_TYPES = {  # type -> positions of the float16 scales in a block
     Q.Q2_K: (80, 82), Q.Q3_K: (108,), Q.Q4_K: (0, 2), Q.Q5_K: (0, 2), Q.Q6_K: (208,),
 }  # fmt: skip
 
@@ -187,7 +187,7 @@ def test_a_file_that_was_cut_off_is_refused(tmp_path: Path) -> None:
         load_checkpoint(path, torch.float32)
 
 
-def test_tensors_that_lie_over_each_other_are_refused(tmp_path: Path) -> None:
+def test_overlapping_tensors_are_rejected(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     write_tiny_llama(path)
     content = bytearray(path.read_bytes())
@@ -197,5 +197,5 @@ def test_tensors_that_lie_over_each_other_are_refused(tmp_path: Path) -> None:
     at = content.index(struct.pack("<Q", second.start - start), content.index(b"blk.1.attn_k.weight"))
     content[at : at + 8] = struct.pack("<Q", first.start - start)
     path.write_bytes(content)
-    with pytest.raises(BrokenCheckpoint, match="lie over each other"):
+    with pytest.raises(BrokenCheckpoint, match="overlap"):
         open_gguf(path)

@@ -144,9 +144,7 @@ def test_the_number_of_threads_changes_no_bit(kernels: Any, num_threads: int, po
 
 
 @pytest.mark.parametrize(("dtype", "pool"), POOLS)
-def test_what_lies_behind_the_last_token_is_never_read(
-    kernels: Any, dtype: torch.dtype, pool: torch.dtype | None
-) -> None:
+def test_memory_after_the_last_token_is_never_read(kernels: Any, dtype: torch.dtype, pool: torch.dtype | None) -> None:
     shape: dict[str, Any] = {"lengths": [1, 2, 17, 31, 250], "num_queries": [1, 2, 1, 3, 1], "pool": pool}
     expected = Case(dtype, **shape).run(CpuAttention(kernels))
     nothing = -1 if pool == torch.int8 else torch.nan  # the bytes of a scale that is not a number
@@ -155,7 +153,7 @@ def test_what_lies_behind_the_last_token_is_never_read(
 
 @pytest.mark.parametrize("pool", [torch.bfloat16, torch.int8])
 @pytest.mark.parametrize("what", ["keys", "values"])
-def test_a_row_that_is_not_a_number_stays_so_and_spoils_no_other(kernels: Any, what: str, pool: torch.dtype) -> None:
+def test_a_row_of_nan_stays_nan_and_changes_no_other(kernels: Any, what: str, pool: torch.dtype) -> None:
     case = Case(torch.bfloat16, lengths=[30, 30], num_queries=[1, 1], pool=pool)
     clean = case.run(CpuAttention(kernels))
     getattr(case, what)[0][12, 0] = torch.nan

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from caravan.model.cpu.build import build_kernels, load_kernels
+from caravan.model.cpu.kernels import WeightFormat
 from caravan.model.cpu.levels import LEVELS
 from caravan.model.cpu.linear import num_packed_bytes, pack_bfloat16, pack_bytes, pack_grid
 from caravan.model.quantization import (
@@ -23,7 +24,6 @@ from caravan.model.quantization import (
 )
 
 needs_tiles = pytest.mark.skipif(not torch.cpu.get_capabilities().get("amx_bf16"), reason="needs Intel's AMX")
-FORMATS = ["bfloat16", "int8", "grid of 8 bits", "grid of 4 bits", "grid of 4 bits times bytes"]
 SHAPES = [(96, 64), (33, 30), (1, 8), (88, 48), (160, 1536)]  # outputs, inputs
 
 
@@ -34,23 +34,23 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 class Layer:
     """A weight in one format, as the kernel reads it and as a matrix."""
 
-    def __init__(self, kernels: Any, kind: str, num_outputs: int, num_inputs: int) -> None:
+    def __init__(self, kernels: Any, kind: WeightFormat, num_outputs: int, num_inputs: int) -> None:
         weight = random(num_outputs, num_inputs, seed=1) / num_inputs**0.5
         self.kind, self.num_outputs, self.kernels = kind, num_outputs, kernels
-        if kind == "bfloat16":
+        if kind == WeightFormat.BFLOAT16:
             self.matrix, self.packed = weight.bfloat16().float(), pack_bfloat16(weight)
-        elif kind == "int8":
+        elif kind == WeightFormat.INT8:
             rounded = to_bytes(weight)
             self.matrix, self.packed = from_bytes(rounded), pack_bytes(rounded)
         else:
-            grid = quantize(weight, 8 if "8" in kind else 4)
+            grid = quantize(weight, 8 if kind == WeightFormat.GRID_8 else 4)
             self.matrix, self.packed = dequantize(grid), pack_grid(grid)
 
     def run(self, x: Tensor, step: str = "", norm: Tensor | None = None, **more: Tensor) -> Tensor:
         out: Tensor = self.kernels.linear(
             x,
             self.packed,
-            self.kind,
+            self.kind.value,
             self.num_outputs,
             step,
             norm,
@@ -63,30 +63,30 @@ class Layer:
 
     def expected(self, rows: Tensor) -> Tensor:
         """The product of rows that are ready for it."""
-        group = {"int8": BYTE_GROUP, "grid of 4 bits times bytes": GROUP}.get(self.kind)
+        group = {WeightFormat.INT8: BYTE_GROUP, WeightFormat.GRID_4_INT8: GROUP}.get(self.kind)
         rounded = rows.bfloat16().float() if group is None else quantize_rows(rows, group)
         return rounded @ self.matrix.T
 
 
-@pytest.fixture(params=FORMATS)
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+@pytest.fixture(params=WeightFormat)
+def kind(request: pytest.FixtureRequest) -> WeightFormat:
+    return WeightFormat(request.param)
 
 
 @pytest.mark.parametrize(("num_outputs", "num_inputs"), SHAPES)
-def test_products_agree(kernels: Any, kind: str, num_outputs: int, num_inputs: int) -> None:
+def test_products_agree(kernels: Any, kind: WeightFormat, num_outputs: int, num_inputs: int) -> None:
     layer = Layer(kernels, kind, num_outputs, num_inputs)
     assert layer.packed.numel() == num_packed_bytes(num_outputs, num_inputs, kind)
     x = random(7, num_inputs).bfloat16()
     bias = random(num_outputs, seed=3).bfloat16()
     expected = layer.expected(x.float())
-    # a value that lies between two steps of the grid may be rounded the other way
-    tolerance = 0.012 if "byte" in kind or kind == "int8" else 1e-5
+    # a value between two steps of the grid may be rounded the other way
+    tolerance = 0.012 if kind in (WeightFormat.INT8, WeightFormat.GRID_4_INT8) else 1e-5
     torch.testing.assert_close(layer.run(x), expected, atol=tolerance, rtol=1e-4)
     torch.testing.assert_close(layer.run(x, bias=bias), expected + bias.float(), atol=tolerance, rtol=1e-4)
 
 
-def test_the_norm_swiglu_and_the_residual_are_part_of_it(kernels: Any, kind: str) -> None:
+def test_the_norm_swiglu_and_the_residual_are_part_of_it(kernels: Any, kind: WeightFormat) -> None:
     layer = Layer(kernels, kind, 70, 96)
     x, weight, residual = random(9, 96).bfloat16() * 3, random(96, seed=4).bfloat16(), random(9, 70, seed=5).bfloat16()
     wide = x.float()
@@ -102,7 +102,7 @@ def test_the_norm_swiglu_and_the_residual_are_part_of_it(kernels: Any, kind: str
 
 @pytest.mark.parametrize(("num_outputs", "num_inputs"), [(96, 64), (33, 30), (40, 620)])
 def test_a_row_has_the_same_bits_among_any_number_of_rows(
-    kernels: Any, kind: str, num_outputs: int, num_inputs: int
+    kernels: Any, kind: WeightFormat, num_outputs: int, num_inputs: int
 ) -> None:
     layer = Layer(kernels, kind, num_outputs, num_inputs)
     x = random(550, num_inputs).bfloat16()
@@ -113,7 +113,7 @@ def test_a_row_has_the_same_bits_among_any_number_of_rows(
 
 @needs_tiles
 def test_tiles_sum_even_and_odd_inputs_apart() -> None:
-    layer = Layer(load_kernels(), "bfloat16", 48, 96)
+    layer = Layer(load_kernels(), WeightFormat.BFLOAT16, 48, 96)
     x = random(3, 96).bfloat16()
     total = torch.zeros(3, 48)
     for start in range(0, 96, 32):
@@ -128,14 +128,14 @@ def test_tiles_sum_even_and_odd_inputs_apart() -> None:
 @needs_tiles
 def test_bytes_have_the_same_sums_with_and_without_tiles() -> None:
     x = random(40, 200).bfloat16()
-    tiled = Layer(load_kernels(), "int8", 70, 200).run(x)
+    tiled = Layer(load_kernels(), WeightFormat.INT8, 70, 200).run(x)
     (untiled,) = (level for level in LEVELS if level.name == "avx512")
-    layer = Layer(build_kernels(untiled.target, untiled.library), "int8", 70, 200)
+    layer = Layer(build_kernels(untiled.target, untiled.library), WeightFormat.INT8, 70, 200)
     assert torch.equal(tiled, layer.run(x))
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_a_number_that_is_not_finite_spoils_its_row_and_no_other(kernels: Any, kind: str, bad: float) -> None:
+def test_a_number_that_is_not_finite_changes_its_row_and_no_other(kernels: Any, kind: WeightFormat, bad: float) -> None:
     layer = Layer(kernels, kind, 40, 64)
     x = random(5, 64).bfloat16()
     clean = layer.run(x)
@@ -146,7 +146,7 @@ def test_a_number_that_is_not_finite_spoils_its_row_and_no_other(kernels: Any, k
     assert torch.equal(poisoned[others], clean[others])
 
 
-def test_rows_of_zeros_give_zeros(kernels: Any, kind: str) -> None:
+def test_rows_of_zeros_give_zeros(kernels: Any, kind: WeightFormat) -> None:
     layer = Layer(kernels, kind, 40, 64)
     assert torch.equal(layer.run(torch.zeros(2, 64, dtype=torch.bfloat16)), torch.zeros(2, 40))
 
@@ -164,7 +164,7 @@ def test_extremes_of_nibbles_do_not_overflow(kernels: Any, sign: int) -> None:
     values = torch.full((32, 64), 15, dtype=torch.uint8)
     grid = GroupedWeight(values, torch.ones(32, 2).half(), torch.zeros(32, 2).half(), 4)
     x = torch.full((1, 64), 127.0 * sign, dtype=torch.bfloat16)
-    kind = "grid of 4 bits times bytes"
+    kind = WeightFormat.GRID_4_INT8.value
     out = kernels.linear(x, pack_grid(grid), kind, 32, "", None, 0.0, None, None, True)
     assert torch.equal(out, torch.full((1, 32), 127.0 * 15 * sign * 64))
 

@@ -1,4 +1,4 @@
-"""Memory that is claimed before it is written."""
+"""Memory is allocated before it is written."""
 
 import mmap
 import re
@@ -22,11 +22,11 @@ def resident_bytes(tensor: torch.Tensor) -> int:
             is_there = int(start, 16) <= address < int(end, 16)
         elif is_there and line.startswith("Rss:"):
             return int(line.split()[1]) * 1024
-    raise AssertionError("the tensor lies in no mapping")
+    raise AssertionError("the tensor is in no mapping")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
-def test_what_is_claimed_is_in_memory_and_the_rest_is_not() -> None:
+def test_only_the_prefaulted_pages_are_in_memory() -> None:
     fresh = mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # an allocator may have it in memory
     tensor = torch.frombuffer(fresh, dtype=torch.uint8)
     before = resident_bytes(tensor)
@@ -36,7 +36,7 @@ def test_what_is_claimed_is_in_memory_and_the_rest_is_not() -> None:
     assert SIZE * 3 // 4 < resident_bytes(tensor) - before < SIZE * 5 // 4
 
 
-def test_a_claim_changes_no_number() -> None:
+def test_prefaulting_changes_no_number() -> None:
     tensor = torch.arange(1_000_000)
     prefault_pages(tensor, tensor.nbytes)
     assert torch.equal(tensor, torch.arange(1_000_000))

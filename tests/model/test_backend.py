@@ -1,4 +1,4 @@
-"""What computes a model is chosen by what its file holds and what the machine has."""
+"""The backend of a model follows from its files, the options and the machine."""
 
 import logging
 import os
@@ -11,6 +11,7 @@ import torch
 
 from caravan.model.backend import choose_backend, choose_device
 from caravan.model.cpu.build import KernelsUnavailable, build_kernels
+from caravan.model.cpu.kernels import WeightFormat
 from caravan.model.cpu.linear import PackedLinear
 from caravan.model.cpu.llama import CpuLlama
 from caravan.model.kv_cache import POOL_DTYPES, KVCache, choose_kv_dtype, kv_bytes_per_token
@@ -35,8 +36,8 @@ def test_a_file_on_a_grid_keeps_it(real_model_path: Path) -> None:
     checkpoint = open_checkpoint(real_model_path)
     model = load_model(checkpoint, backend.dtype, torch.device("cpu"), 64, backend.make_model)
     formats = {name: module.format for name, module in model.named_modules() if isinstance(module, PackedLinear)}
-    assert formats.pop("output") == "grid of 8 bits"
-    assert set(formats.values()) == {"grid of 4 bits"}
+    assert formats.pop("output") == WeightFormat.GRID_8
+    assert set(formats.values()) == {WeightFormat.GRID_4}
 
 
 @pytest.mark.real_model
@@ -94,7 +95,7 @@ def test_odd_blocks_are_served_in_plain_pytorch_with_a_warning(
     assert type(backend.make_model(open_checkpoint(tiny_model_path).config)) is Llama
 
 
-def test_without_a_compiler_one_warning_says_so(
+def test_a_missing_compiler_gives_one_warning(
     tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

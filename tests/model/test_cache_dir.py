@@ -78,7 +78,7 @@ def test_kernels_of_a_user_without_a_home_are_kept_among_the_temporary_files(
 def test_kernels_beside_a_cache_that_cannot_be_written_are_kept_among_the_temporary_files(
     tmp_path: Path, temporary: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "file").touch()  # no folder can be made below it, whoever we are
+    (tmp_path / "file").touch()  # no folder can be made below it, not even by root
     place = build._place("caravan-1.so", {"XDG_CACHE_HOME": str(tmp_path / "file")})
     assert place.parent == temporary / "kernels"
     assert "Not a directory. They are kept in" in caplog.text

@@ -1,4 +1,4 @@
-"""What a request learns of its prompt, from the whole engine over a tiny model, beside transformers."""
+"""Prompt log-probabilities and embeddings of the whole engine over a tiny model are those of transformers."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from caravan.model.llama import Llama
 from caravan.model.sampling.sample import Sample
 from caravan.scheduler.messages import Request
-from caravan.scheduler.prompt_logprobs import PromptReading
+from caravan.scheduler.prompt_logprobs import PromptResult
 from tests.model.oracle import transformers_twin
 from tests.scheduler.requests import make_request
 from tests.scheduler.test_determinism import KINDS, engine_of, random_prompt
@@ -24,12 +24,12 @@ def model() -> Llama:
     return tiny_llama(dtype=torch.float32)
 
 
-def reader(request_id: int, prompt: list[int] = PROMPT, **fields: object) -> Request:
+def scored(request_id: int, prompt: list[int] = PROMPT, **fields: object) -> Request:
     return make_request(request_id, prompt, **({"num_prompt_logprobs": 2, "max_tokens": 3} | fields))  # type: ignore[arg-type]  # fields of any type
 
 
 def test_log_probabilities_of_a_prompt_are_those_of_transformers(model: Llama) -> None:
-    transcript = run_to_end(tiny_engine(model), [reader(0)])[0]
+    transcript = run_to_end(tiny_engine(model), [scored(0)])[0]
     with torch.inference_mode():
         logprobs = transformers_twin(model)(torch.tensor([PROMPT])).logits[0].log_softmax(-1)
     assert len(transcript.prompt_logprobs) == len(PROMPT) - 1
@@ -41,11 +41,11 @@ def test_log_probabilities_of_a_prompt_are_those_of_transformers(model: Llama) -
     assert len(transcript.token_ids) == 3
 
 
-def test_a_prompt_without_output_is_read_and_ends_by_its_length(model: Llama) -> None:
-    transcript = run_to_end(tiny_engine(model, max_model_len=50), [reader(0, max_tokens=0)])[0]
+def test_a_scored_prompt_without_output_ends_with_the_reason_length(model: Llama) -> None:
+    transcript = run_to_end(tiny_engine(model, max_model_len=50), [scored(0, max_tokens=0)])[0]
     assert (transcript.token_ids, transcript.finish_reason) == ([], "length")
     assert len(transcript.prompt_logprobs) == len(PROMPT) - 1
-    assert run_to_end(tiny_engine(model), [reader(0, [7], max_tokens=0)])[0].prompt_logprobs == []
+    assert run_to_end(tiny_engine(model), [scored(0, [7], max_tokens=0)])[0].prompt_logprobs == []
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
@@ -59,16 +59,16 @@ def test_an_embedding_is_that_of_the_last_hidden_states_of_transformers(model: L
 
 
 def embedded(request_id: int, pooling: str, prompt: list[int] = PROMPT) -> Request:
-    return reader(request_id, prompt, num_prompt_logprobs=None, pooling=pooling, max_tokens=0)
+    return scored(request_id, prompt, num_prompt_logprobs=None, pooling=pooling, max_tokens=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_readings_have_the_same_bits_in_any_company_and_chunking_and_after_preemptions(kind: str) -> None:
+def test_prompt_results_have_the_same_bits_in_any_batch_and_chunking_and_after_preemptions(kind: str) -> None:
     def requests() -> list[Request]:
         prompts = [random_prompt(0, 16) + random_prompt(i, 10 + 3 * i) for i in range(4)]
-        readers = [reader(i, prompt, max_tokens=20, min_tokens=20) for i, prompt in enumerate(prompts)]
+        scorers = [scored(i, prompt, max_tokens=20, min_tokens=20) for i, prompt in enumerate(prompts)]
         poolers = [embedded(4 + i, "mean", prompt) for i, prompt in enumerate(prompts)]
-        return [*readers, *poolers, *(embedded(8 + i, "last", prompt) for i, prompt in enumerate(prompts))]
+        return [*scorers, *poolers, *(embedded(8 + i, "last", prompt) for i, prompt in enumerate(prompts))]
 
     alone = {r.request_id: run_to_end(engine_of(kind, block_size=16), [r])[r.request_id] for r in requests()}
     preemptions: list[int] = []
@@ -82,26 +82,26 @@ def test_readings_have_the_same_bits_in_any_company_and_chunking_and_after_preem
     assert sum(preemptions) > 0
 
 
-def test_a_prompt_that_is_read_is_computed_even_where_the_cache_has_it(model: Llama) -> None:
+def test_a_scored_prompt_is_computed_even_if_it_is_cached(model: Llama) -> None:
     engine = tiny_engine(model, block_size=16)
     plain = make_request(0, PROMPT)
     run_to_end(engine, [plain])
-    assert run_to_end(engine, [reader(1)])[1].num_cached_tokens == 0
+    assert run_to_end(engine, [scored(1)])[1].num_cached_tokens == 0
     assert run_to_end(engine, [embedded(2, "last")])[2].num_cached_tokens == 48
     assert run_to_end(engine, [make_request(3, PROMPT)])[3].num_cached_tokens == 48
 
 
 @pytest.mark.parametrize("pooling", [None, "mean"])
-def test_numbers_that_are_none_end_the_request_with_an_error(pooling: str | None) -> None:
+def test_results_that_are_nan_end_the_request_with_an_error(pooling: str | None) -> None:
     broken = tiny_llama(dtype=torch.float32)
     with torch.no_grad():
         broken.norm.weight.fill_(float("nan"))
-    request = reader(0, num_prompt_logprobs=None if pooling else 0, pooling=pooling, max_tokens=0)
+    request = scored(0, num_prompt_logprobs=None if pooling else 0, pooling=pooling, max_tokens=0)
     transcript = run_to_end(tiny_engine(broken), [request])[0]
     assert transcript.finish_reason == "error"
     assert "not a finite number" in (transcript.error or "")
 
 
-def test_a_token_the_model_holds_for_impossible_may_be_read() -> None:
-    assert PromptReading([Sample(1, float("-inf"))]).is_finite
-    assert not PromptReading([Sample(1, float("nan"))]).is_finite
+def test_a_prompt_token_may_have_the_probability_zero() -> None:
+    assert PromptResult([Sample(1, float("-inf"))]).is_finite
+    assert not PromptResult([Sample(1, float("nan"))]).is_finite

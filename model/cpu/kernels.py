@@ -1,0 +1,145 @@
+"""Kernels: the C++ operators of the CPU backend, as torch calls them from Python."""
+
+from collections.abc import Sequence
+from enum import Enum
+from typing import Protocol
+
+from torch import Tensor
+
+
+class WeightFormat(Enum):
+    """The layout of a packed weight; the values are the kernels' own names.
+
+    Sizes and layouts are in model/cpu/linear.py, products in model/cpu/linear.cpp.
+    """
+
+    BFLOAT16 = "bfloat16"
+    INT8 = "int8"  # bytes times bytes
+    GRID_8 = "grid of 8 bits"  # times bfloat16
+    GRID_4 = "grid of 4 bits"  # times bfloat16
+    GRID_4_INT8 = "grid of 4 bits times bytes"
+
+
+class LinearOverload(Protocol):
+    """The only overload of the operator `linear`; calling it directly saves the search for one."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        packed: Tensor,
+        weight_format: str,
+        num_outputs: int,
+        activation: str,
+        norm_weight: Tensor | None,
+        eps: float,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        float_out: bool,
+        /,
+    ) -> Tensor:
+        """Return f(x) times the weight, plus bias and residual, [T, num_outputs] in bfloat16 or float32.
+
+        `weight_format` is the value of a WeightFormat. `activation` names f: "" for none, "rms_norm" with norm_weight,
+        "swiglu" for x [T, 2 in], the gate and up projections.
+        """
+
+
+class LinearOperator(Protocol):
+    """The operator `linear`."""
+
+    @property
+    def default(self) -> LinearOverload:
+        """The overload."""
+
+
+class Layers(Protocol):
+    """All layers of a model, in C++."""
+
+    def add(
+        self,
+        window: int,
+        num_heads: int,
+        eps: float,
+        attention_norm: Tensor,
+        qkv: Tensor,
+        qkv_format: str,
+        qkv_bias: Tensor | None,
+        query_norm: Tensor | None,
+        key_norm: Tensor | None,
+        output: Tensor,
+        output_format: str,
+        output_bias: Tensor | None,
+        feed_forward_norm: Tensor,
+        gate_up: Tensor,
+        gate_up_format: str,
+        num_gate_up: int,
+        down: Tensor,
+        down_format: str,
+        /,
+    ) -> None:
+        """Append a layer; norms, biases and packed weights are kept, not copied."""
+
+    def run(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        slots: Tensor,
+        query_starts: Tensor,
+        lengths: Tensor,
+        block_tables: Tensor,
+        key_pages: Sequence[Tensor],
+        value_pages: Sequence[Tensor],
+        wanted_rows: Tensor,
+        seconds: Tensor | None,
+        /,
+    ) -> Tensor:
+        """Return the wanted rows [S, hidden_size] of x [T, hidden_size] after all layers.
+
+        Writes keys and values into the pages, and adds the seconds of linear layers and of attention to seconds [2].
+        """
+
+
+class Kernels(Protocol):
+    """The operators of one build, `torch.ops.<library>`. Shapes are those of ForwardBatch and PagedAttention."""
+
+    @property
+    def linear(self) -> LinearOperator:
+        """The product of rows with a packed weight."""
+
+    def has_byte_products(self) -> bool:
+        """Return whether the processor multiplies bytes, so that 8 bits are faster than a grid of 4."""
+
+    def write(self, keys: Tensor, values: Tensor, slots: Tensor, key_pages: Tensor, value_pages: Tensor, /) -> None:
+        """Store keys and values, each [T, num_kv_heads, head_dim], at the slots [T]."""
+
+    def rotate_and_write(
+        self,
+        qkv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        slots: Tensor,
+        key_pages: Tensor,
+        value_pages: Tensor,
+        query_norm: Tensor | None,
+        key_norm: Tensor | None,
+        eps: float,
+        /,
+    ) -> Tensor:
+        """Return the rotated queries of qkv [T, (num_heads + 2 num_kv_heads) head_dim]; store its keys and values."""
+
+    def attend(
+        self,
+        queries: Tensor,
+        key_pages: Tensor,
+        value_pages: Tensor,
+        query_starts: Tensor,
+        lengths: Tensor,
+        block_tables: Tensor,
+        window: int,
+        /,
+    ) -> Tensor:
+        """Return the attention of queries [T, num_heads, head_dim] over the pages, of the same shape."""
+
+    def make_layers(self) -> Layers:
+        """Return an empty list of layers."""

@@ -1,0 +1,159 @@
+"""BlockManager: which blocks each sequence holds, and which prefixes sequences share."""
+
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
+from typing import NamedTuple
+
+from caravan.scheduler.block_pool import BlockPool, hash_block, num_blocks_for, root_hash
+from caravan.scheduler.sequence import Sequence
+
+
+class CachedPrefix(NamedTuple):
+    """The beginning of a waiting sequence whose keys and values are in the pool."""
+
+    blocks: list[int]  # cached blocks, to be shared
+    tail: int | None = None  # to be copied: a block of another choice with the rest of the prompt but its last token
+
+
+class BlockManager:
+    """Keeps the block tables of sequences and their entries in the prefix cache.
+
+    A full block is pending from the moment a running sequence has its tokens until it is computed; then it is cached.
+    Sequences with the same prefix wait for pending blocks and share cached ones.
+    """
+
+    def __init__(self, pool: BlockPool, block_size: int) -> None:
+        self.pool = pool
+        self.block_size = block_size
+        self._poisoned: list[int] = []
+
+    def extend(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Allocate the blocks of the next num_tokens tokens; False, with nothing changed, if too few are free."""
+        num_tokens += sequence.num_computed_tokens
+        num_blocks = num_blocks_for(num_tokens, self.block_size) - len(sequence.block_table)
+        if num_blocks > self.pool.num_free:
+            return False
+        sequence.block_table.extend(self.pool.allocate() for _ in range(num_blocks))
+        return True
+
+    def can_allocate(self, sequence: Sequence, running: Iterable[Sequence], cached_blocks: Seq[int] = ()) -> bool:
+        """Return whether all tokens of a waiting sequence fit into the pool with all tokens of the running ones.
+
+        A sequence that joined with less would soon be preempted, and its computed tokens lost.
+        """
+        num_free = self.pool.num_free - sum(self.pool.is_free(block) for block in cached_blocks)
+        num_reserved = sum(
+            max(num_blocks_for(one.num_tokens, self.block_size) - len(one.block_table), 0) for one in running
+        )
+        num_needed = num_blocks_for(sequence.num_tokens, self.block_size) - len(cached_blocks)
+        return num_needed <= num_free - num_reserved
+
+    def find_prefix(self, sequence: Sequence) -> CachedPrefix:
+        """Return the cached prefix of a waiting sequence; sets its awaited_hash if the next block is pending."""
+        blocks: list[int] = []
+        sequence.awaited_hash = None
+        for block_hash in self._hashes(sequence, sequence.num_reusable_tokens // self.block_size):
+            block = self.pool.lookup(block_hash)
+            if block is None:
+                sequence.awaited_hash = block_hash if self.pool.is_pending(block_hash) else None
+                return CachedPrefix(blocks)
+            blocks.append(block)
+        tail_hash = self._tail_hash(sequence)
+        if tail_hash is None or sequence.num_reusable_tokens != sequence.num_prompt_tokens - 1:
+            return CachedPrefix(blocks)
+        tail = self.pool.lookup_tail(tail_hash)
+        if tail is None and self.pool.is_pending(tail_hash):
+            sequence.awaited_hash = tail_hash
+        return CachedPrefix(blocks, tail)
+
+    def is_prefix_pending(self, sequence: Sequence) -> bool:
+        """Return whether the block that a sequence waits for is still pending."""
+        return sequence.awaited_hash is not None and self.pool.is_pending(sequence.awaited_hash)
+
+    def attach(self, sequence: Sequence, prefix: CachedPrefix) -> None:
+        """Give a sequence the blocks of its cached prefix; its other full blocks become pending."""
+        for block in prefix.blocks:
+            self.pool.share(block)
+        sequence.block_table = prefix.blocks
+        num_cached_tokens = len(prefix.blocks) * self.block_size
+        sequence.num_computed_tokens = num_cached_tokens if prefix.tail is None else sequence.num_prompt_tokens - 1
+        sequence.num_cached_blocks = sequence.num_pending_blocks = len(prefix.blocks)
+        self.mark_pending(sequence)
+
+    def mark_pending(self, sequence: Sequence) -> None:
+        """Mark the full blocks of a running sequence as pending, and the block that its prompt ends in."""
+        num_full = sequence.num_tokens // self.block_size
+        if num_full > sequence.num_pending_blocks:
+            hashes = self._hashes(sequence, num_full)
+            self.pool.add_pending(hashes[sequence.num_pending_blocks :])
+            sequence.num_pending_blocks = num_full
+        tail_hash = self._tail_hash(sequence) if sequence.num_computed_tokens < sequence.num_prompt_tokens else None
+        if tail_hash is not None and not sequence.is_tail_pending:
+            self.pool.add_pending([tail_hash])
+            sequence.is_tail_pending = True
+
+    def cache_computed(self, sequence: Sequence) -> None:
+        """Cache the pending blocks that are computed completely."""
+        num_full = sequence.num_computed_tokens // self.block_size
+        if num_full > sequence.num_cached_blocks:
+            hashes = self._hashes(sequence, num_full)
+            for i in range(sequence.num_cached_blocks, num_full):
+                self.pool.cache_block(sequence.block_table[i], hashes[i])
+            self.pool.remove_pending(hashes[sequence.num_cached_blocks :])
+            sequence.num_cached_blocks = num_full
+        if sequence.is_tail_pending and sequence.num_computed_tokens >= sequence.num_prompt_tokens:
+            block = sequence.block_table[(sequence.num_prompt_tokens - 1) // self.block_size]
+            self.pool.cache_tail(block, self._remove_pending_tail(sequence))
+
+    def release(self, sequence: Sequence) -> None:
+        """Give back all blocks of a sequence; its pending blocks are pending no longer."""
+        if sequence.is_tail_pending:
+            self._remove_pending_tail(sequence)
+        self.pool.remove_pending(sequence.block_hashes[sequence.num_cached_blocks : sequence.num_pending_blocks])
+        self.pool.release(sequence.block_table)
+        sequence.block_table = []
+        sequence.num_computed_tokens = 0
+        sequence.num_cached_blocks = sequence.num_pending_blocks = 0
+
+    def poison(self, sequence: Sequence) -> None:
+        """Release a sequence whose keys and values may not be finite; none of its blocks stays in the cache."""
+        blocks = sequence.block_table
+        for block in blocks:
+            self.pool.forget(block)
+        self.release(sequence)
+        self._poisoned += filter(self.pool.is_free, blocks)
+
+    def take_poisoned(self) -> list[int]:
+        """Return the poisoned blocks since the last call that no other sequence held; clear them before use."""
+        poisoned, self._poisoned = self._poisoned, []
+        return poisoned
+
+    def _hashes(self, sequence: Sequence, num_blocks: int) -> list[bytes]:
+        """Return the hashes of the first num_blocks blocks, which must be full of tokens."""
+        hashes, size = sequence.block_hashes, self.block_size
+        while len(hashes) < num_blocks:
+            start = len(hashes) * size
+            parent = hashes[-1] if hashes else root_hash(sequence.request.cache_salt)
+            hashes.append(hash_block(parent, sequence.token_ids[start : start + size]))
+        return hashes[:num_blocks]
+
+    def _tail_hash(self, sequence: Sequence) -> bytes | None:
+        """Return the hash of the prompt's tokens after its full blocks, without the last one, for its group.
+
+        None if there are none, or if the request has no other choices.
+        """
+        end = sequence.num_prompt_tokens - 1
+        num_full = end // self.block_size
+        if not sequence.request.group or end == num_full * self.block_size:
+            return None
+        full = self._hashes(sequence, num_full)
+        parent = full[-1] if full else root_hash(sequence.request.cache_salt)
+        return hash_block(parent, [sequence.request.group, *sequence.token_ids[num_full * self.block_size : end]])
+
+    def _remove_pending_tail(self, sequence: Sequence) -> bytes:
+        """Mark the end of a prompt as no longer pending; return its hash."""
+        tail_hash = self._tail_hash(sequence)
+        assert tail_hash is not None, "it was pending"
+        self.pool.remove_pending([tail_hash])
+        sequence.is_tail_pending = False
+        return tail_hash
