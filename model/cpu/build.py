@@ -8,11 +8,12 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 
 from caravan.model.cache_dir import cache_folder, private_temporary_folder, writable_folder
+from caravan.model.cpu.kernels import Kernels
 from caravan.model.cpu.levels import Level, best_level
 
 _FOLDER = Path(__file__).parent
@@ -26,7 +27,7 @@ class KernelsUnavailable(Exception):
     """The kernels cannot be built or loaded here; the text is one line that says why."""
 
 
-def load_kernels(environ: Mapping[str, str] = os.environ) -> Any:
+def load_kernels(environ: Mapping[str, str] = os.environ) -> Kernels:
     """Return the operators of the kernels for this processor.
 
     A wheel may have libraries for levels of processors beside the sources. One is used where it uses all that the
@@ -53,7 +54,7 @@ def load_kernels(environ: Mapping[str, str] = os.environ) -> Any:
 
 def build_kernels(
     target: Sequence[str] = NATIVE, library: str = "caravan", environ: Mapping[str, str] = os.environ
-) -> Any:
+) -> Kernels:
     """Return the operators of the kernels, `torch.ops.<library>`, built for `target` if they are not in the cache.
 
     Raises KernelsUnavailable.
@@ -88,13 +89,13 @@ def _shipped_library(level: Level) -> Path | None:
     return None
 
 
-def _load(path: Path, library: str) -> Any:
+def _load(path: Path, library: str) -> Kernels:
     """Return the operators in a library; raises KernelsUnavailable."""
     try:
         torch.ops.load_library(path)  # type: ignore[no-untyped-call]  # torch gives it no types
     except OSError as error:
         raise KernelsUnavailable(" ".join(str(error).split())[:300]) from error
-    return getattr(torch.ops, library)
+    return cast(Kernels, getattr(torch.ops, library))
 
 
 def _flags(target: Sequence[str], library: str) -> list[str]:

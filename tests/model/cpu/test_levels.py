@@ -1,9 +1,11 @@
 """Which installed library a processor gets, and when kernels are built instead."""
 
+import os
 import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,11 @@ def test_the_sources_use_no_feature_that_a_processor_of_the_level_has_and_the_le
     assert defined(*level.target) == defined(f"-march={processor}")
 
 
+def loaded(environ: Mapping[str, str] = os.environ) -> object:
+    """Return what is loaded, in whose place these tests have paths and words."""
+    return load_kernels(environ)
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the sources, in which libraries may lie."""
@@ -112,7 +119,7 @@ def test_an_installed_library_is_used_without_a_compiler_or_a_cache(
         load_kernels(environ)
     (tmp_path / "cache" / "caravan" / "kernels").rmdir()
     installed = [install(level, folder) for level in LEVELS]
-    assert load_kernels(environ) == installed[LEVELS.index(level)]
+    assert loaded(environ) == installed[LEVELS.index(level)]
     assert not (tmp_path / "cache" / "caravan" / "kernels").exists()
 
 
@@ -125,10 +132,10 @@ def test_a_processor_between_two_levels_builds_and_takes_the_lower_one_without_a
 ) -> None:
     installed = [install(level, folder) for level in LEVELS]
     have_processor(monkeypatch, ICE_LAKE)
-    assert load_kernels(NO_COMPILER | {"XDG_CACHE_HOME": str(tmp_path)}) == installed[LEVELS.index(AVX2)]
+    assert loaded(NO_COMPILER | {"XDG_CACHE_HOME": str(tmp_path)}) == installed[LEVELS.index(AVX2)]
     assert "cannot be built for this processor, those for avx2 are used" in caplog.text
     monkeypatch.setattr(build, "build_kernels", lambda **_: "built")
-    assert load_kernels() == "built"
+    assert loaded() == "built"
 
 
 def test_an_installed_library_that_does_not_load_is_a_warning_and_kernels_are_built(
@@ -137,7 +144,7 @@ def test_an_installed_library_that_does_not_load_is_a_warning_and_kernels_are_bu
     install(AVX2, folder)
     have_processor(monkeypatch, HASWELL)
     monkeypatch.setattr(build, "build_kernels", lambda **_: "built")
-    assert load_kernels() == "built"
+    assert loaded() == "built"
     assert "The installed kernels cannot be loaded" in caplog.text
 
 
@@ -153,12 +160,12 @@ def test_an_installed_library_for_another_torch_or_other_sources_is_not_used(
     have_processor(monkeypatch, HASWELL)
     monkeypatch.setattr(build, "build_kernels", lambda **_: "built")
     monkeypatch.setattr(torch, "__version__", torch.__version__.partition("+")[0] + "+cu999")
-    assert load_kernels() == installed, "torch's builds for CPU and CUDA are one version"
+    assert loaded() == installed, "torch's builds for CPU and CUDA are one version"
     if changed == "torch":
         monkeypatch.setattr(torch, "__version__", "2.13.99+cpu")
     else:
         (folder / "threads.h").write_text("// changed")
-    assert load_kernels() == "built"
+    assert loaded() == "built"
     assert "The installed kernels do not fit" in caplog.text
 
 
