@@ -13,11 +13,9 @@ from caravan.server.generation.text_stream import TextDelta
 from caravan.server.http.openapi import documented
 from caravan.server.openai.formatter import Formatter
 from caravan.server.openai.logprobs import chat_logprobs, prompt_logprobs
-from caravan.server.openai.message_warnings import message_warnings
 from caravan.server.openai.models import check_model
-from caravan.server.openai.preparation import prepared_chat
-from caravan.server.openai.protocol.answer import ChatLogprobs
-from caravan.server.openai.protocol.chat_answers import (
+from caravan.server.openai.preparation import generation_of, prepared_chat
+from caravan.server.openai.protocol.chat import (
     Call,
     CallTarget,
     ChatChoice,
@@ -27,12 +25,13 @@ from caravan.server.openai.protocol.chat_answers import (
     ChatDelta,
     ChatFinishReason,
     ChatMessage,
+    ChatRequest,
 )
-from caravan.server.openai.protocol.generation_requests import ChatRequest
-from caravan.server.openai.protocol.ignored_fields import ignored_fields
-from caravan.server.openai.protocol.validated_body import read_body
+from caravan.server.openai.protocol.response_model import ChatLogprobs
+from caravan.server.openai.protocol.strict_model import ignored_fields
+from caravan.server.openai.protocol.validation import read_body
 from caravan.server.openai.run_generation import run_generation
-from caravan.server.openai.start_generation import generation_of
+from caravan.server.openai.template_messages import message_warnings
 from caravan.server.openai.tool_calls.call_format import CallFormat, call_format_of
 from caravan.server.openai.tool_calls.tool_call_parser import ToolCallParser
 

@@ -13,13 +13,11 @@ from caravan.server.http.openapi import documented
 from caravan.server.openai.formatter import Formatter
 from caravan.server.openai.logprobs import completion_logprobs, prompt_logprobs
 from caravan.server.openai.models import check_model
-from caravan.server.openai.preparation import prepared_completion
-from caravan.server.openai.protocol.completion_answers import Completion, CompletionChoice
-from caravan.server.openai.protocol.generation_requests import CompletionRequest
-from caravan.server.openai.protocol.ignored_fields import ignored_fields
-from caravan.server.openai.protocol.validated_body import read_body
+from caravan.server.openai.preparation import generation_of, prepared_completion
+from caravan.server.openai.protocol.completions import Completion, CompletionChoice, CompletionRequest
+from caravan.server.openai.protocol.strict_model import ignored_fields
+from caravan.server.openai.protocol.validation import read_body
 from caravan.server.openai.run_generation import run_generation
-from caravan.server.openai.start_generation import generation_of
 
 EXAMPLE = {"model": "smollm2", "prompt": "The capital of France is", "max_tokens": 5, "temperature": 0}
 

@@ -7,14 +7,12 @@ import time
 import uuid
 from collections.abc import Sequence
 from functools import partial
-from typing import ClassVar, Literal
 
 import msgspec
 from fastapi import APIRouter, Request, Response
 from msgspec import UNSET
-from pydantic import Field
 
-from caravan.model.sampling.sampling_params import Pooling, SamplingParams
+from caravan.model.sampling.sampling_params import SamplingParams
 from caravan.server.generation.context import request_context
 from caravan.server.generation.generation import Generation, PromptJob
 from caravan.server.generation.served_model import ServedModel
@@ -24,37 +22,14 @@ from caravan.server.http.json_response import json_response
 from caravan.server.http.openapi import documented
 from caravan.server.openai.models import check_model
 from caravan.server.openai.prompts import in_thread_if_long, prompt_tokens, too_long
-from caravan.server.openai.protocol.embedding_answers import Embedding, EmbeddingList, EmbeddingUsage
-from caravan.server.openai.protocol.fields import PromptField
-from caravan.server.openai.protocol.ignored_fields import ignored_fields, ignored_warnings
-from caravan.server.openai.protocol.known_field import KnownFields
-from caravan.server.openai.protocol.known_fields import EMBEDDING
-from caravan.server.openai.protocol.strict_model import StrictModel
-from caravan.server.openai.protocol.validated_body import read_body
+from caravan.server.openai.protocol.embeddings import Embedding, EmbeddingList, EmbeddingRequest, EmbeddingUsage
+from caravan.server.openai.protocol.strict_model import ignored_fields, ignored_warnings
+from caravan.server.openai.protocol.validation import read_body
 from caravan.server.openai.run_generation import all_deltas
 
 MAX_INPUTS = 2048
 EXAMPLE = {"model": "smollm2", "input": ["The sea is calm.", "The water lies still."]}
 NOTHING_DRAWN = SamplingParams(seed=0, max_tokens=0)
-
-
-class EmbeddingRequest(StrictModel):
-    """The body of POST /v1/embeddings."""
-
-    known_fields: ClassVar[KnownFields] = EMBEDDING
-
-    model: str
-    input: PromptField
-    encoding_format: Literal["float", "base64"] = Field(
-        "float", description="base64: of the numbers as little-endian float32, one behind the other."
-    )
-    dimensions: int | None = Field(None, ge=1, description="Only so many numbers, the first; the length is 1 again.")
-    pooling: Pooling = Field("mean", description="Of the last hidden states: their mean, or the last one.")
-    priority: int = Field(
-        0, ge=-1000, le=1000, description="Within a key, requests of a lower number are served sooner."
-    )
-    cache_salt: str = Field("", max_length=256, description="Cached prefixes are shared within one salt only.")
-    explain: bool = Field(False, description="The answer ends with what became of the request, moment by moment.")
 
 
 def embeddings_router(served: ServedModel) -> APIRouter:

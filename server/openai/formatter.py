@@ -9,8 +9,9 @@ from caravan.server.generation.generation import Generation
 from caravan.server.generation.text_stream import TextDelta, join_deltas
 from caravan.server.http.errors import ApiError
 from caravan.server.http.sse import DONE, event
-from caravan.server.openai.protocol.answer import Head
-from caravan.server.openai.protocol.generation_requests import ChatRequest, CompletionRequest
+from caravan.server.openai.protocol.chat import ChatRequest
+from caravan.server.openai.protocol.completions import CompletionRequest
+from caravan.server.openai.protocol.response_model import Head
 
 
 class Shape(Protocol):

@@ -2,7 +2,7 @@
 
 from caravan.model.tokenizer.tokenizer import Tokenizer
 from caravan.server.generation.text_stream import TokenEntry
-from caravan.server.openai.protocol.answer import (
+from caravan.server.openai.protocol.response_model import (
     ChosenTokenLogprob,
     CompletionLogprobs,
     PromptLogprob,

@@ -6,7 +6,7 @@ from caravan.server.generation.served_model import ServedModel
 from caravan.server.http.errors import ApiError, shown
 from caravan.server.http.json_response import json_response
 from caravan.server.http.openapi import answers, errors
-from caravan.server.openai.protocol.model_answers import ModelEntry, ModelList
+from caravan.server.openai.protocol.models import ModelEntry, ModelList
 
 
 def check_model(served: ServedModel, name: str) -> None:

@@ -8,7 +8,8 @@ from typing import TypeVar
 from caravan.server.generation.served_model import ServedModel
 from caravan.server.generation.text_model import TextModel
 from caravan.server.http.errors import ApiError, invalid
-from caravan.server.openai.protocol.generation_requests import ChatRequest, CompletionRequest
+from caravan.server.openai.protocol.chat import ChatRequest
+from caravan.server.openai.protocol.completions import CompletionRequest
 from caravan.server.openai.protocol.messages import Conversation
 from caravan.server.openai.template_messages import plain_messages, shaped_messages
 from caravan.server.openai.tool_calls.tool_prompt import described

@@ -12,10 +12,9 @@ from caravan.server.generation.text_stream import TextDelta
 from caravan.server.http.errors import ApiError
 from caravan.server.http.sse import named_event
 from caravan.server.openai.logprobs import chat_logprobs
-from caravan.server.openai.message_warnings import message_warnings
-from caravan.server.openai.protocol.answer import CachedTokens, ChosenTokenLogprob
-from caravan.server.openai.protocol.generation_requests import ChatRequest
-from caravan.server.openai.protocol.response_answers import (
+from caravan.server.openai.protocol.chat import ChatRequest
+from caravan.server.openai.protocol.response_model import CachedTokens, ChosenTokenLogprob
+from caravan.server.openai.protocol.response_object import (
     IncompleteDetails,
     OutputCall,
     OutputCustomCall,
@@ -26,8 +25,9 @@ from caravan.server.openai.protocol.response_answers import (
     ResponseObject,
     ResponseUsage,
 )
-from caravan.server.openai.protocol.response_requests import ResponsesRequest
 from caravan.server.openai.protocol.response_tools import AbsentTool, CustomTool, input_of_arguments
+from caravan.server.openai.protocol.responses import ResponsesRequest
+from caravan.server.openai.template_messages import message_warnings
 from caravan.server.openai.tool_calls.call_format import call_format_of
 from caravan.server.openai.tool_calls.tool_call_parser import ResponsePart, ToolCallParser
 

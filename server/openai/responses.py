@@ -12,15 +12,13 @@ from caravan.server.generation.served_model import ServedModel
 from caravan.server.http.errors import ApiError
 from caravan.server.http.openapi import documented
 from caravan.server.openai.models import check_model
-from caravan.server.openai.preparation import prepared_chat
-from caravan.server.openai.protocol.generation_requests import ChatRequest
-from caravan.server.openai.protocol.response_answers import ResponseObject
-from caravan.server.openai.protocol.response_requests import ResponsesRequest
-from caravan.server.openai.protocol.validated_body import read_body
-from caravan.server.openai.protocol.validation import first_problem
+from caravan.server.openai.preparation import generation_of, prepared_chat
+from caravan.server.openai.protocol.chat import ChatRequest
+from caravan.server.openai.protocol.response_object import ResponseObject
+from caravan.server.openai.protocol.responses import ResponsesRequest
+from caravan.server.openai.protocol.validation import first_problem, read_body
 from caravan.server.openai.response_writer import ResponseWriter
 from caravan.server.openai.run_generation import run_generation
-from caravan.server.openai.start_generation import generation_of
 
 EXAMPLE = {"model": "smollm2", "instructions": "Be brief.", "input": "What is the capital of France?"}
 

@@ -10,7 +10,7 @@ from caravan.model.sampling.generation_defaults import GenerationDefaults
 from caravan.model.sampling.sampling_params import SamplingParams
 from caravan.server.http.errors import invalid
 from caravan.server.openai.prompts import check_token_ids
-from caravan.server.openai.protocol.generation_requests import GenerationRequest
+from caravan.server.openai.protocol.generation_request import GenerationRequest
 
 _LEAST_TOP_P = 1e-9
 

@@ -6,8 +6,10 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from caravan.server.openai.embeddings import EmbeddingRequest
-from caravan.server.openai.protocol.generation_requests import ChatRequest, CompletionRequest, StreamOptions
-from caravan.server.openai.protocol.response_requests import ResponsesRequest
+from caravan.server.openai.protocol.chat import ChatRequest
+from caravan.server.openai.protocol.completions import CompletionRequest
+from caravan.server.openai.protocol.generation_request import StreamOptions
+from caravan.server.openai.protocol.responses import ResponsesRequest
 from caravan.server.openai.tokenize import TokenizeRequest
 from tests.server.openai.api import open_api
 

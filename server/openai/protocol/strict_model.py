@@ -10,7 +10,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from caravan.server.http.errors import shown
 from caravan.server.openai.protocol.fields import NoEffect
-from caravan.server.openai.protocol.known_field import KnownField, KnownFields
+from caravan.server.openai.protocol.known_fields import KnownField, KnownFields
 
 _MAX_FIELDS = 256  # of an object
 _LARGEST_EXACT = 2**53  # of the whole numbers that a float holds, from here on some are missing
@@ -179,3 +179,33 @@ def _whole(value: Any, depth: int = 2) -> Any:
 def unknown(place: str, nearest: str) -> str:
     """Return the message about a field that nobody knows."""
     return f"Unknown field `{place}`." + (f" Did you mean `{nearest}`?" if nearest else "")
+
+
+def ignored_fields(model: StrictModel, prefix: str = "") -> dict[str, str]:
+    """Return each field that was sent and has no effect, with the field that has, if there is one.
+
+    A field is written as its path from `prefix`, without the numbers of list items: messages[].cache_control. Names
+    that are not in the tables of known fields are never among them.
+    """
+    kind = type(model)
+    ignored = {}
+    for name in model.ignored_names:
+        known = kind.known_fields.get(name)
+        ignored[prefix + name] = known.instead if known is not None else ""
+    for name in kind.part_names():
+        value = getattr(model, name)
+        if isinstance(value, list):
+            for item in value:
+                if isinstance(item, StrictModel):
+                    ignored |= ignored_fields(item, f"{prefix}{name}[].")
+        elif isinstance(value, StrictModel):
+            ignored |= ignored_fields(value, f"{prefix}{name}.")
+    return ignored
+
+
+def ignored_warnings(ignored: dict[str, str]) -> list[str]:
+    """Return a sentence for each field that has no effect."""
+    return [
+        f"`{path}` has no effect on this server" + (f"; `{instead}` has." if instead else ".")
+        for path, instead in ignored.items()
+    ]

@@ -1,15 +1,16 @@
 """The fields of tool calls: functions a model may call, which of them it must, and calls in earlier messages."""
 
-from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
+import json
+import math
+from collections.abc import Collection, Sequence
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, Protocol, Self
 
 from pydantic import Field, PlainValidator, PrivateAttr, model_validator
 
-from caravan.server.openai.protocol.call_arguments import parsed_arguments
-from caravan.server.openai.protocol.fields import SchemaField, wrong
-from caravan.server.openai.protocol.known_field import KnownFields
-from caravan.server.openai.protocol.known_fields import CALLED_FUNCTION, TOOL, TOOL_CALL
+from caravan.server.openai.protocol.fields import SchemaField, check_depth, wrong
+from caravan.server.openai.protocol.known_fields import CALLED_FUNCTION, TOOL, TOOL_CALL, KnownFields
 from caravan.server.openai.protocol.strict_model import StrictModel
+from caravan.server.sandbox.special_tokens import Json, all_keys
 
 MAX_TOOLS = 128
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
@@ -108,3 +109,35 @@ def _tool_choice(value: Any) -> str:
 ToolChoiceField = Annotated[
     str, PlainValidator(_tool_choice, json_schema_input_type=Literal["none", "auto", "required"] | dict[str, Any])
 ]
+
+
+def parsed_arguments(text: str, special_tokens: Collection[str] = ()) -> dict[str, Json] | None:
+    """Return the object that the arguments of a call are, None if they are not one that can go into a prompt as such.
+
+    An object whose keys have the text of a special token cannot: only values are guarded against it.
+    """
+    if not text.strip():
+        return {}
+    try:
+        value: Any = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            return None
+        check_depth(value)
+        json.dumps(value, ensure_ascii=False).encode()  # fails for half of a surrogate pair
+    except (ValueError, RecursionError):
+        return None
+    has_special = any(special in key for key in all_keys(value) for special in special_tokens)
+    return None if has_special else value
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError
+    return value
+
+
+def _refuse(_: str) -> NoReturn:
+    raise ValueError

@@ -13,7 +13,8 @@ from llguidance import LLMatcher
 from caravan.server.generation.request_grammar import RequestGrammar
 from caravan.server.generation.served_model import ServedModel
 from caravan.server.http.errors import invalid
-from caravan.server.openai.protocol.generation_requests import ChatRequest, CompletionRequest
+from caravan.server.openai.protocol.chat import ChatRequest
+from caravan.server.openai.protocol.completions import CompletionRequest
 from caravan.server.openai.protocol.structured_fields import Form
 from caravan.server.openai.protocol.tools import Tool
 from caravan.server.openai.structured_output.closed_schema import closed

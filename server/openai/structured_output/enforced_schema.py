@@ -13,7 +13,7 @@ from caravan.server.openai.structured_output.disjoint_schemas import may_overlap
 from caravan.server.openai.structured_output.schema_error import SchemaError
 from caravan.server.openai.structured_output.schema_formats import INTEGER_FORMATS, string_patterns
 from caravan.server.openai.structured_output.schema_keywords import APPLICATORS, meaningful
-from caravan.server.openai.structured_output.schema_limits import with_limits
+from caravan.server.openai.structured_output.schema_numbers import with_limits
 from caravan.server.openai.structured_output.schema_objects import object_keywords
 from caravan.server.openai.structured_output.schema_pattern import rewritten_patterns
 from caravan.server.openai.structured_output.schema_references import References, has_own_name

@@ -15,8 +15,9 @@ from caravan.server.generation.request_limits import RequestLimits
 from caravan.server.http.body import _decode_fields, _plan
 from caravan.server.http.body_memory import SMALL_BYTES, BodyMemory
 from caravan.server.http.concurrency_limit import ConcurrencyLimit
-from caravan.server.openai.protocol.generation_requests import ChatRequest, CompletionRequest
-from caravan.server.openai.protocol.response_requests import ResponsesRequest
+from caravan.server.openai.protocol.chat import ChatRequest
+from caravan.server.openai.protocol.completions import CompletionRequest
+from caravan.server.openai.protocol.responses import ResponsesRequest
 from caravan.server.sandbox.chat_template import ChatTemplate
 from tests.fakes import says
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, Body, a_chat, answered, open_api

@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 
 from caravan.model.sampling.generation_defaults import GenerationDefaults
-from caravan.server.openai.embeddings import EmbeddingRequest
-from caravan.server.openai.protocol.generation_requests import ChatRequest, CompletionRequest
-from caravan.server.openai.protocol.response_requests import ResponsesRequest
+from caravan.server.openai.protocol.chat import ChatRequest
+from caravan.server.openai.protocol.completions import CompletionRequest
+from caravan.server.openai.protocol.embeddings import EmbeddingRequest
+from caravan.server.openai.protocol.responses import ResponsesRequest
 from caravan.server.openai.protocol.strict_model import StrictModel
-from caravan.server.openai.tokenize import DetokenizeRequest, TokenizeRequest
+from caravan.server.openai.protocol.tokenize import DetokenizeRequest, TokenizeRequest
 from caravan.server.sandbox.chat_template import ChatTemplate
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, Body, a_chat, answered, open_api
 

@@ -17,7 +17,8 @@ from caravan.server.http.sse import KEEP_ALIVE, EventStream, WriteWatch, event
 from caravan.server.openai.chat import ChatShape
 from caravan.server.openai.completions import CompletionShape
 from caravan.server.openai.formatter import Formatter
-from caravan.server.openai.protocol.generation_requests import ChatRequest, CompletionRequest
+from caravan.server.openai.protocol.chat import ChatRequest
+from caravan.server.openai.protocol.completions import CompletionRequest
 from caravan.server.openai.tool_calls.call_format import HERMES
 from caravan.server.sandbox.chat_template import ChatTemplate
 from tests.fakes import byte_tokenizer

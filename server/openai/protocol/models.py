@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from caravan.server.openai.protocol.answer import Answered
+from caravan.server.openai.protocol.response_model import Answered
 
 
 class ModelEntry(Answered, kw_only=True):

@@ -6,7 +6,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from caravan.server.observe.explanation import Explanation
-from caravan.server.openai.protocol.answer import Answered, CachedTokens, ChosenTokenLogprob
+from caravan.server.openai.protocol.response_model import Answered, CachedTokens, ChosenTokenLogprob
 
 Items = Annotated[
     list[Any],

@@ -1,0 +1,65 @@
+"""The response of POST /v1/embeddings."""
+
+from typing import Annotated, ClassVar, Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+from pydantic import Field
+
+from caravan.model.sampling.sampling_params import Pooling
+from caravan.server.observe.explanation import Explanation
+from caravan.server.openai.protocol.fields import PromptField
+from caravan.server.openai.protocol.known_fields import EMBEDDING, KnownFields
+from caravan.server.openai.protocol.response_model import Answered
+from caravan.server.openai.protocol.strict_model import StrictModel
+
+
+class EmbeddingRequest(StrictModel):
+    """The body of POST /v1/embeddings."""
+
+    known_fields: ClassVar[KnownFields] = EMBEDDING
+
+    model: str
+    input: PromptField
+    encoding_format: Literal["float", "base64"] = Field(
+        "float", description="base64: of the numbers as little-endian float32, one behind the other."
+    )
+    dimensions: int | None = Field(None, ge=1, description="Only so many numbers, the first; the length is 1 again.")
+    pooling: Pooling = Field("mean", description="Of the last hidden states: their mean, or the last one.")
+    priority: int = Field(
+        0, ge=-1000, le=1000, description="Within a key, requests of a lower number are served sooner."
+    )
+    cache_salt: str = Field("", max_length=256, description="Cached prefixes are shared within one salt only.")
+    explain: bool = Field(False, description="The answer ends with what became of the request, moment by moment.")
+
+
+Vector = Annotated[
+    msgspec.Raw,
+    msgspec.Meta(extra_json_schema={"anyOf": [{"type": "array", "items": {"type": "number"}}, {"type": "string"}]}),
+]
+
+
+class Embedding(Answered, kw_only=True):
+    """A vector, in base64 if that was asked for."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: Vector
+
+
+class EmbeddingUsage(Answered, kw_only=True):
+    """Token counts of texts."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(Answered, kw_only=True):
+    """The response of POST /v1/embeddings."""
+
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+    warnings: list[str] | UnsetType = UNSET
+    explanation: Explanation | UnsetType = UNSET
