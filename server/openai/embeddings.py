@@ -33,12 +33,12 @@ NOTHING_DRAWN = SamplingParams(seed=0, max_tokens=0)
 
 
 def embeddings_router(served: ServedModel) -> APIRouter:
-    """Return the route that makes vectors of texts."""
+    """Return the router of POST /v1/embeddings."""
     router = APIRouter(tags=["generation"])
 
     @router.post(
         "/v1/embeddings",
-        summary="Turn texts into vectors",
+        summary="Create embeddings",
         **documented(EmbeddingRequest, EXAMPLE, answer=EmbeddingList),
     )
     async def create_embeddings(request: Request) -> Response:
@@ -76,12 +76,12 @@ def embeddings_router(served: ServedModel) -> APIRouter:
 
 
 def _all_written(vectors: Sequence[Sequence[float]], request: EmbeddingRequest) -> list[msgspec.Raw]:
-    """Return each vector as JSON, made one at a time: Python's lock is held for no longer than one takes."""
+    """Return each vector as JSON; Python's lock is held for one vector at a time."""
     return [msgspec.Raw(msgspec.json.encode(_written(vector, request))) for vector in vectors]
 
 
 def _written(vector: Sequence[float], request: EmbeddingRequest) -> list[float] | str:
-    """Return a vector of length 1 in the form that was asked for; both forms have the same numbers, in float32."""
+    """Return a vector of length 1 in the requested encoding; both encodings have the same float32 numbers."""
     num = request.dimensions or len(vector)
     if num > len(vector):
         raise invalid(f"`dimensions` is {num}; vectors of this model have {len(vector)}.", "dimensions")

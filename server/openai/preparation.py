@@ -1,4 +1,4 @@
-"""What a request becomes before the engine gets it; nobody waits for it any more when its client goes away."""
+"""Preparation: the prompts, the grammar and the generation of a validated request."""
 
 import itertools
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ from caravan.server.openai.structured_output.constraint import checked_grammar
 
 @dataclass(frozen=True)
 class Prepared:
-    """The prompts of a request as token ids, the characters of each token if they are repeated, and the grammar."""
+    """A request's prompts as token ids, the text of each token if the response echoes it, and the grammar."""
 
     prompts: list[list[int]]
     prompt_texts: list[list[str]] | None
@@ -38,7 +38,7 @@ class Prepared:
 async def prepared_completion(
     served: ServedModel, request: CompletionRequest, key_name: str, receive: Receive
 ) -> Prepared:
-    """Return what a completion becomes; raises ApiError, ClientDisconnect, ExecutorFull or WorkerUnavailable."""
+    """Prepare a completion; raises ApiError, ClientDisconnect, ExecutorFull or WorkerUnavailable."""
 
     async def prepare() -> Prepared:
         prompts = await completion_prompts(served, request, key_name)
@@ -49,7 +49,7 @@ async def prepared_completion(
 
 
 async def prepared_chat(served: ServedModel, request: ChatRequest, key_name: str, receive: Receive) -> Prepared:
-    """Return what a chat becomes; raises ApiError, ClientDisconnect, ExecutorFull or WorkerUnavailable."""
+    """Prepare a chat; raises ApiError, ClientDisconnect, ExecutorFull or WorkerUnavailable."""
 
     async def prepare() -> Prepared:
         prompt = await chat_prompt(served, request, key_name)
@@ -103,7 +103,7 @@ def _jobs(
 def _shown_prompt(
     request: CompletionRequest | ChatRequest, prompt: list[int], texts: list[str] | None
 ) -> ShownPrompt | None:
-    """Return what the response shows of a prompt, None if that is nothing."""
+    """Return the parts of a prompt that the response shows, or None."""
     has_logprobs = request.num_prompt_logprobs is not None
     if not has_logprobs and texts is None:
         return None

@@ -1,4 +1,4 @@
-"""POST /v1/responses: a chat in OpenAI's newer form, without anything that would have to be kept."""
+"""POST /v1/responses, without stored responses."""
 
 import re
 import time
@@ -24,12 +24,12 @@ EXAMPLE = {"model": "smollm2", "instructions": "Be brief.", "input": "What is th
 
 
 def responses_router(served: ServedModel) -> APIRouter:
-    """Return the route that answers in OpenAI's newer form."""
+    """Return the router of POST /v1/responses."""
     router = APIRouter(tags=["generation"])
 
     @router.post(
         "/v1/responses",
-        summary="Answer, in the newer form",
+        summary="Create a response",
         **documented(ResponsesRequest, EXAMPLE, answer=ResponseObject, is_streamed=True),
     )
     async def create_response(request: Request) -> Response:
@@ -37,7 +37,7 @@ def responses_router(served: ServedModel) -> APIRouter:
         body = await read_body(request, ResponsesRequest, served.limits)
         check_model(served, body.model)
         key_name = key_name_of(request.scope)
-        chat = await served.executors.tokenizing.run(key_name, partial(_chat_of, body))  # it may have megabytes
+        chat = await served.executors.tokenizing.run(key_name, partial(_chat_of, body))  # a body may have megabytes
         try:
             prepared = await prepared_chat(served, chat, key_name, request.receive)
         except ApiError as error:
@@ -55,7 +55,7 @@ def responses_router(served: ServedModel) -> APIRouter:
 
 
 def _chat_of(body: ResponsesRequest) -> ChatRequest:
-    """Return the chat that asks for the same; what is wrong with a message is wrong with the input."""
+    """Return the equivalent chat request; its errors name the fields of `body`."""
     try:
         return ChatRequest.model_validate(body.as_chat())
     except ValidationError as error:
@@ -63,7 +63,7 @@ def _chat_of(body: ResponsesRequest) -> ChatRequest:
 
 
 def _renamed(error: ApiError, body: ResponsesRequest) -> ApiError:
-    """Return an error of the chat that a response asks for, with the names that its fields have there."""
+    """Return an error of the equivalent chat request with the field names of /v1/responses."""
     names = {"response_format": "text.format", "max_completion_tokens": "max_output_tokens", "messages": "input"}
     param = error.param or ""
     place = re.match(r"messages\[(\d+)\]", param)

@@ -1,4 +1,4 @@
-"""Messages as a chat template reads them: what the client sent, in the form that the template takes."""
+"""Template messages: a conversation in the form that a chat template takes, and warnings about what it leaves out."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -16,8 +16,7 @@ REASONING_NAMES = ("reasoning_content", "reasoning", "thinking")
 def plain_messages(messages: Sequence[Message], source: str) -> list[dict[str, Json]]:
     """Return the messages as they were sent, without the fields that have no effect.
 
-    `source` is that of the template: it decides under which name the reasoning goes in, and whether the role developer
-    has its own name or that of system.
+    The template's `source` decides which fields hold the reasoning, and whether the role developer becomes system.
     """
     return [_plain(message, source) for message in messages]
 
@@ -112,9 +111,9 @@ _NAME_IN_TEMPLATE = re.compile(r"""message(?:\.name\b|\[['"]name['"]\])""")
 
 
 def message_warnings(model: TextModel, request: Conversation) -> list[str]:
-    """Return a sentence for each field that the template does not write, and for arguments of calls that are not JSON.
+    """Return a warning for each message field that the template leaves out, and for call arguments that are not JSON.
 
-    Fields that have no effect on any model are among the warnings of the request itself.
+    The request's own warnings name the fields that have no effect with any model.
     """
     messages = request.messages
     source = model.chat_template.source if model.chat_template is not None else ""

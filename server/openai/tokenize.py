@@ -1,4 +1,4 @@
-"""POST /tokenize, /detokenize and /apply-template: what the model reads, in full view."""
+"""POST /tokenize, /detokenize and /apply-template, and GET /tokenizer_info."""
 
 from functools import partial
 from typing import Any, TypeVar
@@ -27,7 +27,7 @@ Named = TypeVar("Named", TokenizeRequest, DetokenizeRequest, ApplyTemplateReques
 
 
 def tokenize_router(served: ServedModel) -> APIRouter:
-    """Return the routes that show prompts and tokens."""
+    """Return the router of the tokenizer's endpoints."""
     router = APIRouter(tags=["tokens"])
 
     async def read(request: Request, schema: type[Named]) -> Named:
@@ -40,7 +40,7 @@ def tokenize_router(served: ServedModel) -> APIRouter:
 
     @router.post(
         "/tokenize",
-        summary="Show the tokens of a text or a conversation",
+        summary="Tokenize a text or a conversation",
         response_model=Tokens,
         response_model_exclude_none=True,
         **documented(TokenizeRequest, {"prompt": "Hello world", "return_pieces": True}),
@@ -72,7 +72,7 @@ def tokenize_router(served: ServedModel) -> APIRouter:
 
     @router.post(
         "/detokenize",
-        summary="Show the text of tokens",
+        summary="Detokenize token ids",
         response_model=Text,
         response_model_exclude_none=True,
         **documented(DetokenizeRequest, {"tokens": [19556, 905]}),
@@ -86,7 +86,7 @@ def tokenize_router(served: ServedModel) -> APIRouter:
 
     @router.post(
         "/apply-template",
-        summary="Show a conversation as the model reads it",
+        summary="Render a conversation with the chat template",
         response_model=Prompt,
         response_model_exclude_none=True,
         **documented(ApplyTemplateRequest, {"messages": [{"role": "user", "content": "Hi"}]}),
@@ -121,7 +121,7 @@ def tokenize_router(served: ServedModel) -> APIRouter:
 
 
 def _written(served: ServedModel, token_ids: list[int], warnings: dict[str, list[str]], *, has_pieces: bool) -> bytes:
-    """Return the answer of /tokenize as JSON, made a piece at a time: all as objects would take much memory."""
+    """Return the response of /tokenize as JSON, written token by token to save memory."""
     shown = {"count": len(token_ids), "max_model_len": served.max_model_len, "tokens": token_ids} | warnings
     if not has_pieces:
         return msgspec.json.encode(shown)
@@ -131,7 +131,7 @@ def _written(served: ServedModel, token_ids: list[int], warnings: dict[str, list
 
 
 def _written_text(served: ServedModel, token_ids: list[int], warnings: dict[str, list[str]]) -> bytes:
-    """Return the answer of /detokenize as JSON, the text under both of its names."""
+    """Return the response of /detokenize as JSON, with the text under both names."""
     text = msgspec.Raw(msgspec.json.encode(served.tokenizer.decode(token_ids, skip_special=False)))
     return msgspec.json.encode({"text": text, "prompt": text, **warnings})
 

@@ -1,4 +1,4 @@
-"""The response of POST /v1/chat/completions, and its chunks."""
+"""The request and response of POST /v1/chat/completions, and the chunks of its stream."""
 
 from typing import ClassVar, Literal, Self
 
@@ -10,7 +10,7 @@ from caravan.server.observe.explanation import Explanation
 from caravan.server.openai.protocol.generation_request import MAX_LOGPROBS, GenerationRequest
 from caravan.server.openai.protocol.known_fields import CHAT, KnownFields
 from caravan.server.openai.protocol.messages import Conversation
-from caravan.server.openai.protocol.response_model import Answered, ChatLogprobs, Head, PromptLogprobs, Usage
+from caravan.server.openai.protocol.response_model import ChatLogprobs, Head, PromptLogprobs, ResponseModel, Usage
 from caravan.server.openai.protocol.tools import Tool, ToolChoiceField, strictness_warnings
 
 
@@ -21,7 +21,9 @@ class ChatRequest(Conversation, GenerationRequest):
 
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
-    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="Above 0 only together with `logprobs`.")
+    top_logprobs: int | None = Field(
+        None, ge=0, le=MAX_LOGPROBS, description="Alternatives for each token; above 0 requires `logprobs`."
+    )
 
     tool_choice: ToolChoiceField = "auto"
     parallel_tool_calls: bool = Field(True, description="False: at most one call.")
@@ -33,7 +35,7 @@ class ChatRequest(Conversation, GenerationRequest):
 
     @property
     def required_tools(self) -> list[Tool]:
-        """The functions of which the answer must call one; none: it need not."""
+        """The functions of which the model must call one; empty: a call is optional."""
         if self.tool_choice in ("none", "auto"):
             return []
         name = self.tool_choice.removeprefix("function ")
@@ -41,7 +43,7 @@ class ChatRequest(Conversation, GenerationRequest):
 
     @property
     def allows_several_calls(self) -> bool:
-        """The answer may call more than one function; a choice that names one means one call of it."""
+        """Whether a response may have several calls; a `tool_choice` that names a function allows one."""
         return self.parallel_tool_calls and not self.tool_choice.startswith("function ")
 
     def warnings(self) -> list[str]:
@@ -63,20 +65,20 @@ class ChatRequest(Conversation, GenerationRequest):
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             raise invalid("`max_tokens` and `max_completion_tokens` differ; send one of them.", "max_tokens")
         if self.tool_choice not in ("none", "auto") and not self.required_tools:
-            raise invalid("`tool_choice` wants a function that `tools` does not have.", "tool_choice")
+            raise invalid("`tool_choice` requires a function that `tools` does not have.", "tool_choice")
         if self.top_logprobs and not self.logprobs:
             raise invalid("`top_logprobs` needs `logprobs` to be true.", "top_logprobs")
         return self
 
 
-class CallTarget(Answered, kw_only=True):
+class CallTarget(ResponseModel, kw_only=True):
     """The function of a call; its arguments are JSON, whole or a part."""
 
     name: str | UnsetType = UNSET
     arguments: str
 
 
-class Call(Answered, kw_only=True):
+class Call(ResponseModel, kw_only=True):
     """A function call, or a part of one."""
 
     index: int | UnsetType = UNSET  # in chunks
@@ -85,7 +87,7 @@ class Call(Answered, kw_only=True):
     type: Literal["function"] | UnsetType = UNSET
 
 
-class ChatMessage(Answered, kw_only=True):
+class ChatMessage(ResponseModel, kw_only=True):
     """A message of the assistant."""
 
     role: Literal["assistant"] = "assistant"
@@ -94,8 +96,8 @@ class ChatMessage(Answered, kw_only=True):
     tool_calls: list[Call] | UnsetType = UNSET
 
 
-class ChatDelta(Answered, kw_only=True):
-    """What a message has next."""
+class ChatDelta(ResponseModel, kw_only=True):
+    """The next part of a message."""
 
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
@@ -105,8 +107,8 @@ class ChatDelta(Answered, kw_only=True):
 ChatFinishReason = Literal["stop", "length", "tool_calls"]
 
 
-class ChatChoice(Answered, kw_only=True):
-    """A message in answer to a conversation."""
+class ChatChoice(ResponseModel, kw_only=True):
+    """A choice of a chat completion."""
 
     index: int
     message: ChatMessage
@@ -115,7 +117,7 @@ class ChatChoice(Answered, kw_only=True):
     token_ids: list[int] | UnsetType = UNSET
 
 
-class ChatChunkChoice(Answered, kw_only=True):
+class ChatChunkChoice(ResponseModel, kw_only=True):
     """A part of a choice."""
 
     index: int

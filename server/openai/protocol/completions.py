@@ -1,4 +1,4 @@
-"""The response of POST /v1/completions."""
+"""The request and response of POST /v1/completions."""
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -11,7 +11,7 @@ from caravan.server.observe.explanation import Explanation
 from caravan.server.openai.protocol.fields import PromptField
 from caravan.server.openai.protocol.generation_request import MAX_LOGPROBS, GenerationRequest
 from caravan.server.openai.protocol.known_fields import COMPLETION, KnownFields
-from caravan.server.openai.protocol.response_model import Answered, CompletionLogprobs, Head, PromptLogprobs, Usage
+from caravan.server.openai.protocol.response_model import CompletionLogprobs, Head, PromptLogprobs, ResponseModel, Usage
 
 
 def _false_is_none(value: Any) -> Any:
@@ -28,16 +28,16 @@ class CompletionRequest(GenerationRequest):
 
     prompt: PromptField
     add_special_tokens: bool = Field(
-        True, description="With what the model wants before and behind a text: BOS, EOS. Token ids stay as they are."
+        True, description="Add the tokenizer's BOS and EOS tokens to texts. Token ids stay unchanged."
     )
-    max_tokens: int | None = Field(None, ge=0, description="0 only together with `echo` or `prompt_logprobs`.")
+    max_tokens: int | None = Field(None, ge=0, description="0 requires `echo` or `prompt_logprobs`.")
     logprobs: Annotated[int | None, BeforeValidator(_false_is_none, _LogprobsInput)] = Field(
-        None, ge=0, le=MAX_LOGPROBS, description="false means none."
+        None, ge=0, le=MAX_LOGPROBS, description="Number of alternatives for each token; false: no log-probabilities."
     )
     best_of: int | None = Field(
-        None, ge=1, le=128, description="How many choices are made, of which the n most probable are returned."
+        None, ge=1, le=128, description="Number of choices to generate, of which the `n` most probable are returned."
     )
-    echo: bool = Field(False, description="The text begins with the prompt.")
+    echo: bool = Field(False, description="Return the prompt before the generated text.")
 
     @property
     def num_logprobs(self) -> int | None:
@@ -67,7 +67,7 @@ class CompletionRequest(GenerationRequest):
             raise invalid(f"`best_of` is {self.best_of}; it must be at least `n`, which is {self.n}.", "best_of")
         if self.stream and self.num_choices > self.n:
             raise invalid(
-                "`best_of` above `n` cannot be streamed: the best are known when all are complete.", "best_of"
+                "`best_of` above `n` cannot be streamed: choices are ranked when all are complete.", "best_of"
             )
         return self
 
@@ -79,7 +79,7 @@ PromptTokenIds = Annotated[
 ]
 
 
-class CompletionChoice(Answered, kw_only=True):
+class CompletionChoice(ResponseModel, kw_only=True):
     """A continuation of a prompt, or a part of one."""
 
     index: int

@@ -1,4 +1,4 @@
-"""The response of POST /v1/embeddings."""
+"""The request and response of POST /v1/embeddings."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -10,7 +10,7 @@ from caravan.model.sampling.sampling_params import Pooling
 from caravan.server.observe.explanation import Explanation
 from caravan.server.openai.protocol.fields import PromptField
 from caravan.server.openai.protocol.known_fields import EMBEDDING, KnownFields
-from caravan.server.openai.protocol.response_model import Answered
+from caravan.server.openai.protocol.response_model import ResponseModel
 from caravan.server.openai.protocol.strict_model import StrictModel
 
 
@@ -22,15 +22,15 @@ class EmbeddingRequest(StrictModel):
     model: str
     input: PromptField
     encoding_format: Literal["float", "base64"] = Field(
-        "float", description="base64: of the numbers as little-endian float32, one behind the other."
+        "float", description="base64: the numbers as little-endian float32."
     )
-    dimensions: int | None = Field(None, ge=1, description="Only so many numbers, the first; the length is 1 again.")
-    pooling: Pooling = Field("mean", description="Of the last hidden states: their mean, or the last one.")
+    dimensions: int | None = Field(None, ge=1, description="Number of leading components, normalized to length 1.")
+    pooling: Pooling = Field("mean", description="Pooling of the last hidden states: their mean, or the last one.")
     priority: int = Field(
-        0, ge=-1000, le=1000, description="Within a key, requests of a lower number are served sooner."
+        0, ge=-1000, le=1000, description="Among requests of one API key, lower numbers are scheduled first."
     )
-    cache_salt: str = Field("", max_length=256, description="Cached prefixes are shared within one salt only.")
-    explain: bool = Field(False, description="The answer ends with what became of the request, moment by moment.")
+    cache_salt: str = Field("", max_length=256, description="Cached prefixes are shared only if salts are equal.")
+    explain: bool = Field(False, description="Add the events of the request, with times, to the response.")
 
 
 Vector = Annotated[
@@ -39,22 +39,22 @@ Vector = Annotated[
 ]
 
 
-class Embedding(Answered, kw_only=True):
-    """A vector, in base64 if that was asked for."""
+class Embedding(ResponseModel, kw_only=True):
+    """A vector, in base64 if requested."""
 
     object: Literal["embedding"] = "embedding"
     index: int
     embedding: Vector
 
 
-class EmbeddingUsage(Answered, kw_only=True):
+class EmbeddingUsage(ResponseModel, kw_only=True):
     """Token counts of texts."""
 
     prompt_tokens: int
     total_tokens: int
 
 
-class EmbeddingList(Answered, kw_only=True):
+class EmbeddingList(ResponseModel, kw_only=True):
     """The response of POST /v1/embeddings."""
 
     object: Literal["list"] = "list"

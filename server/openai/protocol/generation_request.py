@@ -1,7 +1,7 @@
-"""The bodies of completion and chat requests: every field, its type and its bounds.
+"""GenerationRequest: the common fields of completion and chat requests, with their types and bounds.
 
-A field given as null means its default. Fields that other servers know and that mean nothing here are in a table of
-their own (known_fields.py): most are accepted and named in a warning. Any other field is refused.
+A field given as null has its default value. Fields of other servers that have no effect here are in known_fields.py;
+most are accepted with a warning. Any other field is refused.
 """
 
 from abc import abstractmethod
@@ -17,7 +17,7 @@ from caravan.server.openai.protocol.structured_fields import JsonSchemaFormat, S
 
 
 class SamplingFields(StrictModel):
-    """How tokens are drawn, what ends a text, and who waits for it."""
+    """Sampling, stop conditions and scheduling: the common fields of completions, chat and responses."""
 
     top_k: int = Field(0, ge=-1, lt=2**31, description="0 or -1: all tokens.")
     min_p: float = Field(0.0, ge=0, le=1)
@@ -29,20 +29,20 @@ class SamplingFields(StrictModel):
         None,
         ge=-(2**63),
         lt=2**64,
-        description="Makes the request repeatable; -1 means none, as in vLLM and llama.cpp.",
+        description="Makes sampling repeatable; -1 means no seed.",
     )
 
-    min_tokens: int = Field(0, ge=0, description="Before this many tokens nothing but max_tokens ends a choice.")
+    min_tokens: int = Field(0, ge=0, description="Least number of tokens; only `max_tokens` ends a choice before.")
     ignore_eos: bool = False
     stop: StopField = Field([])
     stop_token_ids: list[int] = Field([], max_length=128)
     include_stop_str_in_output: bool = False
     return_token_ids: bool = False
-    cache_salt: str = Field("", max_length=256, description="Cached prefixes are shared within one salt only.")
+    cache_salt: str = Field("", max_length=256, description="Cached prefixes are shared only if salts are equal.")
 
-    explain: bool = Field(False, description="The answer ends with what became of the request, moment by moment.")
+    explain: bool = Field(False, description="Add the events of the request, with times, to the response.")
     priority: int = Field(
-        0, ge=-1000, le=1000, description="Within a key, requests of a lower number are served sooner."
+        0, ge=-1000, le=1000, description="Among requests of one API key, lower numbers are scheduled first."
     )
 
 
@@ -50,62 +50,62 @@ MAX_LOGPROBS = 20
 
 
 class StreamOptions(StrictModel):
-    """What a stream carries beside the text."""
+    """Options of a stream."""
 
     known_fields: ClassVar[KnownFields] = STREAM_OPTIONS
 
-    include_usage: bool = Field(False, description="The stream ends with a chunk that has the usage.")
-    continuous_usage_stats: bool = Field(False, description="Every chunk has the usage so far.")
+    include_usage: bool = Field(False, description="Send a last chunk with the token usage.")
+    continuous_usage_stats: bool = Field(False, description="Add the token usage so far to every chunk.")
 
 
 class GenerationRequest(SamplingFields, StructuredOutputFields):
-    """What completions and chat have in common."""
+    """The common fields of completion and chat requests."""
 
     model: str
-    n: int = Field(1, ge=1, le=128, description="How many choices for each prompt.")
+    n: int = Field(1, ge=1, le=128, description="Number of choices for each prompt.")
     stream: bool = False
     stream_options: StreamOptions | None = None
 
-    temperature: float = Field(1.0, ge=0, le=2, description="0 takes the most probable token.")
+    temperature: float = Field(1.0, ge=0, le=2, description="0 selects the most probable token.")
     top_p: float = Field(1.0, ge=0, le=1)
     max_tokens: int | None = Field(None, ge=1)
 
     prompt_logprobs: int | None = Field(
-        None, ge=0, le=MAX_LOGPROBS, description="Also report how probable each token of the prompt was. Not streamed."
+        None, ge=0, le=MAX_LOGPROBS, description="Number of alternatives for each prompt token. Cannot be streamed."
     )
 
     @property
     def include_usage(self) -> bool:
-        """The stream ends with a chunk of usage."""
+        """Whether the stream ends with a chunk of usage."""
         return self.stream_options is not None and self.stream_options.include_usage
 
     @property
     def has_continuous_usage(self) -> bool:
-        """Every chunk of the stream has the usage so far."""
+        """Whether every chunk of the stream has the usage so far."""
         return self.stream_options is not None and self.stream_options.continuous_usage_stats
 
     @property
     def max_new_tokens(self) -> int | None:
-        """How many tokens were asked for, under whatever name."""
+        """The requested number of tokens."""
         return self.max_tokens
 
     @property
     def num_choices(self) -> int:
-        """How many choices are made of each prompt."""
+        """The number of choices to generate for each prompt."""
         return self.n
 
     @property
     @abstractmethod
     def num_logprobs(self) -> int | None:
-        """How many alternatives to report at each position; None: no log-probabilities at all."""
+        """The number of alternatives for each token; None: no log-probabilities."""
 
     @property
     def num_prompt_logprobs(self) -> int | None:
-        """How many alternatives to report at each position of the prompt; None: nothing."""
+        """The number of alternatives for each prompt token; None: no log-probabilities."""
         return self.prompt_logprobs
 
     def warnings(self) -> list[str]:
-        """Return a sentence for each field of the request that has no effect."""
+        """Return a warning for each field of the request that has no effect."""
         warnings = ignored_warnings(ignored_fields(self)) + self.old_form_warnings + schema_warnings(self.forms)
         if isinstance(self.response_format, JsonSchemaFormat) and self.response_format.json_schema.is_lax:
             warnings.append("`response_format.json_schema.strict` has no effect: schemas are always enforced.")

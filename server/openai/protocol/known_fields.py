@@ -1,10 +1,9 @@
-"""Fields of requests that other servers and clients know and that have no effect here, with where they are known from.
+"""Known fields: request fields of other servers and clients that have no effect here, with their sources.
 
-The rule: a field is accepted if the answer is still of the kind that the client asked for. It then has a warning and is
-counted. That holds for what tunes sampling, thinking, caches or scheduling in ways that this server does not have, for
-labels, and for reports beside the text. A field is refused by its name if it asks for something else: other inputs or
-outputs than text, a prompt or a template of the request's own, code or adapters, a form or length of the text. Such a
-field may still have a value that asks for nothing.
+A field is accepted, with a warning and a count, if the response is still of the requested kind. That holds for options
+of sampling, thinking, caches and scheduling that this server does not have, for labels, and for reports beside the
+text. A field is refused by name if it requests something else: inputs or outputs other than text, a prompt or template
+of the request's own, code or adapters, a form or length of the text. Such a field may have harmless values.
 """
 
 from dataclasses import dataclass
@@ -14,18 +13,18 @@ from dataclasses import dataclass
 class KnownField:
     """A field that has no effect here."""
 
-    sources: str  # servers and clients that know it
-    harmless: tuple[object, ...] = ()  # values that ask for what this server does anyway
+    sources: str  # servers and clients that have it
+    harmless: tuple[object, ...] = ()  # values that match what this server does
     is_refused: bool = False  # other values are an error instead of a warning
-    instead: str = ""  # the field of this server that means nearly the same
+    instead: str = ""  # the closest field of this server
 
     @property
     def is_read(self) -> bool:
-        """Whether an empty list, object or text means something else than other ones."""
+        """Whether an empty list, object or text differs in effect from others."""
         return self.is_refused or any(value in ([], {}, "") for value in self.harmless)
 
     def is_harmless(self, value: object) -> bool:
-        """Return whether a value asks for nothing that this server does not do anyway."""
+        """Return whether a value matches what this server does."""
         if value is None:
             return True
         return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in self.harmless)
@@ -35,7 +34,7 @@ KnownFields = dict[str, KnownField]
 
 
 def ignored(*sources: str, harmless: tuple[object, ...] = (), instead: str = "") -> KnownField:
-    """Return a field that is taken with a warning."""
+    """Return a field that is accepted with a warning."""
     return KnownField(", ".join(sources), harmless, instead=instead)
 
 
@@ -45,14 +44,14 @@ def refused(*sources: str, harmless: tuple[object, ...] = (), instead: str = "")
 
 
 def _all_ignored(source: str, names: str) -> KnownFields:
-    """Return a table of fields of one source, of which any value is taken with a warning."""
+    """Return a table of fields of one source that are accepted with a warning."""
     return dict.fromkeys(names.split(), ignored(source))
 
 
 _OPENAI, _VLLM, _SGLANG, _LLAMA, _OLLAMA = "OpenAI", "vLLM", "SGLang", "llama.cpp", "Ollama"
 _ROUTER, _LITELLM, _ANTHROPIC, _TGI, _CODEX = "OpenRouter", "LiteLLM", "Anthropic", "TGI", "Codex CLI"
 
-# What any endpoint may get: labels, caches, routing.
+# Of all endpoints: labels, caches, routing.
 COMMON: KnownFields = {
     "metadata": ignored(_OPENAI, _LITELLM),
     "prompt_cache_key": ignored(_OPENAI, _CODEX),
@@ -82,7 +81,7 @@ COMMON: KnownFields = {
     **_all_ignored(_LITELLM, "tags fallbacks litellm_session_id litellm_trace_id"),
 }
 
-# Thinking: this server hands on what the model writes.
+# Thinking: this server returns all text that the model writes.
 THINKING: KnownFields = {
     "reasoning": ignored(_OPENAI, _ROUTER, _SGLANG),
     "reasoning_effort": ignored(_OPENAI, _VLLM, _SGLANG, _LLAMA, _OLLAMA),
@@ -101,7 +100,7 @@ THINKING: KnownFields = {
     "verbosity": ignored(_OPENAI, _ROUTER),
 }
 
-# Ways to draw tokens and to report that this server does not have, and options of other schedulers.
+# Sampling methods and reports that this server does not have, and options of other schedulers.
 SAMPLING: KnownFields = {
     "use_beam_search": refused(_VLLM, harmless=(False,)),
     "length_penalty": ignored(_VLLM, harmless=(1,)),
@@ -223,7 +222,7 @@ CHAT: KnownFields = GENERATION | {
     "chat_id": ignored("Open WebUI"),
 }
 
-# Of /v1/responses, where `metadata` comes back and `prompt` would be a template that the server keeps.
+# Of /v1/responses, which returns `metadata`; its `prompt` is a stored template.
 _SAMPLING_OF_RESPONSES = {
     name: field for name, field in SAMPLING.items() if name not in ("context_management", "usage")
 }

@@ -1,4 +1,4 @@
-"""The messages of a conversation, as chat requests carry them."""
+"""Messages: the conversation of a chat request."""
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -33,7 +33,7 @@ def _content(value: Any, info: ValidationInfo) -> str | list[dict[str, str]] | N
 
 
 def has_cache_marks(content: Any) -> bool:
-    """Return whether a part of a content says what should be cached."""
+    """Return whether a content part has a cache mark."""
     return isinstance(content, list) and any(
         mark in part for part in content if isinstance(part, dict) for mark in _CACHE_MARKS
     )
@@ -77,27 +77,29 @@ class Message(StrictModel):
     known_fields: ClassVar[KnownFields] = MESSAGE
 
     role: Literal["system", "developer", "user", "assistant", "tool"] = Field(
-        description="developer is another name of system."
+        description="developer becomes system where the chat template does not have it."
     )
     content: ContentField = Field(
-        description="May be null in messages of assistants and tools, and left out beside `tool_calls` or `refusal`."
+        description="May be null in assistant and tool messages, and omitted with `tool_calls` or `refusal`."
     )
     name: str | None = Field(None, max_length=256)
     tool_call_id: str | None = Field(None, max_length=256)
 
-    # What an answer has and a client may send back with the next question.
+    # Fields of a response that clients send back in the next request.
     tool_calls: list[ToolCall] = Field([], max_length=MAX_TOOLS)
-    refusal: str | None = Field(None, description="Goes into the prompt as the message's text.")
-    reasoning_content: str | None = Field(None, description="For chat templates that write earlier reasoning.")
-    reasoning: str | None = Field(None, description="Another name of `reasoning_content`.")
+    refusal: str | None = Field(None, description="Used as the message's text.")
+    reasoning_content: str | None = Field(None, description="For chat templates that render earlier reasoning.")
+    reasoning: str | None = Field(None, description="Alias of `reasoning_content`.")
     reasoning_details: _DetailsField = Field("", description="Its texts are used if there is no `reasoning_content`.")
     audio: Unsupported = None
     function_call: Unsupported = None
-    cache_control: _Dropped = Field(None, description="Prefixes are cached anyway. Content parts may have it, too.")
+    cache_control: _Dropped = Field(
+        None, description="No effect: prefixes are always cached. Allowed in content parts."
+    )
 
     @property
     def reasoning_text(self) -> str:
-        """The reasoning before the message, under whichever name it was sent."""
+        """The reasoning of the message, from the first of its fields that is set."""
         return self.reasoning_content or self.reasoning or self.reasoning_details
 
     @model_validator(mode="before")
@@ -115,15 +117,15 @@ class Message(StrictModel):
     @model_validator(mode="after")
     def _only_assistants_call(self) -> Self:
         if self.tool_calls and self.role != "assistant":
-            raise invalid("Only an assistant's message has `tool_calls`.", "messages")
+            raise invalid("Only messages of the role assistant may have `tool_calls`.", "messages")
         return self
 
 
 class Conversation(StrictModel):
-    """What a chat template writes as a prompt."""
+    """A conversation that a chat template renders."""
 
     messages: list[Message] = Field(min_length=1, max_length=4096, fail_fast=True)
-    add_generation_prompt: bool | None = Field(None, description="True unless continue_final_message is.")
+    add_generation_prompt: bool | None = Field(None, description="Default: not `continue_final_message`.")
     continue_final_message: bool = False
     tools: list[Tool] = Field([], max_length=MAX_TOOLS)
 
@@ -136,7 +138,7 @@ class Conversation(StrictModel):
     def _prompts_agree(self) -> Self:
         if self.continue_final_message and self.add_generation_prompt:
             raise invalid(
-                "`continue_final_message` and `add_generation_prompt` exclude each other.", "continue_final_message"
+                "`continue_final_message` and `add_generation_prompt` cannot be combined.", "continue_final_message"
             )
         names = [tool.function.name for tool in self.tools]
         if len(set(names)) < len(names):

@@ -10,7 +10,7 @@ from caravan.server.openai.protocol.messages import Conversation, Message
 from caravan.server.openai.protocol.strict_model import StrictModel
 from caravan.server.openai.protocol.tools import MAX_TOOLS, Tool
 
-MAX_TOKENS = 2**20  # that are detokenized at once
+MAX_TOKENS = 2**20  # of one request to /detokenize
 
 
 class TokenizeRequest(StrictModel):
@@ -18,24 +18,27 @@ class TokenizeRequest(StrictModel):
 
     known_fields: ClassVar[KnownFields] = TOKENS
 
-    model: str | None = Field(None, description="The served model, if it is left out.")
+    model: str | None = Field(None, description="Default: the served model.")
     prompt: str | None = None
     messages: list[Message] | None = Field(None, min_length=1, max_length=4096, fail_fast=True)
-    add_special_tokens: bool = Field(True, description="With what the model wants before and behind a text: BOS, EOS.")
-    parse_special: bool = Field(False, description="The text of a special token in the prompt is that token.")
+    add_special_tokens: bool = Field(True, description="Add the tokenizer's BOS and EOS tokens.")
+    parse_special: bool = Field(False, description="Read the text of a special token in `prompt` as that token.")
     return_pieces: bool = False
-    add_generation_prompt: bool | None = Field(None, description="Of messages: true unless continue_final_message is.")
+    add_generation_prompt: bool | None = Field(
+        None, description="With `messages`. Default: not `continue_final_message`."
+    )
     continue_final_message: bool = False
-    tools: list[Tool] = Field([], max_length=MAX_TOOLS, description="Of messages: as in a chat.")
+    tools: list[Tool] = Field([], max_length=MAX_TOOLS, description="With `messages`: as in a chat.")
 
     @model_validator(mode="after")
     def _has_one_of_both(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
-            raise invalid("`prompt` and `messages` exclude each other, and one of them is required.", "prompt")
+            raise invalid("Exactly one of `prompt` and `messages` is required.", "prompt")
         of_text = {"add_special_tokens", "parse_special"} & self.model_fields_set
         of_chat = {"add_generation_prompt", "continue_final_message", "tools"} & self.model_fields_set
-        for name in sorted(of_chat if self.messages is None else of_text):
-            raise invalid(f"`{name}` means nothing for `{'prompt' if self.messages is None else 'messages'}`.", name)
+        given, excluded = ("prompt", of_chat) if self.messages is None else ("messages", of_text)
+        for name in sorted(excluded):
+            raise invalid(f"`{name}` cannot be combined with `{given}`.", name)
         return self
 
     def conversation(self) -> Conversation | None:
@@ -68,7 +71,7 @@ class ApplyTemplateRequest(Conversation):
 
 
 class Piece(BaseModel):
-    """A token and the bytes it writes, perhaps a part of a character."""
+    """A token and its bytes, which may be a part of a character."""
 
     id: int
     bytes: list[int]
@@ -93,7 +96,7 @@ class Text(BaseModel):
 
 
 class Prompt(BaseModel):
-    """A conversation as the model reads it."""
+    """A conversation rendered with the chat template."""
 
     prompt: str
     warnings: list[str] | None = None
@@ -108,6 +111,6 @@ class TokenizerInfo(BaseModel):
     add_bos_token: bool
     bos_token: str | None = None
     eos_token: str
-    eos_token_ids: list[int] = Field(description="All tokens that end a text.")
+    eos_token_ids: list[int] = Field(description="All end tokens.")
     additional_special_tokens: list[str]
     chat_template: str | None = None

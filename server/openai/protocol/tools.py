@@ -1,4 +1,4 @@
-"""The fields of tool calls: functions a model may call, which of them it must, and calls in earlier messages."""
+"""Tools: functions that a model may call, the choice among them, and calls in earlier messages."""
 
 import json
 import math
@@ -17,14 +17,14 @@ FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
 
 class Function(StrictModel):
-    """What a model is told of a function."""
+    """The description of a function, which the prompt has."""
 
     known_fields: ClassVar[KnownFields] = TOOL
 
     name: FunctionName
     description: str | None = Field(None, max_length=16384)
     parameters: SchemaField = Field({}, description="JSON schema of the arguments, an object.")
-    strict: bool = Field(False, description="Arguments of required calls always keep to the schema.")
+    strict: bool = Field(False, description="Arguments of required calls always match the schema.")
 
 
 class Strict(Protocol):
@@ -38,7 +38,7 @@ class Strict(Protocol):
 
 
 def strictness_warnings(functions: Sequence[Strict], tool_choice: str) -> list[str]:
-    """Return a sentence if functions say something of strictness that is not so."""
+    """Return a warning if `strict` of a function has no effect."""
     said = {function.strict for function in functions if "strict" in function.model_fields_set}
     if tool_choice == "auto" and True in said:
         return ["`strict` of functions has no effect while `tool_choice` is auto; required calls are strict."]
@@ -57,22 +57,22 @@ class Tool(StrictModel):
 
     @property
     def arguments_schema(self) -> dict[str, Any]:
-        """The JSON schema of the arguments: an object, without properties if nothing is said."""
+        """The JSON schema of the arguments: by default an object without properties."""
         return self.function.parameters or {"type": "object", "properties": {}, "additionalProperties": False}
 
 
 class CalledFunction(StrictModel):
-    """A function with the arguments of a call, as a model wrote them: both may be anything."""
+    """The function name and the arguments of a call as a model wrote them, unchecked."""
 
     known_fields: ClassVar[KnownFields] = CALLED_FUNCTION
 
     name: str
-    arguments: str = Field("{}", description="A JSON object as a string; what is none goes into the prompt as text.")
+    arguments: str = Field("{}", description="A JSON object as a string; other text goes into the prompt unchanged.")
     _is_object: bool = PrivateAttr(True)
 
     @property
     def has_object(self) -> bool:
-        """The arguments are a JSON object, or empty."""
+        """Whether the arguments are a JSON object, or empty."""
         return self._is_object
 
     @model_validator(mode="after")
@@ -82,14 +82,14 @@ class CalledFunction(StrictModel):
 
 
 class ToolCall(StrictModel):
-    """A call that an earlier answer made."""
+    """A call in an earlier message of the assistant."""
 
     known_fields: ClassVar[KnownFields] = TOOL_CALL
 
     id: str = Field(max_length=256)
     type: Literal["function"] = "function"
     function: CalledFunction
-    index: int | None = Field(None, description="As the parts of a stream have it; means nothing here.")
+    index: int | None = Field(None, description="As in the chunks of a stream; no effect.")
 
 
 def _tool_choice(value: Any) -> str:
@@ -112,9 +112,9 @@ ToolChoiceField = Annotated[
 
 
 def parsed_arguments(text: str, special_tokens: Collection[str] = ()) -> dict[str, Json] | None:
-    """Return the object that the arguments of a call are, None if they are not one that can go into a prompt as such.
+    """Return the arguments of a call as an object, or None if they are not an object that a prompt can have.
 
-    An object whose keys have the text of a special token cannot: only values are guarded against it.
+    An object whose keys have the text of a special token is not: only values are guarded against it.
     """
     if not text.strip():
         return {}

@@ -67,7 +67,7 @@ async def refused(api: Api, path: str, fields: Body, *, param: str | None, says:
         ({"stop": ["a"] * 17}, "stop", "at most 16"),
         ({"stop": ["a", ""]}, "stop", "no empty string"),
         ({"stop": "x" * 1025}, "stop", "at most 1024"),
-        ({"stop_token_ids": [-1]}, "stop_token_ids", "-1; ids go from 0 to 259"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids", "-1; it must be from 0 to 259"),
         ({"stop_token_ids": [260]}, "stop_token_ids", "260"),
         ({"stop_token_ids": [2**31]}, "stop_token_ids", str(2**31)),
         ({"stop_token_ids": [2**63]}, "stop_token_ids", str(2**63)),
@@ -106,7 +106,7 @@ async def test_a_wrong_value_is_named(api: Api, path: str, fields: Body, param: 
         ({"prompt": [True]}, "prompt", "must be a string"),
         ({"prompt": [1.5]}, "prompt", "must be a string"),
         ({"prompt": [[1], [2.5]]}, "prompt", "must be a string"),
-        ({"prompt": [-1]}, "prompt", "-1; ids go from 0 to 259"),
+        ({"prompt": [-1]}, "prompt", "-1; it must be from 0 to 259"),
         ({"prompt": [260]}, "prompt", "260"),
         ({"prompt": [[1], [2**31]]}, "prompt[1]", str(2**31)),
         ({"prompt": [2**63]}, "prompt", str(2**63)),
@@ -227,7 +227,7 @@ async def test_an_unknown_model_is_404(api: Api, name: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"prompt": [1] * 500, "max_tokens": 13}, "you requested 513 tokens (500 in the prompt, 13 to come)"),
+        ({"prompt": [1] * 500, "max_tokens": 13}, "you requested 513 tokens (500 in the prompt, 13 in the completion)"),
         ({"prompt": [1] * 512}, "you requested 512 tokens in the prompt"),
         ({"prompt": "x" * 512}, "you requested 512 tokens in the prompt"),
         ({"prompt": "x" * 100_000}, "you requested at least"),

@@ -46,7 +46,7 @@ async def test_text_has_no_grammar(api: Api) -> None:
         ({"response_format": named({"x-guidance": {"lenient": True}})}, "response_format", "x-guidance"),
         ({"response_format": named(SCHEMA, name="no spaces")}, "response_format.json_schema.name", ""),
         ({"response_format": named([1])}, "response_format.json_schema.schema", "must be an object"),
-        ({"regex": "a", "grammar": 'start: "a"'}, "regex", "exclude each other"),
+        ({"regex": "a", "grammar": 'start: "a"'}, "regex", "cannot be combined"),
     ],
 )
 async def test_a_form_that_cannot_be_kept_is_400_and_nothing_runs(

@@ -78,7 +78,7 @@ async def test_a_stream_has_the_warnings_in_its_first_chunk(api: Api, path: str)
     chunks = await api.stream(path, mirostat=2, repeat_penalty=1.1)
     assert chunks[0]["warnings"] == [
         "`mirostat` has no effect on this server.",
-        "`repeat_penalty` has no effect on this server; `repetition_penalty` has.",
+        "`repeat_penalty` has no effect on this server; use `repetition_penalty`.",
     ]
     assert not any("warnings" in chunk for chunk in chunks[1:])
 

@@ -63,8 +63,8 @@ async def test_a_choice_is_one_of_the_strings_whatever_characters_they_have(api:
 @pytest.mark.parametrize(
     ("fields", "warning"),
     [
-        ({"guided_json": SCHEMA}, "`guided_json` is an old name; it is enforced here as `structured_outputs.json`."),
-        ({"guided_choice": ["a"]}, "`guided_choice` is an old name"),
+        ({"guided_json": SCHEMA}, "`guided_json` is deprecated; use `structured_outputs.json`."),
+        ({"guided_choice": ["a"]}, "`guided_choice` is deprecated"),
         ({"guided_decoding_backend": "outlines"}, "`guided_decoding_backend` has no effect"),
         ({"guided_whitespace_pattern": " "}, "`guided_whitespace_pattern` has no effect"),
         (
@@ -77,7 +77,7 @@ async def test_a_choice_is_one_of_the_strings_whatever_characters_they_have(api:
         ),
         (
             {"json_schema": {"type": "string", "nullable": True, "tone": "warm"}},
-            '`json_schema`: keywords of its schema have no effect: "nullable", "tone".',
+            '`json_schema`: these schema keywords have no effect: "nullable", "tone".',
         ),
     ],
 )
@@ -104,7 +104,7 @@ async def test_what_has_no_effect_or_an_old_name_is_a_warning(api: Api, fields: 
         ({"structured_outputs": {"regex": "((("}}, "structured_outputs.regex", "unclosed group"),
         ({"guided_json": {"type": "string", "format": "phone"}}, "guided_json", "Unknown format"),
         ({"response_format": {"type": "structural_tag"}}, "response_format", "must be of type"),
-        ({"json_schema": SCHEMA, "regex": "a"}, "regex", "`regex` and `json_schema` exclude each other"),
+        ({"json_schema": SCHEMA, "regex": "a"}, "regex", "`regex` and `json_schema` cannot be combined"),
         ({"structured_outputs": {"regex": "a"}, "response_format": NAMED}, "structured_outputs.regex", "exclude each"),
         ({"guided_regex": "a", "structured_outputs": {"regex": "a"}}, "structured_outputs.regex", "`guided_regex`"),
         ({"structured_outputs": {"regex": "a"}, "min_tokens": 2}, "min_tokens", "grammar"),
