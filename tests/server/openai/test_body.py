@@ -96,7 +96,7 @@ def test_threat_28_values_of_fields_without_meaning_are_never_made() -> None:
     assert peak_bytes({"model": "m", "prompt": lists}) > 5_000_000  # as they would take
 
 
-async def test_threat_28_a_field_nobody_knows_is_named_in_a_long_body_as_in_a_short_one(api: Api) -> None:
+async def test_threat_28_an_unknown_field_is_named_in_a_long_body_as_in_a_short_one(api: Api) -> None:
     errors = [
         error_of(await api.http.post(COMPLETIONS, json={"model": "fake", "prompt": "hi", "cache": nested(size)}))
         for size in (1, LONG)
@@ -170,7 +170,7 @@ class Slow:
 
 
 @pytest.mark.parametrize("is_declared", [True, False])
-async def test_threat_28_a_body_that_finds_no_memory_is_429_and_gets_in_when_there_is_some(is_declared: bool) -> None:
+async def test_threat_28_a_body_over_the_memory_limit_is_429_until_memory_is_free(is_declared: bool) -> None:
     concurrency_limit = ConcurrencyLimit(16, BodyMemory(3 * LONG))
     async with open_api(concurrency_limit=concurrency_limit) as api:
         slow = Slow(2 * LONG)
@@ -229,7 +229,7 @@ async def test_threat_28_a_body_counts_until_its_request_ends() -> None:
     ("encoding", "encode"),
     [("gzip", gzip.compress), ("X-GZIP", gzip.compress), ("zstd", zstd.compress), ("identity", bytes), (" ", bytes)],
 )
-async def test_bodies_come_in_gzip_and_zstd(api: Api, encoding: str, encode: Any, fields: Body) -> None:
+async def test_bodies_may_be_gzip_or_zstd(api: Api, encoding: str, encode: Any, fields: Body) -> None:
     body = encode(json.dumps({"model": "fake", "prompt": "hi"} | fields).encode())
     response = await api.http.post(COMPLETIONS, content=body, headers=JSON | {"content-encoding": encoding})
     assert answered(response)["choices"][0]["text"] == "Hello!"

@@ -49,7 +49,7 @@ async def refusal(api: Api, path: str, fields: Body) -> Body:
 
 
 @pytest.mark.parametrize("path", ENDPOINTS)
-async def test_every_known_field_is_taken_with_a_warning_or_refused_by_its_name(api: Api, path: str) -> None:
+async def test_every_known_field_is_accepted_with_a_warning_or_refused_by_name(api: Api, path: str) -> None:
     schema, table, body = ENDPOINTS[path]
     own = {field.alias or name for name, field in schema.model_fields.items()}
     taken = {name: A_VALUE for name, field in table.items() if name not in own and not field.is_refused}
@@ -207,7 +207,7 @@ async def test_threat_28_a_refused_field_of_a_long_body_is_still_refused(api: Ap
     assert [warning.split("`")[1] for warning in long["warnings"]] == ["transforms", "metadata"]
 
 
-def test_every_known_field_has_a_source_and_stands_in_the_guide_for_clients() -> None:
+def test_every_known_field_has_a_source_and_is_in_the_guide_for_clients() -> None:
     guide = Path("docs/clients.md").read_text("utf-8")
     for prefix, table in [*NESTED.items(), *(("", table) for _, table, _ in ENDPOINTS.values())]:
         for name, field in table.items():
@@ -259,5 +259,5 @@ async def test_a_field_whose_loss_would_change_the_form_of_the_answer_is_refused
     ("path", "fields"),
     [("/v1/embeddings", {"embed_dtype": "float32", "endianness": "little"}), (CHAT, {"options": {}})],
 )
-async def test_its_value_that_asks_for_nothing_is_taken(api: Api, path: str, fields: Body) -> None:
+async def test_its_harmless_value_is_accepted(api: Api, path: str, fields: Body) -> None:
     assert "warnings" not in answered(await api.http.post(path, json=ENDPOINTS[path][2] | fields))

@@ -111,7 +111,7 @@ async def test_numbers_in_schemas_reach_the_model_as_they_were_sent(chat_ml: Cha
         ("/v1/responses", {"top_logprobs": 0, "tools": [], "stop": "", "top_k": -1}),
     ],
 )
-async def test_values_that_mean_none_change_nothing(api: Api, path: str, fields: Body) -> None:
+async def test_values_that_disable_a_field_change_nothing(api: Api, path: str, fields: Body) -> None:
     body = {COMPLETIONS: {"model": "fake", "prompt": "hi"}, CHAT: a_chat()}.get(path, {"model": "fake", "input": "hi"})
     plain = answered(await api.http.post(path, json=body | {"seed": 1}))
     with_fields = answered(await api.http.post(path, json=body | {"seed": 1} | fields))
@@ -124,7 +124,7 @@ async def test_values_that_mean_none_change_nothing(api: Api, path: str, fields:
         assert plain["output"][0]["content"] == with_fields["output"][0]["content"]
 
 
-async def test_the_seed_minus_one_is_none(api: Api) -> None:
+async def test_the_seed_minus_one_means_no_seed(api: Api) -> None:
     await api.complete(seed=-1, n=2)
     await api.complete(seed=-1)
     seeds = {submitted[1].seed for submitted in api.engine.submitted}
