@@ -158,7 +158,11 @@ async def test_a_wrong_value_of_a_completion_is_named(api: Api, fields: Body, pa
         ({"logprobs": 1}, "logprobs", "true or false"),
         ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens", "differ"),
         ({"max_completion_tokens": 0}, "max_completion_tokens", "at least 1"),
-        ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message", "exclude"),
+        (
+            {"continue_final_message": True, "add_generation_prompt": True},
+            "continue_final_message",
+            "cannot be combined",
+        ),
         ({"chat_template": "{{ x }}"}, "chat_template", "not supported"),
         ({"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs", "not supported"),
         ({"tools": [{"type": "function"}]}, "tools[0].function", "is missing"),
