@@ -29,7 +29,7 @@ from caravan.server.openai.protocol.chat import (
 )
 from caravan.server.openai.protocol.response_model import ChatLogprobs
 from caravan.server.openai.protocol.strict_model import ignored_fields
-from caravan.server.openai.protocol.validation import read_body
+from caravan.server.openai.protocol.validated_body import read_body
 from caravan.server.openai.run_generation import run_generation
 from caravan.server.openai.template_messages import message_warnings
 from caravan.server.openai.tool_calls.call_format import CallFormat, call_format_of

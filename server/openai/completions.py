@@ -16,7 +16,7 @@ from caravan.server.openai.models import check_model
 from caravan.server.openai.preparation import generation_of, prepared_completion
 from caravan.server.openai.protocol.completions import Completion, CompletionChoice, CompletionRequest
 from caravan.server.openai.protocol.strict_model import ignored_fields
-from caravan.server.openai.protocol.validation import read_body
+from caravan.server.openai.protocol.validated_body import read_body
 from caravan.server.openai.run_generation import run_generation
 
 EXAMPLE = {"model": "smollm2", "prompt": "The capital of France is", "max_tokens": 5, "temperature": 0}

@@ -24,7 +24,7 @@ from caravan.server.openai.models import check_model
 from caravan.server.openai.prompts import in_thread_if_long, prompt_tokens, too_long
 from caravan.server.openai.protocol.embeddings import Embedding, EmbeddingList, EmbeddingRequest, EmbeddingUsage
 from caravan.server.openai.protocol.strict_model import ignored_fields, ignored_warnings
-from caravan.server.openai.protocol.validation import read_body
+from caravan.server.openai.protocol.validated_body import read_body
 from caravan.server.openai.run_generation import all_deltas
 
 MAX_INPUTS = 2048

@@ -16,7 +16,8 @@ from caravan.server.openai.preparation import generation_of, prepared_chat
 from caravan.server.openai.protocol.chat import ChatRequest
 from caravan.server.openai.protocol.response_object import ResponseObject
 from caravan.server.openai.protocol.responses import ResponsesRequest
-from caravan.server.openai.protocol.validation import first_problem, read_body
+from caravan.server.openai.protocol.validated_body import read_body
+from caravan.server.openai.protocol.validation import first_problem
 from caravan.server.openai.response_writer import ResponseWriter
 from caravan.server.openai.run_generation import run_generation
 

@@ -21,7 +21,7 @@ from caravan.server.openai.protocol.tokenize import (
     TokenizerInfo,
     Tokens,
 )
-from caravan.server.openai.protocol.validation import read_body
+from caravan.server.openai.protocol.validated_body import read_body
 
 Named = TypeVar("Named", TokenizeRequest, DetokenizeRequest, ApplyTemplateRequest)
 

@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 from caravan.server.http.errors import invalid
 from caravan.server.observe.explanation import Explanation
 from caravan.server.openai.protocol.generation_request import MAX_LOGPROBS, GenerationRequest
-from caravan.server.openai.protocol.known_fields import CHAT, KnownFields
+from caravan.server.openai.protocol.known_field import KnownFields
+from caravan.server.openai.protocol.known_fields import CHAT
 from caravan.server.openai.protocol.messages import Conversation
 from caravan.server.openai.protocol.response_model import ChatLogprobs, Head, PromptLogprobs, ResponseModel, Usage
 from caravan.server.openai.protocol.tools import Tool, ToolChoiceField, strictness_warnings

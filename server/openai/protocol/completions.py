@@ -10,7 +10,8 @@ from caravan.server.http.errors import invalid
 from caravan.server.observe.explanation import Explanation
 from caravan.server.openai.protocol.fields import PromptField
 from caravan.server.openai.protocol.generation_request import MAX_LOGPROBS, GenerationRequest
-from caravan.server.openai.protocol.known_fields import COMPLETION, KnownFields
+from caravan.server.openai.protocol.known_field import KnownFields
+from caravan.server.openai.protocol.known_fields import COMPLETION
 from caravan.server.openai.protocol.response_model import CompletionLogprobs, Head, PromptLogprobs, ResponseModel, Usage
 
 

@@ -9,7 +9,8 @@ from pydantic import Field
 from caravan.model.sampling.sampling_params import Pooling
 from caravan.server.observe.explanation import Explanation
 from caravan.server.openai.protocol.fields import PromptField
-from caravan.server.openai.protocol.known_fields import EMBEDDING, KnownFields
+from caravan.server.openai.protocol.known_field import KnownFields
+from caravan.server.openai.protocol.known_fields import EMBEDDING
 from caravan.server.openai.protocol.response_model import ResponseModel
 from caravan.server.openai.protocol.strict_model import StrictModel
 

@@ -11,9 +11,11 @@ from pydantic import Field, model_validator
 
 from caravan.server.http.errors import invalid
 from caravan.server.openai.protocol.fields import LogitBiasField, StopField
-from caravan.server.openai.protocol.known_fields import STREAM_OPTIONS, KnownFields
+from caravan.server.openai.protocol.known_field import KnownFields
+from caravan.server.openai.protocol.known_fields import STREAM_OPTIONS
+from caravan.server.openai.protocol.response_format import JsonSchemaFormat
 from caravan.server.openai.protocol.strict_model import StrictModel, ignored_fields, ignored_warnings
-from caravan.server.openai.protocol.structured_fields import JsonSchemaFormat, StructuredOutputFields, schema_warnings
+from caravan.server.openai.protocol.structured_fields import StructuredOutputFields, schema_warnings
 
 
 class SamplingFields(StrictModel):

@@ -6,47 +6,7 @@ text. A field is refused by name if it requests something else: inputs or output
 of the request's own, code or adapters, a form or length of the text. Such a field may have harmless values.
 """
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class KnownField:
-    """A field that has no effect here."""
-
-    sources: str  # servers and clients that have it
-    harmless: tuple[object, ...] = ()  # values that match what this server does
-    is_refused: bool = False  # other values are an error instead of a warning
-    instead: str = ""  # the closest field of this server
-
-    @property
-    def is_read(self) -> bool:
-        """Whether an empty list, object or text differs in effect from others."""
-        return self.is_refused or any(value in ([], {}, "") for value in self.harmless)
-
-    def is_harmless(self, value: object) -> bool:
-        """Return whether a value matches what this server does."""
-        if value is None:
-            return True
-        return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in self.harmless)
-
-
-KnownFields = dict[str, KnownField]
-
-
-def ignored(*sources: str, harmless: tuple[object, ...] = (), instead: str = "") -> KnownField:
-    """Return a field that is accepted with a warning."""
-    return KnownField(", ".join(sources), harmless, instead=instead)
-
-
-def refused(*sources: str, harmless: tuple[object, ...] = (), instead: str = "") -> KnownField:
-    """Return a field that is an error, but for its harmless values."""
-    return KnownField(", ".join(sources), harmless, is_refused=True, instead=instead)
-
-
-def _all_ignored(source: str, names: str) -> KnownFields:
-    """Return a table of fields of one source that are accepted with a warning."""
-    return dict.fromkeys(names.split(), ignored(source))
-
+from caravan.server.openai.protocol.known_field import KnownFields, all_ignored, ignored, refused
 
 _OPENAI, _VLLM, _SGLANG, _LLAMA, _OLLAMA = "OpenAI", "vLLM", "SGLang", "llama.cpp", "Ollama"
 _ROUTER, _LITELLM, _ANTHROPIC, _TGI, _CODEX = "OpenRouter", "LiteLLM", "Anthropic", "TGI", "Codex CLI"
@@ -66,19 +26,19 @@ COMMON: KnownFields = {
     "lora": refused(_LLAMA, harmless=([],)),
     "adapter_id": refused(_TGI, harmless=("",)),
     "truncate_prompt_tokens": refused(_VLLM),
-    **_all_ignored(_OPENAI, "user safety_identifier prompt_cache_options prompt_cache_retention moderation"),
-    **_all_ignored(
+    **all_ignored(_OPENAI, "user safety_identifier prompt_cache_options prompt_cache_retention moderation"),
+    **all_ignored(
         _VLLM,
         "request_id kv_transfer_params ec_transfer_params mm_processor_kwargs media_io_kwargs "
         "return_mm_kwargs truncation_side",
     ),
-    **_all_ignored(
+    **all_ignored(
         _SGLANG,
         "rid extra_key custom_labels data_parallel_rank routed_dp_rank disagg_prefill_dp_rank bootstrap_host "
         "bootstrap_port bootstrap_room session_params",
     ),
-    **_all_ignored(_ROUTER, "provider models route trace"),
-    **_all_ignored(_LITELLM, "tags fallbacks litellm_session_id litellm_trace_id"),
+    **all_ignored(_ROUTER, "provider models route trace"),
+    **all_ignored(_LITELLM, "tags fallbacks litellm_session_id litellm_trace_id"),
 }
 
 # Thinking: this server returns all text that the model writes.
@@ -168,19 +128,19 @@ SAMPLING: KnownFields = {
     "plugins": ignored(_ROUTER, harmless=([],)),
     "cache_control": ignored(_ANTHROPIC, _ROUTER),
     "context_management": ignored(_ANTHROPIC, _OPENAI),
-    **_all_ignored(
+    **all_ignored(
         _LLAMA,
         "dynatemp_exponent xtc_threshold dry_base dry_allowed_length dry_penalty_last_n dry_sequence_breakers "
         "adaptive_target adaptive_decay samplers backend_sampling n_keep n_discard n_cache_reuse "
         "t_max_predict_ms t_max_prompt_ms response_fields sse_ping_interval",
     ),
-    **_all_ignored(
+    **all_ignored(
         _VLLM,
         "repetition_detection vllm_xargs guided_decoding_backend guided_whitespace_pattern "
         "routed_experts_prompt_start stream_interval",
     ),
-    **_all_ignored(_SGLANG, "custom_params routed_experts_start_len ngram_corpus_id images_config"),
-    **_all_ignored(_ANTHROPIC, "anthropic_beta anthropic_version betas speed"),
+    **all_ignored(_SGLANG, "custom_params routed_experts_start_len ngram_corpus_id images_config"),
+    **all_ignored(_ANTHROPIC, "anthropic_beta anthropic_version betas speed"),
 }
 
 GENERATION: KnownFields = COMMON | THINKING | SAMPLING
@@ -298,7 +258,7 @@ MESSAGE: KnownFields = {
 }
 STRUCTURED_OUTPUTS: KnownFields = {
     "structural_tag": refused(_VLLM),
-    **_all_ignored(_VLLM, "disable_any_whitespace disable_additional_properties disable_fallback whitespace_pattern"),
+    **all_ignored(_VLLM, "disable_any_whitespace disable_additional_properties disable_fallback whitespace_pattern"),
 }
 
 # Of items in the input of /v1/responses.

@@ -6,7 +6,8 @@ from pydantic import Field, PlainValidator, ValidationInfo, model_validator
 
 from caravan.server.http.errors import invalid, shown
 from caravan.server.openai.protocol.fields import NoEffect, Unsupported, wrong
-from caravan.server.openai.protocol.known_fields import MESSAGE, KnownFields
+from caravan.server.openai.protocol.known_field import KnownFields
+from caravan.server.openai.protocol.known_fields import MESSAGE
 from caravan.server.openai.protocol.strict_model import StrictModel
 from caravan.server.openai.protocol.tools import MAX_TOOLS, Tool, ToolCall
 

@@ -8,7 +8,9 @@ from pydantic import BaseModel, Discriminator, Field, TypeAdapter, ValidationErr
 from caravan.server.http.errors import invalid
 from caravan.server.openai.protocol.fields import SchemaField
 from caravan.server.openai.protocol.generation_request import MAX_LOGPROBS, SamplingFields
-from caravan.server.openai.protocol.known_fields import RESPONSES, SCHEMA, TEXT_OPTIONS, KnownFields
+from caravan.server.openai.protocol.known_field import KnownFields
+from caravan.server.openai.protocol.known_fields import RESPONSES, SCHEMA, TEXT_OPTIONS
+from caravan.server.openai.protocol.response_format import JsonObjectFormat, TextFormat
 from caravan.server.openai.protocol.response_items import InputReader
 from caravan.server.openai.protocol.response_tools import (
     FunctionTool,
@@ -18,7 +20,6 @@ from caravan.server.openai.protocol.response_tools import (
     without_effect,
 )
 from caravan.server.openai.protocol.strict_model import StrictModel, ignored_fields, ignored_warnings
-from caravan.server.openai.protocol.structured_fields import JsonObjectFormat, TextFormat
 from caravan.server.openai.protocol.tools import MAX_TOOLS, strictness_warnings
 from caravan.server.openai.protocol.validation import first_problem
 

@@ -10,7 +10,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from caravan.server.http.errors import shown
 from caravan.server.openai.protocol.fields import NoEffect
-from caravan.server.openai.protocol.known_fields import KnownField, KnownFields
+from caravan.server.openai.protocol.known_field import KnownField, KnownFields
 
 _MAX_FIELDS = 256  # of an object
 _LARGEST_EXACT = 2**53  # a float64 holds all integers up to this one

@@ -5,7 +5,8 @@ from typing import ClassVar, Self
 from pydantic import BaseModel, Field, model_validator
 
 from caravan.server.http.errors import invalid
-from caravan.server.openai.protocol.known_fields import TOKENS, KnownFields
+from caravan.server.openai.protocol.known_field import KnownFields
+from caravan.server.openai.protocol.known_fields import TOKENS
 from caravan.server.openai.protocol.messages import Conversation, Message
 from caravan.server.openai.protocol.strict_model import StrictModel
 from caravan.server.openai.protocol.tools import MAX_TOOLS, Tool

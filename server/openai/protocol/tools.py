@@ -8,7 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal, NoReturn, Protocol, Self
 from pydantic import Field, PlainValidator, PrivateAttr, model_validator
 
 from caravan.server.openai.protocol.fields import SchemaField, check_depth, wrong
-from caravan.server.openai.protocol.known_fields import CALLED_FUNCTION, TOOL, TOOL_CALL, KnownFields
+from caravan.server.openai.protocol.known_field import KnownFields
+from caravan.server.openai.protocol.known_fields import CALLED_FUNCTION, TOOL, TOOL_CALL
 from caravan.server.openai.protocol.strict_model import StrictModel
 from caravan.server.sandbox.special_tokens import Json, all_keys
 

@@ -1,31 +1,13 @@
-"""Validation: request bodies as models, and pydantic's errors as messages with field, value and limit."""
+"""Validation: pydantic's errors as messages with field, value and limit."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
-from fastapi import Request
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from caravan.server.generation.request_limits import RequestLimits
-from caravan.server.http import body
 from caravan.server.http.errors import ApiError, invalid, shown
-from caravan.server.openai.protocol.strict_model import StrictModel, unknown
-
-Schema = TypeVar("Schema", bound=StrictModel)
-
-
-async def read_body(request: Request, schema: type[Schema], limits: RequestLimits) -> Schema:
-    """Return the body of `request` as an instance of `schema`; raises ApiError 400, 408, 413, 415 or 429."""
-
-    def validate(value: Any) -> Schema:
-        try:
-            return schema.model_validate(value)
-        except ValidationError as error:
-            raise first_problem(error, value) from None
-
-    return await body.read_body(request, limits, schema.fields_with_meaning(), validate)
-
+from caravan.server.openai.protocol.strict_model import unknown
 
 _MAX_KEY = 64  # characters of a caller's own key in a message
 

@@ -11,8 +11,9 @@ from caravan.server.openai.protocol import known_fields
 from caravan.server.openai.protocol.chat import ChatRequest
 from caravan.server.openai.protocol.completions import CompletionRequest
 from caravan.server.openai.protocol.embeddings import EmbeddingRequest
+from caravan.server.openai.protocol.known_field import KnownFields
 from caravan.server.openai.protocol.known_fields import CHAT as CHAT_FIELDS
-from caravan.server.openai.protocol.known_fields import COMPLETION, EMBEDDING, RESPONSES, TOKENS, KnownFields
+from caravan.server.openai.protocol.known_fields import COMPLETION, EMBEDDING, RESPONSES, TOKENS
 from caravan.server.openai.protocol.responses import ResponsesRequest
 from caravan.server.openai.protocol.strict_model import StrictModel
 from caravan.server.openai.protocol.tokenize import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
