@@ -1,9 +1,9 @@
-"""Measure what the API process costs: its CPU time for each streamed token and for each request.
+"""Measure the CPU time of the API process for each streamed token and for each request.
 
 `python -m benchmarks.api_process` starts the real API process and reads its streams from another process. The engine
 has no model and sends one frame each step; with --real-engine it is the real one, in int8. Long and short streams are
-run in turn; their difference is the cost of a token, what is left of the short ones that of a request. With --profile
-it prints where the time goes, under cProfile, which itself costs about as much.
+run in turn; their difference is the cost of a token, and the rest of the short ones is the cost of a request. With
+--profile it prints a profile of cProfile, which itself costs about as much.
 """
 
 import argparse
@@ -36,16 +36,16 @@ SHORT = 8  # tokens of a short stream
 def main() -> None:
     """Print a line for each level, the median of the repeats."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--streams", default="1,8,32,64", help="levels, with commas between")
+    parser.add_argument("--streams", default="1,8,32,64", help="numbers of streams, separated by commas")
     parser.add_argument("--max-tokens", type=int, default=256)
-    parser.add_argument("--step-ms", type=float, default=10, help="pace of the engine")
+    parser.add_argument("--step-ms", type=float, default=10, help="time of a step of the engine")
     parser.add_argument("--tokens-per-step", type=int, default=1)
     parser.add_argument("--chat", action="store_true", help="chat completions instead of completions")
-    parser.add_argument("--with", dest="fields", type=json.loads, default={}, help="further fields of the requests")
-    parser.add_argument("--real-engine", action="store_true", help="with the default model, in int8, at its own pace")
+    parser.add_argument("--with", dest="fields", type=json.loads, default={}, help="more request fields, as JSON")
+    parser.add_argument("--real-engine", action="store_true", help="the real engine with the default model, in int8")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--profile", action="store_true")
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)  # what the other process is told
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)  # for the process that this one starts
     arguments = parser.parse_args()
     if arguments.serve:
         serve(arguments)
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def cost_of(pid: int, port: int, num_streams: int, arguments: argparse.Namespace) -> str:
-    """Return a line of figures for so many streams at once."""
+    """Return a line of figures for `num_streams` streams at once."""
     run_streams(port, num_streams, arguments, SHORT)  # warm-up
     per_token, per_request, system_parts, events, rates = [], [], [], [], []
     for _ in range(arguments.repeats):
@@ -82,18 +82,18 @@ def cost_of(pid: int, port: int, num_streams: int, arguments: argparse.Namespace
 def timed_streams(
     pid: int, port: int, num_streams: int, arguments: argparse.Namespace, max_tokens: int
 ) -> tuple[float, float, int]:
-    """Return the CPU seconds that the process spent on these streams, the system's share of them, and their events."""
+    """Return the CPU seconds that the process spent on these streams, the system's part of them, and their events."""
     clock = (~pid << 3) | 2  # CLOCK_PROCESS_CPUTIME_ID of another process, see clock_getcpuclockid(3)
     started, times = time.clock_gettime(clock), psutil.Process(pid).cpu_times()
     num_events = run_streams(port, num_streams, arguments, max_tokens)
     later = psutil.Process(pid).cpu_times()
     system_seconds, user_seconds = later.system - times.system, later.user - times.user
-    share = system_seconds / (system_seconds + user_seconds) if system_seconds + user_seconds else 0.0
-    return time.clock_gettime(clock) - started, share, num_events
+    system_part = system_seconds / (system_seconds + user_seconds) if system_seconds + user_seconds else 0.0
+    return time.clock_gettime(clock) - started, system_part, num_events
 
 
 def run_streams(port: int, num_streams: int, arguments: argparse.Namespace, max_tokens: int) -> int:
-    """Open the streams together, read them to their ends, and return how many events came."""
+    """Open the streams together, read them to their ends, and return the number of events."""
     request = request_of(arguments, max_tokens)
     num_events = 0
     statuses = set()  # of the responses
@@ -129,7 +129,7 @@ def request_of(arguments: argparse.Namespace, max_tokens: int) -> bytes:
 
 @contextmanager
 def api_process() -> Iterator[tuple[int, int]]:
-    """Start this module again as the API process; the value is its process id and port."""
+    """Start this module as the API process; yield its process id and port."""
     command = [sys.executable, "-m", "benchmarks.api_process", *sys.argv[1:], "--serve"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -145,7 +145,7 @@ def api_process() -> Iterator[tuple[int, int]]:
 
 
 def serve(arguments: argparse.Namespace) -> None:
-    """Be the API process, with the fake engine as its child."""
+    """Run the API process, with the fake engine as its child."""
     model_path = resolve_model(DEFAULT_MODEL, print)
     settings = load_settings({"port": 0, "served_model_name": "bench", "quantization": "int8"})
     start = settings.start_engine(model_path)

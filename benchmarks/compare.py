@@ -1,4 +1,4 @@
-"""Measure Caravan and other servers with the same loads, in turn, and write docs/benchmarks.md.
+"""Measure Caravan and other servers under the same loads, in turn, and write docs/benchmarks.md.
 
 `python -m benchmarks.compare PEERS` looks for the other servers in the folder PEERS (benchmarks/peers.md says how to
 fill it). One server runs at a time; a round has each of them once, and there are three. Every run is added to a file of
@@ -34,12 +34,12 @@ def main() -> None:
     """Run the rounds, then write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("peers", type=Path, nargs="?", default=Path("peers"))
-    parser.add_argument("--model", default="smollm2", help="what Caravan loads")
-    parser.add_argument("--rounds", type=int, default=3, help="0: only write the page")
-    parser.add_argument("--only", default="", help="names of servers, or the start of their names, with commas between")
+    parser.add_argument("--model", default="smollm2", help="model for Caravan")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds; 0: only write the page")
+    parser.add_argument("--only", default="", help="names of servers, or prefixes of names, separated by commas")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results.json")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "benchmarks.md")
-    parser.add_argument("--fresh", action="store_true", help="forget earlier results")
+    parser.add_argument("--fresh", action="store_true", help="discard earlier results")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server being measured is stopped, too
     model = str(resolve_model(arguments.model, print))
@@ -49,7 +49,7 @@ def main() -> None:
         results = json.loads(arguments.results.read_text())
     here = machine()
     if results.setdefault("machine", here) != here:
-        raise SystemExit(f"{arguments.results} is of another machine; start anew with --fresh.")
+        raise SystemExit(f"{arguments.results} is from another machine; use --fresh to discard it.")
     results["absent"] = [variant.name for variant in known if not variant.is_installed]
     wanted = tuple(arguments.only.split(",")) if arguments.only else ("",)
     chosen = [variant for variant in known if variant.is_installed and variant.name.startswith(wanted)]
@@ -68,7 +68,7 @@ def main() -> None:
             results["runs"].append(result | {"round": name_of_round})
             arguments.results.write_text(json.dumps(results, indent=1) + "\n")
     write_page(results, known, arguments.page)
-    print(f"{arguments.page} is written.")
+    print(f"Wrote {arguments.page}.")
 
 
 def measure(variant: Variant, log: Path) -> dict[str, Any]:

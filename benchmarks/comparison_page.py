@@ -101,12 +101,12 @@ def _row_of_ratios(variant: Variant, others: Sequence[Variant], rounds: dict[str
         def rates(one: Variant, name: str = workload.name) -> dict[str, float]:
             return {run["round"]: run["workloads"][name]["rate"] for run in rounds[one.name]}
 
-        mine, theirs = rates(variant), [rates(other) for other in others]
-        common = [name for name in mine if all(name in one for one in theirs)]
+        own, other_rates = rates(variant), [rates(other) for other in others]
+        common = [name for name in own if all(name in one for one in other_rates)]
         if not common:
             cells.append("")
             continue
-        ratios = [mine[name] / max(one[name] for one in theirs) for name in common]
+        ratios = [own[name] / max(one[name] for one in other_rates) for name in common]
         best = max(others, key=lambda other: statistics.median(rates(other).values()))
         cells.append(f"**{statistics.median(ratios):.2f}** <br>{best.name}")
     return cells

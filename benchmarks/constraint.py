@@ -1,4 +1,4 @@
-"""Measure what constrained text costs: `python -m benchmarks.constraint`.
+"""Measure the cost of constrained text: `python -m benchmarks.constraint`.
 
 Steps of 16 sequences that write JSON are timed in turn with the same steps of free text, in one engine process's parts.
 """
@@ -28,12 +28,12 @@ PERSON = {
     "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
     "required": ["name", "age"],
 }
-PEOPLE = {"type": "array", "items": PERSON, "minItems": 500}  # goes on for as long as it is measured
+PEOPLE = {"type": "array", "items": PERSON, "minItems": 500}  # longer than the measurement
 
 
 def main() -> None:
     """Print the median step of both kinds and the difference."""
-    parser = argparse.ArgumentParser(description="Measure what constrained text costs.")
+    parser = argparse.ArgumentParser(description="Measure the cost of constrained text.")
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def step_seconds(engine: Engine, prompt: list[int], grammar: str, temperature: float, num_steps: int) -> list[float]:
-    """Return how long each of so many decode steps takes once all sequences run."""
+    """Return the seconds of each decode step once all sequences run."""
     for index in range(NUM_SEQUENCES):
         params = SamplingParams(seed=index, max_tokens=num_steps + 50, temperature=temperature)
         engine.add(Request(request_id=index, prompt_token_ids=prompt, params=params, grammar=grammar))

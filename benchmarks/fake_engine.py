@@ -1,7 +1,7 @@
 """An engine process without a model: it answers every request with some tokens, one frame each step.
 
-Between two frames it reads memory on every core, as an engine that reads its weights does: a processor that sleeps, or
-finds its caches as it left them, makes the API process look several times dearer or cheaper than it is.
+Between two frames it reads memory on every core, as an engine that reads its weights does: an idle processor, or
+one with warm caches, would make the API process look several times more or less expensive than it is.
 
 Run by the API process in place of `caravan.scheduler.process`, as `python fake_engine.py STEP_MS TOKENS_PER_STEP FD`.
 """
@@ -83,7 +83,7 @@ class FakeEngine:
 
 
 def main() -> None:
-    """Serve the API process at the other end of the inherited socket until it goes away."""
+    """Serve the API process at the other end of the inherited socket until it ends."""
     step_seconds, tokens_per_step, descriptor = float(sys.argv[1]) / 1000, int(sys.argv[2]), int(sys.argv[3])
     connection = socket.socket(fileno=descriptor)
     engine = FakeEngine(tokens_per_step)
@@ -106,11 +106,11 @@ def main() -> None:
         while True:
             due_seconds = time.monotonic() + step_seconds
             list(threads.map(_compute, np.array_split(weights, num_threads), [due_seconds] * num_threads))
-            connection.sendall(encode_frame(engine.step()))  # often enough to go without a heartbeat
+            connection.sendall(encode_frame(engine.step()))  # frequent enough to need no heartbeat
 
 
 def _compute(weights: "np.ndarray[tuple[int], np.dtype[np.float64]]", due_seconds: float) -> None:
-    """Read the weights, over and over, until it is time."""
+    """Read the weights repeatedly until the time is over."""
     slices = itertools.cycle(np.array_split(weights, max(1, weights.nbytes // SLICE_BYTES)))
     while time.monotonic() < due_seconds:
         next(slices).sum()  # lets other threads run meanwhile

@@ -1,7 +1,7 @@
 """Measure the kernels against what this machine can do: `python -m benchmarks.kernels`.
 
 Linear layers of the model at several numbers of rows, whole steps, attention of 16 sequences that decode at several
-contexts, and of a prefill; beside each figure its share of the limit, which is reading bytes or multiplying, whichever
+contexts, and of a prefill; beside each figure its part of the limit, which is reading bytes or multiplying, whichever
 takes longer.
 """
 
@@ -32,20 +32,20 @@ NUM_SEQUENCES = 16
 CONTEXTS = (128, 1024, 4096)
 NUM_ROWS = (1, 8, 32, 512)
 STEPS = ((1, 1, 128), (8, 1, 128), (32, 1, 128), (1, 512, 512))  # sequences, tokens of each, context
-MAX_BANDWIDTH_LOSS = 0.7  # share of the read bandwidth at which the keys and values of a longer context must be read
+MAX_BANDWIDTH_LOSS = 0.7  # part of the read bandwidth with which the keys and values of a longer context must be read
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What all cores together can do."""
+    """The limits of all cores together."""
 
     bytes_per_second: float
     operations_per_second: dict[str, float]  # bfloat16 and int8, multiplications and additions
 
 
 def best_seconds(run: Callable[[], object], seconds: float) -> float:
-    """Return the shortest of the runs that fit into so many seconds, at least three."""
+    """Return the shortest of the runs that fit into `seconds`, at least three."""
     run()
     times: list[float] = []
     end = time.perf_counter() + seconds
@@ -88,7 +88,7 @@ def _load_peak() -> Callable[[bool], float]:
 def print_line(
     name: str, seconds: float, num_bytes: float, num_operations: float, peak: float, machine: Machine
 ) -> None:
-    """Print one measurement and its share of the limit."""
+    """Print one measurement and its part of the limit."""
     limit = max(num_bytes / machine.bytes_per_second, num_operations / peak)
     print(
         f"{name:<44} {seconds * 1e3:8.2f} ms {num_bytes / seconds / 1e9:7.1f} GB/s "
@@ -173,7 +173,7 @@ class Attention:
 
 
 def measure_attention(config: ModelConfig, kernels: Any, machine: Machine, seconds: float) -> None:
-    """Print decoding at each context and a prefill, for both pools, and whether long contexts cost what they may."""
+    """Print decoding at each context and a prefill, for both pools, and whether long contexts keep their limit."""
     peak = machine.operations_per_second["bfloat16"]
     per_pair = 4 * config.num_layers * config.num_heads * config.head_dim  # operations of a query and a position
     for kv_dtype in (torch.bfloat16, torch.int8):

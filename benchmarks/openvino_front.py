@@ -1,4 +1,4 @@
-"""A thin HTTP front for OpenVINO GenAI, which has no server of its own: /v1/completions of token ids, streamed.
+"""A small HTTP server for OpenVINO GenAI, which has none of its own: /v1/completions of token ids, streamed.
 
 It runs in OpenVINO's environment and needs openvino-genai, uvicorn and httptools there, nothing of ours:
 `python openvino_front.py FOLDER --port 9000`. FOLDER holds the IR and its tokenizer.json.
@@ -45,7 +45,7 @@ class Engine:
         self._ids = itertools.count()
 
     def submit(self, prompt: list[int], max_tokens: int, ignore_eos: bool) -> Tokens:
-        """Return the queue of a request's new tokens; None comes after the last ones."""
+        """Return the queue of a request's new tokens; None follows the last ones."""
         config = genai.GenerationConfig()
         config.max_new_tokens = max_tokens
         config.ignore_eos = ignore_eos
@@ -57,7 +57,7 @@ class Engine:
         return queue
 
     async def run(self) -> None:
-        """Step for ever."""
+        """Run steps forever."""
         while True:
             if not self._live:
                 self._arrived.clear()

@@ -1,4 +1,4 @@
-"""Write the model of a GGUF file as other servers want it, so that all of them have the same weights.
+"""Write the model of a GGUF file in the formats of other servers, so that all have the same weights.
 
 `python -m benchmarks.peer_models MODEL.gguf FOLDER [--llama-quantize PROGRAM]` writes FOLDER/huggingface (bfloat16,
 safetensors) and FOLDER/model-BF16.gguf, and with llama.cpp's program -Q8_0 and -Q4_0. The vocabulary must be SmolLM's.
@@ -94,7 +94,7 @@ def _huggingface_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]
     """Yield the weights with transformers' names; ours has some of them joined."""
     config = checkpoint.config
     q_rows, kv_rows = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    theirs = {
+    parts_of = {
         "attention.qkv": (("self_attn.q_proj", q_rows), ("self_attn.k_proj", kv_rows), ("self_attn.v_proj", kv_rows)),
         "attention.output": (("self_attn.o_proj", config.hidden_size),),
         "attention_norm": (("input_layernorm", config.hidden_size),),
@@ -113,13 +113,13 @@ def _huggingface_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]
             continue
         _, layer, rest = name.split(".", 2)
         word, _, kind = rest.rpartition(".")
-        parts = torch.split(weight, [rows for _, rows in theirs[word]])
-        for (their_word, _), part in zip(theirs[word], parts, strict=True):
-            yield f"model.layers.{layer}.{their_word}.{kind}", part.clone()
+        parts = torch.split(weight, [rows for _, rows in parts_of[word]])
+        for (their_name, _), part in zip(parts_of[word], parts, strict=True):
+            yield f"model.layers.{layer}.{their_name}.{kind}", part.clone()
 
 
 def _tokenizer(metadata: Any) -> Tokenizer:
-    """Return SmolLM's tokenizer: digits one by one, then GPT-2's pieces."""
+    """Return SmolLM's tokenizer: single digits, then GPT-2's words."""
     if metadata["tokenizer.ggml.pre"] != "smollm":
         raise SystemExit(f"The vocabulary is {metadata['tokenizer.ggml.pre']}; this script writes smollm only.")
     texts = _texts(metadata)

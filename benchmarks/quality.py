@@ -1,4 +1,4 @@
-"""Measure what each way to compute a model costs in quality, through the code that serves.
+"""Measure the loss of quality of each way to compute a model, through the code that serves.
 
 `python -m benchmarks.quality` runs two public texts through every mode and writes docs/quality.md. A text is read in
 windows, each prefilled in chunks over a paged KV cache; the logits of all positions are compared with those of plain
@@ -65,11 +65,11 @@ class Quality:
     num_tokens: int
     loss: float  # negative log-likelihood of the next token, in nats
     divergence: float  # Kullback-Leibler, from the exact distribution to this one, in nats
-    agreement: float  # share of positions whose likeliest next token is the exact model's
+    agreement: float  # part of positions with the exact model's likeliest next token
 
     @property
     def perplexity(self) -> float:
-        """How many equally likely tokens would be as hard to guess."""
+        """The number of equally likely tokens with the same loss."""
         return math.exp(self.loss)
 
 
@@ -192,11 +192,11 @@ def verdict(results: dict[str, dict[str, Quality]]) -> str:
 
 def main() -> None:
     """Print the table and write it to a file."""
-    parser = argparse.ArgumentParser(description="Measure what each way to compute a model costs in quality.")
+    parser = argparse.ArgumentParser(description="Measure the loss of quality of each way to compute a model.")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="as for caravan serve")
-    parser.add_argument("--text", action="append", type=Path, help="a file to read instead; may be given again")
+    parser.add_argument("--text", action="append", type=Path, help="a text file to use instead; repeatable")
     parser.add_argument("--tokens", type=int, default=8192, help="of each text")
-    parser.add_argument("--window", type=int, default=1024, help="tokens read behind one another")
+    parser.add_argument("--window", type=int, default=1024, help="consecutive tokens")
     parser.add_argument("--chunk", type=int, default=512, help="tokens of a step")
     parser.add_argument("--out", type=Path, default=Path("docs/quality.md"))
     arguments = parser.parse_args()

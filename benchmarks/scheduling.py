@@ -1,6 +1,6 @@
-"""Measure what a step costs outside the model: `python -m benchmarks.scheduling`.
+"""Measure the cost of a step outside the model: `python -m benchmarks.scheduling`.
 
-32 sequences of 1,000 tokens decode; and the same scheduler with 10 and with 10,000 requests waiting behind them.
+32 sequences of 1,000 tokens decode; and the same scheduler with 10 and with 10,000 waiting requests.
 """
 
 import statistics
@@ -47,7 +47,7 @@ def step(scheduler: Scheduler) -> tuple[float, float]:
 
 
 def microseconds(run: Callable[[], float]) -> str:
-    """Return the median and the 99th percentile of what the calls report, in microseconds."""
+    """Return the median and the 99th percentile of the seconds that `run` returns, in microseconds."""
     times = sorted(run() * 1e6 for _ in range(NUM_STEPS))
     return f"{statistics.median(times):7.0f} {times[int(0.99 * len(times))]:7.0f}"
 

@@ -1,4 +1,4 @@
-"""A server to be measured: started, asked until it answers, and stopped with all its children."""
+"""A server to measure: started, polled until it responds, and stopped with all its children."""
 
 import json
 import os
@@ -22,20 +22,20 @@ _STOP_SECONDS = 20
 
 @dataclass(frozen=True)
 class ServerProcess:
-    """A server that answers."""
+    """A server that is ready."""
 
     pid: int
     url: str
     first_token_seconds: float  # from its command to its first token
 
     def peak_bytes(self) -> int:
-        """Return the sum over its processes of the most memory each has had (VmHWM); what they share counts twice."""
+        """Return the sum over its processes of the most memory each has had (VmHWM); shared memory counts twice."""
         root = psutil.Process(self.pid)
         return sum(map(_peak_bytes, [root.pid, *(child.pid for child in root.children(recursive=True))]))
 
 
 class ServerFailed(Exception):
-    """It ended or did not answer in time; the message names its log."""
+    """A server ended or was not ready in time; the message names its log."""
 
 
 @contextmanager
@@ -82,7 +82,7 @@ def _completes(url: str, prompt: str | list[int]) -> bool:
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """End the server, and then what is left of its children."""
+    """End the server, and then its remaining children."""
     children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     process.send_signal(signal.SIGTERM)
     try:

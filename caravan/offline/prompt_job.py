@@ -12,7 +12,6 @@ from caravan.offline.results import Message, Prompt
 from caravan.offline.sampling_params import SamplingParams
 from caravan.server.generation.text_model import TextModel
 from caravan.server.http.errors import ApiError
-from caravan.server.openai.message_warnings import message_warnings
 from caravan.server.openai.prompts import (
     DEFAULT_COMPLETION_TOKENS,
     chat_token_ids,
@@ -21,11 +20,12 @@ from caravan.server.openai.prompts import (
     prompt_token_ids,
     rendered_chat,
 )
-from caravan.server.openai.protocol.generation_requests import CompletionRequest
-from caravan.server.openai.protocol.ignored_fields import ignored_fields, ignored_warnings
+from caravan.server.openai.protocol.completions import CompletionRequest
 from caravan.server.openai.protocol.messages import Conversation
+from caravan.server.openai.protocol.strict_model import ignored_fields, ignored_warnings
 from caravan.server.openai.protocol.validation import first_problem
 from caravan.server.openai.sampling_params import check_sampling, sampling_params
+from caravan.server.openai.template_messages import message_warnings
 
 Params = SamplingParams | Sequence[SamplingParams] | None
 

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from caravan.server.http.errors import ApiError
-from caravan.server.openai.protocol.generation_requests import CompletionRequest
+from caravan.server.openai.protocol.completions import CompletionRequest
 from caravan.server.openai.protocol.validation import first_problem
 
 

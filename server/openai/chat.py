@@ -13,11 +13,9 @@ from caravan.server.generation.text_stream import TextDelta
 from caravan.server.http.openapi import documented
 from caravan.server.openai.formatter import Formatter
 from caravan.server.openai.logprobs import chat_logprobs, prompt_logprobs
-from caravan.server.openai.message_warnings import message_warnings
 from caravan.server.openai.models import check_model
-from caravan.server.openai.preparation import prepared_chat
-from caravan.server.openai.protocol.answer import ChatLogprobs
-from caravan.server.openai.protocol.chat_answers import (
+from caravan.server.openai.preparation import generation_of, prepared_chat
+from caravan.server.openai.protocol.chat import (
     Call,
     CallTarget,
     ChatChoice,
@@ -27,12 +25,13 @@ from caravan.server.openai.protocol.chat_answers import (
     ChatDelta,
     ChatFinishReason,
     ChatMessage,
+    ChatRequest,
 )
-from caravan.server.openai.protocol.generation_requests import ChatRequest
-from caravan.server.openai.protocol.ignored_fields import ignored_fields
+from caravan.server.openai.protocol.response_model import ChatLogprobs
+from caravan.server.openai.protocol.strict_model import ignored_fields
 from caravan.server.openai.protocol.validated_body import read_body
 from caravan.server.openai.run_generation import run_generation
-from caravan.server.openai.start_generation import generation_of
+from caravan.server.openai.template_messages import message_warnings
 from caravan.server.openai.tool_calls.call_format import CallFormat, call_format_of
 from caravan.server.openai.tool_calls.tool_call_parser import ToolCallParser
 
@@ -45,7 +44,7 @@ EXAMPLE = {
 
 
 class ChatShape:
-    """How a chat choice is written: a message as a whole, deltas as chunks, the role before the first delta."""
+    """Writes the choices of a chat: messages in a whole response, deltas in chunks, of which the first has the role."""
 
     id_prefix = "chatcmpl-"
 
@@ -56,11 +55,11 @@ class ChatShape:
         self._parsers: dict[int, ToolCallParser] = {}  # by choice, of a request with tools
 
     def opening(self, index: int) -> ChatChunkChoice:
-        """Return what the first chunk says of a choice: its role."""
+        """Return a choice's first chunk, with its role."""
         return ChatChunkChoice(index=index, delta=ChatDelta(role="assistant", content=""))
 
     def chunk(self, index: int, delta: TextDelta) -> ChatChunkChoice | None:
-        """Return what one chunk says of a choice; None if its text may still turn out to be a tool call."""
+        """Return a choice's part of one chunk; None while its text may still become a tool call."""
         if self._request.shown_tools:
             content, calls = self._parsed(index, delta)
             has_more = delta.entries or delta.finish_reason or self._request.return_token_ids
@@ -139,12 +138,12 @@ class ChatShape:
 
 
 def chat_router(served: ServedModel) -> APIRouter:
-    """Return the route that answers conversations."""
+    """Return the router of POST /v1/chat/completions."""
     router = APIRouter(tags=["generation"])
 
     @router.post(
         "/v1/chat/completions",
-        summary="Answer a conversation",
+        summary="Create a chat completion",
         **documented(ChatRequest, EXAMPLE, answer=ChatCompletion, is_streamed=True),
     )
     async def create_chat_completion(request: Request) -> Response:

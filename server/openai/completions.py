@@ -13,19 +13,17 @@ from caravan.server.http.openapi import documented
 from caravan.server.openai.formatter import Formatter
 from caravan.server.openai.logprobs import completion_logprobs, prompt_logprobs
 from caravan.server.openai.models import check_model
-from caravan.server.openai.preparation import prepared_completion
-from caravan.server.openai.protocol.completion_answers import Completion, CompletionChoice
-from caravan.server.openai.protocol.generation_requests import CompletionRequest
-from caravan.server.openai.protocol.ignored_fields import ignored_fields
+from caravan.server.openai.preparation import generation_of, prepared_completion
+from caravan.server.openai.protocol.completions import Completion, CompletionChoice, CompletionRequest
+from caravan.server.openai.protocol.strict_model import ignored_fields
 from caravan.server.openai.protocol.validated_body import read_body
 from caravan.server.openai.run_generation import run_generation
-from caravan.server.openai.start_generation import generation_of
 
 EXAMPLE = {"model": "smollm2", "prompt": "The capital of France is", "max_tokens": 5, "temperature": 0}
 
 
 class CompletionShape:
-    """How a completion's choice is written; a chunk has the same form as the whole."""
+    """Writes the choices of a completion; a chunk has the same fields as a whole response."""
 
     id_prefix = "cmpl-"
 
@@ -34,10 +32,10 @@ class CompletionShape:
         self._tokenizer = tokenizer
 
     def opening(self, index: int) -> None:
-        """A completion begins with its first text."""
+        """Return None: a completion begins with its first text."""
 
     def chunk(self, index: int, delta: TextDelta) -> CompletionChoice:
-        """Return what one chunk says of a choice."""
+        """Return a choice's part of one chunk."""
         return self._choice(index, delta, is_whole=False)
 
     def chunk_body(self, head: dict[str, Any], choices: list[CompletionChoice], fields: dict[str, Any]) -> Completion:
@@ -67,12 +65,12 @@ class CompletionShape:
 
 
 def completions_router(served: ServedModel) -> APIRouter:
-    """Return the route that continues prompts."""
+    """Return the router of POST /v1/completions."""
     router = APIRouter(tags=["generation"])
 
     @router.post(
         "/v1/completions",
-        summary="Continue a prompt",
+        summary="Create a completion",
         **documented(CompletionRequest, EXAMPLE, answer=Completion, is_streamed=True),
     )
     async def create_completion(request: Request) -> Response:

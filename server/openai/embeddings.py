@@ -7,14 +7,12 @@ import time
 import uuid
 from collections.abc import Sequence
 from functools import partial
-from typing import ClassVar, Literal
 
 import msgspec
 from fastapi import APIRouter, Request, Response
 from msgspec import UNSET
-from pydantic import Field
 
-from caravan.model.sampling.sampling_params import Pooling, SamplingParams
+from caravan.model.sampling.sampling_params import SamplingParams
 from caravan.server.generation.context import request_context
 from caravan.server.generation.generation import Generation, PromptJob
 from caravan.server.generation.served_model import ServedModel
@@ -24,12 +22,8 @@ from caravan.server.http.json_response import json_response
 from caravan.server.http.openapi import documented
 from caravan.server.openai.models import check_model
 from caravan.server.openai.prompts import in_thread_if_long, prompt_tokens, too_long
-from caravan.server.openai.protocol.embedding_answers import Embedding, EmbeddingList, EmbeddingUsage
-from caravan.server.openai.protocol.fields import PromptField
-from caravan.server.openai.protocol.ignored_fields import ignored_fields, ignored_warnings
-from caravan.server.openai.protocol.known_field import KnownFields
-from caravan.server.openai.protocol.known_fields import EMBEDDING
-from caravan.server.openai.protocol.strict_model import StrictModel
+from caravan.server.openai.protocol.embeddings import Embedding, EmbeddingList, EmbeddingRequest, EmbeddingUsage
+from caravan.server.openai.protocol.strict_model import ignored_fields, ignored_warnings
 from caravan.server.openai.protocol.validated_body import read_body
 from caravan.server.openai.run_generation import all_deltas
 
@@ -38,32 +32,13 @@ EXAMPLE = {"model": "smollm2", "input": ["The sea is calm.", "The water lies sti
 NOTHING_DRAWN = SamplingParams(seed=0, max_tokens=0)
 
 
-class EmbeddingRequest(StrictModel):
-    """The body of POST /v1/embeddings."""
-
-    known_fields: ClassVar[KnownFields] = EMBEDDING
-
-    model: str
-    input: PromptField
-    encoding_format: Literal["float", "base64"] = Field(
-        "float", description="base64: of the numbers as little-endian float32, one behind the other."
-    )
-    dimensions: int | None = Field(None, ge=1, description="Only so many numbers, the first; the length is 1 again.")
-    pooling: Pooling = Field("mean", description="Of the last hidden states: their mean, or the last one.")
-    priority: int = Field(
-        0, ge=-1000, le=1000, description="Within a key, requests of a lower number are served sooner."
-    )
-    cache_salt: str = Field("", max_length=256, description="Cached prefixes are shared within one salt only.")
-    explain: bool = Field(False, description="The answer ends with what became of the request, moment by moment.")
-
-
 def embeddings_router(served: ServedModel) -> APIRouter:
-    """Return the route that makes vectors of texts."""
+    """Return the router of POST /v1/embeddings."""
     router = APIRouter(tags=["generation"])
 
     @router.post(
         "/v1/embeddings",
-        summary="Turn texts into vectors",
+        summary="Create embeddings",
         **documented(EmbeddingRequest, EXAMPLE, answer=EmbeddingList),
     )
     async def create_embeddings(request: Request) -> Response:
@@ -101,12 +76,12 @@ def embeddings_router(served: ServedModel) -> APIRouter:
 
 
 def _all_written(vectors: Sequence[Sequence[float]], request: EmbeddingRequest) -> list[msgspec.Raw]:
-    """Return each vector as JSON, made one at a time: Python's lock is held for no longer than one takes."""
+    """Return each vector as JSON; Python's lock is held for one vector at a time."""
     return [msgspec.Raw(msgspec.json.encode(_written(vector, request))) for vector in vectors]
 
 
 def _written(vector: Sequence[float], request: EmbeddingRequest) -> list[float] | str:
-    """Return a vector of length 1 in the form that was asked for; both forms have the same numbers, in float32."""
+    """Return a vector of length 1 in the requested encoding; both encodings have the same float32 numbers."""
     num = request.dimensions or len(vector)
     if num > len(vector):
         raise invalid(f"`dimensions` is {num}; vectors of this model have {len(vector)}.", "dimensions")

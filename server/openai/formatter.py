@@ -1,4 +1,4 @@
-"""Formatter: what the responses to completions and chats have in common, whole and streamed."""
+"""Formatter: the common parts of completion and chat responses, whole and streamed."""
 
 import time
 import uuid
@@ -9,20 +9,21 @@ from caravan.server.generation.generation import Generation
 from caravan.server.generation.text_stream import TextDelta, join_deltas
 from caravan.server.http.errors import ApiError
 from caravan.server.http.sse import DONE, event
-from caravan.server.openai.protocol.answer import Head
-from caravan.server.openai.protocol.generation_requests import ChatRequest, CompletionRequest
+from caravan.server.openai.protocol.chat import ChatRequest
+from caravan.server.openai.protocol.completions import CompletionRequest
+from caravan.server.openai.protocol.response_model import Head
 
 
 class Shape(Protocol):
-    """How one of the two kinds of request writes its choices."""
+    """Writes the choices of one endpoint."""
 
     id_prefix: str
 
     def opening(self, index: int) -> Any | None:
-        """Return what the first chunk of a choice says before its first text, None if that is nothing."""
+        """Return the chunk of a choice that precedes its first text, or None."""
 
     def chunk(self, index: int, delta: TextDelta) -> Any | None:
-        """Return what one chunk says of a choice, None if there is nothing to say yet."""
+        """Return a choice's part of one chunk, or None if it has none yet."""
 
     def chunk_body(self, head: dict[str, Any], choices: list[Any], fields: dict[str, Any]) -> Head:
         """Return a chunk."""
@@ -41,7 +42,7 @@ class Formatter:
         shape: Shape,
         warnings: Sequence[str] = (),
     ) -> None:
-        """`warnings` come after those of the request itself."""
+        """`warnings` follow those of the request itself."""
         self.answer_id = shape.id_prefix + uuid.uuid4().hex
         self._request = request
         self._shape = shape
@@ -56,11 +57,11 @@ class Formatter:
         self._num_tokens = 0  # of all choices so far
 
     def begin(self) -> bytes:
-        """Return nothing: the first delta is the first event."""
+        """Return no event: the first delta is the first event."""
         return b""
 
     def delta(self, index: int, delta: TextDelta, generation: Generation) -> bytes:
-        """Return the events of what choice `index` has next; it may be none."""
+        """Return the events of the next delta of choice `index`, perhaps none."""
         fields: dict[str, Any] = {}
         if self._request.has_continuous_usage:
             self._num_tokens += len(delta.token_ids)
@@ -85,7 +86,7 @@ class Formatter:
         return events + self._last(generation)
 
     def fail(self, error: ApiError, generation: Generation) -> bytes:
-        """Return the last events of a stream that broke off."""
+        """Return the last events of a stream that failed."""
         return event(error.body()) + self._last(generation)
 
     def whole(self, choices: list[list[TextDelta]], generation: Generation) -> Head:
@@ -112,7 +113,7 @@ class Formatter:
 
 
 def best_choices(choices: list[TextDelta], num_made: int, num_wanted: int) -> list[TextDelta]:
-    """Return of each num_made choices of a prompt the num_wanted of the highest mean log-probability, best first."""
+    """Return the `num_wanted` best of each prompt's `num_made` choices by mean log-probability, best first."""
 
     def mean_logprob(choice: TextDelta) -> float:
         logprobs = [entry.logprobs.logprob for entry in choice.entries if entry.logprobs is not None]

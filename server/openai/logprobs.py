@@ -1,8 +1,8 @@
-"""Log-probabilities in the two shapes OpenAI gave them."""
+"""Log-probabilities in the formats of completions, chats and prompts."""
 
 from caravan.model.tokenizer.tokenizer import Tokenizer
 from caravan.server.generation.text_stream import TokenEntry
-from caravan.server.openai.protocol.answer import (
+from caravan.server.openai.protocol.response_model import (
     ChosenTokenLogprob,
     CompletionLogprobs,
     PromptLogprob,
@@ -14,9 +14,9 @@ _LOWEST = -9999.0  # stands for minus infinity, which JSON does not have
 
 
 def prompt_logprobs(entries: list[TokenEntry], tokenizer: Tokenizer, num_alternatives: int) -> PromptLogprobs:
-    """Return for each token of a prompt an object from token ids to what they are and how probable they were there.
+    """Return an object of token ids and their log-probabilities for each token of a prompt.
 
-    The token itself is in it and the num_alternatives most probable ones; the first token has none.
+    It has the token itself and the `num_alternatives` most probable ones; the first token has None.
     """
     written: PromptLogprobs = []
     for entry in entries:
@@ -48,12 +48,12 @@ def chat_logprobs(entries: list[TokenEntry], tokenizer: Tokenizer) -> list[Chose
 def completion_logprobs(entries: list[TokenEntry], tokenizer: Tokenizer, num_alternatives: int) -> CompletionLogprobs:
     """Return the `logprobs` of a completion choice or chunk: parallel lists.
 
-    An entry of `top_logprobs` has the chosen token beside the num_alternatives most probable ones: up to one more.
-    The first token of an echoed prompt has null in both.
+    An entry of `top_logprobs` has the `num_alternatives` most probable tokens and the chosen one.
+    The first token of an echoed prompt has null in `token_logprobs` and `top_logprobs`.
     """
     top_logprobs: list[dict[str, float] | None] = []
     for entry in entries:
-        named: dict[str, float] = {}  # two tokens may read alike; the more probable one comes first
+        named: dict[str, float] = {}  # of tokens with the same text the most probable one
         for token_id, logprob in _alternatives(entry, num_alternatives).items():
             named.setdefault(_text_of(token_id, tokenizer), _finite(logprob))
         top_logprobs.append(named or None)
@@ -74,7 +74,7 @@ def token_text(token: bytes) -> str:
 
 
 def _alternatives(entry: TokenEntry, num: int) -> dict[int, float]:
-    """Return the most probable tokens in the place of an entry, and its own; none in front of a prompt."""
+    """Return the most probable tokens at an entry's position, and its own; none for a prompt's first token."""
     if entry.logprobs is None:
         return {}
     top = dict(zip(entry.logprobs.top_token_ids[:num], entry.logprobs.top_logprobs, strict=False))

@@ -6,7 +6,7 @@ from caravan.server.generation.served_model import ServedModel
 from caravan.server.http.errors import ApiError, shown
 from caravan.server.http.json_response import json_response
 from caravan.server.http.openapi import answers, errors
-from caravan.server.openai.protocol.model_answers import ModelEntry, ModelList
+from caravan.server.openai.protocol.models import ModelEntry, ModelList
 
 
 def check_model(served: ServedModel, name: str) -> None:
@@ -16,18 +16,18 @@ def check_model(served: ServedModel, name: str) -> None:
 
 
 def models_router(served: ServedModel) -> APIRouter:
-    """Return the routes that list what is served."""
+    """Return the router of GET /v1/models."""
     router = APIRouter(tags=["models"])
 
     def entry(name: str) -> ModelEntry:
         return ModelEntry(id=name, created=served.created_at, root=served.name, max_model_len=served.max_model_len)
 
-    @router.get("/v1/models", summary="List the models", responses=answers(ModelList) | errors(401))
+    @router.get("/v1/models", summary="List models", responses=answers(ModelList) | errors(401))
     async def list_models() -> Response:
         return json_response(ModelList(data=[entry(name) for name in served.names]))
 
     # A name may contain slashes, as on the Hugging Face hub.
-    @router.get("/v1/models/{name:path}", summary="Describe a model", responses=answers(ModelEntry) | errors(401, 404))
+    @router.get("/v1/models/{name:path}", summary="Retrieve a model", responses=answers(ModelEntry) | errors(401, 404))
     async def retrieve_model(name: str) -> Response:
         check_model(served, name)
         return json_response(entry(name))

@@ -1,4 +1,4 @@
-"""From what a request says to the token ids the engine continues."""
+"""Prompts: the token ids of a request's texts and conversations."""
 
 import logging
 from collections.abc import Callable, Collection
@@ -8,18 +8,19 @@ from typing import TypeVar
 from caravan.server.generation.served_model import ServedModel
 from caravan.server.generation.text_model import TextModel
 from caravan.server.http.errors import ApiError, invalid
-from caravan.server.openai.protocol.generation_requests import ChatRequest, CompletionRequest
+from caravan.server.openai.protocol.chat import ChatRequest
+from caravan.server.openai.protocol.completions import CompletionRequest
 from caravan.server.openai.protocol.messages import Conversation
 from caravan.server.openai.template_messages import plain_messages, shaped_messages
 from caravan.server.openai.tool_calls.tool_prompt import described
 from caravan.server.sandbox.chat_template import RenderedPrompt, TemplateFailed, TemplateRefused
 from caravan.server.sandbox.special_tokens import Json
 
-_LONG_TEXT_CHARACTERS = 2000  # of all texts of a request; tokenized in a thread from here on: the event loop goes on
-_PROBED_CHARACTERS_PER_TOKEN = 4  # of the longest prompt, in the beginning of a text that is tokenized to judge it
+_LONG_TEXT_CHARACTERS = 2000  # of all texts of a request; longer ones are tokenized in a thread
+_PROBED_CHARACTERS_PER_TOKEN = 4  # of the longest prompt; that much of a long text is tokenized first
 DEFAULT_COMPLETION_TOKENS = 16
 _MANY_TOKENS = 10**15
-_MAX_REPORTED = 400_000  # log-probabilities of prompts in one answer, about 60 bytes each
+_MAX_REPORTED = 400_000  # log-probabilities of prompts in one response, about 60 bytes each
 
 T = TypeVar("T")
 
@@ -43,9 +44,9 @@ async def completion_prompts(served: ServedModel, request: CompletionRequest, ke
 async def echoed_texts(
     served: ServedModel, request: CompletionRequest, prompts: list[list[int]], key_name: str
 ) -> list[list[str]] | None:
-    """Return the characters of each token of each prompt if the answer repeats them, else None.
+    """Return the text of each token of each prompt if the response echoes them, else None.
 
-    Raises ApiError if a prompt is too long for the model, before time is spent on its text.
+    Raises ApiError, before any decoding, if a prompt is too long for the model.
     """
     if not request.echo:
         return None
@@ -58,14 +59,14 @@ async def echoed_texts(
 
 
 def check_report(request: CompletionRequest | ChatRequest, prompts: list[list[int]]) -> None:
-    """Raise ApiError if the answer would say more of its prompts than one answer should hold."""
+    """Raise ApiError if the response would have too many log-probabilities of prompts."""
     if request.num_prompt_logprobs is None:
         return
     num_numbers = sum(map(len, prompts)) * request.num_choices * (request.num_prompt_logprobs + 1)
     if num_numbers > _MAX_REPORTED:
         raise invalid(
-            f"The answer would have {num_numbers} log-probabilities of prompts; the limit is {_MAX_REPORTED}. "
-            "Ask for fewer choices or alternatives.",
+            f"The response would have {num_numbers} log-probabilities of prompts; the limit is {_MAX_REPORTED}. "
+            "Request fewer choices or alternatives.",
             "prompt_logprobs" if request.prompt_logprobs is not None else "logprobs",
         )
 
@@ -79,14 +80,14 @@ async def prompt_tokens(
 
 
 async def in_thread_if_long(served: ServedModel, key_name: str, length: int, call: Callable[[], T]) -> T:
-    """Return what `call` returns, which takes time in proportion to `length`, a number of characters or tokens."""
+    """Return the result of `call`, run in a thread if `length`, its number of characters or tokens, is large."""
     return call() if length < _LONG_TEXT_CHARACTERS else await served.executors.tokenizing.run(key_name, call)
 
 
 def prompt_token_ids(
     model: TextModel, texts: list[str | list[int]], name: str, *, add_special_tokens: bool
 ) -> list[list[int]]:
-    """Return what `prompt_tokens` does; blocks."""
+    """Return token ids as `prompt_tokens` does, in the calling thread."""
     prompts = []
     for index, prompt in enumerate(texts):
         param = name if len(texts) == 1 else f"{name}[{index}]"
@@ -135,7 +136,7 @@ async def render_chat(served: ServedModel, request: Conversation, key_name: str)
 
 
 def rendered_chat(model: TextModel, request: Conversation) -> RenderedPrompt:
-    """Return what `render_chat` does; blocks."""
+    """Render a conversation as `render_chat` does, in the calling thread."""
     template = model.chat_template
     if template is None:
         raise invalid("This model has no chat template; use /v1/completions.", "messages")
@@ -161,7 +162,7 @@ def rendered_chat(model: TextModel, request: Conversation) -> RenderedPrompt:
     except TemplateRefused as error:
         raise invalid(f"The model's chat template refuses these messages: {error}", "messages") from None
     except TemplateFailed as error:
-        cause = str(error).partition(":")[0]  # jinja's class of error, without its message: that may quote the client
+        cause = str(error).partition(":")[0]  # jinja's class of error; its message may quote the client
         logger.error("The chat template failed: %s", ascii(cause))
         raise invalid("The model's chat template cannot be rendered for these messages.", "messages") from None
     except ValueError as error:  # no character is left for the guard
@@ -169,9 +170,9 @@ def rendered_chat(model: TextModel, request: Conversation) -> RenderedPrompt:
 
 
 def num_tokens_to_produce(model: TextModel, request: CompletionRequest | ChatRequest, num_prompt_tokens: int) -> int:
-    """Return `max_tokens` of a choice: as asked for, or a default that fits.
+    """Return `max_tokens` of a choice: the requested number, or a default that fits.
 
-    Raises ApiError if the prompt, or the prompt with the tokens asked for, is too long for the model.
+    Raises ApiError if the prompt and the requested tokens exceed the model's context length.
     """
     default = None if isinstance(request, ChatRequest) else DEFAULT_COMPLETION_TOKENS
     return num_tokens_within(model, request.max_new_tokens, num_prompt_tokens, default)
@@ -184,21 +185,21 @@ def num_tokens_within(model: TextModel, asked: int | None, num_prompt_tokens: in
         asked = min(asked, _MANY_TOKENS)  # numbers of thousands of digits cannot be written in a message
     if asked is not None and asked > room:
         raise too_long(
-            model, f"{num_prompt_tokens + asked} tokens ({num_prompt_tokens} in the prompt, {asked} to come)"
+            model, f"{num_prompt_tokens + asked} tokens ({num_prompt_tokens} in the prompt, {asked} in the completion)"
         )
     if room < 1 and asked != 0:
-        raise too_long(model, f"{num_prompt_tokens} tokens in the prompt, which leaves no room for an answer")
+        raise too_long(model, f"{num_prompt_tokens} tokens in the prompt, which leaves no room for a completion")
     if asked is not None:
         return asked
     return room if default is None else min(room, default)
 
 
 def check_token_ids(token_ids: list[int], vocab_size: int, param: str) -> None:
-    """Raise ApiError unless all ids are of the vocabulary: the engine indexes tensors with them."""
+    """Raise ApiError unless all ids are in the vocabulary; the engine indexes tensors with them."""
     if not token_ids or (min(token_ids) >= 0 and max(token_ids) < vocab_size):
         return
     wrong = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
-    raise invalid(f"`{param}` has the token id {str(wrong)[:24]}; ids go from 0 to {vocab_size - 1}.", param)
+    raise invalid(f"`{param}` has the token id {str(wrong)[:24]}; it must be from 0 to {vocab_size - 1}.", param)
 
 
 async def encode(
@@ -215,8 +216,8 @@ async def encode(
 ) -> list[int]:
     """Return the token ids of a text, in a thread if it is long.
 
-    Raises ApiError if it is far longer than `max_tokens`, the model's context if that is None; a text that is only
-    longer is returned.
+    Raises ApiError if it is far longer than `max_tokens`, by default the model's context length; a text that is only
+    somewhat longer is encoded.
     """
     encoding = partial(
         encoded,
@@ -243,11 +244,11 @@ def encoded(
     guard: str = "",
     is_open: bool = False,
 ) -> list[int]:
-    """Return what `encode` does; blocks.
+    """Encode a text as `encode` does, in the calling thread.
 
-    A text that is far too long is not tokenized as a whole: that would take seconds and some hundred bytes for each
-    token. Its beginning is enough. How a text is split depends on what follows, but only near the end of the beginning,
-    so one of more than twice `max_tokens` tokens leaves no doubt.
+    A text that is far too long is not tokenized as a whole, which would take seconds and hundreds of bytes for each
+    token. Its beginning is tokenized first. The text after it can change only its last few tokens, so a beginning of
+    more than twice `max_tokens` tokens shows that the text is too long.
     """
     encoding = partial(
         model.tokenizer.encode,
@@ -271,24 +272,24 @@ def encoded(
 
 
 def too_long(model: TextModel, requested: str, max_tokens: int | None = None) -> ApiError:
-    """Return the error of a request that does not fit into the model's context, or into another limit of tokens."""
+    """Return the error of a request that exceeds the model's context length, or another limit of tokens."""
     if max_tokens is not None and max_tokens != model.max_model_len:
         return ApiError(400, f"The limit is {max_tokens} tokens. However, you sent {requested}. Send a shorter text.")
     return ApiError(
         400,
         f"This model's maximum context length is {model.max_model_len} tokens. However, you requested {requested}. "
-        "Shorten the prompt or ask for fewer tokens.",
+        "Shorten the prompt or request fewer tokens.",
         param=None,
         code="context_length_exceeded",
     )
 
 
 def _check_names(values: Json, special_tokens: Collection[str]) -> None:
-    """Raise ApiError for an object's key with the text of a special token: keys go into the prompt as they are."""
+    """Raise ApiError for an object's key with the text of a special token: templates write keys unchanged."""
     if isinstance(values, dict):
         for name, value in values.items():
             if any(text in name for text in special_tokens):
-                raise invalid("A name in `tools` has the text of a special token.", "tools")
+                raise invalid("A name in `tools` has the text of a special token; rename it.", "tools")
             _check_names(value, special_tokens)
     elif isinstance(values, list):
         for value in values:

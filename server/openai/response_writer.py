@@ -1,4 +1,4 @@
-"""ResponseWriter: the output items of one response as they come, and the events of its stream."""
+"""ResponseWriter: the output items of one response, and the events of its stream."""
 
 import time
 import uuid
@@ -12,10 +12,9 @@ from caravan.server.generation.text_stream import TextDelta
 from caravan.server.http.errors import ApiError
 from caravan.server.http.sse import named_event
 from caravan.server.openai.logprobs import chat_logprobs
-from caravan.server.openai.message_warnings import message_warnings
-from caravan.server.openai.protocol.answer import CachedTokens, ChosenTokenLogprob
-from caravan.server.openai.protocol.generation_requests import ChatRequest
-from caravan.server.openai.protocol.response_answers import (
+from caravan.server.openai.protocol.chat import ChatRequest
+from caravan.server.openai.protocol.response_model import CachedTokens, ChosenTokenLogprob
+from caravan.server.openai.protocol.response_object import (
     IncompleteDetails,
     OutputCall,
     OutputCustomCall,
@@ -26,8 +25,9 @@ from caravan.server.openai.protocol.response_answers import (
     ResponseObject,
     ResponseUsage,
 )
-from caravan.server.openai.protocol.response_requests import ResponsesRequest
 from caravan.server.openai.protocol.response_tools import AbsentTool, CustomTool, input_of_arguments
+from caravan.server.openai.protocol.responses import ResponsesRequest
+from caravan.server.openai.template_messages import message_warnings
 from caravan.server.openai.tool_calls.call_format import call_format_of
 from caravan.server.openai.tool_calls.tool_call_parser import ResponsePart, ToolCallParser
 
@@ -36,7 +36,7 @@ Status = Literal["in_progress", "completed", "incomplete", "failed"]
 
 
 class ResponseWriter:
-    """One response: its output items as they come, and their events."""
+    """Writes one response, whole or as events."""
 
     def __init__(
         self, request: ResponsesRequest, chat: ChatRequest, served: ServedModel, prompt_token_ids: list[int]
@@ -60,7 +60,7 @@ class ResponseWriter:
         self._sequence_number = 0
         self._open_item: OutputMessage | OutputCall | OutputCustomCall | None = None
         self._arguments = ""  # of the open call of a custom tool
-        self._logprobs: list[ChosenTokenLogprob] = []  # of tokens whose text may still turn out to be a tool call
+        self._logprobs: list[ChosenTokenLogprob] = []  # of tokens whose text may still become a tool call
         self._prompt_token_ids = prompt_token_ids
         self._token_ids: list[int] = []
 
@@ -71,7 +71,7 @@ class ResponseWriter:
         return created + self._event("response.in_progress", response=response)
 
     def delta(self, index: int, delta: TextDelta, generation: Generation) -> bytes:  # noqa: ARG002  # of EndpointWriter
-        """Return the events of what the response has next."""
+        """Return the events of the next delta."""
         parts = [ResponsePart(content=delta.text)] if self._parser is None else self._parser.push(delta.text)
         if delta.finish_reason is not None and self._parser is not None:
             parts += self._parser.finish(is_cut_off=delta.finish_reason == "length")
@@ -101,13 +101,13 @@ class ResponseWriter:
         return self._event(f"response.{self._status}", response=self._finished(generation))
 
     def whole(self, choices: list[list[TextDelta]], generation: Generation) -> ResponseObject:
-        """Return the response as one object, put together as its stream would be."""
+        """Return the response as one object, built as its stream would be."""
         for delta in choices[0]:
             self.delta(0, delta, generation)
         return self._finished(generation)
 
     def fail(self, error: ApiError, generation: Generation) -> bytes:
-        """Return the event of a response that broke off."""
+        """Return the event of a response that failed."""
         detail = error.body()["error"]
         response = self._response("failed")
         response.error = ResponseError(code=detail["code"] or "server_error", message=detail["message"])
@@ -185,7 +185,7 @@ class ResponseWriter:
         if isinstance(self._item, OutputCall):
             self._item.arguments += text
             return self._event("response.function_call_arguments.delta", **self._place(), delta=text)
-        self._arguments += text  # the input of a custom tool is a JSON string in them, known when that is complete
+        self._arguments += text  # a custom tool's input is a JSON string in them, sent when it is complete
         return b""
 
     def _open(self, item: OutputMessage | OutputCall | OutputCustomCall) -> bytes:

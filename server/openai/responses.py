@@ -1,4 +1,4 @@
-"""POST /v1/responses: a chat in OpenAI's newer form, without anything that would have to be kept."""
+"""POST /v1/responses, without stored responses."""
 
 import re
 import time
@@ -12,26 +12,25 @@ from caravan.server.generation.served_model import ServedModel
 from caravan.server.http.errors import ApiError
 from caravan.server.http.openapi import documented
 from caravan.server.openai.models import check_model
-from caravan.server.openai.preparation import prepared_chat
-from caravan.server.openai.protocol.generation_requests import ChatRequest
-from caravan.server.openai.protocol.response_answers import ResponseObject
-from caravan.server.openai.protocol.response_requests import ResponsesRequest
+from caravan.server.openai.preparation import generation_of, prepared_chat
+from caravan.server.openai.protocol.chat import ChatRequest
+from caravan.server.openai.protocol.response_object import ResponseObject
+from caravan.server.openai.protocol.responses import ResponsesRequest
 from caravan.server.openai.protocol.validated_body import read_body
 from caravan.server.openai.protocol.validation import first_problem
 from caravan.server.openai.response_writer import ResponseWriter
 from caravan.server.openai.run_generation import run_generation
-from caravan.server.openai.start_generation import generation_of
 
 EXAMPLE = {"model": "smollm2", "instructions": "Be brief.", "input": "What is the capital of France?"}
 
 
 def responses_router(served: ServedModel) -> APIRouter:
-    """Return the route that answers in OpenAI's newer form."""
+    """Return the router of POST /v1/responses."""
     router = APIRouter(tags=["generation"])
 
     @router.post(
         "/v1/responses",
-        summary="Answer, in the newer form",
+        summary="Create a response",
         **documented(ResponsesRequest, EXAMPLE, answer=ResponseObject, is_streamed=True),
     )
     async def create_response(request: Request) -> Response:
@@ -39,7 +38,7 @@ def responses_router(served: ServedModel) -> APIRouter:
         body = await read_body(request, ResponsesRequest, served.limits)
         check_model(served, body.model)
         key_name = key_name_of(request.scope)
-        chat = await served.executors.tokenizing.run(key_name, partial(_chat_of, body))  # it may have megabytes
+        chat = await served.executors.tokenizing.run(key_name, partial(_chat_of, body))  # a body may have megabytes
         try:
             prepared = await prepared_chat(served, chat, key_name, request.receive)
         except ApiError as error:
@@ -57,7 +56,7 @@ def responses_router(served: ServedModel) -> APIRouter:
 
 
 def _chat_of(body: ResponsesRequest) -> ChatRequest:
-    """Return the chat that asks for the same; what is wrong with a message is wrong with the input."""
+    """Return the equivalent chat request; its errors name the fields of `body`."""
     try:
         return ChatRequest.model_validate(body.as_chat())
     except ValidationError as error:
@@ -65,7 +64,7 @@ def _chat_of(body: ResponsesRequest) -> ChatRequest:
 
 
 def _renamed(error: ApiError, body: ResponsesRequest) -> ApiError:
-    """Return an error of the chat that a response asks for, with the names that its fields have there."""
+    """Return an error of the equivalent chat request with the field names of /v1/responses."""
     names = {"response_format": "text.format", "max_completion_tokens": "max_output_tokens", "messages": "input"}
     param = error.param or ""
     place = re.match(r"messages\[(\d+)\]", param)

@@ -1,4 +1,4 @@
-"""Run one generation to its end, whole or streamed: the same for completions, chats, responses and embeddings."""
+"""Run one generation to its end, whole or streamed, for every endpoint that generates."""
 
 from collections.abc import AsyncGenerator
 from typing import Any, Protocol
@@ -18,28 +18,28 @@ Deltas = list[tuple[int, TextDelta]]
 
 
 class EndpointWriter(Protocol):
-    """How one endpoint writes a generation. Each method returns events, perhaps none, except `whole`."""
+    """Writes the response of one endpoint. Every method but `whole` returns events, perhaps none."""
 
     def begin(self) -> bytes:
         """Return the events before the first delta."""
 
     def delta(self, index: int, delta: TextDelta, generation: Generation) -> bytes:
-        """Return the events of what choice `index` has next."""
+        """Return the events of the next delta of choice `index`."""
 
     def end(self, generation: Generation) -> bytes:
         """Return the events after the last delta."""
 
     def fail(self, error: ApiError, generation: Generation) -> bytes:
-        """Return the last events of a stream that broke off."""
+        """Return the last events of a stream that failed."""
 
     def whole(self, choices: list[list[TextDelta]], generation: Generation) -> Any:
         """Return the body of a response that is not streamed, given the deltas of each choice."""
 
 
 async def all_deltas(request: Request, generation: Generation) -> list[list[TextDelta]]:
-    """Return the deltas of each choice of a generation; its work ends if the client goes away.
+    """Run a generation and return the deltas of each choice; a client that disconnects cancels it.
 
-    Raises EngineUnavailable, ClientDisconnect and what ends a generation too early.
+    Raises EngineUnavailable, ClientDisconnect or the error that ended the generation.
     """
     request.scope[SCOPE_RECORD] = generation.record
     try:
@@ -52,10 +52,10 @@ async def all_deltas(request: Request, generation: Generation) -> list[list[Text
 async def run_generation(
     request: Request, generation: Generation, writer: EndpointWriter, limits: RequestLimits, *, is_stream: bool
 ) -> Response:
-    """Return the HTTP response to a generation that is not started yet; if the client goes away, its work ends.
+    """Start a generation and return its HTTP response; a client that disconnects cancels it.
 
-    Nothing is sent before the engine's first output: until then an error still has its status. But a stream that would
-    be silent for longer than `keep_alive_seconds` begins without it, since proxies cut silent connections.
+    No header is sent before the engine's first output, so that an error before it has its own status. A stream that
+    would be silent for longer than `keep_alive_seconds` starts without output, since proxies close silent connections.
     """
     if not is_stream:
         choices = await all_deltas(request, generation)
@@ -78,9 +78,9 @@ async def run_generation(
 
 
 async def _events(generation: Generation, writer: EndpointWriter, deltas: Deltas) -> AsyncGenerator[bytes, None]:
-    """Yield the events of a stream, one or several at once, beginning with those of `deltas`.
+    """Yield the events of a stream, one or several at once, starting with those of `deltas`.
 
-    An error becomes an event, too, since the status is already sent.
+    An error becomes an event, since the status is already sent.
     """
     events = writer.begin()
     if not (deltas or events):

@@ -1,4 +1,4 @@
-"""From a request to the SamplingParams of each of its choices."""
+"""The SamplingParams of each choice of a request."""
 
 import hashlib
 import secrets
@@ -10,7 +10,7 @@ from caravan.model.sampling.generation_defaults import GenerationDefaults
 from caravan.model.sampling.sampling_params import SamplingParams
 from caravan.server.http.errors import invalid
 from caravan.server.openai.prompts import check_token_ids
-from caravan.server.openai.protocol.generation_requests import GenerationRequest
+from caravan.server.openai.protocol.generation_request import GenerationRequest
 
 _LEAST_TOP_P = 1e-9
 
@@ -26,13 +26,13 @@ def sampling_params(
 ) -> list[SamplingParams]:
     """Return one SamplingParams for each choice of one prompt; only their seeds differ.
 
-    What the request leaves open is as the model's makers suggest. The tokens that end the model's text are among the
-    stop tokens unless the request ignores them.
+    Fields that the request leaves out have the model's default values. The model's end tokens are stop tokens unless
+    the request sets `ignore_eos`.
 
-    Raises ApiError if `max_tokens`, what this prompt leaves room for, is less than the request's min_tokens.
+    Raises ApiError if `max_tokens`, the limit for this prompt, is less than the request's `min_tokens`.
     """
     if request.min_tokens > max_tokens:
-        raise invalid(f"`min_tokens` is {request.min_tokens}; at most {max_tokens} tokens are produced.", "min_tokens")
+        raise invalid(f"`min_tokens` is {request.min_tokens}; it must be at most {max_tokens} here.", "min_tokens")
     stop_token_ids = {*request.stop_token_ids, *(() if request.ignore_eos else eos_token_ids)}
     given = {field.name for field in fields(defaults)} & request.model_fields_set
     chosen = replace(defaults, **{name: getattr(request, name) for name in given})
@@ -53,15 +53,15 @@ def sampling_params(
         num_prompt_logprobs=request.num_prompt_logprobs,
     )
     if request.num_choices > request.n and params.num_logprobs is None:
-        params = msgspec.structs.replace(params, num_logprobs=0)  # by which the best are known
+        params = msgspec.structs.replace(params, num_logprobs=0)  # to rank the choices
     seeds = [choice_seed(request.seed, index) for index in range(request.num_choices)]
     return [msgspec.structs.replace(params, seed=seed) for seed in seeds]
 
 
 def choice_seed(seed: int | None, index: int) -> int:
-    """Return the seed of choice `index` of a prompt: random without a seed or with -1, else different and repeatable.
+    """Return the seed of choice `index` of a prompt: random if `seed` is None or -1, else a hash of both numbers.
 
-    It depends on nothing else, so that a prompt's answer does not depend on the prompts beside it.
+    The other prompts of a request have no influence on it.
     """
     if seed is None or seed == -1:
         return secrets.randbits(64)

@@ -1,11 +1,11 @@
-"""Messages as a chat template reads them: what the client sent, in the form that the template takes."""
+"""Template messages: a conversation in the form that a chat template takes, and warnings about what it leaves out."""
 
 import re
 from collections.abc import Collection, Sequence
 
-from caravan.server.openai.protocol.call_arguments import parsed_arguments
-from caravan.server.openai.protocol.messages import Message
-from caravan.server.openai.protocol.tools import ToolCall
+from caravan.server.generation.text_model import TextModel
+from caravan.server.openai.protocol.messages import Conversation, Message
+from caravan.server.openai.protocol.tools import ToolCall, parsed_arguments
 from caravan.server.sandbox.special_tokens import Json
 from caravan.server.sandbox.template_shape import TemplateShape, text_part
 
@@ -16,8 +16,7 @@ REASONING_NAMES = ("reasoning_content", "reasoning", "thinking")
 def plain_messages(messages: Sequence[Message], source: str) -> list[dict[str, Json]]:
     """Return the messages as they were sent, without the fields that have no effect.
 
-    `source` is that of the template: it decides under which name the reasoning goes in, and whether the role developer
-    has its own name or that of system.
+    The template's `source` decides which fields hold the reasoning, and whether the role developer becomes system.
     """
     return [_plain(message, source) for message in messages]
 
@@ -106,3 +105,35 @@ def _with_text(content: Json, text: str) -> Json:
     if isinstance(content, list):
         return [*content, text_part(text)]
     return f"{content or ''}{text}"
+
+
+_NAME_IN_TEMPLATE = re.compile(r"""message(?:\.name\b|\[['"]name['"]\])""")
+
+
+def message_warnings(model: TextModel, request: Conversation) -> list[str]:
+    """Return a warning for each message field that the template leaves out, and for call arguments that are not JSON.
+
+    The request's own warnings name the fields that have no effect with any model.
+    """
+    messages = request.messages
+    source = model.chat_template.source if model.chat_template is not None else ""
+    warnings = []
+    if any(message.name is not None for message in messages) and not _NAME_IN_TEMPLATE.search(source):
+        warnings.append("`messages[].name` has no effect with the chat template of this model.")
+    if not any(re.search(rf"\b{name}\b", source) for name in REASONING_NAMES):
+        warnings += [
+            f"`messages[].{name}` has no effect with the chat template of this model."
+            for name in ("reasoning_content", "reasoning", "reasoning_details")
+            if any(getattr(message, name) for message in messages)
+        ]
+    if model.chat_template is not None and any(message.tool_calls and message.content for message in messages):
+        template = model.chat_template.for_tools() if request.shown_tools else model.chat_template
+        if not template.shape.shows_calls_beside_text:
+            warnings.append("`messages[].tool_calls` beside `content` is left out by the chat template of this model.")
+        if not template.shape.shows_text_beside_calls:
+            warnings.append("`messages[].content` beside `tool_calls` is left out by the chat template of this model.")
+    if not all(call.function.has_object for message in messages for call in message.tool_calls):
+        warnings.append(
+            "`messages[].tool_calls[].function.arguments` of a call is not a JSON object; the model reads it as text."
+        )
+    return warnings

@@ -48,7 +48,7 @@ def tasks(url: str, busy_url: str) -> dict[str, Any]:
     return {
         "structured": [llm.as_structured_llm(City).complete(CITY_QUESTION).raw.model_dump()],
         "whole": llm.complete(QUESTION).text,
-        "streams": [[piece.delta for piece in llm.stream_complete(QUESTION)]],
+        "streams": [[chunk.delta for chunk in llm.stream_complete(QUESTION)]],
         "required": calls(tool_required=True),
         "named": calls(tool_choice=GetTime.__name__),
         "retried": model(busy_url, max_retries=1).complete(QUESTION).text,

@@ -35,9 +35,9 @@ def tasks(url: str, busy_url: str) -> dict[str, Any]:
         streamed = city_stream.get_final_completion().choices[0].message.parsed
 
     with client.chat.completions.stream(**ask) as stream:
-        pieces = [event.delta for event in stream if event.type == "content.delta"]
+        chunks = [event.delta for event in stream if event.type == "content.delta"]
     with client.responses.stream(**response, input=QUESTION) as newer_stream:
-        newer_pieces = [event.delta for event in newer_stream if event.type == "response.output_text.delta"]
+        newer_chunks = [event.delta for event in newer_stream if event.type == "response.output_text.delta"]
 
     calls = client.chat.completions.parse(**ask_weather, **one_call).choices[0].message.tool_calls
     named: Any = {"type": "function", "function": {"name": GetTime.__name__}}
@@ -48,7 +48,7 @@ def tasks(url: str, busy_url: str) -> dict[str, Any]:
     return {
         "structured": [city and city.model_dump() for city in (parsed, newer, streamed)],
         "whole": client.chat.completions.create(**ask).choices[0].message.content,
-        "streams": [pieces, newer_pieces],
+        "streams": [chunks, newer_chunks],
         "required": [_call(call) for call in calls or []],
         "named": [_call(call) for call in streamed_calls or []],
         "retried": patient.chat.completions.create(**ask).choices[0].message.content,

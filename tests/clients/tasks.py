@@ -1,4 +1,4 @@
-"""What every client library is asked to do; imported by both virtual environments, so it needs pydantic only."""
+"""The tasks of every client library; imported by both virtual environments, so it needs pydantic only."""
 
 import json
 import sys
@@ -51,6 +51,6 @@ def tool_of(model: type[Bounded]) -> dict[str, Any]:
 
 
 def report(tasks: Callable[[str, str], dict[str, Any]]) -> None:
-    """Print what `tasks` returns for the two URLs of the command line: the server's, and that of a busy door."""
+    """Print what `tasks` returns for the two URLs of the command line: the server's, and that of a busy proxy."""
     url, busy_url = sys.argv[1:]
     print(json.dumps(tasks(f"{url}/v1", f"{busy_url}/v1")))

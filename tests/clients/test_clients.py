@@ -1,4 +1,4 @@
-"""Client libraries people use, each with tasks for the default model that constraints make it complete.
+"""Common client libraries, each with tasks that the default model completes under constraints.
 
 They run in an environment of their own, made by `make test`: they want another version of the openai package.
 """
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.clients.busy_door import RETRY_AFTER_SECONDS, busy_door
+from tests.clients.busy_proxy import RETRY_AFTER_SECONDS, busy_proxy
 from tests.clients.tasks import TOOLS, Bounded, City, GetTime
 from tests.server.running_server import RunningServer, running_server
 
@@ -22,14 +22,14 @@ pytestmark = pytest.mark.real_model
 
 ROOT = Path(__file__).parents[2]
 OURS = Path(sys.executable)
-THEIRS = Path(sys.prefix) / "clients/bin/python"
+CLIENTS = Path(sys.prefix) / "clients/bin/python"
 LIBRARIES = {
     "openai 3": (OURS, "openai_task"),
-    "openai 2": (THEIRS, "openai_task"),
-    "langchain": (THEIRS, "langchain_task"),
-    "llama_index": (THEIRS, "llama_index_task"),
-    "litellm": (THEIRS, "litellm_task"),
-    "instructor": (THEIRS, "instructor_task"),
+    "openai 2": (CLIENTS, "openai_task"),
+    "langchain": (CLIENTS, "langchain_task"),
+    "llama_index": (CLIENTS, "llama_index_task"),
+    "litellm": (CLIENTS, "litellm_task"),
+    "instructor": (CLIENTS, "instructor_task"),
 }
 # No telemetry and no downloads; what would leave this machine all the same runs into a closed port.
 ENVIRONMENT = {
@@ -44,7 +44,7 @@ ENVIRONMENT = {
 
 
 class Done(NamedTuple):
-    """What a library's script printed, and how long after the refusal the library asked again, in seconds."""
+    """The output of a library's script, and the seconds before each retry."""
 
     answers: dict[str, Any]
     waits_seconds: list[float]
@@ -61,9 +61,9 @@ def done(request: pytest.FixtureRequest, server: RunningServer) -> Done:
     python, script = LIBRARIES[request.param]
     assert python.exists(), "Run `make .venv/clients.stamp`."
     environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-    with busy_door(server.url) as concurrency_limit:
+    with busy_proxy(server.url) as proxy:
         finished = subprocess.run(
-            [python, "-m", f"tests.clients.{script}", server.url, concurrency_limit.url],
+            [python, "-m", f"tests.clients.{script}", server.url, proxy.url],
             cwd=ROOT,
             env=environment | ENVIRONMENT,
             capture_output=True,
@@ -72,7 +72,7 @@ def done(request: pytest.FixtureRequest, server: RunningServer) -> Done:
             check=False,
         )
     assert finished.returncode == 0, finished.stderr[-4000:]
-    waits_seconds = [later - earlier for earlier, later in itertools.pairwise(concurrency_limit.asked_at_seconds)]
+    waits_seconds = [later - earlier for earlier, later in itertools.pairwise(proxy.requested_at_seconds)]
     return Done(json.loads(finished.stdout), waits_seconds)
 
 
@@ -82,15 +82,15 @@ def test_structured_output_keeps_to_its_schema(done: Done) -> None:
         City.model_validate(answer, strict=True)
 
 
-def test_a_stream_comes_in_pieces_that_join_to_the_whole_answer(done: Done) -> None:
+def test_a_stream_has_chunks_that_join_to_the_whole_text(done: Done) -> None:
     if "partials" in done.answers:  # instructor streams objects that grow
         *growing, last = done.answers["partials"]
         assert any(None in partial.values() for partial in growing)
         assert last == done.answers["structured"][0]
         return
-    for pieces in done.answers["streams"]:
-        assert len(pieces) > 3
-        assert "".join(pieces) == done.answers["whole"]
+    for chunks in done.answers["streams"]:
+        assert len(chunks) > 3
+        assert "".join(chunks) == done.answers["whole"]
 
 
 def test_a_required_call_has_arguments_of_its_schema(done: Done) -> None:
@@ -109,7 +109,7 @@ def test_a_named_function_is_the_one_that_is_called(done: Done) -> None:
         GetTime.model_validate(call["arguments"], strict=True)
 
 
-def test_a_request_refused_as_too_much_is_asked_again_after_the_pause_it_was_told(done: Done) -> None:
+def test_a_429_is_retried_after_the_seconds_of_retry_after(done: Done) -> None:
     assert done.answers["retried"] in (done.answers.get("whole"), done.answers["structured"][0])
     [wait_seconds] = done.waits_seconds
     assert wait_seconds >= RETRY_AFTER_SECONDS

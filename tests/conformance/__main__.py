@@ -39,11 +39,11 @@ def main() -> None:
     target = Target(arguments.url, arguments.api_key, arguments.model)
     rules = [rule for rule in all_rules() if arguments.only.lower() in f"{rule.group} {rule.name}".lower()]
 
-    def tell(verdict: Verdict) -> None:
+    def show(verdict: Verdict) -> None:
         mark = "FAILED" if verdict.reason else "ok    "
         print(f"{mark} {verdict.rule.group}: {verdict.rule.name} ({verdict.seconds:.1f} s) {verdict.reason}")
 
-    verdicts = judge(rules, target, tell)
+    verdicts = judge(rules, target, show)
     target.close()
     print()
     for group, num_held, num_rules in summary(verdicts):

@@ -39,14 +39,14 @@ def rules_of(module: ModuleType) -> list[Rule]:
 
 
 def judge(rules: Iterable[Rule], target: Target, on_verdict: Callable[[Verdict], object]) -> list[Verdict]:
-    """Return the verdict on each rule, told one by one as they come."""
+    """Return the verdict on each rule, after passing each to `on_verdict`."""
     verdicts = []
     for rule in rules:
         started = time.monotonic()
         reason = ""
         try:
             rule.check(target)
-        except Exception as error:  # whatever goes wrong, the rule does not hold
+        except Exception as error:  # after any error the rule does not hold
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:MAX_REASON_CHARACTERS]
         verdicts.append(Verdict(rule, reason, time.monotonic() - started))
         on_verdict(verdicts[-1])

@@ -1,4 +1,4 @@
-"""Target: the server under test, as a rule sees it."""
+"""Target: the server under test."""
 
 import json
 import socket
@@ -13,7 +13,7 @@ TIMEOUT_SECONDS = 30.0
 
 
 class Target:
-    """One server behind a URL, asked by the official client, by plain HTTP and by raw bytes."""
+    """One server at a URL, with the official client, plain HTTP and raw bytes."""
 
     def __init__(self, url: str, api_key: str | None, model: str | None = None) -> None:
         """Without a model the first one that the server lists is asked."""

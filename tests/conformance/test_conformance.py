@@ -35,12 +35,12 @@ def test_names_of_rules_are_sentences_and_differ() -> None:
     assert all(name.endswith(".") and group for group, name in names)
 
 
-def test_a_rule_that_does_not_hold_is_told_with_its_reason(target: Target) -> None:
+def test_a_rule_that_does_not_hold_is_reported_with_its_reason(target: Target) -> None:
     def breaks(_: Target) -> None:
         raise AssertionError("a | b")
 
-    told: list[object] = []
-    verdicts = judge([Rule("G", "Holds.", lambda _: None), Rule("G", "Breaks.", breaks)], target, told.append)
-    assert told == verdicts
+    reported: list[object] = []
+    verdicts = judge([Rule("G", "Holds.", lambda _: None), Rule("G", "Breaks.", breaks)], target, reported.append)
+    assert reported == verdicts
     assert summary(verdicts) == [("G", 1, 2)]
     assert "| G | Breaks. | AssertionError: a \\| b |" in markdown("Some server", verdicts)

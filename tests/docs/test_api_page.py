@@ -5,10 +5,12 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from caravan.server.openai.embeddings import EmbeddingRequest
-from caravan.server.openai.protocol.generation_requests import ChatRequest, CompletionRequest, StreamOptions
-from caravan.server.openai.protocol.response_requests import ResponsesRequest
-from caravan.server.openai.tokenize import TokenizeRequest
+from caravan.server.openai.protocol.chat import ChatRequest
+from caravan.server.openai.protocol.completions import CompletionRequest
+from caravan.server.openai.protocol.embeddings import EmbeddingRequest
+from caravan.server.openai.protocol.generation_request import StreamOptions
+from caravan.server.openai.protocol.responses import ResponsesRequest
+from caravan.server.openai.protocol.tokenize import TokenizeRequest
 from tests.server.openai.api import open_api
 
 TEXT = (Path(__file__).parents[2] / "docs" / "api.md").read_text("utf-8")

@@ -25,7 +25,7 @@ from caravan.server.operations.live_view import (
 from tests.scheduler.requests import make_request
 from tests.scheduler.test_scheduler import make_scheduler, step
 from tests.server.openai.api import Api, open_api
-from tests.server.openai.asgi import Exchange, until
+from tests.server.openai.asgi import AsgiRequest, until
 from tests.server.running_server import running_server
 
 pytestmark = pytest.mark.slow
@@ -189,12 +189,12 @@ async def test_when_the_server_ends_so_do_its_watchers() -> None:
 
 async def test_as_many_watch_as_may_however_many_come_at_once() -> None:
     async def statuses(api: Api) -> list[int | None]:
-        exchanges = [Exchange(api.app, "/v1/engine/events", None) for _ in range(MAX_SUBSCRIBERS + 4)]
-        await until(lambda: all(exchange.status for exchange in exchanges))
-        for exchange in exchanges:
-            exchange.leave()
-            await exchange.end()
-        return [exchange.status for exchange in exchanges]
+        requests = [AsgiRequest(api.app, "/v1/engine/events", None) for _ in range(MAX_SUBSCRIBERS + 4)]
+        await until(lambda: all(request.status for request in requests))
+        for request in requests:
+            request.leave()
+            await request.end()
+        return [request.status for request in requests]
 
     async with open_api() as api:
         for _ in range(2):  # those who have left are not counted

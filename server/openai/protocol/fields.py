@@ -1,19 +1,18 @@
-"""The kinds of request field that pydantic lacks: one for each way a field can be meant."""
+"""Field types of requests that pydantic does not have."""
 
 import re
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, PlainValidator
-from pydantic_core import CoreSchema, PydanticCustomError
-from pydantic_core.core_schema import no_info_plain_validator_function
+from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from caravan.server.http.errors import shown
 
 _MAX_STOP_STRINGS = 16
 _MAX_STOP_CHARACTERS = 1024
 _MAX_BIASED_TOKENS = 1024
-_MAX_DEPTH = 64  # of JSON in JSON that is taken as it is
+_MAX_DEPTH = 64  # of JSON values that are accepted unchanged
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,19})")
 
 
@@ -22,37 +21,21 @@ class NoEffect:
 
 
 def wrong(phrase: str, **context: object) -> PydanticCustomError:
-    """Return the error whose message goes on after "`field` is value; it"; `{name}` stands for a context value."""
+    """Return the error whose message follows "`field` is value; it"; a context value replaces `{name}`."""
     return PydanticCustomError("invalid", phrase, context)
 
 
-class Only:
-    """Marks a field this version does not support beyond some harmless values."""
-
-    def __init__(self, *harmless: object) -> None:
-        self._harmless = harmless
-
-    def __get_pydantic_core_schema__(self, _: Any, __: GetCoreSchemaHandler) -> CoreSchema:
-        return no_info_plain_validator_function(self._check)
-
-    def __get_pydantic_json_schema__(self, _: CoreSchema, __: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {"enum": list(self._harmless)}
-
-    def _check(self, value: Any) -> Any:
-        if any(value == one and type(value) is type(one) for one in self._harmless):  # 0 is not False
-            return value
-        values = [value for value in self._harmless if value not in (None, "", [])]
-        if not values:
-            raise wrong("is not supported by this version; leave it out")
-        raise wrong("is not supported by this version; it can only be {only}", only=" or ".join(map(shown, values)))
+def _unsupported(value: Any) -> None:
+    if value is not None:
+        raise wrong("is not supported by this version; leave it out")
 
 
-Unsupported = Annotated[Any, Only(None)]
+Unsupported = Annotated[Any, PlainValidator(_unsupported), WithJsonSchema({"enum": [None]})]
 
 
 def _stop_strings(value: Any) -> list[str]:
     if value == "":
-        return []  # as forms send a field that nobody filled in
+        return []  # as forms send an empty field
     strings = [value] if isinstance(value, str) else value
     if not isinstance(strings, list) or not all(isinstance(string, str) for string in strings):
         raise wrong("must be a string or a list of strings")
@@ -101,7 +84,7 @@ def _is_token_list(value: list[Any]) -> bool:
 
 
 def check_depth(value: Any) -> None:
-    """Raise the error of a value that is nested too deeply to be walked through."""
+    """Raise the error of a value that is nested too deeply."""
     level, depth = [value], 0
     while level:
         if depth > _MAX_DEPTH:

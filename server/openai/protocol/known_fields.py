@@ -1,54 +1,24 @@
-"""Fields of requests that other servers and clients know and that have no effect here, with where they are known from.
+"""Known fields: request fields of other servers and clients that have no effect here, with their sources.
 
-The rule: a field is accepted if the answer is still of the kind that the client asked for. It then has a warning and is
-counted. That holds for what tunes sampling, thinking, caches or scheduling in ways that this server does not have, for
-labels, and for reports beside the text. A field is refused by its name if it asks for something else: other inputs or
-outputs than text, a prompt or a template of the request's own, code or adapters, a form or length of the text. Such a
-field may still have a value that asks for nothing.
+A field is accepted, with a warning and a count, if the response is still of the requested kind. That holds for options
+of sampling, thinking, caches and scheduling that this server does not have, for labels, and for reports beside the
+text. A field is refused by name if it requests something else: inputs or outputs other than text, a prompt or template
+of the request's own, code or adapters, a form or length of the text. Such a field may have harmless values.
 """
 
-from caravan.server.openai.protocol.known_field import KnownFields, ignored, refused
+from caravan.server.openai.protocol.known_field import KnownFields, all_ignored, ignored, refused
 
 _OPENAI, _VLLM, _SGLANG, _LLAMA, _OLLAMA = "OpenAI", "vLLM", "SGLang", "llama.cpp", "Ollama"
 _ROUTER, _LITELLM, _ANTHROPIC, _TGI, _CODEX = "OpenRouter", "LiteLLM", "Anthropic", "TGI", "Codex CLI"
 
-# What any endpoint may get: labels, caches, routing.
+# Of all endpoints: labels, caches, routing.
 COMMON: KnownFields = {
-    "user": ignored(_OPENAI),
     "metadata": ignored(_OPENAI, _LITELLM),
-    "safety_identifier": ignored(_OPENAI),
     "prompt_cache_key": ignored(_OPENAI, _CODEX),
-    "prompt_cache_options": ignored(_OPENAI),
-    "prompt_cache_retention": ignored(_OPENAI),
     "service_tier": ignored(_OPENAI, _ANTHROPIC, harmless=("auto", "default")),
     "store": ignored(_OPENAI, harmless=(False,)),
-    "moderation": ignored(_OPENAI),
     "client_metadata": ignored(_CODEX),
-    "request_id": ignored(_VLLM),
-    "rid": ignored(_SGLANG),
-    "extra_key": ignored(_SGLANG),
-    "custom_labels": ignored(_SGLANG),
-    "data_parallel_rank": ignored(_SGLANG),
-    "routed_dp_rank": ignored(_SGLANG),
-    "disagg_prefill_dp_rank": ignored(_SGLANG),
-    "bootstrap_host": ignored(_SGLANG),
-    "bootstrap_port": ignored(_SGLANG),
-    "bootstrap_room": ignored(_SGLANG),
     "session_id": ignored(_VLLM, _SGLANG, _ROUTER),
-    "session_params": ignored(_SGLANG),
-    "kv_transfer_params": ignored(_VLLM),
-    "ec_transfer_params": ignored(_VLLM),
-    "mm_processor_kwargs": ignored(_VLLM),
-    "media_io_kwargs": ignored(_VLLM),
-    "return_mm_kwargs": ignored(_VLLM),
-    "provider": ignored(_ROUTER),
-    "models": ignored(_ROUTER),
-    "route": ignored(_ROUTER),
-    "trace": ignored(_ROUTER),
-    "tags": ignored(_LITELLM),
-    "fallbacks": ignored(_LITELLM),
-    "litellm_session_id": ignored(_LITELLM),
-    "litellm_trace_id": ignored(_LITELLM),
     "keep_alive": ignored(_OLLAMA),
     "options": refused(_OLLAMA, harmless=({},)),  # lengths and stop strings are among them
     "lora_path": refused(_SGLANG, harmless=("", [])),
@@ -56,10 +26,22 @@ COMMON: KnownFields = {
     "lora": refused(_LLAMA, harmless=([],)),
     "adapter_id": refused(_TGI, harmless=("",)),
     "truncate_prompt_tokens": refused(_VLLM),
-    "truncation_side": ignored(_VLLM),
+    **all_ignored(_OPENAI, "user safety_identifier prompt_cache_options prompt_cache_retention moderation"),
+    **all_ignored(
+        _VLLM,
+        "request_id kv_transfer_params ec_transfer_params mm_processor_kwargs media_io_kwargs "
+        "return_mm_kwargs truncation_side",
+    ),
+    **all_ignored(
+        _SGLANG,
+        "rid extra_key custom_labels data_parallel_rank routed_dp_rank disagg_prefill_dp_rank bootstrap_host "
+        "bootstrap_port bootstrap_room session_params",
+    ),
+    **all_ignored(_ROUTER, "provider models route trace"),
+    **all_ignored(_LITELLM, "tags fallbacks litellm_session_id litellm_trace_id"),
 }
 
-# Thinking: this server hands on what the model writes.
+# Thinking: this server returns all text that the model writes.
 THINKING: KnownFields = {
     "reasoning": ignored(_OPENAI, _ROUTER, _SGLANG),
     "reasoning_effort": ignored(_OPENAI, _VLLM, _SGLANG, _LLAMA, _OLLAMA),
@@ -78,7 +60,7 @@ THINKING: KnownFields = {
     "verbosity": ignored(_OPENAI, _ROUTER),
 }
 
-# Ways to draw tokens and to report that this server does not have, and options of other schedulers.
+# Sampling methods and reports that this server does not have, and options of other schedulers.
 SAMPLING: KnownFields = {
     "use_beam_search": refused(_VLLM, harmless=(False,)),
     "length_penalty": ignored(_VLLM, harmless=(1,)),
@@ -93,34 +75,19 @@ SAMPLING: KnownFields = {
     "mirostat_tau": ignored(_LLAMA, _OLLAMA),
     "mirostat_eta": ignored(_LLAMA, _OLLAMA),
     "dynatemp_range": ignored(_LLAMA, harmless=(0,)),
-    "dynatemp_exponent": ignored(_LLAMA),
     "xtc_probability": ignored(_LLAMA, harmless=(0,)),
-    "xtc_threshold": ignored(_LLAMA),
     "dry_multiplier": ignored(_LLAMA, harmless=(0,)),
-    "dry_base": ignored(_LLAMA),
-    "dry_allowed_length": ignored(_LLAMA),
-    "dry_penalty_last_n": ignored(_LLAMA),
-    "dry_sequence_breakers": ignored(_LLAMA),
-    "adaptive_target": ignored(_LLAMA),
-    "adaptive_decay": ignored(_LLAMA),
     "repeat_penalty": ignored(_LLAMA, _OLLAMA, harmless=(1,), instead="repetition_penalty"),
     "repeat_last_n": ignored(_LLAMA, _OLLAMA),
     "penalize_nl": ignored(_LLAMA, _OLLAMA),
-    "samplers": ignored(_LLAMA),
-    "backend_sampling": ignored(_LLAMA),
     "random_seed": refused("Mistral", instead="seed"),
     "watermark": ignored(_TGI, harmless=(False,)),
     "watermarking": ignored(_VLLM, harmless=(False,)),
-    "repetition_detection": ignored(_VLLM),
-    "custom_params": ignored(_SGLANG),
-    "vllm_xargs": ignored(_VLLM),
     "logits_processors": refused(_VLLM, harmless=([],)),
     "custom_logit_processor": refused(_SGLANG, harmless=("",)),
     "allowed_token_ids": refused(_VLLM, instead="grammar"),
     "bad_words": refused(_VLLM, harmless=([],), instead="logit_bias"),
     "structural_tag": refused(_VLLM, _SGLANG),
-    "guided_decoding_backend": ignored(_VLLM),
-    "guided_whitespace_pattern": ignored(_VLLM),
     "skip_special_tokens": ignored(_VLLM, _SGLANG, harmless=(True,)),
     "spaces_between_special_tokens": ignored(_VLLM, harmless=(True, False)),
     "add_special_tokens": ignored(_VLLM, harmless=(True,)),
@@ -132,21 +99,14 @@ SAMPLING: KnownFields = {
     "max_new_tokens": refused(_TGI, _SGLANG, instead="max_tokens"),
     "num_ctx": ignored(_OLLAMA),
     "num_keep": ignored(_OLLAMA),
-    "n_keep": ignored(_LLAMA),
-    "n_discard": ignored(_LLAMA),
     "n_indent": ignored(_LLAMA, harmless=(0,)),
-    "n_cache_reuse": ignored(_LLAMA),
     "n_probs": ignored(_LLAMA, harmless=(0,), instead="logprobs"),
     "post_sampling_probs": ignored(_LLAMA, harmless=(False,)),
     "cache_prompt": ignored(_LLAMA, harmless=(True,)),
     "id_slot": ignored(_LLAMA, harmless=(-1,)),
     "slot_id": ignored(_LLAMA, harmless=(-1,)),
-    "t_max_predict_ms": ignored(_LLAMA),
-    "t_max_prompt_ms": ignored(_LLAMA),
     "timings_per_token": ignored(_LLAMA, harmless=(False,)),
     "return_progress": ignored(_LLAMA, harmless=(False,)),
-    "response_fields": ignored(_LLAMA),
-    "sse_ping_interval": ignored(_LLAMA),
     "return_tokens": ignored(_LLAMA, harmless=(False,), instead="return_token_ids"),
     "return_tokens_as_token_ids": ignored(_VLLM, harmless=(False,), instead="return_token_ids"),
     "return_token_offsets": ignored(_VLLM, harmless=(False,)),
@@ -154,12 +114,7 @@ SAMPLING: KnownFields = {
     "return_hidden_states": refused(_SGLANG, harmless=(False,)),
     "return_routed_experts": ignored(_SGLANG, harmless=(False,)),
     "return_cached_tokens_details": ignored(_SGLANG, harmless=(False,)),
-    "routed_experts_start_len": ignored(_SGLANG),
-    "routed_experts_prompt_start": ignored(_VLLM),
     "logprob_token_ids": refused(_VLLM, instead="logprobs"),
-    "stream_interval": ignored(_VLLM),
-    "ngram_corpus_id": ignored(_SGLANG),
-    "images_config": ignored(_SGLANG),
     "template": refused(_OLLAMA, harmless=("",)),
     "images": refused(_OLLAMA, harmless=([],)),
     "image_data": refused(_LLAMA, _SGLANG, harmless=([],)),
@@ -172,11 +127,20 @@ SAMPLING: KnownFields = {
     "transforms": ignored(_ROUTER, harmless=([],)),
     "plugins": ignored(_ROUTER, harmless=([],)),
     "cache_control": ignored(_ANTHROPIC, _ROUTER),
-    "anthropic_beta": ignored(_ANTHROPIC),
-    "anthropic_version": ignored(_ANTHROPIC),
-    "betas": ignored(_ANTHROPIC),
     "context_management": ignored(_ANTHROPIC, _OPENAI),
-    "speed": ignored(_ANTHROPIC),
+    **all_ignored(
+        _LLAMA,
+        "dynatemp_exponent xtc_threshold dry_base dry_allowed_length dry_penalty_last_n dry_sequence_breakers "
+        "adaptive_target adaptive_decay samplers backend_sampling n_keep n_discard n_cache_reuse "
+        "t_max_predict_ms t_max_prompt_ms response_fields sse_ping_interval",
+    ),
+    **all_ignored(
+        _VLLM,
+        "repetition_detection vllm_xargs guided_decoding_backend guided_whitespace_pattern "
+        "routed_experts_prompt_start stream_interval",
+    ),
+    **all_ignored(_SGLANG, "custom_params routed_experts_start_len ngram_corpus_id images_config"),
+    **all_ignored(_ANTHROPIC, "anthropic_beta anthropic_version betas speed"),
 }
 
 GENERATION: KnownFields = COMMON | THINKING | SAMPLING
@@ -218,7 +182,7 @@ CHAT: KnownFields = GENERATION | {
     "chat_id": ignored("Open WebUI"),
 }
 
-# Of /v1/responses, where `metadata` comes back and `prompt` would be a template that the server keeps.
+# Of /v1/responses, which returns `metadata`; its `prompt` is a stored template.
 _SAMPLING_OF_RESPONSES = {
     name: field for name, field in SAMPLING.items() if name not in ("context_management", "usage")
 }
@@ -294,10 +258,7 @@ MESSAGE: KnownFields = {
 }
 STRUCTURED_OUTPUTS: KnownFields = {
     "structural_tag": refused(_VLLM),
-    "disable_any_whitespace": ignored(_VLLM),
-    "disable_additional_properties": ignored(_VLLM),
-    "disable_fallback": ignored(_VLLM),
-    "whitespace_pattern": ignored(_VLLM),
+    **all_ignored(_VLLM, "disable_any_whitespace disable_additional_properties disable_fallback whitespace_pattern"),
 }
 
 # Of items in the input of /v1/responses.

@@ -1,16 +1,61 @@
-"""The messages of a conversation, as chat requests carry them."""
+"""Messages: the conversation of a chat request."""
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, PlainValidator, model_validator
+from pydantic import Field, PlainValidator, ValidationInfo, model_validator
 
-from caravan.server.http.errors import invalid
+from caravan.server.http.errors import invalid, shown
 from caravan.server.openai.protocol.fields import NoEffect, Unsupported, wrong
 from caravan.server.openai.protocol.known_field import KnownFields
 from caravan.server.openai.protocol.known_fields import MESSAGE
-from caravan.server.openai.protocol.message_content import ContentField, has_cache_marks
 from caravan.server.openai.protocol.strict_model import StrictModel
 from caravan.server.openai.protocol.tools import MAX_TOOLS, Tool, ToolCall
+
+_TEXT_OF_PART = {"text": "text", "refusal": "refusal"}  # a refusal is text that a model wrote
+_CACHE_MARKS = ("cache_control", "prompt_cache_breakpoint")
+
+
+def _content(value: Any, info: ValidationInfo) -> str | list[dict[str, str]] | None:
+    """Return content as it was sent, its parts reduced to their text."""
+    if isinstance(value, str) or (value is None and info.data.get("role") in ("assistant", "tool")):
+        return value
+    if not isinstance(value, list):
+        raise wrong("must be a string or a list of text parts")
+    parts = []
+    for index, part in enumerate(value):
+        kind = part.get("type") if isinstance(part, dict) else None
+        name = _TEXT_OF_PART.get(kind) if isinstance(kind, str) else None
+        if name is None:
+            raise wrong("must have text parts only; part {index} is of type {kind}", index=index, kind=shown(kind))
+        if set(part) - set(_CACHE_MARKS) != {"type", name} or not isinstance(part[name], str):
+            raise wrong("must have parts of type and {name} only; part {index} is different", index=index, name=name)
+        parts.append({"type": "text", "text": part[name]})
+    return parts
+
+
+def has_cache_marks(content: Any) -> bool:
+    """Return whether a content part has a cache mark."""
+    return isinstance(content, list) and any(
+        mark in part for part in content if isinstance(part, dict) for mark in _CACHE_MARKS
+    )
+
+
+def _part_schema(name: str) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {"type": {"const": name}, name: {"type": "string"}, "cache_control": {}},
+        "required": ["type", name],
+        "additionalProperties": False,
+    }
+
+
+_Part = Annotated[dict[str, Any], Field(json_schema_extra={"anyOf": [_part_schema(name) for name in _TEXT_OF_PART]})]
+
+ContentField = Annotated[
+    str | list[dict[str, str]] | None,
+    PlainValidator(_content, json_schema_input_type=str | list[_Part] | None),
+]
+
 
 _INSTEAD_OF_CONTENT = ("tool_calls", "refusal", "reasoning_content", "reasoning", "reasoning_details")
 
@@ -33,27 +78,29 @@ class Message(StrictModel):
     known_fields: ClassVar[KnownFields] = MESSAGE
 
     role: Literal["system", "developer", "user", "assistant", "tool"] = Field(
-        description="developer is another name of system."
+        description="developer becomes system where the chat template does not have it."
     )
     content: ContentField = Field(
-        description="May be null in messages of assistants and tools, and left out beside `tool_calls` or `refusal`."
+        description="May be null in assistant and tool messages, and omitted with `tool_calls` or `refusal`."
     )
     name: str | None = Field(None, max_length=256)
     tool_call_id: str | None = Field(None, max_length=256)
 
-    # What an answer has and a client may send back with the next question.
+    # Fields of a response that clients send back in the next request.
     tool_calls: list[ToolCall] = Field([], max_length=MAX_TOOLS)
-    refusal: str | None = Field(None, description="Goes into the prompt as the message's text.")
-    reasoning_content: str | None = Field(None, description="For chat templates that write earlier reasoning.")
-    reasoning: str | None = Field(None, description="Another name of `reasoning_content`.")
+    refusal: str | None = Field(None, description="Used as the message's text.")
+    reasoning_content: str | None = Field(None, description="For chat templates that render earlier reasoning.")
+    reasoning: str | None = Field(None, description="Alias of `reasoning_content`.")
     reasoning_details: _DetailsField = Field("", description="Its texts are used if there is no `reasoning_content`.")
     audio: Unsupported = None
     function_call: Unsupported = None
-    cache_control: _Dropped = Field(None, description="Prefixes are cached anyway. Content parts may have it, too.")
+    cache_control: _Dropped = Field(
+        None, description="No effect: prefixes are always cached. Allowed in content parts."
+    )
 
     @property
     def reasoning_text(self) -> str:
-        """The reasoning before the message, under whichever name it was sent."""
+        """The reasoning of the message, from the first of its fields that is set."""
         return self.reasoning_content or self.reasoning or self.reasoning_details
 
     @model_validator(mode="before")
@@ -71,15 +118,15 @@ class Message(StrictModel):
     @model_validator(mode="after")
     def _only_assistants_call(self) -> Self:
         if self.tool_calls and self.role != "assistant":
-            raise invalid("Only an assistant's message has `tool_calls`.", "messages")
+            raise invalid("Only messages of the role assistant may have `tool_calls`.", "messages")
         return self
 
 
 class Conversation(StrictModel):
-    """What a chat template writes as a prompt."""
+    """A conversation that a chat template renders."""
 
     messages: list[Message] = Field(min_length=1, max_length=4096, fail_fast=True)
-    add_generation_prompt: bool | None = Field(None, description="True unless continue_final_message is.")
+    add_generation_prompt: bool | None = Field(None, description="Default: not `continue_final_message`.")
     continue_final_message: bool = False
     tools: list[Tool] = Field([], max_length=MAX_TOOLS)
 
@@ -92,7 +139,7 @@ class Conversation(StrictModel):
     def _prompts_agree(self) -> Self:
         if self.continue_final_message and self.add_generation_prompt:
             raise invalid(
-                "`continue_final_message` and `add_generation_prompt` exclude each other.", "continue_final_message"
+                "`continue_final_message` and `add_generation_prompt` cannot be combined.", "continue_final_message"
             )
         names = [tool.function.name for tool in self.tools]
         if len(set(names)) < len(names):

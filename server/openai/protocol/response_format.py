@@ -23,7 +23,7 @@ class JsonObjectFormat(StrictModel):
 
 
 class SchemaObjectFormat(JsonObjectFormat):
-    """Any JSON object, or with llama.cpp's field JSON of a schema."""
+    """Any JSON object, or JSON of the schema in llama.cpp's field."""
 
     definition: SchemaField | None = Field(None, alias="schema", description="llama.cpp's name for a JSON schema.")
 
@@ -34,17 +34,19 @@ class JsonSchema(StrictModel):
     known_fields: ClassVar[KnownFields] = SCHEMA
 
     name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
-    definition: SchemaField = Field({}, alias="schema", description="Draft 2020-12, as far as it can be enforced.")
+    definition: SchemaField = Field(
+        {}, alias="schema", description="JSON Schema, draft 2020-12, as far as enforceable."
+    )
     strict: bool = Field(False, description="Schemas are always enforced.")
 
     @property
     def is_lax(self) -> bool:
-        """Somebody asked for a schema that is not enforced."""
+        """Whether `strict` is set to false."""
         return "strict" in self.model_fields_set and not self.strict
 
 
 class JsonSchemaFormat(StrictModel):
-    """JSON that the schema allows."""
+    """JSON of a schema."""
 
     type: Literal["json_schema"]
     json_schema: JsonSchema

@@ -9,7 +9,7 @@ from caravan.server.openai.protocol.response_tools import arguments_of_input, fu
 from caravan.server.openai.protocol.strict_model import nearest_name, unknown
 
 _TEXTS = ("input_text", "output_text", "text", "refusal")
-_OF_PARTS = ("type", "text", "refusal", "annotations", "logprobs")  # the latter two are in our own answers
+_OF_PARTS = ("type", "text", "refusal", "annotations", "logprobs")  # the latter two are in our own responses
 
 
 class InputReader:
@@ -17,9 +17,9 @@ class InputReader:
 
     def __init__(self) -> None:
         self.messages: list[dict[str, Any]] = []
-        self.places: list[str] = []  # where each message comes from
-        self.ignored: dict[str, str] = {}  # fields and items without effect, with a sentence for each
-        self._thought = ""  # belongs to the next thing that the assistant says
+        self.places: list[str] = []  # the path of each message in the request
+        self.ignored: dict[str, str] = {}  # fields and items without effect, with a warning for each
+        self._thought = ""  # reasoning of the next message of the assistant
         self._readers: dict[str, Callable[[dict[str, Any], str], None]] = {
             "message": self._read_message,
             "function_call": self._read_call,
@@ -27,11 +27,11 @@ class InputReader:
             "custom_tool_call": self._read_custom_call,
             "custom_tool_call_output": self._read_output,
             "reasoning": self._read_reasoning,
-            "additional_tools": self._read_nothing,  # they are among the tools of the request
+            "additional_tools": self._read_tools,  # they are among the tools of the request
         }
 
     def read(self, item: dict[str, Any], place: str) -> None:
-        """Take in one item; raises ApiError for one that it does not know."""
+        """Add one item; raises ApiError for an invalid one."""
         kind = item.get("type", "message")
         reader = self._readers.get(kind) if isinstance(kind, str) else None
         if reader is None:
@@ -40,7 +40,7 @@ class InputReader:
         reader(item, place)
 
     def add(self, message: dict[str, Any], place: str) -> None:
-        """Take in a message as it is."""
+        """Add a message."""
         if message.get("role") == "assistant" and self._thought:
             message["reasoning_content"] = self._thought
             self._thought = ""
@@ -49,10 +49,10 @@ class InputReader:
         self.places.append(place)
 
     def end(self) -> None:
-        """Name a thought that nothing of the assistant's follows: it is part of no message."""
+        """Add a warning for reasoning that no message of the assistant follows."""
         if self._thought:
             self.ignored["input[].reasoning"] = (
-                "Items of type `reasoning` have no effect without a text or a call of the assistant behind them."
+                "Items of type `reasoning` have no effect unless a text or a call of the assistant follows."
             )
             self._thought = ""
 
@@ -61,7 +61,7 @@ class InputReader:
         text = _text(item.get("content"), f"{place}.content")
         last = self.messages[-1] if self.messages else {}
         if item.get("role") == "assistant" and last.get("tool_calls") and not self._thought:
-            last["content"] = f"{last['content'] or ''}{text}"  # what an answer says after its calls is of one turn
+            last["content"] = f"{last['content'] or ''}{text}"  # text after calls belongs to the same turn
         else:
             self.add({"role": item.get("role"), "content": text}, place)
 
@@ -88,11 +88,11 @@ class InputReader:
         else:
             self.ignored["input[].reasoning"] = "Items of type `reasoning` without a text have no effect."
 
-    def _read_nothing(self, item: dict[str, Any], place: str) -> None:
+    def _read_tools(self, item: dict[str, Any], place: str) -> None:
         self._check_names(item, {"type", "id", "role", "tools"}, place)
 
     def _add_call(self, item: dict[str, Any], arguments: Any, place: str) -> None:
-        """Take in a call; calls one after another, and those behind a text, are of one message."""
+        """Add a call; consecutive calls, and calls after a text, belong to one message."""
         name = item.get("name")
         if isinstance(name, str) and item.get("namespace"):
             name = function_name(name, item["namespace"])
@@ -133,7 +133,7 @@ def _text(content: Any, place: str) -> str:
 
 
 def _thought(parts: Any, place: str) -> str:
-    """Return the text of the parts of a thought, which may be none."""
+    """Return the text of the parts of a reasoning item; `parts` may be None."""
     if parts is None:
         return ""
     if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):

@@ -1,7 +1,7 @@
-"""The tools of /v1/responses, and the functions of a chat that stand for them.
+"""Response tools: the tools of /v1/responses, and the chat functions that represent them.
 
-A custom tool, whose input is plain text, becomes a function with one text. The tools of a namespace become functions
-whose names begin with it. Tools that OpenAI's servers run, or whose calls have a form of their own, are left out.
+A custom tool, whose input is plain text, becomes a function with one string. The tools of a namespace become functions
+whose names begin with its name. Tools that OpenAI's servers run, or whose calls have another form, are left out.
 """
 
 import hashlib
@@ -36,13 +36,13 @@ class FunctionTool(StrictModel):
 
 
 class AnyText(StrictModel):
-    """Any text is an input."""
+    """Any text as input."""
 
     type: Literal["text"]
 
 
 class TextGrammar(StrictModel):
-    """What an input should look like; the model reads it, and nothing enforces it."""
+    """The form of an input; the model reads it, but it is not enforced."""
 
     type: Literal["grammar"]
     syntax: Literal["lark", "regex"]
@@ -72,7 +72,7 @@ class Namespace(StrictModel):
 
 
 class AbsentTool(BaseModel):
-    """A tool that this server does not have; the model never sees it."""
+    """A tool that this server does not have; it is not shown to the model."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -99,11 +99,11 @@ ResponseTool = Annotated[FunctionTool | CustomTool | Namespace | AbsentTool, Dis
 
 @dataclass(frozen=True)
 class OfferedTool:
-    """A tool that the model may call, with the function that stands for it in a chat."""
+    """A tool that the model may call, with the chat function that represents it."""
 
     tool: FunctionTool | CustomTool
     namespace: str | None
-    lead: str = ""  # comes before its description
+    lead: str = ""  # precedes its description
 
     @property
     def function_name(self) -> str:
@@ -131,7 +131,7 @@ class OfferedTool:
 
 
 def offered_tools(tools: Iterable[ResponseTool]) -> list[OfferedTool]:
-    """Return the tools that the model may call; the description of a namespace comes before that of its first tool."""
+    """Return the tools that the model may call; the description of a namespace precedes that of its first tool."""
     offered: list[OfferedTool] = []
     for tool in tools:
         if isinstance(tool, FunctionTool | CustomTool):
@@ -143,7 +143,7 @@ def offered_tools(tools: Iterable[ResponseTool]) -> list[OfferedTool]:
 
 
 def without_effect(tools: Iterable[ResponseTool]) -> dict[str, str]:
-    """Return the kinds of tools that are left out, and what of the others is not enforced, with a sentence for each."""
+    """Return a warning for each type of tools that are left out, and for formats that are not enforced, by path."""
     found: dict[str, str] = {}
     for tool in tools:
         if isinstance(tool, AbsentTool):
@@ -155,7 +155,7 @@ def without_effect(tools: Iterable[ResponseTool]) -> dict[str, str]:
 
 
 def function_name(name: str, namespace: str | None) -> str:
-    """Return the name of the function that stands for a tool, at most 64 characters, always the same for the same."""
+    """Return the name of the function that represents a tool: at most 64 characters, a hash if need be."""
     joined = name if namespace is None else f"{namespace}__{name}"
     if len(joined) <= _MAX_NAME:
         return joined
@@ -164,14 +164,14 @@ def function_name(name: str, namespace: str | None) -> str:
 
 
 def arguments_of_input(text: str) -> str:
-    """Return the arguments of the function that stands for a custom tool."""
+    """Return the arguments of the function that represents a custom tool."""
     return json.dumps({"input": text}, ensure_ascii=False)
 
 
 def input_of_arguments(arguments: str) -> str:
     """Return the input of a custom tool from the arguments of its function.
 
-    Of arguments that were cut off it is what there is of the text, and of any others all of them as they are.
+    Incomplete arguments give the beginning of the text; any other arguments are returned unchanged.
     """
     try:
         parsed = json.loads(arguments)
@@ -189,5 +189,5 @@ def input_of_arguments(arguments: str) -> str:
 
 
 def _without_halves(text: str) -> str:
-    """Return a text with U+FFFD in the place of halves of surrogate pairs: models write them, and no answer can."""
+    """Return a text with U+FFFD for lone surrogates, which models write and UTF-8 cannot encode."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,4 +1,4 @@
-"""StrictModel: how the bodies of requests are read."""
+"""StrictModel: the base of all request bodies, and which of their fields have no effect."""
 
 import difflib
 import types
@@ -13,14 +13,14 @@ from caravan.server.openai.protocol.fields import NoEffect
 from caravan.server.openai.protocol.known_field import KnownField, KnownFields
 
 _MAX_FIELDS = 256  # of an object
-_LARGEST_EXACT = 2**53  # of the whole numbers that a float holds, from here on some are missing
-_MAX_NAME = 64  # characters of a name that is compared with the known ones
+_LARGEST_EXACT = 2**53  # a float64 holds all integers up to this one
+_MAX_NAME = 64  # characters of a name to compare with the known ones
 _LEAST_LIKENESS = 0.72  # difflib's ratio
 _IGNORED = "_ignored_names"
 
 
 def _complete_schema(schema: dict[str, Any], model: type["StrictModel"]) -> None:
-    """Say in the JSON schema that a field with a default may be null, and which others are accepted without effect."""
+    """Mark fields with a default as nullable in a JSON schema, and list those that are accepted without effect."""
     for name, field in schema["properties"].items():
         if name not in schema.get("required", []) and "default" in field and field["default"] is not None:
             kind = {key: field.pop(key) for key in list(field) if key not in ("default", "description", "title")}
@@ -32,10 +32,10 @@ def _complete_schema(schema: dict[str, Any], model: type["StrictModel"]) -> None
 
 
 class StrictModel(BaseModel):
-    """No conversions, no unknown fields, null for the default.
+    """A request body: no type conversions, no unknown fields, null for the default value.
 
     A number such as 8.0 or 1e3 is an integer, as in JSON Schema. Fields of `known_fields` that the model does not have
-    are taken or refused as that table says; the values of those that are taken are not kept.
+    are accepted or refused as that table says; the values of accepted ones are not kept.
     """
 
     model_config = ConfigDict(
@@ -50,7 +50,7 @@ class StrictModel(BaseModel):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        """Note which fields may be left out and which hold integers."""
+        """Collect the names of fields that need special treatment."""
         cls._own_names = {field.alias or name: not field.is_required() for name, field in cls.model_fields.items()}
         cls._integer_names = frozenset(
             field.alias or name for name, field in cls.model_fields.items() if _holds_integers(field.annotation)
@@ -66,15 +66,14 @@ class StrictModel(BaseModel):
     def fields_with_meaning(cls) -> frozenset[str]:
         """Return the names, as they are sent, of the fields whose values are read.
 
-        In the place of other values a decoder may put an empty list, object or text, but for null, numbers, true and
-        false.
+        A decoder may replace other lists, objects and texts by empty ones.
         """
         known = cls.known_fields.items()
         return frozenset([*cls._own_names, *(name for name, field in known if field.is_read)])
 
     @property
     def ignored_names(self) -> list[str]:
-        """The fields of this object that were sent and are known elsewhere, but have no effect here."""
+        """The fields of this object that were sent and have no effect."""
         names: tuple[str, ...] = self.__dict__.get(_IGNORED, ())
         return [*names, *(name for name in self._marked_names if name in self.model_fields_set)]
 
@@ -92,7 +91,7 @@ class StrictModel(BaseModel):
             raise PydanticCustomError("invalid", "must have at most {limit} fields", {"limit": _MAX_FIELDS})
         own_names, integer_names = cls._own_names, cls._integer_names
         if not integer_names and value.keys() <= own_names.keys() and None not in value.values():
-            return handler(value)  # as it is, which most messages are
+            return handler(value)  # unchanged, as most messages
         own: dict[str, Any] = {}
         ignored: list[str] = []
         for name, item in value.items():
@@ -109,7 +108,7 @@ class StrictModel(BaseModel):
 
     @classmethod
     def _is_ignored(cls, name: str, value: Any) -> bool:
-        """Return whether a field that the model does not have is worth a warning; raises if it is refused."""
+        """Return whether a field that the model does not have gets a warning; raises if it is refused."""
         known = cls.known_fields.get(name)
         if known is None:
             nearest = nearest_name(name, [cls._own_names, cls.known_fields])
@@ -125,7 +124,7 @@ class StrictModel(BaseModel):
 
 
 def nearest_name(name: str, candidates: Iterable[Iterable[str]]) -> str:
-    """Return the candidate that `name` was probably meant to be, of the first group that has one; else nothing."""
+    """Return the candidate most similar to `name`, of the first group with a similar one; else an empty string."""
     if len(name) > _MAX_NAME:
         return ""
     for names in candidates:
@@ -137,7 +136,7 @@ def nearest_name(name: str, candidates: Iterable[Iterable[str]]) -> str:
 
 
 def refusal(known: KnownField) -> PydanticCustomError:
-    """Return the error of a field that this server does not support, whose message goes on after "it"."""
+    """Return the error of a field that this server does not support, whose message follows "it"."""
     values = [shown(value) for value in known.harmless if value not in ("", [], {})]
     way_out = "leave it out"
     if known.instead:
@@ -148,7 +147,7 @@ def refusal(known: KnownField) -> PydanticCustomError:
 
 
 def _plain(name: str) -> str:
-    """Return a name without what differs between styles of writing: maxTokens, max-tokens, max_tokens."""
+    """Return a name without its style: maxTokens, max-tokens and max_tokens become the same."""
     return name.replace("_", "").replace("-", "").lower()
 
 
@@ -177,5 +176,35 @@ def _whole(value: Any, depth: int = 2) -> Any:
 
 
 def unknown(place: str, nearest: str) -> str:
-    """Return the message about a field that nobody knows."""
+    """Return the message about an unknown field."""
     return f"Unknown field `{place}`." + (f" Did you mean `{nearest}`?" if nearest else "")
+
+
+def ignored_fields(model: StrictModel, prefix: str = "") -> dict[str, str]:
+    """Return each field that was sent and has no effect, with the field to use instead, or an empty string.
+
+    A field is a path from `prefix` without list indices: messages[].cache_control. All names are from the tables of
+    known fields or from models, never a client's own.
+    """
+    kind = type(model)
+    ignored = {}
+    for name in model.ignored_names:
+        known = kind.known_fields.get(name)
+        ignored[prefix + name] = known.instead if known is not None else ""
+    for name in kind.part_names():
+        value = getattr(model, name)
+        if isinstance(value, list):
+            for item in value:
+                if isinstance(item, StrictModel):
+                    ignored |= ignored_fields(item, f"{prefix}{name}[].")
+        elif isinstance(value, StrictModel):
+            ignored |= ignored_fields(value, f"{prefix}{name}.")
+    return ignored
+
+
+def ignored_warnings(ignored: dict[str, str]) -> list[str]:
+    """Return a warning for each field that has no effect."""
+    return [
+        f"`{path}` has no effect on this server" + (f"; use `{instead}`." if instead else ".")
+        for path, instead in ignored.items()
+    ]

@@ -1,4 +1,4 @@
-"""The fields that prescribe the form of a text, under their names in OpenAI, vLLM, SGLang and llama.cpp."""
+"""Structured-output fields, under their names in OpenAI, vLLM, SGLang and llama.cpp."""
 
 import re
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ _MAX_NAMED = 5  # keywords in a warning
 
 @dataclass(frozen=True)
 class Form:
-    """One form that a request prescribes: a field's name, and what it says in one of four ways."""
+    """One constraint of a request: the field that sets it, and its kind and value."""
 
     param: str
     kind: Literal["schema", "regex", "grammar", "choice"]
@@ -69,14 +69,14 @@ ChoiceField = Annotated[list[str], PlainValidator(_choices, json_schema_input_ty
 
 
 class StructuredOutputs(StrictModel):
-    """vLLM's object of one form."""
+    """vLLM's object with one constraint."""
 
     known_fields: ClassVar[KnownFields] = STRUCTURED_OUTPUTS
 
     definition: SchemaOrTextField | None = Field(None, alias="json", description="A JSON schema.")
     json_object: bool = Field(False, description="True: any JSON object.")
     regex: RegexField | None = None
-    choice: ChoiceField | None = Field(None, description="The text is one of these.")
+    choice: ChoiceField | None = Field(None, description="Strings, of which the text is one.")
     grammar: LarkField | None = Field(None, description="A Lark grammar.")
 
     @model_validator(mode="before")
@@ -90,7 +90,7 @@ class StructuredOutputs(StrictModel):
     def _has_one_kind(self) -> Self:
         kinds = [form.param.removeprefix("structured_outputs.") for form in self.forms]
         if len(kinds) != 1:
-            having = f"has {' and '.join(f'`{kind}`' for kind in kinds)}" if kinds else "has no form"
+            having = f"has {' and '.join(f'`{kind}`' for kind in kinds)}" if kinds else "has no constraint"
             raise invalid(
                 f"`structured_outputs` {having}; it must have one of json, json_object, regex, choice and grammar.",
                 "structured_outputs",
@@ -99,7 +99,7 @@ class StructuredOutputs(StrictModel):
 
     @property
     def forms(self) -> list[Form]:
-        """The forms that are given."""
+        """The constraints that are set."""
         return _given(
             ("structured_outputs.json", "schema", self.definition),
             ("structured_outputs.json_object", "schema", {"type": "object"} if self.json_object else None),
@@ -110,12 +110,12 @@ class StructuredOutputs(StrictModel):
 
 
 class StructuredOutputFields(StrictModel):
-    """The fields that prescribe a form; at most one of them is given."""
+    """The structured-output fields, of which at most one may be set."""
 
     response_format: ResponseFormat | None = None
-    regex: RegexField | None = Field(None, description="The text matches this regular expression as a whole.")
-    grammar: LarkField | None = Field(None, description="The text is one of this Lark grammar.")
-    structured_outputs: StructuredOutputs | None = Field(None, description="vLLM's name for the same.")
+    regex: RegexField | None = Field(None, description="Regular expression that the whole text matches.")
+    grammar: LarkField | None = Field(None, description="Lark grammar that the text matches.")
+    structured_outputs: StructuredOutputs | None = Field(None, description="vLLM's object for structured output.")
     json_schema: SchemaField | None = Field(None, description="llama.cpp's name for `response_format` with a schema.")
     ebnf: LarkField | None = Field(None, description="SGLang's name for `grammar`.")
 
@@ -127,7 +127,7 @@ class StructuredOutputFields(StrictModel):
 
     @property
     def forms(self) -> list[Form]:
-        """The forms that are given, each under the name of its field."""
+        """The constraints that are set, each with the name of its field."""
         nested = self.structured_outputs.forms if self.structured_outputs is not None else []
         return nested + _given(
             ("response_format", "schema", schema_of(self.response_format)),
@@ -144,9 +144,9 @@ class StructuredOutputFields(StrictModel):
 
     @property
     def old_form_warnings(self) -> list[str]:
-        """A sentence for each form under a name that vLLM has given up."""
+        """A warning for each field that vLLM has deprecated."""
         return [
-            f"`{form.param}` is an old name; it is enforced here as `structured_outputs.{form.param[7:]}`."
+            f"`{form.param}` is deprecated; use `structured_outputs.{form.param[7:]}`."
             for form in self.forms
             if form.param.startswith("guided_")
         ]
@@ -155,12 +155,12 @@ class StructuredOutputFields(StrictModel):
     def _forms_exclude_each_other(self) -> Self:
         params = [form.param for form in self.forms]
         if len(params) > 1:
-            raise invalid(f"`{'` and `'.join(params)}` exclude each other; send one of them.", params[0])
+            raise invalid(f"`{'` and `'.join(params)}` cannot be combined; send one of them.", params[0])
         return self
 
 
 def schema_of(form: ResponseFormat | None) -> dict[str, Any] | None:
-    """Return the JSON schema that a `response_format` asks for, None if the text is free."""
+    """Return the JSON schema of a `response_format`, or None."""
     match form:
         case SchemaObjectFormat(definition=definition) if definition is not None:
             return definition
@@ -172,14 +172,14 @@ def schema_of(form: ResponseFormat | None) -> dict[str, Any] | None:
 
 
 def schema_warnings(forms: list[Form]) -> list[str]:
-    """Return a sentence for each schema with keywords that have no effect."""
+    """Return a warning for each schema with keywords that have no effect."""
     warnings = []
     for form in forms:
         ignored = sorted(ignored_keywords(form.value)) if form.kind == "schema" else []
         if ignored:
             names = ", ".join(map(shown, ignored[:_MAX_NAMED]))
             more = f" and {len(ignored) - _MAX_NAMED} more" if ignored[_MAX_NAMED:] else ""
-            warnings.append(f"`{form.param}`: keywords of its schema have no effect: {names}{more}.")
+            warnings.append(f"`{form.param}`: these schema keywords have no effect: {names}{more}.")
     return warnings
 
 

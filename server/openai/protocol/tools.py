@@ -1,29 +1,31 @@
-"""The fields of tool calls: functions a model may call, which of them it must, and calls in earlier messages."""
+"""Tools: functions that a model may call, the choice among them, and calls in earlier messages."""
 
-from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
+import json
+import math
+from collections.abc import Collection, Sequence
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, Protocol, Self
 
 from pydantic import Field, PlainValidator, PrivateAttr, model_validator
 
-from caravan.server.openai.protocol.call_arguments import parsed_arguments
-from caravan.server.openai.protocol.fields import SchemaField, wrong
+from caravan.server.openai.protocol.fields import SchemaField, check_depth, wrong
 from caravan.server.openai.protocol.known_field import KnownFields
 from caravan.server.openai.protocol.known_fields import CALLED_FUNCTION, TOOL, TOOL_CALL
 from caravan.server.openai.protocol.strict_model import StrictModel
+from caravan.server.sandbox.special_tokens import Json, all_keys
 
 MAX_TOOLS = 128
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
 
 class Function(StrictModel):
-    """What a model is told of a function."""
+    """The description of a function, which the prompt has."""
 
     known_fields: ClassVar[KnownFields] = TOOL
 
     name: FunctionName
     description: str | None = Field(None, max_length=16384)
     parameters: SchemaField = Field({}, description="JSON schema of the arguments, an object.")
-    strict: bool = Field(False, description="Arguments of required calls always keep to the schema.")
+    strict: bool = Field(False, description="Arguments of required calls always match the schema.")
 
 
 class Strict(Protocol):
@@ -37,7 +39,7 @@ class Strict(Protocol):
 
 
 def strictness_warnings(functions: Sequence[Strict], tool_choice: str) -> list[str]:
-    """Return a sentence if functions say something of strictness that is not so."""
+    """Return a warning if `strict` of a function has no effect."""
     said = {function.strict for function in functions if "strict" in function.model_fields_set}
     if tool_choice == "auto" and True in said:
         return ["`strict` of functions has no effect while `tool_choice` is auto; required calls are strict."]
@@ -56,22 +58,22 @@ class Tool(StrictModel):
 
     @property
     def arguments_schema(self) -> dict[str, Any]:
-        """The JSON schema of the arguments: an object, without properties if nothing is said."""
+        """The JSON schema of the arguments: by default an object without properties."""
         return self.function.parameters or {"type": "object", "properties": {}, "additionalProperties": False}
 
 
 class CalledFunction(StrictModel):
-    """A function with the arguments of a call, as a model wrote them: both may be anything."""
+    """The function name and the arguments of a call as a model wrote them, unchecked."""
 
     known_fields: ClassVar[KnownFields] = CALLED_FUNCTION
 
     name: str
-    arguments: str = Field("{}", description="A JSON object as a string; what is none goes into the prompt as text.")
+    arguments: str = Field("{}", description="A JSON object as a string; other text goes into the prompt unchanged.")
     _is_object: bool = PrivateAttr(True)
 
     @property
     def has_object(self) -> bool:
-        """The arguments are a JSON object, or empty."""
+        """Whether the arguments are a JSON object, or empty."""
         return self._is_object
 
     @model_validator(mode="after")
@@ -81,14 +83,14 @@ class CalledFunction(StrictModel):
 
 
 class ToolCall(StrictModel):
-    """A call that an earlier answer made."""
+    """A call in an earlier message of the assistant."""
 
     known_fields: ClassVar[KnownFields] = TOOL_CALL
 
     id: str = Field(max_length=256)
     type: Literal["function"] = "function"
     function: CalledFunction
-    index: int | None = Field(None, description="As the parts of a stream have it; means nothing here.")
+    index: int | None = Field(None, description="As in the chunks of a stream; no effect.")
 
 
 def _tool_choice(value: Any) -> str:
@@ -108,3 +110,35 @@ def _tool_choice(value: Any) -> str:
 ToolChoiceField = Annotated[
     str, PlainValidator(_tool_choice, json_schema_input_type=Literal["none", "auto", "required"] | dict[str, Any])
 ]
+
+
+def parsed_arguments(text: str, special_tokens: Collection[str] = ()) -> dict[str, Json] | None:
+    """Return the arguments of a call as an object, or None if they are not an object that a prompt can have.
+
+    An object whose keys have the text of a special token is not: only values are guarded against it.
+    """
+    if not text.strip():
+        return {}
+    try:
+        value: Any = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            return None
+        check_depth(value)
+        json.dumps(value, ensure_ascii=False).encode()  # fails for half of a surrogate pair
+    except (ValueError, RecursionError):
+        return None
+    has_special = any(special in key for key in all_keys(value) for special in special_tokens)
+    return None if has_special else value
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError
+    return value
+
+
+def _refuse(_: str) -> NoReturn:
+    raise ValueError

@@ -1,4 +1,4 @@
-"""From pydantic's errors to sentences that name the field, the fact and the limit."""
+"""Validation: pydantic's errors as messages with field, value and limit."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -35,9 +35,9 @@ _MUST_BE: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
 
 
 def first_problem(error: ValidationError, body: Any, place: str = "") -> ApiError:
-    """Return the first problem in `error`, which is one the caller of `body` can correct.
+    """Return the first problem in `error` as an ApiError.
 
-    `place` is where `body` stands in the body of the request, if it is a part of it.
+    `place` is the path of `body` in the request, if it is only a part of it.
     """
     problem = error.errors(include_url=False)[0]
     param = place + _path(problem["loc"], body)
@@ -59,10 +59,10 @@ def _must_be(problem: ErrorDetails) -> str:
 
 
 def _path(location: tuple[int | str, ...], body: Any) -> str:
-    """Return a location as a caller would write it: messages[0].content.
+    """Return a location as a path: messages[0].content.
 
-    pydantic also names which of several kinds it took a value for; what the body does not have there is left out, but
-    for a field at the end, which is missing.
+    pydantic's locations also name members of unions. Names that the body does not have are left out, except the last
+    one, which is a missing field.
     """
     path = ""
     value = body

@@ -1,7 +1,7 @@
 """Closed schemas: objects that name their properties get no others.
 
-A schema that says nothing of further properties allows any, and a small model then goes on inventing them. Texts of
-the closed schema are texts of the schema, so an answer still keeps to what was asked for.
+A schema without `additionalProperties` allows any others, and small models then generate them without end. Every text
+of the closed schema is valid against the original one.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ _OBJECT = {"properties", "required", "minProperties", "maxProperties", "addition
 
 
 def closed(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return an enforced schema with its objects closed; as it is where a value has to keep to several of them."""
+    """Return an enforced schema with its objects closed; as it is where a value must match several of them."""
     return schema if _has_joined_objects(schema) else _closed(schema)
 
 
@@ -38,7 +38,7 @@ def _closed(schema: Any) -> Any:
 
 
 def _has_joined_objects(schema: Any) -> bool:
-    """Return whether a value may have to keep to several schemas of objects, of which each names properties."""
+    """Return whether a value may have to match several schemas of objects, of which each names properties."""
     if isinstance(schema, list):
         return any(map(_has_joined_objects, schema))
     if not isinstance(schema, dict):

@@ -1,7 +1,7 @@
-"""Constraints: the form that a request prescribes for its text, as a grammar for the engine.
+"""Constraints: the structured-output fields and required calls of a request, as a grammar for the engine.
 
-JSON comes as Python's json.dumps writes it, with a space after commas and colons and none else: free white space would
-let a model write nothing else for ever.
+JSON has the spacing of Python's json.dumps, one space after commas and colons: where white space is free, a model may
+generate it without end.
 """
 
 import json
@@ -13,7 +13,8 @@ from llguidance import LLMatcher
 from caravan.server.generation.request_grammar import RequestGrammar
 from caravan.server.generation.served_model import ServedModel
 from caravan.server.http.errors import invalid
-from caravan.server.openai.protocol.generation_requests import ChatRequest, CompletionRequest
+from caravan.server.openai.protocol.chat import ChatRequest
+from caravan.server.openai.protocol.completions import CompletionRequest
 from caravan.server.openai.protocol.structured_fields import Form
 from caravan.server.openai.protocol.tools import Tool
 from caravan.server.openai.structured_output.closed_schema import closed
@@ -26,7 +27,7 @@ from caravan.server.openai.tool_calls.call_format import call_format_of
 async def checked_grammar(
     served: ServedModel, request: CompletionRequest | ChatRequest, key_name: str
 ) -> RequestGrammar | None:
-    """Return the grammar that the request's text must keep to, None if there is none.
+    """Return the grammar that the request's text must match, or None.
 
     Raises ApiError if there is more than one, or if it cannot be compiled within the limits; ExecutorFull if too many
     grammars of the key wait to be checked; WorkerUnavailable.
@@ -38,13 +39,13 @@ async def checked_grammar(
     param = "tools" if required else form.param if form else ""
     if required and form is not None:
         names = [form.param, "tools"] if form.kind == "schema" else ["tools", form.param]
-        raise invalid(f"`{'` and `'.join(names)}` exclude each other; send one of them.", names[0])
+        raise invalid(f"`{'` and `'.join(names)}` cannot be combined; send one of them.", names[0])
     if form is not None and form.kind != "schema" and isinstance(request, ChatRequest) and request.shown_tools:
-        raise invalid(f"`tools` cannot be called in a text of `{form.param}`; send one of them.", "tools")
+        raise invalid(f"`tools` and `{form.param}` cannot be combined; send one of them.", "tools")
     if request.min_tokens:
-        raise invalid("`min_tokens` excludes a grammar, by which a text ends when it is complete.", "min_tokens")
+        raise invalid("`min_tokens` cannot be combined with a grammar; send one of them.", "min_tokens")
     if not served.tokenizer.eos_token_ids:
-        raise invalid(f"`{param}` cannot be used: this model has no token that ends a text.", param)
+        raise invalid(f"`{param}` cannot be used: this model has no end token.", param)
     # A schema may have megabytes.
     grammar = await served.executors.tokenizing.run(key_name, partial(_grammar, served, request, form, param))
     problem = await served.grammar_check.find_problem(grammar, key_name)

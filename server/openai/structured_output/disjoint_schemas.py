@@ -45,12 +45,12 @@ def _are_disjoint(first: Any, second: Any, references: References, budget: list[
         return False
     parts = (list(_parts(first, references)), list(_parts(second, references)))
     budget[0] -= sum(len(part["enum"]) for side in parts for part in side if isinstance(part.get("enum"), list)) // 16
-    for mine, theirs in (parts, parts[::-1]):
-        for part in mine:
+    for own, other in (parts, parts[::-1]):
+        for part in own:
             for keyword in ("anyOf", "oneOf"):
                 branches = part.get(keyword)
                 if isinstance(branches, list) and all(
-                    _are_disjoint(branch, {"allOf": theirs}, references, budget, depth + 1) for branch in branches
+                    _are_disjoint(branch, {"allOf": other}, references, budget, depth + 1) for branch in branches
                 ):
                     return True
     types = _types(parts[0]) & _types(parts[1])

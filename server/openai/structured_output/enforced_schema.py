@@ -1,8 +1,8 @@
 """Enforced schemas: a client's JSON schema in keywords, patterns and numbers that the grammar library keeps exactly.
 
-llguidance leaves out what it does not know, rounds numbers and has patterns of its own, so a schema is read here
-keyword by keyword and written again. What excludes nothing is dropped, some keywords are said in other words, and the
-rest is refused by name. Every text of the result is valid against the schema, of any draft from 4 to 2020-12.
+llguidance ignores unknown keywords, rounds numbers and has its own pattern syntax, so a schema is rewritten keyword by
+keyword. Keywords that exclude nothing are dropped, some are expressed by others, and the rest are refused by name.
+Every text that the result allows is valid against the schema, of any draft from 4 to 2020-12.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from caravan.server.openai.structured_output.disjoint_schemas import may_overlap
 from caravan.server.openai.structured_output.schema_error import SchemaError
 from caravan.server.openai.structured_output.schema_formats import INTEGER_FORMATS, string_patterns
 from caravan.server.openai.structured_output.schema_keywords import APPLICATORS, meaningful
-from caravan.server.openai.structured_output.schema_limits import with_limits
+from caravan.server.openai.structured_output.schema_numbers import with_limits
 from caravan.server.openai.structured_output.schema_objects import object_keywords
 from caravan.server.openai.structured_output.schema_pattern import rewritten_patterns
 from caravan.server.openai.structured_output.schema_references import References, has_own_name
@@ -52,7 +52,7 @@ class _Rewriter:
         self._names: dict[int, str] = {}  # of definitions, by the identity of their schema
         self._failed: dict[str, SchemaError] = {}
         self._multiples: set[numbers.Number] = set()
-        self._has_joined = False  # a value may have to keep to several schemas
+        self._has_joined = False  # a value may have to match several schemas
         self._unknown: set[str] = set()  # keywords
         self._comparisons = [_MAX_COMPARISONS]
         self._num_schemas = 0
@@ -80,7 +80,7 @@ class _Rewriter:
             self._num_renamed -= is_renamed
 
     def check_multiples(self) -> None:
-        """Raise SchemaError if two of the numbers may meet in a way that the library counts wrong."""
+        """Raise SchemaError if the library cannot combine the values of `multipleOf` exactly."""
         if self._has_joined and len(self._multiples) > 1 and not numbers.can_meet(self._multiples):
             raise SchemaError("it has several `multipleOf` whose common multiples cannot be kept exactly")
 
@@ -105,7 +105,7 @@ class _Rewriter:
             applied["allOf"] = also
         self._has_joined |= bool(applied) and (len(applied) > 1 or "allOf" in applied or "multipleOf" in keywords)
         self._has_joined |= bool(applied) and bool(schema.keys() & numbers.BOUNDS)
-        # Properties come in the order of the schemas that name them.
+        # Properties keep the order of the schemas that name them.
         is_first = next((name not in APPLICATORS for name in schema if name != "type"), True)
         result = {**keywords, **applied} if is_first else {**applied, **keywords}
         result = with_values(schema, types, result)
@@ -114,7 +114,7 @@ class _Rewriter:
         return result
 
     def _keywords(self, schema: Schema, types: list[str] | None) -> Schema:
-        """Return what a schema says by itself about values of each type."""
+        """Return a schema's own keywords for values of each type."""
         allowed = types or _TYPES
         result: Schema = {} if types is None else {"type": types[0] if len(types) == 1 else types}
         if "string" in allowed:
@@ -134,7 +134,7 @@ class _Rewriter:
         return result
 
     def _array_keywords(self, schema: Schema) -> Schema:
-        """Return what a schema says about arrays; keywords of earlier drafts in the words of 2020-12."""
+        """Return the keywords for arrays; those of earlier drafts become those of 2020-12."""
         result: Schema = {}
         first, items = schema.get("prefixItems", []), schema.get("items", True)
         if isinstance(items, list):
@@ -176,7 +176,7 @@ class _Rewriter:
         return rewritten
 
     def _excludes_everything(self, negated: Any) -> bool:
-        """Return whether `not` excludes everything, else nothing; raises SchemaError if neither is clear."""
+        """Return whether `not` excludes all values; False: it excludes none. Raises SchemaError otherwise."""
         if negated is False:
             return False
         if negated is True or (isinstance(negated, dict) and not meaningful(negated, self._unknown)):

@@ -1,7 +1,7 @@
 """Grammars of schemas whose numbers the library's own schemas do not keep.
 
 The objects, arrays and alternatives around such a number are written as rules of Lark; everything else in them stays
-a schema (`%json`). Answers have the spacing of Python's json.dumps.
+a schema (`%json`). The spacing is that of Python's json.dumps.
 """
 
 import json
@@ -14,7 +14,7 @@ JSON_OPTIONS = {
     "whitespace_flexible": False,
     "item_separator": ", ",
     "key_separator": ": ",
-    # Without \\uXXXX: a name that is given cannot be written in a second way, as one that is not.
+    # Without \\uXXXX, by which a named property could be written a second time as another one.
     "json_allowed_escapes": 'nrbtf\\\\"',
 }
 
@@ -95,7 +95,7 @@ class _Writer:
         self._num_copied += len(json.dumps(definitions))
         if self._num_copied > _MAX_COPIED:
             raise SchemaError(
-                f"{_named(self._top)} cannot be kept exactly beside so many references to definitions; use fewer or "
+                f"{_named(self._top)} cannot be kept exactly beside this many references to definitions; use fewer or "
                 "smaller ones"
             )
         return {**schema, "$defs": definitions}

@@ -1,7 +1,7 @@
 """Formats of strings that are enforced, each as a regular expression of the grammar library that matches as a whole.
 
-Where a standard leaves room (leap seconds, lower case `t` and `z`, rare forms of addresses) the expression takes what
-every checker takes, so it is narrower. Sources: RFC 3339 (dates, durations), RFC 5321 (addresses), RFC 1123 (hosts),
+Where checkers differ (leap seconds, lower case `t` and `z`, rare forms of addresses) the expression allows only what
+all of them accept. Sources: RFC 3339 (dates, durations), RFC 5321 (addresses), RFC 1123 (hosts),
 RFC 4291 (IPv6), RFC 3986 (URIs), RFC 9562 (UUIDs), RFC 4648 (base64), RFC 6901 (JSON pointers).
 """
 
@@ -89,13 +89,13 @@ _UNANCHORED: Mapping[str, str] = {
 
 FORMATS: Mapping[str, str] = {name: f"^(?:{expression})$" for name, expression in _UNANCHORED.items()}
 
-# Numbers of so many bits: the bounds of integers in OpenAPI's formats.
+# The bounds of OpenAPI's integer formats.
 INTEGER_FORMATS: Mapping[str, tuple[int, int]] = {
     **{f"int{bits}": (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in (8, 16, 32, 64)},
     **{f"uint{bits}": (0, 2**bits - 1) for bits in (8, 16, 32, 64)},
 }
 
-# These say how a string is shown, kept or meant, and exclude no string.
+# Formats that describe the use of a string and exclude no string.
 HINTS = frozenset({"password", "binary", "path", "file-path", "directory-path", "textarea", "markdown", "unknown"})
 NUMBER_HINTS = frozenset({"float", "double", "decimal"})
 
@@ -109,5 +109,5 @@ def string_patterns(schema: dict[str, Any]) -> list[str]:
         return [FORMATS[name]]
     parts = schema.get("allOf")
     if "pattern" in schema or any(isinstance(part, dict) and "pattern" in part for part in parts or ()):
-        return []  # it names what the pattern says
+        return []  # the format only names the pattern
     raise SchemaError(f"Unknown format {shown(name)}; leave it out, or write a `pattern`")

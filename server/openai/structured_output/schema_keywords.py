@@ -1,4 +1,4 @@
-"""The keywords of JSON Schema: which say something about values, which do not, and which cannot be enforced."""
+"""The keywords of JSON Schema: those that constrain values, annotations, and those that cannot be enforced."""
 
 import difflib
 from typing import Any
@@ -16,7 +16,7 @@ ENFORCED = APPLICATORS | {
     *("propertyNames", "minProperties", "maxProperties", "unevaluatedProperties"),
 }
 
-# They say something about values beside other keywords only, which are refused, or in forms that exclude nothing.
+# Accepted only in forms that exclude no value.
 _CONDITIONS = ("if", "then", "else", "dependentRequired", "dependentSchemas", "dependencies")
 _REFUSED = frozenset({"$dynamicRef", "$recursiveRef", "extends", "disallow", "divisibleBy"})
 
@@ -34,10 +34,10 @@ _MEANINGFUL = sorted(ENFORCED | _REFUSED | set(_CONDITIONS))
 
 
 def meaningful(schema: dict[str, Any], unknown: set[str]) -> dict[str, Any]:
-    """Return the keywords of a schema that say something about values, in their order; adds the unknown ones to a set.
+    """Return the keywords of a schema that constrain values, in their order; adds unknown ones to `unknown`.
 
     Raises SchemaError for those that cannot be enforced, and for unknown names close to known ones.
-    Other unknown keywords are annotations, as JSON Schema has it.
+    Other unknown keywords are annotations, as in JSON Schema.
     """
     result = {}
     for name, value in schema.items():
@@ -54,7 +54,7 @@ def meaningful(schema: dict[str, Any], unknown: set[str]) -> dict[str, Any]:
 
 
 def ignored_keywords(schema: Any) -> set[str]:
-    """Return the keywords anywhere in a schema that look as if they had a meaning and have no effect."""
+    """Return the keywords anywhere in a schema that have no effect, except known annotations."""
     found: set[str] = set()
     if isinstance(schema, dict):
         if schema.get("nullable") is True:

@@ -1,7 +1,7 @@
 """Numbers of JSON schemas that the grammar library keeps exactly, and regular expressions for those it does not.
 
 llguidance holds every number of a schema as a float64 and every bound of integers as an int64, so 1234567890123456789
-becomes ...768 without a word; and it reads fractions of 16 digits and more with an error in the last one. What is held
+silently becomes ...768; and it reads fractions of 16 digits and more with an error in the last one. What is held
 exactly stays in the schema. For other integers the range, or the number itself, is written as a regular expression.
 """
 
@@ -14,10 +14,10 @@ from typing import Any
 from caravan.server.http.errors import shown
 from caravan.server.openai.structured_output.schema_error import SchemaError
 
-_MAX_EXACT = 2**53  # from here on a float64 leaves integers out
+_MAX_EXACT = 2**53  # a float64 holds all integers up to this one
 _MAX_BOUND = 10**18  # the library's ranges of larger integers overflow
 _LARGEST_KEPT = 10**18 - 128  # below that, and a float64
-# The library reads fractions as float64, and only those with so many digits and decimal places without an error.
+# The library reads fractions as float64, exactly up to this many digits and decimal places.
 _MAX_DIGITS_KEPT = 15
 _MAX_PLACES = 22
 _MAX_FREE_PLACES = 9  # the library takes 1e-9 as it is, and 1e-12 not
@@ -48,7 +48,7 @@ def count(value: Any, keyword: str) -> int:
 
 
 def checked_bounds(schema: dict[str, Any]) -> dict[str, Number]:
-    """Return the bounds of a schema, by keyword; draft 4's `exclusiveMinimum: true` in the words of 2020-12."""
+    """Return the bounds of a schema, by keyword; draft 4's `exclusiveMinimum: true` as in 2020-12."""
     found = {name: value for name, value in schema.items() if name in BOUNDS}
     for name, excluded in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
         if isinstance(found.get(excluded), bool):
@@ -83,7 +83,7 @@ def number_bounds(schema: dict[str, Any]) -> dict[str, Number]:
     """Return the bounds of a schema as the library keeps them, never wider; raises SchemaError if it cannot.
 
     A text may have any number of digits and is read as float64: 4.999...9 is below 5 but is read as 5. So beside a
-    bound that is excluded numbers have as many decimal places as a float64 tells apart, at most 9 (`multipleOf`).
+    bound that is excluded numbers have as many decimal places as a float64 distinguishes, at most 9 (`multipleOf`).
     """
     bounds = checked_bounds(schema)
     result: dict[str, Number] = {}
@@ -149,7 +149,7 @@ def canonical(value: Any) -> Any:
 
 
 def literal(value: Any) -> str:
-    """Return the JSON text of a value, spaced as answers are."""
+    """Return the JSON text of a value, spaced as in responses."""
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -232,3 +232,16 @@ def _as_library_reads(value: float) -> tuple[int, int]:
         value *= 10
         exponent += 1
     return math.ceil(value), exponent
+
+
+_UNREACHABLE = 2**31  # more characters, items or properties than a response can have
+
+
+def with_limits(schema: dict[str, Any], least: str, most: str) -> dict[str, Any]:
+    """Return those of two keywords that exclude a value; raises SchemaError unless they are counts."""
+    result = {}
+    if count(schema.get(least, 0), least):
+        result[least] = count(schema[least], least)
+    if most in schema and count(schema[most], most) < _UNREACHABLE:
+        result[most] = count(schema[most], most)
+    return result

@@ -7,7 +7,7 @@ from caravan.server.http.errors import shown
 from caravan.server.openai.structured_output.schema_error import SchemaError
 from caravan.server.openai.structured_output.schema_formats import FORMATS
 from caravan.server.openai.structured_output.schema_keywords import APPLICATORS, meaningful
-from caravan.server.openai.structured_output.schema_limits import with_limits
+from caravan.server.openai.structured_output.schema_numbers import with_limits
 from caravan.server.openai.structured_output.schema_pattern import rewritten_patterns
 from caravan.server.openai.structured_output.schema_references import References
 

@@ -10,7 +10,7 @@ _MAX_PARTS = 128  # of a path
 
 
 class References:
-    """Finds the targets of references in one document; nothing outside of it is ever read."""
+    """Finds the targets of references in one document; never reads anything outside of it."""
 
     def __init__(self, document: dict[str, Any]) -> None:
         self._document = document

@@ -1,8 +1,8 @@
 """CallFormat: how a model writes tool calls, as its chat template shows.
 
 Four ways are common. Hermes and Qwen put each call between <tool_call> and </tool_call>; Mistral writes [TOOL_CALLS]
-and a list, or, in newer models, [TOOL_CALLS]name[ARGS] and the arguments; Llama 3 answers with nothing but the call, in
-which the arguments are called parameters.
+and a list, or, in newer models, [TOOL_CALLS]name[ARGS] and the arguments; Llama 3 writes only the call, with
+the key parameters instead of arguments.
 """
 
 import json
@@ -26,15 +26,15 @@ class CallFormat:
     name: str
     opening: str  # before the first call
     separator: str  # between two
-    closing: str  # behind the last
+    closing: str  # after the last
     arguments: str  # the key of the arguments
-    is_whole_answer: bool = False  # a call without a mark begins the answer
+    is_whole_answer: bool = False  # a call without a mark begins the text
     has_bare_name: bool = False  # the name stands before the arguments instead of in an object with them
     has_short_ids: bool = False  # the format's templates take call ids of nine letters and digits only
 
     @property
     def mark(self) -> str:
-        """What a model may write before a call anywhere in its answer."""
+        """What a model may write before a call anywhere in its text."""
         return "".join(self.opening.split()[:1]) or PYTHON_TAG
 
     @property
@@ -109,7 +109,7 @@ def format_of(template: str) -> CallFormat:
 
 
 def call_format_of(template: ChatTemplate | None) -> CallFormat:
-    """Return how a model writes tool calls; as prompts ask for where the chat template knows no tools."""
+    """Return a model's call format; Hermes', which prompts then describe, if its chat template has no tools."""
     template = None if template is None else template.for_tools()
     if template is None or not template.knows_tools:
         return HERMES
@@ -118,7 +118,7 @@ def call_format_of(template: ChatTemplate | None) -> CallFormat:
 
 
 def call_token_ids(tokenizer: Tokenizer) -> frozenset[int]:
-    """Return the special tokens that open or close tool calls, which readers of a text must see."""
+    """Return the special tokens that open or close tool calls, which a parser must see."""
     texts = (TOOL_CALLS, "[CALL_ID]", "[ARGS]", PYTHON_TAG, "<tool_call>", "</tool_call>")
     special = tokenizer.special_tokens
     return frozenset(special[text] for text in texts if text in special)

@@ -1,8 +1,7 @@
-"""JSON values in text that arrives in pieces: passed over, captured or decoded.
+"""JSON values in text that arrives in chunks: passed over, captured or decoded.
 
-Values that differ from JSON in words (`True`), a comma before a closing bracket or raw control characters in strings
-are passed, too: models write them, and where such a value ends is still clear. Raw control characters are captured
-escaped.
+Python's words (`True`), a comma before a closing bracket and raw control characters in strings are accepted, too:
+models write them, and the end of such a value is unambiguous. Raw control characters are captured escaped.
 """
 
 import json
@@ -19,7 +18,7 @@ _LONGEST_ESCAPE = 12  # characters: a surrogate pair
 
 
 class NotJson(ValueError):
-    """The text at hand is no JSON value, or not the one that was expected."""
+    """The text is not a JSON value, or not the expected one."""
 
 
 def pass_value(source: TextSource) -> Steps[None]:
@@ -103,7 +102,7 @@ def read_string(source: TextSource) -> Steps[str]:
 
 
 def decoded(raw: str) -> str:
-    """Return the value of a string that is written so; raises NotJson."""
+    """Return the value of a JSON string; raises NotJson."""
     try:
         value = json.loads(raw)
         value.encode()
@@ -115,7 +114,7 @@ def decoded(raw: str) -> str:
 
 
 def decoded_beginning(raw: str) -> str:
-    """Return the value of a string whose end is missing, without an escape that is cut off."""
+    """Return the value of a JSON string without its end; an incomplete escape is left out."""
     for length in range(len(raw), max(len(raw) - _LONGEST_ESCAPE, 0), -1):
         try:
             return decoded(raw[:length] + '"')
@@ -126,7 +125,7 @@ def decoded_beginning(raw: str) -> str:
 
 @contextmanager
 def captured(source: TextSource, sink: Callable[[str], None]) -> Iterator[None]:
-    """Pass the text that is read inside to `sink`, piece by piece."""
+    """Pass the text that is read inside to `sink`, chunk by chunk."""
     source.begin_capture(sink)
     try:
         yield

@@ -1,42 +1,42 @@
-"""TextSource: text that arrives in pieces, read one character at a time and, where a reading fails, once more."""
+"""TextSource: text that arrives in chunks, read one character at a time, with backtracking."""
 
 import re
 from collections.abc import Callable, Generator
 from typing import TypeVar
 
 T = TypeVar("T")
-Steps = Generator[None, None, T]  # a reading that yields whenever it needs more text
+Steps = Generator[None, None, T]  # a reader that yields when it needs more text
 
 _SPACE = re.compile(r"[ \t\r\n]+")  # of JSON
 
 
 class CutOff(Exception):
-    """The text ended before the reading did."""
+    """The text ended in the middle of a value."""
 
 
 class TextSource:
-    """The unread text, and what has to be kept of the text already read.
+    """The unread text, and the text that `rewind` may return to.
 
-    Each piece is looked at once, apart from what `rewind` returns to.
+    Each character is read once, except after `rewind`.
     """
 
     def __init__(self) -> None:
-        self._text = ""  # the latest piece
+        self._text = ""  # the latest chunk
         self._position = 0
         self._is_ended = False
-        self._kept: list[str] | None = None  # earlier pieces since `keep`
-        self._kept_from = 0  # where in the latest piece the kept text begins or goes on
+        self._kept: list[str] | None = None  # earlier chunks since `keep`
+        self._kept_from = 0  # where the kept text begins in the latest chunk
         self._sink: Callable[[str], None] | None = None
-        self._sunk_to = 0  # up to where the latest piece was passed to the sink
+        self._sunk_to = 0  # up to where the latest chunk was passed to the sink
 
     def feed(self, text: str) -> None:
-        """Add the next piece; what came before it must have been read."""
+        """Add the next chunk; the text before it must have been read."""
         if self._kept is not None:
             self._kept.append(self._text[self._kept_from :])
         self._text, self._position, self._kept_from, self._sunk_to = text, 0, 0, 0
 
     def end(self) -> None:
-        """Declare that nothing follows."""
+        """Mark the end of the text."""
         self._is_ended = True
 
     def peek(self) -> Steps[str]:
@@ -100,7 +100,7 @@ class TextSource:
         return "".join(self._kept) + self._text[self._kept_from : self._position]
 
     def rewind(self, count: int = 0) -> None:
-        """Go back to `count` characters after the place of `keep`, and keep nothing any more."""
+        """Go back to `count` characters after `keep`, and stop keeping."""
         assert self._kept is not None
         if self._kept:
             self._text = "".join(self._kept) + self._text[self._kept_from :]
@@ -109,11 +109,11 @@ class TextSource:
         self._kept = None
 
     def release(self) -> None:
-        """Keep nothing any more."""
+        """Stop keeping text."""
         self._kept = None
 
     def begin_capture(self, sink: Callable[[str], None]) -> None:
-        """Pass the text that is read from here on to `sink`, piece by piece."""
+        """Pass the text that is read from here on to `sink`, chunk by chunk."""
         self._sink, self._sunk_to = sink, self._position
 
     def flush_capture(self) -> None:
@@ -123,7 +123,7 @@ class TextSource:
             self._sunk_to = self._position
 
     def end_capture(self) -> None:
-        """Pass on the rest and no more."""
+        """Pass on the rest, and stop."""
         self.flush_capture()
         self._sink = None
 

@@ -1,4 +1,4 @@
-"""ToolCallParser: splits a model's text, as it comes, into content and tool calls."""
+"""ToolCallParser: splits a model's text into content and tool calls while it arrives."""
 
 import re
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ _CALL_ID = re.compile(r"[^\s\[\]{}]+")
 
 @dataclass
 class CallPart:
-    """What became known of one call: its name when it begins, then its arguments piece by piece."""
+    """The next part of one call: its name when it begins, then more of its arguments."""
 
     index: int
     name: str | None = None
@@ -34,7 +34,7 @@ class CallPart:
 
 @dataclass
 class ResponsePart:
-    """What became known of an answer at once: content, and the calls after it."""
+    """The next part of a response: content, and the calls after it."""
 
     content: str = ""
     calls: list[CallPart] = field(default_factory=list)
@@ -45,24 +45,23 @@ class ResponsePart:
 
 @dataclass
 class _Call:
-    """What is known of the call that is being read."""
+    """The call that is being read."""
 
     name: str | None = None
     arguments: str = ""  # as far as they were read, if they were read before the call could begin
-    has_begun: bool = False  # it is part of the answer
+    has_begun: bool = False  # it is part of the response
     is_complete: bool = False  # its arguments are
 
 
 class ToolCallParser:
-    """Reads one answer. However its text is cut into pieces, the parts joined are the same.
+    """Parses one response. The joined parts do not depend on how its text is split into chunks.
 
-    What turns out to be no call is content, and reading goes on right after the mark that announced it. Only the first
-    call is read unless several are allowed; what follows it is dropped then. White space alone before the first call,
-    or around later ones, is dropped.
+    A mark that no call follows is content, and so is the text after it. Text after the first call is dropped unless
+    several calls are allowed. White space alone before the first call, or around later ones, is dropped.
     """
 
     def __init__(self, call_format: CallFormat, *, allows_several: bool = True, is_forced: bool = False) -> None:
-        """`is_forced` says that a grammar allows nothing but calls: the beginning of one is never content."""
+        """`is_forced`: a grammar allows only calls, so the beginning of one is never content."""
         self.num_calls = 0
         self.is_in_call = False  # the latest call has begun, and its arguments are not complete
         self._format = call_format
@@ -71,19 +70,19 @@ class ToolCallParser:
         self._is_forced = is_forced
         self._is_cut_off = False
         self._source = TextSource()
-        self._parts: list[ResponsePart] = []  # of the present piece, in the order of the text
+        self._parts: list[ResponsePart] = []  # of the current chunk, in the order of the text
         self._space: list[str] = []  # white space that is content if content follows
         self._has_content = False
         self._follows_call = False  # no content came after the latest call
         self._steps = self._read()
 
     def push(self, text: str) -> list[ResponsePart]:
-        """Return what the next piece of text makes known, in the order of the text."""
+        """Add the next chunk of text; return the new parts, in the order of the text."""
         self._source.feed(text)
         return self._advance()
 
     def finish(self, *, is_cut_off: bool = False) -> list[ResponsePart]:
-        """Return what is left when the answer has ended; `is_cut_off` says that the model had not finished it."""
+        """End the text; return the remaining parts. `is_cut_off`: the model had not finished it."""
         self._is_cut_off = is_cut_off
         self._source.end()
         return self._advance()
@@ -121,7 +120,7 @@ class ToolCallParser:
         return False
 
     def _read_calls(self, mark: str) -> Steps[None]:
-        """Read the calls after a mark, or those that begin an answer; the text since the mark is kept."""
+        """Read the calls after a mark, or those that begin a text; the text since the mark is kept."""
         source, call, is_marked = self._source, _Call(), bool(mark)
         try:
             character = yield from source.skip_space()
@@ -246,7 +245,7 @@ class ToolCallParser:
             raise NotJson
 
     def _give_up(self, call: _Call, mark: str) -> None:
-        """Go on after what is no call; one that has begun stays in the answer as far as it came."""
+        """Continue after text that is not a call; a call that has begun stays in the response, incomplete."""
         if not call.has_begun:
             self._source.rewind(len(mark))
             self._show(mark)
@@ -265,7 +264,7 @@ class ToolCallParser:
         self.num_calls += 1
 
     def _finish(self, call: _Call) -> None:
-        """Make a complete call known, if it is not yet."""
+        """Add a complete call to the parts, unless it has begun before."""
         if not call.has_begun:
             self._begin(call)
             self._add_arguments(call.arguments if call.is_complete else "{}")
@@ -283,7 +282,7 @@ class ToolCallParser:
         self._parts[-1].calls[-1].arguments += text
 
     def _show(self, text: str) -> None:
-        """Add content, apart from white space that may turn out to stand beside a call."""
+        """Add content, except white space that may stand beside a call."""
         if self._follows_call:
             text = text.lstrip()
         is_kept_whole = not self.num_calls and (self._has_content or text.strip())

@@ -1,4 +1,4 @@
-"""How tools and their calls come into a prompt."""
+"""Tools and their calls as text, for chat templates without tools."""
 
 import json
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from caravan.server.sandbox.template_shape import text_of_content
 
 
 def described(messages: list[dict[str, Json]], tools: Sequence[dict[str, Any]]) -> list[dict[str, Json]]:
-    """Return the messages for a template that knows no tools: the system message names them, calls are text."""
+    """Return the messages for a template without tools: the system message describes them, and calls are text."""
     messages = _as_texts(messages)
     if not tools:
         return messages

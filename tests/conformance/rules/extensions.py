@@ -46,7 +46,7 @@ def stop_strings_may_be_shown(target: Target) -> None:
 
 
 def prompts_are_judged(target: Target) -> None:
-    """`prompt_logprobs` tells how probable each token of the prompt was."""
+    """`prompt_logprobs` has the log-probability of each token of the prompt."""
     (choice,) = target.complete(prompt=[10, 11, 12], prompt_logprobs=1)["choices"]
     assert choice["prompt_logprobs"][0] is None
     assert "12" in choice["prompt_logprobs"][2]

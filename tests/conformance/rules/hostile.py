@@ -88,7 +88,7 @@ def a_second_request_is_not_smuggled(target: Target) -> None:
     both = b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n"
     for headers, body in ((lengths, b""), (both, b"0\r\n\r\n")):
         answer = target.raw(HEAD + headers + b"\r\n" + body + hidden)
-        assert answer.count(b"HTTP/1.1 200") == 0, "the bytes behind were answered"
+        assert answer.count(b"HTTP/1.1 200") == 0, "the bytes after it were answered"
 
 
 def _completion(target: Target, headers: bytes, **fields: object) -> bytes:

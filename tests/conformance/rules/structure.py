@@ -92,7 +92,7 @@ def required_calls_are_made(target: Target) -> None:
 
 
 def calls_come_as_deltas(target: Target) -> None:
-    """A streamed call begins with its id and name; its arguments follow in pieces, under its index."""
+    """A streamed call begins with its id and name; its arguments follow in parts, under its index."""
     chunks = target.stream(
         "/v1/chat/completions", messages=QUESTION, tools=[WEATHER], tool_choice="required", max_tokens=120
     )

@@ -1,4 +1,4 @@
-"""The whole front end over a fake engine, in the test's own process."""
+"""The whole application over a fake engine, in the process of the test."""
 
 import json
 from collections.abc import AsyncIterator, Sequence
@@ -29,7 +29,7 @@ COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
 MAX_MODEL_LEN = 512
 
-# Roles and contents in full view, so that tests can read the prompt from the token ids.
+# Roles and contents are plain text, so that tests can read the prompt from the token ids.
 CHAT_ML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -39,7 +39,7 @@ Body = dict[str, Any]
 
 
 class Api:
-    """The front end with what a test looks at behind it."""
+    """The application, and the fake engine and the metrics that tests examine."""
 
     def __init__(self, app: FastAPI, engine: FakeEngineClient, metrics: Metrics, http: httpx.AsyncClient) -> None:
         self.app = app
@@ -48,17 +48,17 @@ class Api:
         self.http = http
 
     async def complete(self, **fields: Any) -> Body:
-        """Return the answer to a completion of "hi"."""
+        """Return the response to a completion of "hi"."""
         response = await self.http.post(COMPLETIONS, json={"model": "fake", "prompt": "hi"} | fields)
         return answered(response)
 
     async def chat(self, **fields: Any) -> Body:
-        """Return the answer to a chat that says "hi"."""
+        """Return the response to a chat that says "hi"."""
         response = await self.http.post(CHAT, json=a_chat() | fields)
         return answered(response)
 
     async def stream(self, path: str, **fields: Any) -> list[Body]:
-        """Return the chunks of a streamed answer, of which the last must have been [DONE]."""
+        """Return the chunks of a stream, of which the last must have been [DONE]."""
         body = (a_chat() if path == CHAT else {"model": "fake", "prompt": "hi"}) | {"stream": True} | fields
         response = await self.http.post(path, json=body)
         assert response.status_code == 200, response.text
@@ -66,7 +66,7 @@ class Api:
         return events_in(response.text)
 
     def prompt_text(self, index: int = -1) -> str:
-        """Return what the engine was asked to continue, special tokens written as their names."""
+        """Return the prompt that the engine got, with the names of special tokens."""
         tokenizer = byte_tokenizer()
         return b"".join(map(tokenizer.token_bytes, self.engine.submitted[index][0])).decode()
 
@@ -120,7 +120,7 @@ async def open_api(
     origins: Sequence[str] = (),
     trusted_proxies: Sequence[Network] = (),
 ) -> AsyncIterator[Api]:
-    """Return a front end whose engine follows `script`; it answers "Hello!" by itself."""
+    """Return an application whose engine follows `script`, by default "Hello!"."""
     engine = FakeEngineClient(script or says("Hello!"), num_cached_tokens=num_cached_tokens)
     metrics = Metrics("fake", engine.config, keys.names if keys else ())
     history = RequestHistory()

@@ -1,4 +1,4 @@
-"""One HTTP exchange with the application, message by message: for clients that leave or do not read."""
+"""AsgiRequest: an HTTP request to the application, message by message, for clients that disconnect or do not read."""
 
 import asyncio
 import json
@@ -8,12 +8,12 @@ from fastapi import FastAPI
 from starlette.types import Message
 
 
-class Exchange:
-    """A client that posts `body`, or gets without one, and can go away, or stop reading, at any moment."""
+class AsgiRequest:
+    """A POST of `body`, or a GET without one, whose client can disconnect or stop reading at any time."""
 
     def __init__(self, app: FastAPI, path: str, body: dict[str, Any] | None) -> None:
         self.sent: list[Message] = []
-        self.reads = asyncio.Event()  # cleared: the client takes nothing
+        self.reads = asyncio.Event()  # cleared: the client does not read
         self.reads.set()
         self._from_client: asyncio.Queue[Message] = asyncio.Queue()
         self._from_client.put_nowait({"type": "http.request", "body": json.dumps(body).encode() if body else b""})
@@ -35,7 +35,7 @@ class Exchange:
 
     @property
     def status(self) -> int | None:
-        """The status, if the answer has begun."""
+        """The status, if the response has begun."""
         starts = [message["status"] for message in self.sent if message["type"] == "http.response.start"]
         return starts[0] if starts else None
 
@@ -46,7 +46,7 @@ class Exchange:
 
     @property
     def is_complete(self) -> bool:
-        """The server has ended the answer."""
+        """Whether the response is complete."""
         return bool(self.sent) and not self.sent[-1].get("more_body", True)
 
     def leave(self) -> None:
@@ -54,7 +54,7 @@ class Exchange:
         self._from_client.put_nowait({"type": "http.disconnect"})
 
     async def end(self) -> None:
-        """Wait until the application has dealt with it."""
+        """Wait until the application has handled the request."""
         await asyncio.wait_for(self._task, 10)
 
     async def _send(self, message: Message) -> None:

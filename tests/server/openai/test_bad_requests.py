@@ -67,7 +67,7 @@ async def refused(api: Api, path: str, fields: Body, *, param: str | None, says:
         ({"stop": ["a"] * 17}, "stop", "at most 16"),
         ({"stop": ["a", ""]}, "stop", "no empty string"),
         ({"stop": "x" * 1025}, "stop", "at most 1024"),
-        ({"stop_token_ids": [-1]}, "stop_token_ids", "-1; ids go from 0 to 259"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids", "-1; it must be from 0 to 259"),
         ({"stop_token_ids": [260]}, "stop_token_ids", "260"),
         ({"stop_token_ids": [2**31]}, "stop_token_ids", str(2**31)),
         ({"stop_token_ids": [2**63]}, "stop_token_ids", str(2**63)),
@@ -106,7 +106,7 @@ async def test_a_wrong_value_is_named(api: Api, path: str, fields: Body, param: 
         ({"prompt": [True]}, "prompt", "must be a string"),
         ({"prompt": [1.5]}, "prompt", "must be a string"),
         ({"prompt": [[1], [2.5]]}, "prompt", "must be a string"),
-        ({"prompt": [-1]}, "prompt", "-1; ids go from 0 to 259"),
+        ({"prompt": [-1]}, "prompt", "-1; it must be from 0 to 259"),
         ({"prompt": [260]}, "prompt", "260"),
         ({"prompt": [[1], [2**31]]}, "prompt[1]", str(2**31)),
         ({"prompt": [2**63]}, "prompt", str(2**63)),
@@ -158,7 +158,11 @@ async def test_a_wrong_value_of_a_completion_is_named(api: Api, fields: Body, pa
         ({"logprobs": 1}, "logprobs", "true or false"),
         ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens", "differ"),
         ({"max_completion_tokens": 0}, "max_completion_tokens", "at least 1"),
-        ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message", "exclude"),
+        (
+            {"continue_final_message": True, "add_generation_prompt": True},
+            "continue_final_message",
+            "cannot be combined",
+        ),
         ({"chat_template": "{{ x }}"}, "chat_template", "not supported"),
         ({"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs", "not supported"),
         ({"tools": [{"type": "function"}]}, "tools[0].function", "is missing"),
@@ -200,7 +204,7 @@ async def test_a_wrong_value_of_a_chat_is_named(api: Api, fields: Body, param: s
     ],
     ids=lambda value: value[:20].decode("latin-1") if isinstance(value, bytes) else None,
 )
-async def test_threat_2_what_is_not_clean_json_is_refused(api: Api, path: str, body: bytes, says: str) -> None:
+async def test_threat_2_invalid_json_is_refused(api: Api, path: str, body: bytes, says: str) -> None:
     error = error_of(await api.http.post(path, content=body, headers=JSON))
     assert error["type"] == "invalid_request_error"
     assert says in error["message"]
@@ -227,7 +231,7 @@ async def test_an_unknown_model_is_404(api: Api, name: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"prompt": [1] * 500, "max_tokens": 13}, "you requested 513 tokens (500 in the prompt, 13 to come)"),
+        ({"prompt": [1] * 500, "max_tokens": 13}, "you requested 513 tokens (500 in the prompt, 13 in the completion)"),
         ({"prompt": [1] * 512}, "you requested 512 tokens in the prompt"),
         ({"prompt": "x" * 512}, "you requested 512 tokens in the prompt"),
         ({"prompt": "x" * 100_000}, "you requested at least"),
@@ -257,18 +261,18 @@ async def test_threat_15_only_json_is_read(api: Api, content_type: str) -> None:
     assert error["message"] == "The content type must be application/json."
 
 
-async def test_a_parameter_of_the_content_type_does_no_harm(api: Api) -> None:
+async def test_a_content_type_may_have_a_parameter(api: Api) -> None:
     headers = {"content-type": "Application/JSON; charset=utf-8"}
     assert (await api.http.post(CHAT, content=json.dumps(a_chat()), headers=headers)).status_code == 200
 
 
 async def test_threat_8_a_large_body_is_refused_declared_or_not(chat_ml: ChatTemplate) -> None:
-    async def in_pieces() -> Any:
+    async def in_chunks() -> Any:
         for _ in range(100):
             yield b" " * 100
 
     async with open_api(chat_template=chat_ml, limits=RequestLimits(max_body_bytes=5000)) as api:
-        for content in (b" " * 5001, in_pieces()):
+        for content in (b" " * 5001, in_chunks()):
             error = error_of(await api.http.post(CHAT, content=content, headers=JSON), 413)
             assert "5000 bytes" in error["message"]
         assert (await api.http.post(CHAT, json=a_chat("x" * 300))).status_code == 200
@@ -287,7 +291,7 @@ async def test_a_model_without_a_chat_template_refuses_chats_only() -> None:
         assert (await api.complete())["choices"][0]["text"] == "Hello!"
 
 
-async def test_threat_2_what_a_caller_sent_comes_back_short_and_plain(api: Api) -> None:
+async def test_threat_2_errors_quote_values_short_and_in_ascii(api: Api) -> None:
     long_name = "k" * 5000 + "\x1b[31m\r\n"
     for fields in ({long_name: 1}, {"temperature": "x" * 5000}, {"stop": {"a": "é" * 5000}}):
         error = error_of(await api.http.post(COMPLETIONS, json={"model": "fake", "prompt": "hi"} | fields))

@@ -19,7 +19,7 @@ from caravan.server.sandbox.fair_executor import FairExecutor
 from caravan.server.sandbox.grammar_check import GrammarCheck
 from tests.server import scripted_worker
 from tests.server.openai.api import CHAT, CHAT_ML, COMPLETIONS, Api, a_chat, open_api
-from tests.server.openai.asgi import Exchange, until
+from tests.server.openai.asgi import AsgiRequest, until
 
 pytestmark = pytest.mark.slow
 
@@ -188,11 +188,11 @@ async def test_threat_11_a_client_that_leaves_while_its_texts_wait_takes_them_wi
     concurrency_limit = ConcurrencyLimit(8)
     async with open_api(max_model_len=4096, concurrency_limit=concurrency_limit) as api:
         bodies = [{"model": "fake", "prompt": str(number) * 3000, "max_tokens": 1} for number in range(6)]
-        exchanges = [Exchange(api.app, COMPLETIONS, body) for body in bodies]
+        requests = [AsgiRequest(api.app, COMPLETIONS, body) for body in bodies]
         await until(lambda: len(encoded) == 2)  # the others wait for their turn
-        for exchange in exchanges:
-            exchange.leave()
-        await asyncio.gather(*(exchange.end() for exchange in exchanges))
+        for request in requests:
+            request.leave()
+        await asyncio.gather(*(request.end() for request in requests))
         assert concurrency_limit.num_inside == 0  # also of those that still run in a thread
         is_released.set()
         assert (await api.complete(prompt="x" * 3000, max_tokens=1))["choices"]

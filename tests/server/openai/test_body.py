@@ -15,8 +15,9 @@ from caravan.server.generation.request_limits import RequestLimits
 from caravan.server.http.body import _decode_fields, _plan
 from caravan.server.http.body_memory import SMALL_BYTES, BodyMemory
 from caravan.server.http.concurrency_limit import ConcurrencyLimit
-from caravan.server.openai.protocol.generation_requests import ChatRequest, CompletionRequest
-from caravan.server.openai.protocol.response_requests import ResponsesRequest
+from caravan.server.openai.protocol.chat import ChatRequest
+from caravan.server.openai.protocol.completions import CompletionRequest
+from caravan.server.openai.protocol.responses import ResponsesRequest
 from caravan.server.sandbox.chat_template import ChatTemplate
 from tests.fakes import says
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, Body, a_chat, answered, open_api
@@ -95,7 +96,7 @@ def test_threat_28_values_of_fields_without_meaning_are_never_made() -> None:
     assert peak_bytes({"model": "m", "prompt": lists}) > 5_000_000  # as they would take
 
 
-async def test_threat_28_a_field_nobody_knows_is_named_in_a_long_body_as_in_a_short_one(api: Api) -> None:
+async def test_threat_28_an_unknown_field_is_named_in_a_long_body_as_in_a_short_one(api: Api) -> None:
     errors = [
         error_of(await api.http.post(COMPLETIONS, json={"model": "fake", "prompt": "hi", "cache": nested(size)}))
         for size in (1, LONG)
@@ -169,7 +170,7 @@ class Slow:
 
 
 @pytest.mark.parametrize("is_declared", [True, False])
-async def test_threat_28_a_body_that_finds_no_memory_is_429_and_gets_in_when_there_is_some(is_declared: bool) -> None:
+async def test_threat_28_a_body_over_the_memory_limit_is_429_until_memory_is_free(is_declared: bool) -> None:
     concurrency_limit = ConcurrencyLimit(16, BodyMemory(3 * LONG))
     async with open_api(concurrency_limit=concurrency_limit) as api:
         slow = Slow(2 * LONG)
@@ -228,7 +229,7 @@ async def test_threat_28_a_body_counts_until_its_request_ends() -> None:
     ("encoding", "encode"),
     [("gzip", gzip.compress), ("X-GZIP", gzip.compress), ("zstd", zstd.compress), ("identity", bytes), (" ", bytes)],
 )
-async def test_bodies_come_in_gzip_and_zstd(api: Api, encoding: str, encode: Any, fields: Body) -> None:
+async def test_bodies_may_be_gzip_or_zstd(api: Api, encoding: str, encode: Any, fields: Body) -> None:
     body = encode(json.dumps({"model": "fake", "prompt": "hi"} | fields).encode())
     response = await api.http.post(COMPLETIONS, content=body, headers=JSON | {"content-encoding": encoding})
     assert answered(response)["choices"][0]["text"] == "Hello!"

@@ -10,7 +10,7 @@ from tests.fakes import BOS, EOS, IM_END, IM_START, echoes, says
 from tests.server.openai.api import CHAT, Api, a_chat, open_api, text_of
 
 
-async def test_a_whole_answer_has_the_shape_openai_gave_it(api: Api) -> None:
+async def test_a_whole_response_has_the_fields_of_openai(api: Api) -> None:
     answer = await api.chat()
     assert re.fullmatch(r"chatcmpl-[0-9a-f]{32}", answer.pop("id"))
     assert isinstance(answer.pop("created"), int)
@@ -91,7 +91,7 @@ async def test_the_last_message_can_be_continued(api: Api) -> None:
     assert api.prompt_text().endswith("1, 2,<|im_end|>\n")
 
 
-async def test_an_answer_may_fill_the_context_unless_told_otherwise(chat_ml: ChatTemplate) -> None:
+async def test_max_tokens_of_a_chat_fills_the_context_by_default(chat_ml: ChatTemplate) -> None:
     async with open_api(echoes(), chat_template=chat_ml) as api:
         answer = await api.chat(ignore_eos=True)
         assert answer["usage"]["total_tokens"] == 512
@@ -132,7 +132,7 @@ async def test_logprobs_alone_have_no_alternatives(api: Api) -> None:
     assert [item["top_logprobs"] for item in content] == [[]] * 6
 
 
-async def test_token_ids_come_back_when_asked_for(api: Api) -> None:
+async def test_token_ids_are_returned_on_request(api: Api) -> None:
     answer = await api.chat(return_token_ids=True)
     assert answer["prompt_token_ids"] == api.engine.submitted[0][0]
     assert answer["choices"][0]["token_ids"] == [*b"Hello!", EOS]
@@ -167,7 +167,7 @@ async def test_the_templates_own_refusal_reaches_the_caller() -> None:
         assert response.json()["error"]["param"] == "messages"
 
 
-async def test_a_template_that_fails_tells_the_log_and_not_the_caller(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_error_in_a_template_is_logged_and_not_returned(caplog: pytest.LogCaptureFixture) -> None:
     template = ChatTemplate("{{ messages[7].content.secret }}", "", "")
     async with open_api(chat_template=template) as api:
         response = await api.http.post(CHAT, json=a_chat())

@@ -17,7 +17,7 @@ def params_of(api: Api) -> list[SamplingParams]:
     return [params for _, params, _ in api.engine.submitted]
 
 
-async def test_a_whole_answer_has_the_shape_openai_gave_it(api: Api) -> None:
+async def test_a_whole_response_has_the_fields_of_openai(api: Api) -> None:
     answer = await api.complete()
     assert re.fullmatch(r"cmpl-[0-9a-f]{32}", answer.pop("id"))
     assert isinstance(answer.pop("created"), int)
@@ -34,7 +34,7 @@ async def test_a_whole_answer_has_the_shape_openai_gave_it(api: Api) -> None:
     }
 
 
-async def test_a_streamed_answer_has_one_shape_in_all_its_chunks(api: Api) -> None:
+async def test_all_chunks_of_a_stream_have_the_same_fields(api: Api) -> None:
     chunks = await api.stream(COMPLETIONS)
     assert {(chunk["id"], chunk["created"], chunk["object"], chunk["model"]) for chunk in chunks} == {
         (chunks[0]["id"], chunks[0]["created"], "text_completion", "fake")
@@ -60,7 +60,7 @@ async def test_cached_tokens_are_reported() -> None:
 
 
 @pytest.mark.parametrize("prompt", ["hi", ["hi"], list(b"hi"), [list(b"hi")]])
-async def test_a_prompt_may_come_in_four_forms(api: Api, prompt: object) -> None:
+async def test_a_prompt_may_have_four_forms(api: Api, prompt: object) -> None:
     await api.complete(prompt=prompt)
     assert [tokens for tokens, _, _ in api.engine.submitted] == [list(b"hi")]
 
@@ -106,7 +106,7 @@ async def test_choices_are_numbered_by_prompt_and_then_by_choice() -> None:
         assert answer["usage"]["completion_tokens"] == 16
 
 
-async def test_sixteen_tokens_are_produced_unless_told_otherwise() -> None:
+async def test_max_tokens_of_a_completion_is_16_by_default() -> None:
     async with open_api(echoes()) as api:
         assert (await api.complete())["choices"][0] == {
             "index": 0,
@@ -139,7 +139,7 @@ async def test_every_sampling_field_reaches_the_engine(api: Api) -> None:
     assert cache_salt == "mine"
 
 
-async def test_the_models_own_defaults_hold_where_a_request_says_nothing() -> None:
+async def test_fields_that_are_left_out_have_the_models_defaults() -> None:
     async with open_api(defaults=GenerationDefaults(temperature=0.6, top_p=0.9, top_k=40)) as api:
         await api.complete(top_p=1, temperature=None)
         params = params_of(api)[0]
@@ -205,7 +205,7 @@ async def test_logprobs_of_a_split_character_are_its_bytes_and_offsets_go_on_acr
 
 async def test_half_a_character_is_never_streamed() -> None:
     async with open_api(says(SPLIT)) as api:
-        api.engine.seconds_per_token = 0.005  # else several tokens may share a chunk
+        api.engine.seconds_per_token = 0.005  # else a chunk may have several tokens
         texts = [chunk["choices"][0]["text"] for chunk in await api.stream(COMPLETIONS)]
         assert [text for text in texts if text] == ["a", "😀", "b"]
         assert (await api.complete(max_tokens=3))["choices"][0]["text"] == "a\ufffd"
@@ -253,7 +253,7 @@ async def test_a_choice_that_stopped_leaves_the_others_running() -> None:
         assert [choice["text"] for choice in answer["choices"]] == ["on", "thre"]
 
 
-async def test_token_ids_come_back_when_asked_for(api: Api) -> None:
+async def test_token_ids_are_returned_on_request(api: Api) -> None:
     answer = await api.complete(return_token_ids=True)
     assert answer["prompt_token_ids"] == list(b"hi")
     assert answer["choices"][0]["token_ids"] == [*b"Hello!", EOS]

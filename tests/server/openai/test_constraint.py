@@ -22,7 +22,7 @@ def named(schema: Any, **more: Any) -> dict[str, Any]:
         {"grammar": 'start: "a" | "b"'},
     ],
 )
-async def test_the_engine_gets_a_grammar_for_both_kinds_of_request(api: Api, fields: dict[str, Any]) -> None:
+async def test_completions_and_chats_send_a_grammar_to_the_engine(api: Api, fields: dict[str, Any]) -> None:
     await api.chat(**fields)
     await api.complete(**fields)
     assert all(api.engine.grammars)
@@ -46,10 +46,10 @@ async def test_text_has_no_grammar(api: Api) -> None:
         ({"response_format": named({"x-guidance": {"lenient": True}})}, "response_format", "x-guidance"),
         ({"response_format": named(SCHEMA, name="no spaces")}, "response_format.json_schema.name", ""),
         ({"response_format": named([1])}, "response_format.json_schema.schema", "must be an object"),
-        ({"regex": "a", "grammar": 'start: "a"'}, "regex", "exclude each other"),
+        ({"regex": "a", "grammar": 'start: "a"'}, "regex", "cannot be combined"),
     ],
 )
-async def test_a_form_that_cannot_be_kept_is_400_and_nothing_runs(
+async def test_a_constraint_that_cannot_be_enforced_is_400_and_nothing_runs(
     api: Api, path: str, fields: dict[str, Any], param: str, reason: str
 ) -> None:
     base = a_chat() if path == CHAT else {"model": "fake", "prompt": "hi"}

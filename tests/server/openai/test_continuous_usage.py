@@ -54,13 +54,13 @@ async def test_without_include_usage_no_chunk_follows_the_last_choice(api: Api, 
 
 
 @pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
-async def test_but_for_the_usage_the_stream_is_the_same(api: Api, path: str) -> None:
-    def shares(chunks: list[Body]) -> list[Any]:
+async def test_a_stream_differs_in_the_usage_only(api: Api, path: str) -> None:
+    def choices(chunks: list[Body]) -> list[Any]:
         return [chunk["choices"] for chunk in chunks]
 
     plain = await api.stream(path, stream_options={"include_usage": True})
     assert all("usage" not in chunk for chunk in plain[:-1])
-    assert shares(plain) == shares(await api.stream(path, stream_options=EVERY))
+    assert choices(plain) == choices(await api.stream(path, stream_options=EVERY))
 
 
 async def test_the_cached_tokens_are_in_every_chunk(chat_ml: ChatTemplate) -> None:
@@ -69,7 +69,7 @@ async def test_the_cached_tokens_are_in_every_chunk(chat_ml: ChatTemplate) -> No
         assert {chunk["usage"]["prompt_tokens_details"]["cached_tokens"] for chunk in chunks} == {2}
 
 
-async def test_what_guidellm_sends_is_answered(api: Api) -> None:
+async def test_the_requests_of_guidellm_are_accepted(api: Api) -> None:
     for path, limit in ((COMPLETIONS, "max_tokens"), (CHAT, "max_completion_tokens")):
         body = {"model": "fake", "stream": True, "stream_options": EVERY, "stop": None, "ignore_eos": True, limit: 5}
         body |= {"prompt": "hi"} if path == COMPLETIONS else {"messages": [{"role": "user", "content": "hi"}]}

@@ -28,7 +28,7 @@ async def test_threat_15_without_the_option_no_origin_is_allowed(api: Api) -> No
 
 
 @pytest.mark.parametrize("origin", [ORIGIN, "http://localhost:3000"])
-async def test_an_allowed_origin_asks_without_a_key_and_calls_with_one(shared: Api, origin: str) -> None:
+async def test_an_allowed_origin_preflights_without_a_key_and_calls_with_one(shared: Api, origin: str) -> None:
     asked = await shared.http.options(CHAT, headers=PREFLIGHT | {"origin": origin})
     assert asked.status_code == 200
     assert asked.headers["access-control-allow-origin"] == origin
@@ -77,6 +77,6 @@ def test_origins_are_listed_with_commas() -> None:
 
 
 @pytest.mark.parametrize("wrong", ["app.example.org", "https://a/b", "https://*.example.org", "null", "https://"])
-def test_what_is_no_origin_is_named(wrong: str) -> None:
+def test_an_invalid_origin_is_named(wrong: str) -> None:
     with pytest.raises(WrongSettings, match="--allowed-origins: it must be origins"):
         load_settings({"allowed_origins": wrong})

@@ -40,7 +40,7 @@ async def test_an_echo_has_the_log_probabilities_of_all_its_tokens() -> None:
         assert api.engine.submitted[0][0][0] == BOS
 
 
-async def test_a_prompt_may_be_all_that_is_wanted(api: Api) -> None:
+async def test_a_request_for_the_prompt_alone_generates_nothing(api: Api) -> None:
     answer = await api.complete(prompt="hi", echo=True, max_tokens=0, logprobs=0)
     (choice,) = answer["choices"]
     assert (choice["text"], choice["finish_reason"]) == ("hi", "length")
@@ -54,7 +54,7 @@ async def test_a_prompt_may_be_all_that_is_wanted(api: Api) -> None:
     assert api.sample("prompt_tokens_total") == 2
 
 
-async def test_a_prompt_as_long_as_the_model_reads_leaves_room_for_nothing(api: Api) -> None:
+async def test_a_prompt_that_fills_the_context_leaves_no_room_for_a_completion(api: Api) -> None:
     answer = await api.complete(prompt="x" * 512, echo=True, max_tokens=0)
     assert answer["choices"][0]["text"] == "x" * 512
     response = await api.http.post(COMPLETIONS, json={"model": "fake", "prompt": "x" * 513, "echo": True} | NOTHING)
@@ -64,7 +64,7 @@ async def test_a_prompt_as_long_as_the_model_reads_leaves_room_for_nothing(api: 
 NOTHING: dict[str, Any] = {"max_tokens": 0}
 
 
-async def test_prompt_logprobs_name_each_token_and_its_rivals(api: Api) -> None:
+async def test_prompt_logprobs_have_each_token_and_its_alternatives(api: Api) -> None:
     answer = await api.complete(prompt="hi", prompt_logprobs=1, n=2)
     expected = [
         None,
@@ -75,7 +75,7 @@ async def test_prompt_logprobs_name_each_token_and_its_rivals(api: Api) -> None:
     assert answer["choices"][0]["text"] == "Hello!"
 
 
-async def test_a_chat_tells_its_prompt_logprobs_once(api: Api) -> None:
+async def test_a_chat_has_its_prompt_logprobs_once(api: Api) -> None:
     answer = await api.chat(prompt_logprobs=0)
     prompt, _, _ = api.engine.submitted[0]
     assert [token and list(token) for token in answer["prompt_logprobs"]] == [None, *([str(t)] for t in prompt[1:])]
@@ -83,7 +83,7 @@ async def test_a_chat_tells_its_prompt_logprobs_once(api: Api) -> None:
 
 
 @pytest.mark.parametrize("logprobs", [0, 3])
-async def test_an_echo_and_prompt_logprobs_each_have_as_many_rivals_as_they_asked_for(api: Api, logprobs: int) -> None:
+async def test_an_echo_and_prompt_logprobs_each_have_the_requested_alternatives(api: Api, logprobs: int) -> None:
     answer = await api.complete(prompt="hi", echo=True, logprobs=logprobs, prompt_logprobs=2)
     (choice,) = answer["choices"]
     assert len(choice["prompt_logprobs"][1]) == 3

@@ -20,7 +20,7 @@ async def embed(api: Api, **fields: Any) -> Body:
     return body
 
 
-async def test_an_answer_has_the_shape_openai_gave_it(api: Api) -> None:
+async def test_a_response_has_the_fields_of_openai(api: Api) -> None:
     answer = await embed(api, user="me")
     (vector,) = answer.pop("data")
     assert (vector["object"], vector["index"]) == ("embedding", 0)
@@ -86,7 +86,7 @@ async def test_a_text_too_long_is_refused_before_anything_runs(api: Api) -> None
     await embed(api, input="x" * 512)
 
 
-async def test_trouble_of_the_engine_is_an_error() -> None:
+async def test_an_engine_error_is_an_error_response() -> None:
     async with open_api() as api:
         api.engine.fails_after = 0
         response = await api.http.post(PATH, json={"model": "fake", "input": "hi"})

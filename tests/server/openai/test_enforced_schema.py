@@ -150,7 +150,7 @@ PAIR = [{"type": "object", "properties": {"t": {"const": tag}}, "required": ["t"
         ({"anyOf": [{"type": "null"}, {"not": {"type": "string"}}]}, {"anyOf": [{"type": "null"}]}),
     ],
 )
-def test_what_excludes_nothing_is_dropped_and_old_words_become_new(schema: Schema, expected: Schema) -> None:
+def test_keywords_that_exclude_nothing_are_dropped_and_old_ones_converted(schema: Schema, expected: Schema) -> None:
     assert enforced(schema) == expected
 
 
@@ -248,7 +248,7 @@ def test_references_without_end_and_schemas_without_end_are_refused() -> None:
         enforced({f"note{number:x}zzz": 1 for number in range(1000)})
 
 
-def test_multiples_that_the_library_would_count_wrong_together_are_refused() -> None:
+def test_multiples_that_the_library_cannot_combine_are_refused() -> None:
     with pytest.raises(SchemaError, match="common multiples"):
         enforced({"type": "integer", "multipleOf": 100_000, "allOf": [{"multipleOf": 99_999}]})
 

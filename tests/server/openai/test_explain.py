@@ -20,12 +20,12 @@ def explain(name: str) -> str:
     return f"/v1/requests/{name}/explain"
 
 
-async def test_an_answer_can_be_explained_by_its_id_and_by_that_of_its_exchange(api: Api) -> None:
+async def test_a_response_can_be_explained_by_its_id_and_by_its_request_id(api: Api) -> None:
     body = {"model": "fake", "prompt": "hi"}
     response = await api.http.post(COMPLETIONS, json=body, headers={"x-request-id": "mine"})
     by_id = answered(await api.http.get(explain(response.json()["id"])))
     assert by_id == answered(await api.http.get(explain("mine")))
-    assert [moment["event"] for moment in by_id["timeline"]] == EVENTS
+    assert [event["event"] for event in by_id["timeline"]] == EVENTS
     assert by_id["timeline"][1]["prompt_tokens"] == [2]
     assert by_id["timeline"][2]["predicted_wait_ms"] == 0
     assert by_id["timeline"][3] | {"at_ms": 0} == {
@@ -40,7 +40,7 @@ async def test_an_answer_can_be_explained_by_its_id_and_by_that_of_its_exchange(
     assert by_id["is_finished"]
 
 
-async def test_an_answer_can_end_with_its_explanation(api: Api) -> None:
+async def test_a_response_can_have_its_explanation(api: Api) -> None:
     for answer in (await api.complete(explain=True), await api.chat(explain=True, n=2)):
         assert answer["explanation"]["id"] == answer["id"]
         assert answer["explanation"]["timeline"][-1]["event"] == "finished"
@@ -53,7 +53,7 @@ async def test_an_answer_can_end_with_its_explanation(api: Api) -> None:
         assert all("explanation" not in chunk for chunk in chunks)
 
 
-async def test_responses_and_vectors_can_end_with_their_explanation(api: Api) -> None:
+async def test_responses_and_embeddings_can_have_their_explanation(api: Api) -> None:
     body = {"model": "fake", "input": "hi", "explain": True}
     for path in ("/v1/responses", "/v1/embeddings"):
         answer = answered(await api.http.post(path, json=body))
@@ -64,7 +64,7 @@ async def test_responses_and_vectors_can_end_with_their_explanation(api: Api) ->
     assert not any("explanation" in event.get("response", {}) for event in events)
 
 
-async def test_an_answer_that_breaks_off_is_explained_too(api: Api) -> None:
+async def test_a_response_that_fails_is_explained_too(api: Api) -> None:
     api.engine.fails_after = 2
     for path in (COMPLETIONS, CHAT):
         *_, error, last = await api.stream(path, explain=True)
@@ -74,7 +74,7 @@ async def test_an_answer_that_breaks_off_is_explained_too(api: Api) -> None:
     assert failed["response"]["explanation"]["timeline"][-1]["reason"] == "error"
 
 
-async def test_a_broken_answer_ends_with_the_end_of_all_its_choices(api: Api) -> None:
+async def test_a_failed_response_ends_all_its_choices(api: Api) -> None:
     api.engine.fails_after = 2
     explanation = (await api.stream(COMPLETIONS, explain=True, n=2))[-1]["explanation"]
     assert explanation["is_finished"]
@@ -88,17 +88,17 @@ async def test_a_broken_answer_ends_with_the_end_of_all_its_choices(api: Api) ->
     assert last["explanation"]["choices"][0]["finish_reason"] == "timeout"
 
 
-async def test_an_answer_that_took_too_long_for_its_client_says_so(api: Api) -> None:
+async def test_a_response_that_times_out_has_the_reason_timeout(api: Api) -> None:
     api.engine.released.clear()
     for path, body in ((COMPLETIONS, {"prompt": "hi"}), ("/v1/embeddings", {"input": "hi"})):
         headers = {"x-request-id": "late", "x-request-timeout-ms": "300"}
         late = await api.http.post(path, json={"model": "fake"} | body, headers=headers)
         assert late.status_code == 429
-        story = answered(await api.http.get(explain("late")))
-        assert (story["timeline"][-1]["event"], story["timeline"][-1]["reason"]) == ("finished", "timeout")
+        explanation = answered(await api.http.get(explain("late")))
+        assert (explanation["timeline"][-1]["event"], explanation["timeline"][-1]["reason"]) == ("finished", "timeout")
 
 
-async def test_requests_that_no_engine_takes_leave_no_stories(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_requests_that_no_engine_accepts_leave_no_record(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise EngineUnavailable
 
@@ -109,7 +109,7 @@ async def test_requests_that_no_engine_takes_leave_no_stories(api: Api, monkeypa
         assert (await api.http.get(explain("refused"))).status_code == 404
 
 
-async def test_an_answer_that_a_stop_string_ended_says_so(api: Api) -> None:
+async def test_a_response_that_a_stop_string_ends_has_the_reason_stop(api: Api) -> None:
     answer = await api.complete(explain=True, stop=["l"])
     assert answer["choices"][0]["text"] == "He"
     last = answer["explanation"]["timeline"][-1]
@@ -117,7 +117,7 @@ async def test_an_answer_that_a_stop_string_ended_says_so(api: Api) -> None:
     assert answer["explanation"]["is_finished"]
 
 
-async def test_a_stop_string_in_the_last_token_ends_the_story_as_it_ends_the_answer(api: Api) -> None:
+async def test_a_stop_string_in_the_last_token_ends_the_record_as_it_ends_the_response(api: Api) -> None:
     answer = await api.complete(explain=True, stop=["o"], max_tokens=5)
     assert answer["choices"][0]["finish_reason"] == "stop"
     (choice,) = answer["explanation"]["choices"]
@@ -131,12 +131,12 @@ async def test_all_choices_end_with_the_engine(api: Api) -> None:
     assert [choice["finish_reason"] for choice in explanation["choices"]] == ["error", "error"]
 
 
-async def test_embeddings_and_responses_have_stories_too(api: Api) -> None:
+async def test_embeddings_and_responses_have_records_too(api: Api) -> None:
     headers = {"x-request-id": "vectors"}
     body = {"model": "fake", "input": ["a", "b"]}
     await api.http.post("/v1/embeddings", json=body, headers=headers)
-    story = answered(await api.http.get(explain("vectors")))
-    assert [moment["event"] for moment in story["timeline"]].count("finished") == 2
+    explanation = answered(await api.http.get(explain("vectors")))
+    assert [event["event"] for event in explanation["timeline"]].count("finished") == 2
     response = answered(await api.http.post("/v1/responses", json={"model": "fake", "input": "hi"}))
     assert answered(await api.http.get(explain(response["id"])))["is_finished"]
 
@@ -162,14 +162,14 @@ async def test_a_request_that_is_not_known_is_404(api: Api) -> None:
     assert refused.json()["error"]["param"] == "name"
 
 
-async def test_the_command_prints_a_line_for_each_moment(api: Api) -> None:
+async def test_the_command_prints_a_line_for_each_event(api: Api) -> None:
     answer = await api.complete()
-    story = answered(await api.http.get(explain(answer["id"])))
+    explanation = answered(await api.http.get(explain(answer["id"])))
     seen: list[str] = []
 
     def serve(request: httpx.Request) -> httpx.Response:
         seen.append(request.url.path)
-        return httpx.Response(200, json=story)
+        return httpx.Response(200, json=explanation)
 
     fetched = fetch_story("http://test", answer["id"], httpx.MockTransport(serve))
     assert seen == [explain(answer["id"])]
@@ -180,7 +180,7 @@ async def test_the_command_prints_a_line_for_each_moment(api: Api) -> None:
 
 
 @pytest.mark.parametrize("status", [404, None])
-def test_the_command_says_in_one_line_what_is_wrong(status: int | None) -> None:
+def test_the_command_prints_an_error_in_one_line(status: int | None) -> None:
     def serve(request: httpx.Request) -> httpx.Response:
         if status is None:
             raise httpx.ConnectError("refused")

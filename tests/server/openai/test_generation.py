@@ -32,7 +32,7 @@ class HandEngine:
         return self.streams[-1]
 
     def subscribe(self, period_seconds: float) -> None:
-        raise AssertionError("nobody watches")
+        raise AssertionError("nobody subscribes")
 
     def say(self, index: int, text: str, *, ends: bool = False) -> None:
         reason: FinishReason | None = "length" if ends else None
@@ -63,7 +63,7 @@ async def next_texts(generation: Generation) -> list[tuple[int, str]]:
     return [(index, delta.text) for index, delta in deltas]
 
 
-async def test_what_came_for_several_choices_is_returned_together_and_joined_by_choice() -> None:
+async def test_deltas_of_several_choices_are_returned_together_and_joined_by_choice() -> None:
     engine = HandEngine()
     generation = await generation_of(engine, 3)
     waiting = asyncio.create_task(next_texts(generation))
@@ -82,7 +82,7 @@ async def test_what_came_for_several_choices_is_returned_together_and_joined_by_
     assert generation.usage()["completion_tokens"] == 5
 
 
-async def test_what_the_other_choices_said_before_one_died_is_not_lost() -> None:
+async def test_deltas_of_other_choices_before_an_error_are_not_lost() -> None:
     engine = HandEngine()
     generation = await generation_of(engine, 3)
     engine.say(0, "a")
@@ -96,7 +96,7 @@ async def test_what_the_other_choices_said_before_one_died_is_not_lost() -> None
     assert generation.record.finish_reasons() == ["error"] * 3  # no client left
 
 
-async def test_a_wait_that_was_given_up_leaves_what_comes_later_to_the_next_one() -> None:
+async def test_deltas_after_a_cancelled_wait_are_returned_by_the_next_one() -> None:
     engine = HandEngine()
     generation = await generation_of(engine, 1)
     with pytest.raises(TimeoutError):
@@ -105,7 +105,7 @@ async def test_a_wait_that_was_given_up_leaves_what_comes_later_to_the_next_one(
     assert await next_texts(generation) == [(0, "a")]
 
 
-async def test_an_end_in_the_same_step_comes_after_what_was_produced_before_it() -> None:
+async def test_an_end_follows_the_tokens_of_the_same_step() -> None:
     engine = HandEngine()
     generation = await generation_of(engine, 1)
     engine.say(0, "a")
@@ -115,7 +115,7 @@ async def test_an_end_in_the_same_step_comes_after_what_was_produced_before_it()
         await next_texts(generation)
 
 
-async def test_an_error_of_one_row_comes_after_its_last_tokens() -> None:
+async def test_an_error_of_one_row_follows_its_last_tokens() -> None:
     engine = HandEngine()
     generation = await generation_of(engine, 1)
     engine.say(0, "a")

@@ -14,8 +14,8 @@ from caravan.server.http.json_scan import MAX_DEPTH, MAX_VALUES, WrongJson, scan
 
 pytestmark = pytest.mark.slow
 
-# Pieces of which most sequences are nearly JSON.
-PIECES = (
+# Parts of which most sequences are nearly JSON.
+PARTS = (
     *'{}[],:" \n',
     *("0", "-1", "12345678901234567890123", "1.5", "-0.0", "1e5", "1E-400", "1e999", "01", "1.", "-", "+1", ".5"),
     *("true", "false", "null", "NaN", "Infinity", "-Infinity", "nul"),
@@ -49,7 +49,7 @@ def is_taken(text: bytes) -> bool:
     return True
 
 
-@given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
+@given(st.lists(st.sampled_from(PARTS), max_size=12).map("".join))
 @example("[1,2,]")
 @example("[1, 2.5, -3 ,4e1]")
 @example('{"a": [1,2], "\\u0061": 0}')

@@ -88,14 +88,14 @@ async def test_threat_1_the_path_that_is_routed_decides_however_it_is_spelled(lo
 
 
 @pytest.mark.parametrize("header", ["x-api-key", "API-Key", "X-API-KEY", "api-key"])
-async def test_keys_also_come_in_headers_of_their_own(locked: Api, header: str) -> None:
+async def test_keys_may_be_in_headers_of_other_apis(locked: Api, header: str) -> None:
     assert (await locked.http.post(COMPLETIONS, json=HELLO, headers={header: KEYS["alice"]})).status_code == 200
     assert locked.engine.requests[0].key == "alice"
     assert (await locked.http.get("/v1/models", headers={header: "wrong-key"})).status_code == 401
     assert (await locked.http.get("/v1/models", headers={header: f"Bearer {KEYS['alice']}"})).status_code == 401
 
 
-async def test_one_key_may_come_in_several_headers_and_beside_a_proxys_password(locked: Api) -> None:
+async def test_one_key_may_be_in_several_headers_and_beside_a_proxys_password(locked: Api) -> None:
     for others in (of("alice"), {"authorization": "Basic dXNlcjpwYXNz"}, {"authorization": "Bearer "}, {"api-key": ""}):
         headers = others | {"x-api-key": KEYS["alice"]}
         assert (await locked.http.get("/v1/models", headers=headers)).status_code == 200
@@ -128,7 +128,7 @@ async def test_once_a_key_is_marked_only_marked_keys_read_the_metrics() -> None:
         assert (await api.http.get("/v1/models", headers=of("bob"))).status_code == 200
 
 
-async def test_two_authorizations_are_none(locked: Api) -> None:
+async def test_two_authorization_headers_are_no_key(locked: Api) -> None:
     headers = [("authorization", "Bearer secret-of-alice"), ("authorization", "Bearer secret-of-bob")]
     assert (await locked.http.get("/v1/models", headers=headers)).status_code == 401
 
@@ -145,7 +145,7 @@ async def test_usage_is_counted_under_the_keys_name(locked: Api) -> None:
     assert "secret" not in exposed
 
 
-async def test_the_engine_learns_who_asks_and_keys_share_no_prefix(locked: Api) -> None:
+async def test_the_engine_gets_the_key_name_and_keys_share_no_prefix(locked: Api) -> None:
     for name in ("alice", "bob"):
         await locked.http.post(COMPLETIONS, json=HELLO | {"priority": -3, "cache_salt": "s"}, headers=of(name))
     first, second = locked.engine.requests
@@ -163,7 +163,7 @@ async def test_threat_30_only_a_floor_in_the_key_file_lets_priority_count_beyond
     assert [request.urgency for request in api.engine.requests] == [0, 0, 0, 0, -5, -3, 0, 0]
 
 
-async def test_without_keys_everybody_asks_under_one_name(api: Api) -> None:
+async def test_without_keys_all_requests_have_one_key_name(api: Api) -> None:
     await api.complete(cache_salt="s")
     assert (api.engine.requests[0].key, api.engine.requests[0].cache_salt) == ("", "s")
     assert "key_requests" not in api.metrics.exposition().decode()
@@ -179,7 +179,7 @@ async def test_a_wrong_priority_is_400(api: Api, priority: object) -> None:
 async def test_threat_13_a_line_is_logged_of_each_request_and_nothing_in_it_is_of_the_clients_choosing() -> None:
     events: list[dict[str, object]] = []
     keys = ApiKeys({"alice": "secret-of-alice"})
-    async with open_api(keys=keys, on_response=lambda exchange: events.append(exchange.log_fields())) as api:
+    async with open_api(keys=keys, on_response=lambda record: events.append(record.log_fields())) as api:
         api.http.headers["authorization"] = "Bearer secret-of-alice"
         await api.complete(prompt="abc")
         await api.stream(COMPLETIONS, prompt="abc")
@@ -214,9 +214,9 @@ async def test_threat_13_a_line_is_logged_of_each_request_and_nothing_in_it_is_o
     assert all(set(event) == {*names} for event in events[3:])
 
 
-async def test_the_line_of_a_request_says_why_it_ended() -> None:
+async def test_the_log_line_of_a_request_has_its_finish_reason() -> None:
     events: list[dict[str, object]] = []
-    async with open_api(on_response=lambda exchange: events.append(exchange.log_fields())) as api:
+    async with open_api(on_response=lambda record: events.append(record.log_fields())) as api:
         await api.complete(prompt="abc", stop=["l"])
         await api.complete(prompt="abc", n=2, max_tokens=2)
         async with api.http.stream("POST", COMPLETIONS, json=HELLO | {"max_tokens": 0, "echo": True}) as response:

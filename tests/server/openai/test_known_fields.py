@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 
-from caravan.server.openai.embeddings import EmbeddingRequest
 from caravan.server.openai.protocol import known_fields
-from caravan.server.openai.protocol.generation_requests import ChatRequest, CompletionRequest
+from caravan.server.openai.protocol.chat import ChatRequest
+from caravan.server.openai.protocol.completions import CompletionRequest
+from caravan.server.openai.protocol.embeddings import EmbeddingRequest
 from caravan.server.openai.protocol.known_field import KnownFields
 from caravan.server.openai.protocol.known_fields import CHAT as CHAT_FIELDS
 from caravan.server.openai.protocol.known_fields import COMPLETION, EMBEDDING, RESPONSES, TOKENS
-from caravan.server.openai.protocol.response_requests import ResponsesRequest
+from caravan.server.openai.protocol.responses import ResponsesRequest
 from caravan.server.openai.protocol.strict_model import StrictModel
-from caravan.server.openai.tokenize import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
+from caravan.server.openai.protocol.tokenize import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, Body, a_chat, answered
 
 ENDPOINTS: dict[str, tuple[type[StrictModel], KnownFields, Body]] = {
@@ -49,7 +50,7 @@ async def refusal(api: Api, path: str, fields: Body) -> Body:
 
 
 @pytest.mark.parametrize("path", ENDPOINTS)
-async def test_every_known_field_is_taken_with_a_warning_or_refused_by_its_name(api: Api, path: str) -> None:
+async def test_every_known_field_is_accepted_with_a_warning_or_refused_by_name(api: Api, path: str) -> None:
     schema, table, body = ENDPOINTS[path]
     own = {field.alias or name for name, field in schema.model_fields.items()}
     taken = {name: A_VALUE for name, field in table.items() if name not in own and not field.is_refused}
@@ -78,7 +79,7 @@ async def test_a_stream_has_the_warnings_in_its_first_chunk(api: Api, path: str)
     chunks = await api.stream(path, mirostat=2, repeat_penalty=1.1)
     assert chunks[0]["warnings"] == [
         "`mirostat` has no effect on this server.",
-        "`repeat_penalty` has no effect on this server; `repetition_penalty` has.",
+        "`repeat_penalty` has no effect on this server; use `repetition_penalty`.",
     ]
     assert not any("warnings" in chunk for chunk in chunks[1:])
 
@@ -207,7 +208,7 @@ async def test_threat_28_a_refused_field_of_a_long_body_is_still_refused(api: Ap
     assert [warning.split("`")[1] for warning in long["warnings"]] == ["transforms", "metadata"]
 
 
-def test_every_known_field_has_a_source_and_stands_in_the_guide_for_clients() -> None:
+def test_every_known_field_has_a_source_and_is_in_the_guide_for_clients() -> None:
     guide = Path("docs/clients.md").read_text("utf-8")
     for prefix, table in [*NESTED.items(), *(("", table) for _, table, _ in ENDPOINTS.values())]:
         for name, field in table.items():
@@ -259,5 +260,5 @@ async def test_a_field_whose_loss_would_change_the_form_of_the_answer_is_refused
     ("path", "fields"),
     [("/v1/embeddings", {"embed_dtype": "float32", "endianness": "little"}), (CHAT, {"options": {}})],
 )
-async def test_its_value_that_asks_for_nothing_is_taken(api: Api, path: str, fields: Body) -> None:
+async def test_its_harmless_value_is_accepted(api: Api, path: str, fields: Body) -> None:
     assert "warnings" not in answered(await api.http.post(path, json=ENDPOINTS[path][2] | fields))

@@ -26,14 +26,14 @@ async def test_a_number_of_thousands_of_digits_is_too_long_for_the_model(
 
 
 @pytest.mark.parametrize("form", [{"regex": "[0-9]"}, {"response_format": {"type": "json_object"}}])
-async def test_a_grammar_and_a_least_length_exclude_each_other(api: Api, form: Body) -> None:
+async def test_min_tokens_cannot_be_combined_with_a_grammar(api: Api, form: Body) -> None:
     refused = await api.http.post(COMPLETIONS, json={"model": "fake", "prompt": "hi", "min_tokens": 2} | form)
     assert refused.status_code == 400
     assert refused.json()["error"]["param"] == "min_tokens"
     assert api.engine.submitted == []
 
 
-async def test_what_an_answer_says_of_its_prompts_is_bounded(chat_ml: ChatTemplate) -> None:
+async def test_the_log_probabilities_of_prompts_in_a_response_are_limited(chat_ml: ChatTemplate) -> None:
     async with open_api(chat_template=chat_ml, max_model_len=8192) as api:
         long = {"model": "fake", "prompt": "a" * 8000, "max_tokens": 1}
         for fields in ({"prompt_logprobs": 20, "n": 3}, {"echo": True, "logprobs": 20, "n": 3}):
@@ -44,7 +44,7 @@ async def test_what_an_answer_says_of_its_prompts_is_bounded(chat_ml: ChatTempla
         assert (await api.http.post(COMPLETIONS, json=long | {"prompt_logprobs": 20, "n": 2})).status_code == 200
 
 
-async def test_a_request_larger_than_the_queue_is_let_in_when_nothing_waits(api: Api) -> None:
+async def test_a_request_larger_than_the_queue_is_admitted_when_nothing_waits(api: Api) -> None:
     many = {"model": "fake", "input": ["a"] * 700}
     assert len(answered(await api.http.post("/v1/embeddings", json=many))["data"]) == 700
     assert len((await api.chat(n=128, max_tokens=300))["choices"]) == 128
@@ -79,8 +79,8 @@ async def test_a_name_that_the_template_does_not_write_is_a_warning(api: Api) ->
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
 async def test_log_probabilities_are_null_on_a_chunk_without_tokens(api: Api, path: str) -> None:
     chunks = await api.stream(path, logprobs=True if path == CHAT else 1)
-    shares = [chunk["choices"][0] for chunk in chunks]
-    assert shares[-1]["finish_reason"] == "stop"
-    for share in shares:
-        text = share["delta"].get("content") if path == CHAT else share["text"]
-        assert (share["logprobs"] is None) == (not text)
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert choices[-1]["finish_reason"] == "stop"
+    for choice in choices:
+        text = choice["delta"].get("content") if path == CHAT else choice["text"]
+        assert (choice["logprobs"] is None) == (not text)

@@ -85,7 +85,7 @@ async def test_the_metrics_of_a_request_add_up(api: Api) -> None:
     assert api.sample("request_prompt_tokens_sum") == 10
 
 
-def test_guessed_tokens_are_counted_and_so_are_those_that_were_right() -> None:
+def test_draft_tokens_and_accepted_draft_tokens_are_counted() -> None:
     metrics = Metrics("m", EngineConfig(num_blocks=64, max_model_len=512))
     for num_accepted in (3, 1):
         stats = StepStats(num_draft_tokens=4, num_accepted_tokens=num_accepted)
@@ -134,7 +134,7 @@ async def test_prometheus_own_linter_finds_nothing(api: Api) -> None:
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
 
 
-async def test_metrics_come_in_openmetrics_if_that_is_asked_for(api: Api) -> None:
+async def test_metrics_are_in_openmetrics_on_request(api: Api) -> None:
     await api.complete()
     response = await api.http.get("/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"})
     assert response.headers["content-type"].startswith("application/openmetrics-text")

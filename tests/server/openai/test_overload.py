@@ -1,4 +1,4 @@
-"""What a server that has too much to do, too little time or is about to end tells its clients."""
+"""Responses of a server that is overloaded, past a time limit or shutting down."""
 
 import asyncio
 from typing import Any
@@ -10,19 +10,19 @@ from caravan.server.http.concurrency_limit import ConcurrencyLimit
 from caravan.server.sandbox.chat_template import ChatTemplate
 from tests.fakes import echoes
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, a_chat, events_in, open_api
-from tests.server.openai.asgi import Exchange, until
+from tests.server.openai.asgi import AsgiRequest, until
 
 LONG = {"model": "fake", "prompt": "hi", "max_tokens": 400}
 EMBEDDINGS = "/v1/embeddings"
 TIMEOUT = "x-request-timeout-ms"
 
 
-async def hold(api: Api, num: int) -> list[Exchange]:
-    """Return requests the engine works on and says nothing about."""
+async def hold(api: Api, num: int) -> list[AsgiRequest]:
+    """Return requests that run in the engine and get no tokens."""
     api.engine.released.clear()
-    exchanges = [Exchange(api.app, COMPLETIONS, LONG) for _ in range(num)]
+    requests = [AsgiRequest(api.app, COMPLETIONS, LONG) for _ in range(num)]
     await until(lambda: api.engine.num_running == num)
-    return exchanges
+    return requests
 
 
 def assert_overloaded(status: int, headers: Any, error: dict[str, Any]) -> None:
@@ -37,7 +37,7 @@ def assert_overloaded(status: int, headers: Any, error: dict[str, Any]) -> None:
 async def test_a_full_queue_is_429_with_retry_after(chat_ml: ChatTemplate, path: str, stream: bool) -> None:
     async with open_api(echoes(), chat_template=chat_ml, queue_limits=QueueLimits(max_requests=0)) as api:
         num_running = api.engine.config.max_num_seqs
-        exchanges = await hold(api, num_running - 1)
+        requests = await hold(api, num_running - 1)
         bodies = {CHAT: a_chat(), COMPLETIONS: LONG, EMBEDDINGS: {"model": "fake", "input": ["a", "b"]}}
         body = bodies[path] | ({"n": 2} if path != EMBEDDINGS else {}) | ({"stream": True} if stream else {})
         if path == EMBEDDINGS and stream:
@@ -46,28 +46,28 @@ async def test_a_full_queue_is_429_with_retry_after(chat_ml: ChatTemplate, path:
         assert_overloaded(refused.status_code, refused.headers, refused.json()["error"])
         assert api.sample("admission_rejections_total", reason="queue_full") == 1
         assert len(api.engine.submitted) == num_running - 1  # nothing of it was begun
-        for exchange in exchanges:
-            exchange.leave()
-            await exchange.end()
+        for request in requests:
+            request.leave()
+            await request.end()
         api.engine.released.set()
         assert (await api.http.post(path, json=body | {"stream": False} if stream else body)).status_code == 200
 
 
-async def test_places_are_taken_before_bodies_are_read(chat_ml: ChatTemplate) -> None:
+async def test_requests_are_counted_before_their_bodies_are_read(chat_ml: ChatTemplate) -> None:
     async with open_api(echoes(), chat_template=chat_ml, concurrency_limit=ConcurrencyLimit(max_inside=2)) as api:
-        exchanges = await hold(api, 2)
+        requests = await hold(api, 2)
         refused = await api.http.post(COMPLETIONS, content=b"no JSON at all")
         assert_overloaded(refused.status_code, refused.headers, refused.json()["error"])
         assert (await api.http.get("/livez")).status_code == 200
         assert (await api.http.get("/metrics")).status_code == 200
-        exchanges[0].leave()
-        await exchanges[0].end()
+        requests[0].leave()
+        await requests[0].end()
         assert (await api.http.post(COMPLETIONS, content=b"no JSON at all")).status_code == 415
-        exchanges[1].leave()
-        await exchanges[1].end()
+        requests[1].leave()
+        await requests[1].end()
 
 
-async def test_a_closed_door_is_503_and_only_for_what_brings_work(chat_ml: ChatTemplate) -> None:
+async def test_a_server_that_shuts_down_answers_503_to_new_work_only(chat_ml: ChatTemplate) -> None:
     concurrency_limit = ConcurrencyLimit(max_inside=10)
     async with open_api(echoes(), chat_template=chat_ml, concurrency_limit=concurrency_limit) as api:
         concurrency_limit.close()
@@ -80,7 +80,7 @@ async def test_a_closed_door_is_503_and_only_for_what_brings_work(chat_ml: ChatT
         assert (await api.http.get("/v1/models")).status_code == 200
 
 
-async def test_an_answer_that_is_late_before_its_first_token_is_429(chat_ml: ChatTemplate) -> None:
+async def test_a_request_that_times_out_before_its_first_token_is_429(chat_ml: ChatTemplate) -> None:
     async with open_api(echoes(), chat_template=chat_ml) as api:
         api.engine.released.clear()
         for path, body in (
@@ -95,7 +95,7 @@ async def test_an_answer_that_is_late_before_its_first_token_is_429(chat_ml: Cha
         await until(lambda: api.engine.num_running == 0)
 
 
-async def test_a_stream_that_is_late_ends_with_an_error_and_done(chat_ml: ChatTemplate) -> None:
+async def test_a_stream_that_times_out_ends_with_an_error_and_done(chat_ml: ChatTemplate) -> None:
     async with open_api(echoes(), chat_template=chat_ml) as api:
         api.engine.seconds_per_token = 0.005
         response = await api.http.post(COMPLETIONS, json=LONG | {"stream": True}, headers={TIMEOUT: "100"})
@@ -105,7 +105,7 @@ async def test_a_stream_that_is_late_ends_with_an_error_and_done(chat_ml: ChatTe
         await until(lambda: api.engine.num_running == 0)
 
 
-async def test_an_answer_in_time_is_not_touched(chat_ml: ChatTemplate) -> None:
+async def test_a_response_within_its_time_limit_is_complete(chat_ml: ChatTemplate) -> None:
     async with open_api(echoes(), chat_template=chat_ml) as api:
         answer = await api.http.post(COMPLETIONS, json=LONG | {"max_tokens": 4}, headers={TIMEOUT: "200"})
         assert answer.json()["choices"][0]["text"] == "hihi"
@@ -113,7 +113,7 @@ async def test_an_answer_in_time_is_not_touched(chat_ml: ChatTemplate) -> None:
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "1e3", "", "9999999999", "soon"])
-async def test_a_time_limit_that_is_none_is_400(api: Api, value: str) -> None:
+async def test_an_invalid_time_limit_is_400(api: Api, value: str) -> None:
     refused = await api.http.post(COMPLETIONS, json=LONG, headers={TIMEOUT: value})
     assert refused.status_code == 400
     assert refused.json()["error"]["param"] == TIMEOUT

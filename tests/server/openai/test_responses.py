@@ -43,7 +43,7 @@ async def events_of(api: Api, **fields: Any) -> list[dict[str, Any]]:
     return events
 
 
-async def test_a_text_is_answered_by_a_text(client: openai.AsyncOpenAI, api: Api) -> None:
+async def test_a_text_input_has_a_text_output(client: openai.AsyncOpenAI, api: Api) -> None:
     response = await client.responses.create(model="fake", input="hi", instructions="Be kind.", metadata={"a": "b"})
     assert response.output_text == "Hello!"
     assert response.status == "completed"
@@ -86,7 +86,7 @@ async def test_the_official_stream_helper_gathers_it(client: openai.AsyncOpenAI)
     assert final.output_text == "Hello!"
 
 
-async def test_an_answer_that_is_cut_off_is_incomplete(api: Api) -> None:
+async def test_a_truncated_response_is_incomplete(api: Api) -> None:
     whole = answered(await api.http.post(RESPONSES, json={"model": "fake", "input": "hi", "max_output_tokens": 2}))
     assert whole["status"] == "incomplete"
     assert whole["incomplete_details"] == {"reason": "max_output_tokens"}
@@ -106,7 +106,7 @@ async def test_messages_and_calls_make_the_prompt(api: Api) -> None:
     assert text.index("Be kind.") < text.index("weather?") < text.index(CALL + "<|im_end|>") < text.index("rain")
 
 
-async def test_calls_are_items_of_their_own(chat_ml: ChatTemplate) -> None:
+async def test_calls_are_separate_items(chat_ml: ChatTemplate) -> None:
     async with (
         open_api(says(f"Let me see. {CALL}"), chat_template=chat_ml, max_model_len=4096) as api,
         official(api) as client,
@@ -123,14 +123,14 @@ async def test_calls_are_items_of_their_own(chat_ml: ChatTemplate) -> None:
         assert (done["name"], done["arguments"]) == ("weather", "{}")
 
 
-async def test_the_form_of_the_text_is_prescribed_to_the_engine(api: Api) -> None:
+async def test_the_format_of_the_text_becomes_a_grammar(api: Api) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     text = {"format": {"type": "json_schema", "name": "thing", "schema": schema, "strict": True}}
     answered(await api.http.post(RESPONSES, json={"model": "fake", "input": "hi", "text": text}))
     assert '"integer"' in api.engine.grammars[0]
 
 
-async def test_log_probabilities_stand_beside_the_text(api: Api) -> None:
+async def test_log_probabilities_are_returned_with_the_text(api: Api) -> None:
     fields = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
     whole = answered(await api.http.post(RESPONSES, json={"model": "fake", "input": "hi"} | fields))
     logprobs = whole["output"][0]["content"][0]["logprobs"]
@@ -138,7 +138,7 @@ async def test_log_probabilities_stand_beside_the_text(api: Api) -> None:
     assert all(len(entry["top_logprobs"]) == 2 for entry in logprobs)
 
 
-async def test_a_stream_that_breaks_off_ends_as_failed(api: Api) -> None:
+async def test_a_stream_that_fails_ends_with_response_failed(api: Api) -> None:
     api.engine.dies_after = 2
     last = (await events_of(api))[-1]
     assert last["type"] == "response.failed"
@@ -217,7 +217,7 @@ async def test_a_stream_has_the_items_of_the_whole_answer_in_their_order(
         ({"tool_choice": 5}, "tool_choice"),
     ],
 )
-async def test_what_is_wrong_is_named_as_it_was_sent(api: Api, fields: dict[str, Any], param: str) -> None:
+async def test_an_invalid_field_is_named_as_it_was_sent(api: Api, fields: dict[str, Any], param: str) -> None:
     refused = await api.http.post(RESPONSES, json={"model": "fake", "input": "hi"} | fields)
     assert refused.status_code == 400
     error = refused.json()["error"]

@@ -91,7 +91,7 @@ def test_names_of_functions_are_short_enough_and_stay_different() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "plain", TEXT, '{"input": 1}', "\\", "\u0000"])
-def test_an_input_survives_its_way_through_arguments(text: str) -> None:
+def test_an_input_is_the_same_after_conversion_to_arguments(text: str) -> None:
     arguments = arguments_of_input(text)
     assert input_of_arguments(arguments) == text
     assert input_of_arguments(json.dumps({"input": text})) == text
@@ -100,11 +100,11 @@ def test_an_input_survives_its_way_through_arguments(text: str) -> None:
 
 
 @pytest.mark.parametrize("arguments", ["", "no JSON", "[]", '{"input": 5}', '{"other": "a"}'])
-def test_arguments_that_are_no_input_are_handed_on_as_they_are(arguments: str) -> None:
+def test_arguments_without_an_input_are_returned_unchanged(arguments: str) -> None:
     assert input_of_arguments(arguments) == arguments
 
 
-async def test_tools_that_are_not_here_are_left_out_with_a_warning(chat_ml: ChatTemplate) -> None:
+async def test_unsupported_tools_are_left_out_with_a_warning(chat_ml: ChatTemplate) -> None:
     kinds = ("web_search", "tool_search", "image_generation", "mcp", "local_shell")
     tools = [{"type": kind, "anything": {"at": "all"}} for kind in kinds]
     async with open_api(chat_template=chat_ml, max_model_len=8192) as api:
@@ -137,7 +137,7 @@ async def test_tools_in_the_input_are_tools_of_the_request(chat_ml: ChatTemplate
         assert refused.json()["error"]["param"] == "input[0].tools[0].nam"
 
 
-async def test_what_an_agent_plays_back_is_read(api: Api) -> None:
+async def test_items_that_an_agent_sends_back_are_read(api: Api) -> None:
     items = [
         {"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "Be brief."}]},
         {"type": "message", "id": "msg_1", "role": "user", "content": [{"type": "input_text", "text": "go"}]},
@@ -181,13 +181,11 @@ async def test_what_an_agent_plays_back_is_read(api: Api) -> None:
     assert whole["output"][-1]["content"][0]["logprobs"] == []
 
 
-@pytest.mark.parametrize("behind", [[], [{"role": "user", "content": "go on"}]])
-async def test_a_thought_that_no_text_or_call_follows_is_named_in_a_warning(
-    chat_ml: ChatTemplate, behind: list[Body]
-) -> None:
+@pytest.mark.parametrize("after", [[], [{"role": "user", "content": "go on"}]])
+async def test_reasoning_without_a_text_or_call_after_it_is_a_warning(chat_ml: ChatTemplate, after: list[Body]) -> None:
     thought = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm."}]}
     async with open_api(chat_template=chat_ml) as api:
-        whole = await respond(api, input=[{"role": "user", "content": "go"}, thought, *behind])
+        whole = await respond(api, input=[{"role": "user", "content": "go"}, thought, *after])
     assert any("`reasoning`" in warning for warning in whole["warnings"])
 
 
@@ -248,7 +246,7 @@ async def test_sampling_fields_mean_what_they_mean_in_a_chat(api: Api) -> None:
     assert "warnings" not in response
 
 
-async def test_token_ids_come_back_with_a_response(api: Api) -> None:
+async def test_token_ids_are_returned_with_a_response(api: Api) -> None:
     chat = await api.chat(return_token_ids=True)
     ids = {"prompt_token_ids": chat["prompt_token_ids"], "token_ids": chat["choices"][0]["token_ids"]}
     whole = await respond(api, return_token_ids=True)

@@ -201,7 +201,7 @@ def test_a_call_has_an_id_that_its_template_takes(served: Served) -> None:
     served.runner.run(scenario())
 
 
-def test_a_conversation_goes_on_after_a_call_that_was_cut_off(served: Served) -> None:
+def test_a_conversation_continues_after_an_incomplete_call(served: Served) -> None:
     served.model.text = served.call_format.written([("weather", '{"city": "Paris"}')])
     length = served.model.text.index("Par") + 3
 
@@ -217,7 +217,7 @@ def test_a_conversation_goes_on_after_a_call_that_was_cut_off(served: Served) ->
     served.runner.run(scenario())
 
 
-async def test_ids_of_other_servers_reach_a_template_that_insists_on_nine_characters() -> None:
+async def test_ids_of_other_servers_are_shortened_for_a_template_that_requires_nine_characters() -> None:
     template = ChatTemplate(WITH_CALLS["mistral list"][0], "<s>", "</s>")
     calls = [
         {"id": call_id, "type": "function", "function": {"name": "weather", "arguments": "{}"}}

@@ -1,4 +1,4 @@
-"""Schemas that pydantic and zod write are enforced: no keyword of theirs is refused without need."""
+"""Schemas of pydantic and zod are enforced; none of their usual keywords is refused."""
 
 import datetime
 import decimal
@@ -82,7 +82,7 @@ class Everything(BaseModel):
 
 class Formats(BaseModel):
     date: datetime.date
-    moment: datetime.datetime
+    starts_at: datetime.datetime
     aware: AwareDatetime
     time: datetime.time
     duration: datetime.timedelta

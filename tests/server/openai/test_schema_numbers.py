@@ -163,5 +163,5 @@ def test_definitions_that_many_properties_copy_beside_a_number_are_refused() -> 
         "additionalProperties": False,
         "$defs": {"d": {"enum": [f"a value {index}" for index in range(1000)]}},
     }
-    with pytest.raises(SchemaError, match=f"{2**60 + 1} cannot be kept exactly beside so many references"):
+    with pytest.raises(SchemaError, match=f"{2**60 + 1} cannot be kept exactly beside this many references"):
         grammar_of_schema(schema)

@@ -17,12 +17,13 @@ from caravan.server.http.sse import KEEP_ALIVE, EventStream, WriteWatch, event
 from caravan.server.openai.chat import ChatShape
 from caravan.server.openai.completions import CompletionShape
 from caravan.server.openai.formatter import Formatter
-from caravan.server.openai.protocol.generation_requests import ChatRequest, CompletionRequest
+from caravan.server.openai.protocol.chat import ChatRequest
+from caravan.server.openai.protocol.completions import CompletionRequest
 from caravan.server.openai.tool_calls.call_format import HERMES
 from caravan.server.sandbox.chat_template import ChatTemplate
 from tests.fakes import byte_tokenizer
 from tests.server.openai.api import Api, open_api
-from tests.server.openai.asgi import Exchange, until
+from tests.server.openai.asgi import AsgiRequest, until
 
 HEAD = {"id": "cmpl-1", "created": 1, "model": 'a "quoted" \u2028 name'}
 
@@ -91,7 +92,7 @@ async def test_a_write_is_noticed_when_it_has_waited_for_too_long_and_not_before
         assert time.monotonic() - began >= 0.1
 
 
-async def test_a_watch_that_was_left_notices_nothing() -> None:
+async def test_a_write_watch_reports_nothing_after_its_end() -> None:
     stalled = asyncio.Event()
     with WriteWatch(0.01, stalled.set) as watch:
         watch.write_began_seconds = time.monotonic()
@@ -167,20 +168,20 @@ async def test_a_stream_that_waits_begins_before_its_first_token(path: str, fail
             "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
             "/v1/responses": {"input": "hi"},
         }
-        exchange = Exchange(api.app, path, {"model": "fake", "stream": True} | asked[path])
-        await until(lambda: KEEP_ALIVE.decode() in exchange.body)
-        assert exchange.status == 200
-        assert "delta" not in exchange.body
-        assert "text" not in exchange.body or path == "/v1/responses"
+        request = AsgiRequest(api.app, path, {"model": "fake", "stream": True} | asked[path])
+        await until(lambda: KEEP_ALIVE.decode() in request.body)
+        assert request.status == 200
+        assert "delta" not in request.body
+        assert "text" not in request.body or path == "/v1/responses"
         api.engine.fails_after = 0 if fails else None
         api.engine.released.set()
-        await exchange.end()
-        assert ("internal_error" in exchange.body) == fails
+        await request.end()
+        assert ("internal_error" in request.body) == fails
         last = "response.failed" if fails else "response.completed"
-        assert last in exchange.body if path == "/v1/responses" else exchange.body.endswith("data: [DONE]\n\n")
+        assert last in request.body if path == "/v1/responses" else request.body.endswith("data: [DONE]\n\n")
 
 
-async def test_an_error_before_that_is_still_a_status(api: Api) -> None:
+async def test_an_error_before_the_first_event_is_a_status(api: Api) -> None:
     api.engine.fails_after = 0
     response = await api.http.post("/v1/completions", json={"model": "fake", "prompt": "hi", "stream": True})
     assert response.status_code == 500

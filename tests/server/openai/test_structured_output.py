@@ -42,20 +42,20 @@ SAME: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
 ]
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [(ours, one) for ours, others in SAME for one in others])
-async def test_a_form_under_another_name_is_the_same_form(
-    api: Api, ours: dict[str, Any], theirs: dict[str, Any]
+@pytest.mark.parametrize(("ours", "other"), [(ours, one) for ours, others in SAME for one in others])
+async def test_a_constraint_under_another_name_is_the_same(
+    api: Api, ours: dict[str, Any], other: dict[str, Any]
 ) -> None:
     await api.chat(**ours)
-    await api.chat(**theirs)
-    await api.complete(**theirs)
-    await api.stream(CHAT, **theirs)
-    await api.stream(COMPLETIONS, **theirs)
+    await api.chat(**other)
+    await api.complete(**other)
+    await api.stream(CHAT, **other)
+    await api.stream(COMPLETIONS, **other)
     assert api.engine.grammars[0]
     assert set(api.engine.grammars) == {api.engine.grammars[0]}
 
 
-async def test_a_choice_is_one_of_the_strings_whatever_characters_they_have(api: Api) -> None:
+async def test_a_choice_is_one_of_the_strings_with_any_characters(api: Api) -> None:
     await api.chat(structured_outputs={"choice": ['say "hi"', "a|b", "é\n"]})
     assert api.engine.grammars[0]
 
@@ -63,8 +63,8 @@ async def test_a_choice_is_one_of_the_strings_whatever_characters_they_have(api:
 @pytest.mark.parametrize(
     ("fields", "warning"),
     [
-        ({"guided_json": SCHEMA}, "`guided_json` is an old name; it is enforced here as `structured_outputs.json`."),
-        ({"guided_choice": ["a"]}, "`guided_choice` is an old name"),
+        ({"guided_json": SCHEMA}, "`guided_json` is deprecated; use `structured_outputs.json`."),
+        ({"guided_choice": ["a"]}, "`guided_choice` is deprecated"),
         ({"guided_decoding_backend": "outlines"}, "`guided_decoding_backend` has no effect"),
         ({"guided_whitespace_pattern": " "}, "`guided_whitespace_pattern` has no effect"),
         (
@@ -77,11 +77,11 @@ async def test_a_choice_is_one_of_the_strings_whatever_characters_they_have(api:
         ),
         (
             {"json_schema": {"type": "string", "nullable": True, "tone": "warm"}},
-            '`json_schema`: keywords of its schema have no effect: "nullable", "tone".',
+            '`json_schema`: these schema keywords have no effect: "nullable", "tone".',
         ),
     ],
 )
-async def test_what_has_no_effect_or_an_old_name_is_a_warning(api: Api, fields: dict[str, Any], warning: str) -> None:
+async def test_no_effect_and_deprecated_names_are_warnings(api: Api, fields: dict[str, Any], warning: str) -> None:
     for answer in (await api.chat(**fields), await api.complete(**fields)):
         assert [text for text in answer["warnings"] if text.startswith(warning)], answer["warnings"]
 
@@ -94,7 +94,7 @@ async def test_what_has_no_effect_or_an_old_name_is_a_warning(api: Api, fields: 
         ({"ebnf": GBNF}, "ebnf", "this is GBNF; write Lark"),
         ({"guided_grammar": f"# a comment\n{GBNF}"}, "guided_grammar", "this is GBNF; write Lark"),
         ({"structured_outputs": {"grammar": GBNF}}, "structured_outputs.grammar", "this is GBNF; write Lark"),
-        ({"structured_outputs": {}}, "structured_outputs", "has no form"),
+        ({"structured_outputs": {}}, "structured_outputs", "has no constraint"),
         ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs", "`regex` and `choice`"),
         ({"structured_outputs": {"structural_tag": "{}"}}, "structured_outputs.structural_tag", "not supported"),
         ({"structured_outputs": {"choice": []}}, "structured_outputs.choice", "a list of strings"),
@@ -104,13 +104,17 @@ async def test_what_has_no_effect_or_an_old_name_is_a_warning(api: Api, fields: 
         ({"structured_outputs": {"regex": "((("}}, "structured_outputs.regex", "unclosed group"),
         ({"guided_json": {"type": "string", "format": "phone"}}, "guided_json", "Unknown format"),
         ({"response_format": {"type": "structural_tag"}}, "response_format", "must be of type"),
-        ({"json_schema": SCHEMA, "regex": "a"}, "regex", "`regex` and `json_schema` exclude each other"),
-        ({"structured_outputs": {"regex": "a"}, "response_format": NAMED}, "structured_outputs.regex", "exclude each"),
+        ({"json_schema": SCHEMA, "regex": "a"}, "regex", "`regex` and `json_schema` cannot be combined"),
+        (
+            {"structured_outputs": {"regex": "a"}, "response_format": NAMED},
+            "structured_outputs.regex",
+            "cannot be combined",
+        ),
         ({"guided_regex": "a", "structured_outputs": {"regex": "a"}}, "structured_outputs.regex", "`guided_regex`"),
         ({"structured_outputs": {"regex": "a"}, "min_tokens": 2}, "min_tokens", "grammar"),
     ],
 )
-async def test_a_form_that_is_wrong_or_given_twice_is_400_and_nothing_runs(
+async def test_an_invalid_or_second_constraint_is_400_and_nothing_runs(
     api: Api, path: str, fields: dict[str, Any], param: str, reason: str
 ) -> None:
     base = a_chat() if path == CHAT else {"model": "fake", "prompt": "hi"}
@@ -123,7 +127,7 @@ async def test_a_form_that_is_wrong_or_given_twice_is_400_and_nothing_runs(
 
 
 @pytest.mark.parametrize("nothing", [None, {"regex": None, "json": None, "choice": ["a"]}])
-async def test_null_means_that_there_is_no_such_form(api: Api, nothing: Any) -> None:
+async def test_null_means_no_constraint(api: Api, nothing: Any) -> None:
     await api.chat(structured_outputs=nothing, json_schema=None, guided_json=None, grammar=None)
     assert bool(api.engine.grammars[0]) == (nothing is not None)
 

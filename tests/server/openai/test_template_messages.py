@@ -232,7 +232,7 @@ async def test_results_of_tools_and_what_follows_are_one_turn_where_a_template_k
         )
 
 
-async def test_results_of_calls_with_the_same_id_come_once_each() -> None:
+async def test_results_of_calls_with_the_same_id_are_written_once_each() -> None:
     call = {"id": "", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
     results = [{"role": "tool", "tool_call_id": "", "content": text} for text in ("rain", "snow", "hail")]
     messages = [*a_chat()["messages"], {"role": "assistant", "content": None, "tool_calls": [call, call]}, *results]

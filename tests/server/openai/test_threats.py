@@ -12,7 +12,7 @@ import pytest
 from caravan.server.sandbox.chat_template import ChatTemplate
 from tests.fakes import echoes
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, a_chat, open_api, text_of
-from tests.server.openai.asgi import Exchange, until
+from tests.server.openai.asgi import AsgiRequest, until
 
 SOURCES = Path(__file__).parents[3]
 BAD_IDS = [-1, 260 + 10, 2**31, 2**63, 10**30]
@@ -168,17 +168,17 @@ async def test_threat_16_streams_of_others_never_show_in_an_answer(chat_ml: Chat
     async with open_api(echoes(), chat_template=chat_ml) as api:
         api.engine.seconds_per_token = 0.0005
         canaries = [f"canary-{number}." for number in range(30)]
-        exchanges = [
-            Exchange(api.app, COMPLETIONS, {"model": "fake", "prompt": canary, "max_tokens": 100, "stream": True})
+        requests = [
+            AsgiRequest(api.app, COMPLETIONS, {"model": "fake", "prompt": canary, "max_tokens": 100, "stream": True})
             for canary in canaries
         ]
         await until(lambda: api.engine.num_running == 30)
-        for exchange in exchanges[::3]:  # ids and streams of those who left are not given to others
-            exchange.leave()
-        for canary, exchange in zip(canaries, exchanges, strict=True):
-            await exchange.end()
-            if exchange.is_complete:
-                chunks = [json.loads(line[6:]) for line in exchange.body.split("\n\n") if line.startswith("data: {")]
+        for request in requests[::3]:  # ids and streams of cancelled requests are not given to others
+            request.leave()
+        for canary, request in zip(canaries, requests, strict=True):
+            await request.end()
+            if request.is_complete:
+                chunks = [json.loads(line[6:]) for line in request.body.split("\n\n") if line.startswith("data: {")]
                 assert text_of(chunks) == (canary * 12)[:100]
 
 

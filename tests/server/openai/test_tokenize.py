@@ -1,4 +1,4 @@
-"""/tokenize, /detokenize and /apply-template: prompts and tokens in full view."""
+"""/tokenize, /detokenize and /apply-template."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ async def test_a_text_has_its_tokens_and_their_bytes(api: Api) -> None:
     assert "pieces" not in await tokenize(api, prompt="é!")
 
 
-async def test_special_tokens_are_parsed_only_if_asked_for(api: Api) -> None:
+async def test_special_tokens_are_parsed_only_on_request(api: Api) -> None:
     assert (await tokenize(api, prompt="<|im_end|>", parse_special=True))["tokens"] == [IM_END]
     assert (await tokenize(api, prompt="<|im_end|>"))["count"] == len("<|im_end|>")
 
@@ -53,7 +53,7 @@ async def test_tokens_have_their_text_special_ones_their_names(api: Api) -> None
     assert answered(await api.http.post("/detokenize", json={"tokens": []})) == {"text": "", "prompt": ""}
 
 
-async def test_a_conversation_is_shown_as_the_model_reads_it(api: Api) -> None:
+async def test_a_conversation_is_rendered_with_the_chat_template(api: Api) -> None:
     response = await api.http.post("/apply-template", json={"messages": MESSAGES})
     assert answered(response) == {"prompt": "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"}
     hostile = [{"role": "user", "content": "<|im_end|>"}]

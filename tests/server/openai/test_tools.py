@@ -37,7 +37,7 @@ async def caller(chat_ml: ChatTemplate) -> AsyncIterator[Api]:
         yield api
 
 
-async def test_a_call_is_told_from_the_content(caller: Api) -> None:
+async def test_a_call_is_separated_from_the_content(caller: Api) -> None:
     choice = (await caller.chat(tools=[WEATHER]))["choices"][0]
     assert choice["finish_reason"] == "tool_calls"
     assert choice["message"]["content"] == "Let me see.\n"
@@ -46,7 +46,7 @@ async def test_a_call_is_told_from_the_content(caller: Api) -> None:
     assert call["id"].startswith("call_")
 
 
-async def test_streamed_calls_are_the_same_piece_by_piece(caller: Api) -> None:
+async def test_streamed_calls_equal_those_of_a_whole_response(caller: Api) -> None:
     chunks = await caller.stream(CHAT, tools=[WEATHER])
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
     assert "".join(delta.get("content") or "" for delta in deltas) == "Let me see.\n"
@@ -106,7 +106,7 @@ async def test_a_template_that_knows_tools_gets_them_and_calls_as_objects() -> N
 
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
-async def test_a_required_call_is_prescribed_to_the_engine(caller: Api, choice: object) -> None:
+async def test_a_required_call_becomes_a_grammar(caller: Api, choice: object) -> None:
     await caller.chat(tools=[WEATHER, TIME], tool_choice=choice)
     (grammar,) = caller.engine.grammars
     assert "weather" in grammar
@@ -126,7 +126,7 @@ async def test_a_choice_that_names_a_function_means_one_call(caller: Api, fields
     assert (")*" not in caller.engine.grammars[0]) == is_one
 
 
-async def test_a_free_choice_is_not_prescribed(caller: Api) -> None:
+async def test_an_optional_call_has_no_grammar(caller: Api) -> None:
     await caller.chat(tools=[WEATHER], tool_choice="auto")
     assert caller.engine.grammars == [""]
 
@@ -211,7 +211,7 @@ async def test_beside_a_format_functions_may_be_called_and_need_not(caller: Api)
 
 
 @pytest.mark.parametrize("form", [{"regex": "a+"}, {"grammar": 'start: "a"'}])
-async def test_a_form_in_which_no_call_can_be_written_excludes_tools(caller: Api, form: Body) -> None:
+async def test_a_constraint_that_allows_no_call_cannot_be_combined_with_tools(caller: Api, form: Body) -> None:
     refused = await caller.http.post(CHAT, json=a_chat() | {"tools": [WEATHER]} | form)
     assert refused.json()["error"]["param"] == "tools"
     await caller.chat(tools=[WEATHER], tool_choice="none", **form)
@@ -227,7 +227,7 @@ async def test_a_call_that_a_stop_string_cuts_off_is_not_said_to_be_one(caller: 
     assert choice["finish_reason"] == "stop"
 
 
-async def test_what_is_said_of_strictness_in_vain_is_a_warning(caller: Api) -> None:
+async def test_strict_without_effect_is_a_warning(caller: Api) -> None:
     strict = {**WEATHER, "function": {**WEATHER["function"], "strict": True}}  # type: ignore[dict-item]
     lax = {**WEATHER, "function": {**WEATHER["function"], "strict": False}}  # type: ignore[dict-item]
     assert "strict" in (await caller.chat(tools=[strict]))["warnings"][0]

@@ -1,4 +1,4 @@
-"""A door in front of a server that says it is busy once, as a server with a full queue does."""
+"""A proxy that refuses one request with 429, as a server with a full queue does."""
 
 import json
 import threading
@@ -15,15 +15,15 @@ REFUSAL = {
 }
 
 
-class BusyDoor(ThreadingHTTPServer):
-    """Answers the first POST with 429 and passes the others on."""
+class BusyProxy(ThreadingHTTPServer):
+    """Answers the first POST with 429 and forwards the others."""
 
     daemon_threads = False  # closing waits for them
 
-    def __init__(self, behind_url: str) -> None:
+    def __init__(self, upstream_url: str) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.behind_url = behind_url
-        self.asked_at_seconds: list[float] = []  # time.monotonic() of each POST
+        self.upstream_url = upstream_url
+        self.requested_at_seconds: list[float] = []  # time.monotonic() of each POST
 
     @property
     def url(self) -> str:
@@ -32,18 +32,18 @@ class BusyDoor(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: BusyDoor
+    server: BusyProxy
 
     def do_POST(self) -> None:
-        self.server.asked_at_seconds.append(time.monotonic())
+        self.server.requested_at_seconds.append(time.monotonic())
         body = self.rfile.read(int(self.headers["content-length"]))
-        if len(self.server.asked_at_seconds) == 1:
+        if len(self.server.requested_at_seconds) == 1:
             self._answer(429, json.dumps(REFUSAL).encode(), {"retry-after": str(RETRY_AFTER_SECONDS)})
             return
         headers = {"content-type": self.headers["content-type"]}
-        url = self.server.behind_url + self.path
-        passed_on = httpx.post(url, content=body, headers=headers, timeout=60, trust_env=False)
-        self._answer(passed_on.status_code, passed_on.content, {})
+        url = self.server.upstream_url + self.path
+        response = httpx.post(url, content=body, headers=headers, timeout=60, trust_env=False)
+        self._answer(response.status_code, response.content, {})
 
     def _answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
@@ -53,17 +53,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @contextmanager
-def busy_door(behind_url: str) -> Iterator[BusyDoor]:
-    """Open a door to the server at `behind_url`."""
-    with BusyDoor(behind_url) as concurrency_limit:
-        thread = threading.Thread(target=concurrency_limit.serve_forever)
+def busy_proxy(upstream_url: str) -> Iterator[BusyProxy]:
+    """Run a proxy for the server at `upstream_url`."""
+    with BusyProxy(upstream_url) as proxy:
+        thread = threading.Thread(target=proxy.serve_forever)
         thread.start()
         try:
-            yield concurrency_limit
+            yield proxy
         finally:
-            concurrency_limit.shutdown()
+            proxy.shutdown()
             thread.join()

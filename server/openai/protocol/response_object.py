@@ -6,7 +6,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from caravan.server.observe.explanation import Explanation
-from caravan.server.openai.protocol.answer import Answered, CachedTokens, ChosenTokenLogprob
+from caravan.server.openai.protocol.response_model import CachedTokens, ChosenTokenLogprob, ResponseModel
 
 Items = Annotated[
     list[Any],
@@ -24,7 +24,7 @@ Items = Annotated[
 ]
 
 
-class OutputText(Answered, kw_only=True):
+class OutputText(ResponseModel, kw_only=True):
     """The text of a message."""
 
     type: Literal["output_text"] = "output_text"
@@ -36,7 +36,7 @@ class OutputText(Answered, kw_only=True):
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
 
-class OutputMessage(Answered, kw_only=True):
+class OutputMessage(ResponseModel, kw_only=True):
     """An item of a response: a message of the assistant."""
 
     id: str
@@ -46,7 +46,7 @@ class OutputMessage(Answered, kw_only=True):
     content: list[OutputText]
 
 
-class OutputCall(Answered, kw_only=True):
+class OutputCall(ResponseModel, kw_only=True):
     """An item of a response: a function call."""
 
     id: str
@@ -58,7 +58,7 @@ class OutputCall(Answered, kw_only=True):
     status: ItemStatus = "in_progress"
 
 
-class OutputCustomCall(Answered, kw_only=True):
+class OutputCustomCall(ResponseModel, kw_only=True):
     """An item of a response: a call of a custom tool."""
 
     id: str
@@ -70,13 +70,13 @@ class OutputCustomCall(Answered, kw_only=True):
     status: ItemStatus = "in_progress"
 
 
-class ReasoningTokens(Answered, kw_only=True):
-    """Of the output tokens."""
+class ReasoningTokens(ResponseModel, kw_only=True):
+    """Details of the output tokens."""
 
     reasoning_tokens: Literal[0] = 0
 
 
-class ResponseUsage(Answered, kw_only=True):
+class ResponseUsage(ResponseModel, kw_only=True):
     """Token counts of a response."""
 
     input_tokens: int
@@ -86,20 +86,20 @@ class ResponseUsage(Answered, kw_only=True):
     total_tokens: int
 
 
-class IncompleteDetails(Answered, kw_only=True):
+class IncompleteDetails(ResponseModel, kw_only=True):
     """Why a response is incomplete."""
 
     reason: Literal["max_output_tokens"] = "max_output_tokens"
 
 
-class ResponseError(Answered, kw_only=True):
+class ResponseError(ResponseModel, kw_only=True):
     """Why a response failed."""
 
     code: str
     message: str
 
 
-class ResponseObject(Answered, kw_only=True):
+class ResponseObject(ResponseModel, kw_only=True):
     """The response of POST /v1/responses; most fields are those of the request."""
 
     id: str

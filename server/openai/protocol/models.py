@@ -2,10 +2,10 @@
 
 from typing import Literal
 
-from caravan.server.openai.protocol.answer import Answered
+from caravan.server.openai.protocol.response_model import ResponseModel
 
 
-class ModelEntry(Answered, kw_only=True):
+class ModelEntry(ResponseModel, kw_only=True):
     """A name of the served model."""
 
     id: str
@@ -16,7 +16,7 @@ class ModelEntry(Answered, kw_only=True):
     max_model_len: int
 
 
-class ModelList(Answered, kw_only=True):
+class ModelList(ResponseModel, kw_only=True):
     """The response of GET /v1/models."""
 
     object: Literal["list"] = "list"

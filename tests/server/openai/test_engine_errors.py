@@ -10,7 +10,7 @@ from caravan.server.generation.request_limits import RequestLimits
 from caravan.server.sandbox.chat_template import ChatTemplate
 from tests.fakes import echoes
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, a_chat, events_in, open_api, text_of
-from tests.server.openai.asgi import Exchange, until
+from tests.server.openai.asgi import AsgiRequest, until
 
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
 LONG = {"model": "fake", "prompt": "hi", "max_tokens": 400}
@@ -56,7 +56,7 @@ async def test_an_engine_that_dies_in_a_stream_ends_it_with_an_error_event_and_d
     assert (error["type"], error["code"]) == ("server_error", "unavailable")
 
 
-async def test_one_choice_that_dies_ends_the_whole_stream(endless: Api) -> None:
+async def test_an_error_of_one_choice_ends_the_whole_stream(endless: Api) -> None:
     endless.engine.dies_after = 4
     events = await endless.stream(CHAT, n=3, stream_options={"include_usage": True})
     assert [event for event in events if "error" in event] == events[-1:]
@@ -65,7 +65,7 @@ async def test_one_choice_that_dies_ends_the_whole_stream(endless: Api) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_what_the_engine_says_of_its_failure_goes_to_the_log_only(
+async def test_an_error_message_of_the_engine_is_logged_and_not_returned(
     endless: Api, stream: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     endless.engine.fails_after = 3
@@ -118,7 +118,7 @@ async def test_threat_31_a_grammar_that_the_engine_cannot_use_is_400_and_names_i
     assert endless.engine.num_running == 0
 
 
-async def test_threat_13_a_defect_of_ours_is_a_500_that_names_nothing(
+async def test_threat_13_an_internal_error_is_a_500_without_details(
     api: Api, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def submit(*_: object, **__: object) -> None:
@@ -135,11 +135,11 @@ async def test_threat_13_a_defect_of_ours_is_a_500_that_names_nothing(
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("n", [1, 3])
 async def test_threat_11_a_client_that_leaves_ends_the_engines_work(endless: Api, stream: bool, n: int) -> None:
-    exchange = Exchange(endless.app, COMPLETIONS, LONG | {"stream": stream, "n": n})
+    request = AsgiRequest(endless.app, COMPLETIONS, LONG | {"stream": stream, "n": n})
     await until(lambda: endless.engine.num_produced > 20)
-    assert (exchange.status == 200) == stream
-    exchange.leave()
-    await exchange.end()
+    assert (request.status == 200) == stream
+    request.leave()
+    await request.end()
     assert sorted(endless.engine.aborted) == list(range(1, n + 1))
     assert endless.engine.num_running == 0
     assert endless.sample("request_incomplete_total", finished_reason="abort") == n
@@ -148,43 +148,43 @@ async def test_threat_11_a_client_that_leaves_ends_the_engines_work(endless: Api
 async def test_threat_11_a_client_that_leaves_before_the_first_token_ends_the_engines_work(endless: Api) -> None:
     endless.engine.released.clear()
     for stream in (False, True):
-        exchange = Exchange(endless.app, COMPLETIONS, LONG | {"stream": stream})
+        request = AsgiRequest(endless.app, COMPLETIONS, LONG | {"stream": stream})
         await until(lambda: endless.engine.num_running == 1)
-        exchange.leave()
-        await exchange.end()
-        assert exchange.status != 200
+        request.leave()
+        await request.end()
+        assert request.status != 200
         await until(lambda: endless.engine.num_running == 0)
 
 
 async def test_threat_9_a_client_that_does_not_read_is_cut_off(endless: Api) -> None:
-    exchange = Exchange(endless.app, COMPLETIONS, LONG | {"stream": True})
-    await until(lambda: len(exchange.sent) > 3)
-    exchange.reads.clear()
-    await exchange.end()
-    assert not exchange.is_complete  # uvicorn then closes the connection
+    request = AsgiRequest(endless.app, COMPLETIONS, LONG | {"stream": True})
+    await until(lambda: len(request.sent) > 3)
+    request.reads.clear()
+    await request.end()
+    assert not request.is_complete  # uvicorn then closes the connection
     assert endless.engine.aborted == [1]
 
 
 async def test_threat_9_a_client_that_reads_slowly_gets_everything(endless: Api) -> None:
-    exchange = Exchange(endless.app, COMPLETIONS, LONG | {"stream": True, "max_tokens": 300})
-    while not exchange.is_complete:
-        exchange.reads.clear()
+    request = AsgiRequest(endless.app, COMPLETIONS, LONG | {"stream": True, "max_tokens": 300})
+    while not request.is_complete:
+        request.reads.clear()
         await asyncio.sleep(0.05)  # less than the write timeout
-        exchange.reads.set()
+        request.reads.set()
         await asyncio.sleep(0.01)
-    assert text_of(events_in(exchange.body)) == "hi" * 150
+    assert text_of(events_in(request.body)) == "hi" * 150
 
 
 async def test_no_header_is_sent_before_the_first_token(endless: Api) -> None:
     endless.engine.released.clear()
-    exchange = Exchange(endless.app, CHAT, a_chat() | {"stream": True, "max_tokens": 2})
+    request = AsgiRequest(endless.app, CHAT, a_chat() | {"stream": True, "max_tokens": 2})
     await until(lambda: endless.engine.num_running == 1)
     await asyncio.sleep(0.02)
-    assert exchange.sent == []
+    assert request.sent == []
     endless.engine.released.set()
-    await exchange.end()
-    assert exchange.is_complete
-    assert exchange.status == 200
+    await request.end()
+    assert request.is_complete
+    assert request.status == 200
 
 
 async def test_threat_8_a_body_that_does_not_arrive_is_408(chat_ml: ChatTemplate) -> None:

@@ -1,4 +1,4 @@
-"""The body of POST /v1/responses, and how it reads as a chat."""
+"""The request of POST /v1/responses, and the equivalent chat request."""
 
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -7,8 +7,7 @@ from pydantic import BaseModel, Discriminator, Field, TypeAdapter, ValidationErr
 
 from caravan.server.http.errors import invalid
 from caravan.server.openai.protocol.fields import SchemaField
-from caravan.server.openai.protocol.generation_requests import MAX_LOGPROBS
-from caravan.server.openai.protocol.ignored_fields import ignored_fields, ignored_warnings
+from caravan.server.openai.protocol.generation_request import MAX_LOGPROBS, SamplingFields
 from caravan.server.openai.protocol.known_field import KnownFields
 from caravan.server.openai.protocol.known_fields import RESPONSES, SCHEMA, TEXT_OPTIONS
 from caravan.server.openai.protocol.response_format import JsonObjectFormat, TextFormat
@@ -20,8 +19,7 @@ from caravan.server.openai.protocol.response_tools import (
     offered_tools,
     without_effect,
 )
-from caravan.server.openai.protocol.sampling_fields import SamplingFields
-from caravan.server.openai.protocol.strict_model import StrictModel
+from caravan.server.openai.protocol.strict_model import StrictModel, ignored_fields, ignored_warnings
 from caravan.server.openai.protocol.tools import MAX_TOOLS, strictness_warnings
 from caravan.server.openai.protocol.validation import first_problem
 
@@ -29,7 +27,7 @@ _LOGPROBS = "message.output_text.logprobs"
 
 
 class NamedSchemaFormat(StrictModel):
-    """JSON that a schema allows."""
+    """JSON of a schema."""
 
     known_fields: ClassVar[KnownFields] = SCHEMA
 
@@ -40,7 +38,7 @@ class NamedSchemaFormat(StrictModel):
 
 
 class TextOptions(StrictModel):
-    """The form of the text."""
+    """The format of the text."""
 
     known_fields: ClassVar[KnownFields] = TEXT_OPTIONS
 
@@ -50,13 +48,13 @@ class TextOptions(StrictModel):
 
 
 class _ToolList(BaseModel):
-    """Tools that stand in the input."""
+    """The tools of an input item."""
 
     tools: list[ResponseTool] = Field(max_length=MAX_TOOLS)
 
 
 class ResponsesRequest(SamplingFields):
-    """The body of POST /v1/responses. Nothing is kept: each request brings the whole conversation."""
+    """The body of POST /v1/responses. Nothing is stored: each request has the whole conversation."""
 
     known_fields: ClassVar[KnownFields] = RESPONSES
 
@@ -80,18 +78,18 @@ class ResponsesRequest(SamplingFields):
             "code_interpreter_call.outputs",
             "computer_call_output.output.image_url",
         ]
-    ] = Field([], fail_fast=True, description="Only the log-probabilities of the text have an effect.")
+    ] = Field([], fail_fast=True, description="Only `message.output_text.logprobs` has an effect.")
     text: TextOptions = Field(TextOptions())
     tools: list[ResponseTool] = Field([], max_length=MAX_TOOLS)
     tool_choice: str | dict[str, Any] = "auto"
     parallel_tool_calls: bool = True
     stream: bool = False
-    metadata: dict[str, str] = Field({}, max_length=16, description="Comes back as it is.")
-    store: bool = Field(False, description="Nothing is kept, whatever it says.")
+    metadata: dict[str, str] = Field({}, max_length=16, description="Returned unchanged.")
+    store: bool = Field(False, description="No effect: responses are not stored.")
 
     @property
     def wants_logprobs(self) -> bool:
-        """The parts of the text come with their log-probabilities."""
+        """Whether the text has log-probabilities."""
         return _LOGPROBS in self.include or bool(self.top_logprobs)
 
     @model_validator(mode="after")
@@ -102,7 +100,7 @@ class ResponsesRequest(SamplingFields):
 
     @cached_property
     def all_tools(self) -> list[ResponseTool]:
-        """The tools of the request and those in its input; raises ApiError for one that is wrong."""
+        """The tools of the request and those in its input; raises ApiError for an invalid one."""
         tools = list(self.tools)
         for index, item in enumerate(self.input if isinstance(self.input, list) else []):
             if item.get("type") == "additional_tools":
@@ -124,7 +122,7 @@ class ResponsesRequest(SamplingFields):
 
     @cached_property
     def read_input(self) -> InputReader:
-        """The instructions and the input as messages; raises ApiError for an item that is not known."""
+        """The instructions and the input as messages; raises ApiError for an invalid item."""
         reader = InputReader()
         if self.instructions is not None:
             reader.add({"role": "system", "content": self.instructions}, "instructions")
@@ -139,7 +137,7 @@ class ResponsesRequest(SamplingFields):
         return reader
 
     def as_chat(self) -> dict[str, Any]:
-        """Return the body of the chat that asks for the same; raises ApiError for an input it does not know."""
+        """Return the body of the equivalent chat request; raises ApiError for an invalid input."""
         chat: dict[str, Any] = {"tools": [tool.as_chat_tool() for tool in self.offered_tools.values()]}
         chat |= {"model": self.model, "messages": self.read_input.messages, "stream": self.stream}
         chat |= {"parallel_tool_calls": self.parallel_tool_calls, "tool_choice": self._chat_choice()}
@@ -154,7 +152,7 @@ class ResponsesRequest(SamplingFields):
 
     @cached_property
     def ignored_fields(self) -> dict[str, str]:
-        """Each field, item and tool of the request that has no effect, with a sentence about it."""
+        """A warning for each field, item and tool of the request that has no effect, by path."""
         ignored = ignored_fields(self)
         warnings = dict(zip(ignored, ignored_warnings(ignored), strict=True))
         if self.store:
@@ -165,7 +163,7 @@ class ResponsesRequest(SamplingFields):
         return warnings | self.read_input.ignored | without_effect(self.all_tools)
 
     def warnings(self) -> list[str]:
-        """Return a sentence for each field of the request that has no effect."""
+        """Return a warning for each field of the request that has no effect."""
         warnings = list(self.ignored_fields.values())
         named = self.text.format
         if isinstance(named, NamedSchemaFormat) and "strict" in named.model_fields_set and not named.strict:
@@ -175,7 +173,7 @@ class ResponsesRequest(SamplingFields):
         return warnings + strictness_warnings([tool for tool in offered if isinstance(tool, FunctionTool)], choice)
 
     def _chat_choice(self) -> Any:
-        """Return `tool_choice` as a chat has it; what a chat does not know is left for it to refuse."""
+        """Return `tool_choice` in the form of a chat; other values stay, for the chat's validation to refuse."""
         choice = self.tool_choice
         if not isinstance(choice, dict) or choice.get("type") not in ("function", "custom"):
             return choice

@@ -1,11 +1,11 @@
-"""What it costs to be seen: `python -m benchmarks.watching`.
+"""Measure the cost of observability: `python -m benchmarks.observability`.
 
-First what the API process pays to record one step of 32 sequences (metrics, history), without the engine, and what the
-engine pays for a view of them, of which it makes four a second for those who watch. Then the default model under load,
-in int8: stretches with and without a watcher of /v1/engine/events in turn, each first in every other pair, and by how
-much steps grow. Answers end one behind the other, so that contexts are as long in one stretch as in another. The
-watcher reads and throws away, as if a browser on another machine showed the page; with --browser it is one on this
-machine, which takes processor time of its own.
+First the time that the API process takes to record one step of 32 sequences (metrics, history), without the engine, and
+the time that the engine takes for a snapshot of them, of which it makes four a second for subscribers. Then the default
+model under load, in int8: intervals with and without a subscriber of /v1/engine/events in turn, each first in every
+other pair, and the growth of the time of a step. Responses end one after the other, so that contexts are equally long
+in all intervals. The subscriber discards what it reads, as if a browser on another machine showed the page; with
+--browser it is a browser on this machine, which takes processor time of its own.
 """
 
 import argparse
@@ -35,41 +35,41 @@ from tests.server.running_server import RunningServer, running_server
 from tests.server.web.chromium import chromium
 
 NUM_SEQUENCES = 32
-MAX_TOKENS = 600  # of an answer
+MAX_TOKENS = 600  # of a response
 
 
 def main() -> None:
-    """Print both."""
+    """Print all measurements."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each stretch")
-    parser.add_argument("--pairs", type=int, default=15, help="of stretches")
-    parser.add_argument("--browser", action="store_true", help="watch by the page in chromium, without a window")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each interval")
+    parser.add_argument("--pairs", type=int, default=15, help="of intervals")
+    parser.add_argument("--browser", action="store_true", help="subscribe with the page in headless chromium")
     arguments = parser.parse_args()
     microseconds = 1e6 * recording_seconds()
     print(f"recording a step of {NUM_SEQUENCES} sequences: {microseconds:.0f} microseconds", flush=True)
     options = ("--quantization", "int8", "--speculation", "off", "--kv-cache-memory", "2GiB")
-    view_ms = 1000 * view_seconds()
-    share = 100 * view_ms / 1000 / SNAPSHOT_SECONDS
+    snapshot_ms = 1000 * snapshot_seconds()
+    part = 100 * snapshot_ms / 1000 / SNAPSHOT_SECONDS
     print(
-        f"a view of {NUM_SEQUENCES} sequences and 4,096 blocks: {view_ms:.2f} ms, {share:.2f} % of the engine's time",
+        f"a snapshot of {NUM_SEQUENCES} sequences and 4,096 blocks: {snapshot_ms:.2f} ms, {part:.2f} % of engine time",
         flush=True,
     )
     with running_server("smollm2", *options) as server, load(server):
-        plain, watched = stretches(
-            server, arguments.seconds, arguments.pairs, browser if arguments.browser else watcher
+        plain, subscribed = intervals(
+            server, arguments.seconds, arguments.pairs, browser if arguments.browser else subscriber
         )
-    ratios = [after / before for before, after in zip(plain, watched, strict=True)]
+    ratios = [after / before for before, after in zip(plain, subscribed, strict=True)]
     step_ms = 1000 * statistics.median(plain)
-    print(f"a step takes {step_ms:.2f} ms, so recording it takes {100 * microseconds / 1000 / step_ms:.2f} % of it")
+    print(f"a step takes {step_ms:.2f} ms, so recording takes {100 * microseconds / 1000 / step_ms:.2f} % of it")
     print(
-        f"with a watcher {100 * (statistics.median(ratios) - 1):+.2f} % (median of {len(ratios)} pairs; all of them:",
+        f"with a subscriber {100 * (statistics.median(ratios) - 1):+.2f} % (median of {len(ratios)} pairs; all:",
         end=" ",
     )
     print(", ".join(f"{100 * (ratio - 1):+.2f}" for ratio in ratios) + ")")
 
 
 def recording_seconds(num_steps: int = 3000) -> float:
-    """Return what metrics and history take for one step in which all sequences get a token."""
+    """Return the seconds that metrics and history take for one step in which all sequences get a token."""
     metrics = Metrics("m", EngineConfig(num_blocks=4096, max_model_len=8192))
     history = RequestHistory()
     for number in range(NUM_SEQUENCES):
@@ -88,8 +88,8 @@ def recording_seconds(num_steps: int = 3000) -> float:
     return (time.perf_counter() - started) / num_steps
 
 
-def view_seconds(num_views: int = 200) -> float:
-    """Return what the engine takes to make and encode one view."""
+def snapshot_seconds(num_snapshots: int = 200) -> float:
+    """Return the seconds that the engine takes to make and encode one snapshot."""
     scheduler = Scheduler(EngineConfig(num_blocks=4096, max_model_len=8192))
     for number in range(NUM_SEQUENCES):
         prompt = [number, *range(300)]
@@ -100,14 +100,14 @@ def view_seconds(num_views: int = 200) -> float:
         plan = scheduler.schedule()
         scheduler.commit(plan, StepResult([Sample(1) for one in plan if one.wants_logits]))
     started = time.perf_counter()
-    for _ in range(num_views):
+    for _ in range(num_snapshots):
         msgspec.msgpack.encode(engine_snapshot(scheduler))
-    return (time.perf_counter() - started) / num_views
+    return (time.perf_counter() - started) / num_snapshots
 
 
 @contextmanager
 def load(server: RunningServer) -> Iterator[None]:
-    """Keep the engine busy with long answers that end one behind the other."""
+    """Keep the engine busy with long responses that end one after the other."""
     has_ended = threading.Event()
     numbers = count()
 
@@ -122,7 +122,7 @@ def load(server: RunningServer) -> Iterator[None]:
 
     with ThreadPoolExecutor(NUM_SEQUENCES) as clients:
         asking = [clients.submit(ask, index) for index in range(NUM_SEQUENCES)]
-        while server.metric("iteration_tokens_count") < MAX_TOKENS:  # then contexts are of all lengths
+        while server.metric("iteration_tokens_count") < MAX_TOKENS:  # then contexts have all lengths
             time.sleep(0.5)
         try:
             yield
@@ -132,30 +132,30 @@ def load(server: RunningServer) -> Iterator[None]:
         client.result()
 
 
-def stretches(
+def intervals(
     server: RunningServer,
     seconds: float,
     num_pairs: int,
-    watching: Callable[[RunningServer], AbstractContextManager[None]],
+    observer: Callable[[RunningServer], AbstractContextManager[None]],
 ) -> tuple[list[float], list[float]]:
-    """Return the mean seconds of a step in each stretch without, and with a watcher."""
-    plain, watched = [], []
+    """Return the mean seconds of a step in each interval without and with a subscriber."""
+    plain, subscribed = [], []
     for pair in range(num_pairs):
-        for is_watched in (pair % 2 == 1, pair % 2 == 0):
-            if is_watched:
-                with watching(server):
-                    watched.append(mean_step_seconds(server, seconds))
+        for is_subscribed in (pair % 2 == 1, pair % 2 == 0):
+            if is_subscribed:
+                with observer(server):
+                    subscribed.append(mean_step_seconds(server, seconds))
             else:
                 plain.append(mean_step_seconds(server, seconds))
-    return plain, watched
+    return plain, subscribed
 
 
 @contextmanager
-def watcher(server: RunningServer) -> Iterator[None]:
-    """Have somebody watch the engine."""
+def subscriber(server: RunningServer) -> Iterator[None]:
+    """Subscribe to the events of the engine."""
     has_ended = threading.Event()
 
-    def watch() -> None:
+    def read() -> None:
         with (
             httpx.Client(base_url=server.url, timeout=30, trust_env=False) as http,
             http.stream("GET", "/v1/engine/events") as events,
@@ -165,17 +165,17 @@ def watcher(server: RunningServer) -> Iterator[None]:
                 if has_ended.is_set():
                     return
 
-    watching = threading.Thread(target=watch)
-    watching.start()
+    thread = threading.Thread(target=read)
+    thread.start()
     time.sleep(0.5)
     yield
     has_ended.set()
-    watching.join()
+    thread.join()
 
 
 @contextmanager
 def browser(server: RunningServer) -> Iterator[None]:
-    """Have a browser on this machine show the engine live."""
+    """Show the engine's page in a browser on this machine."""
     with chromium() as started:
         page = started.new_page()
         page.goto(f"{server.url}/#engine")
@@ -184,7 +184,7 @@ def browser(server: RunningServer) -> Iterator[None]:
 
 
 def mean_step_seconds(server: RunningServer, seconds: float) -> float:
-    """Return the mean time of a step over so many seconds."""
+    """Return the mean time of a step over `seconds`."""
     before, started = server.metric("iteration_tokens_count"), time.perf_counter()
     time.sleep(seconds)
     after, ended = server.metric("iteration_tokens_count"), time.perf_counter()

@@ -1,7 +1,7 @@
-"""Answered: what the bodies of all responses have in common.
+"""ResponseModel: the base of all response bodies, and the objects that several of them have.
 
-They are sent as they are defined here, and the OpenAPI document is made of them. A field that is UNSET is left out; the
-others are written in the order of their definition.
+The OpenAPI document is generated from these classes. A field that is UNSET is omitted; the others are written in the
+order of their definition.
 """
 
 from typing import Literal
@@ -9,17 +9,17 @@ from typing import Literal
 import msgspec
 
 
-class Answered(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class ResponseModel(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A part of a response: these fields and no others."""
 
 
-class CachedTokens(Answered, kw_only=True):
-    """Of the prompt tokens."""
+class CachedTokens(ResponseModel, kw_only=True):
+    """Details of the prompt tokens."""
 
     cached_tokens: int
 
 
-class Usage(Answered, kw_only=True):
+class Usage(ResponseModel, kw_only=True):
     """Token counts."""
 
     prompt_tokens: int
@@ -28,7 +28,7 @@ class Usage(Answered, kw_only=True):
     prompt_tokens_details: CachedTokens
 
 
-class TokenLogprob(Answered, kw_only=True):
+class TokenLogprob(ResponseModel, kw_only=True):
     """A token and its log-probability."""
 
     token: str
@@ -37,19 +37,19 @@ class TokenLogprob(Answered, kw_only=True):
 
 
 class ChosenTokenLogprob(TokenLogprob, kw_only=True):
-    """A token of a response, and the most probable ones in its place."""
+    """A generated token, and the most probable ones at its position."""
 
     top_logprobs: list[TokenLogprob]
 
 
-class ChatLogprobs(Answered, kw_only=True):
+class ChatLogprobs(ResponseModel, kw_only=True):
     """The tokens of a chat choice."""
 
     content: list[ChosenTokenLogprob]
     refusal: None = None
 
 
-class CompletionLogprobs(Answered, kw_only=True):
+class CompletionLogprobs(ResponseModel, kw_only=True):
     """The tokens of a completion choice, in parallel lists."""
 
     tokens: list[str]
@@ -58,7 +58,7 @@ class CompletionLogprobs(Answered, kw_only=True):
     text_offset: list[int]
 
 
-class PromptLogprob(Answered, kw_only=True):
+class PromptLogprob(ResponseModel, kw_only=True):
     """The log-probability of a token at a position of the prompt."""
 
     logprob: float
@@ -68,8 +68,8 @@ class PromptLogprob(Answered, kw_only=True):
 PromptLogprobs = list[dict[str, PromptLogprob] | None]  # by token id
 
 
-class Head(Answered, kw_only=True):
-    """What all responses with choices begin with."""
+class Head(ResponseModel, kw_only=True):
+    """The first fields of all responses with choices."""
 
     id: str
     object: Literal["text_completion", "chat.completion", "chat.completion.chunk"]

@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 
 from caravan.model.sampling.generation_defaults import GenerationDefaults
-from caravan.server.openai.embeddings import EmbeddingRequest
-from caravan.server.openai.protocol.generation_requests import ChatRequest, CompletionRequest
-from caravan.server.openai.protocol.response_requests import ResponsesRequest
+from caravan.server.openai.protocol.chat import ChatRequest
+from caravan.server.openai.protocol.completions import CompletionRequest
+from caravan.server.openai.protocol.embeddings import EmbeddingRequest
+from caravan.server.openai.protocol.responses import ResponsesRequest
 from caravan.server.openai.protocol.strict_model import StrictModel
-from caravan.server.openai.tokenize import DetokenizeRequest, TokenizeRequest
+from caravan.server.openai.protocol.tokenize import DetokenizeRequest, TokenizeRequest
 from caravan.server.sandbox.chat_template import ChatTemplate
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, Body, a_chat, answered, open_api
 
@@ -110,7 +111,7 @@ async def test_numbers_in_schemas_reach_the_model_as_they_were_sent(chat_ml: Cha
         ("/v1/responses", {"top_logprobs": 0, "tools": [], "stop": "", "top_k": -1}),
     ],
 )
-async def test_values_that_mean_none_change_nothing(api: Api, path: str, fields: Body) -> None:
+async def test_values_that_disable_a_field_change_nothing(api: Api, path: str, fields: Body) -> None:
     body = {COMPLETIONS: {"model": "fake", "prompt": "hi"}, CHAT: a_chat()}.get(path, {"model": "fake", "input": "hi"})
     plain = answered(await api.http.post(path, json=body | {"seed": 1}))
     with_fields = answered(await api.http.post(path, json=body | {"seed": 1} | fields))
@@ -123,7 +124,7 @@ async def test_values_that_mean_none_change_nothing(api: Api, path: str, fields:
         assert plain["output"][0]["content"] == with_fields["output"][0]["content"]
 
 
-async def test_the_seed_minus_one_is_none(api: Api) -> None:
+async def test_the_seed_minus_one_means_no_seed(api: Api) -> None:
     await api.complete(seed=-1, n=2)
     await api.complete(seed=-1)
     seeds = {submitted[1].seed for submitted in api.engine.submitted}

@@ -1,0 +1,117 @@
+"""The requests and responses of POST /tokenize, /detokenize and /apply-template, and of GET /tokenizer_info."""
+
+from typing import ClassVar, Self
+
+from pydantic import BaseModel, Field, model_validator
+
+from caravan.server.http.errors import invalid
+from caravan.server.openai.protocol.known_field import KnownFields
+from caravan.server.openai.protocol.known_fields import TOKENS
+from caravan.server.openai.protocol.messages import Conversation, Message
+from caravan.server.openai.protocol.strict_model import StrictModel
+from caravan.server.openai.protocol.tools import MAX_TOOLS, Tool
+
+MAX_TOKENS = 2**20  # of one request to /detokenize
+
+
+class TokenizeRequest(StrictModel):
+    """The body of POST /tokenize: a text, or a conversation."""
+
+    known_fields: ClassVar[KnownFields] = TOKENS
+
+    model: str | None = Field(None, description="Default: the served model.")
+    prompt: str | None = None
+    messages: list[Message] | None = Field(None, min_length=1, max_length=4096, fail_fast=True)
+    add_special_tokens: bool = Field(True, description="Add the tokenizer's BOS and EOS tokens.")
+    parse_special: bool = Field(False, description="Read the text of a special token in `prompt` as that token.")
+    return_pieces: bool = False
+    add_generation_prompt: bool | None = Field(
+        None, description="With `messages`. Default: not `continue_final_message`."
+    )
+    continue_final_message: bool = False
+    tools: list[Tool] = Field([], max_length=MAX_TOOLS, description="With `messages`: as in a chat.")
+
+    @model_validator(mode="after")
+    def _has_one_of_both(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise invalid("Exactly one of `prompt` and `messages` is required.", "prompt")
+        of_text = {"add_special_tokens", "parse_special"} & self.model_fields_set
+        of_chat = {"add_generation_prompt", "continue_final_message", "tools"} & self.model_fields_set
+        given, excluded = ("prompt", of_chat) if self.messages is None else ("messages", of_text)
+        for name in sorted(excluded):
+            raise invalid(f"`{name}` cannot be combined with `{given}`.", name)
+        return self
+
+    def conversation(self) -> Conversation | None:
+        """Return the conversation, if it is one."""
+        if self.messages is None:
+            return None
+        return Conversation.model_construct(
+            messages=self.messages,
+            add_generation_prompt=self.add_generation_prompt,
+            continue_final_message=self.continue_final_message,
+            tools=self.tools,
+        )
+
+
+class DetokenizeRequest(StrictModel):
+    """The body of POST /detokenize."""
+
+    known_fields: ClassVar[KnownFields] = TOKENS
+
+    model: str | None = None
+    tokens: list[int] = Field(max_length=MAX_TOKENS, fail_fast=True)
+
+
+class ApplyTemplateRequest(Conversation):
+    """The body of POST /apply-template."""
+
+    known_fields: ClassVar[KnownFields] = TOKENS
+
+    model: str | None = None
+
+
+class Piece(BaseModel):
+    """A token and its bytes, which may be a part of a character."""
+
+    id: int
+    bytes: list[int]
+
+
+class Tokens(BaseModel):
+    """The tokens of a prompt."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    pieces: list[Piece] | None = None
+    warnings: list[str] | None = None
+
+
+class Text(BaseModel):
+    """The text of tokens."""
+
+    text: str
+    prompt: str = Field(description="The same as `text`.")
+    warnings: list[str] | None = None
+
+
+class Prompt(BaseModel):
+    """A conversation rendered with the chat template."""
+
+    prompt: str
+    warnings: list[str] | None = None
+
+
+class TokenizerInfo(BaseModel):
+    """The tokenizer, under the names of a tokenizer_config.json; `eos_token` is the empty text if there is none."""
+
+    tokenizer_class: str
+    vocab_size: int
+    model_max_length: int
+    add_bos_token: bool
+    bos_token: str | None = None
+    eos_token: str
+    eos_token_ids: list[int] = Field(description="All end tokens.")
+    additional_special_tokens: list[str]
+    chat_template: str | None = None
