@@ -52,6 +52,9 @@ class ChatShape:
         self._request = request
         self._tokenizer = tokenizer
         self._call_format = call_format
+        self._has_tools = bool(request.shown_tools)
+        self._has_logprobs = bool(request.logprobs)
+        self._has_token_ids = request.return_token_ids
         self._parsers: dict[int, ToolCallParser] = {}  # by choice, of a request with tools
 
     def opening(self, index: int) -> ChatChunkChoice:
@@ -60,18 +63,18 @@ class ChatShape:
 
     def chunk(self, index: int, delta: TextDelta) -> ChatChunkChoice | None:
         """Return a choice's part of one chunk; None while its text may still become a tool call."""
-        if self._request.shown_tools:
+        if self._has_tools:
             content, calls = self._parsed(index, delta)
-            has_more = delta.entries or delta.finish_reason or self._request.return_token_ids
+            has_more = delta.entries or delta.finish_reason or self._has_token_ids
             if not (content or calls or has_more):
                 return None
             shown = ChatDelta(content=content if content or not calls else UNSET, tool_calls=calls or UNSET)
         else:
             shown = ChatDelta(content=delta.text)
         choice = ChatChunkChoice(index=index, delta=shown, finish_reason=self._finish_reason(index, delta))
-        if delta.entries and self._request.logprobs:
+        if delta.entries and self._has_logprobs:
             choice.logprobs = ChatLogprobs(content=chat_logprobs(delta.entries, self._tokenizer))
-        if self._request.return_token_ids:
+        if self._has_token_ids:
             choice.token_ids = delta.token_ids
         return choice
 

@@ -53,6 +53,9 @@ class Formatter:
             self._remarks["warnings"] = list(dict.fromkeys(all_warnings))
         if request.return_token_ids:
             self._remarks["prompt_token_ids"] = prompts if len(prompts) > 1 else prompts[0]
+        self._has_usage = request.has_continuous_usage
+        self._has_token_ids = request.return_token_ids
+        self._plain_chunk: Any = shape.chunk_body(self._head, [], {})  # without further fields, as most chunks are
         self._opened: set[int] = set()
         self._num_tokens = 0  # of all choices so far
 
@@ -62,8 +65,8 @@ class Formatter:
 
     def delta(self, index: int, delta: TextDelta, generation: Generation) -> bytes:
         """Return the events of the next delta of choice `index`, perhaps none."""
-        fields: dict[str, Any] = {}
-        if self._request.has_continuous_usage:
+        fields: dict[str, Any] | None = None
+        if self._has_usage:
             self._num_tokens += len(delta.token_ids)
             fields = {"usage": generation.usage_after(self._num_tokens)}
         written = b""
@@ -72,7 +75,7 @@ class Formatter:
             opening = self._shape.opening(index)
             if opening is not None:
                 written = self._chunk(opening, fields)
-        if delta.text or delta.entries or delta.finish_reason or self._request.return_token_ids:
+        if delta.text or delta.entries or delta.finish_reason or self._has_token_ids:
             choice = self._shape.chunk(index, delta)
             if choice is not None:
                 written += self._chunk(choice, fields)
@@ -97,11 +100,14 @@ class Formatter:
         fields = {"usage": generation.usage(), **self._remarks, **self._explanation(generation)}
         return self._shape.body(self._head, joined, fields)
 
-    def _chunk(self, choice: Any, fields: dict[str, Any]) -> bytes:
+    def _chunk(self, choice: Any, fields: dict[str, Any] | None) -> bytes:
         if self._remarks:
-            fields = fields | self._remarks
+            fields = (fields or {}) | self._remarks
             self._remarks = {}
-        return event(self._shape.chunk_body(self._head, [choice], fields))
+        if fields is not None:
+            return event(self._shape.chunk_body(self._head, [choice], fields))
+        self._plain_chunk.choices = [choice]
+        return event(self._plain_chunk)
 
     def _last(self, generation: Generation) -> bytes:
         if not self._request.explain:
