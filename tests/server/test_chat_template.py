@@ -87,7 +87,7 @@ def test_a_final_message_is_continued_where_its_content_ends(source: str, expect
 
 
 def test_a_template_that_leaves_the_final_message_out_cannot_continue_it() -> None:
-    with pytest.raises(TemplateFailed, match="leaves the content"):
+    with pytest.raises(TemplateFailed, match="omits the content"):
         render("{{ messages[0].content }}", continue_final_message=True)
 
 
@@ -110,14 +110,14 @@ def test_threat_7_the_sandbox_lets_nothing_out(source: str) -> None:
         assert template.render(TALK, special_tokens=[]).text == ""
 
 
-SLOW = "{% for a in range(3000) %}{% for b in range(3000) %}{% endfor %}{% endfor %}"  # a second of a processor
+SLOW = "{% for a in range(3000) %}{% for b in range(3000) %}{% endfor %}{% endfor %}"  # a second of processor time
 MIB = 2**20
 
 
 @pytest.mark.parametrize(
     ("source", "limits", "words"),
     [
-        (SLOW, {"time_limit_seconds": 0.1}, "0.1 seconds of a processor"),
+        (SLOW, {"time_limit_seconds": 0.1}, "0.1 s of processor time"),
         ("{{ 'x' * (messages|length * 25000000) }}", {"memory_limit_bytes": 96 * MIB}, "96 MiB of memory"),
         ("{{ 'x' * (messages|length * 500) }}", {"max_characters": 1000}, "more than 1000"),
     ],
@@ -165,7 +165,7 @@ def test_threat_27_a_slow_prompt_holds_up_no_other() -> None:
 
         def slow() -> None:
             has_begun.set()
-            with pytest.raises(TemplateFailed, match="1.5 seconds of a processor"):
+            with pytest.raises(TemplateFailed, match="1.5 s of processor time"):
                 template.render([*TALK, *TALK], special_tokens=[])
 
         slow_prompt = pool.submit(slow)
@@ -203,5 +203,5 @@ def test_a_template_for_tools_is_judged_with_tools() -> None:
 
 
 def test_a_template_for_tools_that_drops_the_user_s_text_is_refused() -> None:
-    with pytest.raises(ValueError, match="it drops the text of a user's message"):
+    with pytest.raises(ValueError, match="it drops the text of user messages"):
         usable_template("{{ messages[0].content }}", "", "", "nothing{{ tools | length }}")

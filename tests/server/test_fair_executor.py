@@ -87,7 +87,7 @@ async def test_a_key_whose_queue_is_full_is_refused_and_others_are_not(executor:
     work = Work()
     tasks = ask(executor, work, *(f"a{number}" for number in range(6)))
     await begun(work, 2)
-    with pytest.raises(ExecutorFull, match="4 calls of this key are waiting already") as refused:
+    with pytest.raises(ExecutorFull, match="This key is at its limit of 4 waiting calls") as refused:
         await executor.run("a", work.call("a6"))
     assert refused.value.retry_after_seconds == pytest.approx(3)
     tasks += ask(executor, work, "b1")

@@ -66,7 +66,7 @@ def test_threat_6_a_grammar_beyond_the_limit_of_time_is_refused_and_the_next_is_
     check = GrammarCheck(first_limit_seconds=0.02, time_limit_seconds=0.05)
     try:
         large = LLMatcher.grammar_from_lark("\n".join([f"start: {' | '.join(names)}", *rules]))
-        assert "more than 0.05 seconds of a processor" in check.problem(large)
+        assert "more than 0.05 s of processor time" in check.problem(large)
         assert check.problem(LLMatcher.grammar_from_regex("[ab]")) == ""
     finally:
         check.close()
@@ -104,7 +104,7 @@ async def test_a_grammar_that_takes_longer_than_the_first_limit_has_the_full_one
 async def test_threat_27_a_grammar_beyond_the_limit_of_time_or_memory_is_told_which() -> None:
     with scripted(first_limit_seconds=0.05, time_limit_seconds=0.1) as check:
         assert await check.find_problem(steps(("burn", 60)), "a") == (
-            "it takes more than 0.1 seconds of a processor to compile"
+            "it takes more than 0.1 s of processor time to compile"
         )
         assert "1024 MiB of memory" in await check.find_problem(steps(("exit", MEMORY_EXIT_STATUS)), "a")
 
@@ -150,7 +150,7 @@ async def test_threat_27_a_key_with_too_many_grammars_waiting_is_refused(tmp_pat
     with scripted(max_waiting_per_key=2) as check:
         flood = [asyncio.create_task(check.find_problem(steps(("sleep", 0.3), ("fail", n)), "flood")) for n in "abc"]
         await asyncio.sleep(0.05)
-        with pytest.raises(ExecutorFull, match="2 grammar checks of this key are waiting already"):
+        with pytest.raises(ExecutorFull, match="This key is at its limit of 2 waiting grammar checks"):
             await check.find_problem(steps(("fail", "d")), "flood")
         assert await check.find_problem(steps(("fail", "e")), "other") == "e"
         assert await asyncio.gather(*flood) == ["a", "b", "c"]

@@ -348,7 +348,7 @@ def test_a_chat_template_that_drops_the_users_text_ends_the_command_with_one_lin
 ) -> None:
     template = tmp_path / "chat.jinja"
     template.write_text("{% for message in messages %}{{ message.role }}: {{ message.text }}{% endfor %}")
-    assert "drops the text of a user's message" in failed_start(str(tiny_model_path), "--chat-template", str(template))
+    assert "drops the text of user messages" in failed_start(str(tiny_model_path), "--chat-template", str(template))
 
 
 def test_limits_that_cannot_hold_together_end_the_command_with_one_line(tiny_model_path: Path) -> None:

@@ -44,13 +44,13 @@ def pool() -> Iterator[WorkerPool]:
 def test_processor_time_beyond_the_limit_is_the_questions_doing() -> None:
     began = time.monotonic()
     with pytest.raises(TimeLimitExceeded):
-        scripted(time_limit_seconds=0.1).ask(question(("burn", 60)))
+        scripted(time_limit_seconds=0.1).call(question(("burn", 60)))
     assert time.monotonic() - began < 20
 
 
 def test_waiting_costs_no_processor_time() -> None:
     worker = scripted(time_limit_seconds=0.1)
-    assert worker.ask(question(("sleep", 0.5))) == {}
+    assert worker.call(question(("sleep", 0.5))) == {}
     worker.close()
 
 
@@ -59,7 +59,7 @@ def test_waiting_costs_no_processor_time() -> None:
 )
 def test_memory_that_runs_out_is_the_questions_doing(step: Step) -> None:
     with pytest.raises(MemoryLimitExceeded):
-        scripted().ask(question(step))
+        scripted().call(question(step))
 
 
 @pytest.mark.parametrize(
@@ -75,14 +75,14 @@ def test_memory_that_runs_out_is_the_questions_doing(step: Step) -> None:
 )
 def test_threat_27_a_worker_that_ended_otherwise_is_lost_and_says_nothing_of_the_question(step: Step) -> None:
     with pytest.raises(WorkerLost):
-        scripted().ask(question(step))
+        scripted().call(question(step))
 
 
 def test_threat_27_a_stopped_worker_is_given_up_after_the_wall_limit() -> None:
     worker = scripted(wall_limit_seconds=0.5)
     began = time.monotonic()
     with pytest.raises(WorkerLost, match=r"0\.5 seconds"):
-        worker.ask(question(("signal", signal.SIGSTOP)))
+        worker.call(question(("signal", signal.SIGSTOP)))
     assert time.monotonic() - began < 5
 
 
@@ -90,22 +90,22 @@ def test_threat_27_a_worker_that_reads_nothing_is_given_up_after_the_wall_limit(
     worker = scripted(wall_limit_seconds=0.5)
     os.kill(worker.pid, signal.SIGSTOP)
     with pytest.raises(WorkerLost):
-        worker.ask(question(("fail", "x" * 2**20)))  # more than the pipe holds
+        worker.call(question(("fail", "x" * 2**20)))  # more than the pipe holds
 
 
 def test_a_question_and_an_answer_of_megabytes_come_over_whole(pool: WorkerPool) -> None:
     text = "é" * 2**21
-    assert pool.ask(question(("fail", text))) == {"failed": text}
+    assert pool.call(question(("fail", text))) == {"failed": text}
 
 
 @pytest.mark.parametrize("harm", [signal.SIGKILL, signal.SIGSTOP])
 def test_threat_27_a_worker_killed_or_stopped_between_two_questions_is_replaced(
     pool: WorkerPool, harm: signal.Signals
 ) -> None:
-    assert pool.ask(question()) == {}
+    assert pool.call(question()) == {}
     (pid,) = pool.pids
     os.kill(pid, harm)
-    assert pool.ask(question(("fail", "yes"))) == {"failed": "yes"}
+    assert pool.call(question(("fail", "yes"))) == {"failed": "yes"}
     assert pool.pids != [pid]
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
@@ -113,23 +113,23 @@ def test_threat_27_a_worker_killed_or_stopped_between_two_questions_is_replaced(
 
 def test_threat_27_a_question_whose_worker_was_killed_is_asked_once_more(pool: WorkerPool, tmp_path: Path) -> None:
     log, marker = str(tmp_path / "log"), str(tmp_path / "marker")
-    assert pool.ask(question(("append to", log), ("signal once", marker), ("fail", "no"))) == {"failed": "no"}
+    assert pool.call(question(("append to", log), ("signal once", marker), ("fail", "no"))) == {"failed": "no"}
     assert (tmp_path / "log").read_text().count("asked") == 2
 
 
 def test_threat_27_two_lost_workers_are_an_error_of_the_server(pool: WorkerPool, tmp_path: Path) -> None:
     log = str(tmp_path / "log")
     with pytest.raises(WorkerUnavailable, match="signal 9"):
-        pool.ask(question(("append to", log), ("signal", signal.SIGKILL)))
+        pool.call(question(("append to", log), ("signal", signal.SIGKILL)))
     assert (tmp_path / "log").read_text().count("asked") == 2
-    assert pool.ask(question()) == {}
+    assert pool.call(question()) == {}
 
 
 def test_one_slow_question_does_not_hold_up_another(pool: WorkerPool) -> None:
     with ThreadPoolExecutor(2) as threads:
-        slow = threads.submit(pool.ask, question(("sleep", 0.8)))
+        slow = threads.submit(pool.call, question(("sleep", 0.8)))
         time.sleep(0.1)
-        assert threads.submit(pool.ask, question()).result() == {}
+        assert threads.submit(pool.call, question()).result() == {}
         assert not slow.done()
         assert slow.result() == {}
     assert len(pool.pids) == 2
@@ -138,21 +138,21 @@ def test_one_slow_question_does_not_hold_up_another(pool: WorkerPool) -> None:
 def test_a_pool_that_is_closed_ends_its_workers_also_those_that_are_asked() -> None:
     pool = WorkerPool(scripted)
     with ThreadPoolExecutor(1) as threads:
-        asked = threads.submit(pool.ask, question(("sleep", 60)))
+        asked = threads.submit(pool.call, question(("sleep", 60)))
         until(lambda: bool(pool.pids))
         pool.close()
         with pytest.raises(WorkerUnavailable):
             asked.result(10)
     assert pool.pids == []
-    with pytest.raises(WorkerUnavailable, match="ending"):
-        pool.ask(question())
+    with pytest.raises(WorkerUnavailable, match="shutting down"):
+        pool.call(question())
 
 
 def test_the_grammar_worker_keeps_to_its_limits() -> None:
     harmless = grammar_of_schema({"enum": [f"word {number}" for number in range(3000)]})
     worker = WorkerProcess(grammar_worker.__file__, 0.001, 2**30)
     with pytest.raises(TimeLimitExceeded):
-        worker.ask({"grammar": harmless})
+        worker.call({"grammar": harmless})
 
 
 def until(holds: Callable[[], bool]) -> None:

@@ -58,7 +58,7 @@ async def test_threat_27_a_full_queue_of_checks_is_429_that_names_it_and_only_fo
     assert refused.status_code == 429
     assert 1 <= int(refused.headers["retry-after"]) <= 120
     error = refused.json()["error"]
-    assert "1 grammar checks of this key are waiting already" in error["message"]
+    assert "This key is at its limit of 1 waiting grammar checks" in error["message"]
     assert error["code"] == "server_overloaded"
     others = await ask(api, "other", ("fail", "d"))
     assert (others.status_code, others.json()["error"]["param"]) == (400, "grammar")
