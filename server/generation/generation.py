@@ -74,7 +74,7 @@ class Generation:
         self._stop = stop
         self._grammar = grammar
         self._is_ended = False
-        self._has_news = False  # some choice has something to take
+        self._has_output = False  # some choice has something to take
         self._waiter: asyncio.Future[None] | None = None  # who waits for that
         self._failure: Exception | None = None  # came together with deltas, which are handed out first
         self._choices: list[_Choice] = []
@@ -121,7 +121,7 @@ class Generation:
             pooling=job.pooling,
         )
         outputs = served.engine.submit(request, crash_group)
-        outputs.on_news = self._on_news
+        outputs.on_output = self._on_output
         served.admission.submit(reservation, outputs.request_id)
         record = served.history.queue(
             self.record,
@@ -147,10 +147,10 @@ class Generation:
         while not deltas:
             if self._failure is not None:
                 raise self._failure
-            if not self._has_news:
+            if not self._has_output:
                 self._waiter = asyncio.get_running_loop().create_future()
                 await self._waiter
-            self._has_news = False
+            self._has_output = False
             try:
                 for index, choice in enumerate(self._choices):
                     delta = choice.take()
@@ -169,11 +169,11 @@ class Generation:
         """End what takes too long for its client."""
         self.record.is_past_deadline = True
         self._failure = self._context.deadline_exceeded()
-        self._on_news()
+        self._on_output()
 
-    def _on_news(self) -> None:
+    def _on_output(self) -> None:
         """Wake the reader. An asyncio.Event would do, at several times the price, once for each token."""
-        self._has_news = True
+        self._has_output = True
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 

@@ -90,7 +90,7 @@ BUGS = [
     Bug("priority moves a key before another", "scheduler/waiting_queue.py",
         "lines.setdefault(place.urgency, {})", "lines.setdefault(place.priority, {})", "scheduler"),
     Bug("the choices of a request are quarantined one by one", "server/engine/in_flight.py",
-        "self._groups.setdefault(live.group, _CrashGroup())", "self._groups.setdefault(request_id, _CrashGroup())",
+        "self._groups.setdefault(request.group, _CrashGroup())", "self._groups.setdefault(request_id, _CrashGroup())",
         "replay"),
     Bug("a grammar in an error state ends its text", "scheduler/compiled_grammar.py",
         "        _check(state)  # in an error state the mask allows the end alone\n", "", "grammar"),

@@ -42,13 +42,13 @@ async def answer(stream: OutputQueue) -> GenerationResponse:
     """Return all of a stream; raises what ended it too early."""
     tokens: list[int] = []
     num_scores = 0
-    news = asyncio.Event()
-    stream.on_news = news.set
+    has_output = asyncio.Event()
+    stream.on_output = has_output.set
     while True:
         output = stream.take()
         if output is None:
-            news.clear()
-            await asyncio.wait_for(news.wait(), 30)
+            has_output.clear()
+            await asyncio.wait_for(has_output.wait(), 30)
             continue
         tokens += output.token_ids
         num_scores += len(output.prompt_logprobs)
@@ -127,7 +127,7 @@ async def test_threat_18_a_request_that_ends_every_engine_fails_and_the_others_d
     prompts = [[100 + index] for index in range(3)]
     answers = [asyncio.create_task(answer(ask(client, prompt))) for prompt in prompts]
     await asyncio.sleep(0.05)
-    with pytest.raises(AssertionError, match="ended 5 times in a row"):
+    with pytest.raises(AssertionError, match="crashed 5 times in a row"):
         await answer(ask(client, [poison]))
     assert await asyncio.gather(*answers) == [expected(prompt) for prompt in prompts]
 
