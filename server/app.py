@@ -101,7 +101,7 @@ def create_app(parts: AppParts) -> FastAPI:
     def is_ready() -> bool:
         return concurrency_limit.is_open and engine.is_ready
 
-    metrics.watch_ready(is_ready)
+    metrics.add_ready_gauge(is_ready)
     app = FastAPI(
         title="Caravan",
         version=parts.version,

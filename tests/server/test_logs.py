@@ -83,7 +83,7 @@ def test_threat_31_a_traceback_names_the_errors_of_libraries_and_leaves_out_thei
     for name in (
         "OfALibrary",
         "RuntimeError",
-        "caravan.server.generation.text_stream.GenerationFailed: words of ours",
+        "caravan.server.generation.errors.GenerationFailed: words of ours",
         "ExceptionGroup",
     ):
         assert name in line

@@ -63,7 +63,7 @@ COUNTERS: dict[str, set[str]] = {
 
 def test_all_names_labels_and_buckets_are_as_written_here() -> None:
     metrics = Metrics("m", EngineConfig(num_blocks=640, max_model_len=8192))
-    metrics.watch_ready(lambda: True)
+    metrics.add_ready_gauge(lambda: True)
     reasons: tuple[FinishReason, ...] = ("stop", "length", "abort", "error")
     for reason in reasons:
         metrics.observe_end(ChoiceRecord(0, 1, 1), reason, 0.0)

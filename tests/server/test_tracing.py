@@ -127,7 +127,7 @@ def test_a_form_that_is_not_built_in_is_said_to_be_none(caplog: pytest.LogCaptur
     tracer = make_tracer({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"})
     assert tracer is not None
     tracer.close()
-    assert "http/protobuf, not as grpc" in caplog.text
+    assert "http/protobuf; the protocol grpc is not supported" in caplog.text
 
 
 def test_nothing_is_traced_without_an_endpoint() -> None:
