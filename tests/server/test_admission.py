@@ -46,7 +46,7 @@ def rejections(admission: Admission, reason: str) -> float:
 def test_beyond_the_bound_requests_are_refused_until_somebody_leaves() -> None:
     admission = an_admission(max_requests=3)
     reservations = [reservation for _ in range(5) for reservation in admit(admission)]  # two will run, three wait
-    with pytest.raises(QueueFull, match="3 requests wait already; the limit is 3|5 requests wait already") as refused:
+    with pytest.raises(QueueFull, match="queue has 3 requests; the limit is 3|queue has 5 requests") as refused:
         admit(admission)
     answer = as_api_error(refused.value)
     assert (answer.status, answer.kind, answer.code) == (
@@ -85,7 +85,7 @@ def test_tokens_that_wait_are_bounded_too_but_an_idle_engine_takes_any_request()
     running = admit(admission, (200, 200), (200, 200))
     start(admission, *running)
     admit(admission, (20, 40))
-    with pytest.raises(QueueFull, match="60 tokens wait already; with 60 more the limit of 100 would be passed"):
+    with pytest.raises(QueueFull, match="queue has 60 tokens; 60 more would exceed the limit of 100"):
         admit(admission, (20, 40))
     assert rejections(admission, "queue_tokens") == 1
 
@@ -97,7 +97,7 @@ def test_threat_29_a_key_that_fills_the_queue_leaves_others_their_share() -> Non
     for num_waiting in range(4):
         assert len(admit(admission, context=RequestContext("few"))) == 1, num_waiting
     for name in ("many", "few"):  # each has its share or more
-        with pytest.raises(QueueFull, match="54 requests wait already; the limit is 8"):
+        with pytest.raises(QueueFull, match="queue has 54 requests; the limit is 8"):
             admit(admission, context=RequestContext(name))
 
 
@@ -107,7 +107,7 @@ def test_threat_29_a_key_that_fills_the_queue_with_tokens_leaves_others_their_sh
     admit(admission, (400, 500), context=RequestContext("many"))
     admit(admission, (100, 100), context=RequestContext("few"))
     admit(admission, (100, 200), context=RequestContext("few"))
-    with pytest.raises(QueueFull, match="1400 tokens wait already; with 2 more the limit of 1000 would be passed"):
+    with pytest.raises(QueueFull, match="queue has 1400 tokens; 2 more would exceed the limit of 1000"):
         admit(admission, (1, 1), context=RequestContext("few"))
 
 
@@ -115,14 +115,14 @@ def test_a_request_larger_than_the_bounds_is_let_in_when_nothing_of_its_key_wait
     admission = an_admission(max_requests=3)
     for name in ("one", "other"):
         assert len(admit(admission, *[(10, 20)] * 20, context=RequestContext(name))) == 20
-        with pytest.raises(QueueFull, match="requests wait already; the limit is 3"):
+        with pytest.raises(QueueFull, match="requests; the limit is 3"):
             admit(admission, context=RequestContext(name))
 
 
 def test_who_would_wait_for_longer_than_the_limit_is_told_when_to_come_back() -> None:
     admission = an_admission(max_wait_seconds=1.5)
     start(admission, *admit(admission, (1, 81), (1, 41)))
-    with pytest.raises(QueueFull, match=r"would wait for 4\.0 s") as refused:
+    with pytest.raises(QueueFull, match=r"predicted wait is 4\.0 s") as refused:
         admit(admission)
     assert math.ceil(refused.value.retry_after_seconds) == 3  # 2.5 s too many
     assert rejections(admission, "wait") == 1
@@ -133,7 +133,7 @@ def test_an_answer_that_would_come_too_late_is_refused() -> None:
     start(admission, *admit(admission, (1, 31), (1, 31)))
     in_time = RequestContext(timeout_seconds=6.0)
     assert admit(admission, (10, 20), context=in_time)[0].predicted_wait_seconds == pytest.approx(3.0, abs=0.1)
-    with pytest.raises(DeadlineExceeded, match=r"would take 5\.0 s; its client waits for 4\.5") as refused:
+    with pytest.raises(DeadlineExceeded, match=r"response time is 5\.0 s; the deadline is in 4\.5 s") as refused:
         admit(admission, (10, 20), context=RequestContext(timeout_seconds=4.5))
     assert math.ceil(refused.value.retry_after_seconds) == 1
     assert rejections(admission, "deadline") == 1

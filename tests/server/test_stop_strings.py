@@ -63,5 +63,5 @@ def test_a_match_that_may_not_stop_yet_is_text() -> None:
 
 
 def test_a_stop_string_must_not_be_empty() -> None:
-    with pytest.raises(ValueError, match="empty"):
+    with pytest.raises(ValueError, match="at least one character"):
         StopStrings(["a", ""])
