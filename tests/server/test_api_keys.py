@@ -34,7 +34,7 @@ def test_without_keys_there_is_no_guard() -> None:
         ("alice: has a space", "no space"),
         (": nameless-key", "name"),
         ("a: same-secret\nb: same-secret", "same key"),
-        ("a: one-secret\na: two-secret", "second time"),
+        ("a: one-secret\na: two-secret", "repeats the name"),
         ("a: one-secret, scrapes", "unknown attribute"),
         ("a: one-secret,two-secret", "unknown attribute"),
         ("a: one-secret, min-priority=1", "-1000 to 0"),

@@ -193,7 +193,7 @@ async def test_threat_11_a_client_that_leaves_while_its_texts_wait_takes_them_wi
         for request in requests:
             request.leave()
         await asyncio.gather(*(request.end() for request in requests))
-        assert concurrency_limit.num_inside == 0  # also of those that still run in a thread
+        assert concurrency_limit.num_requests == 0  # also of those that still run in a thread
         is_released.set()
         assert (await api.complete(prompt="x" * 3000, max_tokens=1))["choices"]
         assert len(encoded) == 3
