@@ -1,4 +1,4 @@
-"""Views of the engine: made for watchers only, bounded, and true."""
+"""LiveView: snapshots of the engine are sent to subscribers only, and buffered within limits."""
 
 import io
 import json
@@ -15,7 +15,7 @@ from caravan.cli.engine_table import TopFailed, drawn, views
 from caravan.scheduler.messages import SequenceEvent, SequenceOutput, StepOutput, StepStats
 from caravan.scheduler.snapshot import CACHED, FREE, MAX_CELLS, SHARED, USED, engine_snapshot
 from caravan.server.operations.live_view import (
-    MAX_BEHIND,
+    MAX_BUFFERED,
     MAX_STEPS,
     MAX_SUBSCRIBERS,
     SNAPSHOT_SECONDS,
@@ -83,31 +83,31 @@ def a_step(number: int) -> StepOutput:
 
 
 @contextmanager
-def watcher_of(watch: LiveView) -> Iterator[Subscriber]:
-    watcher = watch.enter()
-    yield watcher
-    watch.leave(watcher)
+def subscriber_of(live_view: LiveView) -> Iterator[Subscriber]:
+    subscriber = live_view.subscribe()
+    yield subscriber
+    live_view.unsubscribe(subscriber)
 
 
-async def next_view(watcher: Subscriber) -> dict[str, Any]:
-    body = await watcher.take()
+async def next_snapshot(subscriber: Subscriber) -> dict[str, Any]:
+    body = await subscriber.take()
     assert body is not None
     assert body.startswith(b"event: view\ndata: ")
     view: dict[str, Any] = json.loads(body.partition(b"data: ")[2])
     return view
 
 
-async def told(watch: LiveView, *steps: int) -> dict[str, Any]:
-    with watcher_of(watch) as watcher:
+async def snapshot_after(live_view: LiveView, *steps: int) -> dict[str, Any]:
+    with subscriber_of(live_view) as subscriber:
         for number in steps:
-            watch.on_step(a_step(number))
-        watch.on_snapshot(engine_snapshot(make_scheduler()))
-        return await next_view(watcher)
+            live_view.on_step(a_step(number))
+        live_view.on_snapshot(engine_snapshot(make_scheduler()))
+        return await next_snapshot(subscriber)
 
 
 async def test_steps_and_events_come_with_the_next_view_once() -> None:
-    watch = LiveView(lambda _: None)
-    view = await told(watch, 1, 2)
+    live_view = LiveView(lambda _: None)
+    view = await snapshot_after(live_view, 1, 2)
     assert view["steps"] == [[1, 0, 1, 10.0], [2, 0, 1, 10.0]]
     assert [(event["step"], event["kind"], event["text"]) for event in view["events"]] == [
         (1, "join", "prefix hit, 3 tokens from the cache"),
@@ -115,79 +115,79 @@ async def test_steps_and_events_come_with_the_next_view_once() -> None:
         (2, "join", "prefix hit, 3 tokens from the cache"),
         (2, "finish", "stop"),
     ]
-    assert (await told(watch))["steps"] == []
+    assert (await snapshot_after(live_view))["steps"] == []
 
 
 async def test_blocks_that_lose_their_prefix_are_told_of() -> None:
     scheduler = make_scheduler(num_blocks=8)
-    watch = LiveView(lambda _: None)
-    with watcher_of(watch) as watcher:
+    live_view = LiveView(lambda _: None)
+    with subscriber_of(live_view) as subscriber:
         for number in range(3):
             prompt = [100 * number + position for position in range(20)]
             scheduler.add(make_request(number, prompt, max_tokens=1))
             while scheduler.has_work:
-                watch.on_step(step(scheduler)[1])
-        watch.on_snapshot(engine_snapshot(scheduler))
-        view = await next_view(watcher)
+                live_view.on_step(step(scheduler)[1])
+        live_view.on_snapshot(engine_snapshot(scheduler))
+        view = await next_snapshot(subscriber)
     evicted = [int(event["text"].split()[0]) for event in view["events"] if event["kind"] == "evict"]
     assert sum(evicted) == scheduler.pool.num_evicted > 0
 
 
 async def test_steps_of_another_engine_come_behind_those_of_the_one_before() -> None:
-    watch = LiveView(lambda _: None)
-    with watcher_of(watch) as watcher:
+    live_view = LiveView(lambda _: None)
+    with subscriber_of(live_view) as subscriber:
         for number in (1, 2):
-            watch.on_step(a_step(number))
-        watch.on_replay(1, 0.5)
-        watch.on_step(a_step(1))
-        watch.on_snapshot(engine_snapshot(make_scheduler()))
-        view = await next_view(watcher)
+            live_view.on_step(a_step(number))
+        live_view.on_replay(1, 0.5)
+        live_view.on_step(a_step(1))
+        live_view.on_snapshot(engine_snapshot(make_scheduler()))
+        view = await next_snapshot(subscriber)
     assert [number for number, *_ in view["steps"]] == [1, 2, 3]
     assert view["step"] == 3
     assert [(one["step"], one["kind"]) for one in view["events"]][4:] == [(2, "restart"), (3, "join"), (3, "finish")]
 
 
 async def test_those_behind_others_do_not_drive_out_other_events() -> None:
-    watch = LiveView(lambda _: None)
-    with watcher_of(watch) as watcher:
+    live_view = LiveView(lambda _: None)
+    with subscriber_of(live_view) as subscriber:
         waits = [SequenceEvent(number, "wait", reason="behind others") for number in range(2000)]
-        watch.on_step(StepOutput(outputs=[], stats=StepStats(step=1), events=[SequenceEvent(1, "join"), *waits]))
-        watch.on_snapshot(engine_snapshot(make_scheduler()))
-        assert [event["kind"] for event in (await next_view(watcher))["events"]] == ["join"]
+        live_view.on_step(StepOutput(outputs=[], stats=StepStats(step=1), events=[SequenceEvent(1, "join"), *waits]))
+        live_view.on_snapshot(engine_snapshot(make_scheduler()))
+        assert [event["kind"] for event in (await next_snapshot(subscriber))["events"]] == ["join"]
 
 
 async def test_what_is_told_is_bounded() -> None:
-    watch = LiveView(lambda _: None)
-    view = await told(watch, *range(1000))
+    live_view = LiveView(lambda _: None)
+    view = await snapshot_after(live_view, *range(1000))
     assert len(view["steps"]) == len(view["events"]) == MAX_STEPS
-    with watcher_of(watch) as slow:
+    with subscriber_of(live_view) as slow:
         for _ in range(100):
-            watch.on_snapshot(engine_snapshot(make_scheduler()))
-        assert len(slow._bodies) == MAX_BEHIND
+            live_view.on_snapshot(engine_snapshot(make_scheduler()))
+        assert len(slow._bodies) == MAX_BUFFERED
 
 
-async def test_the_engine_makes_views_only_while_somebody_watches() -> None:
+async def test_the_engine_sends_snapshots_only_while_there_are_subscribers() -> None:
     periods: list[float] = []
-    watch = LiveView(periods.append)
-    watch.on_step(a_step(1))
-    with watcher_of(watch), watcher_of(watch):
+    live_view = LiveView(periods.append)
+    live_view.on_step(a_step(1))
+    with subscriber_of(live_view), subscriber_of(live_view):
         assert periods == [SNAPSHOT_SECONDS]
     assert periods == [SNAPSHOT_SECONDS, 0]
-    assert (await told(watch))["steps"] == []
+    assert (await snapshot_after(live_view))["steps"] == []
 
 
-async def test_when_the_server_ends_so_do_its_watchers() -> None:
-    watch = LiveView(lambda _: None)
-    with watcher_of(watch) as watcher:
-        watch.on_snapshot(engine_snapshot(make_scheduler()))
-        watch.close()
-        assert await watcher.take() is not None
-        assert await watcher.take() is None
-    with watcher_of(watch) as late:
+async def test_a_shutdown_ends_the_streams_of_subscribers() -> None:
+    live_view = LiveView(lambda _: None)
+    with subscriber_of(live_view) as subscriber:
+        live_view.on_snapshot(engine_snapshot(make_scheduler()))
+        live_view.close()
+        assert await subscriber.take() is not None
+        assert await subscriber.take() is None
+    with subscriber_of(live_view) as late:
         assert await late.take() is None
 
 
-async def test_as_many_watch_as_may_however_many_come_at_once() -> None:
+async def test_concurrent_subscribers_are_limited() -> None:
     async def statuses(api: Api) -> list[int | None]:
         requests = [AsgiRequest(api.app, "/v1/engine/events", None) for _ in range(MAX_SUBSCRIBERS + 4)]
         await until(lambda: all(request.status for request in requests))
@@ -202,7 +202,7 @@ async def test_as_many_watch_as_may_however_many_come_at_once() -> None:
             assert (told.count(200), told.count(429)) == (MAX_SUBSCRIBERS, 4)
 
 
-def test_a_server_shows_its_engine_to_watchers_and_to_the_terminal(
+def test_a_server_streams_snapshots_to_http_clients_and_to_caravan_top(
     tiny_model_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with running_server(tiny_model_path, "--kv-cache-memory", "256KiB", "--max-num-seqs", "2") as server:
@@ -227,12 +227,12 @@ def test_a_server_shows_its_engine_to_watchers_and_to_the_terminal(
         Console(file=written, width=140).print(drawn(seen[-1], seen[-1]["events"]))
         for text in ("KV pool", "running", "decode", "finish"):
             assert text in written.getvalue()
-        watchers = [httpx.Client(base_url=server.url, trust_env=False) for _ in range(MAX_SUBSCRIBERS)]
-        streams = [http.stream("GET", "/v1/engine/events") for http in watchers]
+        clients = [httpx.Client(base_url=server.url, trust_env=False) for _ in range(MAX_SUBSCRIBERS)]
+        streams = [http.stream("GET", "/v1/engine/events") for http in clients]
         received = [stream.__enter__().iter_bytes() for stream in streams]
         for bodies in received:
             next(bodies)
-        with pytest.raises(TopFailed, match="watch already"):
+        with pytest.raises(TopFailed, match="limit of 8 subscribers"):
             next(views(server.url))
         server.process.terminate()
         for bodies in received:
@@ -240,7 +240,7 @@ def test_a_server_shows_its_engine_to_watchers_and_to_the_terminal(
                 pass
         assert server.process.wait(20) == 0
         assert "Traceback" not in capfd.readouterr().err
-        for stream, http in zip(streams, watchers, strict=True):
+        for stream, http in zip(streams, clients, strict=True):
             stream.__exit__(None, None, None)
             http.close()
 
