@@ -40,7 +40,7 @@ def page(browser: Browser, server: RunningServer) -> Iterator[Page]:
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("request", lambda request: None if request.url.startswith(server.url) else elsewhere.append(request.url))
     page.goto(f"{server.url}/docs")
-    expect(page.locator("#trouble")).to_have_text("The server wants a key: write it into the field above.")
+    expect(page.locator("#trouble")).to_have_text("The server requires an API key. Enter it in the field above.")
     assert complaints == ["Failed to load resource: the server responded with a status of 401 (Unauthorized)"]
     complaints.clear()
     page.fill("#key", KEY)

@@ -88,12 +88,12 @@ class TestInBrowser:
         page.click("#send")
         answer = page.locator(".message.assistant")
         expect(answer).to_contain_text("The capital of France is Paris.", timeout=30_000)
-        expect(answer.locator(".facts")).to_have_text(re.compile(r"\d+ tokens, [\d.]+ a second; first after \d+ ms"))
+        expect(answer.locator(".facts")).to_have_text(re.compile(r"\d+ tokens, [\d.]+ tokens/s; first token after \d+ ms"))
         page.check("#token-view")
         token = page.locator(".token", has_text="Paris")
         token.hover()
-        expect(page.locator("#token-facts")).to_have_text(
-            re.compile(r'" Paris": probability [\d.]+ %. Likeliest here: ')
+        expect(page.locator("#token-details")).to_have_text(
+            re.compile(r'" Paris": probability [\d.]+ %. Alternatives: ')
         )
         page.reload()
         expect(page.locator(".message.assistant")).to_contain_text("Paris")  # kept in the browser
@@ -235,7 +235,7 @@ class TestInBrowser:
             expect(page.locator("#numbers")).not_to_contain_text(f"Step {steps[-1]}:")
             steps.append(shown_step(page))
         assert [before - after for before, after in itertools.pairwise(steps)] == [1, 1, 1, -1]
-        expect(page.locator("#moment-text")).to_contain_text("ago")
+        expect(page.locator("#snapshot-text")).to_contain_text("ago")
         told = page.eval_on_selector_all(
             "#events li", "all => all.map(one => [Number(one.dataset.step), one.ariaCurrent])"
         )
