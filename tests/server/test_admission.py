@@ -1,4 +1,4 @@
-"""Which requests are let in, and what the others are told."""
+"""Admission: which requests are admitted, and the errors of the others."""
 
 import math
 
@@ -43,7 +43,7 @@ def rejections(admission: Admission, reason: str) -> float:
     return admission.metrics.registry.get_sample_value("caravan_admission_rejections_total", labels) or 0.0
 
 
-def test_beyond_the_bound_requests_are_refused_until_somebody_leaves() -> None:
+def test_requests_over_the_limit_are_rejected_until_one_ends() -> None:
     admission = an_admission(max_requests=3)
     reservations = [reservation for _ in range(5) for reservation in admit(admission)]  # two will run, three wait
     with pytest.raises(QueueFull, match="queue has 3 requests; the limit is 3|queue has 5 requests") as refused:
@@ -63,7 +63,7 @@ def test_beyond_the_bound_requests_are_refused_until_somebody_leaves() -> None:
     admit(admission)
 
 
-def test_a_request_of_many_sequences_is_let_in_whole_or_not_at_all() -> None:
+def test_a_request_of_many_sequences_is_admitted_as_a_whole_or_rejected() -> None:
     admission = an_admission(max_requests=3)
     running = admit(admission, *[(10, 20)] * 2)
     start(admission, *running)
@@ -73,14 +73,14 @@ def test_a_request_of_many_sequences_is_let_in_whole_or_not_at_all() -> None:
     assert len(admit(admission, *[(10, 20)] * 2)) == 2
 
 
-def test_a_request_larger_than_the_bounds_is_let_in_when_nothing_waits() -> None:
+def test_a_request_larger_than_the_limits_is_admitted_to_an_empty_queue() -> None:
     admission = an_admission(max_requests=3, max_tokens=100)
     assert len(admit(admission, *[(10, 20)] * 20)) == 20
     with pytest.raises(QueueFull):
         admit(admission)
 
 
-def test_tokens_that_wait_are_bounded_too_but_an_idle_engine_takes_any_request() -> None:
+def test_queued_tokens_are_limited_but_an_idle_engine_accepts_any_request() -> None:
     admission = an_admission(max_tokens=100)
     running = admit(admission, (200, 200), (200, 200))
     start(admission, *running)
@@ -90,7 +90,7 @@ def test_tokens_that_wait_are_bounded_too_but_an_idle_engine_takes_any_request()
     assert rejections(admission, "queue_tokens") == 1
 
 
-def test_threat_29_a_key_that_fills_the_queue_leaves_others_their_share() -> None:
+def test_threat_29_a_key_that_fills_the_queue_leaves_a_fair_share_to_others() -> None:
     admission = an_admission(max_requests=8, max_tokens=10_000)
     start(admission, *admit(admission, (1, 11), (1, 11)))
     admit(admission, *[(10, 20)] * 50, context=RequestContext("many"))
@@ -101,7 +101,7 @@ def test_threat_29_a_key_that_fills_the_queue_leaves_others_their_share() -> Non
             admit(admission, context=RequestContext(name))
 
 
-def test_threat_29_a_key_that_fills_the_queue_with_tokens_leaves_others_their_share() -> None:
+def test_threat_29_a_key_that_fills_the_queue_with_tokens_leaves_a_fair_share_to_others() -> None:
     admission = an_admission(max_tokens=1000)
     start(admission, *admit(admission, (1, 11), (1, 11)))
     admit(admission, (400, 500), context=RequestContext("many"))
@@ -111,7 +111,7 @@ def test_threat_29_a_key_that_fills_the_queue_with_tokens_leaves_others_their_sh
         admit(admission, (1, 1), context=RequestContext("few"))
 
 
-def test_a_request_larger_than_the_bounds_is_let_in_when_nothing_of_its_key_waits() -> None:
+def test_a_request_larger_than_the_limits_is_admitted_when_its_key_has_nothing_queued() -> None:
     admission = an_admission(max_requests=3)
     for name in ("one", "other"):
         assert len(admit(admission, *[(10, 20)] * 20, context=RequestContext(name))) == 20
@@ -119,7 +119,7 @@ def test_a_request_larger_than_the_bounds_is_let_in_when_nothing_of_its_key_wait
             admit(admission, context=RequestContext(name))
 
 
-def test_who_would_wait_for_longer_than_the_limit_is_told_when_to_come_back() -> None:
+def test_a_request_whose_predicted_wait_exceeds_the_limit_is_rejected_with_a_retry_time() -> None:
     admission = an_admission(max_wait_seconds=1.5)
     start(admission, *admit(admission, (1, 81), (1, 41)))
     with pytest.raises(QueueFull, match=r"predicted wait is 4\.0 s") as refused:
@@ -128,7 +128,7 @@ def test_who_would_wait_for_longer_than_the_limit_is_told_when_to_come_back() ->
     assert rejections(admission, "wait") == 1
 
 
-def test_an_answer_that_would_come_too_late_is_refused() -> None:
+def test_a_request_whose_predicted_end_is_after_its_deadline_is_rejected() -> None:
     admission = an_admission()
     start(admission, *admit(admission, (1, 31), (1, 31)))
     in_time = RequestContext(timeout_seconds=6.0)
@@ -139,7 +139,7 @@ def test_an_answer_that_would_come_too_late_is_refused() -> None:
     assert rejections(admission, "deadline") == 1
 
 
-def test_one_key_does_not_wait_for_the_many_of_another() -> None:
+def test_the_forecast_counts_one_request_of_another_key_not_all() -> None:
     admission = an_admission()
     start(admission, *admit(admission, (1, 11), (1, 11)))
     for _ in range(50):
@@ -151,7 +151,7 @@ def test_one_key_does_not_wait_for_the_many_of_another() -> None:
     assert last.predicted_wait_seconds > 45  # 51 of 2 s, two at a time
 
 
-def test_a_short_prompt_does_not_wait_for_the_long_ones_of_another_key() -> None:
+def test_the_forecast_counts_no_more_prompt_tokens_of_another_key_than_of_its_own() -> None:
     admission = an_admission(max_num_seqs=64)
     for _ in range(40):
         admission.on_step(StepOutput(outputs=[], stats=StepStats(num_prefill_tokens=100, step_seconds=10.1)))
@@ -180,7 +180,7 @@ def test_threat_30_priority_changes_the_forecast_of_its_own_key_only() -> None:
     assert late.predicted_wait_seconds > 10
 
 
-def test_answers_that_end_early_shorten_the_forecast() -> None:
+def test_sequences_that_end_early_shorten_the_forecast() -> None:
     admission = an_admission()
     for _ in range(60):
         (reservation,) = admit(admission, (10, 100))
@@ -190,7 +190,7 @@ def test_answers_that_end_early_shorten_the_forecast() -> None:
     assert admit(admission)[0].predicted_wait_seconds == pytest.approx(2.4, rel=0.1)
 
 
-def test_the_error_of_the_forecast_is_counted_and_a_ticket_leaves_once() -> None:
+def test_the_forecast_error_is_observed_and_a_reservation_is_removed_once() -> None:
     admission = an_admission()
     start(admission, *admit(admission, (1, 21), (1, 21)))
     (reservation,) = admit(admission)
@@ -206,7 +206,7 @@ def test_the_error_of_the_forecast_is_counted_and_a_ticket_leaves_once() -> None
         admission.leave(reservation, is_complete=False)
 
 
-def test_a_pool_too_small_for_all_that_may_run_makes_requests_wait() -> None:
+def test_the_forecast_accounts_for_a_pool_smaller_than_the_batch() -> None:
     config = EngineConfig(num_blocks=40, max_num_seqs=64, max_model_len=512)  # 640 tokens
     admission = Admission(config, Metrics("fake", config))
     for _ in range(20):
@@ -238,7 +238,7 @@ def test_a_sequence_in_the_batch_is_not_in_the_queue() -> None:
     assert set(admission._submitted) == {1, 2}
 
 
-def test_only_sequences_in_the_queue_are_counted_as_before_another() -> None:
+def test_num_before_counts_queued_sequences_only() -> None:
     admission = Admission(EngineConfig(num_blocks=200), Metrics("fake", EngineConfig(num_blocks=200)))
     numbers = iter(range(100))
 

@@ -1,4 +1,4 @@
-"""API keys: names, files, and what cannot be one."""
+"""API keys: names, files and invalid keys."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from caravan.server.http.api_keys import ApiKeys, KeyAttributes, WrongKeys, load
 from caravan.server.settings import WrongSettings, load_settings
 
 
-def test_keys_come_from_the_option_and_the_file_with_their_names(tmp_path: Path) -> None:
+def test_keys_are_read_from_the_option_and_the_file_with_their_names(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("# people\n\nalice: secret-of-alice\n  bob :secret-of:bob\n")
     keys = load_keys(["first-secret", "second-secret"], file)
@@ -21,7 +21,7 @@ def test_keys_come_from_the_option_and_the_file_with_their_names(tmp_path: Path)
         assert keys.name_of(wrong) is None
 
 
-def test_without_keys_there_is_no_guard() -> None:
+def test_without_keys_there_is_no_authentication() -> None:
     assert load_keys([], None) is None
     assert load_settings({}, {}).load_keys() is None
 
@@ -43,7 +43,7 @@ def test_without_keys_there_is_no_guard() -> None:
         ("a: one-secret,", "unknown attribute"),
     ],
 )
-def test_a_file_of_wrong_keys_is_refused_without_showing_them(tmp_path: Path, text: str, reason: str) -> None:
+def test_an_invalid_key_file_is_rejected_without_quoting_keys(tmp_path: Path, text: str, reason: str) -> None:
     file = tmp_path / "keys"
     file.write_text(text)
     with pytest.raises(WrongSettings, match=reason) as caught:
@@ -56,7 +56,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_settings({"api_key_file": str(tmp_path / "nowhere")}, {}).load_keys()
 
 
-def test_a_key_does_not_show_in_settings() -> None:
+def test_keys_are_not_shown_in_settings() -> None:
     assert "top-secret" not in repr(load_settings({"api_key": "top-secret"}, {}))
 
 
@@ -65,12 +65,12 @@ def test_only_digests_are_kept() -> None:
     assert "secret-of-alice" not in repr(vars(keys))
 
 
-def test_names_are_bounded() -> None:
+def test_the_length_of_key_names_is_limited() -> None:
     with pytest.raises(WrongKeys, match="64"):
         ApiKeys({"x" * 65: "long-enough"})
 
 
-def test_a_line_of_the_file_may_give_attributes_to_a_key(tmp_path: Path) -> None:
+def test_a_line_of_the_key_file_may_have_attributes(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("plain: secret-1\nprometheus: secret-2, scrape\nurgent: secret-3 ,min-priority = -5, scrape\n")
     keys = load_keys(["secret-4"], file)
@@ -83,7 +83,7 @@ def test_a_line_of_the_file_may_give_attributes_to_a_key(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("marked", "allowed"), [([], ["a", "b"]), (["b"], ["b"])])
-def test_once_a_key_is_marked_for_scraping_only_marked_keys_may(marked: list[str], allowed: list[str]) -> None:
+def test_if_a_key_has_the_scrape_attribute_only_such_keys_may_scrape(marked: list[str], allowed: list[str]) -> None:
     marks = {name: KeyAttributes(may_scrape=True) for name in marked}
     keys = ApiKeys({"a": "secret-of-a", "b": "secret-of-b"}, marks)
     records = [record for name in keys.names if (record := keys.named(name)) is not None]

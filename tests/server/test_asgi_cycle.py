@@ -1,4 +1,4 @@
-"""Answers: whole, too long, broken off, not read."""
+"""AsgiCycle: complete, too long, truncated and unread responses."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ def app() -> Answering:
     return Answering()
 
 
-async def test_only_the_application_that_reads_the_body_asks_for_it(app: Answering) -> None:
+async def test_100_continue_is_sent_only_when_the_application_reads_the_body(app: Answering) -> None:
     head = b"POST /%s HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n"
     async with served(app) as (_, port):
         early = await exchange(port, head % b"early")
@@ -28,7 +28,7 @@ async def test_only_the_application_that_reads_the_body_asks_for_it(app: Answeri
         writer.close()
 
 
-async def test_an_answer_that_breaks_off_is_not_taken_for_a_whole_one(app: Answering) -> None:
+async def test_a_truncated_response_is_an_error_for_the_client(app: Answering) -> None:
     async with served(app) as (_, port):
         answer = await exchange(port, b"GET /broken HTTP/1.1\r\nhost: x\r\n\r\n")
         assert answer.endswith(b"\r\n\r\n4\r\nhalf\r\n")  # without the last chunk
@@ -37,7 +37,7 @@ async def test_an_answer_that_breaks_off_is_not_taken_for_a_whole_one(app: Answe
 
 
 @pytest.mark.parametrize("path", [b"wrong", b"splitting", b"short"])
-async def test_an_application_that_fails_before_its_answer_is_a_500(app: Answering, path: bytes) -> None:
+async def test_an_application_that_fails_before_its_response_gets_a_500(app: Answering, path: bytes) -> None:
     async with served(app) as (_, port):
         answer = await exchange(port, b"GET /%s HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n" % path)
     assert answer.startswith(b"HTTP/1.1 500 ")
@@ -45,14 +45,14 @@ async def test_an_application_that_fails_before_its_answer_is_a_500(app: Answeri
     assert answer.count(b"\r\nconnection: close\r\n") == 1
 
 
-async def test_an_answer_longer_than_its_length_is_cut(app: Answering) -> None:
+async def test_a_response_longer_than_its_content_length_is_truncated(app: Answering) -> None:
     async with served(app) as (_, port):
         answer = await exchange(port, b"GET /long HTTP/1.1\r\nhost: x\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert answer.endswith(b"\r\ncontent-length: 2\r\n\r\na")
 
 
-async def test_threat_9_a_client_that_reads_nothing_stops_the_writer(app: Answering) -> None:
+async def test_threat_9_a_client_that_does_not_read_pauses_the_application(app: Answering) -> None:
     async with served(app) as (server, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         reader._transport.pause_reading()  # type: ignore[attr-defined]

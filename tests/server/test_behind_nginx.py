@@ -1,4 +1,4 @@
-"""nginx in front, with connections to the server that it keeps: each user gets the answers to their own requests."""
+"""A server behind nginx with keep-alive connections: each user gets the responses to their own requests."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""ChatTemplate: renders as Hugging Face's templates expect, and a hostile template harms nobody."""
+"""ChatTemplate: renders as Hugging Face's templates expect, and isolates hostile templates."""
 
 import json
 import os
@@ -34,12 +34,12 @@ def render(source: str, messages: list[dict[str, Any]] | None = None, **options:
         return rendered.text.replace(rendered.guard, "")
 
 
-def test_messages_and_special_tokens_are_there() -> None:
+def test_messages_and_special_tokens_are_rendered() -> None:
     source = "{{ bos_token }}{% for m in messages %}{{ m['role'] }}:{{ m.content }};{% endfor %}{{ eos_token }}"
     assert render(source) == "<s>user:hi;assistant:yes ;</s>"
 
 
-def test_the_generation_prompt_is_asked_for_or_not() -> None:
+def test_the_generation_prompt_is_optional() -> None:
     source = "{% if add_generation_prompt %}go{% endif %}"
     assert render(source) == "go"
     assert render(source, add_generation_prompt=False) == ""
@@ -49,7 +49,7 @@ def test_blocks_are_trimmed_as_hugging_face_does() -> None:
     assert render("a\n  {% if true %}\nb\n  {% endif %}\nc\n") == "a\nb\nc"
 
 
-def test_loops_can_break_and_text_can_be_marked_for_training() -> None:
+def test_loop_controls_and_generation_blocks_are_supported() -> None:
     assert render("{% for m in messages %}{{ m.role }}{% break %}{% endfor %}") == "user"
     assert render("{% generation %}x{{ 1 + 1 }}{% endgeneration %}") == "x2"
 
@@ -63,13 +63,13 @@ def test_strftime_now_is_the_date() -> None:
     assert render("{{ strftime_now('%Y') }}") == datetime.now().strftime("%Y")
 
 
-def test_raise_exception_refuses_the_messages() -> None:
+def test_raise_exception_raises_template_refused() -> None:
     with pytest.raises(TemplateRefused, match="after user"):
         render("{{ raise_exception('after ' + messages[0].role) }}")
 
 
 @pytest.mark.parametrize("source", ["{% if %}", "{{ ", "{% unknown %}", "{% for x in y %}"])
-def test_what_is_no_template_is_refused_at_once(source: str) -> None:
+def test_an_invalid_template_is_rejected_at_once(source: str) -> None:
     with pytest.raises(ValueError, match="chat template cannot be used"):
         ChatTemplate(source, "", "")
 
@@ -86,7 +86,7 @@ def test_a_final_message_is_continued_where_its_content_ends(source: str, expect
     assert render(source, add_generation_prompt=False, continue_final_message=True) == expected
 
 
-def test_a_template_that_leaves_the_final_message_out_cannot_continue_it() -> None:
+def test_a_template_that_omits_the_final_message_cannot_continue_it() -> None:
     with pytest.raises(TemplateFailed, match="omits the content"):
         render("{{ messages[0].content }}", continue_final_message=True)
 
@@ -103,7 +103,7 @@ def test_a_template_that_leaves_the_final_message_out_cannot_continue_it() -> No
         "{% import 'os' as os %}",
     ],
 )
-def test_threat_7_the_sandbox_lets_nothing_out(source: str) -> None:
+def test_threat_7_a_template_cannot_escape_the_sandbox(source: str) -> None:
     with opened("{% if messages|length > 2 %}" + source + "{% endif %}") as template:
         with pytest.raises(TemplateFailed):
             template.render([*TALK, *TALK], special_tokens=[])
@@ -123,20 +123,20 @@ MIB = 2**20
     ],
     ids=["time", "memory", "length"],
 )
-def test_threat_7_a_template_beyond_its_limits_is_stopped(source: str, limits: dict[str, Any], words: str) -> None:
+def test_threat_7_a_template_that_exceeds_a_limit_is_stopped(source: str, limits: dict[str, Any], words: str) -> None:
     with opened("{% if messages|length > 2 %}" + source + "{% endif %}ok", **limits) as template:
         with pytest.raises(TemplateFailed, match=words):
             template.render([*TALK, *TALK], special_tokens=[])
         assert template.render(TALK, special_tokens=[]).text == "ok"  # the next prompt is not harmed
 
 
-def test_threat_7_a_template_beyond_its_limits_while_it_is_compiled_is_refused() -> None:
+def test_threat_7_a_template_that_exceeds_a_limit_while_it_is_compiled_is_rejected() -> None:
     constant = "('x' * 2000000)" + 8 * "|list|join"  # jinja2 computes it at once
     with pytest.raises(ValueError, match="too much time or memory"):
         ChatTemplate("{{ " + constant + " }}", "", "", time_limit_seconds=0.1)
 
 
-def test_prompts_rendered_at_once_do_not_mix() -> None:
+def test_concurrent_prompts_are_rendered_separately() -> None:
     with opened("{{ messages[0].content }}") as template, ThreadPoolExecutor(8) as pool:
         contents = [f"text {index}" for index in range(100)]
 
@@ -158,7 +158,7 @@ def test_threat_27_a_template_worker_killed_or_stopped_is_replaced_and_the_promp
         assert time.monotonic() - began < 10
 
 
-def test_threat_27_a_slow_prompt_holds_up_no_other() -> None:
+def test_threat_27_a_slow_prompt_does_not_delay_others() -> None:
     source = "{% if messages|length > 2 %}" + 20 * SLOW
     with opened(source + "{% endif %}ok", time_limit_seconds=1.5) as template, ThreadPoolExecutor(1) as pool:
         has_begun = threading.Event()
@@ -178,18 +178,18 @@ def test_threat_27_a_slow_prompt_holds_up_no_other() -> None:
         slow_prompt.result(30)
 
 
-def test_a_template_that_makes_half_a_surrogate_pair_has_failed() -> None:
+def test_a_template_that_renders_half_a_surrogate_pair_fails() -> None:
     with pytest.raises(TemplateFailed, match="lone surrogate"):
         render(r"{{ '\ud83d' }}")
 
 
-def test_messages_that_leave_no_character_for_the_guard_are_a_value_error() -> None:
+def test_messages_that_use_every_guard_character_raise_value_error() -> None:
     everything = "".join(map(chr, range(0xE000, 0xF900)))
     with opened(CHAT_ML) as template, pytest.raises(ValueError, match="private-use"):
         template.render([{"role": "user", "content": everything}], special_tokens=[])
 
 
-def test_a_template_for_tools_is_judged_with_tools() -> None:
+def test_a_template_for_tools_is_probed_with_tools() -> None:
     plain = "{% for m in messages %}{{ m.content }}{% endfor %}"
     with_tools = "{% for tool in tools %}{{ tool.function.name }}{% endfor %}" + plain  # which fails without any
     template = usable_template(plain, "", "", with_tools)
@@ -202,6 +202,6 @@ def test_a_template_for_tools_is_judged_with_tools() -> None:
         template.close()
 
 
-def test_a_template_for_tools_that_drops_the_user_s_text_is_refused() -> None:
+def test_a_template_for_tools_that_drops_user_messages_is_rejected() -> None:
     with pytest.raises(ValueError, match="it drops the text of user messages"):
         usable_template("{{ messages[0].content }}", "", "", "nothing{{ tools | length }}")

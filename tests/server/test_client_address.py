@@ -1,4 +1,4 @@
-"""Whose address is logged: the peer's, or the one that a proxy names that is trusted to."""
+"""The logged client address: the peer's, or the one from a trusted proxy."""
 
 from typing import Any
 
@@ -36,7 +36,9 @@ def address(peer: str | None, *headers: str, trusted: Any = PROXIES) -> str:
         (None, ["1.2.3.4"], "-"),
     ],
 )
-def test_the_client_is_the_last_address_that_is_no_proxy_of_ours(peer: str, headers: list[str], expected: str) -> None:
+def test_the_client_is_the_last_address_outside_the_trusted_networks(
+    peer: str, headers: list[str], expected: str
+) -> None:
     assert address(peer, *headers) == expected
 
 
@@ -59,18 +61,18 @@ def test_the_client_is_the_last_address_that_is_no_proxy_of_ours(peer: str, head
         ",",
     ],
 )
-def test_threat_31_what_is_no_address_is_not_believed_from_a_trusted_proxy_either(text: str) -> None:
+def test_threat_31_an_invalid_address_is_ignored_even_from_a_trusted_proxy(text: str) -> None:
     assert address("10.0.0.1", text) == "10.0.0.1"
     assert address("10.0.0.1", f"1.2.3.4, {text}") == "10.0.0.1"
     assert address("127.0.0.1", text) == "127.0.0.1"
 
 
-def test_a_long_chain_of_proxies_is_not_followed_without_end() -> None:
+def test_the_number_of_proxies_is_limited() -> None:
     assert address("10.0.0.1", "1.2.3.4, " + ", ".join(["10.0.0.2"] * 100)) == "10.0.0.2"
 
 
 @pytest.mark.parametrize("trusted", ["", "127.0.0.1"])
-async def test_threat_31_a_forwarded_address_reaches_the_log_only_as_an_address(trusted: str) -> None:
+async def test_threat_31_a_forwarded_address_is_logged_only_if_it_is_valid(trusted: str) -> None:
     clients: list[object] = []
     proxies = networks(trusted)
     async with open_api(
@@ -84,7 +86,7 @@ async def test_threat_31_a_forwarded_address_reaches_the_log_only_as_an_address(
 
 
 @pytest.mark.parametrize("wrong", ["proxy.example.org", "10.0.0.0/33", "10.0.0.1/8", "10.0.0.1 10.0.0.2", "*"])
-def test_a_wrong_list_of_proxies_is_named(wrong: str) -> None:
+def test_an_invalid_list_of_proxies_is_an_error(wrong: str) -> None:
     with pytest.raises(WrongSettings, match="--trusted-proxies: it must be addresses or networks"):
         load_settings({"trusted_proxies": wrong})
     assert load_settings({"trusted_proxies": "10.0.0.0/8,::1"}).trusted_proxies == "10.0.0.0/8,::1"

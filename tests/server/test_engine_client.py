@@ -1,4 +1,4 @@
-"""The engine client with engine processes that end and hang: every stream goes on."""
+"""EngineClient with engine processes that crash and hang: all streams continue."""
 
 import asyncio
 import os
@@ -80,7 +80,7 @@ def stop(client: EngineClient) -> None:
 
 
 @pytest.mark.parametrize("harm", [kill, stop])
-async def test_streams_go_on_when_the_engine_is_killed_or_stopped(
+async def test_streams_continue_when_the_engine_is_killed_or_stopped(
     client: EngineClient, harm: Callable[[EngineClient], None]
 ) -> None:
     prompts = [[100 + index, *range(index + 1)] for index in range(8)]
@@ -121,7 +121,7 @@ async def test_threat_17_a_stopped_engine_is_noticed_within_two_seconds_also_whe
 
 
 @pytest.mark.parametrize("poison", [DIES, HANGS])
-async def test_threat_18_a_request_that_ends_every_engine_fails_and_the_others_do_not(
+async def test_threat_18_a_request_that_crashes_every_engine_fails_and_others_do_not(
     client: EngineClient, poison: int
 ) -> None:
     prompts = [[100 + index] for index in range(3)]
@@ -132,7 +132,7 @@ async def test_threat_18_a_request_that_ends_every_engine_fails_and_the_others_d
     assert await asyncio.gather(*answers) == [expected(prompt) for prompt in prompts]
 
 
-async def test_a_request_that_gets_on_with_every_engine_comes_to_its_end(client: EngineClient) -> None:
+async def test_a_request_that_gets_tokens_between_crashes_completes(client: EngineClient) -> None:
     stream = client.submit(Request(prompt_token_ids=[DIES_LATE], params=SamplingParams(max_tokens=9, seed=1)))
     tokens, _ = await answer(stream)
     assert tokens == [token_at([DIES_LATE], position) for position in range(9)]
@@ -156,14 +156,14 @@ async def test_a_request_that_waits_for_an_engine_can_be_dropped(client: EngineC
     assert await answer(streams[1]) == expected([101])
 
 
-async def test_when_the_server_ends_so_do_the_streams(client: EngineClient) -> None:
+async def test_stopping_the_client_ends_the_streams(client: EngineClient) -> None:
     stream = ask(client, [100])
     await client.stop()
     with pytest.raises(EngineDied):
         await answer(stream)
 
 
-async def test_a_server_that_stood_still_itself_does_not_blame_the_engine(client: EngineClient) -> None:
+async def test_a_blocked_event_loop_does_not_count_as_engine_silence(client: EngineClient) -> None:
     pid = client.engine_pid
     stream = ask(client, [100])
     await asyncio.sleep(0.05)
@@ -172,7 +172,7 @@ async def test_a_server_that_stood_still_itself_does_not_blame_the_engine(client
     assert client.engine_pid == pid
 
 
-async def test_threat_29_a_late_event_loop_does_not_take_a_healthy_engine_for_silent(client: EngineClient) -> None:
+async def test_threat_29_a_late_event_loop_does_not_restart_a_healthy_engine(client: EngineClient) -> None:
     for _ in range(3):
         await asyncio.sleep(0.3)
         time.sleep(2.5)  # noqa: ASYNC251  as a text does that is tokenized on the loop
@@ -180,7 +180,7 @@ async def test_threat_29_a_late_event_loop_does_not_take_a_healthy_engine_for_si
         assert await answer(ask(client, [100])) == expected([100])
 
 
-async def test_threat_29_an_event_loop_that_was_late_notices_a_stopped_engine_all_the_same(
+async def test_threat_29_a_late_event_loop_still_detects_a_stopped_engine(
     client: EngineClient,
 ) -> None:
     client._hang_seconds = 60

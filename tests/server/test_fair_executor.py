@@ -1,4 +1,4 @@
-"""FairExecutor: keys take turns, none takes the last thread, and the queue has an end."""
+"""FairExecutor: round-robin over keys, a free thread for other keys, and a bounded queue."""
 
 import asyncio
 import threading
@@ -45,7 +45,7 @@ async def begun(work: Work, num: int) -> None:
     assert len(work.begun) == num, work.begun
 
 
-async def test_a_key_leaves_the_last_thread_to_the_others(executor: FairExecutor) -> None:
+async def test_a_key_never_uses_the_last_thread(executor: FairExecutor) -> None:
     work = Work()
     of_a = ask(executor, work, "a1", "a2", "a3", "a4")
     await begun(work, 2)
@@ -56,7 +56,7 @@ async def test_a_key_leaves_the_last_thread_to_the_others(executor: FairExecutor
     assert set(work.begun[:3]) == {"a1", "a2", "b1"}
 
 
-async def test_keys_take_turns_and_calls_of_a_key_keep_their_order(executor: FairExecutor) -> None:
+async def test_calls_start_round_robin_over_keys_and_in_order_within_a_key(executor: FairExecutor) -> None:
     gates = {name: threading.Event() for name in ("a1", "a2", "b1")}
     order: list[str] = []
 
@@ -83,7 +83,7 @@ async def test_keys_take_turns_and_calls_of_a_key_keep_their_order(executor: Fai
     assert [name for name in order if name[0] == "a"][2:] == ["a3", "a4", "a5"]
 
 
-async def test_a_key_whose_queue_is_full_is_refused_and_others_are_not(executor: FairExecutor) -> None:
+async def test_a_key_with_a_full_queue_is_rejected_and_others_are_not(executor: FairExecutor) -> None:
     work = Work()
     tasks = ask(executor, work, *(f"a{number}" for number in range(6)))
     await begun(work, 2)
@@ -95,7 +95,7 @@ async def test_a_key_whose_queue_is_full_is_refused_and_others_are_not(executor:
     await asyncio.gather(*tasks)
 
 
-async def test_who_stops_waiting_leaves_the_queue_and_a_call_that_runs_keeps_its_thread(
+async def test_a_cancelled_call_leaves_the_queue_and_a_running_one_keeps_its_thread(
     executor: FairExecutor,
 ) -> None:
     work = Work()
@@ -111,7 +111,7 @@ async def test_who_stops_waiting_leaves_the_queue_and_a_call_that_runs_keeps_its
     assert await executor.run("b", lambda: 1) == 1
 
 
-async def test_what_a_call_raises_is_raised(executor: FairExecutor) -> None:
+async def test_exceptions_of_a_call_propagate(executor: FairExecutor) -> None:
     with pytest.raises(ZeroDivisionError):
         await executor.run("a", lambda: 1 // 0)
     assert await executor.run("a", lambda: 1) == 1

@@ -1,4 +1,4 @@
-"""How much one key may hold of what all keys share."""
+"""Fair share: how much of a common limit one key may use."""
 
 from collections import Counter
 
@@ -7,14 +7,14 @@ import pytest
 from caravan.server.generation.fair_share import has_room
 
 
-def test_a_key_that_is_alone_may_hold_everything() -> None:
+def test_one_key_alone_may_use_the_whole_limit() -> None:
     assert has_room({}, "one", 10, limit=10)
     assert has_room({"one": 9}, "one", 1, limit=10)
     assert not has_room({"one": 10}, "one", 1, limit=10)
     assert not has_room({}, "one", 1, limit=0)
 
 
-def test_another_key_finds_its_share_of_what_is_full() -> None:
+def test_another_key_gets_its_fair_share_when_the_limit_is_reached() -> None:
     held = {"one": 10, "gone": 0}
     assert has_room(held, "other", 5, limit=10)
     assert not has_room(held, "other", 6, limit=10)
@@ -23,7 +23,7 @@ def test_another_key_finds_its_share_of_what_is_full() -> None:
 
 
 @pytest.mark.parametrize("num_keys", [1, 2, 5, 20])
-def test_all_keys_together_hold_little_more_than_the_limit(num_keys: int) -> None:
+def test_all_keys_together_stay_within_the_harmonic_bound(num_keys: int) -> None:
     held: Counter[str] = Counter()
     for name in map(str, range(num_keys)):
         while has_room(held, name, 1, limit=120):

@@ -1,4 +1,4 @@
-"""RequestReader: requests as RFC 9112 has them, in pieces of any size, and nothing that could be read in two ways."""
+"""RequestReader: requests as in RFC 9112, split at any byte, and rejection of ambiguous ones."""
 
 import h11
 import pytest
@@ -67,7 +67,7 @@ REQUESTS = [
 
 
 @pytest.mark.parametrize("request_bytes", REQUESTS)
-def test_each_request_is_read_the_same_in_one_piece_and_byte_by_byte(request_bytes: bytes) -> None:
+def test_a_request_is_parsed_the_same_at_once_and_byte_by_byte(request_bytes: bytes) -> None:
     whole = read_all(request_bytes * 2)
     assert len(whole) == 2
     assert whole == read_all(request_bytes * 2, *range(1, 2 * len(request_bytes)))
@@ -75,7 +75,7 @@ def test_each_request_is_read_the_same_in_one_piece_and_byte_by_byte(request_byt
 
 @settings(deadline=None)
 @given(st.data())
-def test_requests_in_a_row_are_read_the_same_however_they_are_cut(data: st.DataObject) -> None:
+def test_pipelined_requests_are_parsed_the_same_however_they_are_split(data: st.DataObject) -> None:
     row = b"".join(data.draw(st.lists(st.sampled_from(REQUESTS), max_size=5)))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(row)), max_size=12)))
     assert read_all(row, *cuts) == read_all(row)
@@ -105,7 +105,7 @@ PIECES = st.sampled_from(
 
 @settings(deadline=None, max_examples=400)
 @given(st.sampled_from([b"", b"POST / HTTP/1.1\r\nHost: a\r\n", CHUNKED]), st.lists(PIECES, max_size=8))
-def test_threat_26_what_is_read_is_read_by_another_library_in_the_same_way(first: bytes, pieces: list[bytes]) -> None:
+def test_threat_26_requests_are_parsed_as_by_another_library(first: bytes, pieces: list[bytes]) -> None:
     data = first + b"".join(pieces)
     reader = RequestReader()
     reader.push(data)
@@ -172,11 +172,11 @@ def test_threat_26_what_is_read_is_read_by_another_library_in_the_same_way(first
         (CHUNKED + b"0\r\n\r\r\n", 400),
     ],
 )
-def test_threat_26_what_two_readers_could_read_differently_is_refused(data: bytes, status: int) -> None:
+def test_threat_26_ambiguous_requests_are_rejected(data: bytes, status: int) -> None:
     assert refusal(data) == status
 
 
-def test_threat_8_a_head_is_bounded_whether_its_end_has_come_or_not() -> None:
+def test_threat_8_the_size_of_a_head_is_limited() -> None:
     start, end = b"GET / HTTP/1.1\r\nHost: a\r\nX: ", b"\r\n\r\n"
     room = MAX_HEAD_BYTES - len(start) - len(end)
     assert len(read_all(start + b"a" * room + end)) == 1
@@ -186,14 +186,14 @@ def test_threat_8_a_head_is_bounded_whether_its_end_has_come_or_not() -> None:
         assert refused.value.status == 431
 
 
-def test_threat_8_bodies_of_very_small_chunks_are_bounded() -> None:
+def test_threat_8_the_overhead_of_small_chunks_is_limited() -> None:
     assert len(read_all(CHUNKED + b"1\r\na\r\n" * 10_000 + b"0\r\n\r\n")[0][3]) == 10_000
     assert len(read_all(CHUNKED + b"40\r\n" + (b"a" * 64 + b"\r\n40\r\n") * 50_000)[0][3]) == 50_000 * 64
     with pytest.raises(FramingError, match="too many small chunks"):
         read_all(CHUNKED + b"1\r\na\r\n" * 20_000)
 
 
-def test_an_absolute_target_names_the_host_instead_of_the_header() -> None:
+def test_the_host_of_an_absolute_target_replaces_the_header() -> None:
     read = head_of(b"GET http://b:8000/c?d=e?f HTTP/1.1\r\nHost: a\r\nX: y\r\n\r\n")
     assert read == ("GET", b"/c", b"d=e?f", {b"host": b"b:8000", b"x": b"y"})
     assert head_of(b"GET HTTP://b HTTP/1.1\r\nHost: a\r\n\r\n")[1] == b"/"
@@ -210,7 +210,9 @@ def test_an_absolute_target_names_the_host_instead_of_the_header() -> None:
         (b"Connection: keep-alive\r\n", b"1.0", False),
     ],
 )
-def test_a_connection_is_kept_only_if_both_sides_can(headers: bytes, version: bytes, keeps_alive: bool) -> None:
+def test_a_connection_is_kept_alive_only_if_both_sides_support_it(
+    headers: bytes, version: bytes, keeps_alive: bool
+) -> None:
     reader = RequestReader()
     reader.push(b"GET / HTTP/" + version + b"\r\nHost: a\r\n" + headers + b"\r\n")
     head = reader.read_head()
@@ -228,9 +230,7 @@ def test_a_connection_is_kept_only_if_both_sides_can(headers: bytes, version: by
         (b"Content-Length: 1\r\nExpect: anything\r\n", b"1.0", False),
     ],
 )
-def test_an_expectation_counts_where_there_is_a_body_and_interim_answers(
-    headers: bytes, version: bytes, expects: bool
-) -> None:
+def test_expect_is_honoured_only_for_http_1_1_with_a_body(headers: bytes, version: bytes, expects: bool) -> None:
     reader = RequestReader()
     reader.push(b"POST / HTTP/" + version + b"\r\nHost: a\r\n" + headers + b"\r\n")
     head = reader.read_head()

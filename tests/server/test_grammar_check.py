@@ -1,4 +1,4 @@
-"""GrammarCheck: good grammars pass, bad ones and bombs are named within the limits."""
+"""GrammarCheck: valid grammars pass; invalid and expensive ones are rejected within the limits."""
 
 import asyncio
 import json
@@ -41,7 +41,7 @@ def check() -> Iterator[GrammarCheck]:
         LLMatcher.grammar_from_lark('start: "a" start?'),
     ],
 )
-def test_good_grammars_have_no_problem(check: GrammarCheck, grammar: str) -> None:
+def test_valid_grammars_are_accepted(check: GrammarCheck, grammar: str) -> None:
     assert check.problem(grammar) == ""
 
 
@@ -56,11 +56,11 @@ def test_good_grammars_have_no_problem(check: GrammarCheck, grammar: str) -> Non
         ("x" * (MAX_CHARACTERS + 1), "more than"),
     ],
 )
-def test_bad_grammars_are_named(check: GrammarCheck, grammar: str, reason: str) -> None:
+def test_invalid_grammars_are_rejected_with_a_reason(check: GrammarCheck, grammar: str, reason: str) -> None:
     assert reason in check.problem(grammar)
 
 
-def test_threat_6_a_grammar_beyond_the_limit_of_time_is_refused_and_the_next_is_checked() -> None:
+def test_threat_6_a_grammar_over_the_time_limit_is_rejected_and_the_next_one_is_checked() -> None:
     names = [f"r{number}" for number in range(4000)]
     rules = [f'{name}: "{name}" /[a-f]{{{len(name)},9}}[0-9]+/' for name in names]  # a quarter of a second
     check = GrammarCheck(first_limit_seconds=0.02, time_limit_seconds=0.05)
@@ -72,7 +72,7 @@ def test_threat_6_a_grammar_beyond_the_limit_of_time_is_refused_and_the_next_is_
         check.close()
 
 
-def test_what_was_found_is_remembered(check: GrammarCheck) -> None:
+def test_verdicts_are_cached(check: GrammarCheck) -> None:
     grammar = LLMatcher.grammar_from_regex("remember me")
     assert check.problem(grammar) == ""
     check.close()
@@ -92,7 +92,7 @@ def scripted(**limits: Any) -> Iterator[GrammarCheck]:
     check.close()
 
 
-async def test_a_grammar_that_takes_longer_than_the_first_limit_has_the_full_one(tmp_path: Path) -> None:
+async def test_a_grammar_over_the_first_limit_gets_the_full_limit(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with scripted(first_limit_seconds=0.1, time_limit_seconds=30) as check:
         slow = steps(("append to", str(log)), ("burn", 0.4), ("fail", "its own reason"))
@@ -101,7 +101,7 @@ async def test_a_grammar_that_takes_longer_than_the_first_limit_has_the_full_one
     assert log.read_text().count("asked") == 2
 
 
-async def test_threat_27_a_grammar_beyond_the_limit_of_time_or_memory_is_told_which() -> None:
+async def test_threat_27_the_verdict_names_the_limit_that_was_exceeded() -> None:
     with scripted(first_limit_seconds=0.05, time_limit_seconds=0.1) as check:
         assert await check.find_problem(steps(("burn", 60)), "a") == (
             "it takes more than 0.1 s of processor time to compile"
@@ -109,7 +109,7 @@ async def test_threat_27_a_grammar_beyond_the_limit_of_time_or_memory_is_told_wh
         assert "1024 MiB of memory" in await check.find_problem(steps(("exit", MEMORY_EXIT_STATUS)), "a")
 
 
-async def test_threat_27_a_worker_killed_from_outside_is_no_verdict_and_nothing_is_remembered(tmp_path: Path) -> None:
+async def test_threat_27_a_worker_killed_from_outside_gives_no_verdict_and_nothing_is_cached(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     with scripted() as check:
         killed = steps(("signal", signal.SIGKILL))
@@ -119,7 +119,7 @@ async def test_threat_27_a_worker_killed_from_outside_is_no_verdict_and_nothing_
         assert await check.find_problem(steps(("signal once", str(marker))), "a") == ""
 
 
-async def test_threat_27_a_stopped_worker_hangs_no_request() -> None:
+async def test_threat_27_a_stopped_worker_does_not_block_requests() -> None:
     with scripted(wall_limit_seconds=0.5) as check:
         assert await check.find_problem(steps(), "a") == ""
         for pid in check.pids:
@@ -130,7 +130,7 @@ async def test_threat_27_a_stopped_worker_hangs_no_request() -> None:
 
 
 @pytest.mark.parametrize("num_seconds", [0.3, 60])
-async def test_threat_27_a_flood_of_slow_grammars_of_one_key_delays_no_other_key(num_seconds: float) -> None:
+async def test_threat_27_many_slow_grammars_of_one_key_do_not_delay_another_key(num_seconds: float) -> None:
     with scripted(first_limit_seconds=0.25, time_limit_seconds=2) as check:
         flood = [
             asyncio.create_task(check.find_problem(steps(("burn", num_seconds), ("fail", str(number))), "flood"))
@@ -146,7 +146,7 @@ async def test_threat_27_a_flood_of_slow_grammars_of_one_key_delays_no_other_key
             task.cancel()
 
 
-async def test_threat_27_a_key_with_too_many_grammars_waiting_is_refused(tmp_path: Path) -> None:
+async def test_threat_27_a_key_with_too_many_waiting_grammars_is_rejected(tmp_path: Path) -> None:
     with scripted(max_waiting_per_key=2) as check:
         flood = [asyncio.create_task(check.find_problem(steps(("sleep", 0.3), ("fail", n)), "flood")) for n in "abc"]
         await asyncio.sleep(0.05)
@@ -156,7 +156,7 @@ async def test_threat_27_a_key_with_too_many_grammars_waiting_is_refused(tmp_pat
         assert await asyncio.gather(*flood) == ["a", "b", "c"]
 
 
-async def test_one_grammar_in_flight_is_checked_once_whoever_sends_it(tmp_path: Path) -> None:
+async def test_concurrent_checks_of_one_grammar_are_merged(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with scripted(first_limit_seconds=5, max_waiting_per_key=2) as check:
         grammar = steps(("append to", str(log)), ("sleep", 0.2), ("fail", "no"))
@@ -165,7 +165,7 @@ async def test_one_grammar_in_flight_is_checked_once_whoever_sends_it(tmp_path: 
     assert log.read_text().count("asked") == 1
 
 
-async def test_a_remembered_grammar_is_answered_at_once_while_its_key_waits_for_others() -> None:
+async def test_a_cached_verdict_is_returned_at_once_while_other_checks_wait() -> None:
     with scripted(max_waiting_per_key=1) as check:
         known = steps(("fail", "known"))
         assert await check.find_problem(known, "a") == "known"
@@ -177,7 +177,7 @@ async def test_a_remembered_grammar_is_answered_at_once_while_its_key_waits_for_
         await asyncio.gather(*slow)
 
 
-async def test_a_client_that_leaves_takes_the_check_from_nobody_else() -> None:
+async def test_a_cancelled_check_continues_for_other_requests() -> None:
     with scripted() as check:
         grammar = steps(("sleep", 0.3), ("fail", "no"))
         first, second = (asyncio.create_task(check.find_problem(grammar, "a")) for _ in range(2))

@@ -1,4 +1,4 @@
-"""Clients that end their half of a connection: some wait for their answer, some have gone."""
+"""Clients that half-close their connection: some wait for the response, some have gone."""
 
 import asyncio
 import ssl
@@ -14,7 +14,7 @@ def app() -> Answering:
     return Answering()
 
 
-async def test_a_client_that_half_closes_gets_an_answer_that_comes_later(app: Answering) -> None:
+async def test_a_client_that_half_closes_gets_a_later_response(app: Answering) -> None:
     async with served(app) as (_, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(REQUEST % b"slow")
@@ -29,7 +29,7 @@ async def test_a_client_that_half_closes_gets_an_answer_that_comes_later(app: An
 
 
 @pytest.mark.parametrize("half_closes_before", [False, True])
-async def test_threat_11_a_client_that_is_gone_is_noticed_while_its_answer_is_awaited(
+async def test_threat_11_a_client_that_has_gone_is_detected_before_the_response(
     app: Answering, half_closes_before: bool
 ) -> None:
     async with served(app) as (server, port):
@@ -42,7 +42,7 @@ async def test_threat_11_a_client_that_is_gone_is_noticed_while_its_answer_is_aw
         await until(lambda: app.events == ["gone"] and not server.server_state.connections)
 
 
-async def test_a_client_that_half_closes_in_its_request_is_gone(app: Answering) -> None:
+async def test_a_half_close_within_a_request_is_a_disconnect(app: Answering) -> None:
     async with served(app) as (server, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write((REQUEST % b"slow")[:-1])
@@ -54,7 +54,7 @@ async def test_a_client_that_half_closes_in_its_request_is_gone(app: Answering) 
 
 
 @pytest.mark.parametrize("request_line", [b"POST /slow HTTP/1.0\r\n", b"POST /slow HTTP/1.1\r\nconnection: close\r\n"])
-async def test_threat_26_a_half_close_does_not_open_a_connection_that_ends_with_its_answer(
+async def test_threat_26_a_half_close_does_not_keep_a_closing_connection_open(
     app: Answering, request_line: bytes
 ) -> None:
     async with served(app) as (_, port):
@@ -77,7 +77,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return files
 
 
-async def test_over_tls_answers_come_whole_and_a_client_that_leaves_is_noticed(
+async def test_over_tls_responses_are_complete_and_disconnects_are_detected(
     app: Answering, certificate: dict[str, str]
 ) -> None:
     trust = ssl.create_default_context(cafile=certificate["ssl_certfile"])

@@ -1,4 +1,4 @@
-"""Which host names are answered to."""
+"""TrustedHosts: which host names are accepted."""
 
 import httpx
 import pytest
@@ -14,7 +14,7 @@ MINE = ("localhost", "127.0.0.1", "[::1]", "*.example.org")
     "host",
     ["localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]", "[::1]:8000", "a.example.org", "b.a.example.org:80"],
 )
-async def test_ours_are_answered_to(host: str) -> None:
+async def test_allowed_hosts_are_accepted(host: str) -> None:
     assert (await ask(host)).text == "hello"
 
 
@@ -32,7 +32,7 @@ async def test_ours_are_answered_to(host: str) -> None:
         "[::1]x",
     ],
 )
-async def test_threat_15_others_are_refused(host: str) -> None:
+async def test_threat_15_other_hosts_are_rejected(host: str) -> None:
     refused = await ask(host)
     assert refused.status_code == 421
     assert refused.json()["error"]["param"] == "host"
@@ -44,13 +44,13 @@ async def ask(host: str) -> httpx.Response:
         return await http.get("/", headers={"host": host})
 
 
-def test_on_loopback_only_the_names_of_this_machine_are_answered_to_unless_others_are_allowed() -> None:
+def test_on_loopback_the_default_is_the_loopback_names() -> None:
     assert allowed_hosts(None, "127.0.0.1") == ("localhost", "127.0.0.1", "[::1]")
     assert allowed_hosts(None, "0.0.0.0") is None
     assert allowed_hosts("a.b, c.d", "127.0.0.1") == ("a.b", "c.d")
     assert allowed_hosts("*", "127.0.0.1") is None
 
 
-def test_which_addresses_are_this_machine() -> None:
+def test_loopback_addresses_are_recognized() -> None:
     assert [is_loopback(host) for host in ("localhost", "127.0.0.1", "127.1.2.3", "::1")] == [True] * 4
     assert [is_loopback(host) for host in ("0.0.0.0", "::", "192.168.0.1", "example.org")] == [False] * 4

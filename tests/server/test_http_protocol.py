@@ -1,4 +1,4 @@
-"""Connections that bring no request, a part of one or several, and clients that leave or wait."""
+"""HttpProtocol: connections with no request, a partial one or several, and clients that leave or wait."""
 
 import asyncio
 import json
@@ -41,7 +41,7 @@ async def port() -> AsyncIterator[int]:
         await task
 
 
-async def test_threat_8_a_connection_that_brings_nothing_is_closed(port: int) -> None:
+async def test_threat_8_an_idle_new_connection_is_closed(port: int) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     began = asyncio.get_running_loop().time()
     assert await read_to_end(reader) == b""
@@ -50,7 +50,7 @@ async def test_threat_8_a_connection_that_brings_nothing_is_closed(port: int) ->
 
 
 @pytest.mark.parametrize("first", [b"GET /a", b"GET / HTTP/1.1\r\nhost: x\r\nx-long: a"])
-async def test_threat_8_a_head_that_trickles_is_408(port: int, first: bytes) -> None:
+async def test_threat_8_a_slow_head_gets_408(port: int, first: bytes) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(first)
     ended = asyncio.create_task(read_to_end(reader))
@@ -63,7 +63,7 @@ async def test_threat_8_a_head_that_trickles_is_408(port: int, first: bytes) -> 
     writer.close()
 
 
-async def test_a_second_request_has_its_own_time_and_an_idle_pause_before_it(port: int) -> None:
+async def test_a_second_request_has_its_own_head_timeout_after_an_idle_pause(port: int) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     request = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
     for pause_seconds in (0.0, 2 * HEAD_SECONDS, 0.0):
@@ -92,7 +92,7 @@ def app() -> Answering:
     return Answering()
 
 
-async def test_an_answer_before_the_end_of_its_request_reaches_the_client_and_ends_the_connection(
+async def test_a_response_before_the_end_of_the_request_is_delivered_and_closes_the_connection(
     app: Answering,
 ) -> None:
     num_bytes = 8 * 2**20
@@ -111,7 +111,7 @@ async def pour(writer: asyncio.StreamWriter) -> None:
         await writer.drain()
 
 
-async def test_threat_8_what_comes_behind_an_answer_is_not_read_for_ever(app: Answering) -> None:
+async def test_threat_8_data_after_an_early_response_is_limited(app: Answering) -> None:
     head = b"POST /early HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % 2**40
     async with served(app) as (server, port):
         _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -122,7 +122,7 @@ async def test_threat_8_what_comes_behind_an_answer_is_not_read_for_ever(app: An
         writer.close()
 
 
-async def test_a_request_that_comes_early_waits_for_the_answer_before(app: Answering) -> None:
+async def test_a_pipelined_request_waits_for_the_previous_response(app: Answering) -> None:
     async with served(app) as (_, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(REQUEST % b"slow" + REQUEST % b"echo" + b"\r\n" + (REQUEST % b"echo")[:30])
@@ -135,7 +135,7 @@ async def test_a_request_that_comes_early_waits_for_the_answer_before(app: Answe
         writer.close()
 
 
-async def test_threat_8_requests_that_wait_for_their_turn_are_not_read_without_end(app: Answering) -> None:
+async def test_threat_8_the_buffer_of_pipelined_requests_is_limited(app: Answering) -> None:
     async with served(app) as (server, port):
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(REQUEST % b"slow")
@@ -149,7 +149,7 @@ async def test_threat_8_requests_that_wait_for_their_turn_are_not_read_without_e
         await until(lambda: not server.server_state.connections)
 
 
-async def test_threat_8_requests_in_a_row_are_read_no_faster_than_they_are_answered(app: Answering) -> None:
+async def test_threat_8_pipelined_requests_are_read_no_faster_than_they_are_handled(app: Answering) -> None:
     async with served(app) as (server, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write((REQUEST % b"soon") * 400_000)  # 25 MB
@@ -171,9 +171,7 @@ async def connections_of(server: uvicorn.Server) -> list[HttpProtocol]:
 LARGE = b"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % 2**24 + b"a" * 2**24
 
 
-async def test_a_client_that_takes_no_answer_does_not_hold_its_next_request_for_ever(
-    app: Answering, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_client_that_does_not_read_is_disconnected(app: Answering, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(HttpProtocol, "stall_seconds", 0.3)
     async with served(app) as (server, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -184,7 +182,7 @@ async def test_a_client_that_takes_no_answer_does_not_hold_its_next_request_for_
         writer.close()
 
 
-async def test_a_slow_client_gets_all_of_the_last_answer(app: Answering, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_slow_client_gets_the_whole_last_response(app: Answering, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(HttpProtocol, "flush_seconds", 0.3)
     async with served(app) as (_, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**20)
@@ -197,7 +195,7 @@ async def test_a_slow_client_gets_all_of_the_last_answer(app: Answering, monkeyp
         writer.close()
 
 
-async def test_an_idle_connection_is_closed_after_the_keep_alive_time_without_a_word(app: Answering) -> None:
+async def test_an_idle_connection_is_closed_silently_after_the_keep_alive_timeout(app: Answering) -> None:
     async with served(app, timeout_keep_alive=1) as (_, port):
         began = asyncio.get_running_loop().time()
         answer = await exchange(port, REQUEST % b"echo" + b"\r\n")  # an old client's line end is no request
@@ -205,7 +203,7 @@ async def test_an_idle_connection_is_closed_after_the_keep_alive_time_without_a_
         assert 0.9 < asyncio.get_running_loop().time() - began < 2
 
 
-async def test_a_server_that_ends_lets_an_answer_come_and_closes_idle_connections(app: Answering) -> None:
+async def test_a_shutdown_completes_responses_and_closes_idle_connections(app: Answering) -> None:
     async with served(app) as (server, port):
         idle, idle_writer = await asyncio.open_connection("127.0.0.1", port)
         busy, busy_writer = await asyncio.open_connection("127.0.0.1", port)

@@ -1,4 +1,4 @@
-"""Which requests another engine gets, and how often one is tried."""
+"""InFlightRequests: which requests a new engine gets, and how often a request is retried."""
 
 from caravan.model.sampling.sampling_params import SamplingParams
 from caravan.scheduler.messages import Request, SequenceOutput, TokenLogprobs
@@ -33,7 +33,7 @@ def crash_with(requests: InFlightRequests, *batch: int) -> None:
     requests.lose_engine()
 
 
-def test_another_engine_gets_every_request_behind_its_tokens() -> None:
+def test_a_new_engine_resumes_every_request_after_its_last_token() -> None:
     requests = three_requests()
     requests.put(a_token(2, 40))
     requests.put(a_token(2, 41))
@@ -43,7 +43,7 @@ def test_another_engine_gets_every_request_behind_its_tokens() -> None:
     assert requests.released() == []
 
 
-def test_what_ended_or_was_dropped_is_not_given_again() -> None:
+def test_requests_that_ended_or_were_dropped_are_not_resumed() -> None:
     requests = three_requests()
     requests.put(SequenceOutput(request_id=1, token_ids=[9], finish_reason="stop"))
     assert requests.drop(3)
@@ -51,7 +51,7 @@ def test_what_ended_or_was_dropped_is_not_given_again() -> None:
     assert ids_of(requests.released()) == [2]
 
 
-def test_a_request_in_the_batch_at_two_deaths_runs_alone_until_its_next_token() -> None:
+def test_a_request_in_the_batch_at_two_crashes_runs_alone_until_its_next_token() -> None:
     requests = three_requests()
     crash_with(requests, 2)
     assert ids_of(requests.released()) == [1, 2, 3]
@@ -65,7 +65,7 @@ def test_a_request_in_the_batch_at_two_deaths_runs_alone_until_its_next_token() 
     assert ids_of(requests.released()) == [3]  # its second; the others had one, or a token since
 
 
-def test_a_suspect_that_ends_or_is_dropped_lets_the_others_go_on() -> None:
+def test_other_requests_are_released_when_a_quarantined_one_ends_or_is_dropped() -> None:
     for end in (
         lambda requests: requests.drop(2),
         lambda requests: requests.put(SequenceOutput(request_id=2, token_ids=[], finish_reason="error")),
@@ -79,7 +79,7 @@ def test_a_suspect_that_ends_or_is_dropped_lets_the_others_go_on() -> None:
         assert ids_of(requests.released()) == [1, 3]
 
 
-def test_at_the_third_death_alone_a_request_fails_and_no_other() -> None:
+def test_a_request_fails_after_three_crashes_alone_and_others_do_not() -> None:
     requests = InFlightRequests()
     in_flight = [an_in_flight_request(request_id) for request_id in (1, 2)]
     for request in in_flight:
@@ -99,7 +99,7 @@ def test_at_the_third_death_alone_a_request_fails_and_no_other() -> None:
     assert ids_of(requests.released()) == [1]
 
 
-def test_threat_27_choices_of_one_request_are_suspected_run_and_given_up_together() -> None:
+def test_threat_27_choices_of_one_request_are_quarantined_and_fail_together() -> None:
     requests = InFlightRequests()
     in_flight = [an_in_flight_request(1), *(an_in_flight_request(request_id, group=7) for request_id in (2, 3, 4))]
     for request in in_flight:
@@ -121,7 +121,7 @@ def test_threat_27_choices_of_one_request_are_suspected_run_and_given_up_togethe
     assert ids_of(requests.released()) == [1]
 
 
-def test_threat_27_a_request_ends_five_engines_however_many_choices_it_has() -> None:
+def test_threat_27_a_request_crashes_five_engines_for_any_number_of_choices() -> None:
     for num_choices in (1, 3, 8):
         requests = InFlightRequests()
         requests.add(an_in_flight_request(99))
@@ -134,7 +134,7 @@ def test_threat_27_a_request_ends_five_engines_however_many_choices_it_has() -> 
         assert crash_count == 5
 
 
-def test_the_choices_of_a_request_are_cleared_when_each_one_in_doubt_has_a_token_or_ended() -> None:
+def test_a_group_is_cleared_when_each_uncleared_choice_has_a_token_or_ended() -> None:
     requests = InFlightRequests()
     for request_id, group in ((1, 0), (2, 7), (3, 7), (4, 7)):
         requests.add(an_in_flight_request(request_id, group))
@@ -149,7 +149,7 @@ def test_the_choices_of_a_request_are_cleared_when_each_one_in_doubt_has_a_token
     assert ids_of(requests.released()) == [1]
 
 
-def test_deaths_with_tokens_in_between_do_not_add_up() -> None:
+def test_crashes_with_tokens_in_between_are_not_counted() -> None:
     requests = three_requests()
     for _ in range(10):
         crash_with(requests, 1, 2, 3)
@@ -158,14 +158,14 @@ def test_deaths_with_tokens_in_between_do_not_add_up() -> None:
             requests.put(a_token(request_id))
 
 
-def test_a_dropped_request_that_the_engine_never_had_need_not_be_told_of() -> None:
+def test_dropping_a_request_that_was_never_sent_needs_no_abort() -> None:
     requests = InFlightRequests()
     requests.add(an_in_flight_request(1))
     assert not requests.drop(1)
     assert requests.released() == []
 
 
-def test_log_probabilities_of_a_prompt_come_once_however_far_the_first_engine_came() -> None:
+def test_prompt_logprobs_are_sent_once_across_engines() -> None:
     scores = [TokenLogprobs(logprob=-1.0), TokenLogprobs(logprob=-2.0)]
     for num_before in (0, 1, 2):
         request = an_in_flight_request(1, num_prompt_logprobs=0)

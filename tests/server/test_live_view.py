@@ -31,7 +31,7 @@ from tests.server.running_server import running_server
 pytestmark = pytest.mark.slow
 
 
-def test_a_view_shows_who_has_which_cells_and_who_waits() -> None:
+def test_a_snapshot_has_the_cells_of_sequences_and_the_queue() -> None:
     scheduler = make_scheduler(num_blocks=16, max_num_seqs=2)
     for request_id, prompt in ((1, [1, 2, 3, 4, 5]), (2, [9, 8, 7]), (3, [1])):
         scheduler.add(make_request(request_id, prompt, max_tokens=9))
@@ -51,7 +51,7 @@ def test_a_view_shows_who_has_which_cells_and_who_waits() -> None:
     assert view.cell_states.count(FREE) == 16 - view.stats.num_used_blocks
 
 
-def test_shared_and_cached_blocks_are_told_apart() -> None:
+def test_shared_and_cached_blocks_have_different_states() -> None:
     scheduler = make_scheduler(num_blocks=16)
     scheduler.add(make_request(1, [1, 2, 3, 4, 5], max_tokens=9))
     step(scheduler)
@@ -105,7 +105,7 @@ async def snapshot_after(live_view: LiveView, *steps: int) -> dict[str, Any]:
         return await next_snapshot(subscriber)
 
 
-async def test_steps_and_events_come_with_the_next_view_once() -> None:
+async def test_steps_and_events_are_sent_once_with_the_next_snapshot() -> None:
     live_view = LiveView(lambda _: None)
     view = await snapshot_after(live_view, 1, 2)
     assert view["steps"] == [[1, 0, 1, 10.0], [2, 0, 1, 10.0]]
@@ -118,7 +118,7 @@ async def test_steps_and_events_come_with_the_next_view_once() -> None:
     assert (await snapshot_after(live_view))["steps"] == []
 
 
-async def test_blocks_that_lose_their_prefix_are_told_of() -> None:
+async def test_evicted_blocks_are_an_event() -> None:
     scheduler = make_scheduler(num_blocks=8)
     live_view = LiveView(lambda _: None)
     with subscriber_of(live_view) as subscriber:
@@ -133,7 +133,7 @@ async def test_blocks_that_lose_their_prefix_are_told_of() -> None:
     assert sum(evicted) == scheduler.pool.num_evicted > 0
 
 
-async def test_steps_of_another_engine_come_behind_those_of_the_one_before() -> None:
+async def test_step_numbers_continue_after_an_engine_restart() -> None:
     live_view = LiveView(lambda _: None)
     with subscriber_of(live_view) as subscriber:
         for number in (1, 2):
@@ -147,7 +147,7 @@ async def test_steps_of_another_engine_come_behind_those_of_the_one_before() -> 
     assert [(one["step"], one["kind"]) for one in view["events"]][4:] == [(2, "restart"), (3, "join"), (3, "finish")]
 
 
-async def test_those_behind_others_do_not_drive_out_other_events() -> None:
+async def test_waiting_behind_others_is_not_an_event() -> None:
     live_view = LiveView(lambda _: None)
     with subscriber_of(live_view) as subscriber:
         waits = [SequenceEvent(number, "wait", reason="behind others") for number in range(2000)]
@@ -156,7 +156,7 @@ async def test_those_behind_others_do_not_drive_out_other_events() -> None:
         assert [event["kind"] for event in (await next_snapshot(subscriber))["events"]] == ["join"]
 
 
-async def test_what_is_told_is_bounded() -> None:
+async def test_steps_and_snapshots_are_limited() -> None:
     live_view = LiveView(lambda _: None)
     view = await snapshot_after(live_view, *range(1000))
     assert len(view["steps"]) == len(view["events"]) == MAX_STEPS
@@ -245,6 +245,6 @@ def test_a_server_streams_snapshots_to_http_clients_and_to_caravan_top(
             http.close()
 
 
-def test_a_server_that_is_not_there_is_one_line() -> None:
+def test_an_unreachable_server_is_one_line() -> None:
     with pytest.raises(TopFailed, match="does not respond"):
         next(views("http://127.0.0.1:1"))

@@ -1,4 +1,4 @@
-"""Logs: one line for each event, whatever is in it."""
+"""Logs: one line per event, for any content."""
 
 import io
 import json
@@ -45,7 +45,7 @@ def logged(kind: LogFormat) -> list[str]:
 
 @pytest.mark.usefixtures("root")
 @pytest.mark.parametrize("kind", ["json", "auto"])
-def test_threat_13_an_event_is_one_line_of_json_whatever_is_in_it(kind: LogFormat) -> None:
+def test_threat_13_an_event_is_one_line_of_json_for_any_text(kind: LogFormat) -> None:
     events = [json.loads(line) for line in logged(kind)]
     assert [event["event"] for event in events] == [f"What {HOSTILE} said.", "request", "It failed."]
     assert [event["level"] for event in events] == ["warning", "info", "error"]
@@ -56,7 +56,7 @@ def test_threat_13_an_event_is_one_line_of_json_whatever_is_in_it(kind: LogForma
 
 
 @pytest.mark.usefixtures("root")
-def test_people_get_text() -> None:
+def test_at_a_terminal_lines_are_text() -> None:
     lines = logged("text")
     assert lines[1] == "INFO request request_id=the-id status=200 route=/v1/models"
     assert lines[2] == "ERROR It failed. request_id=the-id"
@@ -68,7 +68,7 @@ class OfALibrary(ValueError):
 
 
 @pytest.mark.usefixtures("root")
-def test_threat_31_a_traceback_names_the_errors_of_libraries_and_leaves_out_their_messages() -> None:
+def test_threat_31_a_traceback_omits_the_messages_of_libraries() -> None:
     stream = io.StringIO()
     set_up_logs("json", stream)
     try:
@@ -89,9 +89,7 @@ def test_threat_31_a_traceback_names_the_errors_of_libraries_and_leaves_out_thei
         assert name in line
 
 
-def test_threat_13_no_prompt_is_logged_whatever_becomes_of_it(
-    tiny_model_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_threat_13_prompts_are_never_logged(tiny_model_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with running_server(tiny_model_path, "--kv-cache-memory", "4MiB", "--access-log") as server:
         for body in (
             {"model": "tiny", "prompt": CANARY, "max_tokens": 3, "ignore_eos": True},

@@ -1,4 +1,4 @@
-"""Names, labels and buckets of the metrics, as other people's dashboards and rules have them."""
+"""Metrics: names, labels and buckets that dashboards and rules depend on."""
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -61,7 +61,7 @@ COUNTERS: dict[str, set[str]] = {
 }
 
 
-def test_all_names_labels_and_buckets_are_as_written_here() -> None:
+def test_names_labels_and_buckets_are_stable() -> None:
     metrics = Metrics("m", EngineConfig(num_blocks=640, max_model_len=8192))
     metrics.add_ready_gauge(lambda: True)
     reasons: tuple[FinishReason, ...] = ("stop", "length", "abort", "error")

@@ -1,4 +1,4 @@
-"""Whatever a client offers and however it sends its request: one well-framed answer, or a close, and nothing else."""
+"""Each request gets one well-framed response or a closed connection, however it is sent."""
 
 import itertools
 import json
@@ -85,7 +85,7 @@ def check_text(answer: GenerationResponse, prompt: str, *, is_streamed: bool) ->
     ("upgrade", "version", "how", "is_streamed", "half_closes"),
     list(itertools.product(UPGRADES, ("1.0", "1.1"), BODIES, (False, True), (False, True))),
 )
-def test_threat_26_a_request_gets_one_well_framed_answer_and_nothing_else(
+def test_threat_26_a_request_gets_exactly_one_well_framed_response(
     client: StrictClient, upgrade: str, version: str, how: str, is_streamed: bool, half_closes: bool
 ) -> None:
     prompt = f"{upgrade} {version} {how} {is_streamed} {half_closes}"
@@ -112,7 +112,7 @@ def test_threat_26_a_request_gets_one_well_framed_answer_and_nothing_else(
 
 @pytest.mark.parametrize("upgrade", UPGRADES)
 @pytest.mark.parametrize("half_closes", [False, True])
-def test_threat_26_requests_in_a_row_are_answered_in_their_order(
+def test_threat_26_pipelined_requests_are_handled_in_order(
     client: StrictClient, upgrade: str, half_closes: bool
 ) -> None:
     prompts = [f"{upgrade} {half_closes} {number}" for number in range(6)]
@@ -152,7 +152,7 @@ def test_threat_26_requests_in_a_row_are_answered_in_their_order(
         (b"Host: other\r\n", 400),
     ],
 )
-def test_threat_26_a_request_whose_end_is_disputable_is_refused_and_the_connection_closed(
+def test_threat_26_an_ambiguous_body_length_is_rejected_and_closes_the_connection(
     client: StrictClient, headers: bytes, status: int
 ) -> None:
     client.send(post(headers) + b"\r\n0\r\n\r\n" + LAST)
@@ -167,16 +167,14 @@ def test_threat_26_a_request_whose_end_is_disputable_is_refused_and_the_connecti
     [b"5\r\nhello0\r\n\r\n", b"5 \r\nhello\r\n0\r\n\r\n", b"0x5\r\nhello\r\n", b"-5\r\nhello\r\n", b"5\nhello\n0\n\n",
      b"5;a=\nb\r\nhello\r\n0\r\n\r\n", b"\r\n", b"0\r\nX : a\r\n\r\n", b"0\r\n x\r\n\r\n", b"0\r\n\n"],
 )  # fmt: skip
-def test_threat_26_chunks_that_are_not_well_formed_are_refused_and_the_connection_closed(
-    client: StrictClient, chunks: bytes
-) -> None:
+def test_threat_26_malformed_chunks_are_rejected_and_close_the_connection(client: StrictClient, chunks: bytes) -> None:
     client.send(post(b"Transfer-Encoding: chunked\r\n\r\n") + chunks + LAST)
     answer = client.answer()
     assert (answer.status, answer.closes) == (400, True)
     client.end()
 
 
-def test_threat_26_a_body_that_is_not_read_does_not_become_the_next_request(client: StrictClient) -> None:
+def test_threat_26_an_unread_body_is_not_parsed_as_the_next_request(client: StrictClient) -> None:
     client.send(b"POST /livez HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(LAST))
     answer = client.answer()
     assert (answer.status, answer.closes) == (405, True)
@@ -206,7 +204,7 @@ def is_idle(server: RunningServer) -> bool:
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 @pytest.mark.parametrize("is_streamed", [False, True])
 @pytest.mark.parametrize("waits_seconds", [0.0, 0.05])
-def test_threat_11_a_client_that_half_closes_and_goes_is_noticed(
+def test_threat_11_a_client_that_half_closes_and_leaves_is_detected(
     server: RunningServer, version: str, is_streamed: bool, waits_seconds: float
 ) -> None:
     eventually(lambda: is_idle(server), within_seconds=5)
@@ -220,7 +218,7 @@ def test_threat_11_a_client_that_half_closes_and_goes_is_noticed(
     assert server.metric("generation_tokens_total") - before < 16 * LONG["max_tokens"]  # type: ignore[operator]
 
 
-def test_a_client_that_half_closes_while_the_server_is_full_waits_and_gets_its_answer(server: RunningServer) -> None:
+def test_a_client_that_half_closes_while_the_server_is_full_gets_its_response(server: RunningServer) -> None:
     port = int(server.url.rpartition(":")[2])
     with StrictClient(port) as first, StrictClient(port) as second:
         content = json.dumps(LONG | {"n": 64, "max_tokens": 100}).encode()

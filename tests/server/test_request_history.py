@@ -1,4 +1,4 @@
-"""Stories of requests, checked against what the scheduler says it did."""
+"""Request records, compared with the scheduler's events."""
 
 import time
 from typing import Any
@@ -57,7 +57,7 @@ def check_events(record: RequestRecord, log: list[SequenceEvent | None]) -> None
                 assert one["lost_tokens"] == event.num_tokens
 
 
-def test_a_record_tells_exactly_that_a_request_waited_was_chunked_preempted_and_replayed() -> None:
+def test_a_record_has_waiting_chunks_preemption_and_replay() -> None:
     history = RequestHistory()
     prompts = {number: random_prompt(number, 30) for number in range(4)}
     records = {number: begin(history, number, name=f"cmpl-{number}") for number in prompts}
@@ -106,7 +106,7 @@ def test_a_record_tells_exactly_that_a_request_waited_was_chunked_preempted_and_
     assert tokens == {number: transcript.token_ids for number, transcript in transcripts.items()}
 
 
-def test_a_record_tells_what_the_scheduler_did_and_in_what_company() -> None:
+def test_a_record_has_the_scheduler_events_and_batch_sizes() -> None:
     engine = tiny_engine(tiny_llama(), **SMALL)
     history = RequestHistory()
     records = {number: begin(history, number, name=f"cmpl-{number}") for number in range(4)}
@@ -149,7 +149,7 @@ def test_a_record_tells_what_the_scheduler_did_and_in_what_company() -> None:
 
 
 @pytest.mark.parametrize("last", [1, 2])
-def test_chunks_add_up_to_the_prompt_and_to_what_a_preemption_lost(last: int) -> None:
+def test_chunks_sum_to_the_prompt_plus_recomputed_tokens(last: int) -> None:
     engine = tiny_engine(tiny_llama(), max_batch_tokens=16)
     chunks: list[int] = []
 
@@ -168,7 +168,7 @@ def a_token(number: int, reason: Any = None) -> SequenceOutput:
     return SequenceOutput(request_id=number, token_ids=[1], finish_reason=reason)
 
 
-def test_what_the_scheduler_did_was_when_the_step_began() -> None:
+def test_scheduler_events_have_the_time_of_the_step_start() -> None:
     history = RequestHistory()
     record = begin(history, 1)
     time.sleep(0.2)
@@ -182,7 +182,7 @@ def test_what_the_scheduler_did_was_when_the_step_began() -> None:
     assert first["batch"] == 1  # it was in the batch, though it has left
 
 
-def test_records_of_many_choices_leave_room_for_fewer() -> None:
+def test_the_total_number_of_choices_is_limited() -> None:
     history = RequestHistory(max_records=10, max_choices=5)
     for number in range(1, 7):
         begin(history, number, 10 + number, name=f"cmpl-{number}")
@@ -191,7 +191,7 @@ def test_records_of_many_choices_leave_room_for_fewer() -> None:
     assert [number for number in range(1, 7) if history.find(f"cmpl-{number}", "")] == [5, 6]
 
 
-def test_choices_are_told_apart_and_a_replaced_engine_is_told() -> None:
+def test_choices_have_their_own_events_and_a_restart_is_recorded() -> None:
     history = RequestHistory()
     record = begin(history, 5, 6)
     history.on_step(step_of(a_token(5), a_token(6), num_running=2))
@@ -214,7 +214,7 @@ def test_choices_are_told_apart_and_a_replaced_engine_is_told() -> None:
     assert record.explanation().is_finished
 
 
-def test_who_leaves_ends_the_record() -> None:
+def test_a_disconnect_ends_the_record() -> None:
     history = RequestHistory()
     record = begin(history, 1)
     history.drop(1)
@@ -224,7 +224,7 @@ def test_who_leaves_ends_the_record() -> None:
     assert record.explanation().timeline[-1]["reason"] == "abort"
 
 
-def test_a_history_keeps_the_last_records_and_all_that_run() -> None:
+def test_a_history_keeps_the_latest_records_and_all_running_ones() -> None:
     history = RequestHistory(max_records=2)
     running = begin(history, 1, name="running")
     for number in range(2, 6):
@@ -237,7 +237,7 @@ def test_a_history_keeps_the_last_records_and_all_that_run() -> None:
     assert len(history._by_request) == 2
 
 
-def test_a_record_is_shown_to_its_key_only_under_either_name() -> None:
+def test_a_record_is_found_by_both_ids_and_only_by_its_key() -> None:
     history = RequestHistory()
     record = begin(history, 1, key="alice")
     assert history.find("cmpl-1", "alice") is history.find("exchange of cmpl-1", "alice") is record
@@ -245,7 +245,7 @@ def test_a_record_is_shown_to_its_key_only_under_either_name() -> None:
 
 
 @pytest.mark.parametrize("num", [MAX_EVENTS, MAX_EVENTS + 7])
-def test_a_record_is_bounded(num: int) -> None:
+def test_the_number_of_events_is_limited(num: int) -> None:
     record = RequestRecord("a", "b", "", time.monotonic())
     for _ in range(num - 1):  # it has arrived
         record.add_event("computed")
@@ -253,7 +253,7 @@ def test_a_record_is_bounded(num: int) -> None:
     assert record.explanation().left_out == num - MAX_EVENTS
 
 
-def test_a_record_of_many_events_has_its_end_and_all_its_times() -> None:
+def test_a_full_record_still_has_its_end_and_all_times() -> None:
     history = RequestHistory()
     record = begin(history, 1)
     history.on_step(StepOutput(outputs=[], stats=StepStats(), events=[SequenceEvent(1, "join")]))
@@ -269,7 +269,7 @@ def test_a_record_of_many_events_has_its_end_and_all_its_times() -> None:
     assert [name for name, *_ in _phases(record.explanation().timeline)] == ["queue", "prefill", "decode"]
 
 
-def test_a_record_of_many_choices_tells_the_last_reasons_too() -> None:
+def test_a_full_record_still_has_all_finish_reasons() -> None:
     num = 150
     history = RequestHistory()
     record = begin(history, *range(num))
@@ -289,7 +289,7 @@ def test_a_record_of_many_choices_tells_the_last_reasons_too() -> None:
     assert record.explanation().left_out == num
 
 
-def test_the_reader_says_how_a_choice_ended() -> None:
+def test_the_finish_reason_of_the_reader_overrides_the_engines() -> None:
     history = RequestHistory()
     record = begin(history, 1)
     for reason in (None, None, "length"):

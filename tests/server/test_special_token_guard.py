@@ -1,4 +1,4 @@
-"""The guard: no text of a client becomes a special token, and nothing of it is lost."""
+"""The guard: text from clients never becomes a special token, and none of it is lost."""
 
 import pytest
 from hypothesis import given
@@ -17,7 +17,7 @@ pieces_of_special_tokens = st.lists(
 
 
 @given(pieces_of_special_tokens, pieces_of_special_tokens, st.booleans())
-def test_two_texts_side_by_side_make_no_special_token(first: list[str], second: list[str], is_trimmed: bool) -> None:
+def test_adjacent_texts_do_not_form_a_special_token(first: list[str], second: list[str], is_trimmed: bool) -> None:
     guard = SpecialTokenGuard(LiteralSearch(SPECIAL), GUARD)
     texts = ["".join(first), "".join(second)]
     guarded = [str(guard.apply(text)) for text in texts]
@@ -30,21 +30,21 @@ def test_two_texts_side_by_side_make_no_special_token(first: list[str], second: 
     assert bytes(token_ids).decode() == "".join(texts)
 
 
-def test_every_string_is_guarded_and_no_key() -> None:
+def test_all_strings_are_guarded_but_keys_are_not() -> None:
     guarded = SpecialTokenGuard(LiteralSearch(["ab"]), "#").apply(
         {"ab": ["ab", {"x": "cab", "n": 1}], "none": None, "b": True}
     )
     assert guarded == {"ab": ["a#b", {"x": "ca#b", "n": 1}], "none": None, "b": True}
 
 
-def test_special_tokens_that_overlap_are_all_broken() -> None:
+def test_overlapping_special_tokens_are_all_split() -> None:
     guarded = str(SpecialTokenGuard(LiteralSearch(["aba", "bab"]), "#").apply("ababa"))
     assert "aba" not in guarded
     assert "bab" not in guarded
     assert guarded.replace("#", "") == "ababa"
 
 
-def test_without_special_tokens_a_text_stays_as_it_is() -> None:
+def test_without_special_tokens_a_text_is_unchanged() -> None:
     assert SpecialTokenGuard(LiteralSearch([]), "#").apply("<s> anything") == "<s> anything"
 
 

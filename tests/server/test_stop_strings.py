@@ -1,4 +1,4 @@
-"""Stop strings: the automaton against str.find, however the text is split."""
+"""Stop strings: the automaton compared with str.find, for any split of the text."""
 
 from itertools import pairwise
 
@@ -34,7 +34,7 @@ def cut(pieces: list[str], strings: list[str], *, include_match: bool = False) -
 
 
 @given(letters, needles, st.booleans(), st.lists(st.integers(0, 30), max_size=6))
-def test_the_text_is_cut_at_the_first_match_however_it_is_split(
+def test_the_text_is_cut_at_the_first_match_for_any_split(
     text: str, strings: list[str], include_match: bool, cuts: list[int]
 ) -> None:
     bounds = sorted({0, len(text), *(min(position, len(text)) for position in cuts)})
@@ -45,7 +45,7 @@ def test_the_text_is_cut_at_the_first_match_however_it_is_split(
 
 
 @given(letters, needles)
-def test_no_more_is_held_back_than_could_become_a_stop_string(text: str, strings: list[str]) -> None:
+def test_only_possible_prefixes_of_stop_strings_are_held_back(text: str, strings: list[str]) -> None:
     cutter = TextCutter(StopStrings(strings))
     shown, is_cut = cutter.push(text)
     if is_cut:
@@ -55,7 +55,7 @@ def test_no_more_is_held_back_than_could_become_a_stop_string(text: str, strings
     assert len(held) == max(possible, default=0)
 
 
-def test_a_match_that_may_not_stop_yet_is_text() -> None:
+def test_a_match_before_min_tokens_is_text() -> None:
     cutter = TextCutter(StopStrings(["ab"]))
     shown, is_cut = cutter.push("xab", may_stop=False)
     assert not is_cut

@@ -1,4 +1,4 @@
-"""Probing: the form in which a template reads messages is found by rendering some."""
+"""Template probes: the message format of a template is detected by rendering."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,11 +45,11 @@ def shape_of(source: str) -> TemplateShape:
         ("{{ messages[0].content }}{{ strftime_now('%d %b %Y') }}", TEXT),
     ],
 )
-def test_the_form_of_a_users_content_is_found(source: str, expected: ContentShape) -> None:
+def test_the_format_of_user_content_is_detected(source: str, expected: ContentShape) -> None:
     assert shape_of(source).roles["user"] == expected
 
 
-def test_roles_may_differ_in_form() -> None:
+def test_roles_may_have_different_formats() -> None:
     source = (
         "{% for message in messages %}{% if message.role == 'user' %}{{ message.content[0].text }}"
         "{% else %}{{ message.content }}{% endif %}{% endfor %}"
@@ -62,17 +62,17 @@ def test_roles_may_differ_in_form() -> None:
 
 
 @pytest.mark.parametrize("source", [templates.BLIND, "{{ 'Hello' }}", "{{ messages | length }}"])
-def test_a_template_that_shows_no_text_is_refused(source: str) -> None:
+def test_a_template_that_drops_text_is_rejected(source: str) -> None:
     with pytest.raises(ValueError, match=r"drops the text of user messages.*--chat-template"):
         usable_template(source, "<s>", "</s>")
 
 
 @pytest.mark.parametrize("source", [CHAT_ML, templates.LLAMA_GUARD, "{{ raise_exception('not today') }}"])
-def test_a_template_that_shows_text_or_refuses_every_probe_is_used(source: str) -> None:
+def test_a_template_that_renders_text_or_rejects_every_probe_is_accepted(source: str) -> None:
     usable_template(source, "<s>", "</s>").close()
 
 
-def test_what_a_template_takes_of_calls_is_found() -> None:
+def test_the_format_of_tool_calls_is_detected() -> None:
     def facts(source: str) -> dict[str, Any]:
         shape = shape_of(source)
         return {name: getattr(shape, name) for name in TemplateShape.__dataclass_fields__ if name.startswith("takes_")}
@@ -102,7 +102,7 @@ def test_what_a_template_takes_of_calls_is_found() -> None:
     assert not facts(walks_arguments)["takes_argument_texts"]
 
 
-def test_ids_are_mapped_to_nine_characters_and_always_to_the_same_ones() -> None:
+def test_ids_are_mapped_to_the_same_nine_characters() -> None:
     shape = shape_of(templates.MISTRAL_LIST)
     assert shape.call_id("a1B2c3D4e") == "a1B2c3D4e"
     for call_id in ("call_0123456789abcdef01234567", "", "toolu_01A", "a1B2c3D4é", "a-b2c3D4e"):
@@ -115,7 +115,7 @@ def test_ids_are_mapped_to_nine_characters_and_always_to_the_same_ones() -> None
     assert shape_of(templates.QWEN).call_id("call_1") == "call_1"
 
 
-def test_a_template_whose_probes_are_slow_is_used_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_template_with_slow_probes_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("caravan.server.sandbox.template_probe._LONGEST_PROBING_SECONDS", -1.0)
     shape = shape_of(CHAT_ML)
     assert not shape.is_blind

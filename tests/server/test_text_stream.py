@@ -1,4 +1,4 @@
-"""TextStream: what is shown of a choice does not depend on how its tokens come."""
+"""TextStream: the text of a choice does not depend on the batches of its tokens."""
 
 from itertools import pairwise
 
@@ -66,7 +66,7 @@ def split(token_ids: list[int], cuts: list[int]) -> list[list[int]]:
     has_eos=st.booleans(),
     cuts=st.lists(st.integers(1, 40), max_size=8),
 )
-async def test_batches_make_no_difference(
+async def test_the_text_does_not_depend_on_the_batches(
     text: str,
     num_bytes: int,
     stop: list[str],
@@ -105,7 +105,7 @@ async def test_the_text_is_the_same_with_and_without_log_probabilities(text: str
     ]
 
 
-async def test_a_stop_string_aborts_the_engine_and_drops_what_came_after_it() -> None:
+async def test_a_stop_string_aborts_the_request_and_drops_the_rest() -> None:
     deltas, aborted = await read([list(b"one"), list(b" two"), list(b"three")], "length", stop=["w"])
     assert [delta.text for delta in deltas] == ["one", " t"]
     assert deltas[-1].finish_reason == "stop"
@@ -118,15 +118,13 @@ async def test_a_stop_string_that_half_a_character_completes_at_the_end_counts()
     assert (deltas[-1].text, deltas[-1].finish_reason) == ("", "stop")
 
 
-async def test_a_choice_that_ended_by_itself_is_not_aborted() -> None:
+async def test_a_finished_choice_is_not_aborted() -> None:
     _, aborted = await read([[97, EOS]], "stop")
     assert aborted == []
 
 
 @pytest.mark.parametrize(("finish_reason", "error"), [("error", GenerationFailed), ("abort", GenerationCancelled)])
-async def test_an_end_that_is_none_of_the_clients_is_an_error(
-    finish_reason: FinishReason, error: type[Exception]
-) -> None:
+async def test_an_abort_by_the_engine_is_an_error(finish_reason: FinishReason, error: type[Exception]) -> None:
     tokens = OutputQueue(1, lambda _: None)
     stream = TextStream(tokens, Detokenizer(byte_tokenizer()), StopStrings([]), stop_token_ids=[EOS])
     tokens.put(SequenceOutput(request_id=1, token_ids=[], finish_reason=finish_reason))
@@ -134,7 +132,7 @@ async def test_an_end_that_is_none_of_the_clients_is_an_error(
         stream.take()
 
 
-async def test_what_came_before_the_engine_died_is_read_first() -> None:
+async def test_output_before_a_crash_is_read_first() -> None:
     tokens = OutputQueue(1, lambda _: None)
     stream = TextStream(tokens, Detokenizer(byte_tokenizer()), StopStrings([]), stop_token_ids=[EOS])
     tokens.put(SequenceOutput(request_id=1, token_ids=[97]))

@@ -1,4 +1,4 @@
-"""TokenHistogram: the same numbers under the same names as prometheus_client's own histogram."""
+"""TokenHistogram: the same values and names as prometheus_client's histogram."""
 
 import re
 
@@ -17,7 +17,7 @@ def exposition(registry: CollectorRegistry) -> str:
 
 # Multiples of a quarter, whose sums are exact in any order; some of them lie on a bound.
 @given(st.lists(st.tuples(st.integers(0, 16).map(lambda quarters: quarters / 4), st.integers(1, 5)), max_size=8))
-def test_it_reads_as_the_librarys_own(observed: list[tuple[float, int]]) -> None:
+def test_it_equals_prometheus_clients_histogram(observed: list[tuple[float, int]]) -> None:
     theirs, ours = CollectorRegistry(), CollectorRegistry()
     family = Histogram("gap_seconds", "Between.", ["model_name"], buckets=BUCKETS, registry=theirs).labels("m")
     histogram = TokenHistogram("gap_seconds", "Between.", {"model_name": "m"}, BUCKETS)

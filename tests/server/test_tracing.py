@@ -1,4 +1,4 @@
-"""Spans of requests, as a collector gets them."""
+"""Spans of requests, as a collector receives them."""
 
 import os
 import subprocess
@@ -90,9 +90,7 @@ def test_a_collector_gets_the_spans_of_a_request_under_its_clients_trace(
     assert CANARY.encode() not in b"".join(bodies)
 
 
-def test_a_server_whose_collector_is_not_there_serves_and_ends(
-    tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_without_a_reachable_collector_works(tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")  # refuses
     with running_server(tiny_model_path, "--kv-cache-memory", "4MiB") as server:
         body = {"model": "tiny", "prompt": "a", "max_tokens": 5}
@@ -109,7 +107,7 @@ def test_a_server_whose_collector_is_not_there_serves_and_ends(
         ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=theirs,deployment.environment.name=test"}, "theirs"),
     ],
 )
-def test_what_is_sent_carries_the_name_that_opentelemetrys_variables_give(
+def test_spans_have_the_service_name_of_opentelemetrys_variables(
     variables: dict[str, str], name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for variable, value in variables.items():
@@ -123,7 +121,7 @@ def test_what_is_sent_carries_the_name_that_opentelemetrys_variables_give(
     assert not caplog.messages
 
 
-def test_a_form_that_is_not_built_in_is_said_to_be_none(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unsupported_protocol_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     tracer = make_tracer({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"})
     assert tracer is not None
     tracer.close()
@@ -135,7 +133,7 @@ def test_nothing_is_traced_without_an_endpoint() -> None:
     assert make_tracer({"OTEL_SERVICE_NAME": "x"}) is None
 
 
-def test_without_the_extra_the_server_says_what_is_missing() -> None:
+def test_a_missing_extra_is_logged() -> None:
     program = (
         "import sys; sys.modules['opentelemetry.sdk.trace'] = None\n"
         "from caravan.server.observe.tracing import make_tracer\n"

@@ -1,4 +1,4 @@
-"""How long a request would wait, beside an engine that is played through step by step."""
+"""The predicted wait, compared with a step-by-step simulation of an engine."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,16 +33,16 @@ lengths = st.integers(1, 30)
 
 
 @given(st.lists(lengths, max_size=8), st.lists(st.tuples(lengths, lengths), max_size=12), st.integers(1, 8))
-def test_the_forecast_is_what_an_engine_that_keeps_to_the_rules_does(
+def test_the_forecast_equals_a_simulated_engine(
     running: list[int], waiting: list[tuple[int, int]], max_running: int
 ) -> None:
     running = running[:max_running]
     assert forecast(running, waiting, max_running) == played(running, waiting, max_running)
 
 
-def test_with_room_nobody_waits() -> None:
+def test_with_free_places_the_forecast_is_zero() -> None:
     assert forecast([100, 100], [], 3) == 0
 
 
-def test_more_running_than_fit_are_waited_for() -> None:
+def test_more_running_sequences_than_the_limit_are_waited_for() -> None:
     assert forecast([5, 1, 3], [], 2) == 3 * STEP_SECONDS

@@ -1,4 +1,4 @@
-"""The files of the page: what they come with, and what they do not load."""
+"""The files of the web pages: headers, links and origins."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from tests.server.openai.api import open_api
 ROOT = Path(__file__).parents[2]
 
 
-async def test_the_page_comes_without_a_key_under_a_strict_policy() -> None:
+async def test_the_page_is_public_with_a_strict_content_security_policy() -> None:
     async with open_api() as api:
         for path, kind in (
             ("/", "text/html"),
@@ -28,14 +28,14 @@ async def test_the_page_comes_without_a_key_under_a_strict_policy() -> None:
             assert (await api.http.get(path)).status_code == 404
 
 
-def test_the_page_loads_nothing_from_elsewhere() -> None:
+def test_the_page_loads_nothing_from_other_origins() -> None:
     files = [file for kind in ("html", "css", "js") for file in (ROOT / "server/web").glob(f"*.{kind}")]
     assert len(files) > 6
     for file in files:
         assert not re.search(r"(?:https?:)?//[a-z0-9-]+\.[a-z]", file.read_text("utf-8")), file
 
 
-async def test_every_lesson_leads_to_a_chapter_of_the_guide() -> None:
+async def test_every_explanation_links_to_a_chapter_of_the_guide() -> None:
     lessons = (ROOT / "server/web/lessons.js").read_text()
     chapters = set(re.findall(r'"(\d+\. [^"]+)"', lessons))
     assert len(chapters) > 2
@@ -45,7 +45,7 @@ async def test_every_lesson_leads_to_a_chapter_of_the_guide() -> None:
         assert f'<h2 id="{anchor_of(chapter)}">{chapter}</h2>' in guide
 
 
-async def test_the_guide_is_whole_its_figures_come_from_here_and_its_links_can_be_followed() -> None:
+async def test_the_guide_has_all_chapters_local_figures_and_valid_links() -> None:
     async with open_api() as api:
         page = await api.http.get("/web/llama2-from-scratch.html")
         assert page.headers["content-type"] == "text/html; charset=utf-8"

@@ -1,4 +1,4 @@
-"""WorkerPool and WorkerProcess: how a worker ended says whether that was the question's doing."""
+"""WorkerPool and WorkerProcess: exceeded limits, lost workers and retries."""
 
 import json
 import os
@@ -41,14 +41,14 @@ def pool() -> Iterator[WorkerPool]:
     pool.close()
 
 
-def test_processor_time_beyond_the_limit_is_the_questions_doing() -> None:
+def test_exceeding_the_time_limit_is_an_error_of_the_request() -> None:
     began = time.monotonic()
     with pytest.raises(TimeLimitExceeded):
         scripted(time_limit_seconds=0.1).call(question(("burn", 60)))
     assert time.monotonic() - began < 20
 
 
-def test_waiting_costs_no_processor_time() -> None:
+def test_sleeping_does_not_count_as_processor_time() -> None:
     worker = scripted(time_limit_seconds=0.1)
     assert worker.call(question(("sleep", 0.5))) == {}
     worker.close()
@@ -57,7 +57,7 @@ def test_waiting_costs_no_processor_time() -> None:
 @pytest.mark.parametrize(
     "step", [("exit", MEMORY_EXIT_STATUS), ("say and abort", "memory allocation of 8 bytes failed\n")]
 )
-def test_memory_that_runs_out_is_the_questions_doing(step: Step) -> None:
+def test_exceeding_the_memory_limit_is_an_error_of_the_request(step: Step) -> None:
     with pytest.raises(MemoryLimitExceeded):
         scripted().call(question(step))
 
@@ -73,12 +73,12 @@ def test_memory_that_runs_out_is_the_questions_doing(step: Step) -> None:
         ("say and abort", "panicked\n"),
     ],
 )
-def test_threat_27_a_worker_that_ended_otherwise_is_lost_and_says_nothing_of_the_question(step: Step) -> None:
+def test_threat_27_a_worker_that_ends_for_another_reason_is_lost(step: Step) -> None:
     with pytest.raises(WorkerLost):
         scripted().call(question(step))
 
 
-def test_threat_27_a_stopped_worker_is_given_up_after_the_wall_limit() -> None:
+def test_threat_27_a_stopped_worker_is_lost_after_the_wall_limit() -> None:
     worker = scripted(wall_limit_seconds=0.5)
     began = time.monotonic()
     with pytest.raises(WorkerLost, match=r"0\.5 seconds"):
@@ -86,20 +86,20 @@ def test_threat_27_a_stopped_worker_is_given_up_after_the_wall_limit() -> None:
     assert time.monotonic() - began < 5
 
 
-def test_threat_27_a_worker_that_reads_nothing_is_given_up_after_the_wall_limit() -> None:
+def test_threat_27_a_worker_that_does_not_read_is_lost_after_the_wall_limit() -> None:
     worker = scripted(wall_limit_seconds=0.5)
     os.kill(worker.pid, signal.SIGSTOP)
     with pytest.raises(WorkerLost):
         worker.call(question(("fail", "x" * 2**20)))  # more than the pipe holds
 
 
-def test_a_question_and_an_answer_of_megabytes_come_over_whole(pool: WorkerPool) -> None:
+def test_requests_and_replies_of_megabytes_are_complete(pool: WorkerPool) -> None:
     text = "é" * 2**21
     assert pool.call(question(("fail", text))) == {"failed": text}
 
 
 @pytest.mark.parametrize("harm", [signal.SIGKILL, signal.SIGSTOP])
-def test_threat_27_a_worker_killed_or_stopped_between_two_questions_is_replaced(
+def test_threat_27_a_worker_killed_or_stopped_between_two_calls_is_replaced(
     pool: WorkerPool, harm: signal.Signals
 ) -> None:
     assert pool.call(question()) == {}
@@ -111,13 +111,13 @@ def test_threat_27_a_worker_killed_or_stopped_between_two_questions_is_replaced(
         os.kill(pid, 0)
 
 
-def test_threat_27_a_question_whose_worker_was_killed_is_asked_once_more(pool: WorkerPool, tmp_path: Path) -> None:
+def test_threat_27_a_call_is_retried_once_if_its_worker_is_killed(pool: WorkerPool, tmp_path: Path) -> None:
     log, marker = str(tmp_path / "log"), str(tmp_path / "marker")
     assert pool.call(question(("append to", log), ("signal once", marker), ("fail", "no"))) == {"failed": "no"}
     assert (tmp_path / "log").read_text().count("asked") == 2
 
 
-def test_threat_27_two_lost_workers_are_an_error_of_the_server(pool: WorkerPool, tmp_path: Path) -> None:
+def test_threat_27_two_lost_workers_raise_worker_unavailable(pool: WorkerPool, tmp_path: Path) -> None:
     log = str(tmp_path / "log")
     with pytest.raises(WorkerUnavailable, match="signal 9"):
         pool.call(question(("append to", log), ("signal", signal.SIGKILL)))
@@ -125,7 +125,7 @@ def test_threat_27_two_lost_workers_are_an_error_of_the_server(pool: WorkerPool,
     assert pool.call(question()) == {}
 
 
-def test_one_slow_question_does_not_hold_up_another(pool: WorkerPool) -> None:
+def test_a_slow_call_does_not_delay_another(pool: WorkerPool) -> None:
     with ThreadPoolExecutor(2) as threads:
         slow = threads.submit(pool.call, question(("sleep", 0.8)))
         time.sleep(0.1)
@@ -135,7 +135,7 @@ def test_one_slow_question_does_not_hold_up_another(pool: WorkerPool) -> None:
     assert len(pool.pids) == 2
 
 
-def test_a_pool_that_is_closed_ends_its_workers_also_those_that_are_asked() -> None:
+def test_closing_a_pool_ends_busy_workers_too() -> None:
     pool = WorkerPool(scripted)
     with ThreadPoolExecutor(1) as threads:
         asked = threads.submit(pool.call, question(("sleep", 60)))
@@ -148,7 +148,7 @@ def test_a_pool_that_is_closed_ends_its_workers_also_those_that_are_asked() -> N
         pool.call(question())
 
 
-def test_the_grammar_worker_keeps_to_its_limits() -> None:
+def test_the_grammar_worker_enforces_its_limits() -> None:
     harmless = grammar_of_schema({"enum": [f"word {number}" for number in range(3000)]})
     worker = WorkerProcess(grammar_worker.__file__, 0.001, 2**30)
     with pytest.raises(TimeLimitExceeded):

@@ -1,4 +1,4 @@
-"""CallFormat: read from the template, and the grammar of its calls."""
+"""CallFormat: detected from the template, and the grammar of its calls."""
 
 import json
 
@@ -45,7 +45,7 @@ def test_a_random_model_calls_functions_with_arguments_of_their_schemas(call_for
 
 
 @pytest.mark.parametrize("call_format", FORMATS, ids=lambda one: one.name)
-def test_several_calls_keep_to_the_grammar_if_they_are_allowed(call_format: CallFormat) -> None:
+def test_parallel_calls_follow_the_grammar_if_allowed(call_format: CallFormat) -> None:
     tools = {"f": {"type": "object", "properties": {}, "additionalProperties": False}}
     lark = call_format.grammar(tools, allows_several=True)
     check = GrammarCheck()

@@ -1,4 +1,4 @@
-"""Every way of writing the same call is the same call, read whole and in small deltas."""
+"""All formats of a call are parsed as the same call, whole and in small deltas."""
 
 import itertools
 import json
@@ -114,9 +114,7 @@ def test_every_way_of_writing_an_object_is_the_same_call(
     calls=st.lists(st.tuples(st.from_regex(r"[a-zA-Z0-9_.-]{1,12}", fullmatch=True), OBJECTS), min_size=1, max_size=3),
     choices=st.data(),
 )
-def test_a_name_before_its_arguments_is_a_call_with_and_without_an_id(
-    calls: list[tuple[str, dict[str, Any]]], choices: st.DataObject
-) -> None:
+def test_a_name_before_its_arguments_is_a_call(calls: list[tuple[str, dict[str, Any]]], choices: st.DataObject) -> None:
     call_id = choices.draw(st.sampled_from(["", "[CALL_ID]a1B2c3D4e"]))
     before = choices.draw(WORDS)
     text = before + "".join(
@@ -139,7 +137,7 @@ def test_a_name_before_its_arguments_is_a_call_with_and_without_an_id(
         '[TOOL_CALLS]f[CALL_ID]a1B2c3D4e[ARGS]{"city": "Paris"}',
     ],
 )
-def test_mistrals_forms_leave_no_text_over(call_format: CallFormat, text: str) -> None:
+def test_mistral_formats_leave_no_text(call_format: CallFormat, text: str) -> None:
     assert in_pieces(call_format, text) == ("", [("f", CITY)])
 
 
@@ -154,14 +152,14 @@ def test_mistrals_forms_leave_no_text_over(call_format: CallFormat, text: str) -
         f'<tool_call>{{"name": "f", "arguments": 7}}<tool_call>{{"name": "f", "arguments": {CITY}}}</tool_call>',
     ],
 )
-def test_what_is_no_call_hides_no_later_call(text: str) -> None:
+def test_text_that_is_not_a_call_does_not_hide_a_later_call(text: str) -> None:
     content, calls = in_pieces(HERMES, text)
     assert calls == [("f", CITY)]
     assert "<tool_call>" in content
 
 
 @pytest.mark.parametrize("broken", ['{"a": ', '{"a": "b', '{"a" "b"}', '{"a": [1}', "{'a': 1}"])
-def test_a_call_with_broken_arguments_hides_no_later_call(broken: str) -> None:
+def test_a_call_with_broken_arguments_does_not_hide_a_later_call(broken: str) -> None:
     text = f'<tool_call>{{"name": "g", "arguments": {broken}</tool_call>\n' + HERMES.written([("f", CITY)])
     _, calls = in_pieces(HERMES, text)
     assert [name for name, _ in calls] == ["g", "f"]
@@ -171,7 +169,7 @@ def test_a_call_with_broken_arguments_hides_no_later_call(broken: str) -> None:
 @pytest.mark.parametrize(
     "missing", ['{"name": "f", "arguments": {"city": "Paris"}', '{"name": "f", "arguments": {"city": "Paris"}}}']
 )
-def test_a_brace_too_few_or_too_many_after_the_arguments_does_no_harm(missing: str) -> None:
+def test_a_missing_or_extra_brace_after_the_arguments_is_tolerated(missing: str) -> None:
     assert in_pieces(HERMES, f"<tool_call>{missing}</tool_call>") == ("", [("f", CITY)])
 
 
@@ -192,7 +190,7 @@ def test_a_call_without_arguments_has_none() -> None:
         "{}",
     ],
 )
-def test_json_that_is_no_call_is_content(text: str) -> None:
+def test_json_that_is_not_a_call_is_content(text: str) -> None:
     assert in_pieces(LLAMA, text) == (text, [])
 
 
@@ -201,7 +199,7 @@ def test_a_line_break_in_a_string_of_arguments_is_escaped() -> None:
     assert json.loads(arguments) == {"a": "b\nc\nd"}
 
 
-def test_a_name_that_is_no_text_is_no_call() -> None:
+def test_a_name_that_is_not_a_string_is_not_a_call() -> None:
     text = '<tool_call>{"name": "\\ud800", "arguments": {}}</tool_call>'
     assert in_pieces(HERMES, text) == (text, [])
 
@@ -238,7 +236,7 @@ def test_a_cut_off_call_keeps_the_name_and_the_arguments_so_far() -> None:
         assert in_pieces(HERMES, f"<tool_call>{written}", is_cut_off=True) == ("", [("f", known)])
 
 
-def test_arguments_come_at_once_if_the_name_comes_after_them() -> None:
+def test_arguments_before_the_name_are_sent_at_once() -> None:
     reader = ToolCallParser(HERMES)
     assert reader.push('<tool_call>\n{"arguments": {"a": 1}, "name": "f"') == []
     (part,) = reader.push("}")
@@ -263,7 +261,7 @@ def test_reading_takes_time_in_proportion_to_the_text(call_format: CallFormat, u
     assert num_function_calls(2000) < 12 * num_function_calls(200)
 
 
-def test_functions_inside_of_each_other_are_no_call() -> None:
+def test_nested_functions_are_not_a_call() -> None:
     depth = sys.getrecursionlimit() * 2
     text = "<tool_call>" + '{"function": ' * depth + "1" + "}" * depth
     assert read(HERMES, [text]) == (text, [])

@@ -1,4 +1,4 @@
-"""ToolCallParser: content and calls told apart, however the text is cut."""
+"""ToolCallParser: content and calls are separated for any split of the text."""
 
 import json
 from collections.abc import Sequence
@@ -68,7 +68,9 @@ TEXTS = st.one_of(
 
 @pytest.mark.parametrize("call_format", FORMATS, ids=lambda one: one.name)
 @given(text=TEXTS, cuts=st.lists(st.integers(0, 120), max_size=8))
-def test_it_does_not_matter_how_the_text_is_cut(call_format: CallFormat, text: str, cuts: list[int]) -> None:
+def test_the_result_does_not_depend_on_how_the_text_is_split(
+    call_format: CallFormat, text: str, cuts: list[int]
+) -> None:
     places = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
     pieces = [text[start:end] for start, end in pairwise(places)]
     assert read(call_format, pieces) == read(call_format, [text]) == read(call_format, list(text))
@@ -93,14 +95,14 @@ def test_a_broken_call_is_content() -> None:
         assert read(HERMES, list(text)) == (text, [])
 
 
-def test_arguments_come_piece_by_piece_before_the_call_is_complete() -> None:
+def test_arguments_are_streamed_before_the_call_is_complete() -> None:
     reader = ToolCallParser(HERMES)
     assert reader.push('<tool_call>\n{"name": "f", "arguments": {"a"')[0].calls[0].arguments == '{"a"'
     assert reader.push(": 1")[0].calls[0].arguments == ": 1"
     assert reader.push("}}\n")[0].calls[0].arguments == "}"
 
 
-def test_an_answer_that_is_cut_off_keeps_the_arguments_so_far() -> None:
+def test_a_truncated_response_keeps_its_arguments() -> None:
     assert read(MISTRAL, ['[TOOL_CALLS] [{"name": "f", "arguments": {"a": "b'])[1] == [("f", '{"a": "b')]
 
 
@@ -128,7 +130,7 @@ def test_parts_are_in_the_order_of_the_text() -> None:
     assert (second.content, second.calls) == ("Done.", [])
 
 
-def test_a_call_that_is_cut_off_is_known_to_be_open() -> None:
+def test_a_truncated_call_is_open() -> None:
     reader = ToolCallParser(HERMES)
     reader.push('<tool_call>\n{"name": "f", "arguments": {"a": 1')
     assert reader.is_in_call
