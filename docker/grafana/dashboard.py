@@ -81,7 +81,9 @@ def _rows() -> list[tuple[str, list[timeseries.Panel | heatmap.Panel]]]:
             "KV pool",
             [
                 _lines("Blocks", "short", {"{{state}}": _sum("kv_cache_blocks", "state")}, is_stacked=True),
-                _lines("Fraction in use", "percentunit", {"in use": f"max(caravan_kv_cache_usage_perc{_SERIES})"}, most=1),
+                _lines(
+                    "Fraction in use", "percentunit", {"in use": f"max(caravan_kv_cache_usage_perc{_SERIES})"}, most=1
+                ),
                 _lines(
                     "Prefix cache hit rate",
                     "percentunit",
@@ -121,7 +123,9 @@ def _rows() -> list[tuple[str, list[timeseries.Panel | heatmap.Panel]]]:
         (
             "Admission",
             [
-                _lines("Rejected requests", "cps", {"{{reason}}": _rate("admission_rejections", "reason")}, is_stacked=True),
+                _lines(
+                    "Rejected requests", "cps", {"{{reason}}": _rate("admission_rejections", "reason")}, is_stacked=True
+                ),
                 _quantiles("Predicted minus actual wait", "admission_wait_error_seconds", (0.1, 0.5, 0.9), least=None),
             ],
         ),
