@@ -39,16 +39,24 @@ _SCHEDULER = (
 )
 
 GATES = {
-    "server": ["tests/server/openai", "tests/server/test_text_stream.py", "tests/server/test_stop_strings.py"],
-    "process": ["tests/server/test_serving.py", "tests/server/test_engine_client.py"],
-    "http": ["tests/server/test_http_protocol.py", "tests/server/test_host_guard.py", "tests/server/test_api_keys.py"],
+    "server": [
+        "tests/server/openai",
+        "tests/server/generation/test_text_stream.py",
+        "tests/server/generation/test_stop_strings.py",
+    ],
+    "process": ["tests/server/test_serving.py", "tests/server/engine/test_client.py"],
+    "http": [
+        "tests/server/http/test_protocol.py",
+        "tests/server/http/test_trusted_hosts.py",
+        "tests/server/http/test_api_keys.py",
+    ],
     "queue": [
-        "tests/server/test_admission.py",
-        "tests/server/test_fair_share.py",
-        "tests/server/test_wait_forecast.py",
+        "tests/server/generation/test_admission.py",
+        "tests/server/generation/test_fair_share.py",
+        "tests/server/generation/test_wait_forecast.py",
         "tests/server/openai",
     ],
-    "replay": ["tests/server/test_in_flight.py", "tests/server/test_engine_client.py"],
+    "replay": ["tests/server/engine/test_in_flight.py", "tests/server/engine/test_client.py"],
     "scheduler": [f"tests/scheduler/test_{part}.py" for part in _SCHEDULER],
     "grammar": ["tests/scheduler/test_grammar.py", "tests/scheduler/test_grammar_threads.py"],
     "model": ["tests/model/test_sampling.py", "tests/model/checkpoint"],

@@ -116,7 +116,7 @@ def test_ids_are_mapped_to_the_same_nine_characters() -> None:
 
 
 def test_a_template_with_slow_probes_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("caravan.server.sandbox.template_probe._LONGEST_PROBING_SECONDS", -1.0)
+    monkeypatch.setattr("caravan.server.sandbox.template_probe._MAX_PROBE_SECONDS", -1.0)
     shape = shape_of(CHAT_ML)
     assert not shape.is_blind
     assert shape.content("user", "hi") == "hi"

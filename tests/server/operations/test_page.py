@@ -6,7 +6,7 @@ from pathlib import Path
 from caravan.server.operations.guide import anchor_of, guide_page
 from tests.server.openai.api import open_api
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 async def test_the_page_is_public_with_a_strict_content_security_policy() -> None:

@@ -11,7 +11,7 @@ from caravan.server.sandbox.grammar_check import GrammarCheck
 from tests.json_schemas import random_schemas
 from tests.scheduler.constrained_requests import constrained, constrained_engine
 from tests.scheduler.test_grammar import text_of
-from tests.server.tools.test_call_reader import FORMATS, read
+from tests.server.openai.tool_calls.test_tool_call_parser import FORMATS, read
 from tests.tiny_llama import run_to_end
 
 
