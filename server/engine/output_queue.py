@@ -26,9 +26,7 @@ class OutputQueue:
     def __init__(self, request_id: int, on_abort: Callable[[int], None]) -> None:
         self.request_id = request_id
         self.received_at_seconds = 0.0  # time.monotonic() of the newest output
-        self.on_output: Callable[[], None] = lambda: (
-            None
-        )  # called when `take` has something to return; set by the reader
+        self.on_output: Callable[[], None] = lambda: None  # called when `take` has an output; set by the reader
         self._on_abort = on_abort
         self._outputs: list[SequenceOutput] = []
         self._error: Exception | None = None

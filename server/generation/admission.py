@@ -78,11 +78,8 @@ class Admission(EngineListener):
         self._check_room(lengths, context.key_name, wait_seconds)
         limit_seconds = self.limits.max_wait_seconds
         if limit_seconds is not None and wait_seconds > limit_seconds:
-            self._reject(
-                "wait",
-                f"The predicted wait is {wait_seconds:.1f} s; the limit is {limit_seconds:g} s.",
-                wait_seconds - limit_seconds,
-            )
+            fact = f"The predicted wait is {wait_seconds:.1f} s; the limit is {limit_seconds:g} s."
+            self._reject("wait", fact, wait_seconds - limit_seconds)
         if context.timeout_seconds is not None:
             left_seconds = context.seconds_left() or 0.0
             needed_seconds = wait_seconds + self._work_seconds(lengths)

@@ -137,14 +137,12 @@ class WriteTimeout:
 class KeepAlive:
     """Sends a comment when nothing was written for a while, with one timer per stream."""
 
-    def __init__(
-        self, idle_seconds: float, send_comment: Callable[[], Awaitable[None]], write_timeout: WriteTimeout
-    ) -> None:
-        """No comment is sent while a write of `write_timeout` is pending."""
+    def __init__(self, idle_seconds: float, send_comment: Callable[[], Awaitable[None]], timeout: WriteTimeout) -> None:
+        """No comment is sent while a write of `timeout` is pending."""
         self.wrote_at_seconds = time.monotonic()
         self._idle_seconds = idle_seconds
         self._send_comment = send_comment
-        self._write_timeout = write_timeout
+        self._write_timeout = timeout
         self._sending: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle
 

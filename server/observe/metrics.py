@@ -77,7 +77,7 @@ class Metrics(EngineListener):
         self._num_preemptions = self._counter("num_preemptions", "Sequences preempted because no blocks were free.")
         self._engine_restarts = self._counter("engine_restarts", "Restarts of the engine process.")
         self._requests_replayed = self._counter("requests_replayed", "Sequences resumed by a new engine process.")
-        self._engine_down_seconds = self._counter("engine_down_seconds", "Seconds without an engine process.")
+        self._engine_down_seconds = self._counter("engine_down_seconds", "Time without an engine process.")
         self._rejections = Counter(
             _PREFIX + "admission_rejections",
             "Requests rejected by admission control, by reason.",
@@ -89,13 +89,8 @@ class Metrics(EngineListener):
         self._finished = {
             reason: family.labels(model_name, reason)
             for family, reasons in (
-                (self._finished_family("request_success", "Sequences that completed, by finish reason."), _COMPLETE),
-                (
-                    self._finished_family(
-                        "request_incomplete", "Sequences that ended before completion, by finish reason."
-                    ),
-                    _INCOMPLETE,
-                ),
+                (self._by_reason("request_success", "Complete sequences, by finish reason."), _COMPLETE),
+                (self._by_reason("request_incomplete", "Incomplete sequences, by finish reason."), _INCOMPLETE),
             )
             for reason in reasons
         }
@@ -118,38 +113,29 @@ class Metrics(EngineListener):
 
         self._iteration_tokens = self._histogram("iteration_tokens", "Tokens computed per step.", _STEP_TOKENS)
         self.first_token = self._histogram(
-            "time_to_first_token_seconds", "Seconds from arrival to the first token.", _FIRST_TOKEN
+            "time_to_first_token_seconds", "Time from arrival to the first token.", _FIRST_TOKEN
         )
         self.inter_token = TokenHistogram(
-            _PREFIX + "inter_token_latency_seconds",
-            "Seconds between two tokens.",
-            {"model_name": model_name},
-            _PER_TOKEN,
+            _PREFIX + "inter_token_latency_seconds", "Time between tokens.", {"model_name": model_name}, _PER_TOKEN
         )
         self.registry.register(self.inter_token)
         self._per_token = self._histogram(
-            "request_time_per_output_token_seconds", "Mean seconds between the tokens of a sequence.", _PER_TOKEN
+            "request_time_per_output_token_seconds", "Mean time between the tokens of a sequence.", _PER_TOKEN
         )
-        self._end_to_end = self._histogram("e2e_request_latency_seconds", "Seconds from arrival to the end.", _REQUEST)
-        self._queue_time = self._histogram(
-            "request_queue_time_seconds", "Seconds from queued to last scheduled.", _REQUEST
-        )
+        self._end_to_end = self._histogram("e2e_request_latency_seconds", "Time from arrival to the end.", _REQUEST)
+        self._queue_time = self._histogram("request_queue_time_seconds", "Time in the queue.", _REQUEST)
         self.wait_error = self._histogram(
-            "admission_wait_error_seconds", "Predicted minus actual seconds in the queue.", _WAIT_ERROR
+            "admission_wait_error_seconds", "Predicted minus actual time in the queue.", _WAIT_ERROR
         )
         self._inference_time = self._histogram(
-            "request_inference_time_seconds", "Seconds from last scheduled to the last token.", _REQUEST
+            "request_inference_time_seconds", "Time from last scheduled to the last token.", _REQUEST
         )
         self._prefill_time = self._histogram(
-            "request_prefill_time_seconds", "Seconds from last scheduled to the first token.", _REQUEST
+            "request_prefill_time_seconds", "Time from last scheduled to the first token.", _REQUEST
         )
-        self._decode_time = self._histogram(
-            "request_decode_time_seconds", "Seconds from the first to the last token.", _REQUEST
-        )
+        self._decode_time = self._histogram("request_decode_time_seconds", "Time from first to last token.", _REQUEST)
         self._prompt_lengths = self._histogram("request_prompt_tokens", "Prompt tokens per sequence.", lengths)
-        self._generation_lengths = self._histogram(
-            "request_generation_tokens", "Generated tokens per sequence.", lengths
-        )
+        self._generation_lengths = self._histogram("request_generation_tokens", "Output tokens per sequence.", lengths)
         self._max_tokens = self._histogram("request_params_max_tokens", "max_tokens per sequence.", lengths)
         self._num_choices = self._histogram("request_params_n", "n per request.", _CHOICES)
 
@@ -279,7 +265,7 @@ class Metrics(EngineListener):
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(_PREFIX + name, text, ["model_name"], registry=self.registry).labels(self._model_name)
 
-    def _finished_family(self, name: str, text: str) -> Counter:
+    def _by_reason(self, name: str, text: str) -> Counter:
         return Counter(_PREFIX + name, text, ["model_name", "finished_reason"], registry=self.registry)
 
     def _of_keys(self, name: str, text: str, key_names: Sequence[str]) -> dict[str, Counter]:
