@@ -1,4 +1,4 @@
-"""The HTTP application: the parts of a server, given as arguments, put together."""
+"""The HTTP application, assembled from its parts."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -51,7 +51,7 @@ from caravan.server.sandbox.grammar_check import GrammarCheck
 
 @dataclass(frozen=True, kw_only=True)
 class AppParts:
-    """What an application is made of; close `grammar_check` and `executors` when the server ends."""
+    """The parts of an application; the caller closes `grammar_check` and `executors`."""
 
     engine: Engine
     tokenizer: Tokenizer
@@ -69,11 +69,11 @@ class AppParts:
     limits: RequestLimits = field(default_factory=RequestLimits)
     grammar_check: GrammarCheck = field(default_factory=GrammarCheck)
     executors: Executors = field(default_factory=Executors)
-    keys: ApiKeys | None = None  # None: every request is allowed
-    hosts: Iterable[str] | None = None  # names the server answers to; None: all
-    origins: Sequence[str] = ()  # whose pages may use the server in a browser
-    trusted_proxies: Sequence[Network] = ()  # whose X-Forwarded-For names the client
-    on_response: OnResponse = lambda _: None  # gets the record of each HTTP request at its end
+    keys: ApiKeys | None = None  # None: no authentication
+    hosts: Iterable[str] | None = None  # allowed host names; None: all
+    origins: Sequence[str] = ()  # allowed origins for CORS
+    trusted_proxies: Sequence[Network] = ()  # whose X-Forwarded-For is used
+    on_response: OnResponse = lambda _: None  # called with the record of each HTTP request at its end
 
 
 def create_app(parts: AppParts) -> FastAPI:
@@ -101,13 +101,13 @@ def create_app(parts: AppParts) -> FastAPI:
     def is_ready() -> bool:
         return concurrency_limit.is_open and engine.is_ready
 
-    metrics.watch_ready(is_ready)
+    metrics.add_ready_gauge(is_ready)
     app = FastAPI(
         title="Caravan",
         version=parts.version,
-        docs_url=None,  # its page would load scripts from elsewhere; ours is one of the pages
+        docs_url=None,  # FastAPI's page loads scripts from a CDN; /docs is a page of ours
         redoc_url=None,
-        redirect_slashes=False,  # a redirect would send the client to whatever host it named
+        redirect_slashes=False,  # a redirect would use the client's Host header
     )
     routers = (
         completions_router(served),
@@ -150,13 +150,13 @@ def create_app(parts: AppParts) -> FastAPI:
         ],
         served.names,
     )
-    # From the inside out.
-    # Inside the authentication: a request without a key takes no place.
+    # From the innermost to the outermost.
+    # Inside the authentication: requests without a key do not count.
     app.add_middleware(ConcurrencyLimitMiddleware, concurrency_limit=concurrency_limit, metrics=metrics)
     if parts.keys is not None:
         app.add_middleware(ApiKeyAuth, keys=parts.keys)
     if parts.origins:
-        app.add_middleware(  # around the guard: a preflight has no key
+        app.add_middleware(  # outside the authentication: a preflight request has no key
             CORSMiddleware,
             allow_origins=parts.origins,
             allow_methods=["GET", "HEAD", "POST"],
@@ -166,11 +166,11 @@ def create_app(parts: AppParts) -> FastAPI:
         )
     if parts.hosts is not None:
         app.add_middleware(TrustedHosts, hosts=parts.hosts)
-    # Around all of them: a refusal has an id, too, and is counted.
+    # Outside all of these: rejected requests have an id and are counted, too.
     app.add_middleware(
         RequestLogging, metrics=metrics, on_response=parts.on_response, trusted_proxies=parts.trusted_proxies
     )
-    # Outermost: before any of them looks at the path.
+    # Outermost: before any of them reads the path.
     paths = [route.path for router in routers for route in router.routes if isinstance(route, APIRoute)]
     app.add_middleware(CanonicalPath, routes=paths)
     return app

@@ -1,4 +1,4 @@
-"""Start-up: the parts of a server made, connected and run, from a model file to a listening socket."""
+"""Start-up: create the parts of a server from settings and a model, connect them and run it."""
 
 import asyncio
 import logging
@@ -34,14 +34,14 @@ from caravan.server.sandbox.chat_template import ChatTemplate
 from caravan.server.sandbox.grammar_check import GrammarCheck
 from caravan.server.settings import Settings
 
-LAST_SECONDS = 1  # for what is still open when the server ends
-BACKLOG = 2048  # connections the operating system keeps for us until they are accepted
+LAST_SECONDS = 1  # for open connections when the server exits
+BACKLOG = 2048  # connections that wait to be accepted
 
 logger = logging.getLogger(__name__)
 
 
 def run(server: Coroutine[None, None, None]) -> None:
-    """Run a server to its end, on uvloop where it is installed: a token costs less there than on asyncio's own loop."""
+    """Run a server until it exits, on uvloop if it is installed, which costs less per token."""
     with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
         runner.run(server)
 
@@ -49,7 +49,7 @@ def run(server: Coroutine[None, None, None]) -> None:
 async def run_server(
     settings: Settings, model_path: Path, engine: EngineClient, listener: socket.socket, keys: ApiKeys | None = None
 ) -> None:
-    """Serve until a signal ends it; raises EngineStartFailed or ValueError if the model cannot be served."""
+    """Serve until a signal arrives; raises EngineStartFailed or ValueError if the model cannot be served."""
     tracer = make_tracer()
     grammar_check, executors = GrammarCheck(), Executors()
     template: ChatTemplate | None = None
@@ -103,7 +103,7 @@ async def run_server(
             access_log=False,
             log_config=None,
             lifespan="off",
-            proxy_headers=False,  # uvicorn believes them from this machine, and does not parse addresses
+            proxy_headers=False,  # uvicorn trusts local proxies, and does not parse addresses
             backlog=BACKLOG,
             timeout_keep_alive=settings.keep_alive_timeout,
             ssl_certfile=settings.tls_certificate,
@@ -111,7 +111,7 @@ async def run_server(
             timeout_graceful_shutdown=LAST_SECONDS,
         )
         server = GracefulServer(config, limit, settings.drain_timeout, engine.stop, live_view.close)
-        listener.listen(BACKLOG)  # from now on connections wait instead of being refused
+        listener.listen(BACKLOG)  # from now on connections are queued instead of refused
         print(start_text(report, model_path, names, address_of(listener, is_encrypted=config.is_ssl)), flush=True)
         await server.serve(sockets=[listener])
     finally:
@@ -125,12 +125,12 @@ async def run_server(
 
 
 def log_request(record: HttpRecord) -> None:
-    """Write the log line of an HTTP request that has ended."""
+    """Log an HTTP request that has ended."""
     logging.getLogger("caravan.requests").info("request", extra=record.log_fields())
 
 
 def start_text(report: EngineReady, model_path: Path, names: tuple[str, ...], address: str) -> str:
-    """Return what was loaded and what fits, in plain words."""
+    """Return the start-up summary: the model, the KV pool and the address."""
     config = report.config
     lengths = [config.max_model_len, *(length for length in (1024,) if length < config.max_model_len)]
     fits = [f"{config.num_requests_of(length):,} of {length:,} tokens" for length in lengths]
@@ -149,7 +149,7 @@ def start_text(report: EngineReady, model_path: Path, names: tuple[str, ...], ad
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a socket bound to the address, not yet listening; raises OSError."""
+    """Return a socket bound to the address, not listening yet; raises OSError."""
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     listener = socket.socket(family, kind, protocol)
     try:
@@ -162,7 +162,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def address_of(listener: socket.socket, *, is_encrypted: bool = False) -> str:
-    """Return the URL of a bound socket, as a client on this machine would write it."""
+    """Return the URL of a bound socket, for a client on this machine."""
     host, port = listener.getsockname()[:2]
     scheme = "https" if is_encrypted else "http"
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

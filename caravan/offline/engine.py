@@ -66,7 +66,7 @@ class LocalEngine:
         `on_news` is called in the engine's thread when there is something to take.
         """
         stream = _SharedStream(next(self._request_ids), self._abort)
-        stream.on_news = on_news
+        stream.on_output = on_news
         self._streams[stream.request_id] = stream
         request = Request(request_id=stream.request_id, prompt_token_ids=prompt_token_ids, params=params, group=group)
         self._inbox.put(request)

@@ -43,47 +43,49 @@ def dashboard() -> Dashboard:
 def _rows() -> list[tuple[str, list[timeseries.Panel | heatmap.Panel]]]:
     return [
         (
-            "Latency: how long do clients wait?",
+            "Latency",
             [
-                _quantiles("Whole request", "e2e_request_latency_seconds"),
-                _quantiles("First token", "time_to_first_token_seconds"),
-                _quantiles("Between tokens", "inter_token_latency_seconds"),
+                _quantiles("End to end", "e2e_request_latency_seconds"),
+                _quantiles("Time to first token", "time_to_first_token_seconds"),
+                _quantiles("Time between tokens", "inter_token_latency_seconds"),
             ],
         ),
         (
-            "Where the time goes",
+            "Time by phase",
             [
-                _quantiles("In the queue", "request_queue_time_seconds"),
-                _quantiles("Reading the prompt (prefill)", "request_prefill_time_seconds"),
-                _quantiles("Writing the answer (decode)", "request_decode_time_seconds"),
+                _quantiles("Queue", "request_queue_time_seconds"),
+                _quantiles("Prefill", "request_prefill_time_seconds"),
+                _quantiles("Decode", "request_decode_time_seconds"),
             ],
         ),
         (
-            "Throughput: how much is done?",
+            "Throughput",
             [
                 _lines("Tokens", "short", {"prompt": _rate("prompt_tokens"), "generated": _rate("generation_tokens")}),
-                _lines("HTTP answers", "reqps", {"{{route}} {{status}}": _rate("http_requests", "route, status")}),
+                _lines("HTTP responses", "reqps", {"{{route}} {{status}}": _rate("http_requests", "route, status")}),
             ],
         ),
         (
-            "Scheduler: what is in the batch?",
+            "Scheduler",
             [
                 _lines(
                     "Sequences",
                     "short",
                     {"running": _sum("num_requests_running"), "wait": _sum("num_requests_waiting")},
                 ),
-                _quantiles("Tokens in a step", "iteration_tokens", unit="short"),
+                _quantiles("Tokens per step", "iteration_tokens", unit="short"),
                 _lines("Preemptions", "cps", {"preemptions": _rate("num_preemptions")}),
             ],
         ),
         (
-            "KV pool: is there room?",
+            "KV pool",
             [
                 _lines("Blocks", "short", {"{{state}}": _sum("kv_cache_blocks", "state")}, is_stacked=True),
-                _lines("Share in use", "percentunit", {"in use": f"max(caravan_kv_cache_usage_perc{_SERIES})"}, most=1),
                 _lines(
-                    "Prompt tokens found in the prefix cache",
+                    "Fraction in use", "percentunit", {"in use": f"max(caravan_kv_cache_usage_perc{_SERIES})"}, most=1
+                ),
+                _lines(
+                    "Prefix cache hit rate",
                     "percentunit",
                     {"found": f"{_rate('prefix_cache_hits')} / {_rate('prefix_cache_queries')}"},
                     most=1,
@@ -91,7 +93,7 @@ def _rows() -> list[tuple[str, list[timeseries.Panel | heatmap.Panel]]]:
             ],
         ),
         (
-            "Lengths: what is asked for?",
+            "Request lengths",
             [
                 _heatmap("Prompt tokens", "request_prompt_tokens"),
                 _heatmap("Generated tokens", "request_generation_tokens"),
@@ -99,10 +101,10 @@ def _rows() -> list[tuple[str, list[timeseries.Panel | heatmap.Panel]]]:
             ],
         ),
         (
-            "Endings",
+            "Finished sequences",
             [
                 _lines(
-                    "Why sequences ended",
+                    "Finish reasons",
                     "cps",
                     {
                         "{{finished_reason}}": _rate("request_success", "finished_reason"),
@@ -111,7 +113,7 @@ def _rows() -> list[tuple[str, list[timeseries.Panel | heatmap.Panel]]]:
                     is_stacked=True,
                 ),
                 _lines(
-                    "Guessed tokens that were right",
+                    "Draft token acceptance rate",
                     "percentunit",
                     {"right": f"{_rate('spec_decode_num_accepted_tokens')} / {_rate('spec_decode_num_draft_tokens')}"},
                     most=1,
@@ -119,9 +121,11 @@ def _rows() -> list[tuple[str, list[timeseries.Panel | heatmap.Panel]]]:
             ],
         ),
         (
-            "Admission: who is refused?",
+            "Admission",
             [
-                _lines("Refused", "cps", {"{{reason}}": _rate("admission_rejections", "reason")}, is_stacked=True),
+                _lines(
+                    "Rejected requests", "cps", {"{{reason}}": _rate("admission_rejections", "reason")}, is_stacked=True
+                ),
                 _quantiles("Predicted minus actual wait", "admission_wait_error_seconds", (0.1, 0.5, 0.9), least=None),
             ],
         ),
@@ -130,23 +134,23 @@ def _rows() -> list[tuple[str, list[timeseries.Panel | heatmap.Panel]]]:
             [
                 _lines("Ready", "short", {"{{instance}}": f"min by (instance) (caravan_ready{_SERIES})"}, most=1),
                 _lines(
-                    "Engine restarts and what was replayed",
+                    "Engine restarts and resumed sequences",
                     "short",
                     {"restarts": _increase("engine_restarts"), "requests replayed": _increase("requests_replayed")},
                 ),
-                _lines("Time without an engine", "s", {"down": _increase("engine_down_seconds")}),
+                _lines("Engine downtime", "s", {"down": _increase("engine_down_seconds")}),
             ],
         ),
         (
-            "The API process",
+            "API process",
             [
                 _lines("Memory", "bytes", {"{{instance}}": f"process_resident_memory_bytes{_PROCESS}"}),
                 _lines(
-                    "Processor",
+                    "CPU",
                     "percentunit",
                     {"{{instance}}": f"rate(process_cpu_seconds_total{_PROCESS}[$__rate_interval])"},
                 ),
-                _lines("Open files and sockets", "short", {"{{instance}}": f"process_open_fds{_PROCESS}"}),
+                _lines("Open file descriptors", "short", {"{{instance}}": f"process_open_fds{_PROCESS}"}),
             ],
         ),
     ]

@@ -1,1 +1,1 @@
-"""The API process's side of the engine: its process, its connection and the requests in flight."""
+"""The API process's side of the engine: process, connection and requests in flight."""

@@ -1,4 +1,4 @@
-"""EngineClient: every request the engine works on, across the lives of the engine process."""
+"""EngineClient: submit requests to the engine process, and restart it when it fails."""
 
 import asyncio
 import itertools
@@ -26,23 +26,22 @@ from caravan.server.engine.listener import EngineListener
 from caravan.server.engine.output_queue import EngineDied, EngineUnavailable, OutputQueue
 from caravan.server.engine.process import ENGINE_PROGRAM, EngineProcess, EngineStartFailed
 
-READY_SILENCE_SECONDS = 2.0  # an engine beats twice a second, also in the middle of a step
-HANG_SECONDS = 10.0  # of silence, until the engine is taken for hanging
-WATCH_SECONDS = 0.25  # between two looks at the silence
-LATE_SECONDS = 0.25  # an event loop that is later than that has stood still
-FIRST_PAUSE_SECONDS = 0.1  # before the engine is started again; doubles with each failure
-LONGEST_PAUSE_SECONDS = 30.0
-MAX_DOWN_SECONDS = 120.0  # requests wait so long for an engine that does not start
+READY_SILENCE_SECONDS = 2.0  # an engine sends a heartbeat twice a second, also during a step
+HANG_SECONDS = 10.0  # without a heartbeat, after which the engine is restarted
+CHECK_PERIOD_SECONDS = 0.25  # between two checks of the heartbeat
+LATE_SECONDS = 0.25  # a check that is later than this means that the event loop was blocked
+FIRST_PAUSE_SECONDS = 0.1  # before the engine is restarted; doubles with each failure
+MAX_PAUSE_SECONDS = 30.0
+MAX_DOWN_SECONDS = 120.0  # after which requests fail if the engine cannot be restarted
 
 logger = logging.getLogger(__name__)
 
 
 class EngineClient:
-    """Hands requests to the engine process and its outputs to their streams.
+    """Sends requests to the engine process, and its outputs to their queues.
 
-    If the process ends, or says nothing for too long, it is started again with the same limits and given every request
-    that has not ended, behind the tokens that it has: the streams go on. Until then new requests are refused with
-    EngineUnavailable.
+    If the process ends or hangs, a new one is started with the same limits. It resumes every unfinished request after
+    its last generated token, so streams continue. Until then new requests raise EngineUnavailable.
     """
 
     def __init__(
@@ -52,69 +51,69 @@ class EngineClient:
         *,
         hang_seconds: float = HANG_SECONDS,
     ) -> None:
-        """Start the process, which runs `program`; `ready` tells when it has loaded."""
+        """Start the process, which runs `program`; `ready` returns when it has loaded."""
         self.listener = EngineListener()
-        self.config: EngineConfig  # known once it is ready
+        self.config: EngineConfig  # set by `ready`
         self._start = start
         self._program = program
         self._hang_seconds = hang_seconds
-        self._process = EngineProcess(start, self._take, program)
+        self._process = EngineProcess(start, self._on_message, program)
         self._requests = InFlightRequests()
         self._request_ids = itertools.count(1)
         self._is_connected = False
         self._snapshot_period_seconds = 0.0
-        self._heard_at_seconds = 0.0
-        self._looked_at_seconds = 0.0  # when the event loop last came to look at the silence
+        self._received_at_seconds = 0.0
+        self._checked_at_seconds = 0.0  # time.monotonic() of the last check
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def is_ready(self) -> bool:
-        """Whether the engine takes requests and has been heard lately."""
+        """Whether the engine accepts requests and has sent a heartbeat recently."""
         return self._is_connected and self._silence_seconds() < READY_SILENCE_SECONDS
 
     @property
     def engine_pid(self) -> int:
-        """The process id of the engine's present life."""
+        """The process id of the current engine process."""
         return self._process.pid
 
     async def ready(self) -> EngineReady:
-        """Return the report of the first life, and keep the engine going from now on; raises EngineStartFailed."""
+        """Return the first process's report, and restart the engine when it fails; raises EngineStartFailed."""
         try:
             report = await self._process.ready()
         except EngineStartFailed:
             await self._process.stop()
             raise
         self.config = report.config
-        # A later life gets what this one got, not a share of what happens to be free then.
+        # A later process gets the same limits, not a fraction of the memory that is free then.
         limits = msgspec.structs.replace(
             self._start.limits, kv_cache_memory_bytes=report.kv_cache_bytes, max_model_len=report.config.max_model_len
         )
         self._start = msgspec.structs.replace(self._start, limits=limits)
         self._connect()
-        self._tasks = [asyncio.create_task(self._keep_going()), asyncio.create_task(self._watch())]
+        self._tasks = [asyncio.create_task(self._restart_when_ended()), asyncio.create_task(self._kill_when_hung())]
         return report
 
     def submit(self, request: Request, crash_group: int = 0) -> OutputQueue:
-        """Return the stream of a new request, whose `request_id` is given here; raises EngineUnavailable.
+        """Return the output queue of a new request, and assign its `request_id`; raises EngineUnavailable.
 
-        Requests of one `crash_group` other than 0 count as one when engines end again and again.
+        Crashes are counted together for all requests of a `crash_group` other than 0.
         """
         if not self.is_ready:
             raise EngineUnavailable
-        stream = OutputQueue(next(self._request_ids), self._abort)
-        request = msgspec.structs.replace(request, request_id=stream.request_id)
-        self._requests.add(InFlightRequest(request, stream, crash_group or -stream.request_id))
+        outputs = OutputQueue(next(self._request_ids), self._abort)
+        request = msgspec.structs.replace(request, request_id=outputs.request_id)
+        self._requests.add(InFlightRequest(request, outputs, crash_group or -outputs.request_id))
         self._send_released()
-        return stream
+        return outputs
 
     def subscribe(self, period_seconds: float) -> None:
-        """Have a view of the engine handed to the listener so often, 0: never; also of the engines to come."""
+        """Subscribe the listener to a snapshot of the engine per period, 0: none; it survives restarts."""
         self._snapshot_period_seconds = period_seconds
         if self._is_connected:
             self._process.send(Subscribe(period_seconds=period_seconds))
 
     async def stop(self) -> None:
-        """End the process; streams still open fail with EngineDied."""
+        """End the process; open output queues fail with EngineDied."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -128,58 +127,60 @@ class EngineClient:
         self._send_released()
 
     def _send_released(self) -> None:
-        """Give the engine what it is to work on now."""
+        """Send the requests that are ready for the engine."""
         if self._is_connected:
-            for live in self._requests.released():
-                self._process.send(live.again())
+            for request in self._requests.released():
+                self._process.send(request.resumed())
 
-    async def _keep_going(self) -> None:
-        """Wait for the process to end, then give what it worked on to another one, for ever."""
+    async def _restart_when_ended(self) -> None:
+        """Wait for the process to end, then start another one that resumes its requests; repeat."""
         while True:
             await self._process.ended()
             began_seconds = time.monotonic()
             self._disconnect()
             num_requests = self._requests.lose_engine()
             cause = await self._process.stop()
-            logger.error("The engine process ended (%s); starting it again for %d requests.", cause, num_requests)
-            await self._start_again(began_seconds)
+            logger.error("The engine process ended (%s); restarting it for %d requests.", cause, num_requests)
+            await self._restart(began_seconds)
             down_seconds = time.monotonic() - began_seconds
             self.listener.on_replay(len(self._requests), down_seconds)
-            logger.warning("The engine is back after %.1f seconds and goes on.", down_seconds)
+            logger.warning("The engine was restarted after %.1f seconds; requests are resumed.", down_seconds)
             self._connect()
 
-    async def _start_again(self, began_seconds: float) -> None:
-        """Start a process, over and over until one has loaded; if that takes too long, requests do not wait for it."""
+    async def _restart(self, began_seconds: float) -> None:
+        """Start processes until one has loaded; fail the requests if that takes too long."""
         pause_seconds = FIRST_PAUSE_SECONDS
         while True:
             self.listener.on_restart()
             await asyncio.sleep(pause_seconds)
             try:
-                self._process = EngineProcess(self._start, self._take, self._program)
+                self._process = EngineProcess(self._start, self._on_message, self._program)
                 await self._process.ready()
             except (EngineStartFailed, OSError) as error:
                 await self._process.stop()
-                pause_seconds = min(2 * pause_seconds, LONGEST_PAUSE_SECONDS)
-                logger.error("The engine does not start; next try in %g seconds: %s", pause_seconds, error)
+                pause_seconds = min(2 * pause_seconds, MAX_PAUSE_SECONDS)
+                logger.error("The engine failed to start; retrying in %g seconds: %s", pause_seconds, error)
                 if time.monotonic() - began_seconds > MAX_DOWN_SECONDS:
                     self._requests.fail(EngineDied())
             else:
                 return
 
-    async def _watch(self) -> None:
-        """Kill a process that is silent for too long: it hangs."""
-        self._looked_at_seconds = time.monotonic()
+    async def _kill_when_hung(self) -> None:
+        """Kill a process whose heartbeat is missing for too long."""
+        self._checked_at_seconds = time.monotonic()
         while True:
-            await asyncio.sleep(WATCH_SECONDS)
+            await asyncio.sleep(CHECK_PERIOD_SECONDS)
             late_seconds, now = self._late_seconds(), time.monotonic()
-            self._heard_at_seconds = min(self._heard_at_seconds + late_seconds, now)
-            self._looked_at_seconds = now
+            self._received_at_seconds = min(self._received_at_seconds + late_seconds, now)
+            self._checked_at_seconds = now
             if self._is_connected and self._silence_seconds() > self._hang_seconds:
-                logger.error("The engine process has been silent for %.0f seconds; ending it.", self._silence_seconds())
+                logger.error(
+                    "The engine process sent no heartbeat for %.0f seconds; killing it.", self._silence_seconds()
+                )
                 self._process.kill()
 
-    def _take(self, message: WhileRunning) -> None:
-        self._heard_at_seconds = time.monotonic()
+    def _on_message(self, message: WhileRunning) -> None:
+        self._received_at_seconds = time.monotonic()
         match message:
             case StepOutput(outputs=outputs):
                 self.listener.on_step(message)
@@ -197,7 +198,7 @@ class EngineClient:
                 pass
 
     def _connect(self) -> None:
-        self._heard_at_seconds = self._looked_at_seconds = time.monotonic()
+        self._received_at_seconds = self._checked_at_seconds = time.monotonic()
         self._is_connected = True
         if self._snapshot_period_seconds:
             self.subscribe(self._snapshot_period_seconds)
@@ -208,10 +209,10 @@ class EngineClient:
         self.listener.on_disconnect()
 
     def _silence_seconds(self) -> float:
-        """Return for how long nothing has come from the engine while this process listened."""
-        return time.monotonic() - self._heard_at_seconds - self._late_seconds()
+        """Return the seconds since the last message, without those in which the event loop was blocked."""
+        return time.monotonic() - self._received_at_seconds - self._late_seconds()
 
     def _late_seconds(self) -> float:
-        """Return for how long this process has stood still: what the engine said meanwhile is still to be read."""
-        late_seconds = time.monotonic() - self._looked_at_seconds - WATCH_SECONDS
+        """Return for how long the event loop was blocked: messages from that time are still unread."""
+        late_seconds = time.monotonic() - self._checked_at_seconds - CHECK_PERIOD_SECONDS
         return late_seconds if late_seconds > LATE_SECONDS else 0.0

@@ -1,4 +1,4 @@
-"""EngineListener: what can be learned from the engine while it runs."""
+"""EngineListener: the engine's events, as other parts of the server receive them."""
 
 from collections.abc import Sequence
 
@@ -8,29 +8,29 @@ from caravan.scheduler.messages import EngineSnapshot, StepOutput
 
 
 class EngineListener:
-    """One part of the server that follows the engine; it overrides the events it needs.
+    """Base class of the parts that receive engine events; subclasses override those that they need.
 
     Events arrive on the event loop, in order. A listener must return at once.
     """
 
     def on_step(self, output: StepOutput) -> None:
-        """Take in the result of one step, before its tokens reach their readers."""
+        """Handle the result of a step, before its tokens reach their readers."""
 
     def on_snapshot(self, snapshot: EngineSnapshot) -> None:
-        """Take in the state of batch, queue and pool; sent only while somebody subscribes to it."""
+        """Handle the state of batch, queue and pool; sent only while there are subscribers."""
 
     def on_disconnect(self) -> None:
         """The engine process has ended, or the client was stopped."""
 
     def on_restart(self) -> None:
-        """Another engine process is about to be started."""
+        """A new engine process is about to be started."""
 
     def on_replay(self, num_requests: int, down_seconds: float) -> None:
-        """A new engine process resumes this number of requests; there was none for `down_seconds`."""
+        """A new engine process resumes `num_requests` requests after `down_seconds` of downtime."""
 
 
 class EngineListeners(EngineListener):
-    """Passes each event on to several listeners, in their order."""
+    """Passes each event to several listeners, in order."""
 
     def __init__(self, listeners: Sequence[EngineListener] = ()) -> None:
         self._listeners = tuple(listeners)

@@ -1,4 +1,4 @@
-"""OutputQueue: the engine's outputs for one request, on their way to one reader."""
+"""OutputQueue: the engine's outputs for one request, buffered for one reader."""
 
 import time
 from collections.abc import Callable
@@ -9,48 +9,48 @@ from caravan.scheduler.messages import SequenceOutput
 
 
 class EngineUnavailable(Exception):
-    """The engine takes no request now: it is loading, draining, or has fallen silent."""
+    """The engine accepts no requests now: it is loading, draining, or sends no heartbeat."""
 
 
 class EngineDied(Exception):
-    """The engine process ended while it worked on a request."""
+    """The engine process ended before the request did."""
 
 
 class OutputQueue:
     """The outputs of one request, each once and in order, until the one with a finish reason.
 
-    The engine never waits for a reader. What gathers while the reader is busy is handed over as one output, so a
-    slow reader catches up in one step, and what is held is bounded by the `max_tokens` of the request.
+    The engine never waits for a reader. Outputs that accumulate while the reader is busy are merged into one, so a slow
+    reader catches up in one step, and the buffer is limited by the `max_tokens` of the request.
     """
 
     def __init__(self, request_id: int, on_abort: Callable[[int], None]) -> None:
         self.request_id = request_id
         self.received_at_seconds = 0.0  # time.monotonic() of the newest output
-        self.on_news: Callable[[], None] = lambda: None  # called when there is something to take; set by the reader
+        self.on_output: Callable[[], None] = lambda: None  # called when `take` has an output; set by the reader
         self._on_abort = on_abort
         self._outputs: list[SequenceOutput] = []
         self._error: Exception | None = None
-        self._is_closed = False  # nothing more will come from the engine
+        self._is_closed = False  # the engine sends no more
 
     def put(self, output: SequenceOutput) -> None:
-        """Add what one step did; outputs after the end are dropped."""
+        """Add the output of a step; outputs after the last one are dropped."""
         if self._is_closed:
             return
         self.received_at_seconds = time.monotonic()
         self._outputs.append(output)
         self._is_closed = output.finish_reason is not None
-        self.on_news()
+        self.on_output()
 
     def fail(self, error: Exception) -> None:
-        """End the stream: the reader gets what has gathered, then `error`."""
+        """Close the queue: the reader gets the buffered outputs, then `error`."""
         if self._is_closed:
             return
         self._error = error
         self._is_closed = True
-        self.on_news()
+        self.on_output()
 
     def abort(self) -> None:
-        """End the stream because its reader wants no more; the engine is told once, and only if it is still at work."""
+        """Close the queue for the reader; `on_abort` is called once, and only if the request has not ended."""
         self._outputs.clear()
         self._error = None
         if self._is_closed:
@@ -59,9 +59,9 @@ class OutputQueue:
         self._on_abort(self.request_id)
 
     def take(self) -> SequenceOutput | None:
-        """Return what has gathered, None if that is nothing; raises the error that ended the stream.
+        """Return the buffered outputs as one, None if there are none; raises the error that closed the queue.
 
-        An end that is no good comes by itself, after what was produced before it.
+        An output with finish reason "error" or "abort" is returned separately, after those before it.
         """
         if not self._outputs:
             if self._error is not None:
@@ -71,7 +71,7 @@ class OutputQueue:
         if len(outputs) > 1 and outputs[-1].finish_reason in ("error", "abort"):
             self._outputs.append(outputs.pop())
         if self._outputs or self._error is not None:
-            self.on_news()  # there is more to take
+            self.on_output()  # there is more to return
         return outputs[0] if len(outputs) == 1 else _joined(outputs)
 
 

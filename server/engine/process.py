@@ -1,4 +1,4 @@
-"""EngineProcess: one life of the engine process, seen from the API process."""
+"""EngineProcess: the engine's child process and the socket to it."""
 
 import asyncio
 import logging
@@ -25,22 +25,22 @@ from caravan.scheduler.messages import (
     WhileRunning,
 )
 
-# What runs the engine; -P: what lies in the current folder must not stand in for our modules.
+# -P: modules in the current folder must not shadow those of the package.
 ENGINE_PROGRAM: tuple[str, ...] = ("-P", "-m", "caravan.scheduler.process")
-STOP_SECONDS = 2.0  # how long a process may take to leave before it is killed
+STOP_SECONDS = 2.0  # for a process to exit before it is killed
 
 logger = logging.getLogger(__name__)
 
 
 class EngineStartFailed(Exception):
-    """The engine could not load its model; the text is one line for the operator."""
+    """The engine could not load the model; the text is one line for the operator."""
 
 
 class EngineProcess(asyncio.Protocol):
     """A child process that holds the model, with the socket to it.
 
-    It starts loading when this object is made, so that the parent can do other work meanwhile. It ends by itself when
-    the socket closes, also if the parent was killed.
+    Loading starts when this object is created, so the parent can do other work meanwhile. The process ends when the
+    socket closes, also if the parent was killed.
     """
 
     def __init__(
@@ -49,14 +49,14 @@ class EngineProcess(asyncio.Protocol):
         on_message: Callable[[WhileRunning], None],
         program: tuple[str, ...] = ENGINE_PROGRAM,
     ) -> None:
-        """`on_message` is given what the engine says once it has loaded, as soon as it comes."""
-        self._connection, theirs = socket.socketpair()
-        with theirs:
+        """`on_message` receives each message of the engine after it has loaded."""
+        self._connection, engine_socket = socket.socketpair()
+        with engine_socket:
             self._process = subprocess.Popen(
-                [sys.executable, *program, str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),),
+                [sys.executable, *program, str(engine_socket.fileno())],
+                pass_fds=(engine_socket.fileno(),),
                 stdin=subprocess.DEVNULL,
-                start_new_session=True,  # signals to the group are for the server, which ends it by the socket
+                start_new_session=True,  # signals to the group go to the server only, which closes the socket
                 env=engine_environment(os.environ),
             )
         self._connection.sendall(encode_frame(start))
@@ -83,21 +83,21 @@ class EngineProcess(asyncio.Protocol):
         return report
 
     async def ended(self) -> None:
-        """Return when the process or the socket has ended; nothing comes after it."""
+        """Return when the process or the socket has ended; no message follows."""
         await self._has_ended.wait()
 
     def send(self, message: ToEngine) -> None:
-        """Give the engine a message; what a dead engine is given is lost."""
-        assert self._transport is not None, "it was ready"
+        """Send a message to the engine; it is dropped if the engine has ended."""
+        assert self._transport is not None, "`ready` has returned"
         if not self._transport.is_closing():
             self._transport.write(encode_frame(message))
 
     def kill(self) -> None:
-        """End the process now, whatever it does; `ended` returns soon after."""
+        """Kill the process; `ended` returns soon after."""
         self._process.kill()
 
     async def stop(self) -> str:
-        """Close the socket, see the process end, killing it if need be; return how it ended."""
+        """Close the socket and wait for the process to exit, or kill it; return its exit status as text."""
         if self._transport is not None:
             self._transport.close()
         self._connection.close()
@@ -114,7 +114,7 @@ class EngineProcess(asyncio.Protocol):
             match self._decoder.decode(body):
                 case StepOutput() | BatchBegins() | Heartbeat() | EngineLog() | EngineSnapshot() as message:
                     self._on_message(message)
-                case EngineReady() | EngineFailed() if self._report.done():  # nobody waits for it any more
+                case EngineReady() | EngineFailed() if self._report.done():  # `ready` has returned
                     pass
                 case EngineReady() as report:
                     self._report.set_result(report)
@@ -127,11 +127,10 @@ class EngineProcess(asyncio.Protocol):
             self._report.set_result(None)
 
 
-def engine_environment(ours: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of an engine process: ours, with what torch's allocator and its threads read at a start.
+def engine_environment(inherited: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of an engine process: the inherited one, with settings for torch's allocator and threads.
 
-    Large tensors get huge pages. Threads that wait for each other give their core away after some microseconds: where
-    others want the cores too, the one that is waited for may be without one, and a step took a second instead of ten
-    milliseconds.
+    Large tensors get huge pages. Threads that wait at a barrier yield their core after some microseconds: on a busy
+    machine the thread they wait for may have none, and a step took a second instead of ten milliseconds.
     """
-    return {"GOMP_SPINCOUNT": "1000"} | dict(ours) | {"THP_MEM_ALLOC_ENABLE": "1"}
+    return {"GOMP_SPINCOUNT": "1000"} | dict(inherited) | {"THP_MEM_ALLOC_ENABLE": "1"}

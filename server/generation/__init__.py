@@ -1,1 +1,1 @@
-"""One request from admission to its last token, whichever endpoint it came through."""
+"""The life of a request from admission to its last token, the same for all endpoints."""

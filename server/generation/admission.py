@@ -1,4 +1,4 @@
-"""Admission: which requests the engine gets, and how long they will wait there."""
+"""Admission: admit or reject requests, and predict their time in the engine's queue."""
 
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -18,12 +18,12 @@ from caravan.server.generation.request_limits import QueueLimits
 from caravan.server.generation.wait_forecast import forecast_wait_seconds
 from caravan.server.observe.metrics import Metrics, Rejection
 
-LEARNING = 0.1  # the weight of the newest answer in the mean length of answers
+SMOOTHING = 0.1  # the weight of the latest sequence in the moving average of used max_tokens
 
 
 @dataclass(eq=False, kw_only=True)
 class Reservation:
-    """One sequence that was let in, until it ends."""
+    """An admitted sequence, until it ends."""
 
     priority: int
     key_name: str
@@ -31,33 +31,33 @@ class Reservation:
     num_prompt_tokens: int
     max_tokens: int
     predicted_wait_seconds: float = 0.0
-    num_before: int = 0  # sequences in the queue that will join before it
-    engine_number: int | None = None  # None: not submitted yet
-    is_in_batch: bool = False  # and not in the queue, as the engine said
-    num_tokens: int = 0  # so far
+    num_before: int = 0  # queued sequences that will join the batch before it
+    engine_number: int | None = None  # None: not submitted
+    is_in_batch: bool = False  # as last reported by the engine
+    num_tokens: int = 0  # generated so far
 
 
 @dataclass
 class Admission(EngineListener):
-    """The book of all sequences that were let in and have not ended.
+    """The reservations of all admitted sequences that have not ended.
 
-    A request is let in whole or not at all; when nothing of its key waits, it is. What it will wait is forecast from
-    what is before it, from the time that the latest steps took and the share of `max_tokens` that the latest answers
-    used.
+    A request is admitted as a whole or rejected. It is always admitted if its key has nothing waiting. Its wait is
+    predicted from the sequences before it, the duration of the latest steps, and the fraction of `max_tokens` that the
+    latest sequences used.
     """
 
     config: EngineConfig
     metrics: Metrics
     limits: QueueLimits = field(default_factory=QueueLimits)
-    _waiting: dict[Reservation, None] = field(default_factory=dict)  # in the order they came
+    _waiting: dict[Reservation, None] = field(default_factory=dict)  # in order of arrival
     _running: dict[Reservation, None] = field(default_factory=dict)
     _submitted: dict[int, Reservation] = field(default_factory=dict)  # by the engine's number
     _cost: StepCost = field(default_factory=StepCost)
-    _used_share: float = 1.0  # of max_tokens
+    _used_fraction: float = 1.0  # of max_tokens, moving average
 
     @override
     def on_step(self, output: StepOutput) -> None:
-        """Learn from one step how long steps take, and which sequences are in the batch."""
+        """Update the cost of steps, and which sequences are in the batch."""
         stats = output.stats
         for event in output.events:
             if event.kind in ("join", "preempt") and (reservation := self._submitted.get(event.request_id)) is not None:
@@ -66,10 +66,10 @@ class Admission(EngineListener):
             self._cost.observe(stats.num_prefill_tokens, stats.step_seconds)
 
     def admit(self, lengths: Sequence[tuple[int, int]], context: RequestContext) -> list[Reservation]:
-        """Return a reservation for each sequence of a request, given the tokens of its prompt and its max_tokens.
+        """Return a reservation for each sequence of a request; `lengths` are its prompt tokens and its max_tokens.
 
-        Raises QueueFull if the queue has no room for them or the first of them would wait for too long, and
-        DeadlineExceeded if the answer would come later than the client wants it.
+        Raises QueueFull if a limit of the queue or of the waiting time would be exceeded, and DeadlineExceeded if the
+        response would be complete after the request's deadline.
         """
         before = self._before(context, self._waiting)
         queued = [reservation for reservation in (*self._running, *self._waiting) if not reservation.is_in_batch]
@@ -78,13 +78,16 @@ class Admission(EngineListener):
         self._check_room(lengths, context.key_name, wait_seconds)
         limit_seconds = self.limits.max_wait_seconds
         if limit_seconds is not None and wait_seconds > limit_seconds:
-            self._refuse("wait", f"The request would wait for {wait_seconds:.1f} s.", wait_seconds - limit_seconds)
+            fact = f"The predicted wait is {wait_seconds:.1f} s; the limit is {limit_seconds:g} s."
+            self._reject("wait", fact, wait_seconds - limit_seconds)
         if context.timeout_seconds is not None:
             left_seconds = context.seconds_left() or 0.0
             needed_seconds = wait_seconds + self._work_seconds(lengths)
             if needed_seconds > left_seconds:
-                fact = f"The answer would take {needed_seconds:.1f} s; its client waits for {left_seconds:.1f}."
-                self._refuse("deadline", fact, needed_seconds - left_seconds)
+                fact = (
+                    f"The predicted response time is {needed_seconds:.1f} s; the deadline is in {left_seconds:.1f} s."
+                )
+                self._reject("deadline", fact, needed_seconds - left_seconds)
         reservations = [
             Reservation(
                 priority=context.priority,
@@ -102,17 +105,17 @@ class Admission(EngineListener):
 
     @override
     def on_replay(self, num_requests: int, down_seconds: float) -> None:
-        """All sequences are in the queue of the new engine."""
+        """Mark all sequences as queued in the new engine."""
         for reservation in self._submitted.values():
             reservation.is_in_batch = False
 
     def submit(self, reservation: Reservation, engine_number: int) -> None:
-        """Store under which number the engine has a sequence."""
+        """Store the engine's number of a sequence."""
         reservation.engine_number = engine_number
         self._submitted[engine_number] = reservation
 
     def count_tokens(self, reservation: Reservation, num_tokens: int, waited_seconds: float) -> None:
-        """Take note of new tokens of a sequence; the first ones tell how long it waited."""
+        """Count new tokens of a sequence; with the first ones, record the error of the predicted wait."""
         if reservation in self._waiting:
             del self._waiting[reservation]
             self._running[reservation] = None
@@ -120,42 +123,42 @@ class Admission(EngineListener):
         reservation.num_tokens += num_tokens
 
     def leave(self, reservation: Reservation, *, is_complete: bool) -> None:
-        """Take note that a sequence has ended, if it has not left yet; a complete one tells how long answers are."""
+        """Remove a sequence that has ended; a complete one updates the fraction of max_tokens in use."""
         if reservation.engine_number is not None:
             self._submitted.pop(reservation.engine_number, None)
         was_waiting = self._waiting.pop(reservation, reservation) is None
         was_running = self._running.pop(reservation, reservation) is None
         if (was_waiting or was_running) and is_complete and reservation.max_tokens:
-            self._used_share += LEARNING * (reservation.num_tokens / reservation.max_tokens - self._used_share)
+            self._used_fraction += SMOOTHING * (reservation.num_tokens / reservation.max_tokens - self._used_fraction)
 
     def _check_room(self, lengths: Sequence[tuple[int, int]], key_name: str, wait_seconds: float) -> None:
-        sequences_of: Counter[str] = Counter()  # that wait, by key
+        sequences_of: Counter[str] = Counter()  # waiting, by key
         tokens_of: Counter[str] = Counter()
         for reservation in self._waiting:
             sequences_of[reservation.key_name] += 1
             tokens_of[reservation.key_name] += reservation.num_prompt_tokens + reservation.max_tokens
-        if not sequences_of[key_name]:  # a request larger than the bounds would never be let in
+        if not sequences_of[key_name]:  # else a request larger than the limits would never be admitted
             return
         num_free = max(self.config.max_num_seqs - len(self._running), 0)
         retry_after_seconds = wait_seconds / len(self._waiting)
         if not has_room(sequences_of, key_name, len(lengths) - num_free, self.limits.max_requests):
-            fact = f"{len(self._waiting)} requests wait already; the limit is {self.limits.max_requests}."
-            self._refuse("queue_full", fact, retry_after_seconds)
+            fact = f"The queue has {len(self._waiting)} requests; the limit is {self.limits.max_requests}."
+            self._reject("queue_full", fact, retry_after_seconds)
         num_new_tokens = sum(map(sum, lengths))
         if not has_room(tokens_of, key_name, num_new_tokens, self.limits.max_tokens):
-            fact = f"{tokens_of.total()} tokens wait already; with {num_new_tokens} more the limit of"
-            self._refuse("queue_tokens", f"{fact} {self.limits.max_tokens} would be passed.", retry_after_seconds)
+            fact = f"The queue has {tokens_of.total()} tokens; {num_new_tokens} more would exceed the limit of"
+            self._reject("queue_tokens", f"{fact} {self.limits.max_tokens}.", retry_after_seconds)
 
-    def _refuse(self, reason: Rejection, fact: str, retry_after_seconds: float) -> NoReturn:
+    def _reject(self, reason: Rejection, fact: str, retry_after_seconds: float) -> NoReturn:
         self.metrics.count_rejection(reason)
         raise (DeadlineExceeded if reason == "deadline" else QueueFull)(fact, retry_after_seconds)
 
     def _forecast_seconds(
         self, before: Sequence[Reservation], context: RequestContext, num_prompt_tokens: int
     ) -> float:
-        """Return how long one more sequence would wait behind these.
+        """Return the predicted wait of one more sequence after those in `before`.
 
-        Of the prompts of other keys a step computes no more than of its own.
+        A step computes no more prompt tokens of another key than of its own.
         """
 
         def prompt_tokens(reservation: Reservation) -> int:
@@ -176,9 +179,9 @@ class Admission(EngineListener):
         )
 
     def _before(self, context: RequestContext, waiting: Collection[Reservation]) -> list[Reservation]:
-        """Return which of these would join before: what is more urgent, the key's own, and as many of each other key.
+        """Return the waiting sequences that would join first: more urgent, of its key, and as many of each other key.
 
-        Within an urgency keys take turns, and what a key has waiting joins by priority.
+        Within an urgency the order is round-robin over keys, and by priority within a key.
         """
         own_place = (context.urgency, context.key_name)
         num_of: dict[tuple[int, str], int] = {}
@@ -195,10 +198,10 @@ class Admission(EngineListener):
         return [*more_urgent, *own, *(reservation for turn, reservation in others if turn <= len(own) + 1)]
 
     def _expected_tokens(self, reservation: Reservation) -> int:
-        return max(round(self._used_share * reservation.max_tokens), 1)
+        return max(round(self._used_fraction * reservation.max_tokens), 1)
 
     def _work_seconds(self, lengths: Sequence[tuple[int, int]]) -> float:
-        """Return what the engine needs for a request that runs: its prompts, and steps for its longest answer."""
-        num_steps = max(max_tokens for _, max_tokens in lengths) * self._used_share
+        """Return the seconds of work for a running request: its prompts, and the steps of its longest choice."""
+        num_steps = max(max_tokens for _, max_tokens in lengths) * self._used_fraction
         num_prompt_tokens = sum(num for num, _ in lengths)
         return num_prompt_tokens * self._cost.prefill_seconds + num_steps * self._cost.step_seconds

@@ -1,14 +1,14 @@
-"""What can end a request before its last token: GenerationError and its kinds, which HTTP maps to a status.
+"""GenerationError and its subclasses: what ends a request early. HTTP maps them to a status.
 
     GenerationError
-      RequestRejected         there is no room or no time for it
+      RequestRejected         a limit or the deadline would be exceeded
         QueueFull
         DeadlineExceeded
       InvalidGrammar          the engine cannot use the request's grammar
-      GenerationFailed        the engine gave up on it
+      GenerationFailed        the engine failed on it
       GenerationCancelled     the engine dropped it
 
-An engine that ends raises EngineDied or EngineUnavailable (server/engine/output_queue.py).
+EngineDied and EngineUnavailable (server/engine/output_queue.py) are raised when the engine process ends.
 """
 
 from caravan.scheduler.messages import FinishReason
@@ -19,7 +19,7 @@ class GenerationError(Exception):
 
 
 class RequestRejected(GenerationError):
-    """There is no room or no time for the request now; the text is a fact for the client."""
+    """A limit or the deadline would be exceeded; the text is a fact for the client."""
 
     def __init__(self, fact: str, retry_after_seconds: float) -> None:
         super().__init__(fact)
@@ -27,28 +27,28 @@ class RequestRejected(GenerationError):
 
 
 class QueueFull(RequestRejected):
-    """The request would pass a limit of the queue, or wait there longer than the limit."""
+    """The request would exceed a limit of the queue or of the waiting time."""
 
 
 class DeadlineExceeded(RequestRejected):
-    """The answer is not, or would not be, complete within the time its client gave."""
+    """The response is not, or would not be, complete before the request's deadline."""
 
 
 class InvalidGrammar(GenerationError):
-    """The engine cannot use the request's grammar; the text is for the client, who can correct it."""
+    """The engine cannot use the request's grammar; the text is for the client."""
 
     def __init__(self, reason: str, param: str = "") -> None:
-        """`param` is the request's field that the grammar comes from."""
+        """`param` is the request field that specifies the grammar."""
         super().__init__(reason)
         self.param = param
 
 
 class GenerationFailed(GenerationError):
-    """The engine gave up on the request; the text says why, for the log and not for the client."""
+    """The engine failed on the request; the text is for the log, not for the client."""
 
 
 class GenerationCancelled(GenerationError):
-    """The engine dropped the request although its reader did not ask for it."""
+    """The engine dropped the request although its reader did not abort it."""
 
 
 def failure_reason(error: Exception) -> FinishReason:

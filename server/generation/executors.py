@@ -1,15 +1,15 @@
-"""Executors: the threads in which a server renders templates and tokenizes texts, apart from each other."""
+"""Executors: separate thread pools for chat templates and for tokenizing."""
 
 from dataclasses import dataclass, field
 
 from caravan.server.sandbox.fair_executor import FairExecutor
 
-_TOKENIZING_NICENESS = 10  # it keeps all processors busy; the event loop and the engine go first
-_NUM_THREADS = 3  # of each kind; one key gets two of them at a time
+_TOKENIZING_NICENESS = 10  # it uses all processors; the event loop and the engine have priority
+_NUM_THREADS = 3  # per pool; one key uses at most two
 
 
 def _executor(what: str, niceness: int = 0) -> FairExecutor:
-    """Return an executor whose queue is as long as that of the requests inside the server, which has a limit."""
+    """Return an executor without a limit of its own: the number of concurrent requests limits its queue."""
     return FairExecutor(
         what,
         num_threads=_NUM_THREADS,
@@ -22,16 +22,16 @@ def _executor(what: str, niceness: int = 0) -> FairExecutor:
 
 @dataclass(frozen=True)
 class Executors:
-    """Threads for work that takes time in proportion to what a request sends; the event loop goes on meanwhile.
+    """Thread pools for work that takes time in proportion to a request's input, outside the event loop.
 
-    Each kind has threads of its own, so that texts that take long to tokenize hold up no template, and nothing here
-    holds up asyncio's default executor. Grammar checks have theirs in GrammarCheck.
+    The pools are separate, so long texts do not delay templates, and nothing here blocks asyncio's default executor.
+    GrammarCheck has its own threads.
     """
 
     templates: FairExecutor = field(default_factory=lambda: _executor("chat templates"))
     tokenizing: FairExecutor = field(default_factory=lambda: _executor("texts to tokenize", _TOKENIZING_NICENESS))
 
     def close(self) -> None:
-        """Begin no more work."""
+        """Start no more calls."""
         self.templates.close()
         self.tokenizing.close()

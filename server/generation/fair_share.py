@@ -1,15 +1,15 @@
-"""Fair share: how much one API key may hold of what all keys share."""
+"""Fair share: how much of a common limit one API key may use."""
 
 from collections.abc import Mapping
 
 
-def has_room(held: Mapping[str, int], key_name: str, num_more: int, limit: int) -> bool:
-    """Whether a key may hold so many more: as long as all keys stay within the limit, or this one within its share.
+def has_room(used: Mapping[str, int], key_name: str, num_more: int, limit: int) -> bool:
+    """Return whether a key may use `num_more`: all keys stay within the limit, or this key within its fair share.
 
-    The share is the limit over the number of keys that hold something. So a key that is alone may fill everything, and
-    another still finds its share when it comes; k keys hold at most 1 + 1/2 + ... + 1/k times the limit.
+    The fair share is the limit divided by the number of keys in use. So one key alone may use the whole limit, and
+    another one still gets its fair share; k keys use at most 1 + 1/2 + ... + 1/k times the limit.
     """
-    if sum(held.values()) + num_more <= limit:
+    if sum(used.values()) + num_more <= limit:
         return True
-    num_keys = len({name for name, num in held.items() if num > 0} | {key_name})
-    return held.get(key_name, 0) + num_more <= limit // num_keys
+    num_keys = len({name for name, num in used.items() if num > 0} | {key_name})
+    return used.get(key_name, 0) + num_more <= limit // num_keys

@@ -1,4 +1,4 @@
-"""Generation: the choices of one request while the engine produces them."""
+"""Generation: the choices of one request while the engine generates them."""
 
 import asyncio
 import secrets
@@ -20,7 +20,7 @@ from caravan.server.generation.text_stream import ShownPrompt, TextDelta, TextSt
 from caravan.server.observe.choice_record import ChoiceRecord
 from caravan.server.observe.request_record import RequestRecord
 
-SUBMITTED_AT_ONCE = 64  # choices; other requests have their turn between two groups
+SUBMITTED_AT_ONCE = 64  # choices, after which the event loop may run other tasks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +29,13 @@ class PromptJob:
 
     token_ids: list[int]
     params: list[SamplingParams]
-    shown: ShownPrompt | None = None  # what the response repeats and reports of the prompt
-    pooling: Pooling | None = None  # the result is one vector for the prompt, and no token
+    shown: ShownPrompt | None = None  # the part of the prompt that the response includes
+    pooling: Pooling | None = None  # if set, the result is one vector and no tokens
 
 
 @dataclass(frozen=True, kw_only=True)
 class StopRule:
-    """What ends a choice, apart from the engine's own reasons."""
+    """The stop strings of a choice."""
 
     strings: StopStrings
     include_match: bool = False
@@ -46,10 +46,9 @@ NO_STOP = StopRule(strings=StopStrings([]))
 
 
 class Generation:
-    """All choices of a request. The index of a choice is prompt index times n plus the choice of that prompt.
+    """All choices of a request. The index of a choice is the prompt's index times n plus its index for that prompt.
 
-    `start` submits them. Call `end` when the generation is no longer read, in every case: it stops the engine's work
-    on what has not ended, and completes the record.
+    `start` submits them. Always call `end` at the end: it aborts unfinished choices and completes the record.
     """
 
     def __init__(
@@ -62,7 +61,7 @@ class Generation:
         stop: StopRule = NO_STOP,
         grammar: RequestGrammar | None = None,
     ) -> None:
-        """Reserve room for all choices; raises QueueFull or DeadlineExceeded."""
+        """Make reservations for all choices; raises QueueFull or DeadlineExceeded."""
         self.record = RequestRecord(answer_id, context.request_id, context.key_name, context.arrived_at_seconds)
         self.record.model_name = served.name
         self.record.num_prompt_tokens = sum(len(job.token_ids) for job in jobs)
@@ -74,11 +73,11 @@ class Generation:
         self._stop = stop
         self._grammar = grammar
         self._is_ended = False
-        self._has_news = False  # some choice has something to take
-        self._waiter: asyncio.Future[None] | None = None  # who waits for that
-        self._failure: Exception | None = None  # came together with deltas, which are handed out first
+        self._has_output = False  # some choice has output to take
+        self._waiter: asyncio.Future[None] | None = None  # resolved by new output
+        self._failure: Exception | None = None  # raised after the deltas that came before it
         self._choices: list[_Choice] = []
-        self._num_open = sum(len(job.params) for job in jobs)  # choices whose last delta is still to come
+        self._num_open = sum(len(job.params) for job in jobs)  # choices whose last delta was not returned yet
         self._time_limit: asyncio.TimerHandle | None = None
         lengths = [(len(job.token_ids), params.max_tokens) for job in jobs for params in job.params]
         self.record.add_event("tokenized", prompt_tokens=[len(job.token_ids) for job in jobs])
@@ -86,7 +85,7 @@ class Generation:
         self.record.admit(self._reservations[0].predicted_wait_seconds)
 
     async def start(self) -> None:
-        """Submit all choices; raises EngineUnavailable, and then none of them runs."""
+        """Submit all choices; raises EngineUnavailable, after which none is running."""
         left_seconds = self._context.seconds_left()
         if left_seconds is not None:
             self._time_limit = asyncio.get_running_loop().call_later(left_seconds, self._expire)
@@ -121,7 +120,7 @@ class Generation:
             pooling=job.pooling,
         )
         outputs = served.engine.submit(request, crash_group)
-        outputs.on_news = self._on_news
+        outputs.on_output = self._on_output
         served.admission.submit(reservation, outputs.request_id)
         record = served.history.queue(
             self.record,
@@ -135,22 +134,22 @@ class Generation:
 
     @property
     def is_finished(self) -> bool:
-        """The last delta of every choice was returned."""
+        """Whether the last delta of every choice was returned."""
         return self._num_open == 0
 
     async def next_deltas(self) -> list[tuple[int, TextDelta]]:
-        """Wait for what comes next and return it as (choice index, delta), at least one; raises what ended a choice.
+        """Wait for and return the next deltas as (choice index, delta), at least one; raises the error of a choice.
 
-        What comes while this is not called gathers at its source.
+        Between two calls output is buffered and merged in the output queues.
         """
         deltas: list[tuple[int, TextDelta]] = []
         while not deltas:
             if self._failure is not None:
                 raise self._failure
-            if not self._has_news:
+            if not self._has_output:
                 self._waiter = asyncio.get_running_loop().create_future()
                 await self._waiter
-            self._has_news = False
+            self._has_output = False
             try:
                 for index, choice in enumerate(self._choices):
                     delta = choice.take()
@@ -166,27 +165,27 @@ class Generation:
         return deltas
 
     def _expire(self) -> None:
-        """End what takes too long for its client."""
+        """Fail the request at its deadline."""
         self.record.is_past_deadline = True
         self._failure = self._context.deadline_exceeded()
-        self._on_news()
+        self._on_output()
 
-    def _on_news(self) -> None:
-        """Wake the reader. An asyncio.Event would do, at several times the price, once for each token."""
-        self._has_news = True
+    def _on_output(self) -> None:
+        """Wake the reader. An asyncio.Event would cost several times as much for each token."""
+        self._has_output = True
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     async def all_deltas(self) -> list[list[TextDelta]]:
-        """Return the deltas of each choice, when all have ended."""
-        gathered: list[list[TextDelta]] = [[] for _ in self._choices]
+        """Wait until all choices have ended, and return the deltas of each."""
+        deltas_of: list[list[TextDelta]] = [[] for _ in self._choices]
         while not self.is_finished:
             for index, delta in await self.next_deltas():
-                gathered[index].append(delta)
-        return gathered
+                deltas_of[index].append(delta)
+        return deltas_of
 
     def end(self) -> None:
-        """Stop the engine's work on what has not ended, and complete the record; only the first call counts."""
+        """Abort unfinished choices, and complete the record; only the first call has an effect."""
         if self._is_ended:
             return
         self._is_ended = True
@@ -196,7 +195,7 @@ class Generation:
         reason: FinishReason = "abort" if failure is None else failure_reason(failure)
         for choice in self._choices:
             choice.end(reason)
-        for reservation in self._reservations:  # of what was not submitted, too
+        for reservation in self._reservations:  # including choices that were not submitted
             self._served.admission.leave(reservation, is_complete=False)
         if self._choices:
             record = self.record
@@ -206,7 +205,7 @@ class Generation:
             self._served.metrics.count_usage(self._context.key_name, *counts)
 
     def usage(self) -> dict[str, Any]:
-        """Return the token counts so far: each prompt once, and all tokens produced."""
+        """Return the token counts so far: each prompt once, and all generated tokens."""
         return self.usage_after(self._num_read_tokens())
 
     def usage_after(self, num_completion_tokens: int) -> dict[str, Any]:
@@ -223,7 +222,7 @@ class Generation:
         return sum(choice.record.num_read_tokens for choice in self._choices)
 
     def _num_cached_tokens(self) -> int:
-        """Count the prompt tokens found in the cache; the choices of a prompt find those of the first one, too."""
+        """Count the prompt tokens found in the prefix cache, once per prompt."""
         num_cached = 0
         start = 0
         for job in self._jobs:
@@ -234,7 +233,7 @@ class Generation:
 
 
 class _Choice:
-    """One choice, recorded while it is read."""
+    """One choice; reading it updates its record."""
 
     def __init__(
         self,
@@ -254,7 +253,7 @@ class _Choice:
         self._is_ended = False
 
     def take(self) -> TextDelta | None:
-        """Return what has come, None if that is nothing; raises what ended the choice too early."""
+        """Return the new output as a delta, None if there is none; raises the error that ended the choice."""
         try:
             delta = self._stream.take()
         except Exception as error:
@@ -278,12 +277,12 @@ class _Choice:
         return delta
 
     def end(self, reason: FinishReason) -> None:
-        """Stop the work on it; nothing happens if it has ended."""
+        """Abort the choice; has no effect if it has ended."""
         self._stream.abort()
         self._end(reason)
 
     def _end(self, reason: FinishReason) -> None:
-        """Complete its records; only the first call counts."""
+        """Complete its records; only the first call has an effect."""
         if self._is_ended:
             return
         self._is_ended = True

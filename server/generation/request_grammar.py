@@ -1,10 +1,10 @@
-"""RequestGrammar: the form that a request prescribes for its text."""
+"""RequestGrammar: the grammar that constrains a request's text."""
 
 from typing import NamedTuple
 
 
 class RequestGrammar(NamedTuple):
-    """A grammar for the engine, and the request's field that it comes from."""
+    """A grammar for the engine, and the request field that specifies it."""
 
     text: str
     param: str

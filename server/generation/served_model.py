@@ -1,4 +1,4 @@
-"""ServedModel: what the routes of one server share."""
+"""ServedModel: the model and the services that all routes share."""
 
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -16,31 +16,31 @@ from caravan.server.sandbox.grammar_check import GrammarCheck
 
 
 class Engine(Protocol):
-    """What the routes ask of the engine."""
+    """The engine as routes use it."""
 
     config: EngineConfig
 
     @property
     def is_ready(self) -> bool:
-        """Whether it takes requests."""
+        """Whether it accepts requests."""
 
     def subscribe(self, period_seconds: float) -> None:
-        """Have a snapshot handed to the listener once in a period; 0: never."""
+        """Subscribe the listener to a snapshot per period, 0: none."""
 
     def submit(self, request: Request, crash_group: int = 0) -> OutputQueue:
-        """Return the stream of a new request, which gets its `request_id` here; raises EngineUnavailable."""
+        """Return the output queue of a new request, and assign its `request_id`; raises EngineUnavailable."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServedModel(TextModel):
-    """One model with the parts that answer for it, and the names it answers to."""
+    """A model, its names, and the services that handle its requests."""
 
     name: str
     aliases: tuple[str, ...] = ()
     version: str  # of the server
     created_at: int  # seconds since 1970
     engine: Engine
-    shown_token_ids: frozenset[int] = frozenset()  # special tokens that answers show: the marks of tool calls
+    shown_token_ids: frozenset[int] = frozenset()  # special tokens kept in the text: the marks of tool calls
     metrics: Metrics
     admission: Admission
     history: RequestHistory = field(default_factory=RequestHistory)
@@ -50,5 +50,5 @@ class ServedModel(TextModel):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All names a request may call the model by."""
+        """All names that requests may use for the model."""
         return (self.name, *self.aliases)

@@ -1,23 +1,23 @@
-"""StopStrings: find the first of several strings in text that comes in pieces."""
+"""StopStrings: find the first of several strings in text that arrives in parts."""
 
 from collections import deque
 from collections.abc import Sequence
 
 
 class StopStrings:
-    """The automaton of one request's stop strings; frozen, so that all its choices share it.
+    """The automaton of one request's stop strings; it is immutable and shared by all choices.
 
-    A state stands for the longest end of the text so far that could still become a stop string. Reading a character
-    takes constant time on average, whatever the number of strings.
+    A state is the longest suffix of the text that is a prefix of a stop string. Reading a character
+    takes amortized constant time for any number of strings.
     Source: Aho and Corasick, 1975, Efficient String Matching (doi:10.1145/360825.360855).
     """
 
     def __init__(self, strings: Sequence[str]) -> None:
         if not all(strings):
-            raise ValueError("A stop string is empty; it must have at least one character.")
-        self._next: list[dict[str, int]] = [{}]  # by state: the states one character further
-        self._fallback: list[int] = [0]  # by state: the state of its longest proper end
-        self.depth: list[int] = [0]  # by state: how many characters of the text it holds
+            raise ValueError("A stop string must have at least one character.")
+        self._next: list[dict[str, int]] = [{}]  # by state: the next state for each character
+        self._fallback: list[int] = [0]  # by state: the state of its longest proper suffix
+        self.depth: list[int] = [0]  # by state: its length in characters
         self.match_length: list[int] = [0]  # by state: length of the longest stop string that ends here, or 0
         for string in strings:
             self._add(string)
@@ -25,11 +25,11 @@ class StopStrings:
 
     @property
     def is_empty(self) -> bool:
-        """There is nothing to look for."""
+        """Whether there are no stop strings."""
         return len(self.depth) == 1
 
     def step(self, state: int, character: str) -> int:
-        """Return the state after `character`; the state before the first one is 0."""
+        """Return the state after `character`; the initial state is 0."""
         while character not in self._next[state] and state:
             state = self._fallback[state]
         return self._next[state].get(character, 0)
@@ -47,7 +47,7 @@ class StopStrings:
         self.match_length[state] = len(string)
 
     def _link(self) -> None:
-        """Set the fallbacks breadth first: a state's fallback is less deep than the state."""
+        """Set the fallbacks breadth-first: a state's fallback has a smaller depth."""
         queue = deque(self._next[0].values())
         while queue:
             state = queue.popleft()
@@ -59,22 +59,22 @@ class StopStrings:
 
 
 class TextCutter:
-    """The text of one choice on its way out, cut at the first stop string.
+    """Cuts the text of one choice at the first stop string.
 
-    First means: ends first; of those that end together, the longest. How the text is split into pieces makes no
-    difference.
+    The first one is the one that ends first; of several that end together, the longest. The result does not depend on
+    how the text is split into parts.
     """
 
     def __init__(self, stop_strings: StopStrings, *, include_match: bool = False) -> None:
         self._stop_strings = stop_strings
         self._include_match = include_match
         self._state = 0
-        self._held = ""  # the end of the text that could still become a stop string
+        self._held = ""  # the suffix that could still become a stop string
 
     def push(self, text: str, *, may_stop: bool = True) -> tuple[str, bool]:
-        """Return the text that may now go out, and whether a stop string ended it.
+        """Return the text that can be sent now, and whether a stop string ended it.
 
-        A stop string completed while `may_stop` is false is ordinary text.
+        A stop string that completes while `may_stop` is false is ordinary text.
         """
         if self._stop_strings.is_empty:
             return text, False
@@ -91,6 +91,6 @@ class TextCutter:
         return text_so_far[:num_safe], False
 
     def flush(self) -> str:
-        """Return the text held back: no more text comes, so it is no stop string."""
+        """Return the text held back; call it at the end of the text."""
         held, self._held = self._held, ""
         return held

@@ -1,4 +1,4 @@
-"""TextModel: what turns texts and conversations into the tokens of one model, and back."""
+"""TextModel: the tokenizer, chat template and defaults of a model."""
 
 import logging
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class TextModel:
-    """A model without its numbers: its context, tokenizer, chat template and sampling defaults."""
+    """A model without its weights: context length, tokenizer, chat template and sampling defaults."""
 
     max_model_len: int  # tokens, prompt and output together
     tokenizer: Tokenizer
@@ -24,15 +24,15 @@ class TextModel:
 
     @cached_property
     def max_token_bytes(self) -> int:
-        """The length of the longest token: a text of N bytes has at least N / max_token_bytes tokens."""
+        """The length of the longest token in bytes: a text of N bytes has at least N / max_token_bytes tokens."""
         longest = max(len(self.tokenizer.token_bytes(token_id)) for token_id in range(self.tokenizer.vocab_size))
         return max([longest, 1, *(len(text.encode()) for text in self.tokenizer.special_tokens)])
 
 
 def text_parts(model_path: Path, template_file: Path | None) -> tuple[Tokenizer, ChatTemplate | None]:
-    """Return the tokenizer and the chat template, which a model need not have.
+    """Return the tokenizer and the chat template, None if the model has no valid one.
 
-    A template that its user gave must be one; without the model's own texts can still be continued.
+    A template file must be valid; without the model's template completions can still be used.
     """
     tokenizer = load_tokenizer(model_path)
     if template_file is not None:

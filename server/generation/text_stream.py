@@ -1,4 +1,4 @@
-"""TextStream: one choice's tokens turned into text that may be shown."""
+"""TextStream: convert the tokens of a choice to text deltas."""
 
 from collections.abc import Collection, Sequence
 from itertools import accumulate
@@ -16,33 +16,33 @@ class TokenEntry(NamedTuple):
 
     token_id: int
     text_offset: int  # characters of the choice's text before this token's
-    logprobs: TokenLogprobs | None  # None: the first token of a prompt, before which there is nothing
+    logprobs: TokenLogprobs | None  # None for the first token of a prompt
 
 
 class TextDelta(NamedTuple):
-    """What became known of a choice at once; joined in order, deltas are the choice."""
+    """A part of a choice; the deltas of a choice, joined in order, are the whole choice."""
 
     text: str
-    token_ids: list[int]  # a stop token included: it is counted, though it has neither text nor entry
-    entries: list[TokenEntry]  # empty unless log-probabilities were asked for
-    prompt_entries: list[TokenEntry]  # in the first delta, if those of the prompt were asked for
+    token_ids: list[int]  # including a stop token, which has neither text nor entry
+    entries: list[TokenEntry]  # empty unless log-probabilities were requested
+    prompt_entries: list[TokenEntry]  # in the first delta, if prompt log-probabilities were requested
     finish_reason: Literal["stop", "length"] | None
     num_cached_tokens: int
     scheduled_at_seconds: float
     received_at_seconds: float
-    embedding: Sequence[float] = ()  # of the prompt, in the last delta of a request for vectors
+    embedding: Sequence[float] = ()  # of the prompt, in the last delta of an embedding request
 
 
 class ShownPrompt(NamedTuple):
-    """What an answer shows of its prompt."""
+    """The part of the prompt that a response includes."""
 
     token_ids: list[int]
-    texts: list[str]  # the characters of each token; empty if the text itself is not repeated
+    texts: list[str]  # of each token; empty if the text is not included
     has_logprobs: bool
 
     @property
     def text(self) -> str:
-        """What comes before the choice's own text."""
+        """The text before the choice's text."""
         return "".join(self.texts)
 
     def entries(self, logprobs: list[TokenLogprobs]) -> list[TokenEntry]:
@@ -56,8 +56,8 @@ class ShownPrompt(NamedTuple):
 class TextStream:
     """The deltas of one choice; the last one carries the finish reason.
 
-    Nothing is shown that might have to be taken back: bytes wait until they form a character, and the beginning of a
-    possible stop string waits until it is one or is not. A stop string ends the engine's work on the request.
+    Text is final once returned: incomplete characters and prefixes of stop strings are held back until they are
+    decided. A stop string aborts the request in the engine.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class TextStream:
         min_tokens: int = 0,
         prompt: ShownPrompt | None = None,
     ) -> None:
-        """`prompt` is what of the prompt comes before the choice's own first text."""
+        """`prompt` is included in the first delta."""
         self._tokens = tokens
         self._detokenizer = detokenizer
         self._stop_token_ids = stop_token_ids
@@ -79,19 +79,18 @@ class TextStream:
         self._is_never_cut = stop_strings.is_empty
         self._min_tokens = min_tokens
         self._num_tokens = 0
-        self._prompt = prompt  # until it is shown
+        self._prompt = prompt  # None after the first delta
         self._prompt_logprobs: list[TokenLogprobs] = []
         self._num_characters = 0 if prompt is None else len(prompt.text)
 
     def abort(self) -> None:
-        """Stop the engine's work on this choice, if it still goes on."""
+        """Abort this choice in the engine, if it has not ended."""
         self._tokens.abort()
 
     def take(self) -> TextDelta | None:
-        """Return what has come since the last delta, None if that is nothing.
+        """Return the output since the last delta, None if there is none.
 
-        Raises GenerationFailed, InvalidGrammar, GenerationCancelled, and EngineDied when the engine ended before the
-        choice did.
+        Raises GenerationFailed, InvalidGrammar, GenerationCancelled, or EngineDied if the engine ended first.
         """
         output = self._tokens.take()
         if output is None:
@@ -116,7 +115,7 @@ class TextStream:
         return delta
 
     def _plain_delta(self, output: SequenceOutput) -> TextDelta:
-        """Return the same as `_delta`, for the tokens of most requests at less than half of the price."""
+        """Return the same as `_delta` in less than half the time, for outputs without logprobs and stop strings."""
         text = "".join(map(self._detokenizer.push, output.token_ids))
         self._num_tokens += len(output.token_ids)
         self._num_characters += len(text)
@@ -132,7 +131,7 @@ class TextStream:
         )
 
     def _delta(self, output: SequenceOutput, finish_reason: Literal["stop", "length"] | None) -> TextDelta:
-        # The engine says "stop" for a stop token, which is the last one, or behind the last token a grammar allows.
+        # The engine reports "stop" after a stop token, which is then the last token, or at the end of a grammar.
         ends_with_stop_token = finish_reason == "stop" and output.token_ids[-1] in self._stop_token_ids
         num_text_tokens = len(output.token_ids) - ends_with_stop_token
         shown: list[str] = []
@@ -166,7 +165,7 @@ class TextStream:
         )
 
     def _show(self, text: str, num_tokens: int, shown: list[str]) -> bool:
-        """Append what may be shown of `text` to `shown`; return whether a stop string ended the choice."""
+        """Append the text that can be sent to `shown`; return whether a stop string ended the choice."""
         self._num_characters += len(text)
         released, is_cut = self._cutter.push(text, may_stop=num_tokens >= self._min_tokens)
         shown.append(released)
@@ -174,7 +173,7 @@ class TextStream:
 
 
 def join_deltas(deltas: list[TextDelta]) -> TextDelta:
-    """Return a whole choice as one delta; there must be at least one."""
+    """Return the deltas of a whole choice as one; there must be at least one."""
     return deltas[-1]._replace(
         text="".join(delta.text for delta in deltas),
         token_ids=[token_id for delta in deltas for token_id in delta.token_ids],

@@ -1,4 +1,4 @@
-"""How long a request would wait in the engine's queue: the next seconds of the engine, played through."""
+"""Predict the wait in the engine's queue by a simulation of the engine."""
 
 from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
@@ -12,10 +12,10 @@ def forecast_wait_seconds(
     step_seconds: float,
     prefill_seconds: float,
 ) -> float:
-    """Return the seconds until one more sequence would begin.
+    """Return the seconds until one more sequence would start.
 
-    `running` has how many tokens each running sequence still has to get, `waiting` the tokens of prompt and answer of
-    those that come before. A step gives each running sequence a token; a prompt holds them all up.
+    `running` has the remaining tokens of each running sequence, `waiting` the prompt tokens and output tokens of each
+    sequence before it. A step generates one token per running sequence; prompts delay all of them.
     """
     ends = [*running]  # in steps from now
     heapify(ends)

@@ -1,1 +1,1 @@
-"""HTTP itself: framing, bodies, errors, event streams, authentication, limits, shutdown."""
+"""HTTP: framing, bodies, errors, event streams, authentication, limits and shutdown."""

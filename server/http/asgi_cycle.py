@@ -1,4 +1,4 @@
-"""AsgiCycle: one request and its answer, between an ASGI application and a connection."""
+"""AsgiCycle: one request and its response, between an ASGI application and a connection."""
 
 import asyncio
 import logging
@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Scope
 
 _BAD_NAME = re.compile(rb"[\x00-\x20\x7f()<>@,;:\[\]={}\\\"]")
 _BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-_PREFIX: Final = b"HTTP/1.1 "  # every answer begins with it
+_PREFIX: Final = b"HTTP/1.1 "  # of every response
 _STATUS_WITHOUT_BODY: Final = (204, 304)
 
 logger = logging.getLogger(__name__)
@@ -20,32 +20,32 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 
 class Connection(Protocol):
-    """What a cycle needs of its connection."""
+    """The connection as a cycle uses it."""
 
     is_write_paused: bool
 
     def write(self, data: bytes) -> None:
-        """Send bytes; they are buffered without a bound."""
+        """Send bytes; the buffer has no limit."""
 
     async def drain(self) -> None:
-        """Wait until what is buffered is little enough for more."""
+        """Wait until the buffer has room for more."""
 
     def resume_reading(self) -> None:
         """Receive more of the body."""
 
     def abort(self, *, is_reset: bool = False) -> None:
-        """Cut the connection, in a way that the client sees as an error if `is_reset`."""
+        """Close the connection at once; with `is_reset` the client sees an error."""
 
-    def end_answer(self) -> None:
-        """Go on to the next request or close the connection; called once, after the last byte of the answer."""
+    def end_response(self) -> None:
+        """Read the next request or close the connection; called once, after the last byte of the response."""
 
 
 class AsgiCycle:
-    """One request and its answer.
+    """One request and its response.
 
-    The answer has the length that the application states, else it is chunked. HTTP/1.0 has no chunks: there the end of
-    the connection is the end of the answer. `keeps_alive` is settled with the first byte of the answer; a body that is
-    not complete by then is not read on, so the connection cannot serve another request.
+    The response has the application's Content-Length, else it is chunked. HTTP/1.0 has no chunks: there the connection
+    is closed at the end of the response. `keeps_alive` is final with the first byte of the response; a request body
+    that is incomplete by then is not read further, so the connection is closed.
     """
 
     def __init__(
@@ -58,25 +58,25 @@ class AsgiCycle:
         expects_continue: bool,
     ) -> None:
         self.keeps_alive = keeps_alive
-        self.has_more_body = True  # of the request; not all of it has been fed
-        self.is_started = False  # the answer; it cannot become another one
-        self.is_complete = False  # the answer
+        self.has_more_body = True  # the request body is incomplete
+        self.is_started = False  # the response; it cannot be replaced any more
+        self.is_complete = False  # the response
         self._connection = connection
         self._scope = scope
         self._default_headers = default_headers
         self._expects_continue = expects_continue
         self._is_disconnected = False
-        self._body = bytearray()  # of the request, not yet taken
-        self._news = asyncio.Event()  # more of the body, or an end
-        self._num_bytes_ahead = 0  # of _PREFIX, sent before the answer was known
-        self._head = b""  # of the answer, while it waits to be sent together with the first part of the body
-        self._drops_body = False  # of the answer
+        self._body = bytearray()  # of the request, not received by the application
+        self._changed = asyncio.Event()  # more body, a disconnect, or the end of the response
+        self._num_bytes_ahead = 0  # of _PREFIX, sent ahead of the response
+        self._head = b""  # of the response, buffered to be sent with the first part of the body
+        self._drops_body = False  # of the response
         self._is_chunked = False
-        self._num_left: int | None = None  # bytes of the answer's body that are still to be sent; None: not stated
+        self._num_left: int | None = None  # remaining bytes of the response body; None: no Content-Length
 
     @property
     def num_unread(self) -> int:
-        """Bytes of the body that the application has not taken."""
+        """Bytes of the body that the application has not received."""
         return len(self._body)
 
     def feed(self, body: bytes, *, is_last: bool) -> None:
@@ -84,23 +84,23 @@ class AsgiCycle:
         self._body += body
         self.has_more_body = not is_last
         if body:
-            self._expects_continue = False  # the client sent it unasked
+            self._expects_continue = False  # the client did not wait
         if body or is_last:
-            self._news.set()
+            self._changed.set()
 
     def disconnect(self) -> None:
-        """Let the application know that nobody reads the answer; what it still sends is dropped."""
+        """Send the application `http.disconnect`; further output is dropped."""
         self._is_disconnected = not self.is_complete
-        self._news.set()
+        self._changed.set()
 
     def send_ahead(self) -> None:
-        """Send one of the bytes that every answer begins with, if there is one left."""
+        """Send the next byte of the prefix that all responses have, if any is left."""
         if not (self.is_started or self._is_disconnected) and self._num_bytes_ahead < len(_PREFIX):
             self._connection.write(_PREFIX[self._num_bytes_ahead : self._num_bytes_ahead + 1])
             self._num_bytes_ahead += 1
 
     async def run(self, app: ASGIApp) -> None:
-        """Let the application answer. An answer that it does not end cuts the connection."""
+        """Run the application. If it does not complete the response, the connection is closed."""
         try:
             await app(self._scope, self.receive, self.send)
         except Exception as error:
@@ -109,25 +109,25 @@ class AsgiCycle:
             if self.is_complete or self._is_disconnected:
                 pass
             elif self._head or not self.is_started:
-                self.answer(500, [(b"content-type", b"text/plain")], b"The server failed to answer this request.\n")
+                self.respond(500, [(b"content-type", b"text/plain")], b"The server failed to handle this request.\n")
             else:
-                # Only the end of the connection ends an answer without a length: an orderly end would complete it.
+                # A response without a length ends with the connection: an orderly close would complete it.
                 self._connection.abort(is_reset=self._num_left is None and not self._is_chunked)
 
-    def answer(self, status: int, headers: Headers, body: bytes) -> None:
-        """Send a whole answer in place of the application's."""
+    def respond(self, status: int, headers: Headers, body: bytes) -> None:
+        """Send a whole response in place of the application's."""
         self._start(status, [*headers, (b"content-length", b"%d" % len(body))])
         self._continue(body, has_more=False)
 
     async def receive(self) -> Message:
-        """Return the next part of the body, or wait until the client is gone or the answer complete. See ASGI."""
+        """Return the next part of the body, or wait for a disconnect or the end of the response. See ASGI."""
         if self._expects_continue and self.has_more_body and not self._is_disconnected:
             self._expects_continue = False
             self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if not (self._is_disconnected or self.is_complete):
             self._connection.resume_reading()
-            await self._news.wait()
-            self._news.clear()
+            await self._changed.wait()
+            self._changed.clear()
         if self._is_disconnected or self.is_complete:
             return {"type": "http.disconnect"}
         body = bytes(self._body)
@@ -135,7 +135,7 @@ class AsgiCycle:
         return {"type": "http.request", "body": body, "more_body": self.has_more_body}
 
     async def send(self, message: Message) -> None:
-        """Send the next part of the answer; waits while the client takes nothing. See ASGI."""
+        """Send the next part of the response; waits while the write buffer is full. See ASGI."""
         if self._connection.is_write_paused and not self._is_disconnected:
             await self._connection.drain()
         if self._is_disconnected:
@@ -156,12 +156,12 @@ class AsgiCycle:
         self._is_chunked, self._num_left = False, None
         for name, value in (*self._default_headers, *headers):
             if _BAD_NAME.search(name) or _BAD_VALUE.search(value):
-                raise RuntimeError("A header of the answer has characters that none may have.")
+                raise RuntimeError("A response header has invalid characters.")
             name = name.lower()
             if name == b"content-length":
                 self._num_left = int(value)
             elif name == b"transfer-encoding":
-                raise RuntimeError("The application must not choose a transfer encoding.")
+                raise RuntimeError("The application must not set Transfer-Encoding.")
             elif name == b"connection" and value.lower() == b"close":
                 has_close = True
             lines.append(b"%s: %s\r\n" % (name, value))
@@ -188,7 +188,7 @@ class AsgiCycle:
         elif self._num_left is not None:
             self._num_left -= len(body)
             if self._num_left < 0 or (self._num_left > 0 and not has_more):
-                raise RuntimeError("The body of the answer is not as long as its Content-Length.")
+                raise RuntimeError("The response body does not match its Content-Length.")
         if self._head:
             body = self._head + body
             self._head = b""
@@ -196,11 +196,11 @@ class AsgiCycle:
             self._connection.write(body)
         if not has_more:
             self.is_complete = True
-            self._news.set()
-            self._connection.end_answer()
+            self._changed.set()
+            self._connection.end_response()
 
     def _flush_head(self) -> None:
-        """Send the head if the application has let other work go on before its first byte of the body."""
+        """Send the head if the application has yielded before the first byte of the body."""
         if self._head and not self._is_disconnected:
             self._connection.write(self._head)
             self._head = b""

@@ -1,4 +1,4 @@
-"""ApiKeyAuth: the API key that a request must bring."""
+"""ApiKeyAuth: authenticate requests by API key."""
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -14,9 +14,9 @@ _KEY_HEADERS = (b"x-api-key", b"api-key")
 
 
 class ApiKeyAuth:
-    """ASGI middleware that lets no request through without a key, except those for health and for the pages.
+    """ASGI middleware that requires a key, except for health checks and the pages.
 
-    The path it decides on is the one that routing uses, not one a client can write into a header.
+    It uses the same path as routing, which a client cannot override with a header.
     """
 
     def __init__(self, app: ASGIApp, *, keys: ApiKeys) -> None:
@@ -43,21 +43,21 @@ class ApiKeyAuth:
         await self._app(scope, receive, send)
 
     def _key_for(self, path: str, sent: list[bytes]) -> ApiKey:
-        """Return the record of the one key that was sent; raises ApiError if it does not open the path."""
+        """Return the record of the one key that was sent; raises ApiError if it does not allow the path."""
         if len(sent) > 1:
             raise _unauthorized("The request has several different API keys; send one.")
         key = self._keys.find(sent[0]) if sent else None
         if key is None:
             raise _unauthorized(
-                "The API key is missing or wrong. Send it as `Authorization: Bearer KEY` or `x-api-key: KEY`."
+                "The API key is missing or invalid. Send it as `Authorization: Bearer KEY` or `x-api-key: KEY`."
             )
         if path == SCRAPED_PATH and not self._keys.can_scrape(key):
-            raise ApiError(403, "This API key may not read the metrics; one marked `scrape` in the key file may.")
+            raise ApiError(403, "This API key may not read /metrics; use one with `scrape` in the key file.")
         return key
 
 
 def is_open(path: str) -> bool:
-    """Return whether a path is answered without a key: health, and the files of the pages, which are no secret."""
+    """Return whether a path is public: health checks and the files of the pages."""
     return path in OPEN_PATHS or path in PAGE_PATHS or path.startswith("/web/")
 
 
@@ -66,12 +66,12 @@ def _unauthorized(message: str) -> ApiError:
 
 
 def _keys_of(scope: Scope) -> list[bytes]:
-    """Return the different keys that a request has in its headers."""
+    """Return the distinct keys in the headers of a request."""
     keys: set[bytes] = set()
     for name, value in scope["headers"]:
         if name == b"authorization":
             scheme, _, key = value.partition(b" ")
-            if scheme.lower() != b"bearer":  # as of a proxy in front, with a password of its own
+            if scheme.lower() != b"bearer":  # for example, credentials for a proxy
                 continue
             keys.add(bytes(key.strip()))
         elif name in _KEY_HEADERS:

@@ -1,4 +1,4 @@
-"""CanonicalPath: the spellings of a path that clients use, brought to the one that routes have."""
+"""CanonicalPath: normalize request paths to those of the routes."""
 
 import re
 from collections.abc import Iterable
@@ -10,11 +10,10 @@ _SLASHES = re.compile("/{2,}")
 
 
 class CanonicalPath:
-    """ASGI middleware that rewrites a path before anything decides on it.
+    """ASGI middleware that rewrites the path before authentication and routing.
 
-    Doubled slashes become one, a slash at the end is left out (and a line feed there, with which a path still matches
-    its route, but no other comparison), and the path of a route under /v1 may come without it or
-    with it twice, as from clients whose base URL is another one than they expect.
+    Double slashes become one. A trailing slash is removed, and so is a trailing line feed, which routing would ignore
+    but comparisons would not. A missing or doubled /v1 is corrected, for clients with another base URL.
     """
 
     def __init__(self, app: ASGIApp, *, routes: Iterable[str]) -> None:
@@ -30,12 +29,12 @@ class CanonicalPath:
         self._versioned = frozenset(versioned - others)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if "path" in scope:  # as in all but the lifespan
+        if "path" in scope:  # all scopes but lifespan have it
             scope["path"] = self.rewritten(scope["path"])
         await self._app(scope, receive, send)
 
     def rewritten(self, path: str) -> str:
-        """Return the path as routes have it."""
+        """Return the normalized path."""
         path = _SLASHES.sub("/", path)
         if path != "/":
             path = path.rstrip("/\n") or "/"

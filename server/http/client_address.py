@@ -1,4 +1,4 @@
-"""Whose request it is: the address at the other end of the connection, or the one that a trusted proxy names."""
+"""The client's address: the peer of the connection, or the address from a trusted proxy's header."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -10,20 +10,20 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 UNKNOWN = "-"
-_ADDRESS = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([0-9.]+))(?::[0-9]{1,5})?")  # IPv6 has brackets if it has a port
-_MAX_HOPS = 32  # proxies that are looked through
+_ADDRESS = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([0-9.]+))(?::[0-9]{1,5})?")  # IPv6 with a port has brackets
+_MAX_HOPS = 32  # entries of X-Forwarded-For that are read
 
 
 def networks(listed: str | None) -> tuple[Network, ...]:
-    """Return the networks of a list such as `10.0.0.1, 192.168.0.0/16`; raises ValueError."""
+    """Parse a list of networks such as `10.0.0.1, 192.168.0.0/16`; raises ValueError."""
     return tuple(ip_network(part) for name in (listed or "").split(",") if (part := name.strip()))
 
 
 def client_address(scope: Scope, trusted: Sequence[Network]) -> str:
-    """Return the address of who asks, `-` if there is none.
+    """Return the client's address, `-` if there is none.
 
-    It is the peer of the connection. If that is in a trusted network, it is the last address of X-Forwarded-For that is
-    not in one: what stands before it was written by the client. A header that has something else there is not believed.
+    It is the peer or, if the peer is in a trusted network, the last address in X-Forwarded-For that is not in one:
+    clients can forge the entries before it. If that entry is not an address, the header is ignored.
     """
     peer = (scope.get("client") or (UNKNOWN,))[0]
     if not trusted:
@@ -43,20 +43,20 @@ def client_address(scope: Scope, trusted: Sequence[Network]) -> str:
 
 
 def _hops(header: bytes) -> list[str]:
-    """Return the latest entries of X-Forwarded-For, the last one first."""
+    """Return the last entries of X-Forwarded-For, in reverse order."""
     entries = header.decode("latin-1").rsplit(",", _MAX_HOPS)
     return [entry.strip() for entry in reversed(entries[-_MAX_HOPS:])] if header else []
 
 
 def _parsed(text: str) -> Address | None:
-    """Return an address, written with or without a port, None if it is something else."""
+    """Parse an address with or without a port; None if it is invalid."""
     match = _ADDRESS.fullmatch(text)
     try:
         address = ip_address((match[1] or match[2]) if match else text)
     except ValueError:
         return None
     if isinstance(address, IPv6Address):
-        # A zone such as %eth0 may be any text, and means nothing outside the machine that wrote it.
+        # A zone such as %eth0 may be any text, and is only meaningful on the machine that wrote it.
         return None if address.scope_id else address.ipv4_mapped or address
     return address
 

@@ -1,4 +1,4 @@
-"""Door: how many requests are inside the server, and whether more may come in."""
+"""ConcurrencyLimit: limit the number of concurrent requests, before their bodies are read."""
 
 from collections import Counter
 
@@ -14,29 +14,29 @@ RETRY_SECONDS = 1
 
 
 class ConcurrencyLimit:
-    """Counts what is inside, and is closed for good when the server is to end."""
+    """Counts concurrent requests; closed when the server shuts down."""
 
-    def __init__(self, max_inside: int, bodies: BodyMemory | None = None) -> None:
-        """Without `bodies` their memory has its default size."""
-        self.inside_of: Counter[str] = Counter()  # requests by key
+    def __init__(self, max_requests: int, bodies: BodyMemory | None = None) -> None:
+        """By default `bodies` has its default limit."""
+        self.requests_by_key: Counter[str] = Counter()
         self.bodies = bodies or BodyMemory()
         self.is_open = True
-        self.max_inside = max_inside
+        self.max_requests = max_requests
 
     @property
-    def num_inside(self) -> int:
-        """Requests of all keys."""
-        return self.inside_of.total()
+    def num_requests(self) -> int:
+        """The number of requests of all keys."""
+        return self.requests_by_key.total()
 
     def close(self) -> None:
-        """Let nothing in any more."""
+        """Reject all further requests."""
         self.is_open = False
 
 
 class ConcurrencyLimitMiddleware:
-    """ASGI middleware that reserves a place for each request that brings work, before its body is read.
+    """ASGI middleware that applies the limit before a body is read.
 
-    What only asks how things are (GET) always comes in.
+    GET and HEAD requests are exempt.
     """
 
     def __init__(self, app: ASGIApp, *, concurrency_limit: ConcurrencyLimit, metrics: Metrics) -> None:
@@ -49,28 +49,28 @@ class ConcurrencyLimitMiddleware:
             await self._app(scope, receive, send)
             return
         key_name = scope.get(SCOPE_KEY_NAME, NO_KEY)
-        refusal = self._refusal(key_name)
-        if refusal is not None:
-            refusal.is_body_unread = True
-            await refusal.response()(scope, receive, send)
+        rejection = self._rejection(key_name)
+        if rejection is not None:
+            rejection.is_body_unread = True
+            await rejection.response()(scope, receive, send)
             return
-        self._limit.inside_of[key_name] += 1
-        share = self._limit.bodies.enter(key_name)
-        scope[SCOPE_BODY] = share
+        self._limit.requests_by_key[key_name] += 1
+        reservation = self._limit.bodies.reserve(key_name)
+        scope[SCOPE_BODY] = reservation
         try:
             await self._app(scope, receive, send)
         finally:
-            share.release()
-            if share.was_refused:
+            reservation.release()
+            if reservation.was_rejected:
                 self._metrics.count_rejection("body_memory")
-            self._limit.inside_of[key_name] -= 1
-            if not self._limit.inside_of[key_name]:
-                del self._limit.inside_of[key_name]
+            self._limit.requests_by_key[key_name] -= 1
+            if not self._limit.requests_by_key[key_name]:
+                del self._limit.requests_by_key[key_name]
 
-    def _refusal(self, key_name: str) -> ApiError | None:
+    def _rejection(self, key_name: str) -> ApiError | None:
         if not self._limit.is_open:
-            return unavailable("The server is shutting down. Try again shortly.")
-        if not has_room(self._limit.inside_of, key_name, 1, self._limit.max_inside):
+            return unavailable("The server is shutting down. Try again later.")
+        if not has_room(self._limit.requests_by_key, key_name, 1, self._limit.max_requests):
             self._metrics.count_rejection("queue_full")
-            return overloaded(f"It has {self._limit.max_inside} requests already, its limit.", RETRY_SECONDS)
+            return overloaded(f"It is at its limit of {self._limit.max_requests} concurrent requests.", RETRY_SECONDS)
         return None

@@ -11,15 +11,15 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-_MAX_WINDOW_BITS = 23  # of zstd: 8 MiB, as RFC 9659 has it for HTTP
+_MAX_WINDOW_BITS = 23  # of zstd: 8 MiB, the limit of RFC 9659 for HTTP
 
 
 class TooLong(ValueError):
-    """The decoded body is longer than it may be."""
+    """The decoded body exceeds the limit."""
 
 
 def content_encoding(header: str) -> str:
-    """Return the one encoding that a Content-Encoding header names, empty if none; raises ApiError 415."""
+    """Return the encoding in a Content-Encoding header, empty if there is none; raises ApiError 415."""
     named = [name for part in header.split(",") if (name := part.strip().lower()) not in ("", "identity")]
     if len(named) > 1 or any(name not in _DECODERS for name in named):
         raise ApiError(
@@ -30,17 +30,17 @@ def content_encoding(header: str) -> str:
 
 
 def decoded(body: bytes, encoding: str, max_bytes: int) -> bytes:
-    """Return the decoded body; raises TooLong, or ApiError 400 if it is cut off, damaged, or followed by more."""
+    """Return the decoded body; raises TooLong, or ApiError 400 if it is truncated, corrupt, or followed by data."""
     try:
         content, is_complete, rest = _DECODERS[encoding](body, max_bytes + 1)
     except (zlib.error, zstd.ZstdError):
-        raise invalid(f"The body is not {encoding}, as its content encoding says.") from None
+        raise invalid(f"The body is not valid {encoding} data, as its content encoding declares.") from None
     if len(content) > max_bytes:
         raise TooLong
     if not is_complete:
-        raise invalid(f"The body ends in the middle of its {encoding} data.")
+        raise invalid(f"The {encoding} data of the body is truncated.")
     if rest:
-        raise invalid(f"The body goes on after its {encoding} data; send it in one piece.")
+        raise invalid(f"The body has more data after the {encoding} data; send a single {encoding} frame.")
     return content
 
 

@@ -1,4 +1,4 @@
-"""Work that ends when the client goes away."""
+"""Cancel work when the client disconnects."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -11,21 +11,21 @@ Result = TypeVar("Result")
 
 
 async def until_disconnect(receive: Receive, work: Awaitable[Result]) -> Result:
-    """Return what `work` returns; if the client goes away first, cancel it and raise ClientDisconnect.
+    """Return the result of `work`; if the client disconnects first, cancel it and raise ClientDisconnect.
 
-    The request's body must have been read. When this returns or raises, `work` has come to its end.
+    The request body must have been read. `work` has ended when this returns or raises.
     """
     working = asyncio.ensure_future(work)
-    watching = asyncio.create_task(_disconnect(receive))
+    waiting = asyncio.create_task(_disconnect(receive))
     try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
         raise ClientDisconnect
     finally:
         working.cancel()
-        watching.cancel()
-        await asyncio.gather(working, watching, return_exceptions=True)
+        waiting.cancel()
+        await asyncio.gather(working, waiting, return_exceptions=True)
 
 
 async def _disconnect(receive: Receive) -> None:

@@ -1,4 +1,4 @@
-"""ApiError: everything that can go wrong, as the client sees it."""
+"""ApiError: the errors of the API, and the mapping of exceptions to them."""
 
 import itertools
 import json
@@ -25,14 +25,14 @@ from caravan.server.sandbox.fair_executor import ExecutorFull
 from caravan.server.sandbox.worker_pool import WorkerUnavailable
 
 _RETRY_AFTER_SECONDS = 5
-_LONGEST_RETRY_SECONDS = 120  # clients obey no longer one
+_MAX_RETRY_SECONDS = 120  # clients ignore longer ones
 _MAX_MESSAGE = 400  # characters; keeps every error body under 1 KB
 
 logger = logging.getLogger(__name__)
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong."""
+    """An error."""
 
     message: str
     type: str
@@ -41,13 +41,13 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """The body of every answer that is not a success."""
+    """The body of every error response."""
 
     error: ErrorDetail
 
 
 class ApiError(Exception):
-    """An answer that is not a success. The message has the fact, the limit and the way out, in ASCII."""
+    """An error response. The message states the fact, the limit and the way out, in ASCII."""
 
     def __init__(
         self,
@@ -66,16 +66,16 @@ class ApiError(Exception):
         self.param = param
         self.code = code
         self.retry_after = retry_after  # seconds
-        self.is_body_unread = status in (408, 413)  # the rest of the request's body: the connection cannot go on
+        self.is_body_unread = status in (408, 413)  # the request body is not read to its end: close the connection
 
     def body(self) -> dict[str, Any]:
-        """Return the JSON object that goes to the client, also inside an event stream."""
+        """Return the JSON object of the response or of an event."""
         message = _ascii(self.message, _MAX_MESSAGE)
         param = None if self.param is None else _ascii(self.param, 100)
         return {"error": {"message": message, "type": self.kind, "param": param, "code": self.code}}
 
     def response(self) -> Response:
-        """Return the HTTP answer."""
+        """Return the HTTP response."""
         headers = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
         if self.is_body_unread:
             headers["connection"] = "close"
@@ -83,18 +83,18 @@ class ApiError(Exception):
 
 
 def invalid(message: str, param: str | None = None) -> ApiError:
-    """Return the error for a value the caller can correct."""
+    """Return the error for an invalid value in a request."""
     return ApiError(400, message, param=param)
 
 
 def unavailable(message: str) -> ApiError:
-    """Return the error for a time when nothing is answered."""
+    """Return the error for a server that cannot handle requests now."""
     return ApiError(503, message, kind="server_error", code="unavailable", retry_after=_RETRY_AFTER_SECONDS)
 
 
 def overloaded(fact: str, retry_after_seconds: float) -> ApiError:
-    """Return the error for a request that there is no room or no time for."""
-    seconds = min(max(math.ceil(retry_after_seconds), 1), _LONGEST_RETRY_SECONDS)
+    """Return the error for a request that would exceed a limit of the server."""
+    seconds = min(max(math.ceil(retry_after_seconds), 1), _MAX_RETRY_SECONDS)
     return ApiError(
         429,
         f"The server is overloaded. {fact} Try again in {seconds} s.",
@@ -106,67 +106,67 @@ def overloaded(fact: str, retry_after_seconds: float) -> ApiError:
 
 def shown(value: object, max_characters: int = 60) -> str:
     """Return the JSON value `value` in ASCII, shortened, for a message about it."""
-    # Each part of the encoding has at least one character: no more is encoded than is shown.
+    # Each part has at least one character, so no more is encoded than is shown.
     parts = itertools.islice(json.JSONEncoder().iterencode(value), max_characters + 1)
     return _ascii("".join(parts), max_characters)
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """Return what the client is told about `error`; what only the operator should know is logged."""
+    """Return the error response for `error`; details for the operator are logged."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, InvalidTimeout):
         return invalid(str(error), TIMEOUT_HEADER)
     if isinstance(error, EngineUnavailable):
-        return unavailable("The engine is not ready. Try again shortly.")
+        return unavailable("The engine is not ready. Try again later.")
     if isinstance(error, EngineDied | GenerationCancelled):
-        return unavailable("The engine stopped before the answer was complete. Try again shortly.")
+        return unavailable("The engine stopped before the response was complete. Try again later.")
     if isinstance(error, InvalidGrammar):
-        # The engine's words are ours: they hold nothing of the grammar or of the text.
+        # The engine's message quotes neither the grammar nor the text.
         logger.warning("The engine cannot use a request's grammar: %s.", error)
         return invalid(f"`{error.param}` cannot be used: {error}.", error.param)
     if isinstance(error, ExecutorFull | RequestRejected):
         return overloaded(str(error), error.retry_after_seconds)
     if isinstance(error, WorkerUnavailable):
-        logger.error("No worker process could answer: %s", error)
+        logger.error("Two worker processes in a row were lost: %s", error)
         return unavailable(
-            "A worker process of the server was lost twice while it worked on this request. Try again shortly."
+            "Two worker processes of the server were lost while they handled this request. Try again later."
         )
     if isinstance(error, ClientDisconnect):
-        return ApiError(499, "The client closed the connection.")  # for the metrics: nobody reads it
+        return ApiError(499, "The client closed the connection.")  # only for the metrics
     if isinstance(error, GenerationFailed):
-        logger.error("The engine gave up on a request: %s", ascii(str(error)))
+        logger.error("The engine failed on a request: %s", ascii(str(error)))
     else:
         logger.error("A request failed.", exc_info=error)
     return ApiError(
         500,
-        "The server failed to answer this request; the cause is in its log.",
+        "The server failed to handle this request; the cause is in its log.",
         kind="server_error",
         code="internal_error",
     )
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Make every error of `app` look as `ErrorBody`."""
+    """Make every error response of `app` an `ErrorBody`."""
 
-    async def answer(_: Request, error: Exception) -> Response:
+    async def respond(_: Request, error: Exception) -> Response:
         return as_api_error(error).response()
 
-    async def answer_http(_: Request, error: Exception) -> Response:
+    async def respond_to_http_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        messages = {404: "There is no such route.", 405: "This route does not take this method."}
-        response = ApiError(error.status_code, messages.get(error.status_code, "The request was refused.")).response()
+        messages = {404: "There is no such route.", 405: "This route does not support this method."}
+        response = ApiError(error.status_code, messages.get(error.status_code, "The request was rejected.")).response()
         response.headers.update(error.headers or {})
         return response
 
-    async def answer_validation(_: Request, __: Exception) -> Response:
+    async def respond_to_validation_error(_: Request, __: Exception) -> Response:
         return invalid("A parameter of the path, the query or a header is not valid.").response()
 
     ours = (ApiError, EngineUnavailable, EngineDied, GenerationError, InvalidTimeout)
     for kind in (*ours, ExecutorFull, WorkerUnavailable, ClientDisconnect):
-        app.add_exception_handler(kind, answer)
-    app.add_exception_handler(HTTPException, answer_http)
-    app.add_exception_handler(RequestValidationError, answer_validation)
+        app.add_exception_handler(kind, respond)
+    app.add_exception_handler(HTTPException, respond_to_http_error)
+    app.add_exception_handler(RequestValidationError, respond_to_validation_error)
 
 
 def _ascii(text: str, max_characters: int) -> str:

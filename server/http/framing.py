@@ -1,7 +1,7 @@
-"""RequestReader: HTTP/1.1 requests read from a stream of bytes, one after the other (RFC 9112).
+"""RequestReader: parse HTTP/1.1 requests from a stream of bytes (RFC 9112).
 
-Everything that two readers could understand differently is refused, because a proxy in front of the server is the
-second reader: an answer that is matched to the wrong request goes to the wrong user.
+Anything that two parsers could read differently is rejected, because a proxy in front of the server is the second
+parser: a response that is matched to the wrong request reaches the wrong user.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import Final
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_TRAILER_BYTES: Final = 8 * 1024
 MAX_CHUNK_LINE_BYTES: Final = 1024
-FREE_CHUNK_OVERHEAD_BYTES: Final = 64 * 1024  # more than that only in proportion to the body
+FREE_CHUNK_OVERHEAD_BYTES: Final = 64 * 1024  # beyond it, overhead must be in proportion to the body
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
 _NAME_BYTES = bytes(byte for byte in range(128) if re.match(_TOKEN, bytes([byte])))
@@ -21,12 +21,12 @@ _ABSOLUTE_TARGET = re.compile(rb"https?://([^/?]+)(/[^?]*)?(?:\?(.*))?", re.IGNO
 _BROKEN_LINE = re.compile(rb"(?<!\r)\n|\r[^\n]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\r\n")
-_BROKEN_TEXT = "The head of the request has a control character or a line that ends without CRLF."
+_BROKEN_TEXT = "The request head has a control character or a line without CRLF."
 _FRAMING_NAMES = frozenset({b"host", b"connection", b"content-length", b"transfer-encoding", b"expect"})
 
 
 class FramingError(ValueError):
-    """Bytes that are not a request this server reads; what follows them cannot be read either."""
+    """The bytes are not a valid request; the rest of the connection cannot be parsed."""
 
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)
@@ -43,23 +43,22 @@ class RequestHead:
     version: str  # 1.0 or 1.1
     headers: list[tuple[bytes, bytes]]  # names in lower case
     num_body_bytes: int | None  # None: the body is chunked
-    keeps_alive: bool  # the client can read another answer on this connection
+    keeps_alive: bool  # the connection may be reused
     expects_continue: bool  # the client waits for "100 Continue" before it sends the body
 
 
 class RequestReader:
-    """The bytes of one connection. `push` adds some; `read_head` and `read_body` take what can be read of them.
+    """The parser of one connection. `push` adds bytes; `read_head` and `read_body` consume them.
 
-    An offer to upgrade to another protocol is read as any other header: nothing is upgraded, so the body belongs to the
-    request it came with (RFC 9110, 7.8).
+    An Upgrade header is ignored: the protocol is never switched, so the body belongs to its request (RFC 9110, 7.8).
     """
 
     def __init__(self) -> None:
         self.is_body_complete = True  # of the request whose head was read last
         self._buffer = bytearray()
-        self._num_scanned = 0  # bytes of an incomplete head that hold neither its end nor a fault
+        self._num_scanned = 0  # bytes of an incomplete head that are already checked
         self._may_skip_line = True
-        self._num_left: int | None = 0  # bytes of the body or of the chunk; None: the end of a chunk comes next
+        self._num_left: int | None = 0  # bytes of the body or chunk; None: the end of a chunk is next
         self._is_chunked = False
         self._is_in_trailer = False
         self._num_trailer_bytes = 0
@@ -68,22 +67,22 @@ class RequestReader:
 
     @property
     def num_buffered(self) -> int:
-        """Bytes that were pushed and not read."""
+        """Bytes that were pushed but not read."""
         return len(self._buffer)
 
     @property
     def is_in_head(self) -> bool:
-        """Whether a part of the next head has arrived; an empty line between requests is none."""
+        """Whether a part of the next head has arrived; an empty line between requests does not count."""
         return self.is_body_complete and bool(self._buffer) and not self._is_empty_line()
 
     def push(self, data: bytes) -> None:
-        """Add what was received."""
+        """Add received bytes."""
         self._buffer += data
 
     def read_head(self) -> RequestHead | None:
-        """Return the next head, None if its end has not arrived; raises FramingError.
+        """Return the next head, None if it is incomplete; raises FramingError.
 
-        The body of the request before must be complete.
+        The body of the previous request must be complete.
         """
         assert self.is_body_complete
         buffer = self._buffer
@@ -92,7 +91,7 @@ class RequestReader:
             self._may_skip_line = False
         end = buffer.find(b"\r\n\r\n", max(0, self._num_scanned - 3))
         if max(end + 4, 0 if end >= 0 else len(buffer)) > MAX_HEAD_BYTES:
-            raise FramingError(f"The head of the request is larger than {MAX_HEAD_BYTES} bytes.", 431)
+            raise FramingError(f"The request head is larger than {MAX_HEAD_BYTES} bytes.", 431)
         if end < 0:
             if not self._is_empty_line() and _BROKEN_LINE.search(buffer, max(0, self._num_scanned - 1)):
                 raise FramingError(_BROKEN_TEXT)
@@ -102,15 +101,15 @@ class RequestReader:
         del buffer[: end + 4]
         self._num_scanned = 0
         self._may_skip_line = True
-        self.is_body_complete = False  # nor known to be, if the head is refused
+        self.is_body_complete = False  # stays so if the head is invalid
         head = _parse_head(text)
         self._expect_body(head.num_body_bytes)
         return head
 
     def read_body(self) -> bytes:
-        """Return what has arrived of the body since the last call; raises FramingError.
+        """Return the part of the body that has arrived since the last call; raises FramingError.
 
-        `is_body_complete` says whether that was all.
+        `is_body_complete` says whether it was the last part.
         """
         if self.is_body_complete:
             return b""
@@ -135,38 +134,38 @@ class RequestReader:
 
     def _read_chunks(self) -> bytes:
         data = bytes(self._buffer)
-        pieces: list[bytes] = []
+        parts: list[bytes] = []
         position = 0
         while not (self.is_body_complete or self._is_in_trailer):
             if self._num_left is None:
                 if len(data) - position < 2 and b"\r\n".startswith(data[position:]):
                     break
                 if not data.startswith(b"\r\n", position):
-                    raise FramingError("A chunk of the body is not as long as its size says.")
+                    raise FramingError("A chunk of the body does not match its size.")
                 position += 2
                 self._num_left = 0
             elif self._num_left > 0:
-                piece = data[position : position + self._num_left]
-                if not piece:
+                part = data[position : position + self._num_left]
+                if not part:
                     break
-                pieces.append(piece)
-                position += len(piece)
-                self._num_left = self._num_left - len(piece) or None
+                parts.append(part)
+                position += len(part)
+                self._num_left = self._num_left - len(part) or None
             else:
                 line = _CHUNK_LINE.match(data, position)
                 if line is None:
                     if b"\n" in data[position:] or len(data) - position > MAX_CHUNK_LINE_BYTES:
-                        raise FramingError("A chunk of the body does not begin with its size.")
+                        raise FramingError("A chunk of the body does not start with its size.")
                     break
                 self._count_chunk(int(line[1], 16), line.end() - position)
                 position = line.end()
         if self._is_in_trailer:
             position = self._skip_trailer(data, position)
         del self._buffer[:position]
-        return b"".join(pieces)
+        return b"".join(parts)
 
     def _count_chunk(self, num_bytes: int, num_line_bytes: int) -> None:
-        """Begin a chunk. Very small chunks cost more than they bring, so their number is bounded."""
+        """Start a chunk. The number of very small chunks is limited, since each one costs time."""
         if num_line_bytes > MAX_CHUNK_LINE_BYTES:
             raise FramingError(f"The line before a chunk is longer than {MAX_CHUNK_LINE_BYTES} bytes.")
         self._num_chunk_bytes += num_bytes
@@ -177,7 +176,7 @@ class RequestReader:
         self._is_in_trailer = num_bytes == 0
 
     def _skip_trailer(self, data: bytes, position: int) -> int:
-        """Return where the trailer ends, or where its first incomplete line begins. No field of it has a meaning."""
+        """Return the end of the trailer, or the start of its first incomplete line. Its fields are ignored."""
         while (end := data.find(b"\r\n", position)) >= 0:
             line = data[position:end]
             self._num_trailer_bytes += len(line) + 2
@@ -198,11 +197,11 @@ class RequestReader:
 
 
 def _parse_head(text: bytes) -> RequestHead:
-    """Return the head in `text`, which ends before the CRLF of its last line."""
+    """Parse a head without its last two CRLFs."""
     lines = text.split(b"\r\n")
     line = _REQUEST_LINE.fullmatch(lines[0])
     if line is None:
-        raise FramingError("The first line is not a request: `METHOD target HTTP/1.1`.")
+        raise FramingError("The first line is not a request line, `METHOD target HTTP/1.1`.")
     method, target, version = line[1].decode(), line[2], line[3].decode()
     if version not in ("1.0", "1.1"):
         raise FramingError(f"HTTP/{version} is not supported; use HTTP/1.1.", 505)
@@ -224,7 +223,7 @@ def _parse_head(text: bytes) -> RequestHead:
     num_body_bytes = _body_length(version, framing)
     expectations = [value.lower() for value in framing.get(b"expect", [])] if version == "1.1" else []
     if expectations not in ([], [b"100-continue"]):
-        raise FramingError("The only expectation that can be met is `Expect: 100-continue`.", 417)
+        raise FramingError("The only supported expectation is `Expect: 100-continue`.", 417)
     connection = b",".join(framing.get(b"connection", [])).lower().split(b",")
     return RequestHead(
         method=method,
@@ -239,11 +238,11 @@ def _parse_head(text: bytes) -> RequestHead:
 
 
 def _field(line: bytes) -> tuple[bytes, bytes]:
-    """Return the name of a header, in lower case, and its value."""
+    """Return the lower-case name of a header, and its value."""
     name, colon, value = line.partition(b":")
     if not colon or not name or name.translate(None, _NAME_BYTES):
         if line.startswith((b" ", b"\t")):
-            raise FramingError("A header is folded over several lines. Send it in one line.")
+            raise FramingError("A header is folded over several lines. Send it on one line.")
         raise FramingError("A header is not of the form `name: value`.")
     return name.lower(), value.strip(b" \t")
 
@@ -258,7 +257,7 @@ def _split_target(method: str, target: bytes) -> tuple[bytes, bytes, bytes | Non
             return target, b"", None
         if absolute := _ABSOLUTE_TARGET.fullmatch(target):
             return absolute[2] or b"/", absolute[3] or b"", absolute[1]
-    raise FramingError("The target of the request is neither a path nor an http URL.")
+    raise FramingError("The request target is neither a path nor an http URL.")
 
 
 def _body_length(version: str, framing: dict[bytes, list[bytes]]) -> int | None:
@@ -272,10 +271,10 @@ def _body_length(version: str, framing: dict[bytes, list[bytes]]) -> int | None:
         names = [name.strip().lower() for name in b",".join(encodings).split(b",")]
         if names != [b"chunked"]:
             is_readable = names[-1] == b"chunked" and names.count(b"chunked") == 1
-            raise FramingError("The only Transfer-Encoding that is read is `chunked`.", 501 if is_readable else 400)
+            raise FramingError("The only supported Transfer-Encoding is `chunked`.", 501 if is_readable else 400)
         return None
     if not lengths:
         return 0
     if len(lengths) > 1 or _LENGTH.fullmatch(lengths[0]) is None:
-        raise FramingError("The Content-Length is not one whole number of bytes.")
+        raise FramingError("The Content-Length is not a single integer.")
     return int(lengths[0])

@@ -1,4 +1,4 @@
-"""GracefulServer: uvicorn's server, which goes on answering until what it has accepted is done."""
+"""GracefulServer: uvicorn's server, which completes accepted requests before it exits."""
 
 import asyncio
 import signal
@@ -11,16 +11,16 @@ import uvicorn
 
 from caravan.server.http.concurrency_limit import ConcurrencyLimit
 
-LAST_WORDS_SECONDS = 0.5  # that clients get to take the error that ends their streams
-SAME_SIGNAL_SECONDS = 0.25  # `timeout` and others send a signal to the process and to its group: it comes twice
-LAST_COMERS_SECONDS = 0.2  # that who has just connected gets to send a request and read that it came too late
+STREAM_ERROR_SECONDS = 0.5  # for clients to read the error that ends their streams
+SAME_SIGNAL_SECONDS = 0.25  # `timeout` and others signal both the process and its group: it arrives twice
+LATE_REQUEST_SECONDS = 0.2  # for new connections to send a request and read the 503
 
 
 class GracefulServer(uvicorn.Server):
-    """With the first SIGTERM or Ctrl-C the door closes; the server ends when nothing is inside or its time is up.
+    """The first SIGTERM or Ctrl-C closes the concurrency limit; the server exits after the last request or a timeout.
 
-    Until then who comes is told so, instead of finding no server. A second signal ends it at once: what is inside
-    gets an error.
+    Until then new requests get a 503 instead of a refused connection. A second signal ends the server at once: running
+    requests get an error.
     """
 
     def __init__(
@@ -29,20 +29,20 @@ class GracefulServer(uvicorn.Server):
         concurrency_limit: ConcurrencyLimit,
         drain_seconds: float,
         stop_engine: Callable[[], Awaitable[None]],
-        end_watch: Callable[[], None],
+        end_live_view: Callable[[], None],
     ) -> None:
-        """`end_watch` ends the streams that would go on for ever."""
+        """`end_live_view` ends the streams without an end of their own."""
         super().__init__(config)
-        self._end_watch = end_watch
+        self._end_live_view = end_live_view
         self._limit = concurrency_limit
         self._drain_seconds = drain_seconds
         self._stop_engine = stop_engine
-        self._ends_at_seconds: float | None = None  # None: no signal has come
+        self._ends_at_seconds: float | None = None  # None: no signal was received
         self._signalled_at_seconds = 0.0  # the first time
-        self._exits_at_seconds: float | None = None  # None: streams may still go on
+        self._exits_at_seconds: float | None = None  # None: streams may continue
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  # uvicorn's signature
-        """Take a signal; `on_tick` sees to the rest."""
+        """Handle a signal; `on_tick` does the rest."""
         if sig == signal.SIGINT and sig not in self._captured_signals:
             self._captured_signals.append(sig)  # raised again at the end
         self._limit.close()
@@ -54,25 +54,25 @@ class GracefulServer(uvicorn.Server):
             self._ends_at_seconds = 0.0
 
     async def on_tick(self, counter: int) -> bool:
-        """See uvicorn: called ten times a second; the server ends when it returns True."""
+        """See uvicorn: called ten times a second; the server exits when it returns True."""
         if await super().on_tick(counter):
             return True
         if self._ends_at_seconds is None:
             return False
         now = time.monotonic()
-        if self._limit.num_inside == 0:
+        if self._limit.num_requests == 0:
             self.should_exit = True
         elif self._exits_at_seconds is None and now > self._ends_at_seconds:
-            self._exits_at_seconds = now + LAST_WORDS_SECONDS
+            self._exits_at_seconds = now + STREAM_ERROR_SECONDS
             await self._stop_engine()
         elif self._exits_at_seconds is not None and now > self._exits_at_seconds:
             self.should_exit = True
         return self.should_exit
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """See uvicorn, which would reset connections whose requests are still on their way."""
+        """See uvicorn, which would reset connections with requests in transit."""
         for server in self.servers:
             server.close()
-        self._end_watch()
-        await asyncio.sleep(LAST_COMERS_SECONDS)
+        self._end_live_view()
+        await asyncio.sleep(LATE_REQUEST_SECONDS)
         await super().shutdown(sockets)

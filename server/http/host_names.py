@@ -1,4 +1,4 @@
-"""Names and addresses of the machine itself, and origins of pages."""
+"""Allowed host names and origins."""
 
 import re
 
@@ -9,7 +9,7 @@ ANY = "*"
 
 
 def allowed_hosts(listed: str | None, bound: str) -> tuple[str, ...] | None:
-    """Return the names to answer to, None for any: what is listed, else those of this machine if bound to loopback."""
+    """Return the allowed host names, None for any: those listed, else the loopback names if bound to loopback."""
     if listed is not None:
         hosts = tuple(filter(None, map(str.strip, listed.split(","))))
         return None if ANY in hosts else hosts
@@ -17,7 +17,7 @@ def allowed_hosts(listed: str | None, bound: str) -> tuple[str, ...] | None:
 
 
 def allowed_origins(listed: str | None) -> tuple[str, ...]:
-    """Return the origins of pages that may use the API, `*` for any; raises ValueError for what is no origin."""
+    """Return the allowed origins, `*` for any; raises ValueError if one is invalid."""
     origins = tuple(name.lower().removesuffix("/") for part in (listed or "").split(",") if (name := part.strip()))
     for origin in origins:
         if origin != ANY and not _ORIGIN.fullmatch(origin):
@@ -26,5 +26,5 @@ def allowed_origins(listed: str | None) -> tuple[str, ...]:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether an address to listen on can be reached from this machine only."""
+    """Return whether an address to listen on is a loopback address."""
     return host in ("localhost", "::1") or host.startswith("127.")

@@ -1,4 +1,4 @@
-"""A response whose body is a struct, as JSON."""
+"""JSON responses."""
 
 from typing import Any
 
@@ -7,5 +7,5 @@ from fastapi import Response
 
 
 def json_response(body: Any) -> Response:
-    """Return a response of status 200 with this body."""
+    """Return a 200 response with a struct as its JSON body."""
     return Response(msgspec.json.encode(body), media_type="application/json")

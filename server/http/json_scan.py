@@ -1,8 +1,8 @@
-"""A strict check of a long JSON text that builds nothing: where its fields are, and how much they hold.
+"""Validate a long JSON text without building objects, and find the spans and sizes of its fields.
 
-Decoders of JSON hold Python's lock from the first byte to the last, and make an object of every value. The scan goes
-through a text in short pieces, so that other threads run in between, and keeps only where the fields of the outermost
-object are. It takes what `parse_json` takes, up to a number of values.
+A JSON decoder holds the GIL for the whole text, and creates an object for every value. The scan reads a text in short
+chunks, so that other threads can run in between, and stores only the spans of the outermost object's fields. It accepts
+what `parse_json` accepts, up to a number of values.
 """
 
 import codecs
@@ -12,16 +12,16 @@ import re
 from dataclasses import dataclass
 
 MAX_DEPTH = 128  # levels of lists and objects
-MAX_VALUES = 2**17  # plain numbers do not count: a list of token ids has many
+MAX_VALUES = 2**17  # without plain numbers: a list of token ids has many
 TOO_DEEP = f"The body is nested too deeply; the limit is {MAX_DEPTH} levels."
 
-_PIECE_BYTES = 65536
+_CHUNK_BYTES = 65536
 _SPACE = rb"[ \t\n\r]*+"
 _PLAIN = rb'[^"\\\x00-\x1f]{1,4096}+'
 _PAIR = rb"[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"  # of surrogates: one character
 _UNICODE = rb"u(?:[0-9a-cefA-CEF][0-9a-fA-F]{3}|[dD][0-7][0-9a-fA-F]{2}|" + _PAIR + rb")"
 
-# Each expression matches a bounded piece: no other thread runs meanwhile.
+# Each expression matches a limited length: the GIL is held meanwhile.
 _TEXT = re.compile(rb"(?:" + _PLAIN + rb'|\\(?:["\\/bfnrt]|' + _UNICODE + rb")){1,256}+")
 _LONE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 _VALUE = re.compile(
@@ -36,16 +36,16 @@ _END_OF_LIST = re.compile(_SPACE + rb"\]")
 _END_OF_OBJECT = re.compile(_SPACE + rb"\}")
 _OBJECT = re.compile(_SPACE + rb"\{")
 _END = re.compile(_SPACE + rb"\Z")
-_MAX_DIGITS = 4300  # of which Python makes an integer
+_MAX_DIGITS = 4300  # Python's limit for an integer
 
 
 class WrongJson(ValueError):
-    """A text that is refused; the message is a sentence about the body."""
+    """The text is invalid; the message is a sentence about the body."""
 
 
 @dataclass(frozen=True)
 class FieldSpan:
-    """Where the value of a field stands in the text, and what it holds."""
+    """The span of a field's value in the text, and the number of values in it."""
 
     start: int
     end: int
@@ -54,11 +54,11 @@ class FieldSpan:
 
 
 def scan_json(text: bytes) -> dict[str, FieldSpan] | None:
-    """Return the fields of the object in `text`, None if it is a value of another kind; raises WrongJson."""
+    """Return the fields of the object in `text`, None if it is another kind of value; raises WrongJson."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
-        for start in range(0, len(text), _PIECE_BYTES):
-            decoder.decode(text[start : start + _PIECE_BYTES])
+        for start in range(0, len(text), _CHUNK_BYTES):
+            decoder.decode(text[start : start + _CHUNK_BYTES])
         decoder.decode(b"", final=True)
     except UnicodeDecodeError:
         raise WrongJson("The body is not UTF-8.") from None
@@ -66,7 +66,7 @@ def scan_json(text: bytes) -> dict[str, FieldSpan] | None:
 
 
 class _Scan:
-    """One pass over a text. The methods take the offset where something begins and return where it ends."""
+    """One pass over a text. The methods take the start offset of an element and return its end."""
 
     def __init__(self, text: bytes) -> None:
         self._text = text
@@ -86,7 +86,7 @@ class _Scan:
         return fields
 
     def _fields(self, at: int, fields: dict[str, FieldSpan]) -> int:
-        """Put the fields of the outermost object into `fields`."""
+        """Scan the outermost object into `fields`."""
         if match := _END_OF_OBJECT.match(self._text, at):
             return match.end()
         keys: set[bytes] = set()
@@ -103,9 +103,9 @@ class _Scan:
         return at
 
     def _value(self, at: int, depth: int) -> int:
-        """Pass over a value at some depth with all that is in it."""
+        """Skip a value at depth `depth`, including nested values."""
         text = self._text
-        keys_of_open: list[set[bytes] | None] = []  # the keys so far of each open object, None for a list
+        keys_of_open: list[set[bytes] | None] = []  # the keys of each open object, None for a list
         while True:
             match = _VALUE.match(text, at)
             if match is None:
@@ -132,7 +132,7 @@ class _Scan:
             at = self._item(at, keys_of_open[-1])
 
     def _close(self, at: int, keys_of_open: list[set[bytes] | None]) -> int:
-        """Pass over the ends of lists and objects after a value, and the comma before the next one."""
+        """Skip the closing brackets after a value, and the comma before the next one."""
         while keys_of_open:
             mark, at = self._next(at)
             if mark == b",":
@@ -143,7 +143,7 @@ class _Scan:
         return at
 
     def _item(self, at: int, keys: set[bytes] | None) -> int:
-        """Pass over what comes before the next value: numbers of a list, the key in an object."""
+        """Skip to the next value: numbers of a list, or the key in an object."""
         if keys is not None:
             return self._key(at, keys)[1]
         while match := _NUMBERS.match(self._text, at):
@@ -152,7 +152,7 @@ class _Scan:
         return at
 
     def _key(self, at: int, keys: set[bytes]) -> tuple[bytes, int]:
-        """Return a key, which must not be one of `keys`, and the offset behind its colon."""
+        """Return a key, which must not be in `keys`, and the offset after its colon."""
         match = _QUOTE.match(self._text, at)
         if match is None:
             raise self._not_json(at)
@@ -161,7 +161,7 @@ class _Scan:
         if b"\\" in key:
             key = str(json.loads(b'"' + key + b'"')).encode()
         if key in keys:
-            raise WrongJson("An object in the body has the same key twice.")
+            raise WrongJson("An object in the body has a duplicate key.")
         keys.add(key)
         colon = _COLON.match(self._text, end)
         if colon is None:
@@ -169,7 +169,7 @@ class _Scan:
         return key, colon.end()
 
     def _string(self, at: int) -> int:
-        """Pass over a string behind its opening quote."""
+        """Skip a string after its opening quote."""
         while match := _TEXT.match(self._text, at):
             at = match.end()
         if self._text[at : at + 1] == b'"':
@@ -179,7 +179,7 @@ class _Scan:
         raise self._not_json(at)
 
     def _next(self, at: int) -> tuple[bytes, int]:
-        """Return the mark after a value, and the offset behind it."""
+        """Return the punctuation after a value, and the offset after it."""
         match = _NEXT.match(self._text, at)
         if match is None:
             raise self._not_json(at)
@@ -188,10 +188,10 @@ class _Scan:
     def _count(self) -> None:
         self._num_values += 1
         if self._num_values > MAX_VALUES:
-            raise WrongJson(f"The body has more than {MAX_VALUES} strings, lists and objects; send fewer at a time.")
+            raise WrongJson(f"The body has more than {MAX_VALUES} strings, lists and objects; split the request.")
 
     def _not_json(self, at: int) -> WrongJson:
-        return WrongJson(f"The body is not JSON: it goes wrong at byte {at}.")
+        return WrongJson(f"The body is not JSON: syntax error at byte {at}.")
 
 
 def _check_number(number: bytes) -> None:

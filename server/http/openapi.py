@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of routes that read their bodies themselves, and of errors."""
+"""OpenAPI documentation of request bodies, responses and errors."""
 
 from functools import cache
 from typing import Any
@@ -12,16 +12,16 @@ from caravan.server.http.errors import ErrorBody
 
 _REFERENCE = "#/components/schemas/{model}"
 _ERRORS = {
-    400: "A value cannot be used; `param` says which.",
-    401: "The API key is missing or wrong, where the server has keys.",
-    403: "The API key may not do this.",
+    400: "A value is invalid; `param` names it.",
+    401: "The API key is missing or invalid.",
+    403: "The API key is not allowed to do this.",
     404: "There is no such model.",
-    408: "The body took too long to arrive.",
+    408: "The body did not arrive in time.",
     413: "The body is too large.",
-    415: "The body is not JSON, or in an encoding other than gzip and zstd.",
-    429: "Too much is asked of the server; `Retry-After` says when to come back.",
-    500: "The server failed.",
-    503: "The engine is not ready; `Retry-After` says when to come back.",
+    415: "The body is not JSON, or its encoding is neither gzip nor zstd.",
+    429: "The server is overloaded; retry after `Retry-After` seconds.",
+    500: "Internal server error.",
+    503: "The engine is not ready; retry after `Retry-After` seconds.",
 }
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}
 _EVENTS: dict[str, Any] = {"text/event-stream": {}}
@@ -43,9 +43,9 @@ def documented(
     answer: type[msgspec.Struct] | None = None,
     is_streamed: bool = False,
 ) -> dict[str, Any]:
-    """Return the keyword arguments that document a route whose body is a `schema`, such as `example`.
+    """Return the route arguments that document a request body of this schema, with an example.
 
-    `answer` is for routes that write their answers themselves.
+    `answer` is the struct of a successful response.
     """
     content = {"schema": {"$ref": _REFERENCE.format(model=schema.__name__)}, "example": example}
     return {
@@ -56,17 +56,17 @@ def documented(
 
 
 def answers(answer: type[msgspec.Struct], *, is_streamed: bool = False) -> dict[int | str, dict[str, Any]]:
-    """Return the documentation of a successful response, whose body is an `answer`."""
+    """Return the documentation of a successful response with an `answer` as its body."""
     content = {"application/json": {"schema": {"$ref": _REFERENCE.format(model=answer.__name__)}}}
-    return {200: {"description": "The answer.", "content": content | (_EVENTS if is_streamed else {})}}
+    return {200: {"description": "Successful response.", "content": content | (_EVENTS if is_streamed else {})}}
 
 
 def complete_document(
     app: FastAPI, schemas: list[type[BaseModel]], answers: list[type[msgspec.Struct]], model_names: tuple[str, ...]
 ) -> None:
-    """Make `app`'s OpenAPI document define `schemas` and `answers`, and say which names `model` can have.
+    """Add `schemas`, `answers` and the valid names of `model` to the OpenAPI document of `app`.
 
-    It is written when it is first asked for, which takes a good part of a second.
+    The document is generated on first use, which takes a large part of a second.
     """
     write = app.openapi
 
@@ -83,7 +83,7 @@ def complete_document(
                 (model if "type" in model else model["anyOf"][0])["enum"] = list(model_names)
         for path, operations in document["paths"].items():
             for operation in operations.values():
-                operation["responses"].pop("422", None)  # FastAPI's own form of a validation error, which is never sent
+                operation["responses"].pop("422", None)  # FastAPI's validation error, which is never sent
                 if path == "/v1/models/{name}":
                     operation["parameters"][0]["schema"]["enum"] = list(model_names)
                 for content in operation.get("requestBody", {}).get("content", {}).values():
@@ -91,4 +91,4 @@ def complete_document(
                         content["example"]["model"] = model_names[0]
         return document
 
-    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's documentation does it
+    app.openapi = openapi  # type: ignore[method-assign]  # as documented by FastAPI

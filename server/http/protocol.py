@@ -1,7 +1,7 @@
-"""HttpProtocol: one connection, on which requests are read and answered one after the other.
+"""HttpProtocol: the asyncio protocol of one HTTP/1.1 connection.
 
-It takes the place of uvicorn's protocols, which lose the body of a request that offers an upgrade, drop the answer of a
-client that half-closes, and set no limit on the size and the time of a head.
+It replaces uvicorn's protocols, which lose the body of a request that offers an upgrade, drop the response of a client
+that half-closes, and limit neither the size nor the time of a request head.
 """
 
 import asyncio
@@ -20,23 +20,23 @@ from caravan.server.http.asgi_cycle import AsgiCycle
 from caravan.server.http.errors import ApiError
 from caravan.server.http.framing import FramingError, RequestHead, RequestReader
 from caravan.server.http.half_close import HalfClose
-from caravan.server.http.send_watch import SendWatch
+from caravan.server.http.send_timeout import SendTimeout
 
-HEAD_SECONDS: Final = 10.0  # from the connection, or the first byte of a later head, to its end
-FLUSH_SECONDS: Final = 30.0  # a closing connection whose client takes nothing of the answer for so long is cut
-STALL_SECONDS: Final = 60.0  # so is any other; the writer of a stream gives up sooner
-LINGER_SECONDS: Final = 5.0  # for the client to read an answer that came before the end of its request
-MAX_LINGER_BYTES: Final = 16 * 2**20  # of that request, read and dropped
-MAX_BUFFER_BYTES: Final = 64 * 1024  # received and not yet used; reading is paused above it
+HEAD_SECONDS: Final = 10.0  # for a head, from the connection or the first byte of a later head
+FLUSH_SECONDS: Final = 30.0  # without progress on a closing connection, before it is aborted
+STALL_SECONDS: Final = 60.0  # without progress on any other; streams have a shorter timeout
+LINGER_SECONDS: Final = 5.0  # for the client to read a response that was sent before the end of its request
+MAX_LINGER_BYTES: Final = 16 * 2**20  # of that request that are read and dropped
+MAX_BUFFER_BYTES: Final = 64 * 1024  # of received data, above which reading is paused
 
 logger = logging.getLogger(__name__)
 
 
 class HttpProtocol(asyncio.Protocol):
-    """One request, one answer: the next request is read when the answer is complete, or the connection is closed.
+    """Handles one request at a time: the next one is read when the response is complete.
 
-    A client that ends its half of the connection after its request gets the answer (not with TLS, where Python's
-    transports end both halves at once).
+    A client that half-closes the connection after its request gets the response, except with TLS, where Python's
+    transports close both halves.
     """
 
     head_seconds = HEAD_SECONDS
@@ -50,7 +50,7 @@ class HttpProtocol(asyncio.Protocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        """The arguments are those that uvicorn's server gives."""
+        """The arguments are those of uvicorn's protocols."""
         if not config.loaded:
             config.load()
         self.is_write_paused = False
@@ -60,25 +60,25 @@ class HttpProtocol(asyncio.Protocol):
         self._app_state = app_state
         self._loop = _loop or asyncio.get_event_loop()
         self._reader = RequestReader()
-        self._cycle: AsgiCycle | None = None  # None: no request is being answered
+        self._cycle: AsgiCycle | None = None  # None: there is no current request
         self._transport: asyncio.Transport
         self._connection_scope: dict[str, Any] = {}
         self._writable = asyncio.Event()
         self._is_read_paused = False
         self._timer: asyncio.TimerHandle | None = None
-        self._send_watch: SendWatch
+        self._send_timeout: SendTimeout
         self._is_head_timed = False
-        self._half_close: HalfClose | None = None  # None: the client has not ended its half
-        self._is_ending = False  # nothing is read any more
+        self._half_close: HalfClose | None = None  # None: the client has not half-closed
+        self._is_ending = False  # received data is dropped
         self._num_dropped_bytes = 0
 
-    # What the transport calls
+    # Called by the transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio.Protocol."""
-        self._server_state.connections.add(self)  # type: ignore[arg-type]  # uvicorn lists its own classes
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
-        self._send_watch = SendWatch(self._transport)
+        self._server_state.connections.add(self)  # type: ignore[arg-type]  # uvicorn's annotation lists its own classes
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is not a subclass
+        self._send_timeout = SendTimeout(self._transport)
         self._connection_scope = {
             "type": "http",
             "asgi": {"version": self._config.asgi_version, "spec_version": "2.3"},
@@ -94,7 +94,7 @@ class HttpProtocol(asyncio.Protocol):
         self._server_state.connections.discard(self)
         self._is_ending = True
         self._stop_timer()
-        self._send_watch.stop()
+        self._send_timeout.stop()
         if self._half_close is not None:
             self._half_close.stop()
         if self._cycle is not None:
@@ -112,7 +112,7 @@ class HttpProtocol(asyncio.Protocol):
             self._transport.abort()
 
     def eof_received(self) -> bool:
-        """Return whether to keep the connection, for an answer that the client waits for. See asyncio.Protocol."""
+        """Return whether to keep the connection open for the response. See asyncio.Protocol."""
         cycle = self._cycle
         if cycle is None or self._is_ending or not self._reader.is_body_complete or not self._can_half_close():
             return False
@@ -124,25 +124,25 @@ class HttpProtocol(asyncio.Protocol):
         """See asyncio.Protocol."""
         self.is_write_paused = True
         self._writable.clear()
-        self._send_watch.start(self.stall_seconds)
+        self._send_timeout.start(self.stall_seconds)
 
     def resume_writing(self) -> None:
         """See asyncio.Protocol."""
         self.is_write_paused = False
         self._writable.set()
         if not self._is_ending:
-            self._send_watch.stop()
+            self._send_timeout.stop()
 
-    # What uvicorn's server calls
+    # Called by uvicorn's server
 
     def shutdown(self) -> None:
-        """Close the connection when the answer is complete, at once if no request is being answered."""
+        """Close the connection after the current response, at once if there is none."""
         if self._cycle is None:
             self._close()
         else:
             self._cycle.keeps_alive = False
 
-    # What a cycle calls
+    # Called by the cycle
 
     def write(self, data: bytes) -> None:
         """See Connection."""
@@ -162,11 +162,11 @@ class HttpProtocol(asyncio.Protocol):
     def abort(self, *, is_reset: bool = False) -> None:
         """See Connection."""
         if is_reset and not self._transport.is_closing():
-            linger = struct.pack("ii", 1, 0)  # on, for no time: what is not sent is dropped, and a reset sent
+            linger = struct.pack("ii", 1, 0)  # on, 0 s: drop unsent data and send a reset
             self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self._transport.abort()
 
-    def end_answer(self) -> None:
+    def end_response(self) -> None:
         """See Connection."""
         cycle = self._cycle
         assert cycle is not None
@@ -179,19 +179,19 @@ class HttpProtocol(asyncio.Protocol):
             return
         self._set_timer(self._config.timeout_keep_alive)
         self._advance()
-        self._go_on()
+        self._continue()
 
     # Reading
 
-    def _go_on(self) -> None:
-        """Receive more, or close the connection if the client has ended its half and no other request is complete."""
+    def _continue(self) -> None:
+        """Resume reading, or close a half-closed connection that has no further request."""
         if self._half_close is None:
             self.resume_reading()
         elif self._cycle is None and not self._is_ending:
             self._end()
 
     def _advance(self) -> None:
-        """Read on as far as what was received goes, and no further than the end of the request being answered."""
+        """Parse the received data, up to the end of the current request."""
         try:
             if self._cycle is None:
                 head = self._reader.read_head()
@@ -200,13 +200,13 @@ class HttpProtocol(asyncio.Protocol):
                         self._expect_head()
                     return
                 self._stop_timer()
-                self._begin(head)
+                self._start(head)
             self._read_body()
         except FramingError as error:
-            self._refuse(ApiError(error.status, str(error)))
+            self._reject(ApiError(error.status, str(error)))
 
-    def _begin(self, head: RequestHead) -> None:
-        """Let the application answer a request."""
+    def _start(self, head: RequestHead) -> None:
+        """Run the application for a request."""
         path = head.path.decode("ascii")
         if "%" in path:
             path = urllib.parse.unquote(path)
@@ -227,7 +227,7 @@ class HttpProtocol(asyncio.Protocol):
             keeps_alive=head.keeps_alive,
             expects_continue=head.expects_continue,
         )
-        # In a context of its own: the callback that reads may run in that of the request before.
+        # In a new context: the reading callback may run in that of the previous request.
         task = self._loop.create_task(cycle.run(self._app), context=contextvars.Context())
         self._server_state.tasks.add(task)
         task.add_done_callback(self._server_state.tasks.discard)
@@ -242,9 +242,9 @@ class HttpProtocol(asyncio.Protocol):
             self._is_read_paused = True
             self._transport.pause_reading()
 
-    def _refuse(self, error: ApiError) -> None:
-        """Answer bytes that are no request. What follows them cannot be read."""
-        logger.warning("A request was refused: %s", error.message)
+    def _reject(self, error: ApiError) -> None:
+        """Respond to bytes that are not a valid request. The rest of the connection cannot be parsed."""
+        logger.warning("A request was rejected: %s", error.message)
         if self._cycle is not None:
             self._cycle.disconnect()
             if self._cycle.is_started:
@@ -253,7 +253,7 @@ class HttpProtocol(asyncio.Protocol):
         scope = {"method": "GET", "http_version": "1.1"}
         defaults = self._server_state.default_headers
         self._cycle = AsgiCycle(self, scope, defaults, keeps_alive=False, expects_continue=False)
-        self._cycle.answer(error.status, [(b"content-type", b"application/json")], bytes(error.response().body))
+        self._cycle.respond(error.status, [(b"content-type", b"application/json")], bytes(error.response().body))
 
     def _can_half_close(self) -> bool:
         return not is_ssl(self._transport)
@@ -262,7 +262,7 @@ class HttpProtocol(asyncio.Protocol):
         if self._cycle is not None:
             self._cycle.send_ahead()
 
-    # Time
+    # Timeouts
 
     def _expect_head(self) -> None:
         self._set_timer(self.head_seconds)
@@ -270,7 +270,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def _set_timer(self, seconds: float) -> None:
         self._stop_timer()
-        self._timer = self._loop.call_later(seconds, self._give_up)
+        self._timer = self._loop.call_later(seconds, self._time_out)
 
     def _stop_timer(self) -> None:
         self._is_head_timed = False
@@ -278,21 +278,21 @@ class HttpProtocol(asyncio.Protocol):
             self._timer.cancel()
             self._timer = None
 
-    def _give_up(self) -> None:
-        """End a connection that has brought no request in time."""
+    def _time_out(self) -> None:
+        """Close a connection on which no request arrived in time."""
         if self._reader.is_in_head:
-            message = f"The head of the request did not arrive within {self.head_seconds:g} seconds."
-            self._refuse(ApiError(408, message))
+            message = f"The request head did not arrive within {self.head_seconds:g} seconds."
+            self._reject(ApiError(408, message))
         else:
             self._close()
 
-    # The end
+    # Closing
 
     def _end(self) -> None:
-        """Close the connection after an answer, so that the client can read the answer.
+        """Close the connection after a response, so that the client can read the response.
 
-        Bytes that arrive at a closed socket are answered with a reset, which makes the client's system drop what it has
-        not read yet. So the rest of a request that was answered early is read and dropped first.
+        Data that arrives at a closed socket causes a reset, and the client's system drops what it has not read yet. So
+        the rest of a request that got an early response is read and dropped first.
         """
         is_all_read = self._reader.is_body_complete and not self._reader.num_buffered and not self._is_read_paused
         if is_all_read or self._half_close is not None or not self._can_half_close():
@@ -309,4 +309,4 @@ class HttpProtocol(asyncio.Protocol):
         self._stop_timer()
         self._transport.close()
         if self._transport.get_write_buffer_size() > 0:
-            self._send_watch.start(self.flush_seconds)
+            self._send_timeout.start(self.flush_seconds)

@@ -1,4 +1,4 @@
-"""RequestLogging: what every HTTP exchange gets, whichever route answers it."""
+"""RequestLogging: request ids, request metrics and the records of HTTP requests."""
 
 import re
 import time
@@ -21,10 +21,10 @@ OnResponse = Callable[[HttpRecord], object]
 
 
 class RequestLogging:
-    """ASGI middleware: an `x-request-id` on each answer, a count in the metrics, and a 500 for what nobody caught.
+    """ASGI middleware that adds `x-request-id`, counts each request, and sends a 500 for unhandled exceptions.
 
-    It passes messages through as they are. (starlette's BaseHTTPMiddleware would put a queue between a stream and its
-    client, and hide from the route that the client has gone.)
+    It does not buffer. (starlette's BaseHTTPMiddleware puts a queue between a stream and its client, and hides
+    disconnects from the route.)
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class RequestLogging:
         on_response: OnResponse = lambda _: None,
         trusted_proxies: Sequence[Network] = (),
     ) -> None:
-        """`on_response` gets each exchange when it has ended, with the client that a trusted proxy names."""
+        """`on_response` is called with the record of each request at its end."""
         self._app = app
         self._trusted_proxies = trusted_proxies
         self._metrics = metrics
@@ -61,7 +61,7 @@ class RequestLogging:
         try:
             await self._app(scope, receive, send_with_id)
         except Exception as error:
-            if status:  # too late for an answer: the server cuts the connection
+            if status:  # the response has started: the connection is closed
                 raise
             await as_api_error(error).response()(scope, receive, send_with_id)
         finally:
@@ -87,7 +87,7 @@ def _record(scope: Scope, client: str, route: str, status: int, seconds: float) 
 
 
 def _request_id(scope: Scope) -> bytes:
-    """Return the client's own id if it is harmless in a log and a header, else a new one."""
+    """Return the client's request id if it is valid, else a new one."""
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _CLIENT_ID.fullmatch(value):
             return bytes(value)

@@ -1,4 +1,4 @@
-"""Server-sent events: their form on the wire and the response that streams them."""
+"""Server-sent events: their encoding and the response that streams them."""
 
 import asyncio
 import logging
@@ -15,29 +15,29 @@ from starlette.types import Receive, Scope, Send
 from caravan.server.http.disconnect import until_disconnect
 
 DONE = b"data: [DONE]\n\n"
-KEEP_ALIVE = b": keep-alive\n\n"  # a comment: it means nothing to clients, and proxies see that the stream lives
-KEEP_ALIVE_SECONDS = 15.0  # of silence before one is sent; proxies cut streams after 30 to 60
+KEEP_ALIVE = b": keep-alive\n\n"  # a comment, which clients ignore; it keeps proxies from closing the stream
+KEEP_ALIVE_SECONDS = 15.0  # without output before a comment; proxies close idle streams after 30 to 60
 
-Piece = TypeVar("Piece")
+Item = TypeVar("Item")
 
 logger = logging.getLogger(__name__)
 
 
 def event(payload: Any) -> bytes:
-    """Return one event."""
+    """Return an event."""
     return b"data: " + _json(payload) + b"\n\n"
 
 
 def named_event(name: str, payload: Any) -> bytes:
-    """Return one event of a kind."""
+    """Return an event with a name."""
     return b"event: " + name.encode() + b"\n" + event(payload)
 
 
 def _json(value: Any) -> bytes:
-    """Return a JSON value in which nothing but a line feed would end a line.
+    """Encode a JSON value without the Unicode characters that str.splitlines() treats as line breaks.
 
-    Only a line break ends a line of an event, but clients that use str.splitlines() also break lines at three other
-    characters; those are escaped. They can only stand inside JSON strings.
+    They do not end a line of an event, but some clients split lines with str.splitlines(). They only occur inside JSON
+    strings, where they can be escaped.
     """
     body = msgspec.json.encode(value)
     if body.isascii():  # most are
@@ -48,9 +48,9 @@ def _json(value: Any) -> bytes:
 
 
 class EventStream(Response):
-    """A response that writes events until they end, the client goes away, or it takes nothing for too long.
+    """A response that streams events until they end, the client disconnects, or a write times out.
 
-    Once it is called, it calls `on_end` in every case, after the last write.
+    Once called, it always calls `on_end` after the last write.
     """
 
     media_type = "text/event-stream"
@@ -66,7 +66,7 @@ class EventStream(Response):
         self.status_code = 200
         self.background = None
         self.body = b""
-        # X-Accel-Buffering: a proxy such as nginx must pass each event on at once.
+        # X-Accel-Buffering: nginx must not buffer events.
         self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no"})
         self._events = events
         self._write_timeout_seconds = write_timeout_seconds
@@ -77,10 +77,10 @@ class EventStream(Response):
         try:
             await until_disconnect(receive, self._write(send))
         except ClientDisconnect:
-            logger.debug("The client left its stream.")
-        except StalledReader:
-            # Returning before the end of the body makes AsgiCycle cut the connection.
-            logger.warning("A client took nothing of its stream for %g seconds.", self._write_timeout_seconds)
+            logger.debug("The client disconnected from its stream.")
+        except WriteTimedOut:
+            # Returning before the end of the body makes AsgiCycle close the connection.
+            logger.warning("A client did not read from its stream for %g seconds.", self._write_timeout_seconds)
         finally:
             self._on_end()
 
@@ -89,24 +89,24 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
         try:
             async with asyncio.timeout(None) as limit, aclosing(self._events) as events:
-                watch = WriteWatch(self._write_timeout_seconds, on_stall=lambda: limit.reschedule(0))
-                keep_alive = KeepAlive(self._keep_alive_seconds, lambda: send(_body(KEEP_ALIVE)), watch)
-                with watch, keep_alive:
+                write_timeout = WriteTimeout(self._write_timeout_seconds, on_stall=lambda: limit.reschedule(0))
+                keep_alive = KeepAlive(self._keep_alive_seconds, lambda: send(_body(KEEP_ALIVE)), write_timeout)
+                with write_timeout, keep_alive:
                     async for body in events:
-                        began = watch.write_began_seconds = time.monotonic()
+                        began = write_timeout.write_began_seconds = time.monotonic()
                         await send(_body(body))
-                        watch.write_began_seconds = None
+                        write_timeout.write_began_seconds = None
                         keep_alive.wrote_at_seconds = began
-                    watch.write_began_seconds = time.monotonic()
+                    write_timeout.write_began_seconds = time.monotonic()
                     await send({"type": "http.response.body", "body": b"", "more_body": False})
         except TimeoutError:
-            raise StalledReader from None
+            raise WriteTimedOut from None
 
 
-class WriteWatch:
-    """Notices a write that has waited for too long, with one timer for all writes of a stream.
+class WriteTimeout:
+    """Detects a write that waits for too long, with one timer for all writes of a stream.
 
-    A timer for each write would cost a good part of what the write costs.
+    A timer for each write would cost about as much as the write.
     """
 
     def __init__(self, max_seconds: float, on_stall: Callable[[], None]) -> None:
@@ -115,65 +115,65 @@ class WriteWatch:
         self._on_stall = on_stall
         self._timer: asyncio.TimerHandle
 
-    def __enter__(self) -> "WriteWatch":
-        self._look_after(self._max_seconds)
+    def __enter__(self) -> "WriteTimeout":
+        self._check_after(self._max_seconds)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._timer.cancel()
 
-    def _look_after(self, seconds: float) -> None:
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
+    def _check_after(self, seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._check)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         began = self.write_began_seconds
         left_seconds = self._max_seconds if began is None else began + self._max_seconds - time.monotonic()
         if left_seconds > 0:
-            self._look_after(left_seconds)
+            self._check_after(left_seconds)
         else:
             self._on_stall()
 
 
 class KeepAlive:
-    """Sends a comment when nothing was written for a while, with one timer for a stream."""
+    """Sends a comment when nothing was written for a while, with one timer per stream."""
 
-    def __init__(self, silent_seconds: float, send_comment: Callable[[], Awaitable[None]], watch: WriteWatch) -> None:
-        """No comment is sent while `watch` sees a write that waits for the client."""
+    def __init__(self, idle_seconds: float, send_comment: Callable[[], Awaitable[None]], timeout: WriteTimeout) -> None:
+        """No comment is sent while a write of `timeout` is pending."""
         self.wrote_at_seconds = time.monotonic()
-        self._silent_seconds = silent_seconds
+        self._idle_seconds = idle_seconds
         self._send_comment = send_comment
-        self._watch = watch
+        self._write_timeout = timeout
         self._sending: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle
 
     def __enter__(self) -> "KeepAlive":
-        self._look_after(self._silent_seconds)
+        self._check_after(self._idle_seconds)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._timer.cancel()
         if self._sending is not None:
-            self._sending.cancel()  # one that has not begun must not follow the end
+            self._sending.cancel()  # a comment must not follow the end
 
-    def _look_after(self, seconds: float) -> None:
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
+    def _check_after(self, seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._check)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         now = time.monotonic()
-        left_seconds = self.wrote_at_seconds + self._silent_seconds - now
+        left_seconds = self.wrote_at_seconds + self._idle_seconds - now
         if left_seconds <= 0:
-            left_seconds = self._silent_seconds
-            if self._watch.write_began_seconds is None and (self._sending is None or self._sending.done()):
+            left_seconds = self._idle_seconds
+            if self._write_timeout.write_began_seconds is None and (self._sending is None or self._sending.done()):
                 self.wrote_at_seconds = now
                 self._sending = asyncio.ensure_future(self._send_comment())
-        self._look_after(left_seconds)
+        self._check_after(left_seconds)
 
 
-async def within(seconds: float, pieces: Awaitable[list[Piece]]) -> list[Piece]:
-    """Return what `pieces` returns, an empty list if that takes longer than `seconds`; it is cancelled then."""
+async def within(seconds: float, items: Awaitable[list[Item]]) -> list[Item]:
+    """Return the result of `items`, or cancel it after `seconds` and return an empty list."""
     try:
         async with asyncio.timeout(seconds):
-            return await pieces
+            return await items
     except TimeoutError:
         return []
 
@@ -182,5 +182,5 @@ def _body(body: bytes) -> dict[str, Any]:
     return {"type": "http.response.body", "body": body, "more_body": True}
 
 
-class StalledReader(Exception):
-    """The client does not take what is sent to it."""
+class WriteTimedOut(Exception):
+    """The client does not read what is sent to it."""

@@ -1,7 +1,7 @@
-"""TrustedHosts: which names the server answers to.
+"""TrustedHosts: reject requests for other host names.
 
-A page on another site can make a browser send requests to this machine under a name of its own (DNS rebinding). On
-loopback only the names of this machine are answered to, unless others are allowed.
+A page on another site can make a browser send requests to this machine under the site's host name (DNS rebinding). A
+server on loopback only accepts the loopback names, unless others are allowed.
 """
 
 import re
@@ -15,27 +15,27 @@ _HOST = re.compile(rb"(\[[0-9a-fA-F:.]+\]|[\w.-]+)(?::[0-9]*)?")
 
 
 class TrustedHosts:
-    """ASGI middleware that answers to some names only."""
+    """ASGI middleware that accepts only the given host names."""
 
     def __init__(self, app: ASGIApp, *, hosts: Iterable[str]) -> None:
-        """`hosts` are names without a port; one that begins with `*.` stands for all names below it."""
+        """`hosts` are names without a port; `*.example.org` matches all subdomains."""
         self._app = app
         self._names = frozenset(host.lower() for host in hosts)
         self._suffixes = tuple(name.removeprefix("*") for name in self._names if name.startswith("*."))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not self._is_ours(_host(scope)):
-            message = "The server does not answer to this host name; --allowed-hosts names those it answers to."
+        if scope["type"] == "http" and not self._is_trusted(_host(scope)):
+            message = "This host name is not allowed; add it with --allowed-hosts."
             await ApiError(421, message, param="host").response()(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
-    def _is_ours(self, host: str) -> bool:
+    def _is_trusted(self, host: str) -> bool:
         return host in self._names or (bool(self._suffixes) and host.endswith(self._suffixes))
 
 
 def _host(scope: Scope) -> str:
-    """Return the name in the Host header without its port; empty if there is not exactly one that can be a name."""
+    """Return the name in the Host header without its port; empty unless there is exactly one valid header."""
     values = [value for name, value in scope["headers"] if name == b"host"]
     match = _HOST.fullmatch(values[0]) if len(values) == 1 else None
     return match[1].decode("ascii").lower() if match else ""

@@ -1,4 +1,4 @@
-"""Explanation: the record of a request as its client gets it."""
+"""Explanation: the record of a request, as sent to its client."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class ChoiceSteps(msgspec.Struct, kw_only=True):
-    """The engine's steps for one choice, and the batches it shared."""
+    """The engine's steps for one choice, and the sizes of their batches."""
 
     engine_request: int  # its number in the live view
     choice: int
@@ -14,11 +14,11 @@ class ChoiceSteps(msgspec.Struct, kw_only=True):
     steps: int
     mean_batch: float
     largest_batch: int
-    finish_reason: str | None  # None: it still runs
+    finish_reason: str | None  # None: not finished
 
 
 class Explanation(msgspec.Struct, kw_only=True):
-    """The events of one request, and what its choices took."""
+    """The events of one request, and the steps of its choices."""
 
     id: str
     request_id: str
@@ -26,5 +26,5 @@ class Explanation(msgspec.Struct, kw_only=True):
     arrived_at: float  # seconds since 1970
     is_finished: bool
     timeline: list[dict[str, Any]]  # each has at_ms, the milliseconds since the request arrived, and event
-    left_out: int  # later events of a kind that had come before
+    left_out: int  # events that exceeded the record's limit
     choices: list[ChoiceSteps]

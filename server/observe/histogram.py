@@ -1,4 +1,4 @@
-"""TokenHistogram: a histogram of Prometheus' kind that may be fed for every token."""
+"""TokenHistogram: a Prometheus histogram that is cheap enough to update for every token."""
 
 import math
 import time
@@ -14,8 +14,8 @@ from prometheus_client.utils import floatToGoString
 class TokenHistogram(Collector):
     """Counts of values up to each bound, with their sum.
 
-    prometheus_client's own takes two locks and a walk through the bounds for each value. This one is for one thread,
-    and takes a value that was seen several times at once.
+    prometheus_client's histogram takes two locks and a linear search for each value. This one is not thread-safe, and
+    can count a value several times at once.
     """
 
     def __init__(self, name: str, text: str, labels: dict[str, str], buckets: Sequence[float]) -> None:
@@ -28,12 +28,12 @@ class TokenHistogram(Collector):
         self._created_at_seconds = time.time()
 
     def observe(self, value: float, num_times: int = 1) -> None:
-        """Count a value, seen so many times."""
+        """Count a value `num_times` times."""
         self._counts[bisect_left(self._bounds, value)] += num_times
         self._sum += value * num_times
 
     def collect(self) -> Iterable[Metric]:
-        """Return the family as prometheus_client's histogram of the same values would."""
+        """Return the same family as prometheus_client's histogram."""
         family = HistogramMetricFamily(self._name, self._text, labels=list(self._labels))
         cumulative = zip(map(floatToGoString, self._bounds), accumulate(self._counts), strict=True)
         family.add_metric(

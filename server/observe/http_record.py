@@ -1,4 +1,4 @@
-"""HttpRecord: one HTTP request and its response, at its end, for logs and traces."""
+"""HttpRecord: one HTTP request and its response, for logs and traces."""
 
 from dataclasses import dataclass
 
@@ -7,20 +7,20 @@ from caravan.server.observe.request_record import RequestRecord
 
 @dataclass(frozen=True, kw_only=True)
 class HttpRecord:
-    """The facts of an HTTP request: nothing a client can choose, except its harmless id and its trace."""
+    """An HTTP request that has ended. Clients can choose only the validated request id and the trace parent."""
 
     request_id: str
-    client: str  # an address, parsed
+    client: str  # a parsed address
     key_name: str
     method: str
     route: str  # the route's template, never the path that was sent
     status: int
     seconds: float
-    trace_parent: str  # W3C's header, unchecked; empty without one
-    generation: RequestRecord | None  # of a request for text or vectors that was admitted
+    trace_parent: str  # the W3C traceparent header, not validated; may be empty
+    generation: RequestRecord | None  # None unless a generation was admitted
 
     def log_fields(self) -> dict[str, object]:
-        """Return the fields of the request's log line; seconds count from its arrival."""
+        """Return the fields of the request's log line; seconds since its arrival."""
         fields: dict[str, object] = {
             "request_id": self.request_id,
             "client": self.client,

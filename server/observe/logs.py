@@ -1,8 +1,8 @@
-"""Logs: one event, one line; JSON for machines, text for people at a terminal.
+"""Logs: one line per event, as JSON or, at a terminal, as text.
 
-Every module logs as usual, with `logging`; the engine process does so through its socket. What is logged while a
-request is answered carries its id. No text of a prompt or an answer is ever an argument of a log call, and tracebacks
-come without the messages of libraries, which may quote one.
+Every module uses `logging`; the engine process logs through its socket. Lines logged while a request is handled
+carry its id. The text of a prompt or a response is never logged, and tracebacks omit the messages of libraries, which
+may quote it.
 """
 
 import logging
@@ -28,7 +28,7 @@ def set_up_logs(kind: LogFormat, stream: TextIO | None = None) -> None:
         structlog.stdlib.ExtraAdder(),
         _without_colours,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.ExceptionRenderer(_without_foreign_words),
+        structlog.processors.ExceptionRenderer(_safe_traceback),
     ]
     renderer: list[Processor] = [structlog.processors.JSONRenderer()] if is_json else [_text]
     handler = logging.StreamHandler(stream)
@@ -44,23 +44,23 @@ def set_up_logs(kind: LogFormat, stream: TextIO | None = None) -> None:
 
 
 def bind_request_id(request_id: str) -> None:
-    """Make what is logged from here on, in the task that answers this request, carry its id."""
+    """Add the request id to all further log lines of the current task."""
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(request_id=request_id)
 
 
-def _without_foreign_words(exc_info: tuple[type[BaseException], BaseException, TracebackType | None]) -> str:
+def _safe_traceback(exc_info: tuple[type[BaseException], BaseException, TracebackType | None]) -> str:
     return traceback_text(exc_info[1])
 
 
 def _without_colours(_: object, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
-    """Leave out what uvicorn says a second time for terminals."""
+    """Remove uvicorn's copy of the message with colours."""
     event.pop("color_message", None)
     return event
 
 
 def _text(_: object, __: str, event: structlog.types.EventDict) -> str:
-    """Return a line for people: level, what happened, and what belongs to it; a traceback below it."""
+    """Return a line of text: level, message and fields, with a traceback below it."""
     traceback = event.pop("exception", None)
     level, text, _ = str(event.pop("level")).upper(), event.pop("event"), event.pop("timestamp")
     fields = " ".join(f"{name}={value}" for name, value in event.items())

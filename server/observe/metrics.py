@@ -1,4 +1,4 @@
-"""Metrics: what Prometheus sees of this server."""
+"""Metrics: the server's Prometheus metrics."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -24,7 +24,7 @@ from caravan.server.observe.histogram import TokenHistogram
 
 _PREFIX = "caravan_"
 
-# Buckets in seconds; the same as vLLM's, so that its dashboards can be used.
+# Buckets in seconds, the same as vLLM's, for its dashboards.
 # fmt: off
 _FIRST_TOKEN = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,
@@ -45,44 +45,42 @@ _WAIT_ERROR = (-60, -30, -10, -5, -2, -1, -0.5, 0, 0.5, 1, 2, 5, 10, 30, 60)
 Rejection = Literal["queue_full", "queue_tokens", "wait", "deadline", "body_memory"]
 REJECTIONS: tuple[Rejection, ...] = get_args(Rejection)
 _COMPLETE: tuple[FinishReason, ...] = ("stop", "length")
-_BROKEN: tuple[FinishReason, ...] = ("abort", "error")  # abort: the client left, or its time was over
+_INCOMPLETE: tuple[FinishReason, ...] = ("abort", "error")  # abort: the client disconnected or its deadline passed
 
 
 class Metrics(EngineListener):
-    """The counters, gauges and histograms of one server, in a registry of its own.
+    """The counters, gauges and histograms of one server, in their own registry.
 
     Every series carries the label `model_name`. No label takes its value from a client.
     """
 
     def __init__(self, model_name: str, config: EngineConfig, key_names: Sequence[str] = ()) -> None:
-        """`key_names` are those of the API keys; each has series of its own."""
+        """`key_names` are the names of the API keys; each has its own series."""
         self.registry = CollectorRegistry()
         self._model_name = model_name
         lengths = one_two_five(config.max_model_len)
 
-        # Of the newest step; gauges are read from it when they are scraped.
+        # Of the latest step; gauges read it when they are scraped.
         self._stats = StepStats(num_blocks=config.num_blocks)
-        self._gauge("num_requests_running", "Sequences the engine is working on.", lambda: self._stats.num_running)
+        self._gauge("num_requests_running", "Sequences in the engine's batch.", lambda: self._stats.num_running)
         self._gauge("num_requests_waiting", "Sequences in the engine's queue.", lambda: self._stats.num_waiting)
-        self._gauge("kv_cache_usage_perc", "Share of the KV pool in use; 1 is all of it.", self._kv_cache_usage)
+        self._gauge("kv_cache_usage_perc", "Fraction of the KV pool in use, 0 to 1.", self._kv_cache_usage)
         self._kv_cache_blocks()
         self._set_cache_config(config)
 
-        self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of requests that got a first token.")
-        self._generation_tokens = self._counter("generation_tokens", "Tokens produced.")
+        self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of sequences that generated a first token.")
+        self._generation_tokens = self._counter("generation_tokens", "Tokens generated.")
         self._prefix_cache_queries = self._counter("prefix_cache_queries", "Tokens looked up in the prefix cache.")
         self._prefix_cache_hits = self._counter("prefix_cache_hits", "Tokens found in the prefix cache.")
-        self._num_draft_tokens = self._counter("spec_decode_num_draft_tokens", "Tokens guessed from the text so far.")
-        self._num_accepted_tokens = self._counter("spec_decode_num_accepted_tokens", "Guessed tokens that were right.")
-        self._num_preemptions = self._counter(
-            "num_preemptions", "Sequences put back into the queue for want of blocks."
-        )
-        self._engine_restarts = self._counter("engine_restarts", "Starts of the engine process after the first.")
-        self._requests_replayed = self._counter("requests_replayed", "Sequences given to another engine process.")
-        self._engine_down_seconds = self._counter("engine_down_seconds", "Time between two engine processes.")
+        self._num_draft_tokens = self._counter("spec_decode_num_draft_tokens", "Draft tokens proposed.")
+        self._num_accepted_tokens = self._counter("spec_decode_num_accepted_tokens", "Draft tokens accepted.")
+        self._num_preemptions = self._counter("num_preemptions", "Sequences preempted because no blocks were free.")
+        self._engine_restarts = self._counter("engine_restarts", "Restarts of the engine process.")
+        self._requests_replayed = self._counter("requests_replayed", "Sequences resumed by a new engine process.")
+        self._engine_down_seconds = self._counter("engine_down_seconds", "Time without an engine process.")
         self._rejections = Counter(
             _PREFIX + "admission_rejections",
-            "Requests refused for want of room or time, by reason.",
+            "Requests rejected by admission control, by reason.",
             ["model_name", "reason"],
             registry=self.registry,
         )
@@ -91,75 +89,75 @@ class Metrics(EngineListener):
         self._finished = {
             reason: family.labels(model_name, reason)
             for family, reasons in (
-                (self._endings("request_success", "Sequences with a complete answer, by reason."), _COMPLETE),
-                (self._endings("request_incomplete", "Sequences that ended before their answer, by reason."), _BROKEN),
+                (self._by_reason("request_success", "Complete sequences, by finish reason."), _COMPLETE),
+                (self._by_reason("request_incomplete", "Incomplete sequences, by finish reason."), _INCOMPLETE),
             )
             for reason in reasons
         }
         self._ignored_fields = Counter(
             _PREFIX + "ignored_fields",
-            "Fields of requests that are known elsewhere and have no effect here, by name.",
+            "Request fields that other servers support and this one ignores, by name.",
             ["model_name", "field"],
             registry=self.registry,
         )
         self._http_requests = Counter(
             _PREFIX + "http_requests",
-            "HTTP requests answered, by route and status.",
+            "HTTP requests, by route and status.",
             ["model_name", "route", "status"],
             registry=self.registry,
         )
 
-        self._key_requests = self._of_keys("key_requests", "Requests for text, by API key.", key_names)
+        self._key_requests = self._of_keys("key_requests", "Generation requests, by API key.", key_names)
         self._key_prompt_tokens = self._of_keys("key_prompt_tokens", "Prompt tokens, by API key.", key_names)
-        self._key_generation_tokens = self._of_keys("key_generation_tokens", "Tokens produced, by API key.", key_names)
+        self._key_generation_tokens = self._of_keys("key_generation_tokens", "Tokens generated, by API key.", key_names)
 
-        self._iteration_tokens = self._histogram("iteration_tokens", "Tokens computed in one step.", _STEP_TOKENS)
+        self._iteration_tokens = self._histogram("iteration_tokens", "Tokens computed per step.", _STEP_TOKENS)
         self.first_token = self._histogram(
-            "time_to_first_token_seconds", "From arrival to the first token.", _FIRST_TOKEN
+            "time_to_first_token_seconds", "Time from arrival to the first token.", _FIRST_TOKEN
         )
         self.inter_token = TokenHistogram(
-            _PREFIX + "inter_token_latency_seconds", "Between two tokens.", {"model_name": model_name}, _PER_TOKEN
+            _PREFIX + "inter_token_latency_seconds", "Time between tokens.", {"model_name": model_name}, _PER_TOKEN
         )
         self.registry.register(self.inter_token)
         self._per_token = self._histogram(
-            "request_time_per_output_token_seconds", "Mean time between the tokens of one sequence.", _PER_TOKEN
+            "request_time_per_output_token_seconds", "Mean time between the tokens of a sequence.", _PER_TOKEN
         )
-        self._end_to_end = self._histogram("e2e_request_latency_seconds", "From arrival to the end.", _REQUEST)
-        self._queue_time = self._histogram("request_queue_time_seconds", "From queued to last scheduled.", _REQUEST)
+        self._end_to_end = self._histogram("e2e_request_latency_seconds", "Time from arrival to the end.", _REQUEST)
+        self._queue_time = self._histogram("request_queue_time_seconds", "Time in the queue.", _REQUEST)
         self.wait_error = self._histogram(
-            "admission_wait_error_seconds", "Predicted time in the queue minus the actual one.", _WAIT_ERROR
+            "admission_wait_error_seconds", "Predicted minus actual time in the queue.", _WAIT_ERROR
         )
         self._inference_time = self._histogram(
-            "request_inference_time_seconds", "From last scheduled to the last token.", _REQUEST
+            "request_inference_time_seconds", "Time from last scheduled to the last token.", _REQUEST
         )
         self._prefill_time = self._histogram(
-            "request_prefill_time_seconds", "From last scheduled to the first token.", _REQUEST
+            "request_prefill_time_seconds", "Time from last scheduled to the first token.", _REQUEST
         )
-        self._decode_time = self._histogram("request_decode_time_seconds", "From first to last token.", _REQUEST)
-        self._prompt_lengths = self._histogram("request_prompt_tokens", "Prompt tokens of a sequence.", lengths)
-        self._generation_lengths = self._histogram("request_generation_tokens", "Tokens a sequence produced.", lengths)
-        self._max_tokens = self._histogram("request_params_max_tokens", "max_tokens of a sequence.", lengths)
-        self._num_choices = self._histogram("request_params_n", "n of a request.", _CHOICES)
+        self._decode_time = self._histogram("request_decode_time_seconds", "Time from first to last token.", _REQUEST)
+        self._prompt_lengths = self._histogram("request_prompt_tokens", "Prompt tokens per sequence.", lengths)
+        self._generation_lengths = self._histogram("request_generation_tokens", "Output tokens per sequence.", lengths)
+        self._max_tokens = self._histogram("request_params_max_tokens", "max_tokens per sequence.", lengths)
+        self._num_choices = self._histogram("request_params_n", "n per request.", _CHOICES)
 
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
 
-    def watch_ready(self, is_ready: Callable[[], bool]) -> None:
-        """Show what `is_ready` says, each time it is asked."""
-        self._gauge("ready", "Whether requests are taken, as /readyz says: 1 or 0.", is_ready)
+    def add_ready_gauge(self, is_ready: Callable[[], bool]) -> None:
+        """Add a gauge that calls `is_ready` when it is scraped."""
+        self._gauge("ready", "Whether the server is ready, as in /readyz: 1 or 0.", is_ready)
 
     @override
     def on_disconnect(self) -> None:
-        """Show no work: there is no engine that does any."""
+        """Reset the gauges: there is no engine."""
         self._stats = StepStats(num_blocks=self._stats.num_blocks)
 
     @override
     def on_step(self, output: StepOutput) -> None:
-        """Take in what the engine reports of one step."""
+        """Count the result of one step."""
         self._stats = stats = output.stats
         self._generation_tokens.inc(sum(len(sequence.token_ids) for sequence in output.outputs))
-        if stats.prefix_cache_queries:  # as in few steps
+        if stats.prefix_cache_queries:  # zero in most steps
             self._prefix_cache_queries.inc(stats.prefix_cache_queries)
             self._prefix_cache_hits.inc(stats.prefix_cache_hits)
         if stats.num_draft_tokens:
@@ -172,11 +170,11 @@ class Metrics(EngineListener):
             self._iteration_tokens.observe(num_step_tokens)
 
     def observe_request(self, num_choices: int) -> None:
-        """Take in one accepted HTTP request for text."""
+        """Observe an admitted generation request."""
         self._num_choices.observe(num_choices)
 
     def count_usage(self, key_name: str, num_prompt_tokens: int, num_generation_tokens: int) -> None:
-        """Count what one request for text took under its key; without keys nothing is counted."""
+        """Count a generation request and its tokens for its key, if the server has keys."""
         if key_name in self._key_requests:
             self._key_requests[key_name].inc()
             self._key_prompt_tokens[key_name].inc(num_prompt_tokens)
@@ -185,9 +183,9 @@ class Metrics(EngineListener):
     def observe_tokens(
         self, choice: ChoiceRecord, num_tokens: int, received_at_seconds: float, arrived_at_seconds: float
     ) -> None:
-        """Take in tokens that came together, before their record counts them.
+        """Observe tokens that arrived together; call it before the record counts them.
 
-        Their distance to the tokens before is divided evenly between them.
+        The time since the previous token is divided evenly among them.
         """
         if choice.num_read_tokens:
             latency_seconds = (received_at_seconds - choice.last_token_at_seconds) / num_tokens
@@ -197,7 +195,7 @@ class Metrics(EngineListener):
             self._prompt_tokens.inc(choice.num_prompt_tokens)
 
     def observe_end(self, choice: ChoiceRecord, reason: FinishReason, arrived_at_seconds: float) -> None:
-        """Take in a choice that has ended."""
+        """Observe a choice that has ended."""
         num_tokens = choice.num_read_tokens
         self._finished[reason].inc()
         self._end_to_end.observe(time.monotonic() - arrived_at_seconds)
@@ -205,7 +203,7 @@ class Metrics(EngineListener):
         self._generation_lengths.observe(num_tokens)
         self._max_tokens.observe(choice.max_tokens)
         if not num_tokens:
-            if reason == "length":  # only the prompt was wanted
+            if reason == "length":  # only the prompt was computed
                 self._prompt_tokens.inc(choice.num_prompt_tokens)
             return
         decode_seconds = choice.last_token_at_seconds - choice.first_token_at_seconds
@@ -214,44 +212,44 @@ class Metrics(EngineListener):
             self._per_token.observe(decode_seconds / (num_tokens - 1))
         if choice.scheduled_at_seconds:
             self._queue_time.observe(max(0.0, choice.queue_seconds))
-            # A sequence preempted after its first token was last scheduled after it: no prefill time then.
+            # A sequence preempted after its first token was last scheduled after it: it has no prefill time.
             self._prefill_time.observe(max(0.0, choice.first_token_at_seconds - choice.scheduled_at_seconds))
             self._inference_time.observe(max(0.0, choice.last_token_at_seconds - choice.scheduled_at_seconds))
 
     def count_ignored_fields(self, names: Iterable[str]) -> None:
-        """Count fields of one request that have no effect; the names are of the table of known fields only."""
+        """Count the ignored fields of a request; `names` must be from the table of known fields."""
         for name in names:
             self._ignored_fields.labels(self._model_name, name).inc()
 
     def count_rejection(self, reason: Rejection) -> None:
-        """Count a request that was refused for want of room or time."""
+        """Count a request that admission control rejected."""
         self._rejections.labels(self._model_name, reason).inc()
 
     @override
     def on_restart(self) -> None:
-        """Count a start of the engine process after the first."""
+        """Count a restart of the engine process."""
         self._engine_restarts.inc()
 
     @override
     def on_replay(self, num_requests: int, down_seconds: float) -> None:
-        """Count what a new engine process took over from the one before, and how long there was none."""
+        """Count the resumed requests and the downtime."""
         self._requests_replayed.inc(num_requests)
         self._engine_down_seconds.inc(down_seconds)
 
     def count_http(self, route: str, status: int) -> None:
-        """Count one answer; `route` is the route's template, never the path a client sent."""
+        """Count one response; `route` is the route's template, never the path that was sent."""
         self._http_requests.labels(self._model_name, route, str(status)).inc()
 
     def exposition(self) -> bytes:
-        """Return all series in Prometheus' text format 0.0.4."""
+        """Return all series in the Prometheus text format 0.0.4."""
         return generate_latest(self.registry)
 
     def _kv_cache_usage(self) -> float:
         return self._stats.num_used_blocks / self._stats.num_blocks if self._stats.num_blocks else 0.0
 
     def _kv_cache_blocks(self) -> None:
-        """Show what the blocks of the pool are."""
-        text = "Blocks of the KV pool: used by sequences, cached (free, with a prefix that can be found), free."
+        """Add the gauges of the pool's blocks by state."""
+        text = "Blocks of the KV pool by state: used by sequences, cached (free with a reusable prefix), or free."
         family = Gauge(_PREFIX + "kv_cache_blocks", text, ["model_name", "state"], registry=self.registry)
         for state, value in {
             "used": lambda: self._stats.num_used_blocks,
@@ -267,11 +265,11 @@ class Metrics(EngineListener):
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(_PREFIX + name, text, ["model_name"], registry=self.registry).labels(self._model_name)
 
-    def _endings(self, name: str, text: str) -> Counter:
+    def _by_reason(self, name: str, text: str) -> Counter:
         return Counter(_PREFIX + name, text, ["model_name", "finished_reason"], registry=self.registry)
 
     def _of_keys(self, name: str, text: str, key_names: Sequence[str]) -> dict[str, Counter]:
-        """Return a counter for each key, by the key's name; without keys there is no such series."""
+        """Return a counter for each key name; without keys there are no series."""
         if not key_names:
             return {}
         family = Counter(_PREFIX + name, text, ["model_name", "key"], registry=self.registry)
@@ -291,7 +289,7 @@ class Metrics(EngineListener):
             "max_model_len": str(config.max_model_len),
         }
         family = Gauge(
-            _PREFIX + "cache_config_info", "The engine's limits, as labels.", list(labels), registry=self.registry
+            _PREFIX + "cache_config_info", "Limits of the engine, as labels.", list(labels), registry=self.registry
         )
         family.labels(**labels).set(1)
 

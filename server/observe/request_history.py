@@ -1,4 +1,4 @@
-"""RequestHistory: the records of requests that run, and of the last ones that have ended."""
+"""RequestHistory: the records of running requests and of the latest finished ones."""
 
 from collections import OrderedDict
 
@@ -9,31 +9,31 @@ from caravan.server.engine.listener import EngineListener
 from caravan.server.observe.choice_record import ChoiceRecord
 from caravan.server.observe.request_record import RequestRecord
 
-MAX_RECORDS = 1000  # of requests that have ended
-MAX_CHOICES = 10_000  # of all records together: one may have thousands
+MAX_RECORDS = 1000
+MAX_CHOICES = 10_000  # of all records together
 
 
 class RequestHistory(EngineListener):
-    """Finds the record of a request by its id, and adds to it what the engine reports of its choices."""
+    """Finds the record of a request by its id, and updates it from the engine's events."""
 
     def __init__(self, max_records: int = MAX_RECORDS, max_choices: int = MAX_CHOICES) -> None:
         self._max_records = max_records
         self._max_choices = max_choices
-        self._num_choices = 0  # of the records that are kept
-        self._records: OrderedDict[str, RequestRecord] = OrderedDict()  # by answer id, the latest last
-        self._by_request: dict[tuple[str, str], RequestRecord] = {}  # the latest of each key and HTTP request id
-        self._running: dict[int, RequestRecord] = {}  # by the engine's number of a choice, until its reader is done
+        self._num_choices = 0  # of all stored records
+        self._records: OrderedDict[str, RequestRecord] = OrderedDict()  # by response id, the latest last
+        self._by_request: dict[tuple[str, str], RequestRecord] = {}  # the latest by key and HTTP request id
+        self._running: dict[int, RequestRecord] = {}  # by the engine's number of a choice
 
     def begin(self, record: RequestRecord) -> None:
-        """Add a record whose choices are queued; the oldest ended ones go if there are too many."""
+        """Add a record whose choices are submitted; remove the oldest finished ones beyond the limits."""
         self._num_choices += record.num_choices
-        self._records[record.answer_id] = record
+        self._records[record.response_id] = record
         self._by_request[record.key_name, record.request_id] = record
         while len(self._records) > self._max_records or self._num_choices > self._max_choices:
             oldest = next((kept for kept in self._records.values() if kept.is_finished), None)
             if oldest is None:
                 return
-            del self._records[oldest.answer_id]
+            del self._records[oldest.response_id]
             self._num_choices -= oldest.num_choices
             if self._by_request.get(place := (oldest.key_name, oldest.request_id)) is oldest:
                 del self._by_request[place]
@@ -47,7 +47,7 @@ class RequestHistory(EngineListener):
         num_prompt_tokens: int = 0,
         max_tokens: int = 0,
     ) -> ChoiceRecord:
-        """Record that the next choice was submitted, and follow it from now on."""
+        """Record that the next choice was submitted; from now on engine events update it."""
         self._running[engine_number] = record
         return record.queue(engine_number, num_before, num_prompt_tokens=num_prompt_tokens, max_tokens=max_tokens)
 
@@ -58,24 +58,24 @@ class RequestHistory(EngineListener):
             if (record := self._running.get(event.request_id)) is not None:
                 record.add_engine_event(event, output.stats.step_seconds)
         ended = sum(one.finish_reason is not None for one in output.outputs)
-        batch_size = output.stats.num_running + ended  # those that have ended run no more
+        batch_size = output.stats.num_running + ended  # finished sequences are not running
         for one in output.outputs:
             if (record := self._running.get(one.request_id)) is not None:
                 record.add_output(one, batch_size)
 
     @override
     def on_replay(self, num_requests: int, down_seconds: float) -> None:
-        """Record in all running requests that the engine was replaced: they are in its queue again."""
+        """Record the engine restart in all running requests."""
         for record in {id(record): record for record in self._running.values() if not record.is_finished}.values():
             record.replay(down_seconds)
 
     def drop(self, engine_number: int, reason: str = "abort", num_tokens: int | None = None) -> None:
-        """Record how a choice ended for its reader, and with how many tokens; only the first call counts."""
+        """Record the finish reason and the number of tokens of a choice; only the first call counts."""
         record = self._running.pop(engine_number, None)
         if record is not None:
             record.end(engine_number, reason, num_tokens)
 
     def find(self, name: str, key_name: str) -> RequestRecord | None:
-        """Return the record with this answer id or HTTP request id, if it belongs to the key."""
+        """Return the record with this response id or HTTP request id, if it belongs to the key."""
         record = self._records.get(name) or self._by_request.get((key_name, name))
         return record if record is not None and record.key_name == key_name else None

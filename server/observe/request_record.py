@@ -1,8 +1,7 @@
 """RequestRecord: the times, counts, events and finish reasons of one request.
 
-Metrics, log lines, spans and explanations are all read from it. A record is bounded: after its first events it keeps
-only the first of each kind of each choice, such as its first token, or a reason to wait that it had not before. So log
-lines and spans have all their times.
+Metrics, log lines, spans and explanations are read from it. Its size is limited: beyond MAX_EVENTS it stores only the
+first event of each kind per choice, so log lines and spans have all their times.
 """
 
 import time
@@ -13,43 +12,43 @@ from caravan.scheduler.messages import SequenceEvent, SequenceOutput
 from caravan.server.observe.choice_record import ChoiceRecord
 from caravan.server.observe.explanation import Explanation
 
-MAX_EVENTS = 400  # of one request; after them only the first of each kind of each choice is kept
+MAX_EVENTS = 400  # of one request; beyond it only the first event of each kind per choice is stored
 
 _WORDS = {"wait": "waits", "join": "joined", "chunk": "computed", "preempt": "preempted"}
 
 
 class RequestRecord:
-    """One request for text or vectors: its events in order, each with the milliseconds since it arrived."""
+    """One generation or embedding request: its events in order, in milliseconds since arrival."""
 
-    def __init__(self, answer_id: str, request_id: str, key_name: str, arrived_at_seconds: float) -> None:
-        self.answer_id = answer_id
+    def __init__(self, response_id: str, request_id: str, key_name: str, arrived_at_seconds: float) -> None:
+        self.response_id = response_id
         self.request_id = request_id  # of the HTTP request
         self.key_name = key_name
         self.arrived_at_seconds = arrived_at_seconds  # time.monotonic()
         self.arrived_at_unix_seconds = time.time() - (time.monotonic() - arrived_at_seconds)
         self.model_name = ""
-        self.params: SamplingParams | None = None  # of its first choice; None if nothing is sampled
-        self.num_prompt_tokens = 0  # of each prompt once
-        self.num_cached_tokens = 0  # of the prompts' tokens, found in the prefix cache; known at the end
-        self.num_completion_tokens = 0  # known at the end
+        self.params: SamplingParams | None = None  # of the first choice; None for embeddings
+        self.num_prompt_tokens = 0  # of all prompts; each is counted once
+        self.num_cached_tokens = 0  # prompt tokens found in the prefix cache; set at the end
+        self.num_completion_tokens = 0  # set at the end
         self.is_finished = False
         self.is_past_deadline = False
         self._events: list[dict[str, Any]] = [{"at_ms": 0.0, "event": "arrived"}]
         self._kinds: set[tuple[Any, ...]] = set()
-        self._num_left_out = 0
+        self._num_omitted = 0
         self._choices: dict[int, ChoiceRecord] = {}  # by the engine's number
         self._num_open = 0
 
     @property
     def num_choices(self) -> int:
-        """Choices that were submitted to the engine."""
+        """The number of choices that were submitted to the engine."""
         return len(self._choices)
 
     def add_event(self, event: str, seconds_ago: float = 0.0, **facts: Any) -> None:
-        """Add an event that happened `seconds_ago`, if there is room for one more of its kind."""
+        """Add an event that happened `seconds_ago`, unless the limit of its kind is reached."""
         kind = (event, *map(facts.get, ("choice", "reason", "again")))
         if len(self._events) >= MAX_EVENTS and kind in self._kinds:
-            self._num_left_out += 1
+            self._num_omitted += 1
             return
         self._kinds.add(kind)
         at_ms = round(1000 * (time.monotonic() - seconds_ago - self.arrived_at_seconds), 3)
@@ -61,7 +60,7 @@ class RequestRecord:
         self.add_event("admitted", predicted_wait_ms=round(1000 * predicted_wait_seconds, 1))
 
     def queue(self, engine_number: int, num_before: int, *, num_prompt_tokens: int, max_tokens: int) -> ChoiceRecord:
-        """Record that the next choice was submitted, under its number in the engine; return the choice's record."""
+        """Record that the next choice was submitted, with its number in the engine; return the choice's record."""
         choice = ChoiceRecord(len(self._choices), num_prompt_tokens, max_tokens)
         self._choices[engine_number] = choice
         self._num_open += 1
@@ -69,8 +68,8 @@ class RequestRecord:
         return choice
 
     def add_engine_event(self, event: SequenceEvent, step_seconds: float) -> None:
-        """Record what the scheduler did with a choice in a step: most of it before the step began."""
-        if event.kind == "abort":  # its reader ends the choice
+        """Record a scheduler event of a choice. All kinds but "chunk" happen before the step starts."""
+        if event.kind == "abort":  # recorded by `end`
             return
         seconds_ago = 0.0 if event.kind == "chunk" else step_seconds
         choice = self._choices[event.request_id]
@@ -92,7 +91,7 @@ class RequestRecord:
         self.add_event(_WORDS[event.kind], seconds_ago, **facts)
 
     def add_output(self, output: SequenceOutput, batch_size: int) -> None:
-        """Record the first tokens of a choice and its end; count the tokens in between."""
+        """Count the tokens of a choice, and record its first token and its end."""
         choice = self._choices[output.request_id]
         is_first = bool(output.token_ids) and not choice.num_tokens
         choice.add_step(len(output.token_ids), batch_size)
@@ -102,14 +101,14 @@ class RequestRecord:
             self.end(output.request_id, output.finish_reason)
 
     def replay(self, down_seconds: float) -> None:
-        """Record that the engine ended, and that a new one resumes the request."""
+        """Record that a new engine process resumes the request."""
         for choice in self._choices.values():
             choice.queued_at_seconds = time.monotonic()
         num_tokens = sum(choice.num_tokens for choice in self._choices.values())
         self.add_event("engine replaced", down_ms=round(1000 * down_seconds, 1), tokens=num_tokens)
 
     def end(self, engine_number: int, reason: str, num_tokens: int | None = None) -> None:
-        """Record how a choice ended. Its reader knows better than the engine: a stop string may have ended it."""
+        """Record how a choice ended. The reader's call overrides the engine's: a stop string may have ended it."""
         choice = self._choices[engine_number]
         if reason == "abort" and self.is_past_deadline:
             reason = "timeout"
@@ -124,39 +123,39 @@ class RequestRecord:
         choice.end_event |= {"reason": reason, "tokens": choice.num_tokens}
 
     def first_seconds(self, event: str) -> float | None:
-        """Return how long after the arrival an event first happened, None if it has not."""
+        """Return the seconds from arrival to the first such event, None if there is none."""
         times = (one["at_ms"] / 1000 for one in self._events if one["event"] == event)
         return next(times, None)
 
     def engine_numbers(self) -> list[int]:
-        """Return the engine's number of each choice, as `caravan top` and the page show it."""
+        """Return the engine's number of each choice, as shown by `caravan top` and the page."""
         return [*self._choices]
 
     def finish_reasons(self) -> list[str]:
-        """Return the finish reason of each choice that has ended, in their order."""
+        """Return the finish reason of each finished choice, in order."""
         return [choice.finish_reason for choice in self._choices.values() if choice.finish_reason]
 
     def explanation(self) -> Explanation:
-        """Return the record as clients get it."""
+        """Return the record as sent to clients."""
         return Explanation(
-            id=self.answer_id,
+            id=self.response_id,
             request_id=self.request_id,
             arrived_at=round(self.arrived_at_unix_seconds, 3),
             is_finished=self.is_finished,
             timeline=self._events,
-            left_out=self._num_left_out,
+            left_out=self._num_omitted,
             choices=[choice.summary(number) for number, choice in self._choices.items()],
         )
 
     def log_fields(self) -> dict[str, object]:
-        """Return counts, times and reasons for the log; times of what never happened are left out."""
+        """Return counts, times and finish reasons for the log; times of missing events are omitted."""
         queued, joined = self.first_seconds("queued"), self.first_seconds("joined")
         times = {
             "queued_seconds": None if queued is None or joined is None else joined - queued,
             "first_token_seconds": self.first_seconds("first token"),
         }
         return {
-            "id": self.answer_id,
+            "id": self.response_id,
             "engine_requests": self.engine_numbers(),
             "prompt_tokens": self.num_prompt_tokens,
             "cached_tokens": self.num_cached_tokens,

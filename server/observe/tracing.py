@@ -1,6 +1,6 @@
-"""Tracer: a span for each request that has ended, for whoever collects them with OpenTelemetry.
+"""Tracer: an OpenTelemetry span for each finished request.
 
-Names follow OpenTelemetry's semantic conventions for generative AI. Nothing of a prompt or an answer is in a span.
+Names follow the OpenTelemetry semantic conventions for generative AI. Spans contain no text of prompts or responses.
 """
 
 import logging
@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from caravan.server.observe.http_record import HttpRecord
 from caravan.server.observe.request_record import RequestRecord
 
-if TYPE_CHECKING:  # an extra: without it there are no spans
+if TYPE_CHECKING:  # an optional dependency
     from opentelemetry.sdk.trace import TracerProvider
 
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
-ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")  # OpenTelemetry's own variables
+ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")  # OpenTelemetry's variables
 
 _PROTOCOL = "http/protobuf"
 _OPERATIONS = MappingProxyType(
@@ -28,23 +28,23 @@ _OPERATIONS = MappingProxyType(
         "/v1/embeddings": "embeddings",
     }
 )
-# The spans inside that of a request: from one event of a choice to another.
+# The child spans of a request: name, first event and last event.
 _PHASES = (("queue", "queued", "joined"), ("prefill", "joined", "first token"), ("decode", "first token", "finished"))
-_MAX_CHOICES = 64  # of a request, that have spans of their own
-_SPAN_EVENTS = frozenset({"waits", "joined", "preempted", "engine replaced"})  # events that are events of the span
+_MAX_CHOICES = 64  # of a request that have child spans
+_SPAN_EVENTS = frozenset({"waits", "joined", "preempted", "engine replaced"})  # also added as span events
 
 logger = logging.getLogger(__name__)
 
 
 class Tracer:
-    """Makes the spans of requests from their records, when they have ended."""
+    """Creates the spans of finished requests from their records."""
 
     def __init__(self, provider: "TracerProvider") -> None:
         self._provider = provider
         self._tracer = provider.get_tracer("caravan")
 
     def trace(self, http: HttpRecord, record: RequestRecord) -> None:
-        """Hand the spans of a request to the exporter, which sends them from a thread of its own."""
+        """Pass the spans of a request to the exporter, which sends them in a background thread."""
         from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -75,12 +75,12 @@ class Tracer:
         span.end(_nanoseconds(time.time()))
 
     def close(self) -> None:
-        """Send what is not sent yet."""
+        """Send the remaining spans."""
         self._provider.shutdown()
 
 
 def make_tracer(environ: Mapping[str, str] = os.environ) -> Tracer | None:
-    """Return a tracer that sends to where OpenTelemetry's variables say; None if they do not, or without the extra."""
+    """Return a tracer configured by OpenTelemetry's variables; None if they are unset or the extra is missing."""
     if not any(environ.get(name) for name in ENDPOINTS):
         return None
     try:
@@ -89,12 +89,12 @@ def make_tracer(environ: Mapping[str, str] = os.environ) -> Tracer | None:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
-        logger.warning("%s is set, but nothing is traced without: pip install 'caravan-llm[otel]'", ENDPOINTS[0])
+        logger.warning("%s is set, but tracing requires the extra: pip install 'caravan-llm[otel]'", ENDPOINTS[0])
         return None
     protocol = next(filter(None, map(environ.get, _PROTOCOLS)), _PROTOCOL)
     if protocol != _PROTOCOL:
-        logger.warning("Spans are sent as %s, not as %s: the other form is not built in.", _PROTOCOL, protocol)
-    resource = Resource.create()  # from OpenTelemetry's variables
+        logger.warning("Spans are sent as %s; the protocol %s is not supported.", _PROTOCOL, protocol)
+    resource = Resource.create()  # reads OpenTelemetry's variables
     if str(resource.attributes["service.name"]).startswith("unknown_service"):
         resource = resource.merge(Resource({"service.name": "caravan"}))
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
@@ -109,7 +109,7 @@ def _attributes(operation: str, http: HttpRecord, record: RequestRecord) -> dict
         "gen_ai.provider.name": "caravan",
         "gen_ai.request.model": record.model_name,
         "gen_ai.response.model": record.model_name,
-        "gen_ai.response.id": record.answer_id,
+        "gen_ai.response.id": record.response_id,
         "gen_ai.response.finish_reasons": record.finish_reasons(),
         "gen_ai.usage.input_tokens": record.num_prompt_tokens,
         "gen_ai.usage.output_tokens": record.num_completion_tokens,
@@ -135,7 +135,7 @@ def _attributes(operation: str, http: HttpRecord, record: RequestRecord) -> dict
 
 
 def _phases(events: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any], float, float]]:
-    """Return name, attributes, start and end (ms) of each phase that one of the first choices got through."""
+    """Return name, attributes, start and end (ms) of each completed phase of the first choices."""
     first: dict[tuple[int, str], float] = {}
     for event in events:
         if "choice" in event:

@@ -1,1 +1,1 @@
-"""Routes for operators: health, metrics, explanations, the live view and the pages."""
+"""Routes for operators: health, metrics, explanations, the live view and web pages."""

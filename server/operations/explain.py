@@ -1,4 +1,4 @@
-"""GET /v1/requests/{name}/explain: what became of a request."""
+"""GET /v1/requests/{name}/explain: the recorded events of a request."""
 
 from fastapi import APIRouter, Request, Response
 
@@ -11,18 +11,18 @@ from caravan.server.observe.explanation import Explanation
 
 
 def explanations_router(served: ServedModel) -> APIRouter:
-    """Return the route that explains requests to those who made them."""
+    """Return the route; each key sees its own requests only."""
     router = APIRouter(tags=["operations"])
 
     @router.get(
         "/v1/requests/{name}/explain",
-        summary="Explain a request, by the id of its answer or of its exchange",
+        summary="Explain a request, by response id or request id",
         responses=answers(Explanation) | errors(401, 404),
     )
     async def explain(name: str, request: Request) -> Response:
         record = served.history.find(name, request.scope.get(SCOPE_KEY_NAME, NO_KEY))
         if record is None:
-            raise ApiError(404, "There is no such request of yours among the last ones.", param="name")
+            raise ApiError(404, "There is no such request among the latest ones of this API key.", param="name")
         return json_response(record.explanation())
 
     return router

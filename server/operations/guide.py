@@ -1,4 +1,4 @@
-"""Guide: docs/llama2-from-scratch.md as a page of this server, to which the page's lessons point."""
+"""Guide: docs/llama2-from-scratch.md as a page of this server, linked from the lessons."""
 
 import re
 
@@ -15,7 +15,7 @@ _FRAME = """<!doctype html>
 <link rel="stylesheet" href="/web/style.css">
 </head>
 <body>
-<p><a href="/">To the page</a></p>
+<p><a href="/">Back to the playground</a></p>
 <main class="guide">
 {}</main>
 </body>
@@ -24,10 +24,10 @@ _FRAME = """<!doctype html>
 
 
 def guide_page(text: str) -> str:
-    """Return the guide, in Markdown, as HTML.
+    """Convert the guide from Markdown to HTML.
 
-    Headings have the names that links in the project's own files use; figures come from this server; what points into
-    the source code is told, but cannot be followed here.
+    Headings get the anchors that links in the repository use, and figures come from this server. Links into the source
+    code become plain text.
     """
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = parser.parse(text)
@@ -40,7 +40,7 @@ def guide_page(text: str) -> str:
 
 
 def anchor_of(heading: str) -> str:
-    """Return the name by which links reach a heading: small letters, hyphens for spaces, no punctuation."""
+    """Return the anchor of a heading: lower case, hyphens for spaces, no punctuation."""
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 

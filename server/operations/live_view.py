@@ -1,4 +1,4 @@
-"""GET /v1/engine/events: the engine live, for those who watch; nobody pays for it while nobody does."""
+"""GET /v1/engine/events: snapshots of the engine as a stream; it costs nothing without subscribers."""
 
 import asyncio
 import itertools
@@ -16,131 +16,133 @@ from caravan.server.http.errors import overloaded
 from caravan.server.http.openapi import errors
 from caravan.server.http.sse import EventStream, named_event
 
-SNAPSHOT_SECONDS = 0.25  # between two views
+SNAPSHOT_SECONDS = 0.25  # between two snapshots
 MAX_SUBSCRIBERS = 8
-MAX_BEHIND = 8  # views a slow watcher may be behind; older ones are left out
-MAX_STEPS = 200  # steps, and events of sequences, told with one view; older ones are left out
+MAX_BUFFERED = 8  # snapshots per subscriber; older ones are dropped
+MAX_STEPS = 200  # steps, and sequence events, per snapshot; older ones are dropped
 
 
 class LiveView(EngineListener):
-    """Views of the engine, with the steps and events since the view before, for any number of watchers."""
+    """Sends snapshots of the engine, with the steps and events since the last one, to all subscribers."""
 
     def __init__(self, set_period: Callable[[float], None]) -> None:
-        """`set_period` asks the engine for views so often, 0: never."""
+        """`set_period` sets the seconds between two snapshots of the engine, 0: none."""
         self._set_period = set_period
-        self._watchers: set[Subscriber] = set()
+        self._subscribers: set[Subscriber] = set()
         self._is_closed = False
         self._steps: deque[list[float]] = deque(maxlen=MAX_STEPS)
         self._events: deque[dict[str, Any]] = deque(maxlen=MAX_STEPS)
-        self._step = 0  # the last one, of this engine
-        self._num_earlier_steps = 0  # of engines before it
+        self._step = 0  # the latest step of this engine process
+        self._num_earlier_steps = 0  # of earlier engine processes
 
     @property
     def is_full(self) -> bool:
-        """No more watchers are let in."""
-        return len(self._watchers) >= MAX_SUBSCRIBERS
+        """Whether the limit of subscribers is reached."""
+        return len(self._subscribers) >= MAX_SUBSCRIBERS
 
     @override
     def on_step(self, output: StepOutput) -> None:
-        """Remember a step until the next view, if somebody watches."""
+        """Store a step until the next snapshot, if there are subscribers."""
         stats = output.stats
         self._step = stats.step
-        if not self._watchers:
+        if not self._subscribers:
             return
         num_tokens = stats.num_prefill_tokens + stats.num_decode_tokens
         if num_tokens:
             numbers = (self._num_steps, stats.num_prefill_tokens, stats.num_decode_tokens, 1000 * stats.step_seconds)
             self._steps.append([*numbers])
-        events = [_event(event) for event in output.events if event.reason != "behind others"]  # many, and in the view
+        events = [
+            _event(event) for event in output.events if event.reason != "behind others"
+        ]  # many, and in the snapshot
         if stats.num_evicted_blocks:
             events.insert(0, {"request": 0, "kind": "evict", "text": _counted(stats.num_evicted_blocks, "block")})
         ended = (one for one in output.outputs if one.finish_reason is not None)
         events += [{"request": one.request_id, "kind": "finish", "text": one.finish_reason} for one in ended]
-        self._tell(events)
+        self._add(events)
 
     @override
     def on_replay(self, num_requests: int, down_seconds: float) -> None:
-        """Take note that another engine goes on; to those who watch, its steps come behind those of the one before."""
+        """Continue the numbering of steps with the new engine process."""
         self._num_earlier_steps, self._step = self._num_steps, 0
-        if self._watchers:
-            self._tell([{"request": 0, "kind": "restart", "text": "the engine was replaced"}])
+        if self._subscribers:
+            self._add([{"request": 0, "kind": "restart", "text": "the engine was replaced"}])
 
     @property
     def _num_steps(self) -> int:
         return self._num_earlier_steps + self._step
 
-    def _tell(self, events: list[dict[str, Any]]) -> None:
+    def _add(self, events: list[dict[str, Any]]) -> None:
         self._events.extend({"step": self._num_steps} | event for event in events)
 
     @override
     def on_snapshot(self, snapshot: EngineSnapshot) -> None:
-        """Hand a view to all watchers."""
-        told = _written(snapshot) | {"step": self._num_steps, "steps": [*self._steps], "events": [*self._events]}
+        """Send a snapshot to all subscribers."""
+        view = _encoded(snapshot) | {"step": self._num_steps, "steps": [*self._steps], "events": [*self._events]}
         self._steps.clear()
         self._events.clear()
-        body = named_event("view", told)
-        for watcher in self._watchers:
-            watcher.put(body)
+        body = named_event("view", view)
+        for subscriber in self._subscribers:
+            subscriber.put(body)
 
-    def enter(self) -> "Subscriber":
-        """Add a watcher, who must leave; with the first the engine begins to send views."""
-        watcher = Subscriber()
+    def subscribe(self) -> "Subscriber":
+        """Add a subscriber; the first one starts the snapshots. Call `unsubscribe` at the end."""
+        subscriber = Subscriber()
         if self._is_closed:
-            watcher.put(None)
-        self._watchers.add(watcher)
-        if len(self._watchers) == 1:
+            subscriber.put(None)
+        self._subscribers.add(subscriber)
+        if len(self._subscribers) == 1:
             self._set_period(SNAPSHOT_SECONDS)
-        return watcher
+        return subscriber
 
     def close(self) -> None:
-        """End what everybody watches, for good."""
+        """End all streams, including future ones."""
         self._is_closed = True
-        for watcher in self._watchers:
-            watcher.put(None)
+        for subscriber in self._subscribers:
+            subscriber.put(None)
 
-    def leave(self, watcher: "Subscriber") -> None:
-        """Remove a watcher; with the last the engine ends to send views."""
-        self._watchers.remove(watcher)
-        if not self._watchers:
+    def unsubscribe(self, subscriber: "Subscriber") -> None:
+        """Remove a subscriber; the last one stops the snapshots."""
+        self._subscribers.remove(subscriber)
+        if not self._subscribers:
             self._set_period(0.0)
             self._steps.clear()
             self._events.clear()
 
 
 class Subscriber:
-    """What one watcher has not got yet."""
+    """The buffered events of one subscriber."""
 
     def __init__(self) -> None:
-        self._bodies: deque[bytes | None] = deque(maxlen=MAX_BEHIND)
-        self._news = asyncio.Event()
+        self._bodies: deque[bytes | None] = deque(maxlen=MAX_BUFFERED)
+        self._has_events = asyncio.Event()
 
     def put(self, body: bytes | None) -> None:
-        """Add an event, or None: it was the last one; the oldest goes if there are too many."""
+        """Add an event, or None at the end of the stream; drops the oldest one if the buffer is full."""
         self._bodies.append(body)
-        self._news.set()
+        self._has_events.set()
 
     async def take(self) -> bytes | None:
-        """Wait for the next event and return it, None if there will be no more."""
+        """Wait for the next event and return it, None at the end of the stream."""
         while not self._bodies:
-            self._news.clear()
-            await self._news.wait()
+            self._has_events.clear()
+            await self._has_events.wait()
         return self._bodies.popleft()
 
 
-def _written(view: EngineSnapshot) -> dict[str, Any]:
-    stats = view.stats
+def _encoded(snapshot: EngineSnapshot) -> dict[str, Any]:
+    stats = snapshot.stats
     return {
         "num_running": stats.num_running,
         "num_waiting": stats.num_waiting,
         "num_blocks": stats.num_blocks,
         "num_used_blocks": stats.num_used_blocks,
         "num_cached_blocks": stats.num_cached_blocks,
-        "block_size": view.block_size,
-        "blocks_per_cell": view.blocks_per_cell,
-        "cell_states": "".join(map(str, view.cell_states)),  # a digit for each
-        "cell_owners": [[number, len([*run])] for number, run in itertools.groupby(view.cell_owners)],
-        "running": [msgspec.to_builtins(sequence) for sequence in view.running],
-        "waiting": [msgspec.to_builtins(sequence) for sequence in view.waiting],
+        "block_size": snapshot.block_size,
+        "blocks_per_cell": snapshot.blocks_per_cell,
+        "cell_states": "".join(map(str, snapshot.cell_states)),  # one digit per cell
+        "cell_owners": [[number, len([*run])] for number, run in itertools.groupby(snapshot.cell_owners)],
+        "running": [msgspec.to_builtins(sequence) for sequence in snapshot.running],
+        "waiting": [msgspec.to_builtins(sequence) for sequence in snapshot.waiting],
     }
 
 
@@ -149,7 +151,7 @@ def _event(event: SequenceEvent) -> dict[str, Any]:
 
 
 def _text(event: SequenceEvent) -> str:
-    """Return what there is to say of an event beside its kind."""
+    """Return the details of an event."""
     match event.kind:
         case "wait":
             return event.reason or ""
@@ -167,28 +169,31 @@ def _counted(num: int, noun: str) -> str:
     return f"{num} {noun}" if num == 1 else f"{num} {noun}s"
 
 
-def live_view_router(watch: LiveView, write_timeout_seconds: float) -> APIRouter:
-    """Return the route that streams views."""
+def live_view_router(live_view: LiveView, write_timeout_seconds: float) -> APIRouter:
+    """Return the route that streams snapshots."""
     router = APIRouter(tags=["operations"])
 
     @router.get(
         "/v1/engine/events",
-        summary="Watch the engine: batch, queue and pool, four times a second",
-        responses=errors(401, 429) | {200: {"content": {"text/event-stream": {}}, "description": "Views."}},
+        summary="Stream snapshots of batch, queue and pool, four times a second",
+        responses=errors(401, 429)
+        | {200: {"content": {"text/event-stream": {}}, "description": "Snapshots as server-sent events."}},
         response_class=Response,
     )
     async def events(_: Request) -> Response:
-        if watch.is_full:
-            raise overloaded(f"{MAX_SUBSCRIBERS} watch already.", 5)
-        watcher = watch.enter()
+        if live_view.is_full:
+            raise overloaded(f"The live view is at its limit of {MAX_SUBSCRIBERS} subscribers.", 5)
+        subscriber = live_view.subscribe()
         return EventStream(
-            _events(watcher), write_timeout_seconds=write_timeout_seconds, on_end=lambda: watch.leave(watcher)
+            _events(subscriber),
+            write_timeout_seconds=write_timeout_seconds,
+            on_end=lambda: live_view.unsubscribe(subscriber),
         )
 
     return router
 
 
-async def _events(watcher: Subscriber) -> AsyncGenerator[bytes, None]:
-    yield b": hello\n\n"  # so that a client knows at once that it is connected
-    while (body := await watcher.take()) is not None:
+async def _events(subscriber: Subscriber) -> AsyncGenerator[bytes, None]:
+    yield b": hello\n\n"  # a client sees at once that it is connected
+    while (body := await subscriber.take()) is not None:
         yield body

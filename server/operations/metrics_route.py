@@ -1,4 +1,4 @@
-"""GET /metrics: what Prometheus scrapes."""
+"""GET /metrics: the Prometheus endpoint."""
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
@@ -9,13 +9,13 @@ from caravan.server.observe.metrics import Metrics
 
 
 def metrics_router(metrics: Metrics) -> APIRouter:
-    """Return the route Prometheus scrapes."""
+    """Return the route that Prometheus scrapes."""
     router = APIRouter(tags=["operations"])
 
     @router.get(
         "/metrics",
         response_class=PlainTextResponse,
-        summary="Metrics in Prometheus' text format, or that of OpenMetrics if it is asked for",
+        summary="Metrics in the Prometheus text format, or OpenMetrics if requested",
         responses=errors(401, 403),
     )
     async def scrape(request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""The page at /: a few files as they are and the guide, under a policy that lets nothing in from elsewhere."""
+"""The web pages: static files and the guide, with a content security policy for this origin only."""
 
 from functools import cache
 from importlib.resources import files
@@ -27,34 +27,34 @@ _HEADERS = {
 
 
 def page_router() -> APIRouter:
-    """Return the routes of the page's files. They hold no secrets: the page asks for a key where one is needed."""
+    """Return the routes of the pages. They are public: the pages ask for a key where the API needs one."""
     router = APIRouter(tags=["page"])
     folder = files("caravan.server") / "web"
     parts = {file.name: file for file in folder.iterdir() if _kind(file.name) in ("html", "css", "js")}
     parts |= {file.name: file for file in (folder / "figures").iterdir() if _kind(file.name) == "svg"}
 
-    @cache  # of so many names as there are files
+    @cache  # at most one entry per file
     def content(name: str) -> bytes:
         if name == f"{GUIDE}.html":
             return guide_page((folder / f"{GUIDE}.md").read_text("utf-8")).encode()
         return parts[name].read_bytes()
 
-    def answer(name: str) -> Response:
+    def respond(name: str) -> Response:
         if name not in parts and name != f"{GUIDE}.html":
             raise ApiError(404, "There is no such file.")
         return Response(content(name), headers=_HEADERS, media_type=_TYPES[_kind(name)])
 
     def page_at(path: str, name: str) -> None:
         async def page() -> Response:
-            return answer(name)
+            return respond(name)
 
         router.add_api_route(path, page, methods=["GET", "HEAD"], response_class=Response, include_in_schema=False)
 
     async def part(name: str) -> Response:
-        return answer(name)
+        return respond(name)
 
-    page_at("/", PAGE)  # chat, and the engine live
-    page_at("/docs", DOCS)  # the description of the API
+    page_at("/", PAGE)  # the playground: chat and live view
+    page_at("/docs", DOCS)  # the API reference
     router.add_api_route("/web/{name}", part, methods=["GET", "HEAD"], response_class=Response, include_in_schema=False)
     return router
 

@@ -1,1 +1,1 @@
-"""Worker processes with limits of time and memory, for input that is not trusted."""
+"""Worker processes with time and memory limits, for untrusted input."""

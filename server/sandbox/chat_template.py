@@ -1,4 +1,4 @@
-"""ChatTemplate: the model's own way of writing a conversation as one prompt."""
+"""ChatTemplate: render a conversation as one prompt, with the model's Jinja template."""
 
 import logging
 from collections.abc import Collection
@@ -20,11 +20,11 @@ logger = logging.getLogger(__name__)
 
 
 class TemplateRefused(ValueError):
-    """The template called raise_exception; its message is meant for the caller."""
+    """The template called raise_exception; its message is for the client."""
 
 
 class TemplateFailed(ValueError):
-    """The template cannot be rendered for these messages, or not within its limits; the text is for the log."""
+    """Rendering failed for these messages, or exceeded a limit; the text is for the log."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,14 @@ class RenderedPrompt:
 
 
 class ChatTemplate:
-    """A Jinja chat template, rendered by worker processes, one for each thread that calls `render` at a time.
+    """A Jinja chat template, rendered by worker processes: one for each thread that calls `render` at a time.
 
-    The template comes with the weights, from someone else, and the messages come from anyone. jinja2's sandbox keeps a
-    template from reaching out, but bounds neither its time nor its memory, and no thread can interrupt a call into C.
-    A process can be ended and its memory bounded. The price is about 10 MB for each process and a fraction of a
-    millisecond for each prompt.
+    Neither the template, which is part of the weights, nor the messages are trusted. jinja2's sandbox isolates a
+    template, but limits neither time nor memory, and a thread cannot interrupt a call into C. A process can be killed
+    and its memory limited. It costs about 10 MB per process and a fraction of a millisecond per prompt.
 
-    `tool_use` is the model's other template, for conversations with tools, if it has one.
-    Raises ValueError if `source` is not a template.
+    `tool_use` is the model's separate template for conversations with tools, if it has one.
+    Raises ValueError if `source` is not a valid template.
     """
 
     def __init__(
@@ -63,11 +62,11 @@ class ChatTemplate:
         self._tool_use = tool_use
         self._is_for_tools = is_for_tools
         self._special = {"bos_token": bos_token, "eos_token": eos_token}
-        self._time_limit_seconds = time_limit_seconds  # of a processor
+        self._time_limit_seconds = time_limit_seconds  # processor time
         self._memory_limit_bytes = memory_limit_bytes
         self._max_characters = max_characters
-        self._search = LiteralSearch(())  # the last one that was made
-        self._workers = WorkerPool(self._started_worker)
+        self._search = LiteralSearch(())  # the most recent one
+        self._workers = WorkerPool(self._start_worker)
         self._workers.start_one()
 
     @property
@@ -77,12 +76,12 @@ class ChatTemplate:
 
     @property
     def knows_tools(self) -> bool:
-        """Whether the template writes tools by itself."""
+        """Whether the template itself renders tools."""
         return "tools" in self.source
 
     @cached_property
     def shape(self) -> TemplateShape:
-        """The form in which the template reads messages; found by rendering some when it is first asked for."""
+        """The message format that the template expects; probed on first access."""
         return probe_template(
             lambda messages, tools: self.render(messages, special_tokens=(), tools=tools).text,
             knows_tools=self.knows_tools,
@@ -98,19 +97,19 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
     ) -> RenderedPrompt:
-        """Return the prompt for `messages`, ready for the tokenizer; blocks until a worker has answered.
+        """Return the prompt for `messages`, ready for the tokenizer; blocks until a worker has rendered it.
 
         With `continue_final_message` the prompt ends where the content of the last message ends.
-        Raises TemplateRefused or TemplateFailed, WorkerUnavailable if workers are lost for reasons that have nothing to
-        do with the messages, and a plain ValueError if the messages leave the guard no character.
+        Raises TemplateRefused or TemplateFailed, WorkerUnavailable if workers are lost for reasons unrelated to the
+        messages, and ValueError if the messages use every character that could serve as the guard.
         """
         texts = [*all_strings(list(messages)), *all_strings(list(tools or []))]
         guard, mark = unused_characters([self.source, *special_tokens, *texts], 2)
-        special_token_guard = SpecialTokenGuard(self._search_of(special_tokens), guard)
+        special_token_guard = SpecialTokenGuard(self._search_for(special_tokens), guard)
         guarded = special_token_guard.apply(list(messages))
         if continue_final_message:
-            _mark_end(guarded, mark)
-        text = self._ask(
+            _append_mark(guarded, mark)
+        text = self._render(
             {
                 "messages": guarded,
                 "tools": special_token_guard.apply(list(tools)) if tools else None,
@@ -121,51 +120,51 @@ class ChatTemplate:
         return RenderedPrompt(_cut_at_mark(text, mark) if continue_final_message else text, guard)
 
     def for_tools(self) -> "ChatTemplate":
-        """Return the template for conversations with tools, which is mostly this one."""
+        """Return the template for conversations with tools; usually this one."""
         return self if self._tool_use is None else self._tool_use
 
     def close(self) -> None:
-        """End the workers; happens by itself when the template is no longer used."""
+        """End the workers. This also happens when the template is garbage-collected."""
         if self._tool_use is not None:
             self._tool_use.close()
         self._workers.close()
 
-    def _search_of(self, special_tokens: Collection[str]) -> LiteralSearch:
-        """Return the search for special tokens, which are the same for all prompts of a server."""
+    def _search_for(self, special_tokens: Collection[str]) -> LiteralSearch:
+        """Return the search for special tokens, cached: all prompts of a server have the same ones."""
         search = self._search
         if search.literals != tuple(filter(None, special_tokens)):
             self._search = search = LiteralSearch(special_tokens)
         return search
 
-    def _ask(self, question: dict[str, Json]) -> str:
+    def _render(self, request: dict[str, Json]) -> str:
         try:
-            answer = self._workers.ask(question)
+            reply = self._workers.call(request)
         except TimeLimitExceeded:
-            raise TemplateFailed(f"it takes more than {self._time_limit_seconds:g} seconds of a processor") from None
+            raise TemplateFailed(f"it takes more than {self._time_limit_seconds:g} s of processor time") from None
         except MemoryLimitExceeded:
             raise TemplateFailed(f"it takes more than {self._memory_limit_bytes >> 20} MiB of memory") from None
-        if "raised" in answer:
-            raise TemplateRefused(answer["raised"])
-        if "failed" in answer:
-            raise TemplateFailed(answer["failed"])
-        return answer["text"]
+        if "raised" in reply:
+            raise TemplateRefused(reply["raised"])
+        if "failed" in reply:
+            raise TemplateFailed(reply["failed"])
+        return reply["text"]
 
-    def _started_worker(self) -> WorkerProcess:
+    def _start_worker(self) -> WorkerProcess:
         worker = WorkerProcess(template_worker.__file__, self._time_limit_seconds, self._memory_limit_bytes)
         try:
-            answer = worker.ask({"source": self.source, "max_characters": self._max_characters})
+            reply = worker.call({"source": self.source, "max_characters": self._max_characters})
         except LimitExceeded:
-            answer = {"failed": "it takes too much time or memory"}
-        if "failed" in answer:
+            reply = {"failed": "it takes too much time or memory"}
+        if "failed" in reply:
             worker.close()
-            raise ValueError(f"The model's chat template cannot be used: {answer['failed']}.")
+            raise ValueError(f"The model's chat template cannot be used: {reply['failed']}.")
         return worker
 
 
 def usable_template(source: str, bos_token: str, eos_token: str, tool_use_source: str | None = None) -> ChatTemplate:
-    """Return the template, with another one for conversations with tools if there is one.
+    """Return the template, with a separate one for conversations with tools if `tool_use_source` is given.
 
-    Raises ValueError if one is no template, or if no prompt would have the text of a user's message.
+    Raises ValueError if a source is not a valid template, or if it drops the text of user messages.
     """
     tool_use = None
     if tool_use_source is not None:
@@ -174,14 +173,14 @@ def usable_template(source: str, bos_token: str, eos_token: str, tool_use_source
     if template.shape.is_blind or template.for_tools().shape.is_blind:
         template.close()
         raise ValueError(
-            "The model's chat template cannot be used: it drops the text of a user's message, whether the content is a "
-            "string or a list of text parts. Give another one with --chat-template."
+            "The model's chat template cannot be used: it drops the text of user messages, both as a string and as a "
+            "list of text parts. Specify another one with --chat-template."
         )
     return template
 
 
-def _mark_end(messages: Json, mark: str) -> None:
-    """Append the mark and a space to the last message: whether the space survives shows if the template trims."""
+def _append_mark(messages: Json, mark: str) -> None:
+    """Append the mark and a space to the last message; a template that trims content removes the space."""
     assert isinstance(messages, list)
     final = messages[-1]
     assert isinstance(final, dict)
@@ -199,6 +198,6 @@ def _mark_end(messages: Json, mark: str) -> None:
 def _cut_at_mark(text: str, mark: str) -> str:
     end = text.rfind(mark)
     if end < 0:
-        raise TemplateFailed("the template leaves the content of the final message out")
+        raise TemplateFailed("the template omits the content of the final message")
     is_trimmed = text[end + 1 : end + 2] != " "
     return text[:end].rstrip() if is_trimmed else text[:end]

@@ -1,4 +1,4 @@
-"""FairExecutor: a few threads for blocking calls, with a bounded queue in which API keys take turns."""
+"""FairExecutor: a thread pool for blocking calls, with a bounded queue that is round-robin over API keys."""
 
 import asyncio
 import contextlib
@@ -13,19 +13,19 @@ T = TypeVar("T")
 
 
 class ExecutorFull(Exception):
-    """A key has as many calls waiting as it may have; the text names the fact."""
+    """A key has reached its limit of waiting calls; the text states the fact."""
 
     def __init__(self, num_waiting: int, what: str, retry_after_seconds: float) -> None:
-        super().__init__(f"{num_waiting} {what} of this key are waiting already, the limit.")
+        super().__init__(f"This key is at its limit of {num_waiting} waiting {what}.")
         self.retry_after_seconds = retry_after_seconds
 
 
 class FairExecutor:
     """Runs blocking calls in threads, at most `max_running_per_key` of one key at a time.
 
-    With `max_running_per_key` below `num_threads` one key never takes the last thread, so a call of another key begins
-    at once, however long the calls of the first take. Waiting calls begin in turns between keys, and in order within a
-    key. All methods must be called on one event loop. Threads start with the first calls.
+    If `max_running_per_key` is below `num_threads`, one key never occupies the last thread, so a call of another key
+    starts at once. Waiting calls start round-robin over keys, first in, first out within a key. All methods must be
+    called on one event loop. Threads are started on demand.
     """
 
     def __init__(
@@ -38,9 +38,9 @@ class FairExecutor:
         seconds_per_call: float,
         niceness: int = 0,
     ) -> None:
-        """`what` names the calls in errors (plural); `seconds_per_call` bounds one, for the time to retry after.
+        """`what` names the calls in errors (plural); `seconds_per_call` is the longest call, for the retry time.
 
-        None for `max_waiting_per_key`: something else bounds them. `niceness`, see nice(2), lets others go first.
+        With `max_waiting_per_key` None the queue is unbounded. `niceness` lowers the threads' priority, see nice(2).
         """
         self._what = what
         self._num_threads = num_threads
@@ -51,17 +51,17 @@ class FairExecutor:
             num_threads, what.replace(" ", "-"), initializer=_be_nice, initargs=(niceness,)
         )
         self._running: Counter[str] = Counter()  # calls by key
-        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()  # the next key first
+        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()  # the next key comes first
 
     async def run(self, key: str, call: Callable[[], T]) -> T:
-        """Return what `call` returns in a thread, when it is the key's turn; raises ExecutorFull.
+        """Run `call` in a thread when it is the key's turn and return its result; raises ExecutorFull.
 
-        A caller that is cancelled while its call runs leaves the thread occupied until the call returns.
+        If the caller is cancelled while the call runs, the thread stays occupied until the call returns.
         """
-        if self._may_begin(key):
+        if self._can_start(key):
             self._running[key] += 1
         else:
-            await self._turn(key)
+            await self._wait_for_turn(key)
         loop = asyncio.get_running_loop()
         try:
             result = self._threads.submit(call)
@@ -70,21 +70,21 @@ class FairExecutor:
             raise
 
         def end(_: "Future[T]") -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(self._end, key)
 
         result.add_done_callback(end)
         return await asyncio.wrap_future(result)
 
     def close(self) -> None:
-        """Begin no more calls; threads end with the calls they run."""
+        """Start no more calls; each thread ends after its current call."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _may_begin(self, key: str) -> bool:
+    def _can_start(self, key: str) -> bool:
         return self._running.total() < self._num_threads and self._running[key] < self._max_running_per_key
 
-    async def _turn(self, key: str) -> None:
-        """Wait until a thread is the caller's."""
+    async def _wait_for_turn(self, key: str) -> None:
+        """Wait until a thread is free for the caller."""
         queue = self._waiting.setdefault(key, deque())
         if self._max_waiting_per_key is not None and len(queue) >= self._max_waiting_per_key:
             retry_after_seconds = len(queue) * self._seconds_per_call / self._max_running_per_key
@@ -97,19 +97,19 @@ class FairExecutor:
             if turn.cancelled():
                 with contextlib.suppress(ValueError):  # `_end` may have removed it
                     queue.remove(turn)
-            else:  # its turn came at the same moment
+            else:  # it got a thread at the same moment
                 self._end(key)
             raise
 
     def _end(self, key: str) -> None:
-        """Free a thread, and give free threads to the keys whose turn it is."""
+        """Free a thread, and assign free threads to the next keys."""
         self._running[key] -= 1
         if not self._running[key]:
             del self._running[key]
         for waiting_key, queue in [*self._waiting.items()]:
             while queue and queue[0].cancelled():
                 queue.popleft()
-            if queue and self._may_begin(waiting_key):
+            if queue and self._can_start(waiting_key):
                 self._running[waiting_key] += 1
                 queue.popleft().set_result(None)
                 self._waiting.move_to_end(waiting_key)
@@ -118,6 +118,6 @@ class FairExecutor:
 
 
 def _be_nice(niceness: int) -> None:
-    """Lower the priority of the calling thread, and of those it starts."""
-    if sys.platform == "linux":  # elsewhere it would be the whole process
+    """Lower the priority of the calling thread and of those that it starts."""
+    if sys.platform == "linux":  # elsewhere it would affect the whole process
         os.nice(niceness)

@@ -1,4 +1,4 @@
-"""GrammarCheck: whether a grammar that a request brings can be used, and within what time and memory."""
+"""GrammarCheck: check that a request's grammar compiles within limits of time and memory."""
 
 import asyncio
 import hashlib
@@ -13,26 +13,26 @@ from caravan.server.sandbox.worker_pool import WorkerPool
 from caravan.server.sandbox.worker_process import MemoryLimitExceeded, TimeLimitExceeded, WorkerProcess
 
 MAX_CHARACTERS = 256 * 1024  # of a grammar
-FIRST_LIMIT_SECONDS = 0.25  # of a processor: most grammars take a few milliseconds
-TIME_LIMIT_SECONDS = 2.0  # of a processor
+FIRST_LIMIT_SECONDS = 0.25  # processor time; most grammars take a few milliseconds
+TIME_LIMIT_SECONDS = 2.0  # processor time
 MAX_WAITING_PER_KEY = 512  # checks
-MAX_SLOW_PER_KEY = 32  # of them, in the second queue, where each may take seconds
+MAX_SLOW_PER_KEY = 32  # checks in the second queue, where each may take seconds
 MEMORY_LIMIT_BYTES = 2**30  # address space of a worker
-_NUM_REMEMBERED = 256
+_MAX_VERDICTS = 256
 _NUM_THREADS = 2  # of each queue
-_SLOW_NICENESS = 5  # of workers that are busy for seconds: steps of the engine come first
+_SLOW_NICENESS = 5  # of workers that run for seconds: the engine has priority
 
 
 class GrammarCheck:
-    """Compiles grammars in processes of their own before the engine gets them, and remembers what it found.
+    """Compiles grammars in worker processes before the engine gets them, and caches the verdicts.
 
-    The engine compiles a grammar once more, for its own vocabulary, and would be held up by one that takes for ever.
-    Processes are started with the first grammar.
+    The engine compiles a grammar again, for the model's vocabulary; without this check an expensive one would block
+    it. Processes are started with the first grammar.
 
-    A check has two queues, each with two threads of which one key gets one at a time. Every grammar is tried for
-    `first_limit_seconds` of processor time first; one that takes longer is tried again in the second queue, with the
-    full limit. So slow grammars never hold up quick ones for longer than the first limit, and a key that sends nothing
-    but slow grammars leaves a thread of either queue to the others. *Price:* a slow grammar begins twice.
+    There are two queues with two threads each, of which one key uses at most one. Every grammar first gets
+    `first_limit_seconds` of processor time; one that takes longer is compiled again in the second queue, with the full
+    limit. So slow grammars delay quick ones by the first limit at most, and a key that sends only slow grammars leaves
+    one thread of each queue to other keys. *Price:* a slow grammar is started twice.
     """
 
     def __init__(
@@ -44,15 +44,15 @@ class GrammarCheck:
         worker_program: str = grammar_worker.__file__,
         wall_limit_seconds: float | None = None,
     ) -> None:
-        """`worker_program` answers as grammar_worker.py does; see WorkerProcess for the wall limit."""
+        """`worker_program` has the interface of grammar_worker.py; see WorkerProcess for the wall limit."""
         self._time_limit_seconds = time_limit_seconds
         first_limit_seconds = min(first_limit_seconds, time_limit_seconds)
         max_slow = min(max_waiting_per_key, MAX_SLOW_PER_KEY)
         common = worker_program, wall_limit_seconds
         self._first = _Stage(first_limit_seconds, *common, max_waiting_per_key, niceness=0)
         self._second = _Stage(time_limit_seconds, *common, max_slow, niceness=_SLOW_NICENESS)
-        self._lock = threading.Lock()  # of the two below; never held while a worker is asked
-        self._found: OrderedDict[bytes, str] = OrderedDict()  # verdicts by the hash of a grammar
+        self._lock = threading.Lock()  # for the two below; never held during a call of a worker
+        self._verdicts: OrderedDict[bytes, str] = OrderedDict()  # by the hash of a grammar
         self._checks: WeakValueDictionary[bytes, _Check] = WeakValueDictionary()  # those in flight
         self._tasks: dict[tuple[str, bytes], asyncio.Task[str]] = {}  # by key and grammar
 
@@ -62,39 +62,39 @@ class GrammarCheck:
         return [*self._first.workers.pids, *self._second.workers.pids]
 
     async def find_problem(self, grammar: str, key: str) -> str:
-        """Return in a few words why the grammar cannot be used, or nothing; waits for the turn of the API key `key`.
+        """Return why the grammar cannot be used, or an empty string; waits for the turn of the API key `key`.
 
-        A grammar that is remembered is answered at once; one that is being checked is not checked a second time.
+        A cached verdict is returned at once; concurrent checks of the same grammar are merged.
         Raises ExecutorFull if too many grammars of the key are waiting, WorkerUnavailable if workers are lost.
         """
         if len(grammar) > MAX_CHARACTERS:
             return _too_long(grammar)
         digest = _digest(grammar)
-        found = self._remembered(digest)
-        if found is not None:
-            return found
+        verdict = self._cached(digest)
+        if verdict is not None:
+            return verdict
         task = self._tasks.get((key, digest))
         if task is None:
             task = self._tasks[key, digest] = asyncio.create_task(self._find(grammar, digest, key))
             task.add_done_callback(lambda done: self._forget(key, digest, done))
-        return await asyncio.shield(task)  # others may wait for it, too
+        return await asyncio.shield(task)  # other requests may wait for it
 
     def problem(self, grammar: str) -> str:
-        """Return what `find_problem` does, without waiting for a turn; blocks until it is known."""
+        """Like `find_problem`, but blocking and without a queue."""
         if len(grammar) > MAX_CHARACTERS:
             return _too_long(grammar)
         digest = _digest(grammar)
-        found = self._remembered(digest)
-        if found is not None:
-            return found
+        verdict = self._cached(digest)
+        if verdict is not None:
+            return verdict
         check = self._check(digest)
         verdict = self._compile(check, grammar, digest, self._first)
         verdict = self._compile(check, grammar, digest, self._second) if verdict is None else verdict
-        assert verdict is not None, "the last stage has one"
+        assert verdict is not None, "the last stage always has one"
         return verdict
 
     def close(self) -> None:
-        """End the workers; grammars that are not remembered cannot be checked any more."""
+        """End the workers. Only cached verdicts are available afterwards."""
         for task in self._tasks.values():
             task.cancel()
         for stage in (self._first, self._second):
@@ -107,55 +107,54 @@ class GrammarCheck:
             verdict = await stage.turns.run(key, partial(self._compile, check, grammar, digest, stage))
             if verdict is not None:
                 return verdict
-        raise AssertionError("the last stage has a verdict")
+        raise AssertionError("the last stage always has a verdict")
 
     def _compile(self, check: "_Check", grammar: str, digest: bytes, stage: "_Stage") -> str | None:
-        """Return a worker's verdict, None if only a later stage can have one; in a thread."""
+        """Return a worker's verdict, None if the next stage must decide; runs in a thread."""
         is_first = stage is self._first
-        # Another key may have sent the same grammar. There are two locks, so that the first stage never waits for the
-        # second.
+        # Another key may have sent the same grammar. With two locks the first stage never waits for the second.
         with check.first_lock if is_first else check.second_lock:
-            found = self._remembered(digest)
-            if found is not None or (is_first and check.is_slow):
-                return found
+            verdict = self._cached(digest)
+            if verdict is not None or (is_first and check.is_slow):
+                return verdict
             try:
-                answer = stage.workers.ask({"grammar": grammar})
+                reply = stage.workers.call({"grammar": grammar})
             except TimeLimitExceeded:
                 if is_first:
                     check.is_slow = True
                     return None
-                found = f"it takes more than {self._time_limit_seconds:g} seconds of a processor to compile"
+                verdict = f"it takes more than {self._time_limit_seconds:g} s of processor time to compile"
             except MemoryLimitExceeded:
-                found = f"it takes more than {MEMORY_LIMIT_BYTES >> 20} MiB of memory to compile"
+                verdict = f"it takes more than {MEMORY_LIMIT_BYTES >> 20} MiB of memory to compile"
             else:
-                found = " ".join(answer.get("failed", "").split())
-            self._remember(digest, found)
-            return found
+                verdict = " ".join(reply.get("failed", "").split())
+            self._store(digest, verdict)
+            return verdict
 
     def _check(self, digest: bytes) -> "_Check":
         with self._lock:
             return self._checks.setdefault(digest, _Check())
 
-    def _remembered(self, digest: bytes) -> str | None:
+    def _cached(self, digest: bytes) -> str | None:
         with self._lock:
-            if digest in self._found:
-                self._found.move_to_end(digest)
-            return self._found.get(digest)
+            if digest in self._verdicts:
+                self._verdicts.move_to_end(digest)
+            return self._verdicts.get(digest)
 
-    def _remember(self, digest: bytes, found: str) -> None:
+    def _store(self, digest: bytes, verdict: str) -> None:
         with self._lock:
-            self._found[digest] = found
-            if len(self._found) > _NUM_REMEMBERED:
-                self._found.popitem(last=False)
+            self._verdicts[digest] = verdict
+            if len(self._verdicts) > _MAX_VERDICTS:
+                self._verdicts.popitem(last=False)
 
     def _forget(self, key: str, digest: bytes, task: asyncio.Task[str]) -> None:
         del self._tasks[key, digest]
         if not task.cancelled():
-            task.exception()  # asyncio logs exceptions that nobody has looked at
+            task.exception()  # else asyncio logs it as never retrieved
 
 
 class _Stage:
-    """Workers with one limit of processor time, and the queue in front of them."""
+    """Workers with one limit of processor time, and their queue."""
 
     def __init__(
         self,
@@ -181,7 +180,7 @@ class _Stage:
 
 
 class _Check:
-    """The check of one grammar while it is in flight."""
+    """The state of one grammar's check while it is in flight."""
 
     def __init__(self) -> None:
         self.first_lock = threading.Lock()

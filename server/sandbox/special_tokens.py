@@ -1,8 +1,8 @@
-"""The guard: what keeps text that a client sends from being read as special tokens.
+"""The guard: a character that prevents text from clients from being tokenized as special tokens.
 
 A prompt is one string in which the chat template's `<|im_start|>` must become one token, while the same characters in
-a message must stay ordinary text. So every special token's text inside the messages is interrupted by a guard, a
-character that occurs nowhere else; the tokenizer removes it after it has looked for special tokens.
+a message must stay ordinary text. So the text of every special token in a message is split by a guard, a character
+that occurs nowhere else; the tokenizer removes it after it has found the special tokens.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,7 +12,7 @@ from caravan.model.tokenizer.literal_search import LiteralSearch
 Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
 
 _PRIVATE_USE = range(0xE000, 0xF900)
-_WINDOW_CHARACTERS = 2**16  # that are looked at once: Python's lock is held meanwhile
+_WINDOW_CHARACTERS = 2**16  # scanned at a time: the GIL is held meanwhile
 
 
 def unused_characters(texts: Iterable[str], count: int) -> list[str]:
@@ -27,7 +27,7 @@ def unused_characters(texts: Iterable[str], count: int) -> list[str]:
                 used.update(text[start : start + _WINDOW_CHARACTERS])
     unused = [character for character in map(chr, _PRIVATE_USE) if character not in used]
     if len(unused) < count:
-        raise ValueError("The messages use every private-use character; leave at least two of U+E000..U+F8FF out.")
+        raise ValueError("The messages use all private-use characters U+E000..U+F8FF; at least two must be unused.")
     return unused[:count]
 
 
@@ -56,14 +56,14 @@ def all_keys(value: Json) -> Iterator[str]:
 
 
 class SpecialTokenGuard:
-    """Interrupts the text of special tokens with `guard`, after its first character."""
+    """Inserts `guard` after the first character of each special token's text."""
 
     def __init__(self, special_tokens: LiteralSearch, guard: str) -> None:
         self._guard = guard
         self._special_tokens = special_tokens
 
     def apply(self, value: Json) -> Json:
-        """Return `value` with every string in it guarded; keys stay, since the template looks them up."""
+        """Return `value` with every string in it guarded; keys are unchanged, since the template looks them up."""
         if isinstance(value, str):
             return self._guarded(value)
         if isinstance(value, list):
@@ -79,8 +79,7 @@ class SpecialTokenGuard:
             parts += [text[end : start + 1], self._guard]
             end = start + 1
         guarded = "".join([*parts, text[end:]]) if parts else text
-        # A template may put two strings of a client side by side, or trim them: guard a special token that could
-        # begin at the end of this one.
+        # A template may concatenate or trim strings: guard a special token that could begin at the end of this one.
         stripped = guarded.rstrip()
         partial = self._special_tokens.partial_start(stripped)
         return guarded if partial is None else guarded[: partial + 1] + self._guard + guarded[partial + 1 :]

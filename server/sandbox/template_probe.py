@@ -1,4 +1,4 @@
-"""Probing a chat template: conversations with known words show in which form it reads messages."""
+"""Probe a chat template: rendered test conversations show which message format it expects."""
 
 import re
 import time
@@ -12,7 +12,7 @@ from caravan.server.sandbox.template_shape import ContentShape, TemplateShape, t
 Messages = list[dict[str, Json]]
 Render = Callable[[Messages, list[dict[str, Json]]], str]  # of messages and tools; raises ValueError
 
-_LONGEST_PROBING_SECONDS = 10.0
+_MAX_PROBE_SECONDS = 10.0
 _FIRST, _SECOND, _OTHER = "qzprobeonezq", "qzprobetwozq", "qzprobeotherzq"
 _SHORT_ID, _LONG_ID = "a1B2c3D4e", "call_0123456789abcdef01234567"
 _OBJECT: Json = {"city": _FIRST}
@@ -37,7 +37,7 @@ _TOOL: dict[str, Json] = {
 
 
 def probe_template(render: Render, *, knows_tools: bool, has_tools: bool = False) -> TemplateShape:
-    """Return the shape of the template that `render` renders; starts no probe after 10 seconds.
+    """Return the shape of the template that `render` renders; no probe starts after 10 seconds.
 
     With `has_tools` the template is for conversations with tools only.
     """
@@ -54,7 +54,7 @@ def probe_template(render: Render, *, knows_tools: bool, has_tools: bool = False
 
 
 def _with_calls(probe: "_Probe", shape: TemplateShape) -> TemplateShape:
-    """Return the shape with what the template takes of calls and of the results of tools."""
+    """Return the shape with the formats of tool calls and tool results."""
 
     def called(content: Json, arguments: Json, call_id: str, *more_calls: Json) -> Messages:
         return [
@@ -97,16 +97,16 @@ def _with_calls(probe: "_Probe", shape: TemplateShape) -> TemplateShape:
 
 
 class _Probe:
-    """Renders conversations until its time is over."""
+    """Renders conversations until a deadline."""
 
     def __init__(self, render: Render, *, has_tools: bool) -> None:
         self.has_rendered = False
         self._has_tools = has_tools
         self._render = render
-        self._deadline = time.monotonic() + _LONGEST_PROBING_SECONDS
+        self._deadline = time.monotonic() + _MAX_PROBE_SECONDS
 
     def text(self, messages: Messages) -> str:
-        """Return the prompt, empty if the template refuses these messages, perhaps for the order of their roles."""
+        """Return the prompt, empty if the template rejects these messages, for example the order of their roles."""
         if time.monotonic() > self._deadline:
             return ""
         has_calls = any("tool_calls" in message for message in messages)
@@ -118,12 +118,12 @@ class _Probe:
         return text
 
     def shows(self, messages: Messages, *words: str) -> bool:
-        """Return whether the prompt has the words as text, and not as a part of a list that is written out."""
+        """Return whether the prompt has the words as text, and not inside a printed list."""
         text = self.text(messages)
         return all(word in text and not re.search(rf"""['"]text['"]: ?['"]{word}""", text) for word in words)
 
     def content_shape(self, conversations: Sequence[Callable[[Json], Messages]]) -> ContentShape:
-        """Return which forms of content are shown in any of the conversations."""
+        """Return which content formats are rendered in any of the conversations."""
 
         def is_shown(content: Json, *words: str) -> bool:
             return any(self.shows(conversation(content), *words) for conversation in conversations)
@@ -140,7 +140,7 @@ def _call(call_id: str, arguments: Json) -> Json:
 
 
 def _conversation(turns: Sequence[str], role: str) -> Callable[[Json], Messages]:
-    """Return a function of the content of the first message of `role`; the others' content has the same form."""
+    """Return a function of the first content of `role`; the content of other messages has the same format."""
 
     def messages(content: Json) -> Messages:
         other: Json = [text_part(_OTHER)] if isinstance(content, list) else _OTHER

@@ -1,7 +1,7 @@
-"""TemplateShape: the form in which a chat template reads messages.
+"""TemplateShape: the message format that a chat template expects.
 
-Templates differ in what they take as a message's content (a string, or a list of parts), as the arguments of a call (an
-object, or its text) and as a call's id, and most of them drop what they do not expect without an error.
+Templates differ in the format of content (a string or a list of parts), of call arguments (an object or a JSON string)
+and of call ids, and most of them drop anything else without an error.
 """
 
 import hashlib
@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 
 from caravan.server.sandbox.special_tokens import Json
 
-SHORT_ID_LENGTH = 9  # characters of the only call ids that Mistral's templates take
+SHORT_ID_LENGTH = 9  # characters; Mistral's templates accept only such call ids
 
 _LETTERS = string.digits + string.ascii_letters
 
 
 @dataclass(frozen=True)
 class ContentShape:
-    """The forms of content that a template shows without loss."""
+    """The content formats that a template renders without loss."""
 
     takes_text: bool = True
     takes_parts: bool = False  # any number of them
@@ -28,11 +28,11 @@ class ContentShape:
 
     @property
     def is_shown(self) -> bool:
-        """Whether there is any such form."""
+        """Whether any format is rendered."""
         return self.takes_text or self.takes_part
 
     def content(self, sent: Json) -> Json:
-        """Return content as it was sent if the template takes it so, else in the form it takes."""
+        """Return content unchanged if the template accepts it, else converted to a format that it accepts."""
         if isinstance(sent, str) and not self.takes_text and self.takes_part:
             return [text_part(sent)]
         if isinstance(sent, list) and not self.takes_parts:
@@ -43,10 +43,10 @@ class ContentShape:
 
 @dataclass(frozen=True)
 class TemplateShape:
-    """The form in which a template reads messages. Where no probe says anything, the most common form."""
+    """The message format of a template. The defaults are the most common format."""
 
     roles: Mapping[str, ContentShape] = field(default_factory=dict)
-    is_blind: bool = False  # it can be rendered, and shows the text of a user in no form
+    is_blind: bool = False  # it renders, but drops the text of user messages in any format
     takes_argument_objects: bool = True
     takes_argument_texts: bool = False
     takes_null_beside_calls: bool = False
@@ -57,7 +57,7 @@ class TemplateShape:
     shows_calls_beside_text: bool = True
 
     def content(self, role: str, sent: Json, *, has_calls: bool = False) -> Json:
-        """Return the content of a message as the template reads it."""
+        """Return the content of a message in the template's format."""
         if sent is None:
             return None if has_calls and self.takes_null_beside_calls else self.content(role, "", has_calls=has_calls)
         if sent == "" and has_calls and not self.takes_empty_beside_calls:
@@ -65,13 +65,13 @@ class TemplateShape:
         return self.roles.get(role, self.roles.get("user", ContentShape())).content(sent)
 
     def arguments(self, text: str, parsed: dict[str, Json] | None) -> Json:
-        """Return the arguments of a call, of which `parsed` is the object that `text` is, if it is one."""
+        """Return the arguments of a call; `parsed` is the object in `text`, None if it is not one."""
         if parsed is not None and self.takes_argument_objects:
             return parsed
         return text if self.takes_argument_texts else {"arguments": text}
 
     def call_id(self, sent: str) -> str:
-        """Return the id of a call: the one that was sent, or one of nine characters that stands for it."""
+        """Return the id of a call: as sent, or nine characters derived from it."""
         if not self.takes_short_ids_only or re.fullmatch(rf"[0-9a-zA-Z]{{{SHORT_ID_LENGTH}}}", sent):
             return sent
         number = int.from_bytes(hashlib.sha256(sent.encode()).digest())
@@ -79,12 +79,12 @@ class TemplateShape:
 
 
 def random_letters(count: int) -> str:
-    """Return random letters and digits."""
+    """Return `count` random letters and digits."""
     return "".join(secrets.choice(_LETTERS) for _ in range(count))
 
 
 def text_part(text: str) -> Json:
-    """Return a part of content."""
+    """Return a content part."""
     return {"type": "text", "text": text}
 
 

@@ -1,10 +1,9 @@
-"""The chat template's worker: a process that renders one template and does nothing else.
+"""The worker process of a chat template: it renders one template and does nothing else.
 
-Run by path, with three arguments: the limit of processor time for each line in seconds, the memory limit in bytes, and
-how much the process yields to others (see nice(2)). Each line on standard input is a JSON object and is answered by one
-line on standard output. The first line is the template; its answer says whether it compiles. SIGPROF ends the process
-at the time limit, and exit status 77 says that memory ran out. It imports nothing of this project, so that it is small
-and starts fast.
+Run by path, with three arguments: the processor time limit per line in seconds, the memory limit in bytes, and the
+niceness of the process (see nice(2)). Each line of standard input is a JSON object; the reply is one line on standard
+output. The first line has the template; its reply says whether it compiles. SIGPROF ends the process at the time limit,
+and exit status 77 means that memory ran out. It imports nothing from this project, so that it is small and starts fast.
 """
 
 import json
@@ -26,7 +25,7 @@ class RaisedByTemplate(TemplateError):
 
 
 class GenerationBlock(Extension):
-    """`{% generation %} ... {% endgeneration %}` marks the assistant's text for training; here it is its content."""
+    """`{% generation %} ... {% endgeneration %}` marks the assistant's text for training; the content is rendered."""
 
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
@@ -38,7 +37,7 @@ class GenerationBlock(Extension):
 
 
 def compile_template(source: str) -> Template:
-    """Return the template with the surroundings that Hugging Face's chat templates expect."""
+    """Return the template, compiled in the environment that Hugging Face's chat templates expect."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, GenerationBlock]
     )
@@ -63,34 +62,34 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Like json.dumps; jinja2's own filter would escape HTML."""
+    """Like json.dumps; jinja2's own filter escapes HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def main() -> None:
-    """Answer lines until standard input ends."""
+    """Reply to lines until standard input ends."""
     time_limit_seconds, memory_limit_bytes = float(sys.argv[1]), int(sys.argv[2])
     os.nice(int(sys.argv[3]))
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to all processes of a service; the server ends this one
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # service managers send it to all processes; the server ends this one
     if sys.platform == "linux":
         resource.setrlimit(resource.RLIMIT_AS, (memory_limit_bytes, memory_limit_bytes))
     first = json.loads(sys.stdin.buffer.readline())
-    # The timer counts processor time, so that a busy machine makes no template slow. It has no handler: the kernel ends
-    # this process, whatever it is doing. Compiling needs it too, since jinja2 computes what is constant then.
+    # The timer counts processor time, so load does not matter. There is no handler: the kernel ends this process.
+    # Compiling needs a limit too, since jinja2 evaluates constant expressions then.
     signal.setitimer(signal.ITIMER_PROF, time_limit_seconds)
     try:
         template = compile_template(first["source"])
     except MemoryError:
         os._exit(77)
     except Exception as error:
-        _answer({"failed": f"{type(error).__name__}: {error}"})
+        _reply({"failed": f"{type(error).__name__}: {error}"})
         return
     signal.setitimer(signal.ITIMER_PROF, 0)
-    _answer({"text": ""})
+    _reply({"text": ""})
     for line in sys.stdin.buffer:
         signal.setitimer(signal.ITIMER_PROF, time_limit_seconds)
         try:
-            _answer(_render(template, line, first["max_characters"]))
+            _reply(_render(template, line, first["max_characters"]))
         except MemoryError:
             os._exit(77)
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -110,9 +109,9 @@ def _render(template: Template, line: bytes, max_characters: int) -> dict[str, s
     return {"text": text}
 
 
-def _answer(answer: dict[str, str]) -> None:
+def _reply(reply: dict[str, str]) -> None:
     try:
-        line = json.dumps(answer, ensure_ascii=False).encode()  # quicker to read than escapes
+        line = json.dumps(reply, ensure_ascii=False).encode()  # faster to parse than escapes
     except UnicodeEncodeError:
         line = b'{"failed": "the text has a lone surrogate, which is not a character"}'
     sys.stdout.buffer.write(line + b"\n")

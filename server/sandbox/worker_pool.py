@@ -1,4 +1,4 @@
-"""WorkerPool: worker processes of one kind, started as they are needed and used again."""
+"""WorkerPool: worker processes of one kind, started on demand and reused."""
 
 import logging
 import threading
@@ -14,16 +14,16 @@ logger = logging.getLogger(__name__)
 
 
 class WorkerUnavailable(Exception):
-    """Two workers in a row were lost with a question, or the pool is closed; that says nothing about the question."""
+    """Two workers in a row were lost during a request, or the pool is closed; the request is not the cause."""
 
 
 class WorkerPool:
-    """As many workers as threads ask at a time; may be used from any thread."""
+    """One worker for each concurrent call; thread-safe."""
 
     def __init__(self, start: Callable[[], WorkerProcess]) -> None:
         """`start` returns a new worker."""
         self._start = start
-        self._lock = threading.Lock()  # of the two below; never held while a worker is asked
+        self._lock = threading.Lock()  # for the fields below; never held during a call
         self._idle: list[WorkerProcess] = []
         self._busy: set[WorkerProcess] = set()
         self._is_closed = False
@@ -34,33 +34,33 @@ class WorkerPool:
         with self._lock:
             return [worker.pid for worker in (*self._idle, *self._busy)]
 
-    def ask(self, question: dict[str, Json]) -> dict[str, str]:
-        """Return a worker's answer; one that is lost is replaced, once.
+    def call(self, request: dict[str, Json]) -> dict[str, str]:
+        """Return a worker's reply; if the worker is lost, the call is repeated once with another one.
 
         Raises TimeLimitExceeded, MemoryLimitExceeded or WorkerUnavailable.
         """
-        return _twice(lambda: self._ask(question))
+        return _retried(lambda: self._call(request))
 
     def start_one(self) -> None:
-        """Start a worker before the first question; raises WorkerUnavailable."""
-        worker = _twice(self._start)
+        """Start a worker before the first call; raises WorkerUnavailable."""
+        worker = _retried(self._start)
         with self._lock:
             self._idle.append(worker)
 
     def close(self) -> None:
-        """End all workers, also those that are asked; there will be no others."""
+        """End all workers, busy ones included, and start no more."""
         with self._lock:
             self._is_closed = True
             idle, self._idle = self._idle, []
             for worker in self._busy:
-                worker.kill()  # the thread that asks it closes it
+                worker.kill()  # the calling thread closes it
         for worker in idle:
             worker.close()
 
-    def _ask(self, question: dict[str, Json]) -> dict[str, str]:
-        worker = self._taken()
+    def _call(self, request: dict[str, Json]) -> dict[str, str]:
+        worker = self._acquire()
         try:
-            answer = worker.ask(question)
+            reply = worker.call(request)
         except BaseException:
             with self._lock:
                 self._busy.discard(worker)
@@ -70,12 +70,12 @@ class WorkerPool:
             self._busy.discard(worker)
             if not self._is_closed:
                 self._idle.append(worker)
-                return answer
+                return reply
         worker.close()
-        return answer
+        return reply
 
-    def _taken(self) -> WorkerProcess:
-        """Return an idle worker or a new one, for the caller alone."""
+    def _acquire(self) -> WorkerProcess:
+        """Return an idle worker or a new one, for exclusive use by the caller."""
         with self._lock:
             idle = self._idle.pop() if self._idle else None
         worker = self._start() if idle is None else idle
@@ -84,15 +84,15 @@ class WorkerPool:
                 self._busy.add(worker)
                 return worker
         worker.close()
-        raise WorkerUnavailable("the server is ending")
+        raise WorkerUnavailable("the server is shutting down")
 
 
-def _twice(use: Callable[[], T]) -> T:
-    """Return what `use` returns, at the second time if its worker is lost at the first; raises WorkerUnavailable."""
+def _retried(use: Callable[[], T]) -> T:
+    """Return the result of `use`, called again if its worker is lost; raises WorkerUnavailable."""
     try:
         return use()
     except WorkerLost as error:
-        logger.warning("A worker process was lost (%s); another one takes its question.", error)
+        logger.warning("A worker process was lost (%s); retrying with another one.", error)
     try:
         return use()
     except WorkerLost as error:

@@ -1,10 +1,10 @@
-// Chat: a conversation that is kept in this browser, streamed answers, the tokens of an answer with their probabilities.
+// Chat: a conversation stored in the browser, streamed answers, and the probabilities of their tokens.
 import { complaint, events, headers, trouble } from "./frame.js";
 import { markdown } from "./markdown.js";
 
 const by = (id) => document.getElementById(id);
 
-/** Return the conversation that this browser keeps; none if it cannot be read. */
+/** Return the stored conversation, empty if there is none. */
 function stored() {
   try {
     return JSON.parse(localStorage.getItem("messages")) ?? [];
@@ -13,40 +13,40 @@ function stored() {
   }
 }
 
-/** Keep a conversation: whole, or without the tokens if the browser has no room for them, or as it was before. */
+/** Store a conversation, without its tokens if it is too large for the browser's storage. */
 function store(messages) {
   for (const kept of [messages, messages.map(({ role, content, facts }) => ({ role, content, facts }))]) {
     try {
       localStorage.setItem("messages", JSON.stringify(kept));
       return;
     } catch {
-      // The next one is smaller.
+      // Try the smaller version.
     }
   }
 }
 
 const probability = ({ token, logprob }) => ({ token, logprob });
 
-/** Return what is told of an answer whose first text came at `first`, 0: it has none. Its rate is that of what followed. */
+/** Return the line below an answer; `first` is the time of its first text, 0 if it has none. */
 function facts(numTokens, began, first) {
   const tokens = numTokens === 1 ? "1 token" : `${numTokens} tokens`;
   if (!first) return `${tokens}, no text`;
   const seconds = (performance.now() - first) / 1000;
-  const rate = numTokens > 1 && seconds > 0 ? `, ${((numTokens - 1) / seconds).toFixed(1)} a second` : "";
-  return `${tokens}${rate}; first after ${Math.round(first - began)} ms`;
+  const rate = numTokens > 1 && seconds > 0 ? `, ${((numTokens - 1) / seconds).toFixed(1)} tokens/s` : "";
+  return `${tokens}${rate}; first token after ${Math.round(first - began)} ms`;
 }
 
 export function startChat() {
   let model = "";
-  let running = null; // AbortController of the answer that comes
-  let isDrawing = false; // before the next frame
+  let running = null; // AbortController of the current answer
+  let isDrawing = false; // a frame is requested
   const messages = stored(); // {role, content, tokens?, facts?}
   by("system").value = localStorage.getItem("system") ?? "";
   by("system").addEventListener("change", () => localStorage.setItem("system", by("system").value));
 
   function keep() {
     store(messages);
-    by("messages").setAttribute("aria-busy", String(running !== null)); // read out when it is whole
+    by("messages").setAttribute("aria-busy", String(running !== null)); // screen readers read the complete answer
     by("again").disabled = running !== null || messages.length === 0;
     by("send").disabled = running !== null;
     by("stop").disabled = running === null;
@@ -83,7 +83,7 @@ export function startChat() {
     const probability = Math.exp(token.logprob);
     node.style.borderBottomColor = `hsl(${Math.round(120 * probability)} 70% 45%)`;
     const others = token.top.map((one) => `${JSON.stringify(one.token)} ${percent(one.logprob)}`).join(", ");
-    const text = `${JSON.stringify(token.token)}: probability ${percent(token.logprob)}. Likeliest here: ${others}.`;
+    const text = `${JSON.stringify(token.token)}: probability ${percent(token.logprob)}. Alternatives: ${others}.`;
     node.title = text;
     return node;
   }
@@ -99,7 +99,7 @@ export function startChat() {
     return model;
   }
 
-  /** Draw the answer that comes, with the next frame: several chunks may come before it. */
+  /** Draw the current answer in the next frame, at most once per frame. */
   function drawSoon(message) {
     if (isDrawing) return;
     isDrawing = true;
@@ -109,7 +109,7 @@ export function startChat() {
     });
   }
 
-  /** Answer the last question; an answer it had stays until there is another. */
+  /** Request an answer to the last message; an existing one is replaced with the first text of the new one. */
   async function answer() {
     running = new AbortController();
     const message = { role: "assistant", content: "", tokens: [] };
@@ -195,7 +195,7 @@ export function startChat() {
   by("token-view").addEventListener("change", draw);
   for (const event of ["mouseover", "focusin"])
     by("messages").addEventListener(event, ({ target }) => {
-      if (target.className === "token") by("token-facts").textContent = target.title;
+      if (target.className === "token") by("token-details").textContent = target.title;
     });
   draw();
 }

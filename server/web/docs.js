@@ -1,11 +1,11 @@
-// The description of the API: every route with its fields, drawn from /openapi.json, and a form to try it.
+// The API reference, from /openapi.json: every route with its fields, and a form to try it.
 import { by, complaint, headers, startFrame, trouble } from "./frame.js";
 
-const MAX_SHOWN = 200_000; // characters of an answer
+const MAX_SHOWN = 200_000; // characters of a response
 let schemas = {};
-let shownKey; // the key with which the routes on the page were asked for; undefined: there are none
+let shownKey; // the key that the routes shown were fetched with; undefined: none are shown
 
-/** Return an element with attributes and children, which are nodes or texts. */
+/** Return an element with attributes and children, which are nodes or strings. */
 function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
@@ -17,7 +17,7 @@ const resolved = (schema) => (schema.$ref ? schemas[schema.$ref.split("/").pop()
 const alternatives = (schema) => schema.anyOf ?? schema.oneOf ?? [schema];
 const isNull = (schema) => schema.type === "null";
 
-/** Return in words what a value may be. */
+/** Describe the type of a value. */
 function kind(schema) {
   const words = alternatives(schema)
     .filter((one) => !isNull(one))
@@ -32,24 +32,24 @@ function kind(schema) {
   return [...new Set(words)].join(" or ");
 }
 
-/** Return in words the bounds of a value. */
+/** Describe the limits of a value. */
 function bounds(schema) {
-  const said = [];
+  const texts = [];
   for (const one of alternatives(schema)) {
     const low = one.minimum ?? one.exclusiveMinimum;
     const high = one.maximum ?? one.exclusiveMaximum;
-    if (low !== undefined) said.push(one.minimum === undefined ? `above ${low}` : `at least ${low}`);
-    if (high !== undefined) said.push(one.maximum === undefined ? `below ${high}` : `at most ${high}`);
-    if (one.minItems) said.push(`at least ${one.minItems} items`);
-    if (one.maxItems) said.push(`at most ${one.maxItems} items`);
-    if (one.minLength) said.push(`at least ${one.minLength} characters`);
-    if (one.maxLength) said.push(`at most ${one.maxLength} characters`);
-    if (one.pattern) said.push(`matches ${one.pattern}`);
+    if (low !== undefined) texts.push(one.minimum === undefined ? `above ${low}` : `at least ${low}`);
+    if (high !== undefined) texts.push(one.maximum === undefined ? `below ${high}` : `at most ${high}`);
+    if (one.minItems) texts.push(`at least ${one.minItems} items`);
+    if (one.maxItems) texts.push(`at most ${one.maxItems} items`);
+    if (one.minLength) texts.push(`at least ${one.minLength} characters`);
+    if (one.maxLength) texts.push(`at most ${one.maxLength} characters`);
+    if (one.pattern) texts.push(`matches ${one.pattern}`);
   }
-  return said.join(", ");
+  return texts.join(", ");
 }
 
-/** Return the object schemas that a value is made of, by name. */
+/** Return the object schemas in a value, by name. */
 function parts(schema) {
   return alternatives(schema).flatMap((one) => {
     if (one.anyOf || one.oneOf) return parts(one);
@@ -59,12 +59,12 @@ function parts(schema) {
   });
 }
 
-/** Return a table of an object's fields; objects inside are drawn when they are opened. */
+/** Return a table of an object's fields; nested objects are drawn when they are opened. */
 function fields(schema) {
   const rows = Object.entries(schema.properties ?? {}).map(([name, field]) => {
     const isRequired = schema.required?.includes(name);
-    const said = [bounds(field), field.description ?? ""].filter(Boolean).join(". ");
-    const cell = element("td", {}, said);
+    const text = [bounds(field), field.description ?? ""].filter(Boolean).join(". ");
+    const cell = element("td", {}, text);
     for (const [title, inner] of parts(field)) {
       const details = element("details", {}, element("summary", {}, title));
       details.addEventListener("toggle", () => details.children.length > 1 || details.append(fields(inner)), { once: true });
@@ -85,7 +85,7 @@ function fields(schema) {
   return element("div", { class: "scrolling wide", tabindex: "0", role: "region", "aria-label": "Fields" }, table);
 }
 
-/** Show an answer while it comes. */
+/** Show a response while it is received. */
 async function show(response, output) {
   output.textContent = `${response.status} ${response.headers.get("x-request-id") ?? ""}\n\n`;
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -105,7 +105,7 @@ async function show(response, output) {
 function trial(method, path, operation, id) {
   const names = (operation.parameters ?? []).filter((one) => one.in === "path").map((one) => one.name);
   const content = operation.requestBody?.content?.["application/json"];
-  const output = element("pre", { hidden: "", tabindex: "0", "aria-label": "Answer" });
+  const output = element("pre", { hidden: "", tabindex: "0", "aria-label": "Response" });
   const send = element("button", { type: "submit" }, "Send");
   const stop = element("button", { type: "button", disabled: "" }, "Stop");
   const form = element("form", {});
@@ -136,7 +136,7 @@ function trial(method, path, operation, id) {
     try {
       await show(await fetch(url, request), output);
     } catch (error) {
-      output.append(error.name === "AbortError" ? "\nStopped." : `\nThe server could not be reached: ${error.message}`);
+      output.append(error.name === "AbortError" ? "\nStopped." : `\nThe server cannot be reached: ${error.message}`);
     }
     send.disabled = false;
     stop.disabled = true;
@@ -144,7 +144,7 @@ function trial(method, path, operation, id) {
   return form;
 }
 
-/** Return one route, closed. */
+/** Return one route, collapsed. */
 function route(method, path, operation) {
   const id = `${method}${path.replaceAll(/[^a-z0-9]+/gi, "-")}`;
   const title = element("summary", {}, element("code", {}, `${method.toUpperCase()} ${path}`), ` ${operation.summary ?? ""}`);
@@ -154,7 +154,7 @@ function route(method, path, operation) {
     const schema = operation.requestBody?.content?.["application/json"]?.schema;
     if (schema) details.append(element("h3", {}, "Request"), fields(resolved(schema)));
     const answer = operation.responses?.["200"]?.content?.["application/json"]?.schema;
-    if (answer && resolved(answer)?.properties) details.append(element("h3", {}, "Answer"), fields(resolved(answer)));
+    if (answer && resolved(answer)?.properties) details.append(element("h3", {}, "Response"), fields(resolved(answer)));
     const statuses = Object.entries(operation.responses ?? {}).map(([status, { description }]) =>
       element("li", {}, element("code", {}, status), ` ${description}`),
     );
@@ -169,7 +169,7 @@ function route(method, path, operation) {
   return details;
 }
 
-/** Show the routes; what is open stays as it is if the key is still the same. */
+/** Fetch and show the routes, unless they are shown for this key already. */
 async function load() {
   const key = by("key").value;
   if (key === shownKey) return;
@@ -196,7 +196,7 @@ async function load() {
       sections.get(tag).append(route(method, path, operation));
     }
   by("routes").replaceChildren(
-    element("p", {}, `Version ${described.info.version}, as /openapi.json has it. A field given as null means its default.`),
+    element("p", {}, `Version ${described.info.version}, from /openapi.json. A null value selects the default of a field.`),
     ...sections.values(),
   );
   const asked = document.getElementById(location.hash.slice(1));

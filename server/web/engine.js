@@ -1,23 +1,23 @@
-// The engine live: pool, batch, steps and events of the newest view, or of an earlier one.
+// The engine view: pool, batch, steps and events of the latest snapshot or of an earlier one.
 import { complaint, events, headers, trouble } from "./frame.js";
 import { teach } from "./lessons.js";
 
 const by = (id) => document.getElementById(id);
-const MAX_VIEWS = 600; // two and a half minutes
+const MAX_SNAPSHOTS = 600; // two and a half minutes
 const MAX_BARS = 160;
 const MAX_EVENTS = 40;
 const STATES = ["free", "cached", "used", "shared"];
 const CELL = 10; // pixels
 
 export function startEngine() {
-  const views = [];
-  let shown = -1; // index of the view on the screen
-  let stepAt = -1; // index of the step on the screen in that view's steps; -1: it has none
-  let isDrawing = false; // before the next frame
+  const snapshots = [];
+  let shown = -1; // index of the snapshot shown
+  let stepAt = -1; // index of the step shown in that snapshot, -1 if it has no steps
+  let isDrawing = false; // a frame is requested
   let isPaused = false;
-  let stop = null; // AbortController while we watch
-  const lines = new WeakMap(); // of events
-  let cells = null; // what is drawn: states, owners, columns
+  let stop = null; // AbortController of the subscription
+  const lines = new WeakMap(); // list items by event
+  let cells = null; // as drawn: states, owners, columns
 
   async function run(signal) {
     while (!signal.aborted) {
@@ -33,86 +33,86 @@ export function startEngine() {
     }
   }
 
-  function take(view) {
-    if (isPaused && views.length >= MAX_VIEWS) return; // what is looked at stays
-    views.push(Object.assign(view, { cameAt: performance.now() }));
-    if (views.length > MAX_VIEWS) views.shift();
-    by("moment").max = views.length - 1;
-    if (isPaused && shown >= 0) tellMoment();
-    else show(views.length - 1);
+  function take(snapshot) {
+    if (isPaused && snapshots.length >= MAX_SNAPSHOTS) return; // keep the snapshot shown
+    snapshots.push(Object.assign(snapshot, { receivedAt: performance.now() }));
+    if (snapshots.length > MAX_SNAPSHOTS) snapshots.shift();
+    by("snapshot").max = snapshots.length - 1;
+    if (isPaused && shown >= 0) showAge();
+    else show(snapshots.length - 1);
   }
 
-  function tellMoment() {
-    const since = views.slice(shown + 1).reduce((sum, view) => sum + view.steps.length, 0);
-    const ago = since + views[shown].steps.length - 1 - stepAt;
-    const seconds = (views.at(-1).cameAt - views[shown].cameAt) / 1000;
+  function showAge() {
+    const since = snapshots.slice(shown + 1).reduce((sum, snapshot) => sum + snapshot.steps.length, 0);
+    const ago = since + snapshots[shown].steps.length - 1 - stepAt;
+    const seconds = (snapshots.at(-1).receivedAt - snapshots[shown].receivedAt) / 1000;
     const text = ago || seconds ? `${ago} ${ago === 1 ? "step" : "steps"}, ${seconds.toFixed(1)} s ago` : "now";
-    by("moment").value = shown;
-    by("moment").setAttribute("aria-valuetext", text);
-    by("moment-text").textContent = text;
+    by("snapshot").value = shown;
+    by("snapshot").setAttribute("aria-valuetext", text);
+    by("snapshot-text").textContent = text;
   }
 
-  const shownStep = () => views[shown].steps[stepAt]?.[0] ?? views[shown].step;
+  const shownStep = () => snapshots[shown].steps[stepAt]?.[0] ?? snapshots[shown].step;
 
-  /** Put a view on the screen, with one of its steps; without one the last. */
+  /** Show a snapshot at one of its steps, by default the last. */
   function show(index, step = Infinity) {
-    shown = Math.min(Math.max(index, 0), views.length - 1);
+    shown = Math.min(Math.max(index, 0), snapshots.length - 1);
     if (shown < 0) return;
-    stepAt = Math.min(step, views[shown].steps.length - 1);
-    tellMoment();
-    if (isDrawing) return; // the frame that comes shows this, too
+    stepAt = Math.min(step, snapshots[shown].steps.length - 1);
+    showAge();
+    if (isDrawing) return; // the requested frame draws it
     isDrawing = true;
     requestAnimationFrame(() => {
       isDrawing = false;
-      draw(views[shown]);
+      draw(snapshots[shown]);
     });
   }
 
-  /** Go to the step before or after the one on the screen, in whichever view it is. */
+  /** Show the previous or next step, which may be in another snapshot. */
   function move(way) {
     pause(true);
-    if (views[shown]?.steps[stepAt + way]) return show(shown, stepAt + way);
+    if (snapshots[shown]?.steps[stepAt + way]) return show(shown, stepAt + way);
     let index = shown + way;
-    while (views[index]?.steps.length === 0) index += way; // the engine was idle
-    if (views[index]) show(index, way > 0 ? 0 : Infinity);
+    while (snapshots[index]?.steps.length === 0) index += way; // the engine was idle
+    if (snapshots[index]) show(index, way > 0 ? 0 : Infinity);
   }
 
   function pause(paused) {
     isPaused = paused;
     by("pause").setAttribute("aria-pressed", String(paused));
-    if (!paused) show(views.length - 1);
+    if (!paused) show(snapshots.length - 1);
   }
 
-  function draw(view) {
-    const [step, numPrefill, numDecode, ms] = view.steps[stepAt] ?? [view.step, 0, 0, 0];
-    const work = ms ? `: ${numPrefill} prompt and ${numDecode} other tokens in ${ms.toFixed(1)} ms` : "";
-    const isLast = step === view.step; // pool, batch and queue are those behind the last step of the view
-    const after = isLast ? "" : `After step ${view.step}, as below: `;
-    by("step-column").textContent = isLast ? "This step" : `Step ${view.step}`;
+  function draw(snapshot) {
+    const [step, numPrefill, numDecode, ms] = snapshot.steps[stepAt] ?? [snapshot.step, 0, 0, 0];
+    const work = ms ? `: ${numPrefill} prompt and ${numDecode} generated tokens in ${ms.toFixed(1)} ms` : "";
+    const isLast = step === snapshot.step; // pool, batch and queue are those after the snapshot's last step
+    const after = isLast ? "" : `After step ${snapshot.step}, as shown below: `;
+    by("step-column").textContent = isLast ? "This step" : `Step ${snapshot.step}`;
     by("numbers").textContent =
-      `Step ${step}${work}. ${after}${view.num_running} run, ${view.num_waiting} wait. ` +
-      `${view.num_used_blocks} of ${view.num_blocks} blocks used, ${view.num_cached_blocks} free ones hold a prefix; ` +
-      `a block has ${view.block_size} tokens, a cell ${view.blocks_per_cell} ${view.blocks_per_cell === 1 ? "block" : "blocks"}.`;
-    drawPool(view);
-    drawBatch(view);
+      `Step ${step}${work}. ${after}${snapshot.num_running} running, ${snapshot.num_waiting} waiting. ` +
+      `${snapshot.num_used_blocks} of ${snapshot.num_blocks} blocks used, ${snapshot.num_cached_blocks} free ones with a cached prefix; ` +
+      `a block has ${snapshot.block_size} tokens, a cell ${snapshot.blocks_per_cell} ${snapshot.blocks_per_cell === 1 ? "block" : "blocks"}.`;
+    drawPool(snapshot);
+    drawBatch(snapshot);
     drawSteps();
     drawEvents();
   }
 
-  function drawPool(view) {
+  function drawPool(snapshot) {
     const canvas = by("pool");
     const columns = Math.max(Math.floor(canvas.clientWidth / CELL), 1);
-    const rows = Math.ceil(view.cell_states.length / columns);
+    const rows = Math.ceil(snapshot.cell_states.length / columns);
     if (canvas.width !== columns * CELL || canvas.height !== rows * CELL) {
       canvas.width = columns * CELL;
       canvas.height = rows * CELL;
     }
-    const owners = view.cell_owners.flatMap(([owner, count]) => Array(count).fill(owner));
-    cells = { states: view.cell_states, owners, columns };
+    const owners = snapshot.cell_owners.flatMap(([owner, count]) => Array(count).fill(owner));
+    cells = { states: snapshot.cell_states, owners, columns };
     const context = canvas.getContext("2d");
     context.clearRect(0, 0, canvas.width, canvas.height);
     for (let index = 0; index < owners.length; index++) {
-      context.fillStyle = colour(STATES[view.cell_states[index]], owners[index]);
+      context.fillStyle = colour(STATES[snapshot.cell_states[index]], owners[index]);
       context.fillRect((index % columns) * CELL, Math.floor(index / columns) * CELL, CELL - 1, CELL - 1);
     }
   }
@@ -124,17 +124,17 @@ export function startEngine() {
     return `hsl(${(owner * 47) % 280} 55% 45%)`;
   }
 
-  function drawBatch(view) {
+  function drawBatch(snapshot) {
     const rows = [
-      ...view.running.map((row) => [row, row[3] < row[1] ? "prefill" : "decode"]),
-      ...view.waiting.map((row) => [row, "waiting"]),
+      ...snapshot.running.map((row) => [row, row[3] < row[1] ? "prefill" : "decode"]),
+      ...snapshot.waiting.map((row) => [row, "waiting"]),
     ];
     const known = new Map([...by("batch").children].map((row) => [row.dataset.request, row]));
     const nodes = rows.map(([[number, numPrompt, numTokens, numComputed, maxTokens, numBlocks, numStep, reason], phase]) => {
       const row = known.get(String(number)) ?? newRow(number);
       row.dataset.lesson = phase;
-      const state = phase === "waiting" ? `waits: ${reason ?? "not looked at yet"}` : phase;
-      const sizes = [numStep, `${numComputed} of ${numTokens}`, `${numTokens} of at most ${numPrompt + maxTokens}`, numBlocks];
+      const state = phase === "waiting" ? `waiting: ${reason ?? "not scheduled yet"}` : phase;
+      const sizes = [numStep, `${numComputed} of ${numTokens}`, `${numTokens} of max. ${numPrompt + maxTokens}`, numBlocks];
       [state, ...sizes].forEach((text, index) => (row.children[index + 1].textContent = text));
       return row;
     });
@@ -157,7 +157,7 @@ export function startEngine() {
     return press;
   }
 
-  /** Make these the children of a node; those that stay are not touched, so that they can be pressed meanwhile. */
+  /** Set the children of a node; existing ones are reused, so that they can be clicked meanwhile. */
   function update(parent, nodes) {
     const wanted = new Set(nodes);
     for (const node of [...parent.children]) if (!wanted.has(node)) node.remove();
@@ -169,7 +169,7 @@ export function startEngine() {
   function drawSteps() {
     const steps = [];
     for (let index = shown; index >= 0 && steps.length < MAX_BARS; index--)
-      steps.unshift(...(index === shown ? views[index].steps.slice(0, stepAt + 1) : views[index].steps));
+      steps.unshift(...(index === shown ? snapshots[index].steps.slice(0, stepAt + 1) : snapshots[index].steps));
     const bars = steps.slice(-MAX_BARS);
     const canvas = by("steps");
     const context = canvas.getContext("2d");
@@ -178,11 +178,11 @@ export function startEngine() {
     context.clearRect(0, 0, canvas.width, canvas.height);
     bars.forEach(([, prefill, decode, ms], index) => {
       const height = (ms / longest) * (canvas.height - 14);
-      const share = prefill / Math.max(prefill + decode, 1);
+      const fraction = prefill / Math.max(prefill + decode, 1);
       context.fillStyle = "#3a78c2";
       context.fillRect(index * width, canvas.height - height, width - 1, height);
       context.fillStyle = "#c98a2b";
-      context.fillRect(index * width, canvas.height - height, width - 1, height * share);
+      context.fillRect(index * width, canvas.height - height, width - 1, height * fraction);
     });
     context.fillStyle = getComputedStyle(document.body).color;
     context.fillText(`${longest.toFixed(0)} ms`, 2, 10);
@@ -190,12 +190,12 @@ export function startEngine() {
 
   function drawEvents() {
     const step = shownStep();
-    const recent = views[shown].events.filter((event) => event.step <= step);
+    const recent = snapshots[shown].events.filter((event) => event.step <= step);
     const current = new Set(recent.filter((event) => event.step === step));
-    for (let index = shown - 1; index >= 0 && recent.length < MAX_EVENTS; index--) recent.unshift(...views[index].events);
-    const told = recent.slice(-MAX_EVENTS).reverse();
-    update(by("events"), told.map(lineOf));
-    for (const event of told) lineOf(event).ariaCurrent = current.has(event) ? "step" : null;
+    for (let index = shown - 1; index >= 0 && recent.length < MAX_EVENTS; index--) recent.unshift(...snapshots[index].events);
+    const latest = recent.slice(-MAX_EVENTS).reverse();
+    update(by("events"), latest.map(lineOf));
+    for (const event of latest) lineOf(event).ariaCurrent = current.has(event) ? "step" : null;
   }
 
   function lineOf(event) {
@@ -223,11 +223,11 @@ export function startEngine() {
   by("pause").addEventListener("click", () => pause(!isPaused));
   by("back").addEventListener("click", () => move(-1));
   by("forward").addEventListener("click", () => move(1));
-  by("moment").addEventListener("input", () => (pause(true), show(Number(by("moment").value))));
+  by("snapshot").addEventListener("input", () => (pause(true), show(Number(by("snapshot").value))));
 
   return {
-    /** Begin or end to watch: nobody pays for what nobody looks at. */
-    watch(on) {
+    /** Subscribe or unsubscribe: a hidden view must not cost anything. */
+    subscribe(on) {
       if (on && !stop) {
         stop = new AbortController();
         run(stop.signal);

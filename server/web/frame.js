@@ -1,20 +1,20 @@
-// What every page has: the key, light and dark, a line for what went wrong; and how the server's answers are read.
+// Shared by all pages: the API key, dark mode, the error line, and functions to read responses.
 
 export const by = (id) => document.getElementById(id);
 
-/** What every request to the server carries: the key, if the user gave one. It is kept until the tab is closed. */
+/** Return the headers of every request: the API key, if there is one. It is stored until the tab is closed. */
 export function headers() {
   const key = by("key").value.trim();
   return key ? { authorization: `Bearer ${key}` } : {};
 }
 
-/** Show what went wrong, or nothing. */
+/** Show an error, or hide the line if the text is empty. */
 export function trouble(text) {
   by("trouble").textContent = text;
   by("trouble").hidden = !text;
 }
 
-/** Return the payloads of a stream of server-sent events as they come. */
+/** Yield the payloads of a stream of server-sent events. */
 export async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let pending = "";
@@ -33,17 +33,17 @@ export async function* events(response) {
   }
 }
 
-/** Return what an answer that is no success says. */
+/** Return the message of an error response. */
 export async function complaint(response) {
-  if (response.status === 401) return "The server wants a key: write it into the field above.";
+  if (response.status === 401) return "The server requires an API key. Enter it in the field above.";
   try {
     return (await response.json()).error.message;
   } catch {
-    return `The server answers with status ${response.status}.`;
+    return `The server responded with status ${response.status}.`;
   }
 }
 
-/** Connect the key and the button for light and dark; call `onKey` when the key has changed. */
+/** Set up the key field and the dark mode button; call `onKey` when the key changes. */
 export function startFrame(onKey = () => {}) {
   by("key").value = sessionStorage.getItem("key") ?? "";
   by("key").addEventListener("change", () => {

@@ -1,53 +1,53 @@
-// What the things of the engine view mean, in two sentences each, and where the guide says more.
+// Explanations of the elements of the engine view, with links to the guide.
 
 const GUIDE = "/web/llama2-from-scratch.html"; // docs/llama2-from-scratch.md
 
 export const LESSONS = {
-  free: ["A block nobody holds and that remembers nothing. It is given away first.", "8. Paging"],
+  free: ["A block without an owner and without a cached prefix. Free blocks are allocated first.", "8. Paging"],
   cached: [
-    "A free block that still holds the keys and values of a prefix. A request that begins with the same text takes it up instead of computing it again; the least recently used goes first when room is needed.",
+    "A free block that still holds the keys and values of a prefix. A request with the same prefix reuses it instead of computing it again. When no other blocks are free, the least recently used one is evicted.",
     "10. Sharing prefixes",
   ],
   used: [
-    "A block of the KV pool: the keys and values of some consecutive tokens of one sequence. A sequence's blocks may lie anywhere; its block table says where.",
+    "A block of the KV pool: the keys and values of consecutive tokens of one sequence. The blocks of a sequence can be anywhere in the pool; its block table has their positions.",
     "8. Paging",
   ],
   shared: [
-    "A block that several sequences hold, because their texts begin alike. It was computed once and counts its holders; it is free again when the last one lets go.",
+    "A block that several sequences use, because they have the same prefix. It was computed once and has a reference count; it is free when the last sequence releases it.",
     "10. Sharing prefixes",
   ],
   prefill: [
-    "A sequence whose prompt is being computed, in pieces that fit beside the others. Its first token comes when the last piece is done.",
+    "A sequence whose prompt is being computed, in chunks that fit the step's token budget. Its first token is generated with the last chunk.",
     "9. Continuous batching",
   ],
   decode: [
-    "A sequence that gets one token in each step. Its last token is the only row it adds to the batch; all before are in the KV cache.",
+    "A sequence that generates one token per step. Only its last token is computed in a step; the keys and values of all earlier tokens are in the KV cache.",
     "9. Continuous batching",
   ],
   waiting: [
-    "A sequence in the queue. It joins when the batch, the step's budget and the pool have room for it; keys take turns.",
+    "A sequence in the queue. It joins the batch when the batch, the step's token budget and the pool have room for it. The order is round-robin over API keys.",
     "9. Continuous batching",
   ],
-  wait: ["This sequence stays in the queue: others are before it, or the scheduler could not let it join, for the reason that is told. It is told once, until it changes.", "9. Continuous batching"],
-  join: ["The sequence left the queue and runs from this step on. Tokens are those whose keys and values were found in the prefix cache.", "10. Sharing prefixes"],
-  chunk: ["A piece of the prompt was computed in this step. Long prompts come in several, so that others go on meanwhile.", "9. Continuous batching"],
+  wait: ["The sequence stays in the queue, for the reason shown. The event is repeated only when the reason changes.", "9. Continuous batching"],
+  join: ["The sequence left the queue and runs from this step on. The tokens shown were found in the prefix cache.", "10. Sharing prefixes"],
+  chunk: ["A chunk of the prompt was computed in this step. Long prompts are split into chunks, so that other sequences continue meanwhile.", "9. Continuous batching"],
   preempt: [
-    "The pool ran out of blocks, and the sequence that joined last gave its own back. It goes to the head of the queue and computes them again; its answer stays the same.",
+    "The pool ran out of blocks, and the sequence that joined last released its own. It moves to the head of the queue and computes them again; its output does not change.",
     "8. Paging",
   ],
   restart: [
-    "The engine process ended, and another one took its requests over behind the tokens they had. It computes their texts again, and no stream ends.",
+    "The engine process ended, and a new one resumes every request from its last generated token. Streams continue.",
     "9. Continuous batching",
   ],
   evict: [
-    "A free block that still held a prefix was needed for something else. The least recently used go first; whoever comes with that prefix now computes it again.",
+    "A free block with a cached prefix was allocated for something else. The least recently used ones are evicted first; a later request with that prefix has to compute it again.",
     "10. Sharing prefixes",
   ],
-  abort: ["Nobody wants more of this sequence: a stop string was found, or the client left. Its blocks are free, as at any end.", "8. Paging"],
-  finish: ["The sequence has its last token, and its blocks are free. What they hold can be found until they are used again.", "8. Paging"],
+  abort: ["The sequence was stopped by a stop string, or its client disconnected. Its blocks are free.", "8. Paging"],
+  finish: ["The sequence generated its last token, and its blocks are free. Their prefixes stay in the cache until the blocks are allocated again.", "8. Paging"],
 };
 
-/** Return the name of a heading of the guide, as server/operations/guide.py makes it. */
+/** Return the anchor of a heading in the guide; the same function as in server/operations/guide.py. */
 function anchor(heading) {
   return heading.toLowerCase().replace(/[^\w -]/g, "").replaceAll(" ", "-");
 }
@@ -60,7 +60,7 @@ export function teach(name) {
   const where = document.createElement("p");
   const link = document.createElement("a");
   link.href = `${GUIDE}#${anchor(chapter)}`;
-  link.target = "_blank"; // the engine view goes on
+  link.target = "_blank"; // the engine view continues
   link.textContent = `Llama 2 from scratch, “${chapter}”`;
   where.append("More: ", link);
   document.getElementById("lesson").replaceChildren(line, where);

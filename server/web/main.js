@@ -1,4 +1,4 @@
-// The page: which view is shown.
+// The page: switches between the chat and the engine view.
 import { startChat } from "./chat.js";
 import { startEngine } from "./engine.js";
 import { by, startFrame } from "./frame.js";
@@ -8,12 +8,12 @@ function show(name) {
     by(view).hidden = view !== name;
     by(`show-${view}`).setAttribute("aria-pressed", String(view === name));
   }
-  watch();
+  subscribe();
 }
 
-/** Watch the engine while it can be seen. */
-function watch() {
-  engine.watch(!by("engine").hidden && !document.hidden);
+/** Subscribe to the engine while its view is visible. */
+function subscribe() {
+  engine.subscribe(!by("engine").hidden && !document.hidden);
 }
 
 startFrame();
@@ -21,5 +21,5 @@ const engine = startEngine();
 startChat();
 by("show-chat").addEventListener("click", () => show("chat"));
 by("show-engine").addEventListener("click", () => show("engine"));
-document.addEventListener("visibilitychange", watch);
+document.addEventListener("visibilitychange", subscribe);
 show(location.hash === "#engine" ? "engine" : "chat");

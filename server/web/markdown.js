@@ -1,8 +1,8 @@
-// Markdown as far as answers of models use it, built of nodes: no text ever becomes markup.
+// A subset of Markdown, rendered as nodes: text never becomes markup.
 
 const INLINE = /(`[^`\n]+`|\*\*[^*\n]+\*\*|\*[^*\n]+\*)/;
 
-/** Return the nodes of a text in Markdown. */
+/** Return the nodes of a Markdown text. */
 export function markdown(text) {
   const nodes = [];
   const parts = text.split(/^```[^\n]*\n?/m);

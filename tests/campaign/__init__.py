@@ -1,1 +1,1 @@
-"""Faults and abuse against a real server: short in the tests, at length by `make campaign`."""
+"""Fault injection and load tests of a real server: short in the tests, long in `make campaign`."""

@@ -1,4 +1,4 @@
-"""Many large bodies at once: what they cost in memory, and how long health has to wait meanwhile."""
+"""Many concurrent large bodies: their memory, and the latency of health checks meanwhile."""
 
 import asyncio
 import http.client

@@ -1,4 +1,4 @@
-"""Clients that leave at any moment: in the head, in the body, while they wait, in the middle of the answer."""
+"""Clients that disconnect at any point: in the head, in the body, while they wait, and within the response."""
 
 import asyncio
 import json

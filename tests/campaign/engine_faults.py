@@ -1,4 +1,4 @@
-"""The engine process killed and stopped at random moments under load: nobody may notice but by a pause."""
+"""The engine process killed and stopped at random times under load: streams pause and continue."""
 
 import asyncio
 import itertools

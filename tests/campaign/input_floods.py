@@ -1,4 +1,4 @@
-"""One key's requests that take long to check or to tokenize: what other keys and running streams notice of them."""
+"""Requests of one key that are slow to check or to tokenize: their effect on other keys and running streams."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""The server with a leak: four kilobytes of each request are kept. What watches memory must see it."""
+"""A server that leaks four kilobytes per request, which the leak test must detect."""
 
 from dataclasses import replace
 from unittest.mock import patch

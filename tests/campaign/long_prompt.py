@@ -1,4 +1,4 @@
-"""A long prompt among streams that are running: how long they stand still."""
+"""A long prompt among running streams: how long the streams pause."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""More requests than the server can answer: what it still answers, and what the others are told."""
+"""More requests than the server can handle: throughput, and the rejections of the others."""
 
 import asyncio
 import random

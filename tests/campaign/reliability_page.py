@@ -1,4 +1,4 @@
-"""docs/reliability.md, from what the parts of the campaign found."""
+"""docs/reliability.md, generated from the results of the campaign."""
 
 from pathlib import Path
 from statistics import median

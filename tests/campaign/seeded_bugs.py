@@ -1,7 +1,7 @@
-"""Known bugs, put into a copy of the sources one at a time: do the tests notice?
+"""Seeded bugs: each is applied to a copy of the sources, and the tests must fail.
 
-Each is one that some server of this kind has had, or that an edit of ours could bring. `gates` are the tests of the
-part that has the bug, not those that were written for it.
+Other servers had such bugs, or an edit could introduce them. `gates` are the tests of the part that has the bug, not
+tests that were written for it.
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 150  # for the gates of one bug; a test that hangs has noticed
+SECONDS = 150  # for the gates of one bug; a test that hangs counts as failed
 
 
 class Bug(NamedTuple):
@@ -21,7 +21,7 @@ class Bug(NamedTuple):
 
     name: str
     file: str
-    sound: str  # stands in the file once
+    sound: str  # occurs in the file once
     broken: str
     gates: str = "server"
 
@@ -39,16 +39,24 @@ _SCHEDULER = (
 )
 
 GATES = {
-    "server": ["tests/server/openai", "tests/server/test_text_stream.py", "tests/server/test_stop_strings.py"],
-    "process": ["tests/server/test_serving.py", "tests/server/test_engine_client.py"],
-    "edge": ["tests/server/test_http_protocol.py", "tests/server/test_host_guard.py", "tests/server/test_api_keys.py"],
+    "server": [
+        "tests/server/openai",
+        "tests/server/generation/test_text_stream.py",
+        "tests/server/generation/test_stop_strings.py",
+    ],
+    "process": ["tests/server/test_serving.py", "tests/server/engine/test_client.py"],
+    "http": [
+        "tests/server/http/test_protocol.py",
+        "tests/server/http/test_trusted_hosts.py",
+        "tests/server/http/test_api_keys.py",
+    ],
     "queue": [
-        "tests/server/test_admission.py",
-        "tests/server/test_fair_share.py",
-        "tests/server/test_wait_forecast.py",
+        "tests/server/generation/test_admission.py",
+        "tests/server/generation/test_fair_share.py",
+        "tests/server/generation/test_wait_forecast.py",
         "tests/server/openai",
     ],
-    "replay": ["tests/server/test_in_flight.py", "tests/server/test_engine_client.py"],
+    "replay": ["tests/server/engine/test_in_flight.py", "tests/server/engine/test_client.py"],
     "scheduler": [f"tests/scheduler/test_{part}.py" for part in _SCHEDULER],
     "grammar": ["tests/scheduler/test_grammar.py", "tests/scheduler/test_grammar_threads.py"],
     "model": ["tests/model/test_sampling.py", "tests/model/checkpoint"],
@@ -56,7 +64,7 @@ GATES = {
 
 # fmt: off
 BUGS = [
-    Bug("a block is shared before it is computed", "scheduler/block_manager.py",
+    Bug("a block is cached before it is computed", "scheduler/block_manager.py",
         "num_full = sequence.num_computed_tokens // self", "num_full = sequence.num_tokens // self",
         "scheduler"),
     Bug("an aborted request keeps its blocks", "scheduler/scheduler.py",
@@ -66,12 +74,12 @@ BUGS = [
         "            self.pool.forget(block)", "            pass", "scheduler"),
     Bug("blocks of a failed request are not cleared", "scheduler/block_manager.py",
         "        self._poisoned += filter(self.pool.is_free, blocks)\n", "", "scheduler"),
-    Bug("a row that fails takes the batch with it", "scheduler/isolation.py",
+    Bug("a failing row fails the whole batch", "scheduler/isolation.py",
         "            failures[index] = described(error)\n            continue",
         "            return StepResult([], {}, dict.fromkeys(range(len(plan)), str(error)))", "scheduler"),
     Bug("a preempted sequence goes to the end of the queue", "scheduler/scheduler.py",
         "self.waiting.put_back(sequence)", "self.waiting.append(sequence)", "scheduler"),
-    Bug("one token too many", "scheduler/sequence.py",
+    Bug("one token too many is generated", "scheduler/sequence.py",
         "self.num_output_tokens >= params.max_tokens", "self.num_output_tokens > params.max_tokens", "scheduler"),
     Bug("tenants share prefixes", "scheduler/block_pool.py",
         "return hashlib.sha256(salt.encode()).digest()", "return hashlib.sha256(b\"\").digest()", "scheduler"),
@@ -79,73 +87,73 @@ BUGS = [
         "if reason is not None or sample.token_id != draft:", "if reason is not None or draft is None:", "scheduler"),
     Bug("the latency target is ignored", "scheduler/prefill_limiter.py",
         "if self._target_seconds is not None and (", "if False and (", "scheduler"),
-    Bug("a long prompt goes before those of all other keys", "scheduler/prefill_budget.py",
+    Bug("a long prompt is computed before those of other keys", "scheduler/prefill_budget.py",
         "if len(wanted) > 1 and sum(wanted.values()) > num_tokens:", "if False:", "scheduler"),
-    Bug("keys do not take turns", "scheduler/waiting_queue.py",
+    Bug("the queue is not round-robin over keys", "scheduler/waiting_queue.py",
         "self._num_served[key] = self._num_served.get(key, 0.0) + weight", "pass", "scheduler"),
-    Bug("one key keeps all places", "scheduler/displacement.py",
+    Bug("one key keeps the whole batch", "scheduler/displacement.py",
         "    if first is None or first.awaited_hash is not None:", "    if True:", "scheduler"),
-    Bug("who was away goes before all who were served", "scheduler/waiting_queue.py",
+    Bug("a returning key is scheduled before all others", "scheduler/waiting_queue.py",
         "or {self._joined_last}", "or {None}", "scheduler"),
-    Bug("priority moves a key before another", "scheduler/waiting_queue.py",
+    Bug("priority is effective across keys", "scheduler/waiting_queue.py",
         "lines.setdefault(place.urgency, {})", "lines.setdefault(place.priority, {})", "scheduler"),
     Bug("the choices of a request are quarantined one by one", "server/engine/in_flight.py",
-        "self._groups.setdefault(live.group, _CrashGroup())", "self._groups.setdefault(request_id, _CrashGroup())",
+        "self._groups.setdefault(request.group, _CrashGroup())", "self._groups.setdefault(request_id, _CrashGroup())",
         "replay"),
     Bug("a grammar in an error state ends its text", "scheduler/compiled_grammar.py",
         "        _check(state)  # in an error state the mask allows the end alone\n", "", "grammar"),
     Bug("random numbers depend on nothing but the seed", "model/sampling/sampler.py",
         "word = _mix(_mix(seed) + (position + 1) * 0x9E3779B97F4A7C15)", "word = _mix(_mix(seed))", "model"),
-    Bug("files of weights may run code", "model/checkpoint/meta.py",
+    Bug("weight files may run code", "model/checkpoint/meta.py",
         "weights_only=True, mmap=True", "weights_only=False, mmap=True", "model"),
     Bug("a replay loses the last token", "server/engine/in_flight.py",
         "output_token_ids=[*self._output_token_ids])", "output_token_ids=self._output_token_ids[:-1])", "replay"),
     Bug("a replay repeats the prompt's log-probabilities", "server/engine/in_flight.py",
         "self._num_repeated = self._num_prompt_logprobs", "self._num_repeated = 0", "replay"),
-    Bug("a poison request is tried for ever", "server/engine/in_flight.py",
+    Bug("a request that crashes the engine is retried forever", "server/engine/in_flight.py",
         "if group.crash_count >= MAX_CRASHES:", "if group.crash_count < 0:", "replay"),
     Bug("a quarantined request does not run alone", "server/engine/in_flight.py",
         "return self.crash_count >= QUARANTINE_CRASHES", "return self.crash_count < 0", "replay"),
-    Bug("a heart beats in a stopped loop", "scheduler/message_sender.py",
+    Bug("a stopped step loop sends heartbeats", "scheduler/message_sender.py",
         "if used_seconds > before and not is_stuck:", "if not is_stuck:", "replay"),
-    Bug("health is said of an engine that is silent", "server/engine/client.py",
+    Bug("an engine without a heartbeat is ready", "server/engine/client.py",
         "return self._is_connected and self._silence_seconds() < READY_SILENCE_SECONDS", "return self._is_connected",
         "replay"),
-    Bug("an engine outlives its server", "scheduler/process.py",
+    Bug("the engine does not end with the server", "scheduler/process.py",
         "    os._exit(0)  # at once", "    return  # at once", "process"),
-    Bug("SIGTERM cuts streams", "server/http/graceful_shutdown.py",
+    Bug("SIGTERM truncates streams", "server/http/graceful_shutdown.py",
         "self._ends_at_seconds = now + self._drain_seconds", "self._ends_at_seconds = 0.0", "process"),
     Bug("a draining server refuses connections", "server/http/graceful_shutdown.py",
         "        self._limit.close()\n", "        self._limit.close()\n        self.should_exit = True\n", "process"),
-    Bug("places at the door are never given back", "server/http/concurrency_limit.py",
-        "            self._limit.inside_of[key_name] -= 1", "            pass", "queue"),
-    Bug("the queue has no bound", "server/generation/fair_share.py",
-        "if sum(held.values()) + num_more <= limit:", "if sum(held.values()) + num_more <= 10 * limit + 10:", "queue"),
+    Bug("the concurrency limit is never released", "server/http/concurrency_limit.py",
+        "            self._limit.requests_by_key[key_name] -= 1", "            pass", "queue"),
+    Bug("the queue has no limit", "server/generation/fair_share.py",
+        "if sum(used.values()) + num_more <= limit:", "if sum(used.values()) + num_more <= 10 * limit + 10:", "queue"),
     Bug("one key fills the queue", "server/generation/fair_share.py",
-        "return held.get(key_name, 0) + num_more <= limit // num_keys", "return False", "queue"),
-    Bug("who has left still waits", "server/generation/admission.py",
+        "return used.get(key_name, 0) + num_more <= limit // num_keys", "return False", "queue"),
+    Bug("an aborted sequence stays in the admission queue", "server/generation/admission.py",
         "was_waiting = self._waiting.pop(reservation, reservation) is None", "was_waiting = True", "queue"),
-    Bug("clients are told to come back at once", "server/http/errors.py",
-        "seconds = min(max(math.ceil(retry_after_seconds), 1), _LONGEST_RETRY_SECONDS)", "seconds = 0", "queue"),
+    Bug("Retry-After is zero", "server/http/errors.py",
+        "seconds = min(max(math.ceil(retry_after_seconds), 1), _MAX_RETRY_SECONDS)", "seconds = 0", "queue"),
     Bug("the path is taken from the Host header", "server/http/auth.py",
         "path = scope.get(\"path\", \"\")",
         "path = \"/\" + dict(scope[\"headers\"]).get(b\"host\", b\"\").decode().rpartition(\"/\")[2]"),
-    Bug("any key is good", "server/http/api_keys.py",
+    Bug("any key is valid", "server/http/api_keys.py",
         "if hmac.compare_digest(digest, known.digest):", "if digest:", "server"),
-    Bug("names that end like ours are ours", "server/http/trusted_hosts.py",
-        "return host in self._names or", "return host.endswith(tuple(self._names)) or", "edge"),
-    Bug("a head may trickle", "server/http/protocol.py",
-        "self._set_timer(self.head_seconds)", "pass", "edge"),
-    Bug("NaN is read", "server/http/body.py",
-        "parse_constant=_refuse_constant", "parse_constant=float"),
-    Bug("the first id behind the vocabulary is a token", "server/openai/prompts.py",
+    Bug("host names with an allowed suffix are allowed", "server/http/trusted_hosts.py",
+        "return host in self._names or", "return host.endswith(tuple(self._names)) or", "http"),
+    Bug("a head has no timeout", "server/http/protocol.py",
+        "self._set_timer(self.head_seconds)", "pass", "http"),
+    Bug("NaN is accepted", "server/http/body.py",
+        "parse_constant=_reject_constant", "parse_constant=float"),
+    Bug("the first id after the vocabulary is valid", "server/openai/prompts.py",
         "max(token_ids) < vocab_size):", "max(token_ids) <= vocab_size):"),
-    Bug("the beginning of a stop string goes out", "server/generation/stop_strings.py",
+    Bug("the prefix of a stop string is sent", "server/generation/stop_strings.py",
         "num_safe = len(text_so_far) - self._stop_strings.depth[self._state]", "num_safe = len(text_so_far)"),
-    Bug("half a character goes out", "model/tokenizer/detokenizer.py",
+    Bug("an incomplete character is sent", "model/tokenizer/detokenizer.py",
         "text, num_decoded = codecs.utf_8_decode(received, \"replace\")",
         "text, num_decoded = codecs.utf_8_decode(received, \"replace\", True)"),
-    Bug("the engine works on for clients that have left", "server/generation/generation.py",
+    Bug("requests of disconnected clients are not aborted", "server/generation/generation.py",
         "        for choice in self._choices:\n            choice.end(reason)\n", ""),
     Bug("a stream that fails has no [DONE]", "server/openai/formatter.py",
         "return event(error.body()) + self._last(generation)", "return event(error.body())"),

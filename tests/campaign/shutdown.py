@@ -1,4 +1,4 @@
-"""SIGTERM under load, again and again: every accepted stream ends as it should, and nothing is left behind."""
+"""SIGTERM under load, repeatedly: every accepted stream completes, and no process is left."""
 
 import random
 import threading

@@ -1,4 +1,4 @@
-"""Many different requests at once, and what of their answers may not change whatever happens meanwhile."""
+"""Many different concurrent requests, and the parts of their responses that must not change."""
 
 import asyncio
 import json

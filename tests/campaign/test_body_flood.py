@@ -1,4 +1,4 @@
-"""Twelve bodies of 8 MB at once take bounded memory, and health is answered meanwhile."""
+"""Twelve concurrent bodies of 8 MB take limited memory, and health checks stay fast."""
 
 import sys
 from collections.abc import Iterator
@@ -21,12 +21,12 @@ def server(tiny_model_path: Path) -> Iterator[RunningServer]:
 
 @pytest.fixture(scope="module")
 def fresh_bytes(server: RunningServer) -> int:
-    """The memory of the API process before the first flood: what one leaves behind counts for all that follow."""
+    """The memory of the API process before the first flood: later ones are compared with it."""
     return memory_bytes(server, "VmRSS")
 
 
 @pytest.mark.parametrize("kind", large_bodies())
-async def test_threat_28_large_bodies_at_once_take_bounded_memory_and_time(
+async def test_threat_28_concurrent_large_bodies_take_limited_memory_and_time(
     kind: str, server: RunningServer, fresh_bytes: int
 ) -> None:
     report = await flood(server, kind, large_bodies()[kind], num_rounds=2)

@@ -1,4 +1,4 @@
-"""Threat 11: clients that leave cost nothing once they are gone."""
+"""Threat 11: clients that disconnect free all resources."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tests.server.running_server import running_server
 pytestmark = pytest.mark.slow
 
 
-async def test_threat_11_requests_cut_at_random_moments_leak_no_block(tiny_model_path: Path) -> None:
+async def test_threat_11_requests_that_are_cut_at_random_times_leak_no_blocks(tiny_model_path: Path) -> None:
     with running_server(tiny_model_path, "--kv-cache-memory", "256KiB") as server:
         before = server.http.post("/v1/completions", json={"model": "tiny", "prompt": "x", "temperature": 0}).json()
         report = await cut_campaign(server, num_cuts=400, seed=3)

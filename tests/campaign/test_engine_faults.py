@@ -1,4 +1,4 @@
-"""No request is lost, none changes, when the engine is killed or stopped under load."""
+"""No request is lost or changed when the engine is killed or stopped under load."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tests.server.running_server import eventually, running_server
 pytestmark = pytest.mark.real_model
 
 
-async def test_17_engines_that_are_killed_or_stopped_lose_and_change_nothing(real_model_path: Path) -> None:
+async def test_17_killed_or_stopped_engines_lose_no_requests_and_change_no_output(real_model_path: Path) -> None:
     options = ["--served-model-name", "smollm2", "--max-model-len", "1024", "--kv-cache-memory", "256MiB"]
     with running_server(real_model_path, *options, "--engine-timeout", "2") as server:
         report = await fault_campaign(server, num_kills=4, num_stops=2, seed=1)

@@ -1,4 +1,4 @@
-"""What one key sends, however long it takes to check or to tokenize, hardly touches the others."""
+"""Requests of one key that are slow to check or to tokenize hardly delay others."""
 
 from pathlib import Path
 
@@ -16,9 +16,7 @@ SECONDS = 5.0
 NUM_CLIENTS = 4
 
 
-async def test_threat_27_and_29_floods_of_one_key_are_hardly_noticed_by_others(
-    real_model_path: Path, tmp_path: Path
-) -> None:
+async def test_threat_27_and_29_floods_of_one_key_hardly_delay_others(real_model_path: Path, tmp_path: Path) -> None:
     options = ["--served-model-name", "smollm2", "--kv-cache-memory", "256MiB"]
     options += ["--api-key-file", str(write_keys(tmp_path / "keys"))]
     with running_server(real_model_path, *options) as server:

@@ -1,4 +1,4 @@
-"""Threats 27 and 30: what one key sends delays a request of another key for two tokens by at most a second."""
+"""Threats 27 and 30: requests of one key delay a short request of another by at most a second."""
 
 import pytest
 

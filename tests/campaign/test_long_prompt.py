@@ -1,4 +1,4 @@
-"""With a latency target a long prompt does not make running streams stand still."""
+"""With a latency target, a long prompt does not pause running streams."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.real_model, pytest.mark.timing]
 TARGET_SECONDS = 0.1
 
 
-async def test_a_prompt_of_4000_tokens_keeps_pauses_of_8_streams_near_the_target(real_model_path: Path) -> None:
+async def test_a_prompt_of_4000_tokens_keeps_the_latency_of_8_streams_near_the_target(real_model_path: Path) -> None:
     options = ["--served-model-name", "smollm2", "--kv-cache-memory", "512MiB", "--max-inter-token-latency", "100ms"]
     options += ["--quantization", "int8"]  # the fastest for many rows
     with running_server(real_model_path, *options) as server:

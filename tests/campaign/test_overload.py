@@ -1,4 +1,4 @@
-"""At ten times its capacity the server answers as many requests as ever, and refuses the others at once."""
+"""At ten times its capacity the server keeps its throughput, and rejects other requests quickly."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tests.server.running_server import eventually, running_server
 pytestmark = [pytest.mark.real_model, pytest.mark.timing]
 
 
-async def test_threat_10_ten_times_the_capacity_is_refused_quickly_and_costs_no_answers(real_model_path: Path) -> None:
+async def test_threat_10_overload_is_rejected_quickly_and_does_not_reduce_throughput(real_model_path: Path) -> None:
     options = ["--served-model-name", "smollm2", "--max-model-len", "1024", "--kv-cache-memory", "512MiB", *OPTIONS]
     options += ["--quantization", "int8"]  # the fastest for many requests
     with running_server(real_model_path, *options) as server:

@@ -1,4 +1,4 @@
-"""Threat 20: no stream is cut when the server ends."""
+"""Threat 20: a shutdown truncates no stream."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from tests.campaign.shutdown import NUM_STREAMS, shutdown_campaign
 pytestmark = pytest.mark.slow
 
 
-def test_threat_20_sigterm_under_load_cuts_no_stream_and_leaves_nothing_behind(tiny_model_path: Path) -> None:
+def test_threat_20_sigterm_under_load_truncates_no_stream_and_leaves_no_process(tiny_model_path: Path) -> None:
     report = shutdown_campaign(tiny_model_path, num_shutdowns=4, seed=2)
     assert report.wrong == []
     assert report.exit_codes == [0] * 4

@@ -1,4 +1,4 @@
-"""Memory does not grow with requests, and would be seen to."""
+"""Memory does not grow with the number of requests, and a leak is detected."""
 
 import random
 from pathlib import Path
@@ -19,7 +19,7 @@ async def test_the_memory_of_a_server_does_not_grow(tiny_model_path: Path) -> No
         assert slopes["engine process"].is_flat
 
 
-async def test_a_server_that_leaks_is_caught(tiny_model_path: Path) -> None:
+async def test_a_leak_is_detected(tiny_model_path: Path) -> None:
     options = ["--kv-cache-memory", "1MiB", "--served-model-name", "tiny"]
     with running_server(tiny_model_path, *options, program="tests.campaign.leaky_server") as server:
         slopes = await soak(server, num_requests=2000)
@@ -29,7 +29,7 @@ async def test_a_server_that_leaks_is_caught(tiny_model_path: Path) -> None:
 
 
 @pytest.mark.parametrize("leak", [0, 500, 2000, 20_000])
-def test_a_leak_of_two_kilobytes_is_seen_through_noise(leak: int) -> None:
+def test_a_leak_of_two_kilobytes_is_detected_despite_noise(leak: int) -> None:
     dice = random.Random(leak)
     level, samples = 0.0, []
     for number in range(3000, 10_000, 50):
@@ -38,7 +38,7 @@ def test_a_leak_of_two_kilobytes_is_seen_through_noise(leak: int) -> None:
     assert slope_of(samples).is_flat == (leak < 1000)
 
 
-def test_what_is_flat() -> None:
+def test_constant_memory_is_not_a_leak() -> None:
     assert Slope(999, 1).is_flat
     assert Slope(5000, 6000).is_flat
     assert not Slope(5000, 3000).is_flat

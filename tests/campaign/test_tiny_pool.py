@@ -1,4 +1,4 @@
-"""Requests in a tiny pool under kills equal their runs alone to the last bit."""
+"""Requests in a tiny pool with crashes give the same bits as alone."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tests.server.running_server import eventually, running_server
 pytestmark = pytest.mark.real_model
 
 
-async def test_requests_of_all_kinds_in_a_tiny_pool_under_kills_equal_their_solo_runs(real_model_path: Path) -> None:
+async def test_requests_in_a_tiny_pool_with_crashes_equal_their_solo_runs(real_model_path: Path) -> None:
     requests = requests_of_all_kinds(45)
     with running_server(real_model_path, "--served-model-name", "smollm2", *OPTIONS) as server:
         expected = await answers_alone(server, requests)

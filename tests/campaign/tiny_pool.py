@@ -1,4 +1,4 @@
-"""Requests of every kind in a pool too small for them, under kills: each answer equals that of a run alone."""
+"""Requests of every kind in a pool too small for them, with crashes: each response equals that of a run alone."""
 
 import asyncio
 import itertools

@@ -186,7 +186,7 @@ def test_grafana_finds_the_dashboard_where_it_is_mounted() -> None:
 
 def test_the_dashboard_asks_only_for_metrics_that_the_server_has() -> None:
     metrics = Metrics("m", EngineConfig(num_blocks=64, max_model_len=512))
-    metrics.watch_ready(lambda: True)
+    metrics.add_ready_gauge(lambda: True)
     exposition = metrics.exposition().decode()
     names: set[str] = set()
     for family in text_string_to_metric_families(exposition):

@@ -1,4 +1,4 @@
-"""A whole server with a tiny model, and clients that mean no good, all at once."""
+"""A server with a tiny model under several attacks at the same time."""
 
 import asyncio
 import ssl
@@ -72,7 +72,9 @@ async def probe(server: RunningServer, stop: asyncio.Event) -> list[float]:
     return took
 
 
-async def test_threat_8_floods_and_sitters_are_cut_off_while_health_is_answered_at_once(server: RunningServer) -> None:
+async def test_threat_8_floods_and_idle_connections_are_closed_while_health_checks_are_fast(
+    server: RunningServer,
+) -> None:
     before = resident_bytes(server.process.pid)
     stop = asyncio.Event()
     probing = asyncio.create_task(probe(server, stop))
@@ -98,7 +100,7 @@ async def test_threat_8_floods_and_sitters_are_cut_off_while_health_is_answered_
     assert answer.status_code == 200
 
 
-async def test_threat_9_streams_that_nobody_reads_do_not_slow_those_that_are_read(server: RunningServer) -> None:
+async def test_threat_9_unread_streams_do_not_slow_down_others(server: RunningServer) -> None:
     def body(index: int) -> bytes:
         return b'{"model": "tiny", "prompt": "%d", "max_tokens": 300, "ignore_eos": true, "stream": true}' % index
 
@@ -124,7 +126,7 @@ async def test_threat_9_streams_that_nobody_reads_do_not_slow_those_that_are_rea
         writer.transport.abort()
 
 
-def test_with_a_certificate_the_server_speaks_https(tiny_model_path: Path, tmp_path: Path) -> None:
+def test_a_server_with_a_certificate_uses_https(tiny_model_path: Path, tmp_path: Path) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
     command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]

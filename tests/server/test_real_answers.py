@@ -1,4 +1,4 @@
-"""A whole server with the default model: what the rules of tests/conformance leave open."""
+"""A server with the default model: results that tests/conformance does not cover."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +24,7 @@ def client(server: RunningServer) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def test_best_of_returns_the_likeliest(client: openai.OpenAI) -> None:
+def test_best_of_returns_the_most_probable_choice(client: openai.OpenAI) -> None:
     question: Any = {"model": "smollm2", "prompt": "The sea is", "max_tokens": 5, "seed": 3, "logprobs": 0}
     every = client.completions.create(**question, n=4)
     best = client.completions.create(**question, n=1, best_of=4)
@@ -32,7 +32,7 @@ def test_best_of_returns_the_likeliest(client: openai.OpenAI) -> None:
     assert best.choices[0].text == every.choices[total.index(max(total))].text
 
 
-def test_an_echo_has_the_same_log_probabilities_as_the_text_had_when_it_was_produced(client: openai.OpenAI) -> None:
+def test_an_echo_has_the_log_probabilities_of_the_generated_text(client: openai.OpenAI) -> None:
     first = client.completions.create(model="smollm2", prompt="The sea is", max_tokens=8, temperature=0, logprobs=0)
     text, produced = first.choices[0].text, first.choices[0].logprobs
     echoed = client.completions.create(model="smollm2", prompt="The sea is" + text, max_tokens=0, logprobs=0, echo=True)
@@ -44,7 +44,7 @@ def test_an_echo_has_the_same_log_probabilities_as_the_text_had_when_it_was_prod
     assert read[-8:] == produced.token_logprobs  # to the last bit
 
 
-def test_texts_of_one_meaning_have_nearer_embeddings_than_others(client: openai.OpenAI) -> None:
+def test_similar_texts_have_similar_embeddings(client: openai.OpenAI) -> None:
     texts = ["The cat sleeps on the sofa.", "A kitten is sleeping on the couch.", "def f(x):\n    return x ** 2"]
     answer = client.embeddings.create(model="smollm2", input=texts)  # the client asks for base64 by itself
     plain = client.embeddings.create(model="smollm2", input=texts, encoding_format="float")

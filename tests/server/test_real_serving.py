@@ -1,4 +1,4 @@
-"""A whole server with the default model and the official client."""
+"""A server with the default model and the official client."""
 
 import subprocess
 import sys
@@ -79,7 +79,7 @@ def test_the_model_is_listed_with_its_length(client: openai.OpenAI) -> None:
     assert model.model_dump()["max_model_len"] == 1024
 
 
-def test_an_unknown_model_and_a_prompt_too_long_are_refused(client: openai.OpenAI) -> None:
+def test_an_unknown_model_and_a_too_long_prompt_are_rejected(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="The model `gpt-4` does not exist"):
         client.completions.create(model="gpt-4", prompt="x")
     with pytest.raises(openai.BadRequestError, match="This model's maximum context length is 1024 tokens"):
@@ -87,7 +87,7 @@ def test_an_unknown_model_and_a_prompt_too_long_are_refused(client: openai.OpenA
 
 
 @pytest.mark.parametrize("topic", TOPICS[3:7])
-def test_a_stream_joined_is_the_text_without_streaming(client: openai.OpenAI, topic: str) -> None:
+def test_a_stream_has_the_same_text_as_a_whole_response(client: openai.OpenAI, topic: str) -> None:
     def ask(stream: bool) -> str:
         answer = client.completions.create(
             model="smollm2",

@@ -23,9 +23,7 @@ NOT_DEMANDED = "positive_data_acceptance"
 
 
 @pytest.mark.timeout(3600)
-def test_no_request_gets_an_answer_that_the_openapi_document_does_not_have(
-    tiny_model_path: Path, tmp_path: Path
-) -> None:
+def test_responses_conform_to_the_openapi_document(tiny_model_path: Path, tmp_path: Path) -> None:
     with running_server(tiny_model_path, "--max-model-len", "128", "--kv-cache-memory", "1MiB") as running:
         command = [
             *[str(Path(sys.executable).with_name("schemathesis")), "run", f"{running.url}/openapi.json"],

@@ -1,4 +1,4 @@
-"""A whole server with a tiny model: engine death, disconnects, signals, what is said when it cannot start."""
+"""A server with a tiny model: engine crashes, disconnects, signals and start-up errors."""
 
 import errno
 import json
@@ -46,7 +46,7 @@ def events_of(response: httpx.Response) -> list[Any]:
     return [json.loads(line) for line in lines[:-1]]
 
 
-def test_the_start_says_what_was_loaded_and_what_fits(server: RunningServer) -> None:
+def test_the_start_up_text_shows_the_model_and_its_capacity(server: RunningServer) -> None:
     assert re.search(r"Model    tiny\.gguf: .* parameters \(", server.start_text)
     assert "\nWeights  bfloat16\n" in server.start_text
     assert re.search(r"KV pool  [\d,]+ tokens in [\d,]+ blocks of 16 \(0 MB\)", server.start_text)
@@ -58,7 +58,7 @@ def test_the_api_process_does_not_load_torch(server: RunningServer) -> None:
     assert "libtorch" in Path(f"/proc/{server.engine_pid()}/maps").read_text()
 
 
-def test_a_stream_joined_is_the_text_of_the_same_request_without_streaming(server: RunningServer) -> None:
+def test_a_stream_has_the_text_of_the_same_request_without_streaming(server: RunningServer) -> None:
     for prompt in ("hello 世界 👩‍👩‍👧", "日本語", "😀😀", "naïve"):
         body = LONG | {"prompt": prompt, "max_tokens": 150, "stop": ["he", "or ", "�x"]}
         whole = server.http.post("/v1/completions", json=body).json()["choices"][0]
@@ -69,7 +69,7 @@ def test_a_stream_joined_is_the_text_of_the_same_request_without_streaming(serve
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
-def test_threat_11_a_client_that_leaves_frees_its_blocks_within_two_steps(server: RunningServer, stream: bool) -> None:
+def test_threat_11_a_disconnect_frees_the_blocks_within_two_steps(server: RunningServer, stream: bool) -> None:
     eventually(lambda: is_idle(server), within_seconds=5)
     with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as client:
         body = json.dumps(LONG | {"stream": stream}).encode()
@@ -82,7 +82,7 @@ def test_threat_11_a_client_that_leaves_frees_its_blocks_within_two_steps(server
     assert server.metric("request_success_total") >= 0
 
 
-def test_threat_8_a_head_without_an_end_is_refused(server: RunningServer) -> None:
+def test_threat_8_an_endless_head_is_rejected(server: RunningServer) -> None:
     with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as client:
         client.sendall(b"GET /livez HTTP/1.1\r\nx-long: ")
         for _ in range(1000):
@@ -96,7 +96,7 @@ def test_threat_8_a_head_without_an_end_is_refused(server: RunningServer) -> Non
     assert [server.http.get("/livez", headers=long).status_code for _ in range(12)] == [200] * 12  # 96 KB, one by one
 
 
-def test_threat_16_more_streams_than_fit_all_finish_as_they_do_alone(server: RunningServer) -> None:
+def test_threat_16_more_streams_than_fit_give_the_same_results_as_alone(server: RunningServer) -> None:
     # 256 KiB hold 1,024 tokens (512 in float32); 24 requests of 180 tokens want four times that
     bodies = [
         LONG | {"prompt": f"request number {i}", "max_tokens": 160, "temperature": 1.0, "seed": i} for i in range(24)
@@ -120,7 +120,7 @@ def test_threat_16_more_streams_than_fit_all_finish_as_they_do_alone(server: Run
     eventually(lambda: is_idle(server), within_seconds=2)
 
 
-def test_when_the_engine_dies_another_one_takes_its_streams_over(server: RunningServer) -> None:
+def test_a_new_engine_resumes_the_streams_of_a_killed_one(server: RunningServer) -> None:
     whole = server.http.post("/v1/completions", json=LONG).json()["choices"][0]["text"]
     restarts = server.metric("engine_restarts_total")
     with server.http.stream("POST", "/v1/completions", json=LONG | {"stream": True}) as response:
@@ -159,7 +159,7 @@ def test_an_engine_that_stops_is_not_ready_within_three_seconds(server: RunningS
     eventually(lambda: server.http.get("/readyz").status_code == 200, within_seconds=3)
 
 
-def test_threat_20_no_engine_outlives_a_killed_server(tiny_model_path: Path) -> None:
+def test_threat_20_the_engine_ends_when_the_server_is_killed(tiny_model_path: Path) -> None:
     with running_server(tiny_model_path, "--kv-cache-memory", "4MiB") as running:
         children = running.children()
         assert len(children) == 2  # the engine and the chat template's worker
@@ -169,7 +169,7 @@ def test_threat_20_no_engine_outlives_a_killed_server(tiny_model_path: Path) -> 
         eventually(lambda: not any(map(is_alive, children)), within_seconds=2)
 
 
-def test_threat_20_sigterm_lets_a_stream_finish_and_tells_others_to_come_back(tiny_model_path: Path) -> None:
+def test_threat_20_sigterm_lets_a_stream_finish_and_new_requests_get_503(tiny_model_path: Path) -> None:
     with running_server(tiny_model_path, "--kv-cache-memory", "4MiB") as running:
         children = running.children()
         with running.http.stream("POST", "/v1/completions", json=LONG | {"stream": True}) as response:
@@ -255,7 +255,7 @@ def test_a_stream_that_outlasts_the_drain_timeout_ends_with_an_error_and_done(ti
         assert running.process.wait(5) == 0
 
 
-def test_threat_20_who_connected_before_the_server_ended_is_answered(tiny_model_path: Path) -> None:
+def test_threat_20_a_connection_made_before_the_shutdown_gets_a_response(tiny_model_path: Path) -> None:
     with running_server(tiny_model_path) as running:
         port = httpx.URL(running.url).port
         assert port is not None
@@ -311,47 +311,47 @@ def test_a_missing_model_file_ends_the_command_with_one_line() -> None:
     assert "There is no file or folder /no/such.gguf" in failed_start("/no/such.gguf")
 
 
-def test_threat_19_a_cut_off_model_file_ends_the_command_with_one_line(tmp_path: Path) -> None:
+def test_threat_19_a_truncated_model_file_ends_the_command_with_one_line(tmp_path: Path) -> None:
     path = tmp_path / "cut.gguf"
     write_tiny_llama(path)
     path.write_bytes(path.read_bytes()[:-10_000])
     assert f"{path} is cut off" in failed_start(str(path))
 
 
-def test_a_file_that_is_no_model_ends_the_command_with_one_line(tmp_path: Path) -> None:
+def test_an_invalid_model_file_ends_the_command_with_one_line(tmp_path: Path) -> None:
     path = tmp_path / "text.gguf"
     path.write_text("not a model")
     assert f"{path} is not a GGUF file" in failed_start(str(path))
 
 
-def test_threat_19_a_model_with_weights_that_are_no_numbers_ends_the_command_with_one_line(tmp_path: Path) -> None:
+def test_threat_19_weights_that_are_not_finite_end_the_command_with_one_line(tmp_path: Path) -> None:
     path = tmp_path / "nan.gguf"
     write_tiny_llama(path, change=lambda tensors: tensors["blk.0.attn_q.weight"][0].fill(float("nan")))
     assert "blk.0.attn_q.weight holds values that are not finite" in failed_start(str(path))
 
 
-def test_an_architecture_that_is_not_supported_ends_the_command_with_one_line(tmp_path: Path) -> None:
+def test_an_unsupported_architecture_ends_the_command_with_one_line(tmp_path: Path) -> None:
     path = tmp_path / "bert.gguf"
     write_tiny_llama(path, metadata={"general.architecture": "bert"})
     assert "is a model of kind 'bert'; supported are llama" in failed_start(str(path))
 
 
-def test_a_chat_template_that_is_none_ends_the_command_with_one_line(tiny_model_path: Path, tmp_path: Path) -> None:
+def test_an_invalid_chat_template_ends_the_command_with_one_line(tiny_model_path: Path, tmp_path: Path) -> None:
     template = tmp_path / "chat.jinja"
     assert "chat.jinja" in failed_start(str(tiny_model_path), "--chat-template", str(template))
     template.write_text("{% if %}")
     assert "chat template cannot be used" in failed_start(str(tiny_model_path), "--chat-template", str(template))
 
 
-def test_a_chat_template_that_drops_the_users_text_ends_the_command_with_one_line(
+def test_a_chat_template_that_drops_user_messages_ends_the_command_with_one_line(
     tiny_model_path: Path, tmp_path: Path
 ) -> None:
     template = tmp_path / "chat.jinja"
     template.write_text("{% for message in messages %}{{ message.role }}: {{ message.text }}{% endfor %}")
-    assert "drops the text of a user's message" in failed_start(str(tiny_model_path), "--chat-template", str(template))
+    assert "drops the text of user messages" in failed_start(str(tiny_model_path), "--chat-template", str(template))
 
 
-def test_limits_that_cannot_hold_together_end_the_command_with_one_line(tiny_model_path: Path) -> None:
+def test_contradictory_limits_end_the_command_with_one_line(tiny_model_path: Path) -> None:
     assert "Lower --max-model-len" in failed_start(str(tiny_model_path), "--kv-cache-memory", "64KiB")
     assert "trained for 512 tokens" in failed_start(str(tiny_model_path), "--max-model-len", "513")
 
@@ -362,11 +362,11 @@ def test_a_port_in_use_ends_the_command_with_one_line(tiny_model_path: Path) -> 
         assert f"Cannot listen on 127.0.0.1:{port}" in failed_start(str(tiny_model_path), "--port", port)
 
 
-def test_a_wrong_option_ends_the_command_with_one_line(tiny_model_path: Path) -> None:
+def test_an_invalid_option_ends_the_command_with_one_line(tiny_model_path: Path) -> None:
     assert failed_start(str(tiny_model_path), "--port", "x").startswith("Invalid value 'x' for --port: it ")
 
 
-def test_one_request_of_a_key_does_not_wait_for_the_200_of_another(tiny_model_path: Path, tmp_path: Path) -> None:
+def test_one_request_of_a_key_does_not_wait_for_200_requests_of_another(tiny_model_path: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys.txt"
     keys.write_text("heavy: secret-of-heavy\nlight: secret-of-light\n")
     ended: list[str] = []

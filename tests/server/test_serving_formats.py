@@ -1,4 +1,4 @@
-"""A whole server for each kind of model folder: it starts, answers in text and chats where there is a template."""
+"""A server for each model format: it starts, generates text, and chats if there is a template."""
 
 import json
 from collections.abc import Callable
@@ -45,7 +45,7 @@ def llama2c(folder: Path) -> Path:
     return folder / "stories.bin"
 
 
-def test_a_model_without_a_chat_template_can_be_given_one(tmp_path: Path) -> None:
+def test_a_chat_template_file_is_used_for_a_model_without_one(tmp_path: Path) -> None:
     (tmp_path / "chat.jinja").write_text(CHAT_ML)
     options = ["--kv-cache-memory", "32MiB", "--chat-template", str(tmp_path / "chat.jinja")]
     with running_server(meta(tmp_path), *options) as server:
@@ -69,7 +69,7 @@ def blind(folder: Path) -> Path:
         (llama2c, "stories", False),
     ],
 )
-def test_a_model_of_any_kind_is_served(
+def test_models_of_all_formats_are_served(
     write: Callable[[Path], Path], name: str, can_chat: bool, tmp_path: Path
 ) -> None:
     with running_server(write(tmp_path), "--kv-cache-memory", "32MiB") as server:

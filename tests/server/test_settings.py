@@ -1,4 +1,4 @@
-"""Settings: where they come from, which source wins, and what is said about a wrong one."""
+"""Settings: sources, their precedence, and errors."""
 
 from pathlib import Path
 from typing import Any

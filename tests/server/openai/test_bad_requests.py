@@ -192,8 +192,8 @@ async def test_a_wrong_value_of_a_chat_is_named(api: Api, fields: Body, param: s
         (b'{"temperature": 1e999}', "out of range"),
         (b'{"temperature": -1e999}', "out of range"),
         (b'{"seed": 1' + b"0" * 5000 + b"}", "too many digits"),
-        (b'{"model": "fake", "model": "fake"}', "same key twice"),
-        (b'{"logit_bias": {"1": 1, "1": 2}}', "same key twice"),
+        (b'{"model": "fake", "model": "fake"}', "duplicate key"),
+        (b'{"logit_bias": {"1": 1, "1": 2}}', "duplicate key"),
         (b'{"model": "\xff\xfe"}', "not UTF-8"),
         (b'{"model": "\xed\xa0\x80"}', "not UTF-8"),
         (b'{"model": "\\ud800"}', "lone surrogate"),
@@ -280,7 +280,7 @@ async def test_threat_8_a_large_body_is_refused_declared_or_not(chat_ml: ChatTem
 
 async def test_a_route_or_method_that_is_not_there_has_the_same_form_of_error(api: Api) -> None:
     assert error_of(await api.http.get("/v2/models"), 404)["message"] == "There is no such route."
-    assert error_of(await api.http.get(CHAT), 405)["message"] == "This route does not take this method."
+    assert error_of(await api.http.get(CHAT), 405)["message"] == "This route does not support this method."
     assert error_of(await api.http.get("/v1/models/x/y/", follow_redirects=False), 404)
 
 

@@ -58,7 +58,7 @@ async def test_threat_27_a_full_queue_of_checks_is_429_that_names_it_and_only_fo
     assert refused.status_code == 429
     assert 1 <= int(refused.headers["retry-after"]) <= 120
     error = refused.json()["error"]
-    assert "1 grammar checks of this key are waiting already" in error["message"]
+    assert "This key is at its limit of 1 waiting grammar checks" in error["message"]
     assert error["code"] == "server_overloaded"
     others = await ask(api, "other", ("fail", "d"))
     assert (others.status_code, others.json()["error"]["param"]) == (400, "grammar")
@@ -193,7 +193,7 @@ async def test_threat_11_a_client_that_leaves_while_its_texts_wait_takes_them_wi
         for request in requests:
             request.leave()
         await asyncio.gather(*(request.end() for request in requests))
-        assert concurrency_limit.num_inside == 0  # also of those that still run in a thread
+        assert concurrency_limit.num_requests == 0  # also of those that still run in a thread
         is_released.set()
         assert (await api.complete(prompt="x" * 3000, max_tokens=1))["choices"]
         assert len(encoded) == 3

@@ -125,7 +125,7 @@ async def test_threat_28_an_object_of_too_many_fields_is_refused(api: Api) -> No
 
 def test_bodies_take_bytes_of_the_memory_until_they_are_released() -> None:
     memory = BodyMemory(10 * LONG)
-    first, second, third = (memory.enter("") for _ in range(3))
+    first, second, third = (memory.reserve("") for _ in range(3))
     assert first.resize(6 * LONG)
     assert second.grow(4 * LONG)
     assert not second.grow(5 * LONG)
@@ -142,7 +142,7 @@ def test_bodies_take_bytes_of_the_memory_until_they_are_released() -> None:
 
 def test_threat_28_a_key_that_fills_the_memory_leaves_others_their_share() -> None:
     memory = BodyMemory(10 * LONG)
-    alice, more_of_alice, bob, more_of_bob = (memory.enter(name) for name in ("alice", "alice", "bob", "bob"))
+    alice, more_of_alice, bob, more_of_bob = (memory.reserve(name) for name in ("alice", "alice", "bob", "bob"))
     assert alice.resize(10 * LONG)
     assert not more_of_alice.resize(LONG)
     assert bob.resize(3 * LONG)
@@ -261,9 +261,9 @@ async def test_damaged_encodings_are_400(api: Api, encode: Any) -> None:
     body = encode(json.dumps({"model": "fake", "prompt": "hi"}).encode())
     for wrong, says_ in (
         (b"{}", "is not"),
-        (body[:-1], "ends in the middle"),
-        (b"", "ends in the middle"),
-        (body + body, "goes on after"),
+        (body[:-1], "is truncated"),
+        (b"", "is truncated"),
+        (body + body, "more data after"),
         (body[:12] + bytes([body[12] ^ 255]) + body[13:], ""),
     ):
         headers = JSON | {"content-encoding": encoding}

@@ -127,7 +127,7 @@ async def test_threat_13_an_internal_error_is_a_500_without_details(
     monkeypatch.setattr(api.engine, "submit", submit)
     response = await api.http.post(COMPLETIONS, json=LONG)
     assert response.status_code == 500
-    assert response.json()["error"]["message"] == "The server failed to answer this request; the cause is in its log."
+    assert response.json()["error"]["message"] == "The server failed to handle this request; the cause is in its log."
     assert "x-request-id" in response.headers
     assert "/secret/path" in caplog.text
 

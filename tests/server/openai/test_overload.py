@@ -54,7 +54,7 @@ async def test_a_full_queue_is_429_with_retry_after(chat_ml: ChatTemplate, path:
 
 
 async def test_requests_are_counted_before_their_bodies_are_read(chat_ml: ChatTemplate) -> None:
-    async with open_api(echoes(), chat_template=chat_ml, concurrency_limit=ConcurrencyLimit(max_inside=2)) as api:
+    async with open_api(echoes(), chat_template=chat_ml, concurrency_limit=ConcurrencyLimit(max_requests=2)) as api:
         requests = await hold(api, 2)
         refused = await api.http.post(COMPLETIONS, content=b"no JSON at all")
         assert_overloaded(refused.status_code, refused.headers, refused.json()["error"])
@@ -68,7 +68,7 @@ async def test_requests_are_counted_before_their_bodies_are_read(chat_ml: ChatTe
 
 
 async def test_a_server_that_shuts_down_answers_503_to_new_work_only(chat_ml: ChatTemplate) -> None:
-    concurrency_limit = ConcurrencyLimit(max_inside=10)
+    concurrency_limit = ConcurrencyLimit(max_requests=10)
     async with open_api(echoes(), chat_template=chat_ml, concurrency_limit=concurrency_limit) as api:
         concurrency_limit.close()
         for path in (COMPLETIONS, CHAT, EMBEDDINGS, "/tokenize"):

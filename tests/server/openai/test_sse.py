@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from caravan.server.generation.generation import Generation
 from caravan.server.generation.request_limits import RequestLimits
 from caravan.server.generation.text_stream import TextDelta
-from caravan.server.http.sse import KEEP_ALIVE, EventStream, WriteWatch, event
+from caravan.server.http.sse import KEEP_ALIVE, EventStream, WriteTimeout, event
 from caravan.server.openai.chat import ChatShape
 from caravan.server.openai.completions import CompletionShape
 from caravan.server.openai.formatter import Formatter
@@ -80,7 +80,7 @@ def test_a_stream_has_each_text_once_the_role_first_and_the_warnings_in_its_firs
 
 async def test_a_write_is_noticed_when_it_has_waited_for_too_long_and_not_before() -> None:
     stalled = asyncio.Event()
-    with WriteWatch(0.1, stalled.set) as watch:
+    with WriteTimeout(0.1, stalled.set) as watch:
         for _ in range(4):  # longer than the limit in all, each for itself shorter
             watch.write_began_seconds = time.monotonic()
             await asyncio.sleep(0.04)
@@ -94,7 +94,7 @@ async def test_a_write_is_noticed_when_it_has_waited_for_too_long_and_not_before
 
 async def test_a_write_watch_reports_nothing_after_its_end() -> None:
     stalled = asyncio.Event()
-    with WriteWatch(0.01, stalled.set) as watch:
+    with WriteTimeout(0.01, stalled.set) as watch:
         watch.write_began_seconds = time.monotonic()
     await asyncio.sleep(0.05)
     assert not stalled.is_set()

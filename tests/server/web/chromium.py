@@ -1,4 +1,4 @@
-"""A chromium without a window, for whoever drives the page."""
+"""A headless chromium for tests of the pages."""
 
 import shutil
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""`python -m tests.server.web.screenshots`: the pictures of the page in docs/figures, light and dark."""
+"""`python -m tests.server.web.screenshots`: the screenshots in docs/figures, light and dark."""
 
 import threading
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The description of the API in a browser: every route, a form that works, and nothing loaded from elsewhere."""
+"""The API reference in a browser: all routes, the request form, and no other origins."""
 
 import re
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ def page(browser: Browser, server: RunningServer) -> Iterator[Page]:
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("request", lambda request: None if request.url.startswith(server.url) else elsewhere.append(request.url))
     page.goto(f"{server.url}/docs")
-    expect(page.locator("#trouble")).to_have_text("The server wants a key: write it into the field above.")
+    expect(page.locator("#trouble")).to_have_text("The server requires an API key. Enter it in the field above.")
     assert complaints == ["Failed to load resource: the server responded with a status of 401 (Unauthorized)"]
     complaints.clear()
     page.fill("#key", KEY)
@@ -52,7 +52,7 @@ def page(browser: Browser, server: RunningServer) -> Iterator[Page]:
     assert [url for url in elsewhere if not url.startswith("data:")] == []
 
 
-def test_every_route_of_the_document_is_shown_with_its_fields(page: Page, server: RunningServer) -> None:
+def test_every_route_is_shown_with_its_fields(page: Page, server: RunningServer) -> None:
     document = server.http.get("/openapi.json").json()
     routes = {f"{method.upper()} {path}" for path, methods in document["paths"].items() for method in methods}
     assert {*page.locator(".route > summary > code").all_inner_texts()} == routes
@@ -93,7 +93,7 @@ def test_a_stream_without_an_end_can_be_stopped(page: Page) -> None:
     expect(form.locator("pre")).to_contain_text("Stopped.")
 
 
-def test_people_who_do_not_see_it_can_use_the_page(page: Page) -> None:
+def test_the_page_is_accessible(page: Page) -> None:
     page.locator("#post-v1-chat-completions > summary").click()
     for _ in range(2):
         found = Axe().run(page).response["violations"]

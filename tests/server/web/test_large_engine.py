@@ -1,4 +1,4 @@
-"""The page over a pool of a thousand blocks and a batch of 256 sequences, as nobody computes them here."""
+"""The page with a simulated pool of a thousand blocks and a batch of 256 sequences."""
 
 import asyncio
 import random
@@ -86,7 +86,7 @@ def url() -> Iterator[str]:
     thread.join()
 
 
-def test_a_thousand_blocks_and_256_rows_stay_smooth(browser: Browser, url: str) -> None:
+def test_a_thousand_blocks_and_256_rows_are_drawn_fast(browser: Browser, url: str) -> None:
     page = browser.new_page()
     page.goto(f"{url}#engine")
     expect(page.locator("#numbers")).to_contain_text("256 run", timeout=20_000)

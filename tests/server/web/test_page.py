@@ -1,4 +1,4 @@
-"""The page in a browser: a chat that streams, tokens with their probabilities, the engine as it works."""
+"""The page in a browser: streamed chat, token probabilities and the engine view."""
 
 import itertools
 import json
@@ -88,17 +88,19 @@ class TestInBrowser:
         page.click("#send")
         answer = page.locator(".message.assistant")
         expect(answer).to_contain_text("The capital of France is Paris.", timeout=30_000)
-        expect(answer.locator(".facts")).to_have_text(re.compile(r"\d+ tokens, [\d.]+ a second; first after \d+ ms"))
+        expect(answer.locator(".facts")).to_have_text(
+            re.compile(r"\d+ tokens, [\d.]+ tokens/s; first token after \d+ ms")
+        )
         page.check("#token-view")
         token = page.locator(".token", has_text="Paris")
         token.hover()
-        expect(page.locator("#token-facts")).to_have_text(
-            re.compile(r'" Paris": probability [\d.]+ %. Likeliest here: ')
+        expect(page.locator("#token-details")).to_have_text(
+            re.compile(r'" Paris": probability [\d.]+ %. Alternatives: ')
         )
         page.reload()
         expect(page.locator(".message.assistant")).to_contain_text("Paris")  # kept in the browser
 
-    def test_an_answer_grows_while_it_is_produced(self, page: Page) -> None:
+    def test_an_answer_is_shown_while_it_is_generated(self, page: Page) -> None:
         page.fill("#temperature", "0")
         page.fill("#max-tokens", "200")
         page.fill("#question", "Write a very long story about a caravan.")
@@ -109,7 +111,7 @@ class TestInBrowser:
         assert len(set(lengths)) >= 3
         assert lengths == sorted(lengths)
 
-    def test_an_answer_can_be_stopped_and_made_again(self, page: Page, server: RunningServer) -> None:
+    def test_an_answer_can_be_stopped_and_regenerated(self, page: Page, server: RunningServer) -> None:
         page.fill("#max-tokens", "800")
         page.fill("#temperature", "0")
         page.fill("#question", "Tell me a very long story about a caravan.")
@@ -128,7 +130,7 @@ class TestInBrowser:
         expect(page.locator(".message.assistant .facts")).to_have_text(re.compile("^5 tokens, "), timeout=30_000)
         assert page.locator(".message.assistant").inner_text() != before
 
-    def test_an_answer_stays_until_there_is_another(self, page: Page) -> None:
+    def test_an_answer_is_shown_until_a_new_one_starts(self, page: Page) -> None:
         page.fill("#max-tokens", "5")
         page.fill("#question", "Hello")
         page.click("#send")
@@ -142,7 +144,7 @@ class TestInBrowser:
         expect(page.locator("#send")).to_be_enabled()
         assert page.locator(".message.assistant").inner_text() == before
 
-    def test_an_answer_without_text_is_one(self, page: Page) -> None:
+    def test_an_empty_answer_is_shown(self, page: Page) -> None:
         chunks = [
             {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": "stop"}]},
             {"choices": [], "usage": {"completion_tokens": 1}},
@@ -153,7 +155,7 @@ class TestInBrowser:
         page.click("#send")
         expect(page.locator(".message.assistant .facts")).to_have_text("1 token, no text")
 
-    def test_a_question_that_was_not_answered_can_be_asked_again(self, page: Page) -> None:
+    def test_a_failed_message_can_be_sent_again(self, page: Page) -> None:
         page.route("**/v1/chat/completions", lambda _: None)  # never answers
         page.fill("#max-tokens", "5")
         page.fill("#question", "Hello")
@@ -166,7 +168,7 @@ class TestInBrowser:
         expect(page.locator(".message.assistant .facts")).to_be_visible(timeout=30_000)
         expect(page.locator(".message.user")).to_have_count(1)
 
-    def test_a_conversation_goes_on_when_the_browser_has_no_room_to_keep_it(self, page: Page) -> None:
+    def test_a_conversation_continues_when_the_browser_storage_is_full(self, page: Page) -> None:
         fill = "localStorage.setItem(`x${n++}`, 'x'.repeat(size))"
         page.evaluate(
             f"let n = 0; for (let size = 2 ** 20; size; size >>= 1) for (;;) try {{ {fill} }} catch {{ break }}"
@@ -193,7 +195,7 @@ class TestInBrowser:
         expect(user.locator("code")).to_have_text("code")
         expect(page.locator("#send")).to_be_enabled(timeout=30_000)
 
-    def test_the_engine_view_shows_blocks_taken_a_prefix_found_and_a_preemption(
+    def test_the_engine_view_shows_used_blocks_prefix_hits_and_preemptions(
         self, page: Page, server: RunningServer
     ) -> None:
         page.click("#show-engine")
@@ -235,7 +237,7 @@ class TestInBrowser:
             expect(page.locator("#numbers")).not_to_contain_text(f"Step {steps[-1]}:")
             steps.append(shown_step(page))
         assert [before - after for before, after in itertools.pairwise(steps)] == [1, 1, 1, -1]
-        expect(page.locator("#moment-text")).to_contain_text("ago")
+        expect(page.locator("#snapshot-text")).to_contain_text("ago")
         told = page.eval_on_selector_all(
             "#events li", "all => all.map(one => [Number(one.dataset.step), one.ariaCurrent])"
         )
@@ -248,7 +250,7 @@ class TestInBrowser:
         expect(page.locator("#numbers")).to_contain_text(" 0 of ")
         page.click("#show-chat")
 
-    def test_pausing_before_there_is_anything_to_see_breaks_nothing(self, page: Page) -> None:
+    def test_pausing_before_the_first_snapshot_works(self, page: Page) -> None:
         page.route("**/v1/engine/events", lambda _: None)  # never answers
         page.click("#show-engine")
         for button in ("back", "forward", "pause", "pause"):
@@ -259,7 +261,7 @@ class TestInBrowser:
         expect(page.locator("#numbers")).to_contain_text("0 run", timeout=10_000)
         expect(page.locator("#trouble")).to_be_hidden()
 
-    def test_a_hidden_page_does_not_watch(self, page: Page, server: RunningServer) -> None:
+    def test_a_hidden_page_does_not_subscribe(self, page: Page, server: RunningServer) -> None:
         ended: list[str] = []
         page.on("requestfailed", lambda request: ended.append(request.url))
         page.click("#show-engine")
@@ -273,7 +275,7 @@ class TestInBrowser:
             page.evaluate(hide, False)
 
     @pytest.mark.parametrize("theme", ["light", "dark"])
-    def test_both_views_can_be_used_by_keyboard_and_screen_reader(
+    def test_both_views_are_accessible_by_keyboard_and_screen_reader(
         self, page: Page, server: RunningServer, theme: str
     ) -> None:
         if theme == "dark":

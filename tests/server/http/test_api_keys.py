@@ -1,0 +1,90 @@
+"""API keys: names, files and invalid keys."""
+
+from pathlib import Path
+
+import pytest
+
+from caravan.server.http.api_keys import ApiKeys, KeyAttributes, WrongKeys, load_keys
+from caravan.server.settings import WrongSettings, load_settings
+
+
+def test_keys_are_read_from_the_option_and_the_file_with_their_names(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# people\n\nalice: secret-of-alice\n  bob :secret-of:bob\n")
+    keys = load_keys(["first-secret", "second-secret"], file)
+    assert keys is not None
+    assert keys.names == ["key-1", "key-2", "alice", "bob"]
+    assert keys.name_of(b"secret-of-alice") == "alice"
+    assert keys.name_of(b"secret-of:bob") == "bob"
+    assert keys.name_of(b"second-secret") == "key-2"
+    for wrong in (b"", b"secret-of-alic", b"secret-of-alice ", b"\xff"):
+        assert keys.name_of(wrong) is None
+
+
+def test_without_keys_there_is_no_authentication() -> None:
+    assert load_keys([], None) is None
+    assert load_settings({}, {}).load_keys() is None
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("alice", "not `name: key`"),
+        ("alice: short", "at least 8"),
+        ("alice: has a space", "no space"),
+        (": nameless-key", "name"),
+        ("a: same-secret\nb: same-secret", "same key"),
+        ("a: one-secret\na: two-secret", "repeats the name"),
+        ("a: one-secret, scrapes", "unknown attribute"),
+        ("a: one-secret,two-secret", "unknown attribute"),
+        ("a: one-secret, min-priority=1", "-1000 to 0"),
+        ("a: one-secret, min-priority=-1001", "-1000 to 0"),
+        ("a: one-secret, min-priority=-5.5", "-1000 to 0"),
+        ("a: one-secret,", "unknown attribute"),
+    ],
+)
+def test_an_invalid_key_file_is_rejected_without_quoting_keys(tmp_path: Path, text: str, reason: str) -> None:
+    file = tmp_path / "keys"
+    file.write_text(text)
+    with pytest.raises(WrongSettings, match=reason) as caught:
+        load_settings({"api_key_file": str(file)}, {}).load_keys()
+    assert "secret" not in str(caught.value).replace(str(file), "")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(WrongSettings, match="nowhere"):
+        load_settings({"api_key_file": str(tmp_path / "nowhere")}, {}).load_keys()
+
+
+def test_keys_are_not_shown_in_settings() -> None:
+    assert "top-secret" not in repr(load_settings({"api_key": "top-secret"}, {}))
+
+
+def test_only_digests_are_kept() -> None:
+    keys = ApiKeys({"alice": "secret-of-alice"})
+    assert "secret-of-alice" not in repr(vars(keys))
+
+
+def test_the_length_of_key_names_is_limited() -> None:
+    with pytest.raises(WrongKeys, match="64"):
+        ApiKeys({"x" * 65: "long-enough"})
+
+
+def test_a_line_of_the_key_file_may_have_attributes(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("plain: secret-1\nprometheus: secret-2, scrape\nurgent: secret-3 ,min-priority = -5, scrape\n")
+    keys = load_keys(["secret-4"], file)
+    assert keys is not None
+    found = {name: keys.named(name) for name in keys.names}
+    marks = {name: (key.may_scrape, key.min_priority) for name, key in found.items() if key is not None}
+    assert marks == {"key-1": (False, 0), "plain": (False, 0), "prometheus": (True, 0), "urgent": (True, -5)}
+    assert keys.find(b"secret-3") == found["urgent"]
+    assert keys.named("nobody") is None
+
+
+@pytest.mark.parametrize(("marked", "allowed"), [([], ["a", "b"]), (["b"], ["b"])])
+def test_if_a_key_has_the_scrape_attribute_only_such_keys_may_scrape(marked: list[str], allowed: list[str]) -> None:
+    marks = {name: KeyAttributes(may_scrape=True) for name in marked}
+    keys = ApiKeys({"a": "secret-of-a", "b": "secret-of-b"}, marks)
+    records = [record for name in keys.names if (record := keys.named(name)) is not None]
+    assert [record.name for record in records if keys.can_scrape(record)] == allowed
