@@ -31,8 +31,8 @@ from caravan.server.observe.metrics import Metrics
 from caravan.server.observe.request_history import RequestHistory
 from caravan.server.observe.request_record import RequestRecord
 from caravan.server.operations.live_view import SNAPSHOT_SECONDS
-from tests.server.running_server import RunningServer, running_server
 from tests.server.web.chromium import chromium
+from tests.support.running_server import RunningServer, running_server
 
 NUM_SEQUENCES = 32
 MAX_TOKENS = 600  # of a response

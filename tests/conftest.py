@@ -9,7 +9,7 @@ import torch
 from hypothesis import settings
 
 from caravan.download.resolve import DEFAULT_MODEL, resolve_model
-from tests.gguf_files import write_tiny_llama
+from tests.support.gguf_files import write_tiny_llama
 
 
 def pytest_configure() -> None:

@@ -98,3 +98,10 @@ def test_no_package_unpickles(package: str) -> None:
 @pytest.mark.parametrize("file", TORCH_FREE)
 def test_what_the_api_process_shares_with_the_engine_is_free_of_torch(file: str) -> None:
     assert "torch" not in imported(ROOT / file)
+
+
+def test_no_test_module_is_imported() -> None:
+    for path in (ROOT / "tests").rglob("*.py"):
+        for module in _modules(path):
+            is_test = any(part.startswith("test_") for part in module.split(".")[:-1])
+            assert not (is_test and module.startswith("tests.")), f"{path}: {module}; helpers are in tests/support"

@@ -18,8 +18,8 @@ import torch
 from caravan import LLM, GenerationResult, SamplingParams
 from caravan.offline.results import Prompt
 from caravan.server.settings import Settings
-from tests.server.running_server import RunningServer, eventually, running_server
-from tests.server.test_serving_formats import huggingface
+from tests.support.running_server import RunningServer, eventually, running_server
+from tests.support.served_checkpoints import huggingface
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 LONG = SamplingParams(temperature=0, max_tokens=400, ignore_eos=True)

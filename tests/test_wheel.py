@@ -23,7 +23,7 @@ from setuptools import build_meta
 import build_backend
 from caravan import __version__
 from caravan.model.cpu.levels import LEVELS, best_level
-from tests.server.running_server import running_server
+from tests.support.running_server import running_server
 
 pytestmark = pytest.mark.slow
 

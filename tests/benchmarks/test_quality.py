@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.quality import Quality, compare, mean_of, measure, table, verdict
 from tests.model.oracle import logits_of_every_position
-from tests.tiny_llama import tiny_llama
+from tests.support.tiny_llama import tiny_llama
 
 TEXT = torch.randint(0, 300, (101,), generator=torch.Generator().manual_seed(2)).tolist()
 

@@ -29,8 +29,8 @@ from tests.campaign.shutdown import shutdown_campaign
 from tests.campaign.soak import soak
 from tests.campaign.tiny_pool import OPTIONS as TINY_POOL
 from tests.campaign.tiny_pool import answers_alone, requests_of_all_kinds, tiny_pool_campaign
-from tests.gguf_files import write_tiny_llama
-from tests.server.running_server import running_server
+from tests.support.gguf_files import write_tiny_llama
+from tests.support.running_server import running_server
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reliability.md"

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import quantiles
 
 from tests.campaign.health_probe import health_probe
-from tests.server.running_server import RunningServer
+from tests.support.running_server import RunningServer
 
 NUM_BODIES = 12
 BODY_BYTES = 8 * 2**20

@@ -5,7 +5,7 @@ import json
 import random
 from dataclasses import dataclass
 
-from tests.server.running_server import RunningServer
+from tests.support.running_server import RunningServer
 
 NUM_AT_ONCE = 32
 

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from tests.campaign.streams import Choice, Refused, client_of, mixed_bodies, stream_of
-from tests.server.running_server import RunningServer
+from tests.support.running_server import RunningServer
 
 NUM_STREAMS = 32
 MAX_PAUSE_SECONDS = 2.0  # between an engine's readiness, or its first tokens, and the next fault

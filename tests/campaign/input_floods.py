@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.server.running_server import RunningServer
+from tests.support.running_server import RunningServer
 
 KEYS = {"flood": "the-key-of-the-flood", "other": "the-key-of-another"}
 

@@ -16,9 +16,9 @@ from caravan.scheduler.engine import Engine
 from caravan.scheduler.grammar import Grammars
 from caravan.scheduler.grammar_limits import GrammarLimits
 from caravan.scheduler.messages import Request
-from tests.fakes import EOS, IM_END, byte_tokenizer
 from tests.scheduler.requests import make_request
-from tests.tiny_llama import tiny_engine, tiny_llama
+from tests.support.fakes import EOS, IM_END, byte_tokenizer
+from tests.support.tiny_llama import tiny_engine, tiny_llama
 
 NUM_WAITING = 24  # requests of the flood that are always there
 MAX_NUM_SEQS = 8

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from tests.campaign.streams import client_of
-from tests.server.running_server import RunningServer
+from tests.support.running_server import RunningServer
 
 NUM_STREAMS = 8
 PROMPT_TOKENS = 4000

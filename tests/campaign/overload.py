@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from tests.campaign.streams import client_of
-from tests.server.running_server import RunningServer
+from tests.support.running_server import RunningServer
 
 MAX_WAIT_SECONDS = 3.0
 MAX_QUEUED = 64

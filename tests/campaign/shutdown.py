@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.server.running_server import is_alive, running_server
+from tests.support.running_server import is_alive, running_server
 
 NUM_STREAMS = 8
 BODY = {"model": "tiny", "prompt": "hello", "ignore_eos": True, "temperature": 0, "stream": True}

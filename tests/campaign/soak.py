@@ -9,7 +9,7 @@ from statistics import linear_regression
 
 import httpx
 
-from tests.server.running_server import RunningServer
+from tests.support.running_server import RunningServer
 
 NUM_AT_ONCE = 16
 WARM_SHARE = 0.5  # of the requests, before memory is looked at: pools and caches fill first

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.campaign.body_flood import flood, large_bodies, memory_bytes
-from tests.server.running_server import RunningServer, running_server
+from tests.support.running_server import RunningServer, running_server
 
 pytestmark = [pytest.mark.timing, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
 

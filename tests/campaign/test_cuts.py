@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.campaign.cuts import cut_campaign
-from tests.server.running_server import running_server
+from tests.support.running_server import running_server
 
 pytestmark = pytest.mark.slow
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.campaign.engine_faults import fault_campaign
-from tests.server.running_server import eventually, running_server
+from tests.support.running_server import eventually, running_server
 
 pytestmark = pytest.mark.real_model
 

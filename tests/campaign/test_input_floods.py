@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.campaign.input_floods import KEYS, noticed, percentile, write_keys
-from tests.server.running_server import running_server
+from tests.support.running_server import running_server
 
 pytestmark = [pytest.mark.real_model, pytest.mark.timing]
 

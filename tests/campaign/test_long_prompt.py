@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.campaign.long_prompt import pauses_beside_a_long_prompt
-from tests.server.running_server import running_server
+from tests.support.running_server import running_server
 
 pytestmark = [pytest.mark.real_model, pytest.mark.timing]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.campaign.overload import MAX_QUEUED, OPTIONS, capacity, overloaded
-from tests.server.running_server import eventually, running_server
+from tests.support.running_server import eventually, running_server
 
 pytestmark = [pytest.mark.real_model, pytest.mark.timing]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.campaign.soak import Slope, slope_of, soak
-from tests.server.running_server import running_server
+from tests.support.running_server import running_server
 
 pytestmark = pytest.mark.slow
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.campaign.tiny_pool import OPTIONS, answers_alone, requests_of_all_kinds, tiny_pool_campaign
-from tests.server.running_server import eventually, running_server
+from tests.support.running_server import eventually, running_server
 
 pytestmark = pytest.mark.real_model
 

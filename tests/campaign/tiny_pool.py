@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from tests.campaign.streams import SCHEMA, TOPICS, client_of
-from tests.server.running_server import RunningServer
+from tests.support.running_server import RunningServer
 
 NUM_AT_ONCE = 32
 # About 700 tokens of the default model: 32 requests at once are preempted all the time.

@@ -13,7 +13,7 @@ import pytest
 from typer.main import get_command
 
 from caravan.cli.main import make_app
-from tests.http_server import QuietHandler, serving
+from tests.support.http_server import QuietHandler, serving
 
 PAGE = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text()
 NOWHERE = "http://127.0.0.1:9"

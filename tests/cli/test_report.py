@@ -11,10 +11,10 @@ import pytest
 from caravan.cli.report import inspect_model, plan_model, text_of
 from caravan.model.config import UnsupportedModel
 from caravan.scheduler.config import EngineLimits
-from tests.gguf_files import write_tiny_llama
-from tests.model.checkpoint.test_huggingface import edit, random_model
-from tests.server.running_server import running_server
-from tests.tiny_llama import tiny_llama
+from tests.support.gguf_files import write_tiny_llama
+from tests.support.running_server import running_server
+from tests.support.tiny_llama import tiny_llama
+from tests.support.transformers_models import edit, random_model
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ import pytest
 
 from tests.clients.busy_proxy import RETRY_AFTER_SECONDS, busy_proxy
 from tests.clients.tasks import TOOLS, Bounded, City, GetTime
-from tests.server.running_server import RunningServer, running_server
+from tests.support.running_server import RunningServer, running_server
 
 pytestmark = pytest.mark.real_model
 

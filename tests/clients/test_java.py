@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.running_server import running_server
+from tests.support.running_server import running_server
 
 SOURCE = Path(__file__).with_name("JavaClient.java")
 

@@ -8,7 +8,7 @@ import pytest
 from tests.conformance.__main__ import all_rules
 from tests.conformance.report import Rule, judge, markdown, summary
 from tests.conformance.target import Target
-from tests.server.running_server import running_server
+from tests.support.running_server import running_server
 
 pytestmark = pytest.mark.real_model
 

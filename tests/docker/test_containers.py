@@ -19,7 +19,7 @@ from caravan.scheduler.config import EngineConfig
 from caravan.server.http.host_names import LOOPBACK_NAMES, allowed_hosts
 from caravan.server.observe.metrics import Metrics
 from caravan.server.settings import Settings
-from tests.http_server import QuietHandler, serving
+from tests.support.http_server import QuietHandler, serving
 
 ROOT = Path(__file__).parent.parent.parent
 DOCKERFILES = ("docker/Dockerfile", "docker/Dockerfile.cuda")

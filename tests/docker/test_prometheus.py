@@ -23,7 +23,7 @@ import pytest
 import yaml
 
 from tests.campaign.streams import mixed_bodies
-from tests.server.running_server import RunningServer, eventually, running_server
+from tests.support.running_server import RunningServer, eventually, running_server
 
 DOCKER = Path(__file__).parent.parent.parent / "docker"
 LOAD_SECONDS = 60

@@ -11,8 +11,8 @@ from caravan.download.errors import ModelNotFound
 from caravan.download.hub import fetch_from_hub
 from caravan.download.resolve import ALIASES, DEFAULT_MODEL
 from tests.cli.hub_cache import write_cached
-from tests.download.test_hub import running_hub
 from tests.download.wheels import CONTENT, files_in, ignore_progress
+from tests.support.model_hub import running_hub
 
 FOLDER = {"config.json": b"{}", "model.safetensors": b"weights", "tokenizer.json": b"{ }"}
 

@@ -19,8 +19,8 @@ from caravan.model.tokenizer.huggingface_vocabulary import HuggingFaceVocabulary
 from caravan.model.tokenizer.loader import load_tokenizer
 from caravan.model.tokenizer.tokenizer import Tokenizer, UnsupportedTokenizer
 from caravan.model.tokenizer.vocabulary import BrokenTokenizer, Unencodable
-from tests.model.test_tokenizer_formats import byte_level_json, pieces_json, write
 from tests.model.vocabularies import CORPUS, GUARD
+from tests.support.tokenizer_files import byte_level_json, pieces_json, write
 
 pytestmark = pytest.mark.slow
 

@@ -18,7 +18,7 @@ from caravan.model.kv_cache import POOL_DTYPES, KVCache, choose_kv_dtype, kv_byt
 from caravan.model.llama import Llama
 from caravan.model.loader import load_model, open_checkpoint
 from caravan.model.tokenizer.loader import load_tokenizer
-from tests.tiny_llama import TINY
+from tests.support.tiny_llama import TINY
 
 
 def choose(path: Path, **choices: Any) -> Any:

@@ -9,8 +9,8 @@ from tokenizers import normalizers
 
 from caravan.model.tokenizer.loader import load_tokenizer
 from caravan.model.tokenizer.tokenizer import Tokenizer, tokenizer_from_gguf
-from tests.model.test_tokenizer_formats import byte_level_json, pieces_json, write, write_tiktoken
 from tests.model.vocabularies import gpt2_metadata, llama_metadata, trained_sentencepiece
+from tests.support.tokenizer_files import byte_level_json, pieces_json, write, write_tiktoken
 
 
 def all_kinds(folder: Path) -> dict[str, Tokenizer]:

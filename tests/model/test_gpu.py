@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.scheduler.requests import make_request
-from tests.tiny_llama import Transcript, run_to_end, tiny_engine, tiny_llama
+from tests.support.tiny_llama import Transcript, run_to_end, tiny_engine, tiny_llama
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

@@ -8,7 +8,7 @@ from caravan.model.llama import RMSNorm
 from caravan.model.rope import apply_rope, rope_table
 from tests.model.oracle import logits_of_every_position, transformers_twin
 from tests.scheduler.requests import make_request
-from tests.tiny_llama import run_to_end, tiny_engine, tiny_llama
+from tests.support.tiny_llama import run_to_end, tiny_engine, tiny_llama
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -14,8 +14,8 @@ from caravan.model.checkpoint import BrokenCheckpoint
 from caravan.model.config import UnsupportedModel
 from caravan.model.loader import open_checkpoint
 from caravan.model.sampling.generation_defaults import GenerationDefaults, load_generation_defaults
-from tests.model.checkpoint.test_huggingface import random_model
 from tests.model.oracle import load_checkpoint
+from tests.support.transformers_models import random_model
 
 # Run by itself, so that nothing else is in memory. RssAnon: mapped files are the kernel's to take back.
 MEASURE = """

@@ -11,7 +11,7 @@ from caravan.model.llama import Llama
 from caravan.model.tokenizer.loader import load_tokenizer
 from tests.model.oracle import load_checkpoint, logits_of_every_position
 from tests.scheduler.requests import make_request
-from tests.tiny_llama import run_to_end, tiny_engine
+from tests.support.tiny_llama import run_to_end, tiny_engine
 
 pytestmark = pytest.mark.real_model
 

@@ -13,7 +13,7 @@ from caravan.model.loader import check_links
 from caravan.model.tokenizer.loader import load_tokenizer
 from caravan.model.tokenizer.tokenizer import Tokenizer
 from caravan.model.tokenizer.vocabulary import BrokenTokenizer
-from tests.model.test_tokenizer_formats import byte_level_json, write
+from tests.support.tokenizer_files import byte_level_json, write
 
 GENERIC = {"tokenizer_class": "PreTrainedTokenizerFast"}
 

@@ -13,9 +13,9 @@ from caravan.scheduler.engine import Engine
 from caravan.scheduler.grammar import Grammars, Matcher, wait_for
 from caravan.scheduler.grammar_limits import GrammarLimits
 from caravan.scheduler.messages import Request
-from tests.fakes import EOS, IM_END, byte_tokenizer
 from tests.scheduler.requests import make_request
-from tests.tiny_llama import tiny_engine, tiny_llama
+from tests.support.fakes import EOS, IM_END, byte_tokenizer
+from tests.support.tiny_llama import tiny_engine, tiny_llama
 
 PROMPT = [1, 2, 3, 4]
 LETTERS = LLMatcher.grammar_from_regex("[a-z]{3}(, [a-z]{3}){2}")

@@ -8,7 +8,7 @@ from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.scheduler import Scheduler
 from caravan.scheduler.sequence import Sequence
 from tests.scheduler.requests import make_request
-from tests.scheduler.test_waiting_queue import run_step
+from tests.support.scheduler_steps import run_step
 
 FIRST_OF_OTHERS = 1000
 

@@ -17,15 +17,12 @@ from caravan.scheduler.compiled_grammar import (
     Position,
 )
 from caravan.server.openai.structured_output.constraint import grammar_of_schema
-from tests.fakes import EOS, IM_END
-from tests.json_schemas import random_schemas
 from tests.scheduler.constrained_requests import LETTERS, PROMPT, constrained, constrained_engine, grammars, ready
 from tests.scheduler.requests import make_request
-from tests.tiny_llama import Transcript, run_to_end
-
-
-def text_of(transcript: Transcript) -> str:
-    return bytes(token for token in transcript.token_ids if token < 256).decode()
+from tests.support.fakes import EOS, IM_END
+from tests.support.json_schemas import random_schemas
+from tests.support.tiny_llama import run_to_end
+from tests.support.transcript_text import text_of
 
 
 def test_a_random_model_writes_json_of_220_schemas_at_temperature_1() -> None:

@@ -13,10 +13,10 @@ from caravan.scheduler import grammar as grammar_module
 from caravan.scheduler.compiled_grammar import TOO_COMPLEX, CompiledGrammar, GrammarProblem, Position, Vocabulary
 from caravan.scheduler.grammar import Grammars
 from caravan.scheduler.grammar_limits import GrammarLimits
-from tests.fakes import byte_tokenizer
 from tests.scheduler.constrained_requests import LETTERS, constrained, constrained_engine, grammars, ready
 from tests.scheduler.requests import make_request
-from tests.tiny_llama import run_to_end
+from tests.support.fakes import byte_tokenizer
+from tests.support.tiny_llama import run_to_end
 
 BRANCHES = LLMatcher.grammar_from_regex("(x[a-z]{20}|[a-w]{3}q[a-z]{30}|[y-z]{3}[0-9]{40})")
 FAVOURED = [{ord("x"): 100.0}, {ord("a"): 100.0, ord("q"): 150.0}, {ord("y"): 100.0}]  # a branch each

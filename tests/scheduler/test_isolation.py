@@ -11,8 +11,8 @@ from caravan.scheduler.messages import Request
 from caravan.scheduler.prompt_logprobs import PromptResult
 from caravan.scheduler.sequence import ScheduledSequence
 from tests.scheduler.requests import make_request
-from tests.scheduler.test_determinism import engine_of, random_prompt
-from tests.tiny_llama import Transcript, run_to_end
+from tests.support.engine_kinds import engine_of, random_prompt
+from tests.support.tiny_llama import Transcript, run_to_end
 
 BAD = 3  # the request that fails
 Result = tuple[list[Sample | None], dict[int, PromptResult]]

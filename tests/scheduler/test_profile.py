@@ -12,7 +12,7 @@ from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.engine import Engine
 from caravan.scheduler.profile import PARTS, Profile
 from tests.scheduler.requests import make_request
-from tests.tiny_llama import MakeModel, tiny_llama
+from tests.support.tiny_llama import MakeModel, tiny_llama
 
 CONFIG = EngineConfig(num_blocks=64, max_model_len=256)
 

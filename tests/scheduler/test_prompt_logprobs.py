@@ -11,8 +11,8 @@ from caravan.scheduler.messages import Request
 from caravan.scheduler.prompt_logprobs import PromptResult
 from tests.model.oracle import transformers_twin
 from tests.scheduler.requests import make_request
-from tests.scheduler.test_determinism import KINDS, engine_of, random_prompt
-from tests.tiny_llama import run_to_end, tiny_engine, tiny_llama
+from tests.support.engine_kinds import KINDS, engine_of, random_prompt
+from tests.support.tiny_llama import run_to_end, tiny_engine, tiny_llama
 
 pytestmark = pytest.mark.slow
 

@@ -17,8 +17,8 @@ from caravan.scheduler.sequence import ScheduledSequence
 from caravan.scheduler.speculation import MAX_DRAFT_TOKENS, MAX_ROWS, PromptLookup, allocate_draft_tokens, pays
 from caravan.scheduler.step_result import StepResult
 from tests.scheduler.requests import make_request
-from tests.scheduler.test_determinism import model_in
-from tests.tiny_llama import Transcript, run_to_end, tiny_engine
+from tests.support.engine_kinds import model_in
+from tests.support.tiny_llama import Transcript, run_to_end, tiny_engine
 
 pytestmark = pytest.mark.slow
 

@@ -2,7 +2,6 @@
 
 from typing import cast
 
-from caravan.model.sampling.sample import Sample
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.grammar import Matcher
 from caravan.scheduler.scheduler import Scheduler
@@ -10,11 +9,7 @@ from caravan.scheduler.sequence import Sequence
 from caravan.scheduler.step_result import StepResult
 from caravan.scheduler.waiting_queue import WaitingQueue
 from tests.scheduler.requests import make_request
-
-
-def run_step(scheduler: Scheduler) -> None:
-    plan = scheduler.schedule()
-    scheduler.commit(plan, StepResult([Sample(1) for scheduled in plan if scheduled.wants_logits]))
+from tests.support.scheduler_steps import run_step
 
 
 def sequence(request_id: int, key: str = "", priority: int = 0, num_tokens: int = 10, urgency: int = 0) -> Sequence:

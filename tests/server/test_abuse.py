@@ -12,7 +12,7 @@ import pytest
 
 from caravan.server.http.protocol import HEAD_SECONDS
 from tests.campaign.soak import resident_bytes
-from tests.server.running_server import RunningServer, running_server
+from tests.support.running_server import RunningServer, running_server
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.server.running_server import RunningServer, running_server
+from tests.support.running_server import RunningServer, running_server
 
 pytestmark = pytest.mark.real_model
 

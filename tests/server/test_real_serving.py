@@ -10,7 +10,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from tests.server.running_server import RunningServer, eventually, running_server
+from tests.support.running_server import RunningServer, eventually, running_server
 
 pytestmark = pytest.mark.real_model
 

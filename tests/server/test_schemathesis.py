@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.running_server import running_server
+from tests.support.running_server import running_server
 
 pytestmark = pytest.mark.slow
 

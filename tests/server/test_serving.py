@@ -21,8 +21,8 @@ import httpx
 import pytest
 
 from caravan.server.http.graceful_shutdown import SAME_SIGNAL_SECONDS
-from tests.gguf_files import write_tiny_llama
-from tests.server.running_server import RunningServer, eventually, is_alive, running_server
+from tests.support.gguf_files import write_tiny_llama
+from tests.support.running_server import RunningServer, eventually, is_alive, running_server
 
 pytestmark = pytest.mark.slow
 

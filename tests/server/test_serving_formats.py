@@ -1,6 +1,5 @@
 """A server for each model format: it starts, generates text, and chats if there is a template."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,26 +7,16 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 
 from tests.model.checkpoint.published_formats import write_llama2c, write_meta
-from tests.model.checkpoint.test_huggingface import random_model
-from tests.model.test_tokenizer_formats import byte_level_json, llama2c_bytes, write_tiktoken
 from tests.model.vocabularies import trained_sentencepiece
 from tests.server.openai.api import CHAT_ML
-from tests.server.running_server import running_server
+from tests.support.running_server import running_server
+from tests.support.served_checkpoints import huggingface
+from tests.support.tokenizer_files import llama2c_bytes, write_tiktoken
+from tests.support.transformers_models import random_model
 
 pytestmark = pytest.mark.slow
 
 META = {"intermediate_size": 128, "rms_norm_eps": 1e-5}
-
-
-def huggingface(folder: Path) -> Path:
-    """More words than tokens, as many models have; a template, and a default temperature of 0."""
-    folder = folder / "Tiny-Qwen-0.5B"
-    random_model("Qwen2", vocab_size=640).save_pretrained(folder)
-    byte_level_json().save(str(folder / "tokenizer.json"))
-    settings = {"eos_token": "<|im_end|>", "chat_template": CHAT_ML}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.0}))
-    return folder
 
 
 def meta(folder: Path) -> Path:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tests.gguf_files import interleaved
+from tests.support.gguf_files import interleaved
 
 SPLIT_BY_COLUMNS = ("wo.weight", "w2.weight", "tok_embeddings.weight")
 

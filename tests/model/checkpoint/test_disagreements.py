@@ -14,8 +14,8 @@ from caravan.model.checkpoint import BrokenCheckpoint
 from caravan.model.config import UnsupportedModel
 from caravan.model.loader import open_checkpoint
 from tests.model.checkpoint.published_formats import write_meta
-from tests.model.checkpoint.test_huggingface import edit, expected_logits, random_model, random_tokens
 from tests.model.oracle import load_checkpoint, logits_of_every_position
+from tests.support.transformers_models import edit, expected_logits, random_model, random_tokens
 
 DEFAULT = {"rope_type": "default", "rope_theta": 200.0}
 LINEAR = {"rope_type": "linear", "factor": 2.0}

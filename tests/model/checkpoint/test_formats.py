@@ -15,7 +15,8 @@ from caravan.model.checkpoint.meta import feed_forward_size
 from caravan.model.config import UnsupportedModel
 from caravan.model.loader import open_checkpoint
 from tests.model.checkpoint.published_formats import int8_rounded, write_gguf, write_llama2c, write_meta
-from tests.model.checkpoint.test_huggingface import (
+from tests.model.oracle import load_checkpoint, logits_of_every_position
+from tests.support.transformers_models import (
     LLAMA3,
     NUM_TOKENS,
     YARN,
@@ -23,7 +24,6 @@ from tests.model.checkpoint.test_huggingface import (
     random_model,
     random_tokens,
 )
-from tests.model.oracle import load_checkpoint, logits_of_every_position
 
 META = {"intermediate_size": 128, "rms_norm_eps": 1e-5}  # what Meta's rule makes of 48 dimensions
 

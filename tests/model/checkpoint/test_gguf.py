@@ -16,9 +16,9 @@ from caravan.model.checkpoint.gguf import open_gguf
 from caravan.model.checkpoint.gguf_header import read_gguf_header
 from caravan.model.config import UnsupportedModel
 from caravan.model.llama import Llama
-from tests.gguf_files import F32, Tensors, interleaved, write_tiny_llama
 from tests.model.oracle import load_checkpoint
-from tests.tiny_llama import tiny_llama
+from tests.support.gguf_files import F32, Tensors, interleaved, write_tiny_llama
+from tests.support.tiny_llama import tiny_llama
 
 Q = gguf.GGMLQuantizationType
 CPU = torch.device("cpu")

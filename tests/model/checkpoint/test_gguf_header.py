@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from caravan.model.checkpoint import BrokenCheckpoint
 from caravan.model.checkpoint.gguf_header import read_gguf_header
-from tests.gguf_files import write_tiny_llama
+from tests.support.gguf_files import write_tiny_llama
 
 STRING, ARRAY, UINT8, UINT32 = 8, 9, 0, 4
 

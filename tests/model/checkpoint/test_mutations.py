@@ -14,12 +14,12 @@ from caravan.model.checkpoint import BrokenCheckpoint
 from caravan.model.config import UnsupportedModel
 from caravan.model.tokenizer.loader import load_tokenizer
 from caravan.model.tokenizer.tokenizer import BrokenTokenizer, UnsupportedTokenizer
-from tests.gguf_files import write_tiny_llama
 from tests.model.checkpoint.published_formats import write_llama2c, write_meta
-from tests.model.checkpoint.test_huggingface import random_model
 from tests.model.oracle import load_checkpoint
-from tests.model.test_tokenizer_formats import byte_level_json, llama2c_bytes, write_tiktoken
 from tests.model.vocabularies import trained_sentencepiece
+from tests.support.gguf_files import write_tiny_llama
+from tests.support.tokenizer_files import byte_level_json, llama2c_bytes, write_tiktoken
+from tests.support.transformers_models import random_model
 
 pytestmark = pytest.mark.slow
 

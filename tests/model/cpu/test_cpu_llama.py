@@ -11,7 +11,7 @@ from caravan.model.llama import Llama
 from caravan.model.quantization import dequantize, from_bytes, quantize, to_bytes
 from caravan.model.rope_scaling import YarnScaling
 from tests.model.oracle import logits_of_every_position
-from tests.tiny_llama import tiny_llama
+from tests.support.tiny_llama import tiny_llama
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "grouped": {},

@@ -17,7 +17,7 @@ from caravan.model.cpu.levels import LEVELS, Level, best_level
 from caravan.model.cpu.linear import Quantization
 from caravan.model.cpu.llama import CpuLlama
 from tests.model.oracle import logits_of_every_position
-from tests.tiny_llama import tiny_llama
+from tests.support.tiny_llama import tiny_llama
 
 AMX, AVX512, AVX2 = LEVELS
 HASWELL: dict[str, object] = dict.fromkeys(AVX2.flags_of_features, True)

@@ -14,7 +14,7 @@ from caravan.scheduler.messages import Request, StartEngine
 from caravan.server.engine.client import EngineClient
 from caravan.server.engine.listener import EngineListener
 from caravan.server.engine.output_queue import EngineDied, EngineUnavailable, OutputQueue
-from tests.server.scripted_engine import DIES, DIES_LATE, HANGS, token_at
+from tests.support.scripted_engine import DIES, DIES_LATE, HANGS, token_at
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +25,7 @@ GenerationResponse = tuple[list[int], int]  # its tokens, and how many log-proba
 
 @pytest.fixture
 async def client() -> AsyncIterator[EngineClient]:
-    program = ("-m", "tests.server.scripted_engine", "0.01")
+    program = ("-m", "tests.support.scripted_engine", "0.01")
     client = EngineClient(StartEngine(model_path=""), program, hang_seconds=1.5)
     await client.ready()
     yield client

@@ -12,7 +12,7 @@ from caravan.server.engine.output_queue import EngineDied, OutputQueue
 from caravan.server.generation.errors import GenerationCancelled, GenerationFailed
 from caravan.server.generation.stop_strings import StopStrings
 from caravan.server.generation.text_stream import TextDelta, TextStream, join_deltas
-from tests.fakes import EOS, byte_tokenizer, fake_logprobs
+from tests.support.fakes import EOS, byte_tokenizer, fake_logprobs
 
 
 async def read(

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.server.answering_app import Answering, exchange, served, until
+from tests.support.answering_app import Answering, exchange, served, until
 
 
 @pytest.fixture

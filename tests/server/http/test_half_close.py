@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from tests.server.answering_app import REQUEST, Answering, read_to_end, served, until
+from tests.support.answering_app import REQUEST, Answering, read_to_end, served, until
 
 
 @pytest.fixture

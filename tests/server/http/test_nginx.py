@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.server.running_server import RunningServer, eventually, running_server
-from tests.server.strict_http import GenerationResponse, StrictClient
+from tests.support.running_server import RunningServer, eventually, running_server
+from tests.support.strict_http import GenerationResponse, StrictClient
 
 NUM_EXCHANGES = 500
 NUM_AT_ONCE = 8

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 import uvicorn
-from starlette.types import Receive, Scope, Send
 
 from caravan.server.http.protocol import HttpProtocol
-from tests.server.answering_app import REQUEST, Answering, exchange, read_to_end, served, until
+from tests.support.answering_app import REQUEST, Answering, exchange, read_to_end, served, until
+from tests.support.hello_app import hello
 
 pytestmark = pytest.mark.slow
 
@@ -19,14 +19,6 @@ HEAD_SECONDS = 0.3
 
 class ImpatientProtocol(HttpProtocol):
     head_seconds = HEAD_SECONDS
-
-
-async def hello(scope: Scope, receive: Receive, send: Send) -> None:
-    assert scope["type"] == "http"
-    while (await receive()).get("more_body"):
-        pass
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
-    await send({"type": "http.response.body", "body": b"hello"})
 
 
 @pytest.fixture

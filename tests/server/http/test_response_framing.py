@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.running_server import RunningServer, eventually, running_server
-from tests.server.strict_http import GenerationResponse, StrictClient
+from tests.support.running_server import RunningServer, eventually, running_server
+from tests.support.strict_http import GenerationResponse, StrictClient
 
 pytestmark = pytest.mark.slow
 

@@ -5,7 +5,7 @@ import pytest
 
 from caravan.server.http.host_names import allowed_hosts, is_loopback
 from caravan.server.http.trusted_hosts import TrustedHosts
-from tests.server.http.test_protocol import hello
+from tests.support.hello_app import hello
 
 MINE = ("localhost", "127.0.0.1", "[::1]", "*.example.org")
 

@@ -10,7 +10,7 @@ import pytest
 
 from caravan.server.generation.errors import GenerationFailed
 from caravan.server.observe.logs import LogFormat, bind_request_id, set_up_logs
-from tests.server.running_server import running_server
+from tests.support.running_server import running_server
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,8 @@ from caravan.server.observe.request_history import RequestHistory
 from caravan.server.observe.request_record import MAX_EVENTS, RequestRecord
 from caravan.server.observe.tracing import _phases
 from tests.scheduler.requests import make_request
-from tests.scheduler.test_determinism import random_prompt
-from tests.tiny_llama import run_to_end, tiny_engine, tiny_llama
+from tests.support.engine_kinds import random_prompt
+from tests.support.tiny_llama import run_to_end, tiny_engine, tiny_llama
 
 
 def begin(history: RequestHistory, *numbers: int, name: str = "cmpl-1", key: str = "") -> RequestRecord:

@@ -12,8 +12,8 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from caravan.server.observe.tracing import make_tracer
-from tests.http_server import QuietHandler, serving
-from tests.server.running_server import eventually, running_server
+from tests.support.http_server import QuietHandler, serving
+from tests.support.running_server import eventually, running_server
 
 pytestmark = pytest.mark.slow
 

@@ -23,7 +23,7 @@ from caravan.server.observe.request_history import RequestHistory
 from caravan.server.operations.live_view import LiveView
 from caravan.server.sandbox.chat_template import ChatTemplate
 from caravan.server.sandbox.grammar_check import GrammarCheck
-from tests.fakes import FakeEngineClient, Script, byte_tokenizer, says
+from tests.support.fakes import FakeEngineClient, Script, byte_tokenizer, says
 
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"

@@ -3,28 +3,15 @@
 import json
 from typing import Any
 
-import httpx
 import pytest
 
 from caravan.server.generation.request_limits import RequestLimits
 from caravan.server.sandbox.chat_template import ChatTemplate
 from tests.server.openai.api import CHAT, COMPLETIONS, MAX_MODEL_LEN, Api, Body, a_chat, open_api
+from tests.support.error_answers import error_of
 
 PRIVATE_USE = "".join(map(chr, range(0xE000, 0xF900)))
 JSON = {"content-type": "application/json"}
-
-
-def error_of(response: httpx.Response, status: int = 400) -> Body:
-    """Return the error, which must have the form all errors have."""
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "application/json"
-    assert response.content.isascii()
-    assert len(response.content) < 1024
-    assert set(response.json()) == {"error"}
-    error: Body = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    assert error["message"]
-    return error
 
 
 async def refused(api: Api, path: str, fields: Body, *, param: str | None, says: str, status: int = 400) -> None:

@@ -17,9 +17,9 @@ from caravan.server.http.concurrency_limit import ConcurrencyLimit
 from caravan.server.sandbox.chat_template import ChatTemplate
 from caravan.server.sandbox.fair_executor import FairExecutor
 from caravan.server.sandbox.grammar_check import GrammarCheck
-from tests.server import scripted_worker
 from tests.server.openai.api import CHAT, CHAT_ML, COMPLETIONS, Api, a_chat, open_api
 from tests.server.openai.asgi import AsgiRequest, until
+from tests.support import scripted_worker
 
 pytestmark = pytest.mark.slow
 

@@ -19,10 +19,10 @@ from caravan.server.openai.protocol.chat import ChatRequest
 from caravan.server.openai.protocol.completions import CompletionRequest
 from caravan.server.openai.protocol.responses import ResponsesRequest
 from caravan.server.sandbox.chat_template import ChatTemplate
-from tests.fakes import says
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, Body, a_chat, answered, open_api
 from tests.server.openai.asgi import until
-from tests.server.openai.test_bad_requests import error_of
+from tests.support.error_answers import error_of
+from tests.support.fakes import says
 
 if sys.version_info >= (3, 14):
     from compression import zstd

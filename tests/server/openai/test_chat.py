@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from caravan.server.sandbox.chat_template import ChatTemplate
-from tests.fakes import BOS, EOS, IM_END, IM_START, echoes, says
 from tests.server.openai.api import CHAT, Api, a_chat, open_api, text_of
+from tests.support.fakes import BOS, EOS, IM_END, IM_START, echoes, says
 
 
 async def test_a_whole_response_has_the_fields_of_openai(api: Api) -> None:

@@ -7,8 +7,8 @@ import pytest
 from caravan.model.sampling.generation_defaults import GenerationDefaults
 from caravan.model.sampling.sampling_params import SamplingParams
 from caravan.server.openai.sampling_params import choice_seed
-from tests.fakes import BOS, EOS, IM_END, echoes, says
 from tests.server.openai.api import COMPLETIONS, Api, open_api, text_of
+from tests.support.fakes import BOS, EOS, IM_END, echoes, says
 
 SPLIT = "a😀b"  # seven tokens; the emoji is four of them
 

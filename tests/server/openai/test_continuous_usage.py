@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from caravan.server.sandbox.chat_template import ChatTemplate
-from tests.fakes import says
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, Body, events_in, open_api
+from tests.support.fakes import says
 
 EVERY: Body = {"continuous_usage_stats": True, "include_usage": True}
 

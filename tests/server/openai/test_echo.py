@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from tests.fakes import BOS, says
 from tests.server.openai.api import COMPLETIONS, Api, open_api, text_of
+from tests.support.fakes import BOS, says
 
 
 async def test_an_echoed_answer_begins_with_its_prompt_streamed_and_not(api: Api) -> None:

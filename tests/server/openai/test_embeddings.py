@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.server.openai.api import Api, Body, open_api
-from tests.server.openai.test_bad_requests import error_of
+from tests.support.error_answers import error_of
 
 PATH = "/v1/embeddings"
 

@@ -15,7 +15,7 @@ from caravan.server.openai.structured_output.closed_schema import closed
 from caravan.server.openai.structured_output.enforced_schema import enforced
 from caravan.server.openai.structured_output.schema_error import SchemaError
 from caravan.server.openai.structured_output.schema_keywords import ANNOTATIONS
-from tests.schema_samples import Schema, accepts, documents, matcher, sampled_texts, values, written
+from tests.support.schema_samples import Schema, accepts, documents, matcher, sampled_texts, values, written
 
 # These make a schema narrower on purpose, or are refused where a part of `anyOf` is then left out.
 NARROWING = re.compile(

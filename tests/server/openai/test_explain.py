@@ -11,7 +11,7 @@ from caravan.server.engine.output_queue import EngineUnavailable
 from caravan.server.http.api_keys import ApiKeys
 from caravan.server.sandbox.chat_template import ChatTemplate
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, answered, events_in, open_api
-from tests.server.openai.test_responses import events_of
+from tests.support.responses_events import events_of
 
 EVENTS = ["arrived", "tokenized", "admitted", "queued", "first token", "finished"]
 

@@ -14,7 +14,7 @@ from caravan.server.generation.errors import GenerationFailed
 from caravan.server.generation.generation import Generation, PromptJob
 from caravan.server.generation.served_model import ServedModel
 from caravan.server.observe.metrics import Metrics
-from tests.fakes import byte_tokenizer
+from tests.support.fakes import byte_tokenizer
 
 
 class HandEngine:

@@ -8,9 +8,9 @@ import pytest
 from caravan.server.generation.request_limits import QueueLimits
 from caravan.server.http.concurrency_limit import ConcurrencyLimit
 from caravan.server.sandbox.chat_template import ChatTemplate
-from tests.fakes import echoes
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, a_chat, events_in, open_api
 from tests.server.openai.asgi import AsgiRequest, until
+from tests.support.fakes import echoes
 
 LONG = {"model": "fake", "prompt": "hi", "max_tokens": 400}
 EMBEDDINGS = "/v1/embeddings"

@@ -1,6 +1,5 @@
 """POST /v1/responses: the newer form, with the official client and by hand."""
 
-import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -10,10 +9,10 @@ import pytest
 
 from caravan.server.openai.tool_calls.call_format import HERMES
 from caravan.server.sandbox.chat_template import ChatTemplate
-from tests.fakes import says
 from tests.server.openai.api import Api, answered, open_api
+from tests.support.fakes import says
+from tests.support.responses_events import RESPONSES, events_of
 
-RESPONSES = "/v1/responses"
 WEATHER = {"type": "function", "name": "weather", "parameters": {"type": "object", "properties": {}}, "strict": False}
 CALL = HERMES.written([("weather", "{}")])
 
@@ -28,19 +27,6 @@ def official(api: Api) -> openai.AsyncOpenAI:
     transport = httpx.ASGITransport(api.app)
     http = httpx.AsyncClient(transport=transport, base_url="http://test")
     return openai.AsyncOpenAI(base_url="http://test/v1", api_key="none", http_client=http, max_retries=0)  # type: ignore[arg-type]  # its httpx2 is the same
-
-
-async def events_of(api: Api, **fields: Any) -> list[dict[str, Any]]:
-    response = await api.http.post(RESPONSES, json={"model": "fake", "input": "hi", "stream": True} | fields)
-    assert response.status_code == 200, response.text
-    events = []
-    for number, text in enumerate(response.text.removesuffix("\n\n").split("\n\n")):
-        name, payload = text.split("\n")
-        event = json.loads(payload.removeprefix("data: "))
-        assert name == f"event: {event['type']}"
-        assert event["sequence_number"] == number
-        events.append(event)
-    return events
 
 
 async def test_a_text_input_has_a_text_output(client: openai.AsyncOpenAI, api: Api) -> None:

@@ -8,9 +8,9 @@ import pytest
 from caravan.server.openai.protocol.response_tools import arguments_of_input, function_name, input_of_arguments
 from caravan.server.openai.tool_calls.call_format import HERMES
 from caravan.server.sandbox.chat_template import ChatTemplate
-from tests.fakes import says
 from tests.server.openai.api import Api, Body, answered, open_api
-from tests.server.openai.test_responses import RESPONSES, events_of
+from tests.support.fakes import says
+from tests.support.responses_events import RESPONSES, events_of
 
 PATCH: Body = {
     "type": "custom",

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from caravan.model.sampling.sampling_params import SamplingParams
 from caravan.server.openai.tool_calls.call_format import CallFormat
 from caravan.server.sandbox.chat_template import ChatTemplate
-from tests.fakes import EOS
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, Body, open_api
-from tests.server.openai.test_tools import TIME, WEATHER
-from tests.server.templates import WITH_CALLS
+from tests.support.fakes import EOS
+from tests.support.templates import WITH_CALLS
+from tests.support.tools import TIME, WEATHER
 
 pytestmark = pytest.mark.slow
 

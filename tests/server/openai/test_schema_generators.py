@@ -27,7 +27,7 @@ from pydantic import (
 )
 from pydantic.json_schema import JsonSchemaMode
 
-from tests.schema_samples import Schema, accepts, matcher, sampled_texts, written
+from tests.support.schema_samples import Schema, accepts, matcher, sampled_texts, written
 
 # z.toJSONSchema() of zod 4.6.7, for three targets.
 ZOD: dict[str, Schema] = json.loads((pathlib.Path(__file__).parent / "zod_schemas.json").read_text("utf-8"))

@@ -9,8 +9,8 @@ import pytest
 from caravan.server.openai.structured_output.constraint import grammar_of_schema
 from caravan.server.openai.structured_output.schema_error import SchemaError
 from caravan.server.openai.structured_output.schema_numbers import integer_range
-from tests.schema_samples import Schema, accepts, matcher
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, a_chat
+from tests.support.schema_samples import Schema, accepts, matcher
 
 ID = 1234567890123456789  # a float64 holds ...768
 CLOSED = {"type": "object", "required": ["id"], "additionalProperties": False}

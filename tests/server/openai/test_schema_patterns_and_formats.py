@@ -12,7 +12,7 @@ import pytest
 from caravan.server.openai.structured_output.schema_error import SchemaError
 from caravan.server.openai.structured_output.schema_formats import FORMATS
 from caravan.server.openai.structured_output.schema_pattern import rewritten_patterns
-from tests.schema_samples import TEXTS, accepts, matcher, sampled_texts, written
+from tests.support.schema_samples import TEXTS, accepts, matcher, sampled_texts, written
 
 ATOMS = [
     *("a", "b", "c", "ab", ".", r"\d", r"\w", r"\s", r"\D", r"\W", r"\S", "[ab]", "[^a]", "[a-c]", r"[\w-]", r"[^\s]"),

@@ -21,9 +21,9 @@ from caravan.server.openai.protocol.chat import ChatRequest
 from caravan.server.openai.protocol.completions import CompletionRequest
 from caravan.server.openai.tool_calls.call_format import HERMES
 from caravan.server.sandbox.chat_template import ChatTemplate
-from tests.fakes import byte_tokenizer
 from tests.server.openai.api import Api, open_api
 from tests.server.openai.asgi import AsgiRequest, until
+from tests.support.fakes import byte_tokenizer
 
 HEAD = {"id": "cmpl-1", "created": 1, "model": 'a "quoted" \u2028 name'}
 

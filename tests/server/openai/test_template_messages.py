@@ -10,9 +10,9 @@ import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from caravan.server.sandbox.chat_template import ChatTemplate
-from tests.server import templates
 from tests.server.openai.api import CHAT, CHAT_ML, Api, Body, a_chat, answered, open_api
-from tests.server.openai.test_tools import WEATHER
+from tests.support import templates
+from tests.support.tools import WEATHER
 
 ARGUMENTS: Body = {"city": "Paris", "days": [1, 2.5, None, True], "é": {"a": "b"}}
 SYSTEM = {"role": "system", "content": "Be kind."}

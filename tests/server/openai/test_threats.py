@@ -10,9 +10,9 @@ import httpx
 import pytest
 
 from caravan.server.sandbox.chat_template import ChatTemplate
-from tests.fakes import echoes
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, a_chat, open_api, text_of
 from tests.server.openai.asgi import AsgiRequest, until
+from tests.support.fakes import echoes
 
 SOURCES = Path(__file__).parents[3]
 BAD_IDS = [-1, 260 + 10, 2**31, 2**63, 10**30]

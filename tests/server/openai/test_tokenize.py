@@ -6,8 +6,8 @@ import pytest
 
 from caravan.server.generation.request_limits import RequestLimits
 from caravan.server.sandbox.chat_template import ChatTemplate
-from tests.fakes import IM_END, IM_START
 from tests.server.openai.api import MAX_MODEL_LEN, Api, a_chat, answered, open_api
+from tests.support.fakes import IM_END, IM_START
 
 MESSAGES = a_chat("hi")["messages"]
 

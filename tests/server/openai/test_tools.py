@@ -9,19 +9,11 @@ from llguidance import LLMatcher, LLTokenizer
 
 from caravan.server.openai.tool_calls.call_format import HERMES
 from caravan.server.sandbox.chat_template import ChatTemplate
-from tests.fakes import says
 from tests.server.openai.api import CHAT, CHAT_ML, Api, Body, a_chat, open_api
+from tests.support.fakes import says
+from tests.support.tools import TIME, WEATHER
 
 ARGUMENTS = '{"city": "Paris"}'
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "description": "The weather of a city.",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-    },
-}
-TIME = {"type": "function", "function": {"name": "time"}}
 CALL = HERMES.written([("weather", ARGUMENTS)])
 TEMPLATE = "{% for tool in tools or [] %}[{{ tool.function.name }}]{% endfor %}" + CHAT_ML.replace(
     "{{ message.content }}",

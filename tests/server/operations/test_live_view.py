@@ -23,10 +23,10 @@ from caravan.server.operations.live_view import (
     Subscriber,
 )
 from tests.scheduler.requests import make_request
-from tests.scheduler.test_scheduler import make_scheduler, step
 from tests.server.openai.api import Api, open_api
 from tests.server.openai.asgi import AsgiRequest, until
-from tests.server.running_server import running_server
+from tests.support.running_server import running_server
+from tests.support.scheduler_steps import make_scheduler, step
 
 pytestmark = pytest.mark.slow
 

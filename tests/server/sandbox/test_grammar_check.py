@@ -18,7 +18,7 @@ from caravan.server.sandbox.fair_executor import ExecutorFull
 from caravan.server.sandbox.grammar_check import MAX_CHARACTERS, GrammarCheck
 from caravan.server.sandbox.worker_pool import WorkerUnavailable
 from caravan.server.sandbox.worker_process import MEMORY_EXIT_STATUS
-from tests.server import scripted_worker
+from tests.support import scripted_worker
 
 pytestmark = pytest.mark.slow
 

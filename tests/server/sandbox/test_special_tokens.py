@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from caravan.model.tokenizer.literal_search import LiteralSearch
 from caravan.server.sandbox.special_tokens import SpecialTokenGuard, all_strings, unused_characters
-from tests.fakes import BOS, EOS, IM_END, IM_START, byte_tokenizer
+from tests.support.fakes import BOS, EOS, IM_END, IM_START, byte_tokenizer
 
 SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 GUARD = "\ue000"

@@ -9,8 +9,8 @@ import pytest
 from caravan.server.openai.tool_calls.call_format import format_of
 from caravan.server.sandbox.chat_template import ChatTemplate, usable_template
 from caravan.server.sandbox.template_shape import ContentShape, TemplateShape
-from tests.server import templates
 from tests.server.openai.api import CHAT_ML
+from tests.support import templates
 
 TEXT = ContentShape(takes_text=True)
 PARTS = ContentShape(takes_text=False, takes_parts=True, takes_part=True)

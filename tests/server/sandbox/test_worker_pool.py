@@ -21,7 +21,7 @@ from caravan.server.sandbox.worker_process import (
     WorkerLost,
     WorkerProcess,
 )
-from tests.server import scripted_worker
+from tests.support import scripted_worker
 
 Step = tuple[str, Any]
 

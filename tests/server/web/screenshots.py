@@ -6,8 +6,8 @@ from pathlib import Path
 from playwright.sync_api import Browser, expect
 
 from caravan.download.resolve import resolve_model
-from tests.server.running_server import RunningServer, running_server
 from tests.server.web.chromium import chromium
+from tests.support.running_server import RunningServer, running_server
 
 FIGURES = Path(__file__).parents[3] / "docs" / "figures"
 POOL_BYTES = 400 * 2 * 30 * 3 * 64 * 2 * 16  # of 400 blocks of the default model

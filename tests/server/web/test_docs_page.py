@@ -8,8 +8,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
-from tests.server.running_server import RunningServer, running_server
 from tests.server.web.chromium import chromium, chromium_path
+from tests.support.running_server import RunningServer, running_server
 
 pytestmark = [
     pytest.mark.browser,

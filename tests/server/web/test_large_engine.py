@@ -14,9 +14,7 @@ from playwright.sync_api import Browser, expect
 from caravan.scheduler.messages import EngineSnapshot, SequenceEvent, SequenceSnapshot, StepOutput, StepStats
 from caravan.server.operations.live_view import SNAPSHOT_SECONDS, LiveView, live_view_router
 from caravan.server.operations.page import page_router
-from tests.server.web.test_page import FRAMES_A_SECOND, IN_BROWSER, browser
-
-__all__ = ["browser"]  # a fixture
+from tests.support.browser_page import FRAMES_A_SECOND, IN_BROWSER
 
 NUM_BLOCKS, NUM_SEQUENCES = 1000, 256
 

@@ -11,25 +11,15 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
-from tests.server.running_server import RunningServer, eventually, running_server
-from tests.server.web.chromium import chromium, chromium_path
+from tests.support.browser_page import FRAMES_A_SECOND, IN_BROWSER
+from tests.support.running_server import RunningServer, eventually, running_server
 
-IN_BROWSER = [
-    pytest.mark.browser,
-    pytest.mark.real_model,
-    pytest.mark.skipif(chromium_path() is None, reason="chromium is not installed"),
-]
 KEY = "the-key-of-the-page"
 LENGTHS = """() => {
     window.lengths = [];
     const note = () => window.lengths.push(document.querySelector(".message.assistant")?.textContent.length ?? 0);
     new MutationObserver(note).observe(document.getElementById("messages"), { childList: true });
 }"""
-FRAMES_A_SECOND = (
-    "() => new Promise(done => { let n = 0; const began = performance.now(); const count = () => {"
-    " n++; performance.now() - began < 2000 ? requestAnimationFrame(count) : done(n / 2) };"
-    " requestAnimationFrame(count) })"
-)
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +29,6 @@ def server(real_model_path: Path) -> Iterator[RunningServer]:
     with running_server(real_model_path, *options, "--max-model-len", "1024", "--api-key", KEY) as running:
         running.http.headers["authorization"] = f"Bearer {KEY}"
         yield running
-
-
-@pytest.fixture
-def browser() -> Iterator[Browser]:
-    """A browser for one test: beside it no other event loop may run in this thread."""
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from llguidance import LLMatcher
 
 from caravan.server.openai.tool_calls.call_format import HERMES, LLAMA, MISTRAL, MISTRAL_NAMED, CallFormat, format_of
 from caravan.server.sandbox.grammar_check import GrammarCheck
-from tests.json_schemas import random_schemas
 from tests.scheduler.constrained_requests import constrained, constrained_engine
-from tests.scheduler.test_grammar import text_of
-from tests.server.openai.tool_calls.test_tool_call_parser import FORMATS, read
-from tests.tiny_llama import run_to_end
+from tests.support.json_schemas import random_schemas
+from tests.support.reading_calls import FORMATS, read
+from tests.support.tiny_llama import run_to_end
+from tests.support.transcript_text import text_of
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from caravan.server.openai.tool_calls.call_format import HERMES, LLAMA, MISTRAL, MISTRAL_NAMED, CallFormat
 from caravan.server.openai.tool_calls.tool_call_parser import ToolCallParser
-from tests.server.openai.tool_calls.test_tool_call_parser import FORMATS, Read, read
+from tests.support.reading_calls import FORMATS, Read, read
 
 pytestmark = pytest.mark.slow
 

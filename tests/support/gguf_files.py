@@ -12,7 +12,7 @@ import torch
 from caravan.model.config import ModelConfig
 from caravan.model.llama import Llama
 from tests.model.vocabularies import gpt2_metadata
-from tests.tiny_llama import tiny_llama
+from tests.support.tiny_llama import tiny_llama
 
 Tensors = dict[str, tuple[np.ndarray[Any, Any], gguf.GGMLQuantizationType]]  # name -> stored bytes or floats, type
 

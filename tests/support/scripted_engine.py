@@ -2,7 +2,7 @@
 
 The first token of a prompt says what else happens: DIES ends the process in the step that has the request in its batch,
 HANGS stops the step loop, DIES_LATE does the former once the request has three tokens of this life. Run in place of
-`caravan.scheduler.process`, as `-m tests.server.scripted_engine STEP_SECONDS FD`.
+`caravan.scheduler.process`, as `-m tests.support.scripted_engine STEP_SECONDS FD`.
 """
 
 import os
