@@ -60,18 +60,20 @@ def choose_backend(
     """Return the backend of a model: plain PyTorch on a GPU and without kernels, else CpuLlama.
 
     `auto` is the fastest quantization that rounds nothing to less than bfloat16: int4 if the file has all its weights
-    on the grid of Q4_0, Q4_1 or Q8_0, else bfloat16 (see ARCHITECTURE.md). Raises ValueError for options that
-    contradict each other.
+    on the grid of Q4_0, Q4_1 or Q8_0, else bfloat16 (docs/decisions/0034-quantization-auto.md). Raises ValueError for
+    options that contradict each other.
     """
     if is_gpu:
         if quantization not in ("auto", "none"):
-            raise ValueError(f"--quantization {quantization} needs the kernels for CPUs; it does not go with a GPU.")
+            raise ValueError(f"--quantization {quantization} needs the CPU kernels; it cannot be combined with a GPU.")
         return _plain(checkpoint, torch.float32 if dtype == "float32" else torch.bfloat16, None)
     kernels: Kernels | None = usable_kernels(block_size)
     if dtype == "auto":
         dtype = "bfloat16" if kernels is not None or torch.cpu._is_avx512_bf16_supported() else "float32"
     if dtype == "float32" and quantization not in ("auto", "none"):
-        raise ValueError(f"--quantization {quantization} computes in bfloat16; it does not go with --dtype float32.")
+        raise ValueError(
+            f"--quantization {quantization} computes in bfloat16; it cannot be combined with --dtype float32."
+        )
     if kernels is None or dtype == "float32":
         if quantization not in ("auto", "none"):
             logger.warning("--quantization %s needs the kernels; the weights stay in %s.", quantization, dtype)
@@ -87,7 +89,7 @@ def choose_backend(
 
 
 def usable_kernels(block_size: int) -> Kernels | None:
-    """Return the kernels if this machine has or can build them and the pool's blocks fit them; else say why not."""
+    """Return the kernels, or None with a logged warning if they cannot be built or do not support the block size."""
     if block_size % BLOCK_MULTIPLE:
         logger.warning(
             "Blocks of %d tokens: the kernels need a multiple of %d, and plain PyTorch is many times slower.",

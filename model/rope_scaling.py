@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class LinearScaling:
-    """Positions are squeezed by `factor`. Source: Position Interpolation (arXiv:2306.15595), equation 4."""
+    """Positions are divided by `factor`. Source: Position Interpolation (arXiv:2306.15595), equation 4."""
 
     factor: float
 
@@ -29,7 +29,7 @@ class DynamicScaling:
 
 @dataclass(frozen=True, kw_only=True)
 class Llama3Scaling:
-    """Slow pairs are squeezed by `factor`, fast ones stay, those between are mixed. Source: Meta's llama-models."""
+    """Slow pairs are divided by `factor`, fast ones stay, those between are mixed. Source: Meta's llama-models."""
 
     factor: float
     low_freq_factor: float  # a pair that turns less often than this within the original length is slow

@@ -25,7 +25,7 @@ def frame_length(head: bytes) -> int:
     """Return the length of the body after a frame's head; raises ValueError if it is not possible."""
     (length,) = LENGTH.unpack(head)
     if not 0 < length <= MAX_FRAME_BYTES:
-        raise ValueError(f"A frame of {length} bytes cannot be; the limit is {MAX_FRAME_BYTES}.")
+        raise ValueError(f"A frame cannot have {length} bytes; it must have 1 to {MAX_FRAME_BYTES}.")
     return int(length)
 
 

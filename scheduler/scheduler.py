@@ -107,7 +107,7 @@ class Scheduler:
                 plan.append(ScheduledSequence(sequence, num_tokens))
                 budget -= num_tokens
         if self._counters.num_preemptions == (displaced is not None):  # else a joining sequence would be preempted next
-            plan += self._admit_waiting(budget, prefill)
+            plan += self._join_waiting(budget, prefill)
         if self.config.speculation == "auto":
             plan = with_draft_tokens(plan, self.config, self.blocks, len(self.running))
         for scheduled in plan:
@@ -146,7 +146,7 @@ class Scheduler:
             **vars(self._counters),
         )
 
-    def _admit_waiting(self, budget: int, prefill: PrefillBudget) -> list[ScheduledSequence]:
+    def _join_waiting(self, budget: int, prefill: PrefillBudget) -> list[ScheduledSequence]:
         """Let waiting sequences join, in the order of the queue, as long as budget and pool last.
 
         A sequence whose prefix a running sequence is computing waits until the blocks are cached or no longer pending,
@@ -176,7 +176,7 @@ class Scheduler:
             if not self.blocks.can_allocate(sequence, self.running, prefix.blocks):
                 self._events.wait(sequence, "no free blocks")
                 break
-            scheduled = self._admit(sequence, prefix, num_left)
+            scheduled = self._join(sequence, prefix, num_left)
             joined.append(scheduled)
             budget -= scheduled.num_tokens
             prefill.spend(sequence, scheduled.num_tokens)
@@ -202,7 +202,7 @@ class Scheduler:
             return False
         return True
 
-    def _admit(self, sequence: Sequence, prefix: CachedPrefix, budget: int) -> ScheduledSequence:
+    def _join(self, sequence: Sequence, prefix: CachedPrefix, budget: int) -> ScheduledSequence:
         """Move a sequence to the running ones, with its cached prefix and the blocks of its first chunk."""
         self.blocks.attach(sequence, prefix)
         sequence.scheduled_at_seconds = self.clock()

@@ -33,7 +33,7 @@ class Sequence:
     matcher: Matcher | None = None  # of the request's grammar
     num_scored_tokens: int = 0  # prompt positions whose log-probability or hidden state the request already has
     pool: Pool | None = None  # of a request with pooling: the positions scored so far
-    num_cached_tokens: int = 0  # prompt tokens found in the prefix cache when it was first admitted
+    num_cached_tokens: int = 0  # prompt tokens found in the prefix cache when it first joined the batch
     scheduled_at_seconds: float = 0.0  # time.monotonic() when it last left the queue
 
     @classmethod

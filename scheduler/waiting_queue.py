@@ -82,7 +82,7 @@ class WaitingQueue:
             return
         place = _Place.of(request)
         if not any(other.key == request.key for other in self._lines):
-            self._return(request.key)
+            self._lift_count(request.key)
         self._lines.setdefault(place, OrderedDict())[request.request_id] = sequence
         self._place_of[request.request_id] = place
 
@@ -126,8 +126,8 @@ class WaitingQueue:
     def _charge(self, key: str, weight: float) -> None:
         self._num_served[key] = self._num_served.get(key, 0.0) + weight
 
-    def _return(self, key: str) -> None:
-        """Raise the counter of a key that had nothing waiting to that of the least served of the others."""
+    def _lift_count(self, key: str) -> None:
+        """Raise the count of a key that had nothing waiting to that of the least served other key."""
         present = {place.key for place in self._lines}
         others = present or {sequence.request.key for sequence in self._running} or {self._joined_last}
         least = min(self._num_served.get(other, 0.0) for other in others)

@@ -105,6 +105,7 @@ def create_app(parts: AppParts) -> FastAPI:
     app = FastAPI(
         title="Caravan",
         version=parts.version,
+        openapi_url=None,  # complete_document adds the route
         docs_url=None,  # FastAPI's page loads scripts from a CDN; /docs is a page of ours
         redoc_url=None,
         redirect_slashes=False,  # a redirect would use the client's Host header

@@ -303,7 +303,8 @@ def load_settings(flags: Mapping[str, Any], environ: Mapping[str, str] = os.envi
             raise WrongSettings(f"Unknown option {option}. Check its spelling.") from None
         raise WrongSettings(wrong_value(f"--{option}", problem)) from None
     except (yaml.YAMLError, OSError, ValueError, TypeError) as error:  # TypeError: the file is no mapping
-        raise WrongSettings(f"Cannot read the settings file: {' '.join(str(error).split())[:300]}") from None
+        path = flags.get("config") or environ.get(f"{ENV_PREFIX}CONFIG", "")
+        raise WrongSettings(f"Cannot read the settings file {path}: {' '.join(str(error).split())[:300]}") from None
     if settings.config is not None and not settings.config.is_file():
         raise WrongSettings(f"The settings file {settings.config} does not exist. Check --config.")
     return settings

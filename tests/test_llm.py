@@ -290,6 +290,7 @@ WRONG: list[tuple[Callable[[LLM], object], str]] = [
     (lambda _: SamplingParams(stop=3), "`stop` is 3; it must be a string"),  # type: ignore[arg-type]
     (lambda _: SamplingParams(top_p={1}), r"`top_p` is \{1\}"),  # type: ignore[arg-type]
     (lambda _: SamplingParams(logit_bias={1: 1000}), "`logit_bias`"),
+    (lambda llm: llm.chat([{"role": "user", "content": Path("x")}]), "has the wrong type"),
     (lambda _: LLM("./no/such.gguf"), "There is no file or folder"),
     (lambda _: LLM(dtype="float7"), "Invalid value 'float7' for `dtype`: it should be"),  # type: ignore[arg-type]
     (lambda _: LLM(block_size=0), "Invalid value '0' for `block_size`: it should be greater"),
@@ -376,3 +377,8 @@ def test_importing_the_package_loads_nothing_and_a_program_ends_by_itself(tiny_m
     command = [sys.executable, "-W", "error", "-c", IMPORTS, str(tiny_model_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_none_leaves_stop_strings_and_tokens_to_the_model() -> None:
+    params = SamplingParams(stop=None, stop_token_ids=None)  # type: ignore[arg-type]
+    assert (params.request.stop, params.request.stop_token_ids) == ([], [])

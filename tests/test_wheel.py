@@ -96,7 +96,7 @@ def test_the_wheel_has_what_runs_and_nothing_else(wheel: Path) -> None:
     assert any(name.endswith(".cpp") for name in names)
     assert "caravan/server/web/index.html" in names
     assert "caravan/server/web/llama2-from-scratch.md" in names
-    folders = [ROOT / name for name in (*PARTS, "caravan/cli", "caravan/download")]
+    folders = [ROOT / name for name in (*PARTS, "caravan/cli", "caravan/download", "caravan/offline")]
     sources = [*(ROOT / "caravan").glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]
     assert len([name for name in names if name.endswith(".py")]) == len(sources)
     assert not [name for name in names if "benchmark-" in name or "reliability-" in name or name.endswith(".png")]

@@ -16,10 +16,10 @@ def explain(
 
     The variable CARAVAN_API_KEY holds the API key, if the server needs one.
     """
-    from caravan.cli.explanation import ExplainFailed, fetch_story, print_story
+    from caravan.cli.explanation import ExplainFailed, fetch_explanation, print_explanation
     from caravan.cli.tables import console
 
     try:
-        print_story(fetch_story(url, name), console())
+        print_explanation(fetch_explanation(url, name), console())
     except ExplainFailed as error:
         fail(str(error))

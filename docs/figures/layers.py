@@ -37,7 +37,7 @@ def draw() -> Figure:
         panel.text(4.3, y, text, va="center", fontsize=8)
     bottom += height + 0.25
     box(panel, (1.2, bottom), (6.25, 1.3), "caravan/cli/", BLUE, ["one file per command, bench/"])
-    box(panel, (7.75, bottom), (6.25, 1.3), "caravan/download/", TEXT, ["fetching models"])
+    box(panel, (7.75, bottom), (6.25, 1.3), "caravan/offline/", BLUE, ["the engine as a Python class"])
     panel.annotate("", (0.6, 0.2), (0.6, 10.4), arrowprops={"arrowstyle": "->", "color": TEXT})
     panel.text(0.3, 5.3, "imports", rotation=90, ha="center", va="center", fontsize=8)
     return figure

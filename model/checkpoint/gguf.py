@@ -99,7 +99,7 @@ def open_gguf(path: Path) -> Checkpoint:
 
 
 def _split_headers(first: GgufHeader) -> list[GgufHeader]:
-    """Return the headers of all files the model was split into, the first one given."""
+    """Return the headers of all parts of a split model, given that of the first part."""
     count = first.metadata.get("split.count", 1)
     if not isinstance(count, int) or not 0 <= count <= _MAX_SPLITS:
         raise BrokenCheckpoint(f"{first.path}: split.count is {ascii(count)[:24]}.")

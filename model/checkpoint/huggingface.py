@@ -238,7 +238,7 @@ def _rope(fields: JsonFile) -> JsonFile | None:
 
 
 def _sliding_window(fields: JsonFile, architecture: str) -> tuple[int | None, int]:
-    """Return the window and the number of first layers without one. Defaults are those of transformers."""
+    """Return the window in tokens, and how many first layers have full attention. Defaults: as in transformers."""
     if architecture == "MistralForCausalLM":
         has_window = "sliding_window" in fields or "sliding_window" not in fields.raw()  # null: none
         return (fields.integer("sliding_window", 4096) if has_window else None), 0

@@ -30,20 +30,20 @@ inline bool has_tiles() {
 
 // The sums of up to 32 rows and 32 columns, in registers 0 to 3, while it lives. 4 and 5 are for rows, 6 and 7 for columns.
 //
-// The instructions are written out, for the compiler's functions do not tell it that they read memory.
+// The instructions are written out, since the compiler's functions do not declare that they read memory.
 class TileSums {
  public:
   ~TileSums() {
     if (num_rows_) asm volatile("tilerelease");
   }
 
-  // Set the sums of so many rows to zero, to which products of so many bytes of each row will be added.
+  // Set the sums of num_rows rows to zero; products of the bytes of each row are added to them.
   void begin(int64_t num_rows, int64_t row_bytes) {
     if (num_rows != num_rows_ || row_bytes != row_bytes_) configure(num_rows, row_bytes);
     asm volatile("tilezero %tmm0\n\ttilezero %tmm1\n\ttilezero %tmm2\n\ttilezero %tmm3");
   }
 
-  // Go on with sums [num_rows][32], so many bytes apart, that were written.
+  // Continue with sums [num_rows][32] that were written, at this stride in bytes.
   void resume(int64_t num_rows, int64_t row_bytes, const void* from, int64_t stride) {
     if (num_rows != num_rows_ || row_bytes != row_bytes_) configure(num_rows, row_bytes);
     const char* half = (const char*)from + kTileBytes;
@@ -54,7 +54,7 @@ class TileSums {
     load<3>(half + kTileRows * stride, stride);
   }
 
-  // Add rows [num_rows][row_bytes], so many bytes apart, times 32 columns [row_bytes / 4 pairs or quads][16], 16 here and
+  // Add rows [num_rows][row_bytes], at this stride in bytes, times 32 columns [row_bytes / 4 pairs or quads][16], 16 here and
   // 16 there.
   template <class Factor>
   void add(const void* rows, int64_t row_stride, const void* left, const void* right, int64_t column_stride) {
@@ -75,7 +75,7 @@ class TileSums {
     add<Factor>(rows, row_stride, columns, (const char*)columns + kTileBytes, 2 * kTileBytes);
   }
 
-  // Write the sums [num_rows][32], so many bytes apart.
+  // Write the sums [num_rows][32] at this stride in bytes.
   void store(void* to, int64_t stride) const {
     char* half = (char*)to + kTileBytes;
     store<0>(to, stride);

@@ -103,7 +103,7 @@ class Attention {
     }
   }
 
-  // The rows of a unit, and behind them the parts of their queries if those are not the queries themselves.
+  // The rows of a unit, then the parts of their queries if those are not the queries themselves.
   std::unique_ptr<Row<P>[]> rows_of(const Unit& unit) const {
     const int64_t first_query = batch_.query_starts[unit.sequence], last_query = batch_.query_starts[unit.sequence + 1];
     const int64_t first_position = batch_.lengths[unit.sequence] - (last_query - first_query), head_dim = pages_.head_dim;

@@ -38,7 +38,7 @@ struct Factor<Byte> {
 
 template <class P>
 constexpr int kRows = (kHasWideRegisters ? 6 : 5) / Factor<P>::kParts;  // rows that share each load of keys or values
-// Tiles, or groups of 16 head dimensions, side by side for so many parts of rows: all sums are to stay in registers.
+// Tiles, or groups of 16 head dimensions, side by side for this number of parts of rows: all sums are to stay in registers.
 template <int kNumParts>
 constexpr int kSideBySide = kHasWideRegisters ? 4 : kNumParts <= 3 ? 2 : 1;
 
@@ -257,7 +257,7 @@ void attend_split(const Context<P>& context, const Tiles& split, const Row<P>* r
       }
       if constexpr (kIsScaled) __builtin_prefetch(pages.scales(next), 0, 2);
       for (int r = 0; r < R * kParts; r++) shares[r] = &weights[r][position - start];
-      const int64_t num_tokens = std::min(kLanes, context.length - position);  // behind them is what was there before
+      const int64_t num_tokens = std::min(kLanes, context.length - position);  // after them is what was there before
       const int64_t num_steps = divide_up(num_tokens, S::kWidth);
       multiply<P, R * kParts, C>(shares, columns, ahead, split.fetches, head_dim * S::kWidth, num_steps, sums);
     }

@@ -10,14 +10,14 @@
 namespace caravan {
 namespace {  // of attention.cpp alone
 
-// Whether rows are attended in tiles. Heads of other sizes would need zeros behind them.
+// Whether rows are attended in tiles. Heads of other sizes would need zeros after them.
 template <class P>
 inline bool attends_in_tiles(int64_t head_dim) {
   return std::is_same_v<P, bf16> && head_dim % (2 * kLanes) == 0 && has_tiles();
 }
 
 #ifdef CARAVAN_TILES
-// The partial softmax of the rows over the split that begins at `start`; their outputs lie one behind the other.
+// The partial softmax of the rows over the split that begins at `start`; their outputs lie one after the other.
 inline void attend_tiled(const Context<bf16>& context, const Tiles& split, const Row<bf16>* rows, int64_t num_rows,
                          int64_t start, Partial* partials) {
   const auto [begin, end] = seen(rows, num_rows, start);
@@ -51,7 +51,7 @@ inline void attend_tiled(const Context<bf16>& context, const Tiles& split, const
     weigh(rows[r], start, begin, end, context.scale, scores[r], partials[r],
           [&](int64_t at, f32x16, f32x16 p) { store_floats((bf16*)scores[r] + at, p); });  // in the place of the scores
 
-  // Behind the last token lies what was there before, which may be no number.
+  // After the last token is what was there before, which may be no number.
   const int64_t num_last = context.length - (end - 1) / kLanes * kLanes;
   Lines<bf16> last;
   if (num_last < kLanes) {

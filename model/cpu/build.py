@@ -103,7 +103,7 @@ def _flags(target: Sequence[str], library: str) -> list[str]:
 
 
 def _place(name: str, environ: Mapping[str, str]) -> Path:
-    """Return the path of a build that is there or can be written; raises OSError."""
+    """Return the path of a library, in the cache or, if that is not writable, among temporary files; raises OSError."""
     try:
         folder = cache_folder(environ) / "kernels"
         if not (folder / name).is_file():

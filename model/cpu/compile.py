@@ -8,7 +8,7 @@ from torch.utils import cpp_extension
 
 
 def main() -> None:
-    """Leave the library of all kernels at FILE, which appears there in one move."""
+    """Build the library of all kernels and move it to FILE atomically."""
     target, *flags = sys.argv[1:]
     built = Path(target)
     with tempfile.TemporaryDirectory(dir=built.parent, prefix="build-") as folder:

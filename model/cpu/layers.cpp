@@ -51,7 +51,7 @@ struct Layer {
   Weight down;
 };
 
-// The layers in their order. They are told once, for a call from Python costs more the more it says.
+// The layers in their order. They are passed once: a call from Python costs more with each argument.
 struct Layers : torch::CustomClassHolder {
   void add(int64_t window, int64_t num_heads, double eps, at::Tensor attention_norm, at::Tensor qkv,
            std::string qkv_format, OptionalTensor qkv_bias, OptionalTensor query_norm, OptionalTensor key_norm,

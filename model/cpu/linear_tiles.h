@@ -6,7 +6,7 @@
 
 namespace caravan {
 
-// Whether so many rows are multiplied in tiles.
+// Whether this number of rows is multiplied in tiles.
 template <class Rows>
 inline bool uses_tiles(int64_t num_rows) {
   if (!Rows::kGoInTiles) return false;

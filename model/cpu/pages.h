@@ -5,7 +5,7 @@
 // [head_dim][16] and [16][head_dim].
 //
 // In 8 bits each key and each value has a scale of its own: it is the scale times its numbers, which lie here plus 128.
-// A tile has quads instead of pairs, [head_dim / 4][16 tokens][4] and [4 quads of tokens][head_dim][4], and behind them
+// A tile has quads instead of pairs, [head_dim / 4][16 tokens][4] and [4 quads of tokens][head_dim][4], and after them
 // its 16 scales in float32.
 #pragma once
 

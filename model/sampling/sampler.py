@@ -216,7 +216,10 @@ def draw_one(weights: Floats, sums: Floats, params: SamplingParams, number: floa
 
 
 def place_of(number: float, weights: Floats) -> tuple[int, float]:
-    """Return the index of the weight at `number` in [0, 1) of the cumulative sum, and the position inside its share."""
+    """Return the index whose interval of the normalized cumulative sum has `number`, and the position in that interval.
+
+    Both numbers are in [0, 1).
+    """
     running_sum = weights.cumsum(dtype=np.float64)
     target = number * running_sum[-1]
     last = running_sum.searchsorted(running_sum[-1])  # rounding must not lead past the last weight above zero

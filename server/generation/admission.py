@@ -41,9 +41,9 @@ class Reservation:
 class Admission(EngineListener):
     """The reservations of all admitted sequences that have not ended.
 
-    A request is admitted as a whole or rejected. It is always admitted if its key has nothing waiting. Its wait is
-    predicted from the sequences before it, the duration of the latest steps, and the fraction of `max_tokens` that the
-    latest sequences used.
+    A request is admitted as a whole or rejected. The limits of requests and tokens never reject a key that has nothing
+    waiting; the limits of time can. The wait of a request is predicted from the sequences before it, the duration of
+    the latest steps, and the fraction of `max_tokens` that the latest sequences used.
     """
 
     config: EngineConfig
@@ -62,6 +62,9 @@ class Admission(EngineListener):
         for event in output.events:
             if event.kind in ("join", "preempt") and (reservation := self._submitted.get(event.request_id)) is not None:
                 reservation.is_in_batch = event.kind == "join"
+        for one in output.outputs:
+            if one.finish_reason is not None and (reservation := self._submitted.pop(one.request_id, None)) is not None:
+                reservation.is_in_batch = True  # it waits for nothing any more
         if stats.num_prefill_tokens or stats.num_decode_tokens:
             self._cost.observe(stats.num_prefill_tokens, stats.step_seconds)
 

@@ -132,7 +132,7 @@ async def _decode_long(body: bytes, known: frozenset[str], reservation: BodyRese
 
 
 def _plan(body: bytes, known: frozenset[str]) -> tuple[dict[str, FieldSpan] | None, int]:
-    """Return the spans of the fields, and an estimate in bytes for the objects of known ones."""
+    """Return the byte span of each field, and the estimated memory in bytes of the known fields, decoded."""
     fields = scan_json(body)
     if fields is None:
         return None, 0

@@ -1,10 +1,12 @@
 """OpenAPI documentation of request bodies, responses and errors."""
 
+import asyncio
 from functools import cache
 from typing import Any
 
 import msgspec
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
@@ -91,4 +93,8 @@ def complete_document(
                         content["example"]["model"] = model_names[0]
         return document
 
+    async def send_document(_: Request) -> Response:
+        return JSONResponse(await asyncio.to_thread(openapi))  # streams continue meanwhile
+
     app.openapi = openapi  # type: ignore[method-assign]  # as documented by FastAPI
+    app.add_route("/openapi.json", send_document, include_in_schema=False)

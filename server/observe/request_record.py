@@ -64,6 +64,7 @@ class RequestRecord:
         choice = ChoiceRecord(len(self._choices), num_prompt_tokens, max_tokens)
         self._choices[engine_number] = choice
         self._num_open += 1
+        self.is_finished = False
         self.add_event("queued", choice=choice.index, engine_request=engine_number, behind=num_before)
         return choice
 

@@ -56,6 +56,7 @@ class Formatter:
         self._has_usage = request.has_continuous_usage
         self._has_token_ids = request.return_token_ids
         self._plain_chunk: Any = shape.chunk_body(self._head, [], {})  # without further fields, as most chunks are
+        self._deltas: dict[int, list[TextDelta]] = {}  # by choice, of a response that is not streamed
         self._opened: set[int] = set()
         self._num_tokens = 0  # of all choices so far
 
@@ -92,13 +93,17 @@ class Formatter:
         """Return the last events of a stream that failed."""
         return event(error.body()) + self._last(generation)
 
-    def whole(self, choices: list[list[TextDelta]], generation: Generation) -> Head:
+    def add(self, index: int, delta: TextDelta, generation: Generation) -> None:  # noqa: ARG002  # of EndpointWriter
+        """Store the next delta of choice `index` for `whole`."""
+        self._deltas.setdefault(index, []).append(delta)
+
+    def whole(self, generation: Generation) -> Head:
         """Return the response as one object."""
-        joined = [join_deltas(deltas) for deltas in choices]
+        choices = [join_deltas(self._deltas[index]) for index in sorted(self._deltas)]
         if self._request.num_choices > self._request.n:
-            joined = best_choices(joined, self._request.num_choices, self._request.n)
+            choices = best_choices(choices, self._request.num_choices, self._request.n)
         fields = {"usage": generation.usage(), **self._remarks, **self._explanation(generation)}
-        return self._shape.body(self._head, joined, fields)
+        return self._shape.body(self._head, choices, fields)
 
     def _chunk(self, choice: Any, fields: dict[str, Any] | None) -> bytes:
         if self._remarks:

@@ -100,10 +100,12 @@ class ResponseWriter:
         """Return the last event, after the last delta."""
         return self._event(f"response.{self._status}", response=self._finished(generation))
 
-    def whole(self, choices: list[list[TextDelta]], generation: Generation) -> ResponseObject:
-        """Return the response as one object, built as its stream would be."""
-        for delta in choices[0]:
-            self.delta(0, delta, generation)
+    def add(self, index: int, delta: TextDelta, generation: Generation) -> None:
+        """Add a delta to the response, as in its stream."""
+        self.delta(index, delta, generation)
+
+    def whole(self, generation: Generation) -> ResponseObject:
+        """Return the response as one object."""
         return self._finished(generation)
 
     def fail(self, error: ApiError, generation: Generation) -> bytes:

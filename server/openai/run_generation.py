@@ -32,8 +32,11 @@ class EndpointWriter(Protocol):
     def fail(self, error: ApiError, generation: Generation) -> bytes:
         """Return the last events of a stream that failed."""
 
-    def whole(self, choices: list[list[TextDelta]], generation: Generation) -> Any:
-        """Return the body of a response that is not streamed, given the deltas of each choice."""
+    def add(self, index: int, delta: TextDelta, generation: Generation) -> None:
+        """Store the next delta of choice `index` for `whole`."""
+
+    def whole(self, generation: Generation) -> Any:
+        """Return the body of a response that is not streamed, after its last delta."""
 
 
 async def all_deltas(request: Request, generation: Generation) -> list[list[TextDelta]]:
@@ -57,13 +60,13 @@ async def run_generation(
     No header is sent before the engine's first output, so that an error before it has its own status. A stream that
     would be silent for longer than `keep_alive_seconds` starts without output, since proxies close silent connections.
     """
-    if not is_stream:
-        choices = await all_deltas(request, generation)
-        return json_response(writer.whole(choices, generation))
     request.scope[SCOPE_RECORD] = generation.record
     is_handed_over = False
     try:
         await generation.start()
+        if not is_stream:
+            await until_disconnect(request.receive, _add_all(generation, writer))
+            return json_response(writer.whole(generation))
         first = await until_disconnect(request.receive, within(limits.keep_alive_seconds, generation.next_deltas()))
         is_handed_over = True
         return EventStream(
@@ -75,6 +78,12 @@ async def run_generation(
     finally:
         if not is_handed_over:
             generation.end()
+
+
+async def _add_all(generation: Generation, writer: EndpointWriter) -> None:
+    while not generation.is_finished:
+        for index, delta in await generation.next_deltas():
+            writer.add(index, delta, generation)
 
 
 async def _events(generation: Generation, writer: EndpointWriter, deltas: Deltas) -> AsyncGenerator[bytes, None]:

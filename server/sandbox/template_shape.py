@@ -65,7 +65,7 @@ class TemplateShape:
         return self.roles.get(role, self.roles.get("user", ContentShape())).content(sent)
 
     def arguments(self, text: str, parsed: dict[str, Json] | None) -> Json:
-        """Return the arguments of a call; `parsed` is the object in `text`, None if it is not one."""
+        """Return the arguments of a call; `parsed` is `text` decoded, None if it is no JSON object."""
         if parsed is not None and self.takes_argument_objects:
             return parsed
         return text if self.takes_argument_texts else {"arguments": text}

@@ -22,7 +22,7 @@ class CutReport:
 
 
 async def cut_campaign(server: RunningServer, *, num_cuts: int, seed: int) -> CutReport:
-    """Cut so many requests, and return what is left of them."""
+    """Cut the given number of requests, and return what is left of them."""
     report = CutReport()
     dice = random.Random(seed)
     host, _, port = server.url.removeprefix("http://").rpartition(":")

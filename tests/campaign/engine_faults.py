@@ -28,14 +28,14 @@ class FaultReport:
     num_kills: int = 0
     num_stops: int = 0
     num_answers: int = 0  # complete ones, of requests that ran while there were faults
-    num_refused: int = 0  # asked while there was no engine, and told so
+    num_refused: int = 0  # rejected with 503 while there was no engine
     wrong: list[str] = field(default_factory=list)  # lost, cut or changed
     detection_seconds: list[float] = field(default_factory=list)  # from the fault to /readyz saying so
     recovery_seconds: list[float] = field(default_factory=list)  # from the fault to /readyz being well again
 
 
 async def fault_campaign(server: RunningServer, *, num_kills: int, num_stops: int, seed: int) -> FaultReport:
-    """Kill and stop the engine so many times, in random order, under a constant number of mixed streams."""
+    """Kill and stop the engine, in random order, under a constant number of mixed streams."""
     report = FaultReport()
     bodies = mixed_bodies(NUM_STREAMS)
     async with client_of(server.url) as http:

@@ -38,7 +38,7 @@ class Notice:
 
 
 def percentile(seconds: list[float], percent: float) -> float:
-    """Return what so many of a hundred were at most."""
+    """Return a percentile."""
     return sorted(seconds)[min(int(len(seconds) * percent / 100), len(seconds) - 1)]
 
 
@@ -49,7 +49,7 @@ def write_keys(path: Path) -> Path:
 
 
 async def noticed(server: RunningServer, flood: str, *, num_clients: int, seconds: float) -> Notice:
-    """Return what others notice of a flood (see flood_client) from so many clients of one key."""
+    """Return what others notice of a flood (see flood_client) from several clients of one key."""
     notice = Notice()
     numbers = itertools.count(time.monotonic_ns())
     has_ended = asyncio.Event()

@@ -20,7 +20,7 @@ class Pauses:
     first_token_seconds: float
 
     def percentile(self, percent: float) -> float:
-        """Return what so many of a hundred pauses were at most."""
+        """Return a percentile of the pauses."""
         return self.between_tokens[min(int(len(self.between_tokens) * percent / 100), len(self.between_tokens) - 1)]
 
 

@@ -48,7 +48,7 @@ class Level:
 async def capacity(server: RunningServer, seconds: float) -> float:
     """Return how many requests a second the server answers when there are always enough of them.
 
-    It takes so many seconds, or more, until as many have been answered as are there at once.
+    It takes the given seconds, or more, until as many have been answered as are there at once.
     """
     began = time.monotonic()
     num_answers = 0
@@ -72,7 +72,7 @@ async def capacity(server: RunningServer, seconds: float) -> float:
 
 
 async def overloaded(server: RunningServer, times_capacity: float, rate: float, seconds: float, seed: int) -> Level:
-    """Return what comes of Poisson arrivals at `rate` for so many seconds."""
+    """Return what comes of Poisson arrivals at `rate` for the given seconds."""
     level = Level(times_capacity, rate, seconds)
     dice = random.Random(seed)
     async with client_of(server.url) as http:

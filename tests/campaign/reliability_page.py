@@ -115,7 +115,7 @@ A tiny model; eight streams each time; half of the servers with `--drain-timeout
 | refused | {result["num_refused"]} |
 | **cut, or without an end** | **{len(result["wrong"])}** |
 | exit codes | {", ".join(map(str, codes))} |
-| processes left behind | {result["num_left_children"]} |
+| processes left over | {result["num_left_children"]} |
 | time to leave | median {median(result["seconds"]):.1f} s, longest {max(result["seconds"]):.1f} s |"""
 
 

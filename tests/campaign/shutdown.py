@@ -30,7 +30,7 @@ class ShutdownReport:
 
 
 def shutdown_campaign(model: Path, *, num_shutdowns: int, seed: int) -> ShutdownReport:
-    """Start a server with eight streams and end it at a random moment, so many times."""
+    """Start a server with eight streams and end it at a random moment, again and again."""
     report = ShutdownReport()
     dice = random.Random(seed)
     for _ in range(num_shutdowns):

@@ -29,7 +29,7 @@ class Slope:
 
 
 async def soak(server: RunningServer, *, num_requests: int) -> dict[str, Slope]:
-    """Return the slope of the memory of each process of the server over so many requests."""
+    """Return the slope of the memory of each process of the server over the requests."""
     pids = {"API process": server.process.pid, "engine process": server.engine_pid()}
     samples: dict[str, list[tuple[float, float]]] = {name: [] for name in pids}
     numbers = itertools.count()

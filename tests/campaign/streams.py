@@ -80,7 +80,7 @@ async def stream_of(http: httpx.AsyncClient, body: dict[str, Any]) -> list[Choic
     for chunk in chunks:
         for share in chunk["choices"]:
             index = share["index"]
-            assert not reasons[index], "nothing comes behind the end"
+            assert not reasons[index], "nothing follows the end"
             texts[index] += share["text"]
             token_ids[index] += share["token_ids"]
             logprobs[index] += [share["logprobs"]] if share["logprobs"] else []

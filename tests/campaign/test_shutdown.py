@@ -6,7 +6,7 @@ import pytest
 
 from tests.campaign.shutdown import NUM_STREAMS, shutdown_campaign
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.timing  # a client that is kept from sending for 0.2 s finds no server any more
 
 
 def test_threat_20_sigterm_under_load_truncates_no_stream_and_leaves_no_process(tiny_model_path: Path) -> None:

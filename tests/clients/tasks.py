@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 MODEL = "smollm2"
-QUESTION = "What is the capital of France?"
+QUESTION = "Name the seven days of the week."  # an answer of many tokens
 CITY_QUESTION = "Tell me about a city."
 WEATHER_QUESTION = "What is the weather in Rome?"
 MAX_TOKENS = 60  # more than any answer here can have: schemas bound them

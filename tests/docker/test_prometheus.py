@@ -122,7 +122,7 @@ def put_load_on(server: RunningServer) -> None:
 
 
 def ask_until(url: str, ends_at: float, number: int) -> list[int]:
-    """Ask for one answer after another; each fifth is cut off, each seventh repeats its prompt, so that guesses pay."""
+    """Ask for one answer after another; each fifth is cut off, each seventh repeats its prompt for draft tokens."""
     statuses = []
     with httpx.Client(base_url=url, timeout=60, trust_env=False) as http:
         for index, body in enumerate(cycle(mixed_bodies(4 * NUM_CLIENTS)[number::NUM_CLIENTS])):

@@ -101,6 +101,30 @@ class TestRemove:
         assert remove(tmp_path, name) == len(b"one" + b"newer" + b"pieces")
         assert [path.name for path in (tmp_path / "hub").iterdir()] == ["models--org--other"]
 
+    def test_files_that_others_put_into_the_repository_stay(self, tmp_path: Path) -> None:
+        files = {"one.gguf": b"one", "config.json": b"{}", "pytorch_model.bin": b"theirs"}
+        snapshot = write_cached(tmp_path / "hub", "org/one", files)
+        assert remove(tmp_path, "org/one") == 3
+        assert files_in(snapshot) == ["config.json", "pytorch_model.bin"]
+        snapshot = write_cached(tmp_path / "hub", "org/both", FOLDER | {"pytorch_model.bin": b"theirs"})
+        assert remove(tmp_path, "org/both") == len(b"weights" + b"{}" + b"{ }")
+        assert files_in(snapshot) == ["pytorch_model.bin"]
+
+    def test_a_download_in_progress_goes_on(self, tmp_path: Path) -> None:
+        snapshot = write_cached(tmp_path / "hub", "org/one", {"one.gguf": b"one"})
+        incomplete = snapshot.parents[1] / "blobs" / "0123.incomplete"
+        incomplete.write_bytes(b"half")
+        assert remove(tmp_path, "org/one") == 3
+        assert incomplete.read_bytes() == b"half"
+
+    def test_files_of_the_same_name_in_two_folders_are_two_models(self, tmp_path: Path) -> None:
+        snapshot = write_cached(tmp_path / "hub", "org/two", {"fp16/m.gguf": b"fp16", "q4/m.gguf": b"q4"})
+        assert [model.name for model in listed(tmp_path)] == ["org/two:fp16/m", "org/two:q4/m"]
+        for model in listed(tmp_path):
+            if model.name == "org/two:q4/m":
+                assert remove_models([model], hub_cache=tmp_path / "hub") == 2
+        assert [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*.gguf")] == ["fp16/m.gguf"]
+
     def test_a_fork_with_the_same_revision_stays(self, tmp_path: Path) -> None:
         for repo in ("fork/one", "org/one", "zoo/one"):
             write_cached(tmp_path / "hub", repo, {"one.gguf": b"one"})

@@ -71,7 +71,7 @@ def test_the_bytes_of_the_weights_are_known_before_they_are_read(
     tiny_model_path: Path, quantization: str, dtype: str
 ) -> None:
     if dtype == "float32" and quantization != "none":
-        with pytest.raises(ValueError, match="does not go with --dtype float32"):
+        with pytest.raises(ValueError, match="cannot be combined with --dtype float32"):
             choose(tiny_model_path, quantization=quantization, dtype=dtype)
         return
     backend = choose(tiny_model_path, quantization=quantization, dtype=dtype)

@@ -46,8 +46,8 @@ def share_without_others(tokenizer: Tokenizer, text: str) -> float:
         ended = time.monotonic()
         has_ended.set()
         thread.join()
-        moments = [began, *(moment for moment in times if began < moment < ended), ended]
-        shares.append(max(late - early for early, late in itertools.pairwise(moments)) / (ended - began))
+        points = [began, *(point for point in times if began < point < ended), ended]
+        shares.append(max(late - early for early, late in itertools.pairwise(points)) / (ended - began))
     return min(shares)
 
 

@@ -31,7 +31,7 @@ async def connect(server: RunningServer) -> tuple[asyncio.StreamReader, asyncio.
 
 
 async def pour(server: RunningServer, head: bytes, chunk: bytes, num_chunks: int) -> int:
-    """Send a head and so many chunks, as fast as they are taken; return how many were before the server hung up."""
+    """Send a head and chunks, as fast as they are taken; return how many were before the server hung up."""
     reader, writer = await connect(server)
     num_sent = 0
     try:
@@ -60,7 +60,7 @@ async def sit(server: RunningServer, first: bytes) -> float:
 
 
 async def probe(server: RunningServer, stop: asyncio.Event) -> list[float]:
-    """Ask for health until told to stop; return how long each answer took."""
+    """Ask for health until `stop` is set; return how long each answer took."""
     took: list[float] = []
     async with httpx.AsyncClient(base_url=server.url, trust_env=False) as http:
         while not stop.is_set():

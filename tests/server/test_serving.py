@@ -137,14 +137,14 @@ def test_a_new_engine_resumes_the_streams_of_a_killed_one(server: RunningServer)
     assert "".join(event["choices"][0]["text"] for event in [first, *map(json.loads, rest)]) == whole
     assert server.metric("engine_restarts_total") == restarts + 1
     assert server.metric("requests_replayed_total") >= 1
-    story = server.http.get(f"/v1/requests/{first['id']}/explain").json()
-    told = [moment["event"] for moment in story["timeline"]]
-    assert told[:5] == ["arrived", "tokenized", "admitted", "queued", "joined"]
-    assert told[-1] == "finished"
-    replaced = told.index("engine replaced")
-    assert 0 < story["timeline"][replaced]["tokens"] < 400
-    assert told[replaced + 1 :].count("joined") == 1
-    assert story["choices"][0]["tokens"] == 400
+    explanation = server.http.get(f"/v1/requests/{first['id']}/explain").json()
+    events = [one["event"] for one in explanation["timeline"]]
+    assert events[:5] == ["arrived", "tokenized", "admitted", "queued", "joined"]
+    assert events[-1] == "finished"
+    replaced = events.index("engine replaced")
+    assert 0 < explanation["timeline"][replaced]["tokens"] < 400
+    assert events[replaced + 1 :].count("joined") == 1
+    assert explanation["choices"][0]["tokens"] == 400
     assert server.metric("engine_down_seconds_total") > 0
     assert server.http.get("/readyz").status_code == 200
 

@@ -95,7 +95,7 @@ def test_a_folder_gives_its_whole_name(tmp_path: Path) -> None:
     assert load_settings({"model": str(folder)}).names == ("Llama-3.2-1B",)
 
 
-def test_the_engine_is_told_all_its_limits() -> None:
+def test_the_engine_gets_all_its_limits() -> None:
     flags = {"kv_cache_memory": "1MiB", "max_model_len": "99", "max_num_seqs": "5", "max_batch_tokens": "32"}
     start = load_settings({**flags, "block_size": "8", "num_threads": "2", "dtype": "bfloat16"}).start_engine(Path("m"))
     assert (start.model_path, start.dtype, start.num_threads) == ("m", "bfloat16", 2)

@@ -1,4 +1,4 @@
-"""An application that answers each path in its own way, behind HttpProtocol on a port."""
+"""An application that answers each path in its own way, served by HttpProtocol on a port."""
 
 import asyncio
 import socket

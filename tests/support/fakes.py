@@ -50,7 +50,7 @@ Script = Callable[[list[int], SamplingParams], Sequence[int]]
 class FakeEngineClient:
     """An engine that says what its script says, one token each step, and remembers what was asked of it.
 
-    `script` returns the tokens for a prompt; a stop token or max_tokens ends them, as in the engine. It can be told to
+    `script` returns the tokens for a prompt; a stop token or max_tokens ends them, as in the engine. It can be made to
     hold back (`is_held`), to be not ready, and to die or to fail after some tokens.
     """
 
@@ -168,7 +168,7 @@ def fake_logprobs(token_id: int, num_logprobs: int | None, logprob: float = -5.0
 
 
 def fake_embedding(prompt: list[int], pooling: Pooling | None) -> list[float]:
-    """Return three numbers that tell prompts and poolings apart."""
+    """Return three numbers that differ between prompts and poolings."""
     return [] if pooling is None else [float(len(prompt)), float(prompt[-1]), float(pooling == "last")]
 
 

@@ -39,7 +39,7 @@ def token_at(prompt: list[int], position: int) -> int:
 
 
 def output_of(request: Request, num_tokens: int) -> SequenceOutput:
-    """Return what a step does for a request that has so many tokens."""
+    """Return what a step does for a request with this number of tokens."""
     prompt, params = request.prompt_token_ids, request.params
     is_scored = params.num_prompt_logprobs is not None and not num_tokens
     return SequenceOutput(

@@ -84,7 +84,7 @@ class StrictClient:
         return False
 
     def answer(self, method: str = "POST") -> GenerationResponse:
-        """Take the next answer from the connection; what was received behind it stays."""
+        """Take the next answer from the connection; what was received after it stays."""
         while (found := first_answer(self.received, is_at_end=self.is_at_end, method=method)) is None:
             self.receive()
         answer, self.received = found
@@ -98,7 +98,7 @@ class StrictClient:
 
 
 def first_answer(data: bytes, *, is_at_end: bool, method: str = "POST") -> tuple[GenerationResponse, bytes] | None:
-    """Return the first answer in `data` and what stands behind it; None if there is more to come."""
+    """Return the first answer in `data` and what follows it; None if there is more to come."""
     num_interim = 0
     while True:
         head, has_head, rest = data.partition(b"\r\n\r\n")

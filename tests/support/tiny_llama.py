@@ -54,7 +54,7 @@ def tiny_llama(
 def tiny_engine(
     model: Llama, kv_dtype: torch.dtype | None = None, grammars: Grammars | None = None, **limits: Any
 ) -> Engine:
-    """Return an engine for a tiny model, with room for a few hundred tokens unless told otherwise."""
+    """Return an engine for a tiny model, with room for a few hundred tokens by default."""
     defaults: dict[str, Any] = {
         "num_blocks": 64,
         "block_size": 8,
@@ -97,7 +97,7 @@ def run_to_end(
     arrive_every: int = 0,
     on_step: Callable[[StepOutput], object] = lambda output: None,
 ) -> dict[int, Transcript]:
-    """Return every request's transcript; with arrive_every, one joins each so many steps instead of all at once."""
+    """Return every transcript; with arrive_every, one request arrives in each such number of steps, not all at once."""
     transcripts = {request.request_id: Transcript() for request in requests}
     pending = list(requests)
     num_steps = 0

@@ -45,7 +45,7 @@ class Recorder:
 
 
 def main() -> None:
-    """Run the module that is named behind the folder, with the arguments after it."""
+    """Run the module that is named after the folder, with the arguments after it."""
     folder, module = sys.argv[1:3]
     recorder = Recorder(Path(folder))
     signal.signal(signal.SIGUSR1, recorder.start)

@@ -1,4 +1,4 @@
-"""Load: requests sent in a closed loop (so many at a time) or an open one (at their times)."""
+"""Load: requests sent in a closed loop (a fixed number at a time) or an open one (at their times)."""
 
 import asyncio
 import time

@@ -14,13 +14,15 @@ def bench(
     url: Annotated[str, typer.Argument(help="Address of any server with an OpenAI-compatible API.", metavar="URL")],
     model: Annotated[str | None, typer.Option(help="Model name. Default: the first that the server lists.")] = None,
     concurrency: Annotated[
-        str | None, typer.Option(help="Concurrent requests; commas separate loads. Default: 1,8,32.")
+        str | None,
+        typer.Option(help="Numbers of concurrent requests, one load each. Default: 1,8,32."),
     ] = None,
     rate: Annotated[
-        float | None, typer.Option(help="Random arrivals per second, instead of --concurrency.", min=0.001)
+        float | None,
+        typer.Option(help="Mean requests per second, with Poisson arrivals, instead of --concurrency.", min=0.001),
     ] = None,
     trace: Annotated[
-        Path | None, typer.Option(help="CSV file with arrival times and lengths, as of Azure's traces.")
+        Path | None, typer.Option(help="CSV file with arrival times and lengths, in the format of Azure's LLM traces.")
     ] = None,
     time_scale: Annotated[
         float | None, typer.Option(help="Factor for the times of a trace; 0.5 is twice as fast.", min=0)
@@ -30,7 +32,12 @@ def bench(
     shared_prefix: Annotated[
         int, typer.Option(help="Length of a prefix that all prompts share, in tokens.", min=0)
     ] = 0,
-    requests: Annotated[int | None, typer.Option(help="Number of requests of each load.", min=1)] = None,
+    requests: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of requests of each load. Default: 4 times the concurrency, or 100 with --rate.", min=1
+        ),
+    ] = None,
     duration: Annotated[
         float | None, typer.Option(help="Time after which no more requests are sent, in seconds.", min=0)
     ] = None,

@@ -1,4 +1,4 @@
-"""PromptMaker: prompts with a given number of tokens, no two alike behind their shared prefix."""
+"""PromptMaker: prompts with a given number of tokens, no two alike after their shared prefix."""
 
 import random
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ class PromptMaker:
         self.shared_prefix_tokens = shared_prefix_tokens
 
     def prompt(self, num_tokens: int) -> Prompt:
-        """Return the shared prefix with `num_tokens` behind it; a text has at least one word."""
+        """Return the shared prefix followed by `num_tokens` tokens; a text has at least one word."""
         num_units = self._num_units(num_tokens) - self._overhead_tokens
         units = [*self._prefix, *self._draw(max(num_units, 0 if self._prefix else 1))]
         if self._is_text:

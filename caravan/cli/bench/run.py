@@ -48,7 +48,7 @@ class BenchOptions:
 
 @dataclass
 class Run:
-    """One load and what came of it so far."""
+    """The measurements of one load, collected while it runs."""
 
     load: str
     num_planned: int | None
@@ -56,7 +56,7 @@ class Run:
     client_seconds: float = 0.0
 
     def report(self, options: BenchOptions) -> Report:
-        """Return its figures."""
+        """Return the report of the load."""
         return make_report(
             self.measurements,
             load=self.load,

@@ -17,7 +17,7 @@ _TRACE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 class PlannedRequest:
     """One request to be made."""
 
-    prompt_tokens: int  # behind the shared prefix
+    prompt_tokens: int  # after the shared prefix
     output_tokens: int
     arrival_seconds: float | None = None  # after the start; None: as soon as an earlier request has ended
 
@@ -66,7 +66,7 @@ def trace_requests(path: Path, time_scale: float) -> list[PlannedRequest]:
 def bounded(
     requests: Iterator[PlannedRequest], max_requests: int | None, max_seconds: float | None
 ) -> Iterator[PlannedRequest]:
-    """Yield at most so many requests, and none that arrives after so many seconds."""
+    """Yield at most this number of requests, and none that arrives after the given seconds."""
     for request in itertools.islice(requests, max_requests):
         if max_seconds is not None and (request.arrival_seconds or 0.0) > max_seconds:
             return

@@ -38,5 +38,5 @@ def refused(*sources: str, harmless: tuple[object, ...] = (), instead: str = "")
 
 
 def all_ignored(source: str, names: str) -> KnownFields:
-    """Return a table of fields of one source that are accepted with a warning."""
+    """Return a table of another server's fields that are accepted with a warning; spaces separate `names`."""
     return dict.fromkeys(names.split(), ignored(source))

@@ -162,7 +162,7 @@ class _Rewriter:
         """Return the schemas of `anyOf`, or of a `oneOf` that means the same, without those that cannot be enforced."""
         branches = _branches(schema, keyword)
         if keyword == "oneOf" and may_overlap(branches, self._references, self._comparisons):
-            raise SchemaError("it has `oneOf` with schemas that a value may be valid against together; use `anyOf`")
+            raise SchemaError("two schemas of its `oneOf` may accept the same value; use `anyOf`")
         rewritten, problem = [], None
         for branch in branches:
             try:

@@ -119,8 +119,7 @@ class _Writer:
         others = schema.get("additionalProperties", True)
         if others is not False:
             raise SchemaError(
-                f"{_named(schema)} cannot be kept exactly in an object with other properties than it names; "
-                "write `additionalProperties: false`"
+                f"{_named(schema)} can be enforced exactly only in an object with `additionalProperties: false`"
             )
         if not set(required) <= {name for name in properties if properties[name] is not False}:
             raise SchemaError("no value is valid against it: a required property is not allowed")

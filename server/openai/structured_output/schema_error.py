@@ -2,4 +2,4 @@
 
 
 class SchemaError(ValueError):
-    """A schema cannot be enforced exactly; the message names the keyword or the number."""
+    """A schema cannot be enforced exactly; the message names the keyword or the limit."""

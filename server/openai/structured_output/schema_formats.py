@@ -110,4 +110,4 @@ def string_patterns(schema: dict[str, Any]) -> list[str]:
     parts = schema.get("allOf")
     if "pattern" in schema or any(isinstance(part, dict) and "pattern" in part for part in parts or ()):
         return []  # the format only names the pattern
-    raise SchemaError(f"Unknown format {shown(name)}; leave it out, or write a `pattern`")
+    raise SchemaError(f"its `format` is {shown(name)}, which is not supported; leave it out, or write a `pattern`")

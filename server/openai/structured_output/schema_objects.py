@@ -52,7 +52,9 @@ def object_keywords(schema: Schema, rewrite: Callable[[Any], Any], references: R
         result.pop("minProperties", None)
     elif missing > 1 and (patterns or others is not False):
         # A text may have the same name twice, which counts once.
-        raise SchemaError(f"`minProperties` is {missing} above the number of required names; it can be 1 above it")
+        raise SchemaError(
+            f"`minProperties` may exceed the number of `required` names by at most 1; here it does by {missing}"
+        )
     return result
 
 

@@ -42,7 +42,7 @@ class References:
             raise SchemaError(f"`$ref` has a path of {len(parts)} parts, more than {_MAX_PARTS}")
         for part in parts:
             if value is not self._document and _name_of(value):
-                raise SchemaError(f"`$ref` is {shown(reference)}, which leads through a schema with a `$id`")
+                raise SchemaError(f"`$ref` is {shown(reference)}, a path through a schema with its own `$id`")
             name = part.replace("~1", "/").replace("~0", "~")
             if isinstance(value, dict) and name in value:
                 value = value[name]

@@ -28,7 +28,7 @@ class FakeServer:
     times: list[float] = field(default_factory=list)
 
     def measured(self, max_tokens: int) -> list[dict[str, Any]]:
-        """Return the requests for so many tokens, which leaves out those that try the server out."""
+        """Return the requests for this number of tokens, which leaves out those that try the server out."""
         return [body for body in self.bodies if body["max_tokens"] == max_tokens]
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -28,7 +28,7 @@ def requests_have_ids(target: Target) -> None:
         assert (response.headers.get("x-request-id") == own) is comes_back, own
 
 
-def health_is_told(target: Target) -> None:
+def health_is_reported(target: Target) -> None:
     """`/health` answers."""
     assert target.http.get("/health").status_code == 200
     assert target.http.get("/health/nothing").status_code != 200, "so does every path"

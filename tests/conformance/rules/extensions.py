@@ -135,7 +135,7 @@ def prompts_are_shown(target: Target) -> None:
     assert target.post("/tokenize", {"messages": messages, "tools": tools}).json()["count"] > count
 
 
-def lengths_are_told(target: Target) -> None:
+def lengths_are_reported(target: Target) -> None:
     """Entries of `/v1/models` carry `max_model_len`."""
     assert target.http.get(f"/v1/models/{target.model}").json()["max_model_len"] > 0
 

@@ -274,16 +274,16 @@ def test_a_full_record_still_has_all_finish_reasons() -> None:
     history = RequestHistory()
     record = begin(history, *range(num))
 
-    def tell(kind: EventKind, reason: WaitReason | None = None) -> None:
-        told = [SequenceEvent(number, kind, reason=reason) for number in range(num)]
-        history.on_step(StepOutput(outputs=[], stats=StepStats(), events=told))
+    def report(kind: EventKind, reason: WaitReason | None = None) -> None:
+        happened = [SequenceEvent(number, kind, reason=reason) for number in range(num)]
+        history.on_step(StepOutput(outputs=[], stats=StepStats(), events=happened))
 
-    tell("wait", "behind others")
-    tell("wait", "batch full")
-    tell("join")
-    tell("preempt")
-    tell("join")
-    tell("preempt")
+    report("wait", "behind others")
+    report("wait", "batch full")
+    report("join")
+    report("preempt")
+    report("join")
+    report("preempt")
     last = [event for event in record.explanation().timeline if event.get("choice") == num - 1]
     assert [event["event"] for event in last] == ["queued", "waits", "waits", "joined", "preempted", "joined"]
     assert record.explanation().left_out == num
@@ -301,3 +301,12 @@ def test_the_finish_reason_of_the_reader_overrides_the_engines() -> None:
     last = record.explanation().timeline[-1]
     assert (last["event"], last["reason"], last["tokens"]) == ("finished", "stop", 2)
     assert not history._running
+
+
+def test_a_record_is_not_finished_while_choices_are_still_submitted() -> None:
+    history = RequestHistory()
+    record = begin(history, 1)
+    history.drop(1, "length", 1)
+    assert record.is_finished
+    history.queue(record, 2)
+    assert not record.is_finished

@@ -170,7 +170,7 @@ def test_keywords_that_exclude_nothing_are_dropped_and_old_ones_converted(schema
         ({"$dynamicRef": "#a"}, "`$dynamicRef`"),
         ({"oneOf": [{"type": "integer"}, {"minimum": 3}]}, "`oneOf`"),
         ({"type": "object", "minProperties": 3, "required": ["a"]}, "`minProperties`"),
-        ({"type": "string", "format": "phone"}, "Unknown format"),
+        ({"type": "string", "format": "phone"}, "its `format` is "),
         ({"type": "frob"}, "Invalid type"),
         ({"type": "string", "pattern": "a(?!b)"}, "a lookaround or a flag"),
         ({"type": "string", "maxlength": 3}, "Did you mean `maxLength`?"),

@@ -6,7 +6,7 @@ import httpx
 import pytest
 from rich.console import Console
 
-from caravan.cli.explanation import ExplainFailed, fetch_story, print_story
+from caravan.cli.explanation import ExplainFailed, fetch_explanation, print_explanation
 from caravan.server.engine.output_queue import EngineUnavailable
 from caravan.server.http.api_keys import ApiKeys
 from caravan.server.sandbox.chat_template import ChatTemplate
@@ -171,10 +171,10 @@ async def test_the_command_prints_a_line_for_each_event(api: Api) -> None:
         seen.append(request.url.path)
         return httpx.Response(200, json=explanation)
 
-    fetched = fetch_story("http://test", answer["id"], httpx.MockTransport(serve))
+    fetched = fetch_explanation("http://test", answer["id"], httpx.MockTransport(serve))
     assert seen == [explain(answer["id"])]
     written = io.StringIO()
-    print_story(fetched, Console(file=written, width=140))
+    print_explanation(fetched, Console(file=written, width=140))
     for text in (*EVENTS, "reason stop", "7 tokens in 7 steps", "Finished."):
         assert text in written.getvalue()
 
@@ -187,4 +187,4 @@ def test_the_command_prints_an_error_in_one_line(status: int | None) -> None:
         return httpx.Response(status, json={"error": {"message": "There is no such request."}})
 
     with pytest.raises(ExplainFailed, match=r"no such request|does not respond"):
-        fetch_story("http://test", "cmpl-1", httpx.MockTransport(serve))
+        fetch_explanation("http://test", "cmpl-1", httpx.MockTransport(serve))

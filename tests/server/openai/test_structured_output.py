@@ -102,7 +102,7 @@ async def test_no_effect_and_deprecated_names_are_warnings(api: Api, fields: dic
         ({"structured_outputs": {"json": "{"}}, "structured_outputs.json", "must be a JSON schema"),
         ({"structured_outputs": {"json": {"not": SCHEMA}}}, "structured_outputs.json", "`not`"),
         ({"structured_outputs": {"regex": "((("}}, "structured_outputs.regex", "unclosed group"),
-        ({"guided_json": {"type": "string", "format": "phone"}}, "guided_json", "Unknown format"),
+        ({"guided_json": {"type": "string", "format": "phone"}}, "guided_json", "its `format` is "),
         ({"response_format": {"type": "structural_tag"}}, "response_format", "must be of type"),
         ({"json_schema": SCHEMA, "regex": "a"}, "regex", "`regex` and `json_schema` cannot be combined"),
         (

@@ -96,6 +96,7 @@ async def test_threat_7_templates_from_requests_are_refused(api: Api, fields: di
     assert refused.json()["error"]["param"] in fields
 
 
+@pytest.mark.timing
 async def test_threat_8_half_a_million_chunks_of_a_byte_are_read_or_refused_while_others_are_answered() -> None:
     async with open_api() as api:
 

@@ -198,8 +198,8 @@ async def test_concurrent_subscribers_are_limited() -> None:
 
     async with open_api() as api:
         for _ in range(2):  # those who have left are not counted
-            told = await statuses(api)
-            assert (told.count(200), told.count(429)) == (MAX_SUBSCRIBERS, 4)
+            answers = await statuses(api)
+            assert (answers.count(200), answers.count(429)) == (MAX_SUBSCRIBERS, 4)
 
 
 def test_a_server_streams_snapshots_to_http_clients_and_to_caravan_top(

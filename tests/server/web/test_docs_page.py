@@ -62,7 +62,7 @@ def test_every_route_is_shown_with_its_fields(page: Page, server: RunningServer)
     assert {*fields} == {*document["components"]["schemas"]["ChatRequest"]["properties"]}
     row = chat.locator("tr", has=page.locator("th", has_text=re.compile("^temperature$")))
     expect(row).to_contain_text("number")
-    expect(row).to_contain_text("at least 0, at most 2. 0 takes the most probable token.")
+    expect(row).to_contain_text("at least 0, at most 2. 0 selects the most probable token.")
     messages = chat.locator("tr", has=page.locator("th", has_text=re.compile("^messages$"))).first
     messages.locator("summary", has_text="Message").click()
     expect(messages.locator("th", has_text="tool_call_id")).to_be_visible()

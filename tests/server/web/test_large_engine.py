@@ -47,33 +47,33 @@ def view_of(step: int) -> EngineSnapshot:
     )
 
 
-async def tell(watch: LiveView) -> None:
-    """Tell of a step every 20 ms, with events, and send a view when the engine would."""
+async def report(live_view: LiveView) -> None:
+    """Report a step every 20 ms, with events, and a snapshot when the engine would."""
     views_every = round(SNAPSHOT_SECONDS / 0.02)
     step = 0
     while True:
         step += 1
         stats = StepStats(step=step, num_decode_tokens=NUM_SEQUENCES, step_seconds=0.02)
-        watch.on_step(StepOutput(outputs=[], stats=stats, events=[SequenceEvent(step % 256 + 1, "join")]))
+        live_view.on_step(StepOutput(outputs=[], stats=stats, events=[SequenceEvent(step % 256 + 1, "join")]))
         if step % views_every == 0:
-            watch.on_snapshot(view_of(step))
+            live_view.on_snapshot(view_of(step))
         await asyncio.sleep(0.02)
 
 
 @pytest.fixture
 def url() -> Iterator[str]:
     """The address of the page over that engine."""
-    watch = LiveView(lambda _: None)
+    live_view = LiveView(lambda _: None)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        telling = asyncio.create_task(tell(watch))
+        reporting = asyncio.create_task(report(live_view))
         yield
-        telling.cancel()
+        reporting.cancel()
 
     app = FastAPI(lifespan=lifespan)
     app.include_router(page_router())
-    app.include_router(live_view_router(watch, 10.0))
+    app.include_router(live_view_router(live_view, 10.0))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run)
     thread.start()

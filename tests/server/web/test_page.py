@@ -182,7 +182,7 @@ class TestInBrowser:
         self, page: Page, server: RunningServer
     ) -> None:
         page.click("#show-engine")
-        expect(page.locator("#numbers")).to_contain_text("0 run, 0 wait", timeout=10_000)
+        expect(page.locator("#numbers")).to_contain_text("0 running, 0 waiting", timeout=10_000)
 
         def ask(index: int) -> None:
             prompt = "A long beginning that all of them share, word for word, so that it is computed once. " * 3
@@ -221,15 +221,15 @@ class TestInBrowser:
             steps.append(shown_step(page))
         assert [before - after for before, after in itertools.pairwise(steps)] == [1, 1, 1, -1]
         expect(page.locator("#snapshot-text")).to_contain_text("ago")
-        told = page.eval_on_selector_all(
+        shown = page.eval_on_selector_all(
             "#events li", "all => all.map(one => [Number(one.dataset.step), one.ariaCurrent])"
         )
-        assert max(step for step, _ in told) <= steps[-1]
-        assert all((current == "step") == (step == steps[-1]) for step, current in told)
+        assert max(step for step, _ in shown) <= steps[-1]
+        assert all((current == "step") == (step == steps[-1]) for step, current in shown)
         page.click("#pause")
         for thread in asking:
             thread.join()
-        expect(page.locator("#numbers")).to_contain_text("0 run, 0 wait", timeout=30_000)
+        expect(page.locator("#numbers")).to_contain_text("0 running, 0 waiting", timeout=30_000)
         expect(page.locator("#numbers")).to_contain_text(" 0 of ")
         page.click("#show-chat")
 
