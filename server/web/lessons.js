@@ -25,7 +25,7 @@ export const LESSONS = {
     "9. Continuous batching",
   ],
   waiting: [
-    "A sequence in the queue. It joins the batch when the batch, the step's token budget and the pool have room for it. The order is round-robin over API keys.",
+    "A sequence in the queue. It joins the batch when the batch, the step's token budget and the pool have room for it. The next one is from the API key that was served the fewest tokens.",
     "9. Continuous batching",
   ],
   wait: ["The sequence stays in the queue, for the reason shown. The event is repeated only when the reason changes.", "9. Continuous batching"],

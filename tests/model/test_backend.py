@@ -146,7 +146,7 @@ def test_a_gpu_computes_in_plain_pytorch_and_takes_no_quantization(tiny_model_pa
     assert (backend.dtype, backend.quantization) == (torch.bfloat16, "none")
     assert choose(tiny_model_path, is_gpu=True, dtype="float32").dtype == torch.float32
     assert type(backend.make_model(TINY)) is Llama
-    with pytest.raises(ValueError, match="--quantization int8 needs the kernels for CPUs"):
+    with pytest.raises(ValueError, match="--quantization int8 needs the CPU kernels"):
         choose(tiny_model_path, is_gpu=True, quantization="int8")
 
 

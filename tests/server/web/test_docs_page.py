@@ -58,6 +58,7 @@ def test_every_route_is_shown_with_its_fields(page: Page, server: RunningServer)
     assert {*page.locator(".route > summary > code").all_inner_texts()} == routes
     page.locator("#post-v1-chat-completions > summary").click()
     chat = page.locator("#post-v1-chat-completions")
+    expect(chat.locator("> .scrolling").first).to_be_visible()
     fields = chat.locator("> .scrolling").first.locator("> table > tbody > tr > th").all_inner_texts()
     assert {*fields} == {*document["components"]["schemas"]["ChatRequest"]["properties"]}
     row = chat.locator("tr", has=page.locator("th", has_text=re.compile("^temperature$")))

@@ -213,7 +213,7 @@ class TestInBrowser:
         page.locator("#pool").click(position={"x": 5, "y": 5})
         expect(page.locator("#lesson p").first).to_have_text(re.compile("^A (free )?block "))
         page.locator("[data-lesson=shared]").press("Enter")
-        expect(page.locator("#lesson")).to_contain_text("several sequences hold")
+        expect(page.locator("#lesson")).to_contain_text("several sequences use")
         steps = [shown_step(page)]
         for way in ("back", "back", "back", "forward"):
             page.click(f"#{way}")
