@@ -8,6 +8,9 @@ import time
 from pathlib import Path
 
 import httpx
+import pytest
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 MAX_MODULES = 90

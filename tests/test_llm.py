@@ -21,6 +21,8 @@ from caravan.server.settings import Settings
 from tests.support.running_server import RunningServer, eventually, running_server
 from tests.support.served_checkpoints import huggingface
 
+pytestmark = pytest.mark.slow
+
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 LONG = SamplingParams(temperature=0, max_tokens=400, ignore_eos=True)
 CONVERSATION = [{"role": "user", "content": "hello 世界"}]

@@ -10,7 +10,7 @@ import pytest
 from caravan.download.resolve import ALIASES, DEFAULT_MODEL
 from tests.cli.hub_cache import write_cached
 
-pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")]
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from typer.main import get_command
 from caravan.cli.main import make_app
 from tests.support.http_server import QuietHandler, serving
 
+pytestmark = pytest.mark.slow
+
 PAGE = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text()
 NOWHERE = "http://127.0.0.1:9"
 CASES: dict[int, list[list[str]]] = {

@@ -15,6 +15,8 @@ from caravan.cli.main import make_app
 from caravan.cli.serve_options import serve_options
 from caravan.server.settings import GROUPS, Settings
 
+pytestmark = pytest.mark.slow
+
 ROOT: Any = get_command(make_app())
 COMMANDS = [[], *([name] for name in ROOT.commands)]
 

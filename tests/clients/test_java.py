@@ -9,6 +9,8 @@ import pytest
 
 from tests.support.running_server import running_server
 
+pytestmark = pytest.mark.slow
+
 SOURCE = Path(__file__).with_name("JavaClient.java")
 
 

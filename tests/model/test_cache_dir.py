@@ -14,6 +14,8 @@ import pytest
 from caravan.model.cache_dir import cache_folder, private_temporary_folder, writable_folder
 from caravan.model.cpu import build
 
+pytestmark = pytest.mark.slow
+
 UNKNOWN_USER = 12345  # OpenShift and others start containers with such a user id
 AS_UNKNOWN_USER = f"""
 import logging, os, sys

@@ -17,6 +17,8 @@ from caravan.model.sampling.generation_defaults import GenerationDefaults, load_
 from tests.model.oracle import load_checkpoint
 from tests.support.transformers_models import random_model
 
+pytestmark = pytest.mark.slow
+
 # Run by itself, so that nothing else is in memory. RssAnon: mapped files are the kernel's to take back.
 MEASURE = """
 import sys, threading, time

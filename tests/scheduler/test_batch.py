@@ -1,5 +1,6 @@
 """The tensors of a step against the plan they stand for."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +12,8 @@ from caravan.scheduler.scheduler import Scheduler
 from caravan.scheduler.sequence import ScheduledSequence
 from caravan.scheduler.step_result import StepResult
 from tests.scheduler.requests import make_request
+
+pytestmark = pytest.mark.slow
 
 BLOCK_SIZE = 3
 

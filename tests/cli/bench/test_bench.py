@@ -25,6 +25,8 @@ from caravan.cli.bench.report import Report
 from caravan.cli.bench.run import BenchOptions, Run, run_bench
 from tests.cli.bench.fake_server import TEMPLATE_TOKENS, FakeServer, fake_server
 
+pytestmark = pytest.mark.slow
+
 DEFAULTS = BenchOptions(
     url="",
     model=None,

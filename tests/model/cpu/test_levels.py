@@ -19,6 +19,8 @@ from caravan.model.cpu.llama import CpuLlama
 from tests.model.oracle import logits_of_every_position
 from tests.support.tiny_llama import tiny_llama
 
+pytestmark = pytest.mark.slow
+
 AMX, AVX512, AVX2 = LEVELS
 HASWELL: dict[str, object] = dict.fromkeys(AVX2.flags_of_features, True)
 ICE_LAKE = HASWELL | {f"avx512_{part}": True for part in ("f", "bw", "cd", "dq", "vl", "vnni", "vbmi")}

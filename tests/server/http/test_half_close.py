@@ -8,6 +8,8 @@ import pytest
 
 from tests.support.answering_app import REQUEST, Answering, read_to_end, served, until
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def app() -> Answering:

@@ -51,7 +51,7 @@ http {{
     }}
 }}
 """
-pytestmark = pytest.mark.skipif(NGINX is None, reason="There is no nginx.")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(NGINX is None, reason="There is no nginx.")]
 
 
 class Proxy:

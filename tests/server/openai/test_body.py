@@ -24,6 +24,8 @@ from tests.server.openai.asgi import until
 from tests.support.error_answers import error_of
 from tests.support.fakes import says
 
+pytestmark = pytest.mark.slow
+
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:

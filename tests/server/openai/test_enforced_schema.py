@@ -17,6 +17,8 @@ from caravan.server.openai.structured_output.schema_error import SchemaError
 from caravan.server.openai.structured_output.schema_keywords import ANNOTATIONS
 from tests.support.schema_samples import Schema, accepts, documents, matcher, sampled_texts, values, written
 
+pytestmark = pytest.mark.slow
+
 # These make a schema narrower on purpose, or are refused where a part of `anyOf` is then left out.
 NARROWING = re.compile(
     r'"(?:not|contains|uniqueItems|dependentRequired|oneOf|propertyNames|unevaluated\w+|additionalItems|format'

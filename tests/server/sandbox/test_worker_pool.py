@@ -23,6 +23,8 @@ from caravan.server.sandbox.worker_process import (
 )
 from tests.support import scripted_worker
 
+pytestmark = pytest.mark.slow
+
 Step = tuple[str, Any]
 
 
