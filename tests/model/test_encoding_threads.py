@@ -5,12 +5,15 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
 from tokenizers import normalizers
 
 from caravan.model.tokenizer.loader import load_tokenizer
 from caravan.model.tokenizer.tokenizer import Tokenizer, tokenizer_from_gguf
 from tests.model.vocabularies import gpt2_metadata, llama_metadata, trained_sentencepiece
 from tests.support.tokenizer_files import byte_level_json, pieces_json, write, write_tiktoken
+
+pytestmark = pytest.mark.slow
 
 
 def all_kinds(folder: Path) -> dict[str, Tokenizer]:

@@ -18,6 +18,8 @@ from tests.scheduler.requests import make_request
 from tests.support.fakes import byte_tokenizer
 from tests.support.tiny_llama import run_to_end
 
+pytestmark = pytest.mark.slow
+
 BRANCHES = LLMatcher.grammar_from_regex("(x[a-z]{20}|[a-w]{3}q[a-z]{30}|[y-z]{3}[0-9]{40})")
 FAVOURED = [{ord("x"): 100.0}, {ord("a"): 100.0, ord("q"): 150.0}, {ord("y"): 100.0}]  # a branch each
 

@@ -13,6 +13,8 @@ from caravan.server.sandbox.chat_template import ChatTemplate
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, answered, events_in, open_api
 from tests.support.responses_events import events_of
 
+pytestmark = pytest.mark.slow
+
 EVENTS = ["arrived", "tokenized", "admitted", "queued", "first token", "finished"]
 
 

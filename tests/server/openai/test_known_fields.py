@@ -19,6 +19,8 @@ from caravan.server.openai.protocol.strict_model import StrictModel
 from caravan.server.openai.protocol.tokenize import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, Body, a_chat, answered
 
+pytestmark = pytest.mark.slow
+
 ENDPOINTS: dict[str, tuple[type[StrictModel], KnownFields, Body]] = {
     COMPLETIONS: (CompletionRequest, COMPLETION, {"model": "fake", "prompt": "hi"}),
     CHAT: (ChatRequest, CHAT_FIELDS, a_chat()),

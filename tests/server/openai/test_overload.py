@@ -12,6 +12,8 @@ from tests.server.openai.api import CHAT, COMPLETIONS, Api, a_chat, events_in, o
 from tests.server.openai.asgi import AsgiRequest, until
 from tests.support.fakes import echoes
 
+pytestmark = pytest.mark.slow
+
 LONG = {"model": "fake", "prompt": "hi", "max_tokens": 400}
 EMBEDDINGS = "/v1/embeddings"
 TIMEOUT = "x-request-timeout-ms"

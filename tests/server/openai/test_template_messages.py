@@ -14,6 +14,8 @@ from tests.server.openai.api import CHAT, CHAT_ML, Api, Body, a_chat, answered, 
 from tests.support import templates
 from tests.support.tools import WEATHER
 
+pytestmark = pytest.mark.slow
+
 ARGUMENTS: Body = {"city": "Paris", "days": [1, 2.5, None, True], "é": {"a": "b"}}
 SYSTEM = {"role": "system", "content": "Be kind."}
 PARTS = [{"type": "text", "text": "How is "}, {"type": "text", "text": "the weather?"}]

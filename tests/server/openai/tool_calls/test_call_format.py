@@ -14,6 +14,8 @@ from tests.support.reading_calls import FORMATS, read
 from tests.support.tiny_llama import run_to_end
 from tests.support.transcript_text import text_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("template", "expected"),
