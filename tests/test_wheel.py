@@ -25,12 +25,11 @@ from caravan import __version__
 from caravan.model.cpu.levels import LEVELS, best_level
 from tests.support.running_server import running_server
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parent.parent
 PARTS = ("server", "scheduler", "model")
 
-pytestmark = pytest.mark.timeout(900)  # where the kernels are in no cache yet, the first of them waits for three builds
+# Where the kernels are in no cache yet, the first of them waits for three builds.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="session")
