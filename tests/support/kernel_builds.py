@@ -1,11 +1,12 @@
 """The builds of the kernels that are tested: for this processor, for each level, and plain. As a program, make them."""
 
+import os
 import platform
 from typing import Any
 
 import torch
 
-from caravan.model.cpu.build import build_kernels, load_kernels
+from caravan.model.cpu.build import KernelsUnavailable, build_kernels, built_library, load_kernels
 from caravan.model.cpu.levels import LEVELS
 
 NAMES = ("native", *(level.name for level in LEVELS), "plain")
@@ -18,6 +19,8 @@ def obstacle(name: str) -> str | None:
     capabilities = torch.cpu.get_capabilities()
     if any(level.name == name and not level.runs_on(capabilities) for level in LEVELS):
         return "this processor lacks a feature of the level"
+    if any(level.name == name and level.is_all_of(capabilities) for level in LEVELS):
+        return "the native build has the features of this level"  # and its bits: tests/model/cpu/test_levels.py
     return None
 
 
@@ -31,7 +34,18 @@ def load_build(name: str) -> Any:
     return build_kernels(level.target, level.library)
 
 
+def main() -> None:
+    """Make all builds, those that only the wheel and the image have included; without a compiler there are none."""
+    try:
+        if platform.machine() in ("x86_64", "AMD64"):
+            for level in LEVELS:
+                built_library(level.target, level.library, os.environ)
+        for name in NAMES:
+            if obstacle(name) is None:
+                load_build(name)
+    except KernelsUnavailable as error:
+        print(f"No kernels, whose tests fail: {error}")
+
+
 if __name__ == "__main__":
-    for name in NAMES:
-        if obstacle(name) is None:
-            load_build(name)
+    main()
