@@ -206,7 +206,7 @@ def test_a_server_streams_snapshots_to_http_clients_and_to_caravan_top(
     tiny_model_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with running_server(tiny_model_path, "--kv-cache-memory", "256KiB", "--max-num-seqs", "2") as server:
-        body = {"model": "tiny", "prompt": "hello", "max_tokens": 400, "ignore_eos": True, "n": 4, "stream": True}
+        body = {"model": "tiny", "prompt": "hello", "max_tokens": 400, "ignore_eos": True, "n": 16, "stream": True}
         seen: list[dict[str, Any]] = []
         with server.http.stream("POST", "/v1/completions", json=body) as response:
             lines = response.iter_lines()
