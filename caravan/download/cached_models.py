@@ -58,8 +58,8 @@ def models_named(models: list[CachedModel], name: str) -> list[CachedModel]:
         raise ModelNotFound(f"{name} is not a fetched model. `caravan list` shows the fetched models.")
     if not choice:
         return of_repo
-    file = choose_gguf(repo, [model.file for model in of_repo], choice)
-    return [model for model in of_repo if model.file == file]
+    named = {model.file or model.path.name: model for model in of_repo}
+    return [named[choose_gguf(repo, [*named], choice)]]
 
 
 def remove_models(models: list[CachedModel], *, hub_cache: Path | None = None) -> int:

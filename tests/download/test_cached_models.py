@@ -85,6 +85,11 @@ class TestRemove:
         assert remove(tmp_path, DEFAULT_MODEL) == len(CONTENT)
         assert files_in(path.parent) == ["mine.gguf"]
 
+    def test_the_alias_of_a_wheel_takes_a_choice_as_a_repository_does(self, tmp_path: Path) -> None:
+        path = write_default(tmp_path)
+        assert remove(tmp_path, f"{DEFAULT_MODEL}:Q4_1") == len(CONTENT)
+        assert not path.exists()
+
     @pytest.mark.parametrize("name", ["org/many:m-Q8_0", "org/many:q8_0"])
     def test_one_of_two_models_leaves_the_other_and_the_shared_files(self, tmp_path: Path, name: str) -> None:
         files = {"m-Q4_0.gguf": b"q4", "m-Q8_0.gguf": b"q8 q8", "tokenizer.model": b"pieces"}
