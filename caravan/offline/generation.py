@@ -14,7 +14,6 @@ from caravan.server.generation.errors import GenerationFailed
 from caravan.server.generation.stop_strings import StopStrings
 from caravan.server.generation.text_model import TextModel
 from caravan.server.generation.text_stream import ShownPrompt, TextDelta, TextStream
-from caravan.server.openai.tool_calls.call_format import call_token_ids
 
 
 class LocalGeneration:
@@ -69,7 +68,7 @@ class LocalGeneration:
         has_prompt_logprobs = job.request.num_prompt_logprobs is not None
         return TextStream(
             tokens,
-            Detokenizer(self._model.tokenizer, shown=call_token_ids(self._model.tokenizer)),
+            Detokenizer(self._model.tokenizer, shown=self._model.shown_token_ids),
             stop_strings,
             stop_token_ids=job.params[0].stop_token_ids,
             include_stop_string=job.request.include_stop_str_in_output,

@@ -19,6 +19,7 @@ from caravan.offline.settings import engine_settings
 from caravan.scheduler.messages import StepStats
 from caravan.server.generation.text_model import TextModel, text_parts
 from caravan.server.generation.text_stream import TextDelta, join_deltas
+from caravan.server.openai.tool_calls.call_format import call_token_ids
 
 if TYPE_CHECKING:
     from caravan.scheduler.engine import Engine
@@ -78,6 +79,7 @@ class LLM:
             max_model_len=self._local.report.config.max_model_len,
             tokenizer=tokenizer.resized(self._local.report.vocab_size),
             chat_template=template,
+            shown_token_ids=call_token_ids(tokenizer),
             defaults=defaults,
         )
 

@@ -40,7 +40,6 @@ class ServedModel(TextModel):
     version: str  # of the server
     created_at: int  # seconds since 1970
     engine: Engine
-    shown_token_ids: frozenset[int] = frozenset()  # special tokens kept in the text: the marks of tool calls
     metrics: Metrics
     admission: Admission
     history: RequestHistory = field(default_factory=RequestHistory)

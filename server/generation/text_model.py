@@ -20,6 +20,7 @@ class TextModel:
     max_model_len: int  # tokens, prompt and output together
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
+    shown_token_ids: frozenset[int] = frozenset()  # special tokens kept in the text: the marks of tool calls
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
 
     @cached_property
