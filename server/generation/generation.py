@@ -176,14 +176,6 @@ class Generation:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def all_deltas(self) -> list[list[TextDelta]]:
-        """Wait until all choices have ended, and return the deltas of each."""
-        deltas_of: list[list[TextDelta]] = [[] for _ in self._choices]
-        while not self.is_finished:
-            for index, delta in await self.next_deltas():
-                deltas_of[index].append(delta)
-        return deltas_of
-
     def end(self) -> None:
         """Abort unfinished choices, and complete the record; only the first call has an effect."""
         if self._is_ended:

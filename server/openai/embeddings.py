@@ -16,6 +16,7 @@ from caravan.model.sampling.sampling_params import SamplingParams
 from caravan.server.generation.context import request_context
 from caravan.server.generation.generation import Generation, PromptJob
 from caravan.server.generation.served_model import ServedModel
+from caravan.server.generation.text_stream import TextDelta
 from caravan.server.http.disconnect import until_disconnect
 from caravan.server.http.errors import invalid
 from caravan.server.http.json_response import json_response
@@ -25,7 +26,7 @@ from caravan.server.openai.prompts import in_thread_if_long, prompt_tokens, too_
 from caravan.server.openai.protocol.embeddings import Embedding, EmbeddingList, EmbeddingRequest, EmbeddingUsage
 from caravan.server.openai.protocol.strict_model import ignored_fields, ignored_warnings
 from caravan.server.openai.protocol.validated_body import read_body
-from caravan.server.openai.run_generation import all_deltas
+from caravan.server.openai.run_generation import read_whole
 
 MAX_INPUTS = 2048
 EXAMPLE = {"model": "smollm2", "input": ["The sea is calm.", "The water lies still."]}
@@ -55,7 +56,12 @@ def embeddings_router(served: ServedModel) -> APIRouter:
                 raise too_long(served, f"{len(prompt)} tokens in `input`")
         jobs = [PromptJob(token_ids=prompt, params=[NOTHING_DRAWN], pooling=body.pooling) for prompt in prompts]
         generation = Generation(served, jobs, context, answer_id=f"embd-{uuid.uuid4().hex}")
-        vectors = [deltas[-1].embedding for deltas in await all_deltas(request, generation)]
+        vectors: list[Sequence[float]] = [()] * len(prompts)
+
+        def add(index: int, delta: TextDelta) -> None:
+            vectors[index] = delta.embedding
+
+        await read_whole(request, generation, add)
         num_numbers = sum(map(len, vectors))
         writing = partial(_all_written, vectors, body)
         written = await in_thread_if_long(served, context.key_name, num_numbers, writing)

@@ -1,6 +1,6 @@
 """Run one generation to its end, whole or streamed, for every endpoint that generates."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, Protocol
 
 from fastapi import Request, Response
@@ -39,15 +39,21 @@ class EndpointWriter(Protocol):
         """Return the body of a response that is not streamed, after its last delta."""
 
 
-async def all_deltas(request: Request, generation: Generation) -> list[list[TextDelta]]:
-    """Run a generation and return the deltas of each choice; a client that disconnects cancels it.
+async def read_whole(request: Request, generation: Generation, add: Callable[[int, TextDelta], None]) -> None:
+    """Run a generation and call `add` with each choice index and delta; a client that disconnects cancels it.
 
     Raises EngineUnavailable, ClientDisconnect or the error that ended the generation.
     """
+
+    async def read() -> None:
+        while not generation.is_finished:
+            for index, delta in await generation.next_deltas():
+                add(index, delta)
+
     request.scope[SCOPE_RECORD] = generation.record
     try:
         await generation.start()
-        return await until_disconnect(request.receive, generation.all_deltas())
+        await until_disconnect(request.receive, read())
     finally:
         generation.end()
 
@@ -60,13 +66,13 @@ async def run_generation(
     No header is sent before the engine's first output, so that an error before it has its own status. A stream that
     would be silent for longer than `keep_alive_seconds` starts without output, since proxies close silent connections.
     """
+    if not is_stream:
+        await read_whole(request, generation, lambda index, delta: writer.add(index, delta, generation))
+        return json_response(writer.whole(generation))
     request.scope[SCOPE_RECORD] = generation.record
     is_handed_over = False
     try:
         await generation.start()
-        if not is_stream:
-            await until_disconnect(request.receive, _add_all(generation, writer))
-            return json_response(writer.whole(generation))
         first = await until_disconnect(request.receive, within(limits.keep_alive_seconds, generation.next_deltas()))
         is_handed_over = True
         return EventStream(
@@ -78,12 +84,6 @@ async def run_generation(
     finally:
         if not is_handed_over:
             generation.end()
-
-
-async def _add_all(generation: Generation, writer: EndpointWriter) -> None:
-    while not generation.is_finished:
-        for index, delta in await generation.next_deltas():
-            writer.add(index, delta, generation)
 
 
 async def _events(generation: Generation, writer: EndpointWriter, deltas: Deltas) -> AsyncGenerator[bytes, None]:
