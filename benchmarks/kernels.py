@@ -100,7 +100,7 @@ def print_line(
 def measure_linears(model: CpuLlama, name: str, peak: float, machine: Machine, seconds: float) -> None:
     """Print how long all linear layers of the model take, the output head not among them."""
     layers = [module for layer in model.layers for module in layer.modules() if isinstance(module, PackedLinear)]
-    num_bytes = sum(layer.packed.nbytes for layer in layers)
+    num_bytes = sum(part.nbytes for layer in layers for part in layer.passed()[0])
     num_weights = sum(layer.in_features * layer.out_features for layer in layers)
     for num_rows in NUM_ROWS:
         inputs = {layer.in_features: torch.randn(num_rows, layer.in_features).bfloat16() for layer in layers}
@@ -140,7 +140,7 @@ def measure_steps(model: CpuLlama, name: str, peak: float, machine: Machine, sec
         num_pairs = num_sequences * sum(range(length - num_queries + 1, length + 1))
         num_operations = 2 * num_weights * len(owners) + 2 * num_head_weights * num_sequences
         num_operations += 4 * config.num_layers * config.num_heads * config.head_dim * num_pairs
-        num_bytes = sum(linear.packed.nbytes for linear in linears) + cache.num_bytes
+        num_bytes = sum(part.nbytes for linear in linears for part in linear.passed()[0]) + cache.num_bytes
         title = f"step {name}, {num_sequences} x {num_queries} at context {length}"
         print_line(title, elapsed, num_bytes, num_operations, peak, machine)
 

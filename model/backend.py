@@ -10,12 +10,13 @@ from typing import Literal
 import torch
 
 from caravan.model.attention.cpu import BLOCK_MULTIPLE, CpuAttention
-from caravan.model.checkpoint.checkpoint import Checkpoint, grid_bits, num_parameters, weight_parts
+from caravan.model.checkpoint.checkpoint import Checkpoint, Part, grid_bits, num_parameters, weight_parts
 from caravan.model.config import ModelConfig
 from caravan.model.cpu.build import KernelsUnavailable, load_kernels
-from caravan.model.cpu.kernels import Kernels
-from caravan.model.cpu.linear import Quantization, format_of, num_packed_bytes
+from caravan.model.cpu.kernels import Kernels, WeightFormat
+from caravan.model.cpu.linear import Quantization, format_of
 from caravan.model.cpu.llama import CpuLlama
+from caravan.model.cpu.packing import BLOCK_FORMATS, num_packed_bytes
 from caravan.model.llama import Llama
 from caravan.model.loader import plain_llama
 
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 _TEXTS: Mapping[Quantization, str] = MappingProxyType(
     {
         "none": "bfloat16",
+        "native": "native: weights as the file has them, multiplied in 8 bits",
         "int8": "int8: multiplied in 8 bits; weights rounded to 8, or in 4 as the file has them where that is faster",
         "int4": "int4: stored in 4 or 8 bits as the file has them or rounded to 4, multiplied in bfloat16",
     }
@@ -59,9 +61,8 @@ def choose_backend(
 ) -> Backend:
     """Return the backend of a model: plain PyTorch on a GPU and without kernels, else CpuLlama.
 
-    `auto` is the fastest quantization that rounds nothing to less than bfloat16: int4 if the file has all its weights
-    on the grid of Q4_0, Q4_1 or Q8_0, else bfloat16 (docs/decisions/0034-quantization-auto.md). Raises ValueError for
-    options that contradict each other.
+    `auto` is `native` if the file has weights in blocks, else bfloat16 (docs/decisions/0034-quantization-auto.md).
+    Raises ValueError for options that contradict each other.
     """
     if is_gpu:
         if quantization not in ("auto", "none"):
@@ -78,7 +79,7 @@ def choose_backend(
         if quantization not in ("auto", "none"):
             logger.warning("--quantization %s needs the kernels; the weights stay in %s.", quantization, dtype)
         return _plain(checkpoint, getattr(torch, dtype), kernels)
-    chosen: Quantization = ("int4" if _has_grid(checkpoint) else "none") if quantization == "auto" else quantization
+    chosen: Quantization = ("native" if checkpoint.blocks else "none") if quantization == "auto" else quantization
     return Backend(
         dtype=torch.bfloat16,
         quantization=chosen,
@@ -116,16 +117,23 @@ def _plain(checkpoint: Checkpoint, dtype: torch.dtype, kernels: Kernels | None) 
     )
 
 
-def _has_grid(checkpoint: Checkpoint) -> bool:
-    """Return whether the files have every matrix on a grid, which the backend can keep without loss."""
-    matrices = [parts for parts in weight_parts(checkpoint).values() if len(parts[0].shape) > 1]
-    return all(grid_bits(checkpoint, parts) is not None for parts in matrices)
+def _part_bytes(checkpoint: Checkpoint, part: Part, *, is_table: bool, is_head: bool) -> int:
+    """Return the size of a part of a weight that is kept as the file has it; a table in blocks stays in the file."""
+    kind = checkpoint.blocks.get(part.source)
+    table = math.prod(part.shape) * torch.bfloat16.itemsize if is_table and kind is None else 0
+    weight_format = WeightFormat.BFLOAT16 if kind is None else BLOCK_FORMATS[kind]
+    return table + (num_packed_bytes(part.shape[0], part.shape[1], weight_format) if is_head else 0)
 
 
 def _packed_bytes(checkpoint: Checkpoint, quantization: Quantization, *, has_byte_products: bool) -> int:
     """Return the size of all weights of CpuLlama, which stores a tied embedding as a table and as an output head."""
     total = 0
     for name, parts in weight_parts(checkpoint).items():
+        if quantization == "native" and len(parts[0].shape) > 1:
+            is_table = name == "embedding.weight"
+            is_head = not is_table or checkpoint.config.tie_embeddings
+            total += sum(_part_bytes(checkpoint, part, is_table=is_table, is_head=is_head) for part in parts)
+            continue
         num_rows, shape = sum(part.shape[0] for part in parts), parts[0].shape[1:]
         if not shape or name == "embedding.weight":
             total += num_rows * math.prod(shape) * torch.bfloat16.itemsize

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from caravan.model.attention import PagedAttention
+from caravan.model.blocks import WeightPart
 from caravan.model.config import ModelConfig
 from caravan.model.forward_batch import ForwardBatch
 from caravan.model.kv_cache import KVCache
@@ -147,9 +148,13 @@ class Llama(nn.Module):
         """Return the names of the weights to read as GroupedWeight where the files have them on a grid; here none."""
         return set()
 
-    def place_weight(self, name: str, weight: Tensor | GroupedWeight) -> None:
+    def weights_in_blocks(self) -> set[str]:
+        """Return the names of the weights to keep in the blocks of the file; here none."""
+        return set()
+
+    def place_weight(self, name: str, weight: Tensor | GroupedWeight | list[WeightPart]) -> None:
         """Set the parameter with this dotted name."""
-        assert isinstance(weight, Tensor), "grouped_weights is empty"
+        assert isinstance(weight, Tensor), "grouped_weights and weights_in_blocks are empty"
         owner, _, leaf = name.rpartition(".")
         parameter: nn.Parameter = getattr(self.get_submodule(owner), leaf)
         assert parameter.shape == weight.shape

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from caravan.model.attention.reference import ReferenceAttention
+from caravan.model.blocks import NotFinite
 from caravan.model.checkpoint import BrokenCheckpoint
 from caravan.model.checkpoint.checkpoint import Checkpoint, check_shapes, read_weights, weight_parts
 from caravan.model.checkpoint.gguf import open_gguf
@@ -15,7 +17,6 @@ from caravan.model.checkpoint.llama2c import open_llama2c
 from caravan.model.checkpoint.meta import open_meta
 from caravan.model.config import ModelConfig, UnsupportedModel
 from caravan.model.llama import Llama
-from caravan.model.quantization import GroupedWeight
 
 
 def plain_llama(config: ModelConfig) -> Llama:
@@ -72,11 +73,14 @@ def load_model(
     """
     with torch.device("meta"):
         model = make_model(checkpoint.config)
-    weights = read_weights(checkpoint, dtype, model.grouped_weights())
+    weights = read_weights(checkpoint, dtype, model.grouped_weights(), model.weights_in_blocks())
     num_weights = len(weight_parts(checkpoint))
     # disable=None: a bar on terminals only
     for name, weight in tqdm(weights, "Loading weights", num_weights, leave=False, delay=0.5, disable=None):
-        model.place_weight(name, weight if isinstance(weight, GroupedWeight) else weight.to(device))
+        try:
+            model.place_weight(name, weight.to(device) if isinstance(weight, Tensor) else weight)
+        except NotFinite:
+            raise BrokenCheckpoint(f"{checkpoint.path}: {name} holds values that are not finite numbers.") from None
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     assert not missing, f"the checkpoint reader left out {missing}"
     model.set_max_position(max_position, device)

@@ -18,7 +18,7 @@ class StartEngine(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     limits: EngineLimits = EngineLimits()
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    quantization: Literal["auto", "none", "int8", "int4"] = "auto"
+    quantization: Literal["auto", "none", "native", "int8", "int4"] = "auto"
     kv_cache_dtype: Literal["auto", "bfloat16", "int8"] = "auto"
     num_threads: int | None = None  # None: one per core
     is_profiled: bool = False  # write the time of each part of a step to standard error

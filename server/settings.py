@@ -75,7 +75,7 @@ class ModelSettings(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Data type of activations. auto: bfloat16 where it is fast, otherwise float32."
     )
-    quantization: Literal["auto", "none", "int8", "int4"] = Field(
+    quantization: Literal["auto", "none", "native", "int8", "int4"] = Field(
         "auto",
         description="Weight quantization. int8: 8-bit products. int4: 4-bit weights, bfloat16 products. auto: int4 for "
         "Q4_0, Q4_1 and Q8_0 files, whose weights it keeps as they are, otherwise none.",

@@ -49,7 +49,7 @@ def plan_model(
     prompt_tokens: int,
     output_tokens: int,
     dtype: str,
-    quantization: Literal["auto", "none", "int8", "int4"],
+    quantization: Literal["auto", "none", "native", "int8", "int4"],
     kv_cache_dtype: KVDtype,
     limits: EngineLimits,
 ) -> list[Row]:

@@ -2,18 +2,21 @@
 
 import math
 import os
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from caravan.model.blocks import StoredRows, WeightPart
 from caravan.model.checkpoint import BrokenCheckpoint
 from caravan.model.config import ModelConfig, UnsupportedModel
 from caravan.model.quantization import GroupedWeight
 
+Weight = Tensor | GroupedWeight | list[WeightPart]
 TensorNames = Mapping[str, str]  # kind of tensor -> its name in the files, with {} for the layer
 _NUM_NAMED = 3  # tensors named in an error; the rest are counted
 
@@ -32,6 +35,8 @@ class Checkpoint:
     read: Callable[[str, Tensor], None]  # write a tensor's values into a tensor of its shape; raises BrokenCheckpoint
     grids: Mapping[str, int] = field(default_factory=dict)  # matrix -> bits of its grid (GroupedWeight)
     read_grid: Callable[[str], GroupedWeight | None] = lambda _: None  # such a matrix; None if it does not fit
+    blocks: Mapping[str, str] = field(default_factory=dict)  # matrix -> kind of its blocks, a key of BLOCK_SIZES
+    read_blocks: Callable[[str], Tensor] = lambda _: torch.empty(0)  # such a matrix, mapped: [rows, bytes], uint8
     unused: frozenset[str] = frozenset()  # tensors in the files that no weight needs
 
 
@@ -116,16 +121,19 @@ def check_shapes(checkpoint: Checkpoint) -> None:
 
 
 def read_weights(
-    checkpoint: Checkpoint, dtype: torch.dtype, grouped: Collection[str] = ()
-) -> Iterator[tuple[str, Tensor | GroupedWeight]]:
+    checkpoint: Checkpoint, dtype: torch.dtype, grouped: Collection[str] = (), in_blocks: Collection[str] = ()
+) -> Iterator[tuple[str, Weight]]:
     """Yield every weight with its name in the model, in dtype.
 
-    Those named in `grouped` come on the grid of the files, or else in float32. Each is allocated once and filled in
-    place, several at a time; nothing else of their size is in memory.
+    Those named in `grouped` come on the grid of the files, or else in float32. Those named in `in_blocks` come in parts
+    as the files have them. Each is allocated once and filled in place. Threads read the next few ahead, no more:
+    memory for all weights at once would be several times that of the packed model.
     Raises BrokenCheckpoint for values that are not finite.
     """
 
-    def weight(name: str, parts: list[Part]) -> Tensor | GroupedWeight:
+    def weight(name: str, parts: list[Part]) -> Weight:
+        if name in in_blocks:
+            return [stored(part) if part.source in checkpoint.blocks else dense([part], dtype) for part in parts]
         if name not in grouped:
             return dense(parts, dtype)
         grids = [checkpoint.read_grid(part.source) for part in parts] if grid_bits(checkpoint, parts) else []
@@ -143,9 +151,22 @@ def read_weights(
                 rows.copy_(half_split(rows, part.num_interleaved_heads))
         return weight
 
-    parts = weight_parts(checkpoint)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy and torch release Python's lock
-        yield from zip(parts, pool.map(weight, parts, parts.values()), strict=True)
+    def stored(part: Part) -> StoredRows:
+        order = torch.arange(part.shape[0])
+        if part.num_interleaved_heads:
+            order = half_split(order, part.num_interleaved_heads)
+        return StoredRows(checkpoint.blocks[part.source], checkpoint.read_blocks(part.source), order)
+
+    num_threads = os.cpu_count() or 1
+    with ThreadPoolExecutor(num_threads) as pool:  # numpy and torch release Python's lock
+        ahead: deque[tuple[str, Future[Weight]]] = deque()
+        for name, parts in weight_parts(checkpoint).items():
+            ahead.append((name, pool.submit(weight, name, parts)))
+            if len(ahead) > num_threads:
+                name, read = ahead.popleft()
+                yield name, read.result()
+        for name, read in ahead:
+            yield name, read.result()
 
 
 def _joined(grids: list[GroupedWeight], parts: list[Part]) -> GroupedWeight:

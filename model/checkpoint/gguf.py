@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from caravan.model.blocks import BLOCK_SIZES
 from caravan.model.checkpoint import BrokenCheckpoint
 from caravan.model.checkpoint.checkpoint import Checkpoint
 from caravan.model.checkpoint.gguf_groups import GRID_BITS, read_groups
@@ -45,7 +46,7 @@ _NAMES = MappingProxyType(
         "down": "blk.{}.ffn_down.weight",
     }
 )
-_TYPE_NAMES = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+_TYPE_NAMES = ("F32", "F16", "BF16", *BLOCK_SIZES)
 _TYPES = MappingProxyType({int(kind): kind for kind in map(gguf.GGMLQuantizationType.__getitem__, _TYPE_NAMES)})
 _ROPE_FREQS = "rope_freqs.weight"  # one divisor for each rotary frequency
 _ROWS_AT_ONCE = 32
@@ -94,6 +95,8 @@ def open_gguf(path: Path) -> Checkpoint:
         read=read,
         grids={name: GRID_BITS[kind] for name, kind in kinds.items() if kind in GRID_BITS},
         read_grid=read_grid,
+        blocks={name: kind.name for name, kind in kinds.items() if kind.name in BLOCK_SIZES},
+        read_blocks=lambda name: torch.from_numpy(_stored(holders[name], name)),
         unused=frozenset({_ROPE_FREQS}),
     )
 
@@ -280,7 +283,8 @@ def _stored(header: GgufHeader, name: str) -> NDArray[np.uint8]:
     tensor = header.tensors[name]
     num_rows = tensor.shape[0]
     num_bytes = _num_bytes(header, name, tensor)
-    return np.memmap(header.path, np.uint8, mode="r", offset=tensor.start, shape=(num_rows, num_bytes // num_rows))
+    # Private rather than read-only, since torch has no tensors that cannot be written.
+    return np.memmap(header.path, np.uint8, mode="c", offset=tensor.start, shape=(num_rows, num_bytes // num_rows))
 
 
 def _dequantize(header: GgufHeader, name: str, out: Tensor) -> None:

@@ -19,10 +19,13 @@ class Arena:
 
     def allocate(self, weight: Tensor) -> Tensor:
         """Return a copy of `weight`, a flat uint8 tensor, in the arena."""
-        num_bytes = weight.numel()
+        return self.empty(weight.numel()).copy_(weight)
+
+    def empty(self, num_bytes: int) -> Tensor:
+        """Return memory in the arena, [num_bytes] uint8, not set."""
         if self._used + num_bytes > self._chunk.numel():
             self._chunk = torch.empty(max(CHUNK_BYTES, num_bytes), dtype=torch.uint8)
             self._used = 0
-        copy = self._chunk[self._used : self._used + num_bytes]
+        memory = self._chunk[self._used : self._used + num_bytes]
         self._used += -(-num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-        return copy.copy_(weight)
+        return memory

@@ -20,6 +20,22 @@ inline float largest_of(const E* x, int64_t count) {
   return magnitude;
 }
 
+struct Range {
+  float least, largest;
+  float nothing;  // 0, or NaN if one of the numbers is not finite
+};
+
+// The least and the largest of `count` numbers, at most 32.
+inline Range range_of(const float* x, int64_t count) {
+  Range range{x[0], x[0], 0};
+  for (int64_t i = 0; i < count; i++) {
+    range.least = std::min(range.least, x[i]);
+    range.largest = std::max(range.largest, x[i]);
+    range.nothing += x[i] - x[i];
+  }
+  return range;
+}
+
 inline float inverse_of(float largest, float num_steps) { return largest > 0 ? num_steps / largest : 0.0f; }
 
 // To the nearest whole number, ties to even; magnitudes below 2^22.

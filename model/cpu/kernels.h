@@ -4,16 +4,28 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <string>
+#include <vector>
 
 namespace caravan {
 
 using OptionalTensor = std::optional<at::Tensor>;
 
+// Some outputs of a weight, packed in one format, which names what the weights are and are multiplied in.
+struct WeightPart {
+  at::Tensor packed;
+  std::string format;
+  int64_t num_outputs;
+};
+
 // y = f(x) W^T + bias + residual; x is [T, inputs], before swiglu [T, 2 * inputs]; y is [T, outputs] in bfloat16 or
-// float32. `input` names f: "", "rms_norm" or "swiglu". `format` names what the weights are and are multiplied in.
-at::Tensor linear(const at::Tensor& x, const at::Tensor& packed, c10::string_view format, int64_t num_outputs,
-                  c10::string_view input, const OptionalTensor& norm_weight, double eps, const OptionalTensor& bias,
+// float32, the outputs of one part after the other. `input` names f: "", "rms_norm" or "swiglu".
+at::Tensor linear(const at::Tensor& x, at::ArrayRef<WeightPart> parts, c10::string_view input,
+                  const OptionalTensor& norm_weight, double eps, const OptionalTensor& bias,
                   const OptionalTensor& residual, bool float_out);
+
+std::vector<WeightPart> weight_parts(const std::vector<at::Tensor>& packed, const std::vector<std::string>& formats,
+                                     const std::vector<int64_t>& num_outputs);
 
 // Keys and values [T, num_kv_heads, head_dim] into the slots [T] of one layer's pages.
 void write(const at::Tensor& keys, const at::Tensor& values, const at::Tensor& slots, at::Tensor key_pages,

@@ -10,7 +10,7 @@ from torch import Tensor
 class WeightFormat(Enum):
     """The layout of a packed weight; the values are the kernels' own names.
 
-    Sizes and layouts are in model/cpu/linear.py, products in model/cpu/linear.cpp.
+    Sizes and layouts are in model/cpu/packing.py and model/cpu/block_tiles.h, products in model/cpu/product.h.
     """
 
     BFLOAT16 = "bfloat16"
@@ -18,6 +18,18 @@ class WeightFormat(Enum):
     GRID_8 = "grid of 8 bits"  # times bfloat16
     GRID_4 = "grid of 4 bits"  # times bfloat16
     GRID_4_INT8 = "grid of 4 bits times bytes"
+    GRID_5_INT8 = "grid of 5 bits times bytes"
+    GRID_8_INT8 = "grid of 8 bits times bytes"
+    IQ4_NL = "IQ4_NL"  # these and the following times bytes
+    IQ4_XS = "IQ4_XS"
+    Q2_K = "Q2_K"
+    Q3_K = "Q3_K"
+    Q4_K = "Q4_K"
+    Q5_K = "Q5_K"
+    Q6_K = "Q6_K"
+
+
+PassedWeight = tuple[list[Tensor], list[str], list[int]]  # packed, formats and numbers of outputs of its parts
 
 
 class LinearOverload(Protocol):
@@ -26,9 +38,9 @@ class LinearOverload(Protocol):
     def __call__(
         self,
         x: Tensor,
-        packed: Tensor,
-        weight_format: str,
-        num_outputs: int,
+        packed: Sequence[Tensor],
+        formats: Sequence[str],
+        num_outputs: Sequence[int],
         activation: str,
         norm_weight: Tensor | None,
         eps: float,
@@ -37,10 +49,10 @@ class LinearOverload(Protocol):
         float_out: bool,
         /,
     ) -> Tensor:
-        """Return f(x) times the weight, plus bias and residual, [T, num_outputs] in bfloat16 or float32.
+        """Return f(x) times the weight, plus bias and residual, [T, sum of num_outputs] in bfloat16 or float32.
 
-        `weight_format` is the value of a WeightFormat. `activation` names f: "" for none, "rms_norm" with norm_weight,
-        "swiglu" for x [T, 2 in], the gate and up projections.
+        A weight has parts, each with a format, the value of a WeightFormat. `activation` names f: "" for none,
+        "rms_norm" with norm_weight, "swiglu" for x [T, 2 in], the gate and up projections.
         """
 
 
@@ -61,20 +73,15 @@ class Layers(Protocol):
         num_heads: int,
         eps: float,
         attention_norm: Tensor,
-        qkv: Tensor,
-        qkv_format: str,
+        qkv: PassedWeight,
         qkv_bias: Tensor | None,
         query_norm: Tensor | None,
         key_norm: Tensor | None,
-        output: Tensor,
-        output_format: str,
+        output: PassedWeight,
         output_bias: Tensor | None,
         feed_forward_norm: Tensor,
-        gate_up: Tensor,
-        gate_up_format: str,
-        num_gate_up: int,
-        down: Tensor,
-        down_format: str,
+        gate_up: PassedWeight,
+        down: PassedWeight,
         /,
     ) -> None:
         """Append a layer; norms, biases and packed weights are kept, not copied."""
@@ -109,6 +116,15 @@ class Kernels(Protocol):
 
     def has_byte_products(self) -> bool:
         """Return whether the processor multiplies bytes, so that 8 bits are faster than a grid of 4."""
+
+    def pack_blocks(self, stored: Sequence[Tensor], orders: Sequence[Tensor], kind: str, packed: Tensor, /) -> bool:
+        """Pack rows in blocks of a kind, as StoredRows has them; return whether all scales are finite."""
+
+    def are_finite(self, stored: Tensor, kind: str, /) -> bool:
+        """Return whether all scales of a matrix in blocks are finite."""
+
+    def widen_rows(self, stored: Tensor, rows: Tensor, kind: str, /) -> Tensor:
+        """Return rows [T] of a matrix in blocks, as StoredRows has it, in float32 [T, in]."""
 
     def write(self, keys: Tensor, values: Tensor, slots: Tensor, key_pages: Tensor, value_pages: Tensor, /) -> None:
         """Store keys and values, each [T, num_kv_heads, head_dim], at the slots [T]."""

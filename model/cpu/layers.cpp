@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "kernels.h"
@@ -33,10 +34,17 @@ class PartClock {
 };
 
 struct Weight {
-  at::Tensor packed;
-  std::string format;
+  std::vector<WeightPart> parts;
   OptionalTensor bias;
 };
+
+// A weight as Python passes it: packed, formats and numbers of outputs of its parts.
+using PassedWeight = std::tuple<std::vector<at::Tensor>, std::vector<std::string>, std::vector<int64_t>>;
+
+Weight weight_of(const PassedWeight& passed, OptionalTensor bias = {}) {
+  const auto& [packed, formats, num_outputs] = passed;
+  return {weight_parts(packed, formats, num_outputs), bias};
+}
 
 struct Layer {
   int64_t window, num_heads;
@@ -47,29 +55,16 @@ struct Layer {
   Weight output;
   at::Tensor feed_forward_norm;
   Weight gate_up;  // the gate's rows, then the up projection's
-  int64_t num_gate_up;
   Weight down;
 };
 
 // The layers in their order. They are passed once: a call from Python costs more with each argument.
 struct Layers : torch::CustomClassHolder {
-  void add(int64_t window, int64_t num_heads, double eps, at::Tensor attention_norm, at::Tensor qkv,
-           std::string qkv_format, OptionalTensor qkv_bias, OptionalTensor query_norm, OptionalTensor key_norm,
-           at::Tensor output, std::string output_format, OptionalTensor output_bias, at::Tensor feed_forward_norm,
-           at::Tensor gate_up, std::string gate_up_format, int64_t num_gate_up, at::Tensor down,
-           std::string down_format) {
-    layers.push_back({window,
-                      num_heads,
-                      eps,
-                      attention_norm,
-                      {qkv, qkv_format, qkv_bias},
-                      query_norm,
-                      key_norm,
-                      {output, output_format, output_bias},
-                      feed_forward_norm,
-                      {gate_up, gate_up_format, {}},
-                      num_gate_up,
-                      {down, down_format, {}}});
+  void add(int64_t window, int64_t num_heads, double eps, at::Tensor attention_norm, PassedWeight qkv,
+           OptionalTensor qkv_bias, OptionalTensor query_norm, OptionalTensor key_norm, PassedWeight output,
+           OptionalTensor output_bias, at::Tensor feed_forward_norm, PassedWeight gate_up, PassedWeight down) {
+    layers.push_back({window, num_heads, eps, attention_norm, weight_of(qkv, qkv_bias), query_norm, key_norm,
+                      weight_of(output, output_bias), feed_forward_norm, weight_of(gate_up), weight_of(down)});
   }
 
   // The wanted rows of x [T, hidden_size] after all layers, which are all of them or some, in their order; this step's
@@ -78,12 +73,9 @@ struct Layers : torch::CustomClassHolder {
                  at::Tensor lengths, at::Tensor block_tables, std::vector<at::Tensor> key_pages,
                  std::vector<at::Tensor> value_pages, at::Tensor wanted_rows, OptionalTensor seconds) {
     PartClock clock(seconds);
-    const int64_t hidden_size = x.size(1), num_kv_heads = key_pages[0].size(2), head_dim = 2 * cos.size(1);
     for (size_t i = 0; i < layers.size(); i++) {
       const Layer& l = layers[i];
-      const int64_t num_qkv = (l.num_heads + 2 * num_kv_heads) * head_dim;
-      at::Tensor qkv = linear(x, l.qkv.packed, l.qkv.format, num_qkv, "rms_norm", l.attention_norm, l.eps, l.qkv.bias, {},
-                              false);
+      at::Tensor qkv = linear(x, l.qkv.parts, "rms_norm", l.attention_norm, l.eps, l.qkv.bias, {}, false);
       clock.charge(0);
       at::Tensor queries =
           rotate_and_write(qkv, cos, sin, slots, key_pages[i], value_pages[i], l.query_norm, l.key_norm, l.eps);
@@ -95,10 +87,9 @@ struct Layers : torch::CustomClassHolder {
         x = x.index_select(0, wanted_rows);
         mixed = mixed.index_select(0, wanted_rows);
       }
-      x = linear(mixed, l.output.packed, l.output.format, hidden_size, "", {}, 0, l.output.bias, x, false);
-      at::Tensor gate_up = linear(x, l.gate_up.packed, l.gate_up.format, l.num_gate_up, "rms_norm",
-                                  l.feed_forward_norm, l.eps, {}, {}, false);
-      x = linear(gate_up, l.down.packed, l.down.format, hidden_size, "swiglu", {}, 0, {}, x, false);
+      x = linear(mixed, l.output.parts, "", {}, 0, l.output.bias, x, false);
+      at::Tensor gate_up = linear(x, l.gate_up.parts, "rms_norm", l.feed_forward_norm, l.eps, {}, {}, false);
+      x = linear(gate_up, l.down.parts, "swiglu", {}, 0, {}, x, false);
       clock.charge(0);
     }
     return x;

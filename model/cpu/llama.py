@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from caravan.model.attention.cpu import NO_WINDOW, CpuAttention
+from caravan.model.blocks import NotFinite, StoredRows
+from caravan.model.checkpoint.checkpoint import Weight
 from caravan.model.config import ModelConfig
 from caravan.model.cpu.arena import Arena
 from caravan.model.cpu.kernels import Kernels, Layers
@@ -15,6 +17,22 @@ from caravan.model.kv_cache import KVCache
 from caravan.model.linear import Linear
 from caravan.model.llama import Block, Llama, RMSNorm
 from caravan.model.quantization import GroupedWeight, dequantize
+
+
+class BlockEmbedding(nn.Module):
+    """An embedding whose rows are widened from the file when they are wanted: a table would be far larger."""
+
+    def __init__(self, rows: StoredRows, kernels: Kernels) -> None:
+        """Raise NotFinite if one of the rows is not finite."""
+        super().__init__()
+        if not kernels.are_finite(rows.stored, rows.kind):
+            raise NotFinite
+        self.rows = rows
+        self._widen_rows = kernels.widen_rows
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """Return the rows of token_ids [T], [T, hidden_size] in bfloat16."""
+        return self._widen_rows(self.rows.stored, token_ids, self.rows.kind).to(torch.bfloat16)
 
 
 class CpuBlock(Block):
@@ -45,20 +63,15 @@ class CpuBlock(Block):
             attention.num_heads,
             self.attention_norm.eps,
             self.attention_norm.weight,
-            qkv.packed,
-            qkv.format.value,
+            qkv.passed(),
             qkv.bias,
             query_norm.weight if isinstance(query_norm, RMSNorm) else None,
             key_norm.weight if isinstance(key_norm, RMSNorm) else None,
-            output.packed,
-            output.format.value,
+            output.passed(),
             output.bias,
             self.feed_forward_norm.weight,
-            gate_up.packed,
-            gate_up.format.value,
-            gate_up.out_features,
-            down.packed,
-            down.format.value,
+            gate_up.passed(),
+            down.passed(),
         )
 
 
@@ -82,13 +95,21 @@ class CpuLlama(Llama):
 
     def grouped_weights(self) -> set[str]:
         """Return the names of the weights to read on their grids, which are those to quantize."""
-        if self.quantization == "none":
-            return set()
+        return self._matrices() if self.quantization in ("int8", "int4") else set()
+
+    def weights_in_blocks(self) -> set[str]:
+        """Return the names of the weights to keep in the blocks of the file."""
+        return self._matrices() | {"embedding.weight"} if self.quantization == "native" else set()
+
+    def _matrices(self) -> set[str]:
         names = {f"{name}.weight" for name, module in self.named_modules() if isinstance(module, PackedLinear)}
         return (names - {"output.weight"}) | {"embedding.weight"} if self.config.tie_embeddings else names
 
-    def place_weight(self, name: str, weight: Tensor | GroupedWeight) -> None:
-        """Set a weight, packed if it belongs to a linear layer. A tied embedding is also set as the output head."""
+    def place_weight(self, name: str, weight: Weight) -> None:
+        """Set a weight, packed if it belongs to a linear layer. A tied embedding is also set as the output head.
+
+        Raises NotFinite.
+        """
         owner, _, leaf = name.rpartition(".")
         module = self.get_submodule(owner)
         if isinstance(module, PackedLinear) and leaf == "weight":
@@ -96,6 +117,12 @@ class CpuLlama(Llama):
             return
         if name == "embedding.weight" and self.config.tie_embeddings:
             self.output.place(weight)
+        if isinstance(weight, list):
+            (part,) = weight  # an embedding is one tensor
+            if isinstance(part, StoredRows):
+                self.embedding = BlockEmbedding(part, self._kernels)  # type: ignore[assignment]  # it has rows, too
+                return
+            weight = part
         table = dequantize(weight) if isinstance(weight, GroupedWeight) else weight
         super().place_weight(name, table.to(torch.bfloat16))
 

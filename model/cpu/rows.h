@@ -52,7 +52,7 @@ inline void prepare_row(const InputStep& step, const bf16* row, int64_t num_inpu
 // Rows in bfloat16, for weights in bfloat16. They are an odd number of cache lines apart, so that those of many rows do
 // not all want the same places in a cache.
 struct BFloat16Rows {
-  static constexpr bool kGoInTiles = true;
+  static constexpr bool kInBytes = false, kGoInTiles = true;
   int64_t num_pairs, stride;
   Lines<Pair> pairs;
 
@@ -72,7 +72,7 @@ struct BFloat16Rows {
 
 // Rows in bfloat16, for weights on a grid; of each four numbers the second and the third change places.
 struct GridRows {
-  static constexpr bool kGoInTiles = true;
+  static constexpr bool kInBytes = false, kGoInTiles = true;
   int64_t num_pairs, num_groups;
   Lines<Pair> pairs;
   std::unique_ptr<float[]> sums;  // [row][group]
@@ -118,7 +118,7 @@ inline std::pair<float, int32_t> round_to_bytes(const float* from, int8_t (&byte
 
 // Rows in 8 bits with a scale for each group, for weights in 8 bits.
 struct ByteRows {
-  static constexpr bool kGoInTiles = true;
+  static constexpr bool kInBytes = true, kGoInTiles = true;
   int64_t num_groups;
   Lines<Quad> quads;
   std::unique_ptr<float[]> scales;    // [row][group]
@@ -142,28 +142,53 @@ struct ByteRows {
   }
 };
 
-// Rows in 8 bits with a scale for each 32, for weights in 4 bits on a grid.
-struct GridByteRows {
-  static constexpr bool kGoInTiles = false;
-  int64_t num_groups;
-  Lines<int32_t> quads;             // [row][group][8], four bytes each
-  std::unique_ptr<float[]> scales;  // [row][group]
-  std::unique_ptr<float[]> sums;    // [row][group]: of the rounded numbers
+// Rows in 8 bits, for weights in blocks: for each group of 32 the bytes b, a scale a and a zero t, so that a number is
+// a * b + t. The bytes span from the least number of the group to the largest. With the zero their error is half of
+// that without: a group of activations is seldom even about 0.
+template <int kPart>  // inputs whose sums are wanted
+struct BlockRows {
+  static constexpr bool kInBytes = true;
+  static constexpr bool kGoInTiles = kPart == 32;  // sums of 16 inputs are too short for them
+  static constexpr int kParts = kGroup / kPart;
+  int64_t num_inputs, num_groups;
+  Lines<int32_t> quads;                  // [row][group][8], four bytes each
+  std::unique_ptr<float[]> scales;       // [row][group]
+  std::unique_ptr<float[]> zeros;        // [row][group]
+  std::unique_ptr<float[]> sums;         // [row][group][part]: of the rounded numbers
+  std::unique_ptr<int32_t[]> byte_sums;  // [row][group][part]
 
-  GridByteRows(int64_t num_rows, int64_t num_inputs)
-      : num_groups(divide_up(num_inputs, kGroup)),
+  BlockRows(int64_t num_rows, int64_t num_inputs)
+      : num_inputs(num_inputs),
+        num_groups(divide_up(num_inputs, kGroup)),
         quads(lines_of<int32_t>(num_rows * num_groups * kGroup / 4)),
         scales(new float[num_rows * num_groups]),
-        sums(new float[num_rows * num_groups]) {}
+        zeros(new float[num_rows * num_groups]),
+        sums(new float[num_rows * num_groups * kParts]),
+        byte_sums(new int32_t[num_rows * num_groups * kParts]) {}
 
   void set(int64_t row, const float* numbers) {
     for (int64_t group = 0; group < num_groups; group++) {
-      const int64_t at = row * num_groups + group;
-      int8_t bytes[kGroup];
-      const auto [scale, sum] = round_to_bytes(numbers + group * kGroup, bytes);
+      const int64_t at = row * num_groups + group, count = std::min(kGroup, num_inputs - group * kGroup);
+      const float* from = numbers + group * kGroup;
+      const auto [least, largest, nothing] = range_of(from, count);
+      const float half = largest / 2 - least / 2 + nothing, zero = largest / 2 + least / 2 + nothing;
+      const float inverse = inverse_of(half, 127);
+      int8_t bytes[kGroup] = {};  // those past the last input stay 0, and are in no sum
+      for (int64_t i = 0; i < kGroup; i += kLanes) {
+        const int64_t some = std::clamp<int64_t>(count - i, 0, kLanes);
+        const i8x16 rounded = convert<i8x16>(round_to_whole((load_floats(from + i) - zero) * inverse));
+        std::memcpy(bytes + i, &rounded, some);
+      }
       std::memcpy(&quads[at * kGroup / 4], bytes, kGroup);
-      scales[at] = scale;
-      sums[at] = scale * (float)sum;
+      scales[at] = half / 127;
+      zeros[at] = zero;
+      for (int64_t part = 0; part < kParts; part++) {
+        int32_t sum = 0;
+        for (int i = 0; i < kPart; i++) sum += bytes[part * kPart + i];
+        const int64_t num_summed = std::clamp<int64_t>(count - part * kPart, 0, kPart);
+        byte_sums[at * kParts + part] = sum;
+        sums[at * kParts + part] = half / 127 * (float)sum + zero * (float)num_summed;
+      }
     }
   }
 };

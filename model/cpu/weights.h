@@ -71,6 +71,8 @@ struct ByteTile {
       const uint8_t* group = weights + g * kGroupBytes;
       const int64_t at = first * stride + g;
       ahead.fetch(g);
+      if (ahead.lines_at_once == 0)
+        for (int64_t line = 0; line < kGroupBytes; line += 64) __builtin_prefetch(group + 4 * kGroupBytes + line);
       i32x16 dots[R][C];
 #pragma GCC unroll 6
       for (int r = 0; r < R; r++)
@@ -149,60 +151,6 @@ struct GridTile {
   }
 };
 
-// The same tile of 4 bits, times rows in bytes: a group's share of a sum is scale * s * (q . b) + offset * s * (sum of b)
-// for bytes b that stand for s * b.
-struct NibbleTile {
-  static constexpr int64_t kGroupBytes = GridTile<4>::kGroupBytes;
-  static constexpr int64_t kQuads = kGroup / 4;
-  static constexpr int64_t kFarAhead = 4 * kGroupBytes;  // one row is done with a group before the next has come
-  const uint8_t* weights;
-  int64_t num_groups;
-
-  int64_t num_bytes() const { return num_groups * kGroupBytes; }
-  int64_t num_steps() const { return num_groups; }
-
-  template <int R, int C>
-  void multiply(const GridByteRows& rows, int64_t first, int half, const Ahead& ahead, f32x16 (&sums)[R][C]) const {
-    if (half == 0) return multiply_from<0>(rows, first, ahead, sums);
-    if constexpr (C == 1) multiply_from<1>(rows, first, ahead, sums);  // a constant needs no register
-  }
-
-  template <int kHalf, int R, int C>
-  void multiply_from(const GridByteRows& rows, int64_t first, const Ahead& ahead, f32x16 (&sums)[R][C]) const {
-    const int64_t stride = rows.num_groups;
-    for (int64_t g = 0; g < num_groups; g++) {
-      const uint8_t* group = weights + g * kGroupBytes;
-      const int64_t at = first * stride + g;
-      ahead.fetch(g);
-      NibbleSums dots[R][C];
-#pragma GCC unroll 6
-      for (int r = 0; r < R; r++)
-        for (int c = 0; c < C; c++) dots[r][c].clear();
-#pragma GCC unroll kUnrolled
-      for (int quad = 0; quad < kQuads; quad++) {
-        const u32x16 bytes = load<u32x16>(group + 4 * kColumns + quad * 64);
-        if constexpr (R == 1) __builtin_prefetch(group + kFarAhead + quad * kGroupBytes / kQuads);
-        u32x16 columns[C];
-        for (int c = 0; c < C; c++) columns[c] = (bytes >> 4 * (kHalf + c)) & 0x0f0f0f0f;
-#pragma GCC unroll 6
-        for (int r = 0; r < R; r++) {
-          const int32_t a = rows.quads[(at + r * stride) * kQuads + quad];
-          for (int c = 0; c < C; c++) dots[r][c].add(a, columns[c]);
-        }
-      }
-      for (int c = 0; c < C; c++) {
-        const float16* scales = (const float16*)group + (kHalf + c) * kLanes;
-        const f32x16 scale = load_floats(scales), offset = load_floats(scales + kColumns);
-#pragma GCC unroll 6
-        for (int r = 0; r < R; r++) {
-          add_scaled(dots[r][c].total(), scale, rows.scales[at + r * stride], sums[r][c]);
-          sums[r][c] += offset * rows.sums[at + r * stride];
-        }
-      }
-    }
-  }
-};
-
 // Weights as they lie in memory; `tile` gives one tile to multiply with.
 struct BFloat16Weights {
   using Rows = BFloat16Rows;
@@ -232,16 +180,6 @@ struct GridWeights {
   GridTile<kBits> tile(int64_t index) const {
     const int64_t num_groups = divide_up(num_inputs, kGroup);
     return {packed + index * num_groups * GridTile<kBits>::kGroupBytes, num_groups};
-  }
-};
-
-struct NibbleWeights {
-  using Rows = GridByteRows;
-  const uint8_t* packed;
-  int64_t num_inputs;
-  NibbleTile tile(int64_t index) const {
-    const int64_t num_groups = divide_up(num_inputs, kGroup);
-    return {packed + index * num_groups * NibbleTile::kGroupBytes, num_groups};
   }
 };
 

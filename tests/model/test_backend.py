@@ -35,9 +35,9 @@ def test_a_file_on_a_grid_keeps_it(real_model_path: Path) -> None:
     backend = choose(real_model_path, quantization="int4")
     checkpoint = open_checkpoint(real_model_path)
     model = load_model(checkpoint, backend.dtype, torch.device("cpu"), 64, backend.make_model)
-    formats = {name: module.format for name, module in model.named_modules() if isinstance(module, PackedLinear)}
-    assert formats.pop("output") == WeightFormat.GRID_8
-    assert set(formats.values()) == {WeightFormat.GRID_4}
+    formats = {name: module.formats for name, module in model.named_modules() if isinstance(module, PackedLinear)}
+    assert formats.pop("output") == [WeightFormat.GRID_8]
+    assert all(found == [WeightFormat.GRID_4] for found in formats.values())
 
 
 @pytest.mark.real_model
@@ -61,11 +61,23 @@ def test_weights_on_the_grid_of_their_file_cost_no_more_than_weights_in_bfloat16
 
 
 @pytest.mark.real_model
-def test_auto_keeps_the_grid_of_a_file_that_has_one(real_model_path: Path) -> None:
-    assert choose(real_model_path).quantization == "int4"
+def test_auto_keeps_the_blocks_of_a_file_that_has_them(real_model_path: Path, tiny_model_path: Path) -> None:
+    assert choose(real_model_path).quantization == "native"
+    assert choose(tiny_model_path).quantization == "none"
 
 
-@pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
+@pytest.mark.real_model
+def test_native_keeps_the_embedding_in_the_file(real_model_path: Path) -> None:
+    backend = choose(real_model_path)
+    model = load_model(open_checkpoint(real_model_path), backend.dtype, torch.device("cpu"), 64, backend.make_model)
+    assert sum(weight.nbytes for weight in model.parameters()) == backend.weight_bytes
+    formats = {name: module.formats for name, module in model.named_modules() if isinstance(module, PackedLinear)}
+    assert formats.pop("output") == [WeightFormat.GRID_8_INT8]
+    assert all(found == [WeightFormat.GRID_4_INT8] for found in formats.values())
+    assert not list(model.embedding.parameters())
+
+
+@pytest.mark.parametrize("quantization", ["none", "native", "int8", "int4"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_the_bytes_of_the_weights_are_known_before_they_are_read(
     tiny_model_path: Path, quantization: str, dtype: str

@@ -2,39 +2,61 @@
 
 from typing import Any
 
+import gguf
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from caravan.model.blocks import BLOCK_SIZES, StoredRows
+from caravan.model.cpu.arena import Arena
 from caravan.model.cpu.build import build_kernels, load_kernels
 from caravan.model.cpu.kernels import WeightFormat
 from caravan.model.cpu.levels import LEVELS
-from caravan.model.cpu.linear import num_packed_bytes, pack_bfloat16, pack_bytes, pack_grid
+from caravan.model.cpu.packing import (
+    BLOCK_FORMATS,
+    num_packed_bytes,
+    pack_bfloat16,
+    pack_blocks,
+    pack_bytes,
+    pack_grid,
+)
 from caravan.model.quantization import (
-    BYTE_GROUP,
-    GROUP,
     ByteWeight,
     GroupedWeight,
     dequantize,
     from_bytes,
     quantize,
     quantize_rows,
+    quantize_rows_from_zero_points,
     to_bytes,
 )
+from tests.support.gguf_blocks import random_blocks
 
 needs_tiles = pytest.mark.skipif(not torch.cpu.get_capabilities().get("amx_bf16"), reason="needs Intel's AMX")
 SHAPES = [(96, 64), (33, 30), (1, 8), (88, 48), (160, 1536)]  # outputs, inputs
+BLOCKS = {weight_format: kind for kind, weight_format in BLOCK_FORMATS.items() if not kind.startswith(("Q4_", "Q8_"))}
+BLOCKS[WeightFormat.Q4_K] = "Q4_K"
+GRIDS_OF_BYTES = (WeightFormat.GRID_4_INT8, WeightFormat.GRID_8_INT8)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def inputs_of(kind: WeightFormat, num_inputs: int) -> int:
+    """The next number of inputs that the blocks of a format allow."""
+    block = BLOCK_SIZES[BLOCKS[kind]][0] if kind in BLOCKS else 1
+    return -(-num_inputs // block) * block
+
+
 class Layer:
     """A weight in one format, as the kernel reads it and as a matrix."""
 
     def __init__(self, kernels: Any, kind: WeightFormat, num_outputs: int, num_inputs: int) -> None:
+        if kind in BLOCKS:
+            self._pack_blocks(kernels, kind, num_outputs, num_inputs)
+            return
         weight = random(num_outputs, num_inputs, seed=1) / num_inputs**0.5
         self.kind, self.num_outputs, self.kernels = kind, num_outputs, kernels
         if kind == WeightFormat.BFLOAT16:
@@ -43,15 +65,22 @@ class Layer:
             rounded = to_bytes(weight)
             self.matrix, self.packed = from_bytes(rounded), pack_bytes(rounded)
         else:
-            grid = quantize(weight, 8 if kind == WeightFormat.GRID_8 else 4)
+            grid = quantize(weight, 4 if kind in (WeightFormat.GRID_4, WeightFormat.GRID_4_INT8) else 8)
             self.matrix, self.packed = dequantize(grid), pack_grid(grid)
+
+    def _pack_blocks(self, kernels: Any, kind: WeightFormat, num_outputs: int, num_inputs: int) -> None:
+        self.kind, self.num_outputs, self.kernels = kind, num_outputs, kernels
+        self.stored = random_blocks(BLOCKS[kind], num_outputs, num_inputs)
+        rows = StoredRows(BLOCKS[kind], torch.from_numpy(self.stored), torch.arange(num_outputs))
+        self.packed = pack_blocks([rows], num_inputs, kernels, Arena())
+        self.matrix = torch.from_numpy(gguf.dequantize(self.stored, gguf.GGMLQuantizationType[BLOCKS[kind]]))
 
     def run(self, x: Tensor, step: str = "", norm: Tensor | None = None, **more: Tensor) -> Tensor:
         out: Tensor = self.kernels.linear(
             x,
-            self.packed,
-            self.kind.value,
-            self.num_outputs,
+            [self.packed],
+            [self.kind.value],
+            [self.num_outputs],
             step,
             norm,
             1e-5,
@@ -63,9 +92,10 @@ class Layer:
 
     def expected(self, rows: Tensor) -> Tensor:
         """The product of rows that are ready for it."""
-        group = {WeightFormat.INT8: BYTE_GROUP, WeightFormat.GRID_4_INT8: GROUP}.get(self.kind)
-        rounded = rows.bfloat16().float() if group is None else quantize_rows(rows, group)
-        return rounded @ self.matrix.T
+        if self.kind == WeightFormat.INT8:
+            return quantize_rows(rows) @ self.matrix.T
+        is_in_bytes = self.kind in BLOCKS or self.kind in GRIDS_OF_BYTES
+        return (quantize_rows_from_zero_points(rows) if is_in_bytes else rows.bfloat16().float()) @ self.matrix.T
 
 
 @pytest.fixture(params=WeightFormat)
@@ -75,27 +105,29 @@ def kind(request: pytest.FixtureRequest) -> WeightFormat:
 
 @pytest.mark.parametrize(("num_outputs", "num_inputs"), SHAPES)
 def test_products_agree(kernels: Any, kind: WeightFormat, num_outputs: int, num_inputs: int) -> None:
+    num_inputs = inputs_of(kind, num_inputs)
     layer = Layer(kernels, kind, num_outputs, num_inputs)
     assert layer.packed.numel() == num_packed_bytes(num_outputs, num_inputs, kind)
     x = random(7, num_inputs).bfloat16()
     bias = random(num_outputs, seed=3).bfloat16()
     expected = layer.expected(x.float())
     # a value between two steps of the grid may be rounded the other way
-    tolerance = 0.012 if kind in (WeightFormat.INT8, WeightFormat.GRID_4_INT8) else 1e-5
+    tolerance = 0.012 if kind in (WeightFormat.INT8, *GRIDS_OF_BYTES, *BLOCKS) else 1e-5
     torch.testing.assert_close(layer.run(x), expected, atol=tolerance, rtol=1e-4)
     torch.testing.assert_close(layer.run(x, bias=bias), expected + bias.float(), atol=tolerance, rtol=1e-4)
 
 
 def test_the_norm_swiglu_and_the_residual_are_part_of_it(kernels: Any, kind: WeightFormat) -> None:
-    layer = Layer(kernels, kind, 70, 96)
-    x, weight, residual = random(9, 96).bfloat16() * 3, random(96, seed=4).bfloat16(), random(9, 70, seed=5).bfloat16()
+    n = inputs_of(kind, 96)
+    layer = Layer(kernels, kind, 70, n)
+    x, weight, residual = random(9, n).bfloat16() * 3, random(n, seed=4).bfloat16(), random(9, 70, seed=5).bfloat16()
     wide = x.float()
     normalised = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-5) * weight.float()
     ours = layer.run(x, "rms_norm", weight, residual=residual)
     assert ours.dtype == torch.bfloat16
     torch.testing.assert_close(ours.float(), layer.expected(normalised) + residual.float(), atol=0.05, rtol=0.01)
 
-    gate_up = random(9, 192, seed=6).bfloat16()
+    gate_up = random(9, 2 * n, seed=6).bfloat16()
     gate, up = gate_up.float().chunk(2, dim=1)
     torch.testing.assert_close(layer.run(gate_up, "swiglu"), layer.expected(F.silu(gate) * up), atol=0.02, rtol=1e-3)
 
@@ -104,6 +136,7 @@ def test_the_norm_swiglu_and_the_residual_are_part_of_it(kernels: Any, kind: Wei
 def test_a_row_has_the_same_bits_among_any_number_of_rows(
     kernels: Any, kind: WeightFormat, num_outputs: int, num_inputs: int
 ) -> None:
+    num_inputs = inputs_of(kind, num_inputs)
     layer = Layer(kernels, kind, num_outputs, num_inputs)
     x = random(550, num_inputs).bfloat16()
     everything = layer.run(x)
@@ -136,8 +169,9 @@ def test_bytes_have_the_same_sums_with_and_without_tiles() -> None:
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_a_number_that_is_not_finite_changes_its_row_and_no_other(kernels: Any, kind: WeightFormat, bad: float) -> None:
-    layer = Layer(kernels, kind, 40, 64)
-    x = random(5, 64).bfloat16()
+    n = inputs_of(kind, 64)
+    layer = Layer(kernels, kind, 40, n)
+    x = random(5, n).bfloat16()
     clean = layer.run(x)
     x[2, 37] = bad
     poisoned = layer.run(x)
@@ -147,29 +181,58 @@ def test_a_number_that_is_not_finite_changes_its_row_and_no_other(kernels: Any, 
 
 
 def test_rows_of_zeros_give_zeros(kernels: Any, kind: WeightFormat) -> None:
-    layer = Layer(kernels, kind, 40, 64)
-    assert torch.equal(layer.run(torch.zeros(2, 64, dtype=torch.bfloat16)), torch.zeros(2, 40))
+    n = inputs_of(kind, 64)
+    layer = Layer(kernels, kind, 40, n)
+    assert torch.equal(layer.run(torch.zeros(2, n, dtype=torch.bfloat16)), torch.zeros(2, 40))
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_extremes_of_bytes_do_not_overflow(kernels: Any, sign: int) -> None:
     weight = ByteWeight(torch.full((32, 64), 127 * sign, dtype=torch.int8), torch.ones(32, 1).half())
     x = torch.full((1, 64), -127.0, dtype=torch.bfloat16)
-    out = kernels.linear(x, pack_bytes(weight), "int8", 32, "", None, 0.0, None, None, True)
+    out = kernels.linear(x, [pack_bytes(weight)], ["int8"], [32], "", None, 0.0, None, None, True)
     assert torch.equal(out, torch.full((1, 32), -127.0 * 127 * sign * 64))
 
 
+@pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_extremes_of_nibbles_do_not_overflow(kernels: Any, sign: int) -> None:
-    values = torch.full((32, 64), 15, dtype=torch.uint8)
-    grid = GroupedWeight(values, torch.ones(32, 2).half(), torch.zeros(32, 2).half(), 4)
+def test_extremes_of_grids_do_not_overflow(kernels: Any, sign: int, bits: int) -> None:
+    """Half of a group is the least byte and half the largest, and the weights of the first half are 0."""
+    largest = 2**bits - 1
+    values = torch.full((32, 64), largest, dtype=torch.uint8)
+    values.view(32, 4, 16)[:, ::2] = 0
+    grid = GroupedWeight(values, torch.ones(32, 2).half(), torch.zeros(32, 2).half(), bits)
     x = torch.full((1, 64), 127.0 * sign, dtype=torch.bfloat16)
-    kind = WeightFormat.GRID_4_INT8.value
-    out = kernels.linear(x, pack_grid(grid), kind, 32, "", None, 0.0, None, None, True)
-    assert torch.equal(out, torch.full((1, 32), 127.0 * 15 * sign * 64))
+    x.view(4, 16)[::2] = -127.0 * sign
+    kind = (WeightFormat.GRID_4_INT8 if bits == 4 else WeightFormat.GRID_8_INT8).value
+    out = kernels.linear(x, [pack_grid(grid)], [kind], [32], "", None, 0.0, None, None, True)
+    assert torch.equal(out, torch.full((1, 32), 127.0 * largest * sign * 32))
+
+
+def test_parts_of_a_weight_stand_side_by_side(kernels: Any) -> None:
+    """Each part has its columns of the bias and of the residual."""
+    layers = [Layer(kernels, kind, n, 256) for kind, n in ((WeightFormat.Q4_K, 40), (WeightFormat.BFLOAT16, 7))]
+    x, bias, residual = random(5, 256).bfloat16(), random(47, seed=2).bfloat16(), random(5, 47, seed=3).bfloat16()
+    both = kernels.linear(
+        x,
+        [layer.packed for layer in layers],
+        [layer.kind.value for layer in layers],
+        [layer.num_outputs for layer in layers],
+        "",
+        None,
+        0.0,
+        bias,
+        residual,
+        False,
+    )
+    parts = [
+        layer.run(x, bias=bias[columns].contiguous(), residual=residual[:, columns].contiguous())
+        for layer, columns in zip(layers, (slice(0, 40), slice(40, 47)), strict=True)
+    ]
+    assert torch.equal(both, torch.cat(parts, dim=1))
 
 
 def test_an_unknown_format_is_an_error(kernels: Any) -> None:
     x = torch.zeros(1, 32, dtype=torch.bfloat16)
     with pytest.raises(ValueError, match="there is no format int3"):
-        kernels.linear(x, torch.zeros(1, dtype=torch.uint8), "int3", 32, "", None, 0.0, None, None, True)
+        kernels.linear(x, [torch.zeros(1, dtype=torch.uint8)], ["int3"], [32], "", None, 0.0, None, None, True)

@@ -1,0 +1,40 @@
+"""Blocks: weights in the bytes that a GGUF file has them in."""
+
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from torch import Tensor
+
+# Kind of block -> inputs of a block, its bytes in a file. Source: ggml's ggml-common.h.
+BLOCK_SIZES = MappingProxyType(
+    {
+        "Q4_0": (32, 18),
+        "Q4_1": (32, 20),
+        "Q5_0": (32, 22),
+        "Q5_1": (32, 24),
+        "Q8_0": (32, 34),
+        "IQ4_NL": (32, 18),
+        "Q2_K": (256, 84),
+        "Q3_K": (256, 110),
+        "Q4_K": (256, 144),
+        "Q5_K": (256, 176),
+        "Q6_K": (256, 210),
+        "IQ4_XS": (256, 136),
+    }
+)
+
+
+class NotFinite(ValueError):
+    """A weight has numbers that are not finite."""
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """Rows of a matrix as a file has them."""
+
+    kind: str  # a key of BLOCK_SIZES
+    stored: Tensor  # [rows, bytes of a row] uint8, mapped from the file
+    order: Tensor  # [out] int64, the row of `stored` for each output
+
+
+WeightPart = StoredRows | Tensor  # some outputs of a weight; a Tensor is [out, in] in bfloat16

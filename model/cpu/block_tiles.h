@@ -1,0 +1,238 @@
+// Weights in 2 to 8 bits as the files have them, in tiles of 32 outputs, times rows in bytes.
+//
+// A weight is scale * (q - zero) + offset. Inputs that share a scale are a part: 16 or 32. A group is 32 inputs, for
+// which a row is rounded to bytes: x = a * b + t. So a part's share of a sum is
+//   a * scale * (sum of (q - zero) * b)  +  t * scale * (sum of (q - zero))  +  offset * (sum of x),
+// where the sums of q and b are whole numbers, exact in any order. model/cpu/blocks.cpp packs the tiles.
+#pragma once
+
+#include "weights.h"
+
+namespace caravan {
+
+constexpr int32_t kOnes = 0x01010101;  // four bytes of one: with them a product is a sum
+
+// The values of a group, [quad of inputs][32 outputs] bytes, in a plane of low bits and one of high bits. A plane of 8
+// bits is [quad][32][4]. One of less has 16 places of 4 bytes in a line, and in each byte the bits of outputs o and o + 16
+// of 4 / bits quads, the first quad in the lowest bits.
+template <int kBits>
+struct Plane {
+  static constexpr int kBytes = kGroup * kColumns * kBits / 8;
+  static constexpr int kQuadsOfLine = kBits == 8 ? 1 : 4 / kBits;
+  static constexpr uint32_t kMask = 0x01010101u * ((1 << kBits) - 1);
+
+  static u32x16 quad(const uint8_t* plane, int quad, int half) {
+    if constexpr (kBits == 8) return load<u32x16>(plane + quad * 128 + half * 64);
+    const u32x16 line = load<u32x16>(plane + quad / kQuadsOfLine * 64);
+    return (line >> kBits * (2 * (quad % kQuadsOfLine) + half)) & kMask;
+  }
+
+  // Add what `values`, four bytes, bring to the plane.
+  static void set(uint8_t* plane, int quad, int output, uint32_t values) {
+    const int half = output / kLanes, lane = output % kLanes;
+    uint8_t* place = plane + (kBits == 8 ? quad * 128 + half * 64 : quad / kQuadsOfLine * 64) + lane * 4;
+    const int shift = kBits == 8 ? 0 : kBits * (2 * (quad % kQuadsOfLine) + half);
+    const uint32_t set = load<uint32_t>(place) | (values & kMask) << shift;
+    std::memcpy(place, &set, sizeof set);
+  }
+};
+
+template <int kLowBits, int kHighBits = 0>
+struct Values {
+  static constexpr int kBits = kLowBits + kHighBits;
+  using Low = Plane<kLowBits>;
+  using High = Plane<kHighBits ? kHighBits : 1>;
+  static constexpr int kBytes = Low::kBytes + (kHighBits ? High::kBytes : 0);
+
+  static u32x16 quad(const uint8_t* values, int quad, int half) {
+    const u32x16 low = Low::quad(values, quad, half);
+    if constexpr (kHighBits == 0) return low;
+    return low | High::quad(values + Low::kBytes, quad, half) << kLowBits;
+  }
+
+  static void set(uint8_t* values, int quad, int output, uint32_t bytes) {
+    Low::set(values, quad, output, bytes);
+    if constexpr (kHighBits != 0) High::set(values + Low::kBytes, quad, output, bytes >> kLowBits);
+  }
+};
+
+// Numbers that 4 bits stand for in IQ4_NL and IQ4_XS, plus 128. Source: ggml's ggml-common.h, kvalues_iq4nl.
+struct TableValues {
+  static constexpr int kBits = 8;
+  static constexpr int kBytes = Plane<4>::kBytes;
+  static constexpr uint8_t kTable[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
+
+  static u32x16 quad(const uint8_t* values, int quad, int half) {
+    return look_up(kTable, Plane<4>::quad(values, quad, half));
+  }
+  static void set(uint8_t* values, int quad, int output, uint32_t bytes) { Plane<4>::set(values, quad, output, bytes); }
+};
+
+// Scales and offsets in float16 for each 32 inputs: [32] and [32] before the values of each group.
+template <class V, bool kOffset = true, int kZeroPoint = 0>
+struct OneLevel {
+  using Values = V;
+  static constexpr bool kHasOffset = kOffset;
+  static constexpr int kZero = kZeroPoint, kPart = 32, kGroupsOfBlock = 1, kHeadBytes = 0;
+  static constexpr int kScaleBytes = kOffset ? 128 : 64;
+
+  static f32x16 scale(const uint8_t*, const uint8_t* group, int, int half) {
+    return load_floats((const float16*)group + half * kLanes);
+  }
+  static f32x16 offset(const uint8_t*, const uint8_t* group, int, int half) {
+    return load_floats((const float16*)group + kColumns + half * kLanes);
+  }
+};
+
+// For each 256 inputs d [32] in float16, and dmin [32] if there are mins; for each part a scale [32] and a min [32] in
+// bytes. A scale is d times that byte, an offset -dmin times that byte; both products are exact in float32.
+template <class V, int kPartInputs, bool kHasMins, int kZeroPoint = 0>
+struct TwoLevels {
+  using Values = V;
+  static constexpr bool kHasOffset = kHasMins;
+  static constexpr int kZero = kZeroPoint, kPart = kPartInputs, kGroupsOfBlock = 8;
+  static constexpr int kHeadBytes = kHasMins ? 128 : 64;
+  static constexpr int kScaleBytes = kGroup / kPart * kColumns * (kHasMins ? 2 : 1);
+
+  static f32x16 scale(const uint8_t* head, const uint8_t* group, int part, int half) {
+    return load_floats((const float16*)head + half * kLanes) *
+           load_signed_bytes(group + part * kColumns + half * kLanes);
+  }
+  static f32x16 offset(const uint8_t* head, const uint8_t* group, int part, int half) {
+    return load_floats((const float16*)head + kColumns + half * kLanes) *
+           load_signed_bytes(group + (kGroup / kPart + part) * kColumns + half * kLanes) * -1.0f;
+  }
+};
+
+template <class Form>
+struct BlockTile {
+  using Values = typename Form::Values;
+  static constexpr int kParts = kGroup / Form::kPart, kQuads = Form::kPart / 4;
+  static constexpr int64_t kGroupBytes = Form::kScaleBytes + Values::kBytes;
+  static constexpr int64_t kBlockBytes = Form::kHeadBytes + Form::kGroupsOfBlock * kGroupBytes;
+  static constexpr int64_t kFarAhead = 4 * kGroupBytes;  // one row is done with a group before the next has come
+  static constexpr int64_t kLines = (kGroupBytes + 63) / 64;
+
+  const uint8_t* weights;
+  int64_t num_groups;
+  mutable std::unique_ptr<float[]> weight_sums = nullptr;  // [half][group][part][16], kept by the first of many rows
+  mutable bool has_sums[2] = {};
+
+  int64_t num_bytes() const { return num_groups / Form::kGroupsOfBlock * kBlockBytes; }
+  int64_t num_steps() const { return num_groups; }
+
+  const uint8_t* head(int64_t g) const { return weights + g / Form::kGroupsOfBlock * kBlockBytes; }
+  const uint8_t* group(int64_t g) const { return head(g) + Form::kHeadBytes + g % Form::kGroupsOfBlock * kGroupBytes; }
+
+  // scale * (sum of (q - zero)) of a part.
+  static f32x16 scaled_sum(const f32x16& scale, const i32x16& sum) {
+    return scale * convert<f32x16>(sum - Form::kPart * Form::kZero);
+  }
+
+  f32x16 weight_sum(const f32x16& scale, const uint8_t* group, int part, int half) const {
+    ByteSums<Values::kBits> sum;
+    sum.start(i32x16{});
+#pragma GCC unroll kUnrolled
+    for (int quad = 0; quad < kQuads; quad++)
+      sum.add(quad, kOnes, Values::quad(group + Form::kScaleBytes, part * kQuads + quad, half));
+    return scaled_sum(scale, sum.total());
+  }
+
+  // Adds to sums[r][c] what rows first to first + R give for the sixteen outputs of half `half` + c.
+  template <int R, int C>
+  void multiply(const BlockRows<Form::kPart>& rows, int64_t first, int half, const Ahead& ahead,
+                f32x16 (&sums)[R][C]) const {
+    if (R > 1 && !weight_sums) weight_sums.reset(new float[2 * num_groups * kParts * kLanes]);
+    if (half == 0) return multiply_from<0>(rows, first, ahead, sums);
+    if constexpr (C == 1) multiply_from<1>(rows, first, ahead, sums);  // a constant needs no register
+  }
+
+  template <int kHalf, int R, int C>
+  void multiply_from(const BlockRows<Form::kPart>& rows, int64_t first, const Ahead& ahead,
+                     f32x16 (&sums)[R][C]) const {
+    const int64_t stride = rows.num_groups;
+    for (int64_t g = 0; g < num_groups; g++) {
+      const uint8_t *const head = this->head(g), *const group = this->group(g);
+      const int64_t at = first * stride + g;
+      ahead.fetch(g);
+      if (R == 1 || ahead.lines_at_once == 0)
+        for (int64_t line = 0; line < kLines; line++) __builtin_prefetch(group + kFarAhead + line * 64);
+      for (int part = 0; part < kParts; part++) {
+        ByteSums<Values::kBits> dots[R][C], own[C];
+#pragma GCC unroll 6
+        for (int r = 0; r < R; r++) {
+          const i32x16 start = Form::kZero ? splat(-Form::kZero * rows.byte_sums[(at + r * stride) * kParts + part]) : i32x16{};
+          for (int c = 0; c < C; c++) dots[r][c].start(start);
+        }
+        for (int c = 0; c < C; c++) own[c].start(i32x16{});
+#pragma GCC unroll kUnrolled
+        for (int quad = 0; quad < kQuads; quad++) {
+          u32x16 columns[C];
+          for (int c = 0; c < C; c++) {
+            columns[c] = Values::quad(group + Form::kScaleBytes, part * kQuads + quad, kHalf + c);
+            if constexpr (R == 1) own[c].add(quad, kOnes, columns[c]);
+          }
+#pragma GCC unroll 6
+          for (int r = 0; r < R; r++) {
+            const int32_t a = rows.quads[(at + r * stride) * (kGroup / 4) + part * kQuads + quad];
+            for (int c = 0; c < C; c++) dots[r][c].add(quad, a, columns[c]);
+          }
+        }
+        for (int c = 0; c < C; c++) {
+          const f32x16 scale = Form::scale(head, group, part, kHalf + c);
+          f32x16 offset{}, sum;
+          if constexpr (Form::kHasOffset) offset = Form::offset(head, group, part, kHalf + c);
+          if constexpr (R == 1) {
+            sum = scaled_sum(scale, own[c].total());
+          } else {
+            float* kept = &weight_sums[(((kHalf + c) * num_groups + g) * kParts + part) * kLanes];
+            if (!has_sums[kHalf + c]) store(kept, weight_sum(scale, group, part, kHalf + c));
+            sum = load<f32x16>(kept);
+          }
+#pragma GCC unroll 6
+          for (int r = 0; r < R; r++) {
+            const int64_t row = at + r * stride;
+            add_scaled(dots[r][c].total(), scale, rows.scales[row], sums[r][c]);
+            sums[r][c] += sum * rows.zeros[row];
+            if constexpr (Form::kHasOffset) sums[r][c] += offset * rows.sums[row * kParts + part];
+          }
+        }
+      }
+    }
+    if constexpr (R > 1)
+      for (int c = 0; c < C; c++) has_sums[kHalf + c] = true;
+  }
+};
+
+template <class Form>
+struct BlockWeights {
+  using Rows = BlockRows<Form::kPart>;
+  const uint8_t* packed;
+  int64_t num_inputs;
+  BlockTile<Form> tile(int64_t index) const {
+    const int64_t num_groups = divide_up(num_inputs, kGroup);
+    return {packed + index * (num_groups / Form::kGroupsOfBlock) * BlockTile<Form>::kBlockBytes, num_groups};
+  }
+};
+
+using Q2K = TwoLevels<Values<2>, 16, true>;
+using Q3K = TwoLevels<Values<2, 1>, 16, false, 4>;
+using Q4K = TwoLevels<Values<4>, 32, true>;
+using Q5K = TwoLevels<Values<4, 1>, 32, true>;
+using Q6K = TwoLevels<Values<4, 2>, 16, false, 32>;
+using IQ4XS = TwoLevels<TableValues, 32, false, 128>;
+using IQ4NL = OneLevel<TableValues, false, 128>;
+using Grid4 = OneLevel<Values<4>>;
+using Grid5 = OneLevel<Values<4, 1>>;
+using Grid8 = OneLevel<Values<8>>;
+
+// f(format) for the format of that name; false if there is none.
+template <class F>
+bool with_form(c10::string_view name, const F& f) {
+  auto is = [&](c10::string_view other, auto form) { return name == other && (f(form), true); };
+  return is("Q2_K", Q2K{}) || is("Q3_K", Q3K{}) || is("Q4_K", Q4K{}) || is("Q5_K", Q5K{}) || is("Q6_K", Q6K{}) ||
+         is("IQ4_XS", IQ4XS{}) || is("IQ4_NL", IQ4NL{}) || is("grid of 4 bits times bytes", Grid4{}) ||
+         is("grid of 5 bits times bytes", Grid5{}) || is("grid of 8 bits times bytes", Grid8{});
+}
+
+}  // namespace caravan

@@ -1,0 +1,200 @@
+// The blocks of GGUF files, one after the other in a row: what stands in their bytes. Any bytes are a block, if only its
+// numbers in float16 are finite. Source of all layouts: ggml's ggml-common.h and ggml-quants.c.
+#pragma once
+
+#include <c10/util/string_view.h>
+
+#include <utility>
+
+#include "block_tiles.h"
+
+namespace caravan {
+
+// A block in plain bytes: 256 inputs, or 32 of a kind with one level of scales.
+struct Block {
+  float16 d, dmin;  // of one level: the scale and the offset
+  int8_t scales[16];
+  uint8_t mins[16];
+  uint8_t values[256];
+};
+
+inline float as_float(float16 number) {
+  float16 padded[kLanes] = {number};
+  return load_floats(padded)[0];
+}
+
+// number * factor in float16: what leaves float16 becomes infinite.
+inline float16 times(float16 number, float factor) {
+  const _Float16 product = (_Float16)(as_float(number) * factor);
+  return std::bit_cast<float16>(product);
+}
+
+inline void split_halves(const uint8_t* from, int count, uint8_t* low, uint8_t* high) {
+  for (int i = 0; i < count; i++) low[i] = from[i] & 15, high[i] = from[i] >> 4;
+}
+
+// Eight scales and eight mins of 6 bits in 12 bytes, of Q4_K and Q5_K.
+inline void unpack_scales_and_mins(const uint8_t* from, Block& block) {
+  for (int i = 0; i < 4; i++) {
+    block.scales[i] = from[i] & 63, block.mins[i] = from[i + 4] & 63;
+    block.scales[i + 4] = (from[i + 8] & 15) | from[i] >> 6 << 4;
+    block.mins[i + 4] = from[i + 8] >> 4 | from[i + 4] >> 6 << 4;
+  }
+}
+
+// 256 values of 2 bits: each 32 bytes are four times 32 inputs.
+inline void unpack_pairs_of_bits(const uint8_t* from, uint8_t* values) {
+  for (int half = 0; half < 2; half++)
+    for (int shift = 0; shift < 4; shift++)
+      for (int i = 0; i < 32; i++) values[half * 128 + shift * 32 + i] = from[half * 32 + i] >> 2 * shift & 3;
+}
+
+struct Q2KBlock {
+  using Form = Q2K;
+  static constexpr int kInputs = 256, kBytes = 84;
+  static void unpack(const uint8_t* from, Block& block) {
+    for (int i = 0; i < 16; i++) block.scales[i] = from[i] & 15, block.mins[i] = from[i] >> 4;
+    unpack_pairs_of_bits(from + 16, block.values);
+    block.d = load<float16>(from + 80), block.dmin = load<float16>(from + 82);
+  }
+};
+
+struct Q3KBlock {
+  using Form = Q3K;
+  static constexpr int kInputs = 256, kBytes = 110;
+  static void unpack(const uint8_t* from, Block& block) {
+    const uint8_t *high = from, *scales = from + 96;
+    unpack_pairs_of_bits(from + 32, block.values);
+    for (int group = 0; group < 8; group++)
+      for (int i = 0; i < 32; i++) block.values[group * 32 + i] |= (high[i] >> group & 1) << 2;
+    for (int i = 0; i < 16; i++) {
+      const int low = i < 8 ? scales[i] & 15 : scales[i - 8] >> 4;
+      block.scales[i] = (low | (scales[8 + i % 4] >> i / 4 * 2 & 3) << 4) - 32;
+    }
+    block.d = load<float16>(from + 108);
+  }
+};
+
+struct Q4KBlock {
+  using Form = Q4K;
+  static constexpr int kInputs = 256, kBytes = 144;
+  static void unpack(const uint8_t* from, Block& block) {
+    block.d = load<float16>(from), block.dmin = load<float16>(from + 2);
+    unpack_scales_and_mins(from + 4, block);
+    for (int i = 0; i < 4; i++)
+      split_halves(from + 16 + 32 * i, 32, block.values + 64 * i, block.values + 64 * i + 32);
+  }
+};
+
+struct Q5KBlock {
+  using Form = Q5K;
+  static constexpr int kInputs = 256, kBytes = 176;
+  static void unpack(const uint8_t* from, Block& block) {
+    block.d = load<float16>(from), block.dmin = load<float16>(from + 2);
+    unpack_scales_and_mins(from + 4, block);
+    for (int i = 0; i < 4; i++)
+      split_halves(from + 48 + 32 * i, 32, block.values + 64 * i, block.values + 64 * i + 32);
+    for (int group = 0; group < 8; group++)
+      for (int i = 0; i < 32; i++) block.values[group * 32 + i] |= (from[16 + i] >> group & 1) << 4;
+  }
+};
+
+struct Q6KBlock {
+  using Form = Q6K;
+  static constexpr int kInputs = 256, kBytes = 210;
+  static void unpack(const uint8_t* from, Block& block) {
+    for (int half = 0; half < 2; half++) {
+      uint8_t* values = block.values + 128 * half;
+      split_halves(from + 64 * half, 64, values, values + 64);
+      for (int part = 0; part < 4; part++)
+        for (int i = 0; i < 32; i++) values[part * 32 + i] |= (from[128 + 32 * half + i] >> 2 * part & 3) << 4;
+    }
+    std::memcpy(block.scales, from + 192, 16);
+    block.d = load<float16>(from + 208);
+  }
+};
+
+struct IQ4XSBlock {
+  using Form = IQ4XS;
+  static constexpr int kInputs = 256, kBytes = 136;
+  static void unpack(const uint8_t* from, Block& block) {
+    block.d = load<float16>(from);
+    const uint16_t high = load<uint16_t>(from + 2);
+    for (int i = 0; i < 8; i++) {
+      block.scales[i] = ((from[4 + i / 2] >> i % 2 * 4 & 15) | (high >> 2 * i & 3) << 4) - 32;
+      split_halves(from + 8 + 16 * i, 16, block.values + 32 * i, block.values + 32 * i + 16);
+    }
+  }
+};
+
+struct IQ4NLBlock {
+  using Form = IQ4NL;
+  static constexpr int kInputs = 32, kBytes = 18;
+  static void unpack(const uint8_t* from, Block& block) {
+    block.d = load<float16>(from);
+    split_halves(from + 2, 16, block.values, block.values + 16);
+  }
+};
+
+struct Q40Block {
+  using Form = Grid4;
+  static constexpr int kInputs = 32, kBytes = 18;
+  static void unpack(const uint8_t* from, Block& block) {
+    block.d = load<float16>(from), block.dmin = times(block.d, -8);
+    split_halves(from + 2, 16, block.values, block.values + 16);
+  }
+};
+
+struct Q41Block {
+  using Form = Grid4;
+  static constexpr int kInputs = 32, kBytes = 20;
+  static void unpack(const uint8_t* from, Block& block) {
+    block.d = load<float16>(from), block.dmin = load<float16>(from + 2);
+    split_halves(from + 4, 16, block.values, block.values + 16);
+  }
+};
+
+inline void add_fifth_bits(uint32_t bits, uint8_t* values) {
+  for (int i = 0; i < 32; i++) values[i] |= (bits >> i & 1) << 4;
+}
+
+struct Q50Block {
+  using Form = Grid5;
+  static constexpr int kInputs = 32, kBytes = 22;
+  static void unpack(const uint8_t* from, Block& block) {
+    block.d = load<float16>(from), block.dmin = times(block.d, -16);
+    split_halves(from + 6, 16, block.values, block.values + 16);
+    add_fifth_bits(load<uint32_t>(from + 2), block.values);
+  }
+};
+
+struct Q51Block {
+  using Form = Grid5;
+  static constexpr int kInputs = 32, kBytes = 24;
+  static void unpack(const uint8_t* from, Block& block) {
+    block.d = load<float16>(from), block.dmin = load<float16>(from + 2);
+    split_halves(from + 8, 16, block.values, block.values + 16);
+    add_fifth_bits(load<uint32_t>(from + 4), block.values);
+  }
+};
+
+struct Q80Block {
+  using Form = Grid8;
+  static constexpr int kInputs = 32, kBytes = 34;
+  static void unpack(const uint8_t* from, Block& block) {
+    block.d = load<float16>(from), block.dmin = times(block.d, -128);
+    for (int i = 0; i < 32; i++) block.values[i] = from[2 + i] ^ 0x80;
+  }
+};
+
+// f(kind) for the kind of block of that name in GGUF files; false if there is none.
+template <class F>
+bool with_block(c10::string_view name, const F& f) {
+  auto is = [&](c10::string_view other, auto kind) { return name == other && (f(kind), true); };
+  return is("Q2_K", Q2KBlock{}) || is("Q3_K", Q3KBlock{}) || is("Q4_K", Q4KBlock{}) || is("Q5_K", Q5KBlock{}) ||
+         is("Q6_K", Q6KBlock{}) || is("IQ4_XS", IQ4XSBlock{}) || is("IQ4_NL", IQ4NLBlock{}) ||
+         is("Q4_0", Q40Block{}) || is("Q4_1", Q41Block{}) || is("Q5_0", Q50Block{}) || is("Q5_1", Q51Block{}) ||
+         is("Q8_0", Q80Block{});
+}
+
+}  // namespace caravan

@@ -1,0 +1,13 @@
+// Linear layers over weights in blocks, which are built in a file of their own, beside the others.
+#pragma once
+
+#include <c10/util/string_view.h>
+
+#include "product.h"
+
+namespace caravan {
+
+// Multiply with weights in that format of block_tiles.h; false if there is none of that name.
+bool multiply_blocks(const uint8_t* packed, c10::string_view format, const Operands& operands);
+
+}  // namespace caravan

@@ -1,0 +1,72 @@
+"""Blocks of GGUF files, widened and packed by the kernels, against the gguf package."""
+
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from caravan.model.blocks import BLOCK_SIZES, NotFinite, StoredRows
+from caravan.model.cpu.arena import Arena
+from caravan.model.cpu.packing import BLOCK_FORMATS, pack_blocks
+from tests.support.gguf_blocks import float_places, random_blocks
+
+
+@pytest.fixture(params=BLOCK_SIZES)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_sizes_are_those_of_the_gguf_package(kind: str) -> None:
+    assert BLOCK_SIZES[kind] == gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+
+
+def test_rows_are_widened_bit_for_bit(kernels: Any, kind: str) -> None:
+    stored = random_blocks(kind, 40, 768)
+    expected = torch.from_numpy(gguf.dequantize(stored, gguf.GGMLQuantizationType[kind]))
+    assert expected.std() > 0
+    wanted = torch.tensor([39, 0, 7, 7])
+    assert torch.equal(kernels.widen_rows(torch.from_numpy(stored), wanted, kind), expected[wanted])
+
+
+def test_the_order_of_the_rows_and_several_sources_are_kept(kernels: Any, kind: str) -> None:
+    stored = [torch.from_numpy(random_blocks(kind, rows, 256, seed=rows)) for rows in (40, 50)]
+    orders = [torch.randperm(len(some), generator=torch.Generator().manual_seed(1)) for some in stored]
+    rows = [StoredRows(kind, some, order) for some, order in zip(stored, orders, strict=True)]
+    sorted_rows = torch.cat([some[order] for some, order in zip(stored, orders, strict=True)])
+    packed = pack_blocks(rows, 256, kernels, Arena())
+    assert torch.equal(packed, pack_blocks([StoredRows(kind, sorted_rows, torch.arange(90))], 256, kernels, Arena()))
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_a_scale_that_is_not_finite_is_an_error(kernels: Any, kind: str, bad: float) -> None:
+    for place in float_places(kind):
+        stored = random_blocks(kind, 33, 256)
+        assert kernels.are_finite(torch.from_numpy(stored), kind)
+        stored[32, place : place + 2] = np.array([bad], dtype=np.float16).view(np.uint8)
+        assert not kernels.are_finite(torch.from_numpy(stored), kind)
+        with pytest.raises(NotFinite):
+            pack_blocks([StoredRows(kind, torch.from_numpy(stored), torch.arange(33))], 256, kernels, Arena())
+
+
+@pytest.mark.parametrize("kind", BLOCK_FORMATS)
+def test_every_value_of_a_block_has_its_place(kernels: Any, kind: str) -> None:
+    """A product with one input, for each of them, is the column of the matrix, but for what 8 bits round."""
+    stored = random_blocks(kind, 33, 256)
+    matrix = torch.from_numpy(gguf.dequantize(stored, gguf.GGMLQuantizationType[kind]))
+    packed = pack_blocks([StoredRows(kind, torch.from_numpy(stored), torch.arange(33))], 256, kernels, Arena())
+    columns = kernels.linear(
+        torch.eye(256).bfloat16(), [packed], [BLOCK_FORMATS[kind].value], [33], "", None, 0.0, None, None, True
+    )
+    torch.testing.assert_close(columns.T, matrix, atol=1e-6 * float(matrix.abs().max()) * 32, rtol=1e-4)
+
+
+def test_a_kind_that_is_unknown_is_an_error(kernels: Any) -> None:
+    stored = torch.zeros(1, 144, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="no blocks of the kind Q9_K"):
+        kernels.widen_rows(stored, torch.zeros(1, dtype=torch.int64), "Q9_K")
+    with pytest.raises(ValueError, match="no blocks of the kind Q9_K"):
+        kernels.are_finite(stored, "Q9_K")
+    with pytest.raises(ValueError, match="no blocks of the kind Q9_K"):
+        kernels.pack_blocks([stored], [torch.zeros(1, dtype=torch.int64)], "Q9_K", torch.empty(0, dtype=torch.uint8))
