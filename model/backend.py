@@ -92,7 +92,7 @@ def usable_kernels(block_size: int) -> Kernels | None:
     """Return the kernels, or None with a logged warning if they cannot be built or do not support the block size."""
     if block_size % BLOCK_MULTIPLE:
         logger.warning(
-            "Blocks of %d tokens: the kernels need a multiple of %d, and plain PyTorch is many times slower.",
+            "--block-size %d: the kernels need a multiple of %d. The model runs in plain PyTorch, many times slower.",
             block_size,
             BLOCK_MULTIPLE,
         )
@@ -100,7 +100,9 @@ def usable_kernels(block_size: int) -> Kernels | None:
     try:
         return load_kernels()
     except KernelsUnavailable as error:
-        logger.warning("No kernels, and plain PyTorch is many times slower. Is there a C++ compiler? %s", error)
+        logger.warning(
+            "The kernels cannot be built; plain PyTorch is many times slower. Is there a C++ compiler? %s", error
+        )
         return None
 
 
@@ -117,7 +119,7 @@ def _plain(checkpoint: Checkpoint, dtype: torch.dtype, kernels: Kernels | None) 
 
 
 def _has_grid(checkpoint: Checkpoint) -> bool:
-    """Return whether the files have every matrix on a grid, which the backend can keep without loss."""
+    """Return whether all matrices in the files are on grids, which the backend keeps without loss."""
     matrices = [parts for parts in weight_parts(checkpoint).values() if len(parts[0].shape) > 1]
     return all(grid_bits(checkpoint, parts) is not None for parts in matrices)
 

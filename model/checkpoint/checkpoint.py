@@ -109,7 +109,7 @@ def check_shapes(checkpoint: Checkpoint) -> None:
     if missing := [name for name in expected if name not in shapes]:
         raise BrokenCheckpoint(f"{path} lacks {listed(missing)}.")
     if surplus := [name for name in shapes if name not in expected and name not in checkpoint.unused]:
-        raise UnsupportedModel(f"{path} has {listed(surplus)}, for which this architecture has no place.")
+        raise UnsupportedModel(f"{path} has {listed(surplus)}, which this architecture does not have.")
     for name, shape in expected.items():
         if shapes[name] != shape:
             raise BrokenCheckpoint(f"{path}: {name} has the shape {list(shapes[name])}; it must be {list(shape)}.")
@@ -144,7 +144,7 @@ def read_weights(
         return weight
 
     parts = weight_parts(checkpoint)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy and torch release Python's lock
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy and torch release the GIL
         yield from zip(parts, pool.map(weight, parts, parts.values()), strict=True)
 
 

@@ -25,7 +25,7 @@ class Engine(Protocol):
         """Whether it accepts requests."""
 
     def subscribe(self, period_seconds: float) -> None:
-        """Subscribe the listener to a snapshot per period, 0: none."""
+        """Send the listener a snapshot every `period_seconds`; 0 stops the snapshots."""
 
     def submit(self, request: Request, crash_group: int = 0) -> OutputQueue:
         """Return the output queue of a new request, and assign its `request_id`; raises EngineUnavailable."""

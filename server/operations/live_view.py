@@ -26,7 +26,7 @@ class LiveView(EngineListener):
     """Sends snapshots of the engine, with the steps and events since the last one, to all subscribers."""
 
     def __init__(self, set_period: Callable[[float], None]) -> None:
-        """`set_period` sets the seconds between two snapshots of the engine, 0: none."""
+        """`set_period` sets the seconds between two snapshots of the engine; 0 stops them."""
         self._set_period = set_period
         self._subscribers: set[Subscriber] = set()
         self._is_closed = False
