@@ -80,17 +80,6 @@ def from_bytes(weight: ByteWeight) -> Tensor:
     return wide.flatten(1)[:, : weight.values.shape[1]]
 
 
-def quantize_rows(x: Tensor, group_size: int = BYTE_GROUP) -> Tensor:
-    """Return x [T, in] in float32, rounded as the kernels round rows that they multiply in 8 bits.
-
-    Each group becomes multiples of its largest magnitude / 127.
-    """
-    groups = _in_groups(x.float(), group_size)
-    scales = groups.abs().amax(dim=-1, keepdim=True) / 127
-    steps = torch.where(scales > 0, scales, 1)
-    return ((groups / steps).round() * scales).flatten(1)[:, : x.shape[1]]
-
-
 def _in_groups(x: Tensor, size: int = GROUP) -> Tensor:
     """Return x [rows, n] as [rows, ceil(n / size), size]; the padding repeats the last number."""
     missing = -x.shape[1] % size

@@ -132,9 +132,7 @@ def _read_chunk(event: str, log: AnswerLog) -> str:
     try:
         chunk: dict[str, Any] = json.loads(event)
         if chunk.get("error"):
-            raise ChatFailed(
-                _error_message(chunk) or "The server failed to complete the response. Its log may say why."
-            )
+            raise ChatFailed(error_message(chunk) or "The server failed to complete the response. Its log may say why.")
         if chunk.get("usage"):
             log.num_tokens = int(chunk["usage"]["completion_tokens"])
         if not chunk["choices"]:
@@ -155,13 +153,13 @@ def _raise_for_status(response: httpx.Response) -> None:
     if response.is_success:
         return
     try:
-        message = _error_message(response.json())
+        message = error_message(response.json())
     except ValueError:
         message = ""
     raise ChatFailed(message or f"The server returned status {response.status_code} {response.reason_phrase}.")
 
 
-def _error_message(body: Any) -> str:
+def error_message(body: Any) -> str:
     """Return `error.message` of a body, empty if it has none."""
     error = body.get("error") if isinstance(body, dict) else None
     if not isinstance(error, dict):

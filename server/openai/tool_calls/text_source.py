@@ -54,9 +54,9 @@ class TextSource:
             raise CutOff
         return character
 
-    def advance(self, count: int = 1) -> None:
-        """Pass characters that `peek` has shown or `take` could have taken."""
-        self._position += count
+    def advance(self) -> None:
+        """Pass the character that `peek` has returned."""
+        self._position += 1
 
     def take(self, pattern: re.Pattern[str]) -> str:
         """Pass and return the match of the pattern in the text received so far."""

@@ -19,7 +19,6 @@ from caravan.model.quantization import (
     dequantize,
     from_bytes,
     quantize,
-    quantize_rows,
     to_bytes,
 )
 
@@ -64,8 +63,15 @@ class Layer:
     def expected(self, rows: Tensor) -> Tensor:
         """The product of rows that are ready for it."""
         group = {WeightFormat.INT8: BYTE_GROUP, WeightFormat.GRID_4_INT8: GROUP}.get(self.kind)
-        rounded = rows.bfloat16().float() if group is None else quantize_rows(rows, group)
+        rounded = rows.bfloat16().float() if group is None else _rounded_to_bytes(rows, group)
         return rounded @ self.matrix.T
+
+
+def _rounded_to_bytes(x: Tensor, group_size: int) -> Tensor:
+    """Return x [T, in] in float32, each group rounded to multiples of its largest magnitude / 127."""
+    groups = x.float().split(group_size, dim=1)
+    scales = [group.abs().amax(dim=1, keepdim=True) / 127 for group in groups]
+    return torch.cat([(g / s.where(s > 0, 1)).round() * s for g, s in zip(groups, scales, strict=True)], dim=1)
 
 
 @pytest.fixture(params=WeightFormat)
