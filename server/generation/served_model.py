@@ -19,7 +19,7 @@ class Engine(Protocol):
 
     @property
     def is_ready(self) -> bool:
-        """Whether it accepts requests."""
+        """Whether the engine accepts requests."""
 
     def submit(self, request: Request, crash_group: int = 0) -> OutputQueue:
         """Return the output queue of a new request, and assign its `request_id`; raises EngineUnavailable."""
