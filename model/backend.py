@@ -93,7 +93,7 @@ def usable_kernels(block_size: int) -> Kernels | None:
     """Return the kernels, or None with a logged warning if they cannot be built or do not support the block size."""
     if block_size % BLOCK_MULTIPLE:
         logger.warning(
-            "Blocks of %d tokens: the kernels need a multiple of %d, and plain PyTorch is many times slower.",
+            "--block-size %d: the kernels need a multiple of %d. The model runs in plain PyTorch, many times slower.",
             block_size,
             BLOCK_MULTIPLE,
         )
@@ -101,7 +101,9 @@ def usable_kernels(block_size: int) -> Kernels | None:
     try:
         return load_kernels()
     except KernelsUnavailable as error:
-        logger.warning("No kernels, and plain PyTorch is many times slower. Is there a C++ compiler? %s", error)
+        logger.warning(
+            "The kernels cannot be built; plain PyTorch is many times slower. Is there a C++ compiler? %s", error
+        )
         return None
 
 

@@ -38,5 +38,5 @@ def private_temporary_folder() -> Path:
     folder.mkdir(mode=0o700, exist_ok=True)
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
-        raise PermissionError(errno.EPERM, "it is not a folder of this user alone", str(folder))
+        raise PermissionError(errno.EPERM, "it is not a folder that only this user can access", str(folder))
     return folder

@@ -23,8 +23,8 @@ def choose_kv_dtype(choice: KVDtype, dtype: torch.dtype) -> torch.dtype:
         return torch.int8
     if choice == "bfloat16" and dtype != torch.bfloat16:
         raise ValueError(
-            "--kv-cache-dtype bfloat16 does not go with a model computed in float32. "
-            "Take auto or int8, or --dtype bfloat16."
+            "--kv-cache-dtype bfloat16 cannot be combined with a model computed in float32. "
+            "Use auto or int8, or --dtype bfloat16."
         )
     return dtype
 

@@ -80,29 +80,6 @@ def from_bytes(weight: ByteWeight) -> Tensor:
     return wide.flatten(1)[:, : weight.values.shape[1]]
 
 
-def quantize_rows(x: Tensor) -> Tensor:
-    """Return x [T, in] in float32, rounded as the kernels round rows for a ByteWeight.
-
-    Each group of 64 becomes multiples of its largest magnitude / 127.
-    """
-    groups = _in_groups(x.float(), BYTE_GROUP)
-    scales = groups.abs().amax(dim=-1, keepdim=True) / 127
-    steps = torch.where(scales > 0, scales, 1)
-    return ((groups / steps).round() * scales).flatten(1)[:, : x.shape[1]]
-
-
-def quantize_rows_from_zero_points(x: Tensor) -> Tensor:
-    """Return x [T, in] in float32, rounded as the kernels round rows for weights in blocks.
-
-    Each group of 32 spans from its least number to its largest in 254 steps.
-    """
-    groups = _in_groups(x.float())
-    least, largest = groups.aminmax(dim=-1, keepdim=True)
-    steps, zero_points = (largest / 2 - least / 2) / 127, largest / 2 + least / 2
-    values = ((groups - zero_points) / torch.where(steps > 0, steps, 1)).round()
-    return (values * steps + zero_points).flatten(1)[:, : x.shape[1]]
-
-
 def _in_groups(x: Tensor, size: int = GROUP) -> Tensor:
     """Return x [rows, n] as [rows, ceil(n / size), size]; the padding repeats the last number."""
     missing = -x.shape[1] % size

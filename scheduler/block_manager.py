@@ -124,7 +124,7 @@ class BlockManager:
         self._poisoned += filter(self.pool.is_free, blocks)
 
     def take_poisoned(self) -> list[int]:
-        """Return the poisoned blocks since the last call that no other sequence held; clear them before use."""
+        """Return the blocks poisoned since the last call that no other sequence held; clear them before use."""
         poisoned, self._poisoned = self._poisoned, []
         return poisoned
 
@@ -138,7 +138,7 @@ class BlockManager:
         return hashes[:num_blocks]
 
     def _tail_hash(self, sequence: Sequence) -> bytes | None:
-        """Return the hash of the prompt's tokens after its full blocks, without the last one, for its group.
+        """Return the hash of the prompt's tokens after its full blocks, except the last token, for its group.
 
         None if there are none, or if the request has no other choices.
         """

@@ -148,8 +148,8 @@ class BlockPool:
     def release(self, blocks: Sequence[int]) -> None:
         """Give back one hold on each block of a sequence.
 
-        The last block of a sequence is allocated again first: a prefix is of use without its end, but not without its
-        start.
+        The last block of a sequence is allocated again first: a prefix is useful without its last block, but not
+        without its first.
         """
         for block in reversed(blocks):
             assert self._ref_counts[block] > 0, f"block {block} was released more often than held"

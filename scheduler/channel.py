@@ -22,7 +22,7 @@ def encode_frame(message: msgspec.Struct) -> bytes:
 
 
 def frame_length(head: bytes) -> int:
-    """Return the length of the body after a frame's head; raises ValueError if it is not possible."""
+    """Return the length of the body after a frame's head; raises ValueError if it is out of range."""
     (length,) = LENGTH.unpack(head)
     if not 0 < length <= MAX_FRAME_BYTES:
         raise ValueError(f"A frame cannot have {length} bytes; it must have 1 to {MAX_FRAME_BYTES}.")

@@ -1,6 +1,6 @@
 """CompiledGrammar: one grammar over the model's vocabulary, and the calls into llguidance for its matchers.
 
-A client's grammar may make calls slow, so all slow calls release Python's lock. In llguidance 1.9 `validate_tokens` and
+A client's grammar may make calls slow, so all slow calls release the GIL. In llguidance 1.9 `validate_tokens` and
 `consume_token` do not, and have no limits; so tokens are checked by masks, and consumed only if a mask allows them.
 """
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from caravan.scheduler.grammar_limits import GrammarLimits
 
-CHEAP_SECONDS = 0.001  # of a mask: its tokens are consumed with Python's lock held, which is faster
+CHEAP_SECONDS = 0.001  # of a mask: its tokens are consumed with the GIL held, which is faster
 _MAX_TOKENS_AT_ONCE = 64
 
 CANNOT_COMPILE = "it cannot be compiled for this model's vocabulary within the limits"
@@ -26,7 +26,7 @@ Mask = NDArray[np.uint8]  # [bytes], a bit for each token that may come next, th
 
 
 class GrammarProblem(Exception):
-    """Why a grammar cannot be used. It has no text of the library, whose messages quote the grammar and the output."""
+    """A grammar cannot be used. The message is not the library's, which quotes the grammar and the output."""
 
 
 class Position(NamedTuple):
@@ -38,7 +38,7 @@ class Position(NamedTuple):
 
 
 class Vocabulary(threading.local):
-    """Consumes tokens in one thread without Python's lock, which the library releases for two matchers or more."""
+    """Consumes tokens in one thread without the GIL, which the library releases only for two or more matchers."""
 
     def __init__(self, tokenizer: LLTokenizer) -> None:
         self.tokenizer = tokenizer
@@ -63,7 +63,7 @@ class CompiledGrammar:
         self.is_poisoned = False  # one text caused the problem: later requests compile the grammar again
         self._num_calls = 0  # waiting or running
         self._lock = threading.Lock()  # of _num_calls
-        self._lexer = threading.Lock()  # held with the library's lock, which may be awaited with Python's lock held
+        self._lexer = threading.Lock()  # held with the library's lock, which may be awaited with the GIL held
         self._text = text
         self._vocabulary = vocabulary
         self._compiled: LLMatcher | None = None
@@ -87,7 +87,7 @@ class CompiledGrammar:
     def position(state: LLMatcher) -> Position:
         """Return the position of a state; raises GrammarProblem."""
         began_seconds = time.thread_time()
-        mask = np.frombuffer(state.compute_bitmask(), dtype=np.uint8)  # without Python's lock
+        mask = np.frombuffer(state.compute_bitmask(), dtype=np.uint8)  # without the GIL
         _check(state)  # in an error state the mask allows the end alone
         return Position(state, mask, time.thread_time() - began_seconds)
 
@@ -125,7 +125,7 @@ class CompiledGrammar:
     def consume(self, state: LLMatcher, token_id: int, *, is_cheap: bool) -> bool:
         """Consume a token that the last mask allowed; return whether only the end can follow. Raises GrammarProblem.
 
-        Checking the token again costs no more than that mask did; if it was cheap, Python's lock may be held.
+        Checking the token again costs at most as much as the mask. If the mask was cheap, the GIL is held.
         """
         if is_cheap:
             state.consume_token(token_id)
@@ -136,7 +136,7 @@ class CompiledGrammar:
 
 
 def _replay(vocabulary: Vocabulary, state: LLMatcher, token_ids: list[int]) -> None:
-    """Consume the tokens of a sequence: ever more of them at once, with Python's lock held, while that is fast."""
+    """Consume the tokens of a sequence with the GIL held, in growing batches as long as they are fast."""
     start, num_tokens = 0, 1
     while start < len(token_ids):
         began_seconds = time.thread_time()
@@ -152,7 +152,7 @@ def _replay(vocabulary: Vocabulary, state: LLMatcher, token_ids: list[int]) -> N
 def _check(state: LLMatcher) -> None:
     """Raise GrammarProblem if a state is in error, which is permanent.
 
-    Tokens come from masks, so a limit was passed. The library's message may quote the grammar or the text.
+    Tokens come from masks, so the cause is an exceeded limit. The library's message may quote the grammar or the text.
     """
     if state.is_error():
         raise GrammarProblem(TOO_COMPLEX)

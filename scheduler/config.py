@@ -81,8 +81,7 @@ def plan_engine(
     pool_bytes = limits.kv_cache_memory_bytes if limits.kv_cache_memory_bytes is not None else free_memory_bytes // 2
     if pool_bytes > free_memory_bytes:
         raise ValueError(
-            f"The KV pool was to take {pool_bytes:,} bytes, but only {free_memory_bytes:,} are free. "
-            "Lower --kv-cache-memory."
+            f"The KV pool needs {pool_bytes:,} bytes, but only {free_memory_bytes:,} are free. Lower --kv-cache-memory."
         )
     num_blocks = pool_bytes // (kv_bytes_per_token * limits.block_size)
     return EngineConfig(

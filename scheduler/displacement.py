@@ -19,7 +19,7 @@ def displaced_by_waiting(
     """Return the youngest sequence of the key that has the most running, or None.
 
     Only the first of the queue, whose key was served least, displaces another, and only if its key has nothing running
-    and it cannot join otherwise. It displaces no more urgent request, and no key's only sequence.
+    and it cannot join otherwise. It never displaces a more urgent request or the only sequence of a key.
     """
     first = next(iter(waiting), None)
     if first is None or first.awaited_hash is not None:

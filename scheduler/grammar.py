@@ -135,9 +135,9 @@ class Matcher:
         self._submit(self._starts, start, limit_seconds)
 
     def _meet(self, problem: BaseException) -> None:
-        """Record a problem, unless other texts may have caused it: then start again in a separate lexer.
+        """Record a problem. If other texts may have caused it, start again with a separate lexer instead.
 
-        An offered token must then be offered again.
+        After a new start an offered token must be offered again.
         """
         if not isinstance(problem, GrammarProblem):  # its text may hold the grammar
             self._problem = f"the grammar library failed ({type(problem).__name__})"

@@ -2,7 +2,7 @@
 
 A process cannot end a call into a library. So a call that has used its processor time is given up: another thread
 replaces its thread, which ends when the call does. (Such a thread must keep its priority: when its call ends it takes
-Python's lock, and the process would wait for a thread that hardly runs.)
+the GIL, and the process would wait for a thread that hardly runs.)
 """
 
 import threading
@@ -179,7 +179,7 @@ class GrammarThreads:
                 self._changed.notify()  # a call of this key may be waiting
 
     def _take(self) -> Call[Any]:
-        """Return the next call, with the condition held; waits for one."""
+        """Wait for the next call and return it; the condition must be held."""
         self._num_idle += 1
         while (key := self._next_key()) is None:
             self._changed.wait()

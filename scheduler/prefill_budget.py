@@ -42,7 +42,7 @@ class PrefillBudget:
     ) -> None:
         """Divide `num_tokens` between the keys of the running sequences and of those that could join.
 
-        A single key gets them all. `turns` holds when each place last had a share, and is updated.
+        A single key gets them all. `turns` has the step in which each place last had a share, and is updated.
         """
         self.num_left = num_tokens
         wanted: dict[Place, int] = {}

@@ -147,7 +147,7 @@ class Scheduler:
         )
 
     def _join_waiting(self, budget: int, prefill: PrefillBudget) -> list[ScheduledSequence]:
-        """Let waiting sequences join, in the order of the queue, as long as budget and pool last.
+        """Let waiting sequences join, in the order of the queue, as long as the budget and the pool allow.
 
         A sequence whose prefix a running sequence is computing waits until the blocks are cached or no longer pending,
         and later ones pass it. Running sequences never wait, so its turn comes; and a later one with the same prefix
@@ -233,7 +233,7 @@ class Scheduler:
     def _apply(
         self, scheduled: ScheduledSequence, samples: list[Sample | None], prompt: PromptResult | None
     ) -> list[SequenceOutput]:
-        """Apply what a step computed to a sequence: its samples, as long as the draft tokens before them were right.
+        """Apply the result of a step to a sequence: its samples up to the first wrong draft token.
 
         Draft tokens are computed before they are verified. The keys and values of rejected ones lie after the computed
         tokens, where the next step overwrites them.

@@ -61,7 +61,7 @@ class Sequence:
 
     @property
     def num_output_tokens(self) -> int:
-        """Tokens produced so far, before a replay included."""
+        """Tokens produced so far, including those before a replay."""
         return len(self.token_ids) - len(self.request.prompt_token_ids)
 
     @property
@@ -71,7 +71,7 @@ class Sequence:
 
     @property
     def scored_end(self) -> int:
-        """The prompt position before which positions are scored, for log-probabilities or pooling."""
+        """The end of the prompt positions that are scored, for log-probabilities or pooling."""
         if self.request.pooling is not None:
             return self.num_prompt_tokens
         is_scored = self.request.params.num_prompt_logprobs is not None

@@ -18,7 +18,7 @@ FIRST_ACCEPTANCE, NEXT_ACCEPTANCE = 0.3, 0.6  # before the first observation
 
 
 def pays(chance: float, num_rows: int) -> bool:
-    """Return whether one more row, which gives a token with this chance, pays in a step of num_rows rows.
+    """Return whether one more row, which gives a token with this probability, is worth its cost in a step of num_rows.
 
     A step costs about as much as FIXED_COST_ROWS + num_rows rows (the weights are read once for all rows) and gives a
     token for each row. One more row pays if it costs less than its expected tokens cost otherwise.
@@ -27,7 +27,7 @@ def pays(chance: float, num_rows: int) -> bool:
 
 
 class PromptLookup:
-    """The n-grams of one sequence, and how often the token that followed them before followed again.
+    """The n-grams of one sequence, with the token that followed each, and how often such predictions were right.
 
     Each token is observed once, in constant time. The estimates learn from every output token, even while there are no
     draft tokens, so they follow a sequence that begins or ceases to repeat itself.
@@ -65,7 +65,7 @@ class PromptLookup:
 
     @property
     def acceptance(self) -> float:
-        """The chance that the first draft token is right; 0 if there is none."""
+        """The probability that the first draft token is right; 0 if there is none."""
         if self._source is None:
             return 0.0
         return self.next_acceptance if self._was_right else self.first_acceptance
@@ -91,7 +91,8 @@ def allocate_draft_tokens(
 ) -> list[int]:
     """Return the number of draft tokens of each sequence, at most its limit, in a step with num_rows rows so far.
 
-    The most likely draft token comes first. One counts only if those before it are right, so chances are multiplied.
+    The most likely draft token comes first. A draft token is accepted only if those before it are, so probabilities are
+    multiplied.
     """
     counts = [0] * len(lookups)
     heap = [(-lookup.acceptance, index) for index, lookup in enumerate(lookups) if limits[index] > 0]

@@ -1,9 +1,9 @@
 """WaitingQueue: the order in which waiting sequences join the batch.
 
 Keys take turns: the key that has been served the fewest tokens is next, so a key with many requests cannot starve
-another. A preempted sequence is the first of its line. Priority orders the requests of one key; urgency, which comes
-from the key and not from the request, goes before the turns. A sequence enters its line when its grammar is compiled:
-at the head of a line it would hide those after it, because a step looks at the first of the queue only.
+another. Priority orders the requests of one key; a preempted sequence comes first among those of its priority. More
+urgent requests, as permitted by the key, come before the turns of all others. A sequence joins the queue of its key
+when its grammar is compiled: before that it would block those after it, because a step examines only the first ones.
 Source: Sheng et al., 2024, Fairness in Serving Large Language Models (arXiv:2401.00588), section 4, virtual token
 counter: a key that returns starts at the count of the least served waiting key, so that it cannot save up turns; if
 none waits, at that of the least served running key, or else of the key that joined last.
@@ -23,7 +23,7 @@ _MAX_FORGOTTEN = 1024  # keys without waiting requests whose counters are kept
 
 
 class _Place(NamedTuple):
-    """The line in which a request waits. Lines of one urgency and key are served in the order of priority."""
+    """The queue in which a request waits. The queues of one urgency and key are served in the order of priority."""
 
     urgency: int
     key: str
@@ -50,7 +50,7 @@ class WaitingQueue:
         return len(self.compiling) + len(self._place_of)
 
     def __iter__(self) -> Iterator[Sequence]:
-        """Yield the sequences that could join, in the order in which they would if no running one were served."""
+        """Yield the sequences that could join, in the order in which they would join without tokens of running ones."""
         lines: dict[int, dict[str, list[OrderedDict[int, Sequence]]]] = {}
         for place in sorted(self._lines):
             lines.setdefault(place.urgency, {}).setdefault(place.key, []).append(self._lines[place])
@@ -87,7 +87,7 @@ class WaitingQueue:
         self._place_of[request.request_id] = place
 
     def line_up(self) -> list[Sequence]:
-        """Move sequences whose grammars have been compiled to their lines, and return them."""
+        """Move sequences whose grammars have been compiled to the queues of their keys, and return them."""
         compiled = [s for s in self.compiling.values() if s.matcher is not None and s.matcher.is_ready]
         for sequence in compiled:
             del self.compiling[sequence.request.request_id]

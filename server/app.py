@@ -36,7 +36,16 @@ from caravan.server.openai.protocol.embeddings import EmbeddingList, EmbeddingRe
 from caravan.server.openai.protocol.models import ModelList
 from caravan.server.openai.protocol.response_object import OutputCall, OutputCustomCall, OutputMessage, ResponseObject
 from caravan.server.openai.protocol.responses import ResponsesRequest
-from caravan.server.openai.protocol.tokenize import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
+from caravan.server.openai.protocol.tokenize import (
+    ApplyTemplateRequest,
+    DetokenizeRequest,
+    Piece,
+    Prompt,
+    Text,
+    TokenizeRequest,
+    TokenizerInfo,
+    Tokens,
+)
 from caravan.server.openai.responses import responses_router
 from caravan.server.openai.tokenize import tokenize_router
 from caravan.server.openai.tool_calls.call_format import call_token_ids
@@ -147,6 +156,11 @@ def create_app(parts: AppParts) -> FastAPI:
             OutputCustomCall,
             EmbeddingList,
             ModelList,
+            Tokens,
+            Piece,
+            Text,
+            Prompt,
+            TokenizerInfo,
             Explanation,
         ],
         served.names,

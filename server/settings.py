@@ -1,4 +1,4 @@
-"""Settings: every option of `caravan serve`, once: a flag, a CARAVAN_* variable and a key of the YAML file alike."""
+"""Settings: every option of `caravan serve`, as a flag, a CARAVAN_* variable and a key of the YAML file."""
 
 import os
 import re
@@ -244,7 +244,7 @@ class Settings(
         return QueueLimits(self.max_queued_requests, self.max_queued_tokens, self.max_wait)
 
     def load_keys(self) -> ApiKeys | None:
-        """Return the keys that requests must bring, None if they need none; raises WrongSettings."""
+        """Return the accepted API keys, None if requests need none; raises WrongSettings."""
         keys = [key.strip() for key in (self.api_key or "").split(",") if key.strip()]
         try:
             found = load_keys(keys, self.api_key_file)

@@ -282,7 +282,7 @@ WRONG: list[tuple[Callable[[LLM], object], str]] = [
     (lambda llm: llm.chat("hello"), "`messages` must be a list of messages"),  # type: ignore[arg-type]
     (lambda llm: llm.chat([*CONVERSATION, "hello"]), "`messages` must be a list of messages"),  # type: ignore[arg-type]
     (lambda llm: llm.chat([[]]), "`messages` is"),
-    (lambda llm: llm.stream(["a", "b"]), "`prompt` has 2 prompts; a stream is of one"),  # type: ignore[arg-type]
+    (lambda llm: llm.stream(["a", "b"]), "`prompt` has 2 prompts; a stream can have only one"),  # type: ignore[arg-type]
     (lambda llm: llm.stream(""), "`prompt` is empty"),
     (lambda llm: llm.astream(""), "`prompt` is empty"),
     (lambda llm: llm.stream("a", SamplingParams(prompt_logprobs=1)), "`prompt_logprobs` cannot be streamed"),

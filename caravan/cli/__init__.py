@@ -1,1 +1,1 @@
-"""The command line: one file for each command, and what only the side of clients needs."""
+"""The command line: one file for each command, and the code that only clients need."""

@@ -19,7 +19,7 @@ class ChatFailed(Exception):
 
 @dataclass
 class AnswerLog:
-    """What became of one answer, filled in while it streams."""
+    """The text, length and speed of one response, filled in while it streams."""
 
     text: str = ""
     finish_reason: str | None = None
@@ -28,9 +28,9 @@ class AnswerLog:
     last_at_seconds: float = 0.0
 
     def summary(self) -> str:
-        """Return a line about its length and speed, or nothing if the server has not counted.
+        """Return a line with the length and speed of the response; empty if the server sent no token count.
 
-        The speed is that of decoding: the first token and the wait for it are left out.
+        The speed is that of decoding: it excludes the first token and the time before it.
         """
         if self.num_tokens is None:
             return ""
@@ -67,7 +67,7 @@ class ChatClient:
         self._http.close()
 
     def first_model(self, *, is_needed: bool = True) -> str:
-        """Return the name of the first model the server lists; if it is not needed, any answer will do."""
+        """Return the name of the first listed model; if it is not needed, only check that the server responds."""
         try:
             response = self._http.get("/v1/models", timeout=_LOOKUP_TIMEOUT_SECONDS)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -83,7 +83,7 @@ class ChatClient:
     def answer(
         self, model: str, messages: list[dict[str, str]], temperature: float, log: AnswerLog
     ) -> Generator[str, None, None]:
-        """Yield the answer's text as it arrives, and keep the log; closing the generator makes the server stop."""
+        """Yield the text of the response as it arrives and update the log; closing the generator aborts the request."""
         body = {"model": model, "messages": messages, "temperature": temperature}
         body |= {"stream": True, "stream_options": {"include_usage": True}}
         try:
@@ -112,7 +112,7 @@ class ChatClient:
 def events(chunks: Iterable[bytes]) -> Iterator[str]:
     """Yield the payload of each server-sent event; comments and fields other than `data` are dropped.
 
-    An event that the end cuts off is none. Source: WHATWG HTML, 9.2.6, without lines that end in a lone CR.
+    An incomplete event at the end is dropped. Source: WHATWG HTML, 9.2.6, without lines that end in a lone CR.
     """
     pending = b""
     payload: list[str] = []
@@ -128,13 +128,11 @@ def events(chunks: Iterable[bytes]) -> Iterator[str]:
 
 
 def _read_chunk(event: str, log: AnswerLog) -> str:
-    """Return the text of one chunk, with all it says written to the log."""
+    """Return the text of one chunk, and update the log from its other fields."""
     try:
         chunk: dict[str, Any] = json.loads(event)
         if chunk.get("error"):
-            raise ChatFailed(
-                _error_message(chunk) or "The server failed to complete the response. Its log may say why."
-            )
+            raise ChatFailed(error_message(chunk) or "The server failed to complete the response. Its log may say why.")
         if chunk.get("usage"):
             log.num_tokens = int(chunk["usage"]["completion_tokens"])
         if not chunk["choices"]:
@@ -155,14 +153,14 @@ def _raise_for_status(response: httpx.Response) -> None:
     if response.is_success:
         return
     try:
-        message = _error_message(response.json())
+        message = error_message(response.json())
     except ValueError:
         message = ""
     raise ChatFailed(message or f"The server returned status {response.status_code} {response.reason_phrase}.")
 
 
-def _error_message(body: Any) -> str:
-    """Return `error.message` of a body, or nothing if it has none."""
+def error_message(body: Any) -> str:
+    """Return `error.message` of a body, empty if it has none."""
     error = body.get("error") if isinstance(body, dict) else None
     if not isinstance(error, dict):
         return error if isinstance(error, str) else ""
@@ -171,5 +169,5 @@ def _error_message(body: Any) -> str:
 
 
 def well_formed(text: str) -> str:
-    """Return `text` with each lone surrogate replaced: JSON can spell them, UTF-8 cannot."""
+    """Return `text` with each lone surrogate replaced: JSON can contain them, UTF-8 cannot."""
     return text.encode(errors="replace").decode()

@@ -25,7 +25,7 @@ class TopFailed(Exception):
     """The engine cannot be shown; the text is one line that says why."""
 
 
-def views(url: str, transport: httpx.BaseTransport | None = None) -> Iterator[dict[str, Any]]:
+def views(url: str) -> Iterator[dict[str, Any]]:
     """Yield views of the engine of the server at `url` as they come; raises TopFailed.
 
     The key comes from the variable CARAVAN_API_KEY.
@@ -33,7 +33,7 @@ def views(url: str, transport: httpx.BaseTransport | None = None) -> Iterator[di
     timeout = httpx.Timeout(None, connect=_CONNECT_SECONDS)
     try:
         with (
-            httpx.Client(base_url=url, headers=own_key_headers(), timeout=timeout, transport=transport) as http,
+            httpx.Client(base_url=url, headers=own_key_headers(), timeout=timeout) as http,
             http.stream("GET", "/v1/engine/events") as response,
         ):
             if response.status_code != 200:

@@ -6,6 +6,7 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
+from caravan.cli.client import error_message
 from caravan.cli.own_key import own_key_headers
 
 _TIMEOUT_SECONDS = 10.0
@@ -29,16 +30,8 @@ def fetch_explanation(url: str, name: str, transport: httpx.BaseTransport | None
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise ExplainFailed(f"{url} does not respond: {str(error) or type(error).__name__}. Check --url.") from None
     if response.status_code != 200:
-        raise ExplainFailed(_complaint(body) or f"{url} returned status {response.status_code}. Check --url.")
+        raise ExplainFailed(error_message(body) or f"{url} returned status {response.status_code}. Check --url.")
     return body
-
-
-def _complaint(body: Any) -> str:
-    """Return the error message of a response; empty if it is not one of Caravan's."""
-    try:
-        return str(body["error"]["message"])
-    except (LookupError, TypeError):
-        return ""
 
 
 def print_explanation(explanation: dict[str, Any], console: Console) -> None:

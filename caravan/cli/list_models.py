@@ -16,8 +16,9 @@ def list_models(
 ) -> None:
     """List the fetched models.
 
-    NAME is what other commands take as MODEL. Models come from Caravan's cache
-    and from the Hugging Face cache, which other programs may share.
+    Other commands accept a NAME of this list as MODEL. Models come from
+    Caravan's cache and from the Hugging Face cache, which other programs may
+    share.
     """
     from caravan.download.cached_models import cached_models
 

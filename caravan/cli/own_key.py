@@ -1,4 +1,4 @@
-"""The key that our own commands send to a server."""
+"""The API key that Caravan's commands send to a server."""
 
 import os
 
@@ -9,6 +9,6 @@ def own_key() -> str | None:
 
 
 def own_key_headers() -> dict[str, str] | None:
-    """Return the header with that key, None if there is none."""
+    """Return the header with the key from CARAVAN_API_KEY, None if there is none."""
     key = own_key()
     return {"authorization": f"Bearer {key}"} if key else None

@@ -53,7 +53,7 @@ def plan_model(
     kv_cache_dtype: KVDtype,
     limits: EngineLimits,
 ) -> list[Row]:
-    """Return how many requests fit into `memory_bytes`, by the code that the engine allocates with.
+    """Return how many requests fit into `memory_bytes`, computed as the engine does when it allocates memory.
 
     Raises ValueError, with the way out, when the model or the limits do not fit.
     """
@@ -136,7 +136,7 @@ def _name(dtype: object) -> str:
 
 
 def _tokenizer_rows(checkpoint: Checkpoint) -> list[Row]:
-    """Return the rows of the tokenizer; one that cannot be used does not hide the rest."""
+    """Return the rows of the tokenizer; an unusable tokenizer is reported in a row."""
     try:
         tokenizer = load_tokenizer(checkpoint.path)
     except (OSError, ValueError) as error:

@@ -34,22 +34,22 @@ class ServeOption:
 
     @property
     def flag(self) -> str:
-        """Its name on the command line; MODEL is an argument."""
+        """The option's name on the command line; MODEL is an argument."""
         return "MODEL" if self.name == "model" else f"--{self.name.replace('_', '-')}"
 
     @property
     def usage(self) -> str:
-        """Its name and type, as on the command line."""
+        """The option's name and type, as on the command line."""
         return "[MODEL]" if self.name == "model" else f"{self.flag} {self.type}".rstrip()
 
     @property
     def variable(self) -> str:
-        """The environment variable that sets it."""
+        """The environment variable that sets the option."""
         return ENV_PREFIX + self.name.upper()
 
     @property
     def notes(self) -> str:
-        """Its variable, default and bounds in a line."""
+        """The option's variable, default and bounds, in one line."""
         default = f"default: {self.default}" if self.default else ""
         return "; ".join(filter(None, (f"env: {self.variable}", default, self.bounds)))
 
@@ -75,7 +75,7 @@ def _option(name: str, group: str, field: FieldInfo) -> ServeOption:
 
 
 def _type(annotation: Any) -> str:
-    """Return how the type of an option reads in the help; a type that may be None has the other's name."""
+    """Return the name of an option's type in the help; `int | None` is shown as int."""
     if annotation is bool:
         return ""
     (kind, *_) = get_args(annotation) or (annotation,)
@@ -102,8 +102,8 @@ def _bounds(metadata: list[Any]) -> str:
 class SettingsCommand(TyperCommand):
     """A command that takes every setting; its function finds the ones that were given in `ctx.params`.
 
-    typer reads parameters from a function's signature. These are read from the settings instead, and their values
-    stay text: the settings check them, wherever they come from.
+    typer reads parameters from a function's signature. This command's parameters come from the settings instead. Their
+    values remain text, which the settings validate.
     """
 
     def __init__(self, name: str | None, *, params: list[Any], **rest: Any) -> None:

@@ -1,4 +1,4 @@
-"""Where tables are printed."""
+"""The console on which tables are printed."""
 
 import sys
 
@@ -8,5 +8,5 @@ _FILE_COLUMNS = 140  # of tables that do not go to a terminal
 
 
 def console() -> Console:
-    """Return standard output, as wide as the terminal or, in a file, as tables want it."""
+    """Return standard output, as wide as the terminal, or with a fixed width if it is not a terminal."""
     return Console() if sys.stdout.isatty() else Console(width=_FILE_COLUMNS)

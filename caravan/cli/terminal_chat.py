@@ -36,8 +36,9 @@ def run_chat(
 ) -> int:
     """Chat with the server at `base_url` until the input ends; return the exit code.
 
-    0: the input ended or its user left; 1: the server cannot be reached at the start, or, away from a terminal, an
-    answer failed; 130: interrupted away from a terminal. Without `model` it is the first one the server lists.
+    0: the input ended or the user left; 1: the server cannot be reached at the start, or a response failed and the
+    input is not a terminal; 130: interrupted, and the input is not a terminal. The default `model` is the first one the
+    server lists.
     """
     try:
         with closing(ChatClient(base_url, api_key, transport)) as client:
@@ -51,7 +52,7 @@ def run_chat(
 
 
 class TerminalChat:
-    """One session: what was said so far, and where people read and type."""
+    """One session: the messages so far, and the streams for input and output."""
 
     def __init__(
         self,
@@ -75,10 +76,10 @@ class TerminalChat:
         self._is_decorated = stdin.isatty() and stdout.isatty()
 
     def run(self) -> int:
-        """Talk until the input ends; return the exit code.
+        """Chat until the input ends; return the exit code.
 
-        At a terminal a failed answer is reported and the session goes on. Otherwise each line is a prompt, whatever
-        it begins with, and the first failure ends the session.
+        At a terminal a failed response is reported and the session continues. Otherwise every line is a prompt, never a
+        command, and the first failure ends the session.
         """
         if self._is_decorated:
             self._show(f"Chatting with {self._model}. /help lists the commands.\n")
@@ -102,7 +103,7 @@ class TerminalChat:
         return 0
 
     def _read_line(self) -> str | None:
-        """Return the next line without the space around it, or None at the end of the input."""
+        """Return the next line without surrounding white space, or None at the end of the input."""
         prompt = "> " if self._is_decorated else ""
         if prompt and self._stdin is sys.stdin and self._stdout is sys.stdout:
             try:
@@ -114,7 +115,7 @@ class TerminalChat:
         return well_formed(line).strip() if line else None
 
     def _obey(self, line: str) -> bool:
-        """Do what a command says; return whether the session goes on."""
+        """Run a command; return whether the session continues."""
         command, _, argument = line.partition(" ")
         if command == "/exit":
             return False
@@ -131,9 +132,9 @@ class TerminalChat:
         return True
 
     def _ask(self, prompt: str) -> bool:
-        """Show the answer to a prompt and keep both; return whether nothing failed.
+        """Show the response to a prompt and add both to the messages; return whether the request succeeded.
 
-        An answer that was stopped is kept as far as it came. A prompt that got none is forgotten.
+        Of a stopped response the text so far is added. A prompt without a response is removed.
         """
         opening = [{"role": "system", "content": self._system}] if self._system else []
         question = {"role": "user", "content": prompt}
@@ -173,6 +174,6 @@ class TerminalChat:
 
 
 def printable(text: str, encoding: str | None) -> str:
-    """Return `text` as a terminal may have it: no control characters but tab and line feed, none it cannot encode."""
+    """Return `text` without control characters except tab and line feed; `?` replaces what cannot be encoded."""
     encoding = encoding or "utf-8"
     return _CONTROL.sub("", text).encode(encoding, "replace").decode(encoding)

@@ -65,7 +65,7 @@ def models_named(models: list[CachedModel], name: str) -> list[CachedModel]:
 def remove_models(models: list[CachedModel], *, hub_cache: Path | None = None) -> int:
     """Remove fetched models and return how many bytes that freed; raises OSError.
 
-    A repository is removed whole if nothing is left in it but what is fetched beside a model.
+    A repository is removed as a whole if it has only files left that are fetched together with a model.
     """
     num_bytes = 0
     for model in models:
@@ -136,7 +136,7 @@ def _repo_models(repo: "CachedRepoInfo") -> Iterator[CachedModel]:
 
 
 def _is_fetched(file: "CachedFileInfo") -> bool:
-    """Return whether a file of a repository is of the kinds that are fetched with a folder of safetensors."""
+    """Return whether a file of a repository is fetched together with its safetensors files."""
     return file.file_path.suffix in _SAFETENSORS_SUFFIXES or file.file_name == "tokenizer.model"
 
 
@@ -153,7 +153,7 @@ def _hub_model(name: str, kind: str, path: Path, files: "set[CachedFileInfo]", f
 
 
 def _remove_emptied(repos: set[str], cache: Path | None) -> int:
-    """Remove those of the repositories that hold no model any more; return how many bytes that freed."""
+    """Remove the repositories that have no models left; return how many bytes that freed."""
     if (info := _scan(cache)) is None:
         return 0
     emptied = frozenset(
@@ -167,7 +167,7 @@ def _remove_emptied(repos: set[str], cache: Path | None) -> int:
 
 
 def _is_emptied(repo: "CachedRepoInfo") -> bool:
-    """Return whether a repository holds no model, nothing that others put there, and no download in progress."""
+    """Return whether a repository has no model, no files of other programs, and no download in progress."""
     files = (file for revision in repo.revisions for file in revision.files)
     return (
         not any(_repo_models(repo))

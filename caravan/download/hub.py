@@ -18,8 +18,8 @@ def fetch_from_hub(
 ) -> Path:
     """Return a model of a Hugging Face repository: one GGUF file, or the folder with its safetensors.
 
-    `endpoint` and `cache` are the client's own by default. Without a network the choice is among what the cache
-    holds. Raises ModelNotFound or ModelUnavailable.
+    `endpoint` and `cache` are the client's own by default. Without a network only cached files can be chosen. Raises
+    ModelNotFound or ModelUnavailable.
     """
     if cache is None and not has_hub_cache(os.environ):
         raise ModelUnavailable(
@@ -125,5 +125,5 @@ def _hub_files(repo: str, endpoint: str | None, cache: Path | None) -> list[str]
 
 
 def is_later_part(name: str) -> bool:
-    """Return whether a .gguf file is the second or a later one of a model's."""
+    """Return whether a .gguf file is a part of a split model, other than the first."""
     return _LATER_PART.fullmatch(name) is not None

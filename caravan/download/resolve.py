@@ -55,7 +55,7 @@ def resolve_model(model: str, progress: Progress) -> Path:
 def find_on_disk(model: str) -> Path | None:
     """Return the folder, .gguf or .bin file `model` names, or None if it does not look like a path.
 
-    Raises ModelNotFound for what looks like a path and is not there, and for a file of another kind.
+    Raises ModelNotFound for a path that does not exist, and for a file of another kind.
     """
     if not model:
         return None

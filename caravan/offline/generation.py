@@ -19,8 +19,8 @@ from caravan.server.generation.text_stream import ShownPrompt, TextDelta, TextSt
 class LocalGeneration:
     """All choices of some prompts: those of the first prompt, then those of the second, and so on.
 
-    The engine gets them when `deltas` or `deltas_async` is first read, and works while it is read. When that ends, for
-    whatever reason, so does the engine's work on what is left.
+    They are submitted when `deltas` or `deltas_async` is first read, and steps run while it is read. When reading
+    stops, for any reason, the unfinished choices are aborted.
     """
 
     def __init__(self, engine: LocalEngine, model: TextModel, jobs: Sequence[PromptJob]) -> None:
@@ -32,7 +32,7 @@ class LocalGeneration:
         self._num_open = sum(len(job.params) for job in jobs)  # choices whose last delta is still to come
 
     def deltas(self) -> Generator[tuple[int, TextDelta], None, None]:
-        """Yield what comes as (choice index, delta); raises RuntimeError if the engine fails."""
+        """Yield deltas as (choice index, delta); raises RuntimeError if the engine fails."""
         try:
             self._submit()
             while self._num_open:
@@ -43,7 +43,7 @@ class LocalGeneration:
             self._abort()
 
     async def deltas_async(self) -> AsyncGenerator[tuple[int, TextDelta], None]:
-        """Yield what `deltas` does, while the event loop goes on."""
+        """Yield the same as `deltas`, without blocking the event loop."""
         try:
             self._submit()
             while self._num_open:
@@ -90,6 +90,6 @@ class LocalGeneration:
             yield index, delta
 
     def _abort(self) -> None:
-        """Stop the engine's work on what has not ended."""
+        """Abort the choices that have not ended."""
         for stream in self._streams:
             stream.abort()

@@ -31,13 +31,13 @@ class LLM:
     """A model with its engine: continuous batching, paged KV cache and prefix cache, as `caravan serve` has it.
 
     `generate`, `chat` and `stream` are for scripts and notebooks; `agenerate`, `achat` and `astream` are the same for
-    code that runs in an event loop. All calls share the engine's batch. Answers are those of the server, to the last
-    bit: defaults of parameters come from the model's generation_config.json there as here.
+    code that runs in an event loop. All calls share the engine's batch. Results are the same as the server's, bit for
+    bit: both take the defaults of parameters from the model's generation_config.json.
 
     The engine lives in this process, so that a debugger steps through the model, and `engine` shows the scheduler and
     the block pool. It runs in a thread of its own, one step at a time and only while a call waits for tokens: between
-    two deltas of a stream nothing changes. What ends the process ends the engine; the server, which has to survive
-    that, keeps its engine in another one.
+    two deltas of a stream nothing changes. If the engine crashes, so does the program. The server therefore has its
+    engine in another process.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class LLM:
 
     @property
     def engine(self) -> "Engine":
-        """The engine with its scheduler, block pool, KV cache and model, to look at between calls."""
+        """The engine with its scheduler, block pool, KV cache and model, to inspect between calls."""
         return self._local.engine
 
     @property
@@ -105,9 +105,8 @@ class LLM:
     def generate(self, prompts: Prompt | Sequence[Prompt], sampling_params: Params = None) -> list[GenerationResult]:
         """Return a result for each prompt, in their order: a text, token ids, or a list of such prompts.
 
-        However many there are, they wait in the scheduler's queue for a place in the batch. `sampling_params` are for
-        all prompts, or a list with one for each.
-        Raises ValueError before anything runs, RuntimeError if the engine fails.
+        Any number of prompts may wait in the scheduler's queue for a place in the batch. `sampling_params` are for all
+        prompts, or a list with one for each. Raises ValueError before anything runs, RuntimeError if the engine fails.
         """
         return self._whole(prompt_jobs(self._model, prompts, sampling_params))
 
@@ -124,10 +123,10 @@ class LLM:
     def stream(
         self, prompt: Prompt | Conversation, sampling_params: Params = None
     ) -> Generator[StreamDelta, None, None]:
-        """Return an iterator over what comes of one prompt or one conversation, delta by delta.
+        """Return an iterator over the deltas of one prompt or one conversation.
 
-        When its reader stops, the sequence ends and its blocks are free.
-        Raises ValueError at once, RuntimeError if the engine fails.
+        If the reader stops early, the sequences end and their blocks are freed. Raises ValueError at once, RuntimeError
+        if the engine fails.
         """
         return self._deltas(self._stream_job(prompt, sampling_params))
 
@@ -168,7 +167,7 @@ class LLM:
         else:
             jobs = prompt_jobs(self._model, prompt, sampling_params, "prompt")  # type: ignore[arg-type]
         if len(jobs) != 1:
-            raise ValueError(f"`prompt` has {len(jobs)} prompts; a stream is of one.")
+            raise ValueError(f"`prompt` has {len(jobs)} prompts; a stream can have only one.")
         if jobs[0].request.prompt_logprobs is not None:
             raise ValueError("`prompt_logprobs` cannot be streamed.")
         return jobs[0]

@@ -1,4 +1,4 @@
-"""PromptJob: a prompt as the engine gets it, made of what a caller of LLM gave."""
+"""PromptJob: a prompt for the engine, made from the arguments of a call of LLM."""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What LLM returns: whole results, and the deltas of a stream."""
+"""The results of LLM: whole ones, and the deltas of a stream."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -62,7 +62,7 @@ class GenerationResult:
 
 @dataclass(frozen=True, slots=True)
 class StreamDelta:
-    """What a choice got since its last delta. Joined in order, the deltas are the choice."""
+    """The output of a choice since its last delta. The deltas, joined in order, are the choice."""
 
     choice: int  # 0 to n - 1
     text: str  # empty while bytes wait for the rest of a character, or characters for that of a stop string

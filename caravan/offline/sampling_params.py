@@ -44,7 +44,7 @@ class SamplingParams:
 
     @cached_property
     def request(self) -> CompletionRequest:
-        """The completion over HTTP that has these parameters; its prompt means nothing."""
+        """The HTTP request for a completion with these parameters; its prompt is a placeholder."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         body: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         for name in ("stop", "stop_token_ids"):
@@ -61,7 +61,7 @@ class SamplingParams:
 
 
 def problem_of(error: ValidationError, body: dict[str, Any]) -> ApiError:
-    """Return the first problem in `error`, also where a value is none that JSON has."""
+    """Return the first problem in `error`, also for values that JSON cannot represent."""
     try:
         return first_problem(error, body)
     except TypeError:

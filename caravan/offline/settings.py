@@ -1,4 +1,4 @@
-"""The settings of an engine that a program uses by itself."""
+"""The settings of an engine that runs inside a program."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -114,7 +114,7 @@ def check_shapes(checkpoint: Checkpoint) -> None:
     if missing := [name for name in expected if name not in shapes]:
         raise BrokenCheckpoint(f"{path} lacks {listed(missing)}.")
     if surplus := [name for name in shapes if name not in expected and name not in checkpoint.unused]:
-        raise UnsupportedModel(f"{path} has {listed(surplus)}, for which this architecture has no place.")
+        raise UnsupportedModel(f"{path} has {listed(surplus)}, which this architecture does not have.")
     for name, shape in expected.items():
         if shapes[name] != shape:
             raise BrokenCheckpoint(f"{path}: {name} has the shape {list(shapes[name])}; it must be {list(shape)}.")
@@ -158,7 +158,7 @@ def read_weights(
         return StoredRows(checkpoint.blocks[part.source], checkpoint.read_blocks(part.source), order)
 
     num_threads = os.cpu_count() or 1
-    with ThreadPoolExecutor(num_threads) as pool:  # numpy and torch release Python's lock
+    with ThreadPoolExecutor(num_threads) as pool:  # numpy and torch release the GIL
         ahead: deque[tuple[str, Future[Weight]]] = deque()
         for name, parts in weight_parts(checkpoint).items():
             ahead.append((name, pool.submit(weight, name, parts)))

@@ -105,7 +105,7 @@ def _split_headers(first: GgufHeader) -> list[GgufHeader]:
     """Return the headers of all parts of a split model, given that of the first part."""
     count = first.metadata.get("split.count", 1)
     if not isinstance(count, int) or not 0 <= count <= _MAX_SPLITS:
-        raise BrokenCheckpoint(f"{first.path}: split.count is {ascii(count)[:24]}.")
+        raise BrokenCheckpoint(f"{first.path}: split.count is {ascii(count)[:24]}; it must be from 0 to {_MAX_SPLITS}.")
     if count <= 1:
         return [first]
     named = _SPLIT_NAME.fullmatch(first.path.name)
@@ -137,9 +137,9 @@ def _config(header: GgufHeader, shapes: Mapping[str, tuple[int, ...]], divisors:
         if fields.integer(key, head_dim) != head_dim:
             raise UnsupportedModel(f"{header.path}: {key} is {fields.integer(key)}; it must be head_dim, {head_dim}.")
     if fields.integer("expert_count", 0) > 0:
-        raise UnsupportedModel(f"{header.path} holds a mixture of experts; supported are dense models.")
+        raise UnsupportedModel(f"{header.path} holds a mixture of experts; only dense models are supported.")
     if fields.number("attention.temperature_scale", 0.0) != 0:
-        raise UnsupportedModel(f"{header.path} wants its attention scaled by position, which is not supported.")
+        raise UnsupportedModel(f"{header.path} scales attention by position, which is not supported.")
     tokens = header.metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list):
         raise BrokenCheckpoint(f"{header.path} has no vocabulary (tokenizer.ggml.tokens).")
@@ -180,7 +180,7 @@ def _rope_scaling(
         return DivisorScaling(divisors=divisors)
     factor = fields.number("rope.scaling.factor", 1.0)
     if factor <= 0:
-        raise fields.broken(f"rope.scaling.factor is {factor}")
+        raise fields.broken(f"rope.scaling.factor is {factor}; it must be positive")
     match kind:
         case "none":
             return None
@@ -190,7 +190,7 @@ def _rope_scaling(
             if fields.number("rope.scaling.yarn_log_multiplier", 0.0) or (
                 fields.number("rope.scaling.yarn_ext_factor", 1.0) != 1.0
             ):
-                raise fields.unsupported("wants a form of YaRN that is not supported")
+                raise fields.unsupported("uses a form of YaRN that is not supported")
             attention = fields.number("rope.scaling.attn_factor", 1.0)
             attention *= fields.number("rope.scaling.yarn_attn_factor", 1.0)
             return YarnScaling(
@@ -273,7 +273,7 @@ def _num_bytes(header: GgufHeader, name: str, tensor: GgufTensor) -> int:
     values_per_block, bytes_per_block = gguf.GGML_QUANT_SIZES[_TYPES[tensor.type_number]]
     if tensor.shape[-1] % values_per_block:
         raise BrokenCheckpoint(
-            f"{header.path}: {name} has rows of {tensor.shape[-1]} values, no multiple of {values_per_block}."
+            f"{header.path}: {name} has rows of {tensor.shape[-1]} values, not a multiple of {values_per_block}."
         )
     return math.prod(tensor.shape) // values_per_block * bytes_per_block
 

@@ -1,7 +1,7 @@
 """GgufHeader: the metadata and tensor directory of a GGUF file, read in one bounded pass.
 
-The file may be damaged or hostile, so every count is compared with the bytes that are left before it is believed, and
-nothing is allocated for what is not there. Source of the layout: ggml's docs/gguf.md, versions 2 and 3.
+The file may be damaged or hostile, so every count is compared with the remaining bytes before it is used, and no memory
+is allocated for missing data. Source of the layout: ggml's docs/gguf.md, versions 2 and 3.
 """
 
 import mmap
@@ -140,7 +140,7 @@ class _Reader:
                 at = start + length
                 if at > end:
                     self._at = min(start, end)
-                    raise self._broken(f"the header ends in the middle, at byte {self._at}")
+                    raise self._broken(f"the header is cut off at byte {self._at}")
                 strings.append(content[start:at].decode())
         except UnicodeDecodeError:
             raise self._broken(f"the text at byte {start} is not UTF-8") from None
@@ -150,7 +150,7 @@ class _Reader:
     def _count(self, limit: int, what: str, least_bytes: int) -> int:
         count = self._number("Q")
         if count > limit or count * least_bytes > self._end - self._at:
-            raise self._broken(f"it claims {count} {what} at byte {self._at - 8}, more than it can have")
+            raise self._broken(f"it states {count} {what} at byte {self._at - 8}, more than fit into the file")
         return count
 
     def _number(self, code: str) -> int:
@@ -159,9 +159,9 @@ class _Reader:
 
     def _take(self, num_bytes: int) -> bytes:
         if num_bytes > self._end - self._at:
-            raise self._broken(f"the header ends in the middle, at byte {self._at}")
+            raise self._broken(f"the header is cut off at byte {self._at}")
         self._at += num_bytes
         return self._content[self._at - num_bytes : self._at]
 
     def _broken(self, fact: str) -> BrokenCheckpoint:
-        return BrokenCheckpoint(f"{self._path} is not a sound GGUF file: {fact}. Fetch or convert it again.")
+        return BrokenCheckpoint(f"{self._path} is not a valid GGUF file: {fact}. Fetch or convert it again.")

@@ -91,7 +91,7 @@ def _files(folder: Path) -> tuple[list[Path], Mapping[str, object]]:
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if single.is_file():
         if index.is_file():
-            logger.warning("%s has both %s and %s; the former is used.", folder, single.name, index.name)
+            logger.warning("%s has both %s and %s; the first one is used.", folder, single.name, index.name)
         return [single], {}
     if not index.is_file():
         if list(folder.glob("*.bin")):
@@ -106,14 +106,14 @@ def _files(folder: Path) -> tuple[list[Path], Mapping[str, object]]:
         raise BrokenCheckpoint(f"{index} names no files.")
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise BrokenCheckpoint(f"{index} names {ascii(name)[:80]}, which is no safetensors file of its folder.")
+            raise BrokenCheckpoint(f"{index} names {ascii(name)[:80]}, which is not a safetensors file in its folder.")
         if not (folder / name).is_file():
             raise BrokenCheckpoint(f"{folder} lacks {name}, which its index names. Fetch it again.")
     return [folder / name for name in sorted(names)], indexed
 
 
 def _log_other_holders(folder: Path, indexed: Mapping[str, object], holders: Mapping[str, Path]) -> None:
-    """Log that the index disagrees with the files about the place of tensors; the files are used."""
+    """Log the tensors that are in other files than the index states; the files are used."""
     if not indexed:
         return
     other = [name for name, file in holders.items() if indexed.get(name) != file.name]
@@ -142,7 +142,7 @@ def _tensors(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
                 tensors[name] = tuple(tensor.get_shape()), tensor.get_dtype()
     except SafetensorError as error:
         raise BrokenCheckpoint(
-            f"{file} is not a sound safetensors file: {ascii(str(error))[1:-1][:120]}. Fetch it again."
+            f"{file} is not a valid safetensors file: {ascii(str(error))[1:-1][:120]}. Fetch it again."
         ) from None
     return tensors
 
@@ -167,14 +167,14 @@ def _config(fields: JsonFile, *, has_output: bool) -> ModelConfig:
         )
     if has_output and is_tied:
         logger.warning(
-            "%s says tie_word_embeddings: true, the files have a lm_head.weight; the latter is used.", fields.path
+            "%s has tie_word_embeddings: true, but the files have lm_head.weight, which is used.", fields.path
         )
     is_qwen2, is_qwen3 = architecture == "Qwen2ForCausalLM", architecture == "Qwen3ForCausalLM"
     has_attention_bias = not is_qwen2 and fields.flag("attention_bias", False)
     if fields.flag("mlp_bias", False):
-        raise UnsupportedModel(f"{fields.path} wants biases in the feed-forward network, which are not supported.")
+        raise UnsupportedModel(f"{fields.path} has biases in the feed-forward network, which are not supported.")
     if fields.text("hidden_act", "silu") != "silu":
-        raise UnsupportedModel(f"{fields.path} has the activation {fields.text('hidden_act')}; supported is silu.")
+        raise UnsupportedModel(f"{fields.path} has the activation {fields.text('hidden_act')}; only silu is supported.")
     num_heads = fields.integer("num_attention_heads")
     hidden_size = fields.integer("hidden_size")
     rope = _rope(fields)
@@ -203,7 +203,7 @@ def _config(fields: JsonFile, *, has_output: bool) -> ModelConfig:
 
 
 def _architecture(fields: JsonFile) -> str:
-    """Return the architecture that model_type names, or architectures if the former is left out."""
+    """Return the architecture from model_type, or from architectures if model_type is missing."""
     architectures, model_type = fields.items("architectures"), fields.text("model_type", "")
     stated = architectures[0] if architectures else None
     if stated is not None and stated not in _ARCHITECTURES.values():
@@ -223,7 +223,7 @@ def _architecture(fields: JsonFile) -> str:
 
 
 def _rope(fields: JsonFile) -> JsonFile | None:
-    """Return the rotary parameters: the older rope_scaling wins over rope_parameters, as a whole."""
+    """Return the rotary parameters: the older rope_scaling replaces rope_parameters as a whole."""
     newer, older = fields.part("rope_parameters"), fields.part("rope_scaling")
     if older is not None and older.raw() and newer is not None and newer.raw() != older.raw():
         log_disagreement(f"rope_scaling in {fields.path}", older.raw(), "rope_parameters there", newer.raw())
@@ -248,7 +248,9 @@ def _sliding_window(fields: JsonFile, architecture: str) -> tuple[int | None, in
     num_full = min(fields.integer("max_window_layers", 28), num_layers)
     kinds = fields.items("layer_types")
     if kinds and kinds != ["full_attention"] * num_full + ["sliding_attention"] * (num_layers - num_full):
-        raise UnsupportedModel(f"{fields.path} mixes layers with and without a window in an order not supported.")
+        raise UnsupportedModel(
+            f"{fields.path} mixes layers with and without a window in an order that is not supported."
+        )
     return fields.integer("sliding_window", 4096), num_full
 
 

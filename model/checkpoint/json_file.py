@@ -16,11 +16,11 @@ logger = logging.getLogger(__name__)
 class JsonFile:
     """The fields of one object; a field that is missing without a default, or of another type, is BrokenCheckpoint.
 
-    null means that the field is not there.
+    A field that is null counts as missing.
     """
 
     def __init__(self, path: Path, fields: dict[str, Any] | None = None) -> None:
-        """Read the file, or take `fields`, a part of it that is an object itself."""
+        """Read the file, or use `fields`, an object inside it."""
         self.path = path
         self._fields = _read(path) if fields is None else fields
 
@@ -56,14 +56,14 @@ class JsonFile:
         return value
 
     def items(self, key: str) -> list[Any]:
-        """Return a list; empty if it is not there."""
+        """Return a list; empty if the field is missing."""
         value = self._value(key, [])
         if not isinstance(value, list):
             raise self._wrong(key, value, "a list")
         return value
 
     def part(self, key: str) -> "JsonFile | None":
-        """Return the fields of an object in the file, or None if it is not there."""
+        """Return the fields of an object in the file, or None if it is missing."""
         if key not in self:
             return None
         value = self._fields[key]
@@ -86,7 +86,7 @@ class JsonFile:
 
 def _read(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_JSON_BYTES:
-        raise BrokenCheckpoint(f"{path} is larger than {MAX_JSON_BYTES} bytes, too large for what it should be.")
+        raise BrokenCheckpoint(f"{path} is larger than {MAX_JSON_BYTES} bytes, the limit for such files.")
     try:
         fields = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -99,5 +99,5 @@ def _read(path: Path) -> dict[str, Any]:
 def log_disagreement(taken: str, value: object, other: str, other_value: object) -> None:
     """Log that two places, named by file and field, state the same fact differently; the first one is used."""
     logger.warning(
-        "%s is %s, but %s is %s; the former is used.", taken, ascii(value)[:80], other, ascii(other_value)[:80]
+        "%s is %s, but %s is %s; the first one is used.", taken, ascii(value)[:80], other, ascii(other_value)[:80]
     )

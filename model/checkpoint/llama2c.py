@@ -46,7 +46,7 @@ def open_llama2c(path: Path) -> Checkpoint:
     with path.open("rb") as file:
         header = _header(path, file.read(_HEADER_BYTES))
     if header.config.num_layers * header.config.hidden_size > num_file_bytes:  # before a list of that length is made
-        raise BrokenCheckpoint(f"{path} is no llama2.c checkpoint, or cut off: it is too short for its layers.")
+        raise BrokenCheckpoint(f"{path} is not a llama2.c checkpoint, or is cut off: it is too short for its layers.")
     places: dict[str, _Place] = {}
     end = header.num_bytes
     for name, shape, is_quantized in _order(header):
@@ -115,7 +115,7 @@ def _header(path: Path, first: bytes) -> _Header:
     numbers = (hidden, inner, num_layers, num_heads, num_kv_heads, abs(vocab_size), max_position)
     if min(numbers) < 1 or hidden % num_heads:
         raise BrokenCheckpoint(
-            f"{path} is no llama2.c checkpoint: its header would mean {hidden} dimensions, {num_layers} layers, "
+            f"{path} is not a llama2.c checkpoint: its header would describe {hidden} dimensions, {num_layers} layers, "
             f"{num_heads} heads and {vocab_size} tokens."
         )
     config = ModelConfig(

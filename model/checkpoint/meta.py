@@ -89,7 +89,7 @@ def _tensors(path: Path) -> Mapping[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch.load raises many kinds, and the file may be anything
         reason = ascii(str(error).split("\n")[0])[1:-1][:120]
-        raise BrokenCheckpoint(f"{path} is not a sound file of tensors: {reason}. Fetch it again.") from None
+        raise BrokenCheckpoint(f"{path} is not a valid file of tensors: {reason}. Fetch it again.") from None
     if not isinstance(content, dict) or not content:
         raise BrokenCheckpoint(f"{path} does not hold named tensors.")
     for name, tensor in content.items():
@@ -100,7 +100,7 @@ def _tensors(path: Path) -> Mapping[str, Tensor]:
                 f"{path}: {name} has the type {tensor.dtype}; supported are float32, float16 and bfloat16."
             )
         if tensor.numel() * tensor.itemsize > path.stat().st_size:
-            raise BrokenCheckpoint(f"{path}: {ascii(name)[:80]} claims more values than the file can hold.")
+            raise BrokenCheckpoint(f"{path}: {ascii(name)[:80]} states more values than the file can hold.")
     return content
 
 
@@ -127,7 +127,7 @@ def _config(fields: JsonFile, shapes: Mapping[str, tuple[int, ...]]) -> ModelCon
     """Return the architecture; what params.json leaves out is as in Meta's code (llama, llama-models)."""
     hidden_size, num_heads = fields.integer("dim"), fields.integer("n_heads")
     if "moe" in fields or "moe_args" in fields:
-        raise UnsupportedModel(f"{fields.path} describes a mixture of experts; supported are dense models.")
+        raise UnsupportedModel(f"{fields.path} describes a mixture of experts; only dense models are supported.")
     if num_heads < 1 or hidden_size < 1:
         raise BrokenCheckpoint(f"{fields.path}: dim and n_heads must be positive.")
     vocab_size = fields.integer("vocab_size", -1)

@@ -30,9 +30,9 @@ class KernelsUnavailable(Exception):
 def load_kernels(environ: Mapping[str, str] = os.environ) -> Kernels:
     """Return the operators of the kernels for this processor.
 
-    A wheel may have libraries for levels of processors beside the sources. One is used where it uses all that the
-    kernels can use of this processor; else the kernels are built. Where they cannot be built, a library for less is
-    used. Raises KernelsUnavailable.
+    A wheel may contain libraries for several levels of processors. One is used if its level has all features of this
+    processor that the kernels can use; otherwise the kernels are built. If they cannot be built, the library for a
+    lower level is used. Raises KernelsUnavailable.
     """
     capabilities = torch.cpu.get_capabilities()
     level = best_level(capabilities)
@@ -65,9 +65,9 @@ def build_kernels(
 def built_library(target: Sequence[str], library: str, environ: Mapping[str, str]) -> Path:
     """Return the file of the kernels for `target`, built if it is not in the cache.
 
-    A build is kept under a name made of the sources, the flags, torch and the processor's features, and takes its
-    place there in one move, so that several processes may build at once. Where the cache cannot be written, as with a
-    user id that has no home folder, it is kept among the temporary files. Raises KernelsUnavailable.
+    Its file name has a hash of the sources, the flags, torch's version and the processor's features. It is moved to its
+    place atomically, so several processes can build at once. If the cache is not writable, as for a user without a home
+    folder, the file is kept in a temporary folder. Raises KernelsUnavailable.
     """
     flags = _flags(target, library)
     try:
@@ -80,12 +80,12 @@ def built_library(target: Sequence[str], library: str, environ: Mapping[str, str
 
 
 def _shipped_library(level: Level) -> Path | None:
-    """Return the library for a level that lies beside the sources and was built from them and for this torch."""
+    """Return the installed library for a level, if it was built from these sources and for this torch."""
     path = _FOLDER / _file_name(level.library, _flags(level.target, level.library))
     if path.is_file():
         return path
     if any(_FOLDER.glob(f"{level.library}-*.so")):
-        logger.warning("The installed kernels do not fit PyTorch %s or their sources.", torch.__version__)
+        logger.warning("The installed kernels were not built for PyTorch %s or from these sources.", torch.__version__)
     return None
 
 
@@ -121,7 +121,7 @@ def _place(name: str, environ: Mapping[str, str]) -> Path:
 
 
 def _file_name(library: str, flags: list[str]) -> str:
-    """Return a name that stands for the content; torch's builds for CPU and CUDA have the same C++ interface."""
+    """Return a name with a hash of the content; torch's builds for CPU and CUDA have the same C++ interface."""
     capabilities = torch.cpu.get_capabilities() if set(NATIVE) <= set(flags) else {}
     features = {name: value for name, value in capabilities.items() if isinstance(value, bool | str)}
     version = torch.__version__.partition("+")[0]

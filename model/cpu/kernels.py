@@ -129,21 +129,6 @@ class Kernels(Protocol):
     def write(self, keys: Tensor, values: Tensor, slots: Tensor, key_pages: Tensor, value_pages: Tensor, /) -> None:
         """Store keys and values, each [T, num_kv_heads, head_dim], at the slots [T]."""
 
-    def rotate_and_write(
-        self,
-        qkv: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        slots: Tensor,
-        key_pages: Tensor,
-        value_pages: Tensor,
-        query_norm: Tensor | None,
-        key_norm: Tensor | None,
-        eps: float,
-        /,
-    ) -> Tensor:
-        """Return the rotated queries of qkv [T, (num_heads + 2 num_kv_heads) head_dim]; store its keys and values."""
-
     def attend(
         self,
         queries: Tensor,

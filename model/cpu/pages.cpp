@@ -133,10 +133,6 @@ at::Tensor rotate_and_write(const at::Tensor& qkv, const at::Tensor& cos, const 
 
 TORCH_LIBRARY_FRAGMENT(CARAVAN_LIBRARY, m) {
   m.def("write(Tensor keys, Tensor values, Tensor slots, Tensor(a!) key_pages, Tensor(b!) value_pages) -> ()", write);
-  m.def(
-      "rotate_and_write(Tensor qkv, Tensor cos, Tensor sin, Tensor slots, Tensor(a!) key_pages, Tensor(b!) value_pages, "
-      "Tensor? query_norm, Tensor? key_norm, float eps) -> Tensor",
-      rotate_and_write);
 }
 
 }  // namespace caravan

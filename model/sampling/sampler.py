@@ -216,7 +216,7 @@ def draw_one(weights: Floats, sums: Floats, params: SamplingParams, number: floa
 
 
 def place_of(number: float, weights: Floats) -> tuple[int, float]:
-    """Return the index whose interval of the normalized cumulative sum has `number`, and the position in that interval.
+    """Return the index whose interval of the normalized cumulative sum contains `number`, and its place in it.
 
     Both numbers are in [0, 1).
     """

@@ -43,7 +43,8 @@ def kept_tokens(weights: Floats, params: SamplingParams, mass: float) -> NDArray
 def best_tokens(weights: Floats, count: int) -> NDArray[np.int64]:
     """Return the tokens of the `count` greatest weights, and those of equal weight to the last of them.
 
-    As many maxima of blocks are each the weight of a token, so no token below the least of them is among the best.
+    Each of the `count` greatest maxima of blocks is the weight of a token, so no token below all of them is among the
+    best.
     """
     maxima = weights.reshape(-1, math.gcd(len(weights), BLOCK_WIDTH)).max(axis=1)
     bound = np.partition(maxima, -count)[-count] if count <= len(maxima) else 0.0
@@ -67,10 +68,10 @@ def nucleus_candidates(weights: Floats, mass: float, top_p: float) -> NDArray[np
 
 
 def nucleus_threshold(weights: Floats, mass: float) -> float:
-    """Return the largest weight t such that the weights of at least t hold the mass; the least one if none does.
+    """Return the largest weight t such that weights of t or more add up to the mass; the least weight if none does.
 
-    Positive floats are ordered as their bits are. So their upper bits put them in order in buckets, and only the
-    bucket in which the mass is reached is sorted.
+    Positive floats have the same order as their bits. So their upper bits sort them into buckets, and only the bucket
+    in which the mass is reached is sorted.
     """
     buckets = weights.view(np.int32) >> 16
     buckets -= buckets.min()

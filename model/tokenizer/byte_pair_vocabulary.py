@@ -80,8 +80,7 @@ class BytePairVocabulary:
 def encoded_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     """Return the token ids of a text, without the special tokens that surround one; other threads run meanwhile.
 
-    `Tokenizer.encode` would hold Python's lock all the time. The fast variant leaves out where each token is in the
-    text.
+    `Tokenizer.encode` would hold the GIL all the time. The fast variant omits the position of each token in the text.
     """
     (encoding,) = tokenizer.encode_batch_fast([text], add_special_tokens=False)
     token_ids: list[int] = encoding.ids
@@ -99,7 +98,7 @@ def byte_symbols() -> list[str]:
 
 
 def written_bytes(text: str, byte_values: Mapping[str, int]) -> bytes:
-    """Return the bytes that a byte-level token writes."""
+    """Return the bytes that a byte-level token represents."""
     try:
         return bytes([byte_values[symbol] for symbol in text])
     except KeyError:  # some added tokens are not written in byte symbols

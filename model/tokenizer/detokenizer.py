@@ -18,12 +18,11 @@ class TokenBytes(Protocol):
 class Detokenizer:
     """The text of one sequence of tokens.
 
-    What was pushed and flushed, joined, is the bytes of all tokens decoded at once: bytes that are no UTF-8 become
-    U+FFFD just where `bytes.decode("utf-8", "replace")` puts it.
+    The results of `push` and `flush`, joined, are the bytes of all tokens decoded at once: invalid UTF-8 becomes U+FFFD
+    exactly where `bytes.decode("utf-8", "replace")` puts it.
 
-    The text goes on from a prompt by default, so it keeps the space a SentencePiece token begins with: prompt and
-    text joined must read right. A whole text that was encoded with a space put before it loses that one with
-    `drops_first_space`.
+    By default the text continues a prompt, so a space at the beginning of its first token is kept. With
+    `drops_first_space` it is a whole text, and the space that encoding has put before it is removed.
     """
 
     def __init__(
@@ -34,7 +33,7 @@ class Detokenizer:
         drops_first_space: bool = False,
         shown: Collection[int] = (),
     ) -> None:
-        """Special tokens are left out, but for those that are `shown`."""
+        """Special tokens are left out, except those in `shown`."""
         self._tokenizer = tokenizer
         self._shown = shown
         self._skip_special = skip_special

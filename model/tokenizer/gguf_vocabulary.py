@@ -1,6 +1,6 @@
 """GgufVocabulary: the tokenizer fields of a GGUF file, checked.
 
-Source: ggml's docs/gguf.md; what it leaves open, the defaults above all, is llama.cpp's src/llama-vocab.cpp.
+Sources: ggml's docs/gguf.md and, for defaults and other details, llama.cpp's src/llama-vocab.cpp.
 """
 
 import re

@@ -21,7 +21,7 @@ class _Vocabulary:
 
 
 def grammar_tokenizer(tokenizer: Tokenizer) -> LLTokenizer:
-    """Return the vocabulary for llguidance, in 0.1 s for 50,000 tokens; raises ValueError if no token ends a text."""
+    """Return the vocabulary for llguidance; takes 0.1 s for 50,000 tokens. Raises ValueError without an end token."""
     if not tokenizer.eos_token_ids:
-        raise ValueError("The model has no token that ends a text, so none can be constrained.")
+        raise ValueError("The model has no end token, so its output cannot be constrained.")
     return LLTokenizer(TokenizerWrapper(_Vocabulary(tokenizer)), eos_token=sorted(tokenizer.eos_token_ids))

@@ -19,9 +19,9 @@ MAX_TOKENS = 2**22
 class HuggingFaceVocabulary:
     """The vocabulary of a tokenizer.json: byte-level byte pairs, or pieces with a sign for spaces.
 
-    Added tokens that are special are control tokens; their text is ordinary text to `encode`, as everywhere else here.
-    Tokens that are looked for in the text as it is are found by us, which knows guards; those that are looked for in
-    the normalized text, by the library. `tokens` are as in TokenizerJson, which says what is raised.
+    Special added tokens are control tokens; `encode` treats their text as ordinary text. Added tokens that match the
+    text as it is are matched here, because the library does not know guards; those that match the normalized text are
+    matched by the library. `tokens` and the errors are those of TokenizerJson.
     """
 
     def __init__(self, path: Path, tokens: Sequence[tokenizers.AddedToken] = ()) -> None:

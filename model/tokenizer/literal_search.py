@@ -4,15 +4,15 @@ import re
 from collections.abc import Collection, Iterator
 from typing import Any
 
-_WINDOW_CHARACTERS = 2**14  # searched at once with Python's lock held
+_WINDOW_CHARACTERS = 2**14  # searched at once with the GIL held
 
 
 class LiteralSearch:
     """Finds literals in a text, the longest one at each place.
 
-    The pattern follows common beginnings once, so a search takes time in proportion to the text, whatever the number of
-    literals: with an alternative for each, 256 special tokens that begin with `<|` and a text of nothing but `<|` take
-    seconds. The text is searched in windows, between which other threads get Python's lock.
+    The pattern has each common prefix of literals once, so a search takes time in proportion to the text, whatever the
+    number of literals. (With an alternative for each literal, 256 special tokens that begin with `<|` and a text of
+    nothing but `<|` would take seconds.) The text is searched in windows; other threads can get the GIL in between.
     """
 
     def __init__(self, literals: Collection[str]) -> None:
@@ -30,7 +30,7 @@ class LiteralSearch:
         return (match.start() for match in self._matches(text, 0, are_apart=False))
 
     def partial_start(self, text: str) -> int | None:
-        """Return the first position whose rest of the text is the beginning of a literal, or None."""
+        """Return the first position from which the rest of the text is the beginning of a literal, or None."""
         for start in range(max(0, len(text) - self._max_length), len(text)):
             if text[start:] in self._beginnings:
                 return start

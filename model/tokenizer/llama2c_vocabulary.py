@@ -28,7 +28,7 @@ def llama2c_vocabulary(path: Path) -> SentencePieceVocabulary:
             raise BrokenTokenizer(f"{path} ends in the middle of token {len(texts)}.") from None
         at += 8
         if not 0 <= length <= len(content) - at:
-            raise BrokenTokenizer(f"{path}: token {len(texts)} claims {length} bytes, more than are left.")
+            raise BrokenTokenizer(f"{path}: token {len(texts)} states {length} bytes, more than are left.")
         try:
             text = content[at : at + length].decode()
         except UnicodeDecodeError:

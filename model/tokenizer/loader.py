@@ -55,7 +55,7 @@ def _with_huggingface_settings(path: Path, settings: TokenizerSettings) -> Token
     ):
         if wanted is not None and wanted != (token_id in added):
             logger.warning(
-                "%s adds the tokens %s, tokenizer_config.json says %s: %s; the former is used.",
+                "%s adds the tokens %s, but tokenizer_config.json has %s: %s, which is ignored.",
                 path,
                 ascii(added)[:80],
                 name,

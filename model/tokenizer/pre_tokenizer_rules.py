@@ -12,7 +12,7 @@ from caravan.model.tokenizer.vocabulary import UnsupportedTokenizer
 # Each pattern splits the pieces of the one before. Only merges inside a piece are made. Source: the
 # tokenizer.json files of the models; llama.cpp, src/llama-vocab.cpp, names them.
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_LLAMA3 = (
+LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -41,12 +41,12 @@ _RULES: Mapping[str, PreTokenizerRules] = MappingProxyType(
     {
         "gpt-2": PreTokenizerRules((_GPT2,)),
         "smollm": PreTokenizerRules((r"\p{N}", _GPT2)),
-        "llama-bpe": PreTokenizerRules((_LLAMA3,), ignores_merges=True, adds_bos=True),
-        "qwen2": PreTokenizerRules((_LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}"),)),
+        "llama-bpe": PreTokenizerRules((LLAMA3,), ignores_merges=True, adds_bos=True),
+        "qwen2": PreTokenizerRules((LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}"),)),
         "tekken": PreTokenizerRules((_TEKKEN,), ignores_merges=True, adds_bos=True),  # Mistral, since NeMo
         # The rules of llama.cpp for models whose pre-tokenizer its converter did not know.
         "default": PreTokenizerRules((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
-        "smaug-bpe": PreTokenizerRules((_LLAMA3,)),
+        "smaug-bpe": PreTokenizerRules((LLAMA3,)),
     }
 )
 # Converters have a name for each model they know. Source: llama.cpp, src/llama-vocab.cpp, llama_vocab::impl::load.

@@ -37,7 +37,9 @@ class SentencePieceVocabulary:
         self.special_tokens: Mapping[str, int] = self._control.special
         normalized = self._processor.normalize("a")
         if normalized.endswith((_SPACE, " ")):
-            raise UnsupportedTokenizer("The SentencePiece model writes spaces after words; supported is before words.")
+            raise UnsupportedTokenizer(
+                "The SentencePiece model puts spaces after words; only spaces before words are supported."
+            )
         self.adds_space_prefix = normalized.startswith((_SPACE, " "))
         self.bos_token_id = _id_or_none(self._processor.bos_id())
         self.eos_token_id = _id_or_none(self._processor.eos_id())
@@ -45,7 +47,7 @@ class SentencePieceVocabulary:
     def encode(self, text: str) -> list[int]:
         """Return the token ids of `text`; the library matches user-defined tokens.
 
-        Raises Unencodable if a character is unknown, which a vocabulary with a token for each byte rules out.
+        Raises Unencodable if a character is unknown and the vocabulary does not have a token for each byte.
         """
         token_ids: list[int] = self._processor.encode(text)
         unknown = self._processor.unk_id()

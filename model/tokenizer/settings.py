@@ -1,6 +1,6 @@
 """TokenizerSettings: the tokenizer settings in the JSON files of a Hugging Face folder.
 
-Where two files state the same fact, the one that transformers 5 takes is taken, and a line in the log names both.
+If two files disagree, the one that transformers 5 uses is used, and a warning names both.
 """
 
 import logging
@@ -57,7 +57,7 @@ def _read(path: Path) -> JsonFile:
 
 
 def _special_token(folder: Path, config: JsonFile, name: str) -> str | None:
-    """Return a special token's text: special_tokens_map.json counts only where added_tokens_decoder is not stated."""
+    """Return a special token's text: special_tokens_map.json is read only if there is no added_tokens_decoder."""
     stated = _token_text(config, name)
     if "added_tokens_decoder" in config.raw():
         return stated
@@ -81,7 +81,7 @@ def _token_text(fields: JsonFile, name: str) -> str | None:
 
 
 def _token_ids(generation: JsonFile, model: JsonFile, name: str) -> tuple[int, ...]:
-    """Return the ids of a field that is a number or a list of them; generation_config.json wins."""
+    """Return the ids of a field that is a number or a list of them; generation_config.json takes precedence."""
     found = []
     for fields in (generation, model):
         value: Any = fields.raw().get(name)
@@ -110,7 +110,7 @@ def _added_tokens(config: JsonFile) -> tuple[AddedToken, ...]:
 
 
 def _templates(folder: Path, config: JsonFile) -> dict[str, str]:
-    """Return the chat templates by name; separate files win over tokenizer_config.json."""
+    """Return the chat templates by name; separate files take precedence over tokenizer_config.json."""
     value: Any = config.raw().get("chat_template")
     if isinstance(value, list):
         stated = {part.get("name"): part.get("template") for part in value[:_MAX_TEMPLATES] if isinstance(part, dict)}

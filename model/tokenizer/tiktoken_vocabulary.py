@@ -8,13 +8,10 @@ from pathlib import Path
 import tiktoken
 
 from caravan.model.tokenizer.added_tokens import control_tokens, encode_parsed
+from caravan.model.tokenizer.pre_tokenizer_rules import LLAMA3
 from caravan.model.tokenizer.vocabulary import BrokenTokenizer, TokenType, Unencodable
 
-# Source: llama_models/llama3/tokenizer.py of Meta's llama-models: the pattern, and the 256 special tokens.
-_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+# The 256 special tokens. Source: llama_models/llama3/tokenizer.py of Meta's llama-models, as is the pattern LLAMA3.
 _NAMED = (
     "<|begin_of_text|>",
     "<|end_of_text|>",
@@ -45,7 +42,7 @@ class TiktokenVocabulary:
         special = [*_NAMED, *(f"<|reserved_special_token_{i}|>" for i in range(2, 2 + _NUM_SPECIAL - len(_NAMED)))]
         self._encoding = tiktoken.Encoding(
             path.name,
-            pat_str=_PATTERN,
+            pat_str=LLAMA3,
             mergeable_ranks=ranks,
             special_tokens={text: len(ranks) + i for i, text in enumerate(special)},
         )

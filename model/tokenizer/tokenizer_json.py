@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 class TokenizerJson:
     """The library's tokenizer of a file, and the rules of the file that this package applies itself.
 
-    `tokens` are added tokens that another file of the folder states; they win, as in transformers.
-    Raises OSError, BrokenTokenizer for a file that is not sound, UnsupportedTokenizer for one with other rules.
+    `tokens` are added tokens from another file of the folder; they take precedence, as in transformers. Raises OSError,
+    BrokenTokenizer for an invalid file, UnsupportedTokenizer for one with other rules.
     """
 
     def __init__(self, path: Path, tokens: Sequence[AddedToken] = ()) -> None:
@@ -103,8 +103,8 @@ class TokenizerJson:
         before = {token.content: token for token in self.added_tokens.values()}
         if other := [token for token in tokens if token != before.get(token.content) and token.content in before]:
             logger.warning(
-                "%s and tokenizer_config.json state different rules for %d added tokens, among them %s; the latter "
-                "are used.",
+                "%s and tokenizer_config.json state different rules for %d added tokens, among them %s; the rules "
+                "of tokenizer_config.json are used.",
                 path,
                 len(other),
                 ascii(other[0].content)[:40],
@@ -128,7 +128,7 @@ class TokenizerJson:
                 raise self._unsupported(f"a model with `{name}`")
 
     def _check_normalized(self) -> None:
-        """Reject special tokens that normalization could make of other text, which any client may send."""
+        """Reject special tokens that normalization could produce from other text, which any client may send."""
         tokens = [token for token in self.added_tokens.values() if token.special and token.normalized]
         for rule in self._normalizers if tokens else ():
             kind = rule["type"]
@@ -140,7 +140,7 @@ class TokenizerJson:
                     continue
                 raise self._unsupported(
                     f"the special token {ascii(token.content)[:40]} with `normalized`, though its normalizer {kind} "
-                    "could make it of other text"
+                    "could produce it from other text"
                 )
 
     def _unsupported(self, fact: str) -> UnsupportedTokenizer:
@@ -161,7 +161,7 @@ def _log_other_ids(path: Path, library: Tokenizer, stated: Mapping[str, int]) ->
     other = [text for text, token_id in stated.items() if text and library.token_to_id(text) != token_id]
     if other:
         logger.warning(
-            "%s states the id %s for the added token %s, its library the id %s; the latter is used (%d tokens).",
+            "%s states the id %s for the added token %s; the id %s of the library `tokenizers` is used (%d tokens).",
             path,
             ascii(stated[other[0]])[:24],
             ascii(other[0])[:40],

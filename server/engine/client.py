@@ -107,7 +107,7 @@ class EngineClient:
         return outputs
 
     def subscribe(self, period_seconds: float) -> None:
-        """Subscribe the listener to a snapshot of the engine per period, 0: none; it survives restarts."""
+        """Send the listener a snapshot every `period_seconds`, also after restarts; 0 stops the snapshots."""
         self._snapshot_period_seconds = period_seconds
         if self._is_connected:
             self._process.send(Subscribe(period_seconds=period_seconds))

@@ -14,7 +14,7 @@ class InFlightRequest:
     """A request with the tokens generated so far."""
 
     def __init__(self, request: Request, outputs: OutputQueue, group: int) -> None:
-        """`group` is the number of the HTTP request that it belongs to."""
+        """`group` is the number of the HTTP request that the sequence belongs to."""
         self.outputs = outputs
         self.group = group
         self._request = request
@@ -58,7 +58,7 @@ class _CrashGroup:
 
     @property
     def is_quarantined(self) -> bool:
-        """Whether it runs alone."""
+        """Whether the group runs alone in the engine."""
         return self.crash_count >= QUARANTINE_CRASHES
 
     def count_crash(self, batch: set[int]) -> None:
@@ -79,10 +79,10 @@ class InFlightRequests:
 
     A request that crashes the engine would do so after every restart, and block the others. A request that was in the
     batch at two crashes in a row, without a new token in between, is quarantined: the next engine gets it alone. The
-    choices and prompts of one HTTP request form a group, counted together: separately they could crash as many
-    as there are choices. When each of them has got a token or ended, the group is cleared and the other requests
-    are released. A group fails after three crashes in quarantine; with fewer, engines that are killed from outside
-    could fail a harmless request.
+    choices and prompts of one HTTP request form a group whose crashes are counted together: with separate counts, one
+    request could crash the engine once per choice. When each of them has got a token or ended, the group is cleared and
+    the other requests are released. A group fails after three crashes in quarantine; with fewer, engines that are
+    killed from outside could fail a harmless request.
     """
 
     def __init__(self) -> None:

@@ -113,7 +113,7 @@ class Admission(EngineListener):
             reservation.is_in_batch = False
 
     def submit(self, reservation: Reservation, engine_number: int) -> None:
-        """Store the engine's number of a sequence."""
+        """Store the number that the engine uses for a sequence."""
         reservation.engine_number = engine_number
         self._submitted[engine_number] = reservation
 
@@ -182,7 +182,7 @@ class Admission(EngineListener):
         )
 
     def _before(self, context: RequestContext, waiting: Collection[Reservation]) -> list[Reservation]:
-        """Return the waiting sequences that would join first: more urgent, of its key, and as many of each other key.
+        """Return the waiting sequences that would join first: urgent ones, those of its key, as many of each other key.
 
         Within an urgency the order is round-robin over keys, and by priority within a key.
         """

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.messages import Request
 from caravan.server.engine.output_queue import OutputQueue
 from caravan.server.generation.admission import Admission
@@ -18,14 +17,9 @@ from caravan.server.sandbox.grammar_check import GrammarCheck
 class Engine(Protocol):
     """The engine as routes use it."""
 
-    config: EngineConfig
-
     @property
     def is_ready(self) -> bool:
-        """Whether it accepts requests."""
-
-    def subscribe(self, period_seconds: float) -> None:
-        """Subscribe the listener to a snapshot per period, 0: none."""
+        """Whether the engine accepts requests."""
 
     def submit(self, request: Request, crash_group: int = 0) -> OutputQueue:
         """Return the output queue of a new request, and assign its `request_id`; raises EngineUnavailable."""

@@ -15,7 +15,7 @@ def forecast_wait_seconds(
     """Return the seconds until one more sequence would start.
 
     `running` has the remaining tokens of each running sequence, `waiting` the prompt tokens and output tokens of each
-    sequence before it. A step generates one token per running sequence; prompts delay all of them.
+    sequence that starts earlier. A step generates one token per running sequence; prompts delay all of them.
     """
     ends = [*running]  # in steps from now
     heapify(ends)

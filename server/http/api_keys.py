@@ -69,15 +69,6 @@ class ApiKeys:
                 found = known
         return found
 
-    def name_of(self, key: bytes) -> str | None:
-        """Return the name of a key, None if it is unknown."""
-        found = self.find(key)
-        return None if found is None else found.name
-
-    def named(self, name: str) -> ApiKey | None:
-        """Return the record of the key with this name, None if there is none."""
-        return self._keys.get(name)
-
     def can_scrape(self, key: ApiKey) -> bool:
         """Return whether a key may read /metrics: all may, unless some keys have the attribute `scrape`."""
         return key.may_scrape or not self._is_scraping_limited

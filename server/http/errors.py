@@ -27,6 +27,7 @@ from caravan.server.sandbox.worker_pool import WorkerUnavailable
 _RETRY_AFTER_SECONDS = 5
 _MAX_RETRY_SECONDS = 120  # clients ignore longer ones
 _MAX_MESSAGE = 400  # characters; keeps every error body under 1 KB
+_MAX_SHOWN = 60  # characters of a value in a message
 
 logger = logging.getLogger(__name__)
 
@@ -104,11 +105,11 @@ def overloaded(fact: str, retry_after_seconds: float) -> ApiError:
     )
 
 
-def shown(value: object, max_characters: int = 60) -> str:
+def shown(value: object) -> str:
     """Return the JSON value `value` in ASCII, shortened, for a message about it."""
     # Each part has at least one character, so no more is encoded than is shown.
-    parts = itertools.islice(json.JSONEncoder().iterencode(value), max_characters + 1)
-    return _ascii("".join(parts), max_characters)
+    parts = itertools.islice(json.JSONEncoder().iterencode(value), _MAX_SHOWN + 1)
+    return _ascii("".join(parts), _MAX_SHOWN)
 
 
 def as_api_error(error: Exception) -> ApiError:

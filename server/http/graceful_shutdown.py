@@ -31,7 +31,7 @@ class GracefulServer(uvicorn.Server):
         stop_engine: Callable[[], Awaitable[None]],
         end_live_view: Callable[[], None],
     ) -> None:
-        """`end_live_view` ends the streams without an end of their own."""
+        """`end_live_view` ends the streams of the live view, which never end by themselves."""
         super().__init__(config)
         self._end_live_view = end_live_view
         self._limit = concurrency_limit

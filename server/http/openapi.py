@@ -42,7 +42,7 @@ def documented(
     schema: type[BaseModel],
     example: dict[str, Any],
     *,
-    answer: type[msgspec.Struct] | None = None,
+    answer: type[msgspec.Struct],
     is_streamed: bool = False,
 ) -> dict[str, Any]:
     """Return the route arguments that document a request body of this schema, with an example.
@@ -52,8 +52,7 @@ def documented(
     content = {"schema": {"$ref": _REFERENCE.format(model=schema.__name__)}, "example": example}
     return {
         "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": content}}},
-        "responses": errors(*_ERRORS.keys() - {403})
-        | ({} if answer is None else answers(answer, is_streamed=is_streamed)),
+        "responses": errors(*_ERRORS.keys() - {403}) | answers(answer, is_streamed=is_streamed),
     }
 
 

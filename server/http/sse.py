@@ -138,7 +138,7 @@ class KeepAlive:
     """Sends a comment when nothing was written for a while, with one timer per stream."""
 
     def __init__(self, idle_seconds: float, send_comment: Callable[[], Awaitable[None]], timeout: WriteTimeout) -> None:
-        """No comment is sent while a write of `timeout` is pending."""
+        """No comment is sent while `timeout` waits for a write."""
         self.wrote_at_seconds = time.monotonic()
         self._idle_seconds = idle_seconds
         self._send_comment = send_comment

@@ -82,7 +82,7 @@ def embeddings_router(served: ServedModel) -> APIRouter:
 
 
 def _all_written(vectors: Sequence[Sequence[float]], request: EmbeddingRequest) -> list[msgspec.Raw]:
-    """Return each vector as JSON; Python's lock is held for one vector at a time."""
+    """Return each vector as JSON; the GIL is held for one vector at a time."""
     return [msgspec.Raw(msgspec.json.encode(_written(vector, request))) for vector in vectors]
 
 

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-import msgspec
 from fastapi import APIRouter, Request, Response
 from typing_extensions import override
 
@@ -26,7 +25,7 @@ class LiveView(EngineListener):
     """Sends snapshots of the engine, with the steps and events since the last one, to all subscribers."""
 
     def __init__(self, set_period: Callable[[float], None]) -> None:
-        """`set_period` sets the seconds between two snapshots of the engine, 0: none."""
+        """`set_period` sets the seconds between two snapshots of the engine; 0 stops them."""
         self._set_period = set_period
         self._subscribers: set[Subscriber] = set()
         self._is_closed = False
@@ -141,8 +140,8 @@ def _encoded(snapshot: EngineSnapshot) -> dict[str, Any]:
         "blocks_per_cell": snapshot.blocks_per_cell,
         "cell_states": "".join(map(str, snapshot.cell_states)),  # one digit per cell
         "cell_owners": [[number, len([*run])] for number, run in itertools.groupby(snapshot.cell_owners)],
-        "running": [msgspec.to_builtins(sequence) for sequence in snapshot.running],
-        "waiting": [msgspec.to_builtins(sequence) for sequence in snapshot.waiting],
+        "running": snapshot.running,
+        "waiting": snapshot.waiting,
     }
 
 

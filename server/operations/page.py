@@ -39,23 +39,22 @@ def page_router() -> APIRouter:
             return guide_page((folder / f"{GUIDE}.md").read_text("utf-8")).encode()
         return parts[name].read_bytes()
 
-    def respond(name: str) -> Response:
+    async def respond(name: str) -> Response:
         if name not in parts and name != f"{GUIDE}.html":
             raise ApiError(404, "There is no such file.")
         return Response(content(name), headers=_HEADERS, media_type=_TYPES[_kind(name)])
 
     def page_at(path: str, name: str) -> None:
         async def page() -> Response:
-            return respond(name)
+            return await respond(name)
 
         router.add_api_route(path, page, methods=["GET", "HEAD"], response_class=Response, include_in_schema=False)
 
-    async def part(name: str) -> Response:
-        return respond(name)
-
     page_at("/", PAGE)  # the playground: chat and live view
     page_at("/docs", DOCS)  # the API reference
-    router.add_api_route("/web/{name}", part, methods=["GET", "HEAD"], response_class=Response, include_in_schema=False)
+    router.add_api_route(
+        "/web/{name}", respond, methods=["GET", "HEAD"], response_class=Response, include_in_schema=False
+    )
     return router
 
 

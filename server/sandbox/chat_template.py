@@ -36,7 +36,7 @@ class RenderedPrompt:
 
 
 class ChatTemplate:
-    """A Jinja chat template, rendered by worker processes: as many as threads call `render` at the same time.
+    """A Jinja chat template, rendered by worker processes, one for each concurrent call of `render`.
 
     Neither the template, which is part of the weights, nor the messages are trusted. jinja2's sandbox isolates a
     template, but limits neither time nor memory, and a thread cannot interrupt a call into C. A process can be killed

@@ -79,20 +79,6 @@ class GrammarCheck:
             task.add_done_callback(lambda done: self._forget(key, digest, done))
         return await asyncio.shield(task)  # other requests may wait for it
 
-    def problem(self, grammar: str) -> str:
-        """Like `find_problem`, but blocking and without a queue."""
-        if len(grammar) > MAX_CHARACTERS:
-            return _too_long(grammar)
-        digest = _digest(grammar)
-        verdict = self._cached(digest)
-        if verdict is not None:
-            return verdict
-        check = self._check(digest)
-        verdict = self._compile(check, grammar, digest, self._first)
-        verdict = self._compile(check, grammar, digest, self._second) if verdict is None else verdict
-        assert verdict is not None, "the last stage always has one"
-        return verdict
-
     def close(self) -> None:
         """End the workers. Only cached verdicts are available afterwards."""
         for task in self._tasks.values():

@@ -140,7 +140,7 @@ def _call(call_id: str, arguments: Json) -> Json:
 
 
 def _conversation(turns: Sequence[str], role: str) -> Callable[[Json], Messages]:
-    """Return a function of the first content of `role`; the content of other messages has the same format."""
+    """Return a function that makes a conversation: it gets the content of the first message of `role`."""
 
     def messages(content: Json) -> Messages:
         other: Json = [text_part(_OTHER)] if isinstance(content, list) else _OTHER

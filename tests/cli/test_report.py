@@ -98,7 +98,7 @@ def test_the_command_describes_a_model_or_says_in_one_line_why_it_is_refused(tmp
     refused = subprocess.run(command, capture_output=True, text=True, check=False)
     assert refused.returncode == 1
     assert refused.stdout == ""
-    assert re.fullmatch(r"Cannot inspect .*m\.gguf is not a sound GGUF file.*\n", refused.stderr)
+    assert re.fullmatch(r"Cannot inspect .*m\.gguf is not a valid GGUF file.*\n", refused.stderr)
 
 
 def test_more_memory_fits_more_requests(tiny_model_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_a_missing_compiler_gives_one_warning(
     monkeypatch.setenv("CXX", "no-such-compiler")
     with caplog.at_level(logging.WARNING):
         backend = choose(tiny_model_path, dtype="bfloat16")
-    assert caplog.text.count("No kernels") == 1
+    assert caplog.text.count("The kernels cannot be built") == 1
     assert backend.text == "bfloat16, plain PyTorch"
     assert not list((tmp_path / "caravan" / "kernels").glob("build-*")), "what a failed build left is removed"
 
@@ -141,7 +141,7 @@ def test_the_pool_has_the_numbers_of_the_model_or_eight_bits() -> None:
     assert choose_kv_dtype("auto", torch.bfloat16) == torch.bfloat16
     assert choose_kv_dtype("bfloat16", torch.bfloat16) == torch.bfloat16
     assert choose_kv_dtype("int8", torch.float32) == choose_kv_dtype("int8", torch.bfloat16) == torch.int8
-    with pytest.raises(ValueError, match="bfloat16 does not go with a model computed in float32"):
+    with pytest.raises(ValueError, match="bfloat16 cannot be combined with a model computed in float32"):
         choose_kv_dtype("bfloat16", torch.float32)
 
 

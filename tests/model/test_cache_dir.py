@@ -112,7 +112,7 @@ def test_threat_25_a_temporary_folder_that_others_may_write_is_refused(
     else:
         temporary.mkdir()
         temporary.chmod(0o777)
-    with pytest.raises(OSError, match="not a folder of this user alone|File exists"):
+    with pytest.raises(OSError, match="not a folder that only this user can access|File exists"):
         private_temporary_folder()
     with pytest.raises(build.KernelsUnavailable):
         build.build_kernels(library="caravan_nowhere", environ={"XDG_CACHE_HOME": "/proc/nowhere"})

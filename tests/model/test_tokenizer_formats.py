@@ -13,7 +13,7 @@ from sentencepiece import SentencePieceProcessor
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from caravan.model.tokenizer.loader import load_tokenizer
-from caravan.model.tokenizer.tiktoken_vocabulary import _PATTERN as LLAMA3_PATTERN
+from caravan.model.tokenizer.pre_tokenizer_rules import LLAMA3
 from caravan.model.tokenizer.tokenizer import BrokenTokenizer, Unencodable, UnsupportedTokenizer
 from caravan.model.tokenizer.vocabulary import TokenType
 from tests.model.corpus import corpus
@@ -69,7 +69,7 @@ def test_the_post_processor_says_whether_bos_comes_first_and_a_contradiction_is_
     assert (ours.encode("a")[0] == ours.bos_token_id) == adds_bos
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert (theirs("a").input_ids[0] == theirs.bos_token_id) == adds_bos
-    assert ("tokenizer_config.json says add_bos_token" in caplog.text) == (setting not in (None, rule))
+    assert ("tokenizer_config.json has add_bos_token" in caplog.text) == (setting not in (None, rule))
 
 
 def test_a_model_without_bos_gets_none(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_added_tokens_beside_a_sentencepiece_model_are_refused(tmp_path: Path) -
 def test_llama_3s_file_is_equal_to_tiktoken(tmp_path: Path) -> None:
     ranks = write_tiktoken(tmp_path / "tokenizer.model")
     ours = load_tokenizer(tmp_path)
-    theirs = tiktoken.Encoding("x", pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens={})
+    theirs = tiktoken.Encoding("x", pat_str=LLAMA3, mergeable_ranks=ranks, special_tokens={})
     for text in TEXTS:
         ids = theirs.encode_ordinary(text)
         assert ours.encode(text) == [ours.bos_token_id, *ids], ascii(text)

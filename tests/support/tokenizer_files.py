@@ -11,7 +11,7 @@ from sentencepiece import SentencePieceProcessor
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from caravan.model.tokenizer.loader import load_tokenizer
-from caravan.model.tokenizer.tiktoken_vocabulary import _PATTERN as LLAMA3_PATTERN
+from caravan.model.tokenizer.pre_tokenizer_rules import LLAMA3
 from caravan.model.tokenizer.tokenizer import Tokenizer
 from tests.model.corpus import corpus
 from tests.model.vocabularies import CORPUS, trained_sentencepiece
@@ -22,7 +22,7 @@ SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 def byte_level_json(*, adds_bos: bool = False, normalizer: Any = None) -> tokenizers.Tokenizer:
     """Return a trained byte-level tokenizer, as those of Llama 3 and Qwen 2."""
     tokenizer = tokenizers.Tokenizer(models.BPE(ignore_merges=True))
-    split = pre_tokenizers.Split(Regex(LLAMA3_PATTERN), behavior="isolated")
+    split = pre_tokenizers.Split(Regex(LLAMA3), behavior="isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     tokenizer.decoder = decoders.ByteLevel()

@@ -1,5 +1,5 @@
-"""`caravan bench`: load for any OpenAI-style server, and what its clients then see."""
+"""`caravan bench`: measure any server with an OpenAI-compatible API, as its clients see it."""
 
 
 class BenchFailed(ValueError):
-    """The server cannot be measured as asked; the message is one line for the user."""
+    """The measurement is not possible; the message is one line for the user."""

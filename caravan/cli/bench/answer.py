@@ -1,4 +1,4 @@
-"""Answer: what an OpenAI-style server sent back, and when its tokens came."""
+"""Answer: the response of an OpenAI-compatible server, and the times at which its tokens arrived."""
 
 import itertools
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class _Event(msgspec.Struct):
 
 
 class AnswerFailed(Exception):
-    """The answer is an error or not complete: its kind, and what the server said."""
+    """The response is an error or incomplete; `kind` groups such failures."""
 
     def __init__(self, kind: str, text: str = "") -> None:
         super().__init__(f"{kind}: {text}" if text else kind)
@@ -44,7 +44,7 @@ class AnswerFailed(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """A complete answer."""
+    """A complete response."""
 
     token_times: list[
         float
@@ -54,7 +54,7 @@ class Answer:
 
 
 def read_answer(response: HttpResponse, *, is_stream: bool) -> Answer:
-    """Return what the server answered. Raises AnswerFailed."""
+    """Return the complete response of the server; raises AnswerFailed."""
     if response.status != 200:
         raise AnswerFailed(f"HTTP {response.status}", error_text(response.body))
     if not is_stream:
@@ -64,7 +64,7 @@ def read_answer(response: HttpResponse, *, is_stream: bool) -> Answer:
 
 
 def error_text(body: bytes) -> str:
-    """Return the message in an error's body in one line, whatever form it has."""
+    """Return the message in the body of an error response, in one line."""
     try:
         content = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""`caravan bench`: from its options to tables and files."""
+"""`caravan bench`: measure, print the tables and write the files."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ from caravan.cli.bench.table import print_reports
 
 
 def bench_command(options: BenchOptions, *, json_path: Path | None, plot_path: Path | None, console: Console) -> bool:
-    """Measure, print tables and write files; return whether every request was answered.
+    """Measure, print tables and write files; return whether every request succeeded.
 
     Ctrl-C ends the measurement, not the report. Raises BenchFailed.
     """
@@ -88,7 +88,7 @@ class _Bars:
 
 
 def _progress(console: Console) -> Any:
-    """Return a progress bar for a terminal; drawn seldom, since drawing takes time from the server on this machine."""
+    """Return a progress bar for a terminal; it is drawn rarely, since drawing slows a local server."""
     if not console.is_terminal:
         return nullcontext()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

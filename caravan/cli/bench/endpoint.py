@@ -1,4 +1,4 @@
-"""Endpoint: how a server wants to be asked, found out with a few small requests before anything is measured."""
+"""Endpoint: the form of requests that a server accepts, found with a few small requests before the measurement."""
 
 import ssl
 from dataclasses import dataclass, replace
@@ -35,7 +35,7 @@ class Endpoint:
 
     @property
     def path(self) -> str:
-        """Where requests go."""
+        """The path of the requests."""
         return "/v1/chat/completions" if self.is_chat else "/v1/completions"
 
     def body(self, prompt: Prompt, max_tokens: int) -> bytes:
@@ -59,7 +59,7 @@ class Endpoint:
         return read_answer(response, is_stream=self.is_stream)
 
     def prompt_maker(self, *, seed: int, shared_prefix_tokens: int) -> PromptMaker:
-        """Return what makes prompts for this server."""
+        """Return a PromptMaker for this server."""
         return PromptMaker(
             seed=seed,
             shared_prefix_tokens=shared_prefix_tokens,
@@ -72,9 +72,10 @@ class Endpoint:
 async def find_endpoint(
     connections: HttpConnections, *, model: str | None, is_chat: bool, is_stream: bool, temperature: float
 ) -> Endpoint:
-    """Return how to ask the server for `model`, or for its first one.
+    """Return the endpoint for `model`, or for the first model of the server.
 
-    Fields that are not OpenAI's are left out one after the other where the server refuses them. Raises BenchFailed.
+    Fields that OpenAI's API does not have are left out, one after the other, if the server rejects them. Raises
+    BenchFailed.
     """
     chosen = model or await _first_model(connections)
     refusal = ""
@@ -116,7 +117,7 @@ def _model_name(response: HttpResponse) -> str:
 
 
 async def _calibrated(endpoint: Endpoint, answer: Answer) -> Endpoint:
-    """Return the endpoint with what it adds to a text, and with notes."""
+    """Return the endpoint with the number of tokens in a text of words, and with notes for the report."""
     notes = []
     if not endpoint.has_ignore_eos:
         notes.append("The server refuses ignore_eos: outputs may be shorter than requested.")
@@ -145,7 +146,7 @@ async def _calibrated(endpoint: Endpoint, answer: Answer) -> Endpoint:
 
 
 def connection_error(error: Exception) -> str:
-    """Return what happened to a connection, in words that are the same for every request."""
+    """Return a description of a connection error that is the same for all requests."""
     match error:
         case ConnectionRefusedError():
             return "connection refused"

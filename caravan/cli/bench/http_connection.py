@@ -1,7 +1,7 @@
-"""HttpConnections: HTTP/1.1 for a load generator, which shares its processor with the server it measures.
+"""HttpConnections: an HTTP/1.1 client that takes little time from a server on the same machine.
 
-What arrives is kept with its time and looked at when the answer is complete: no task wakes up for a token. httptools,
-which the server uses too, takes the chunks apart.
+Received data is stored with its time and read when the response is complete, so no task wakes up for a token. httptools
+parses the responses.
 """
 
 import asyncio
@@ -18,12 +18,12 @@ from caravan.cli.bench import BenchFailed
 
 
 class ConnectionBroken(Exception):
-    """The server closed the connection before its answer was complete."""
+    """The server closed the connection before its response was complete."""
 
 
 @dataclass
 class HttpResponse:
-    """An answer and when its parts arrived, in seconds of time.perf_counter()."""
+    """A response, and the time.perf_counter() at which each of its parts arrived."""
 
     status: int = 0
     pieces: list[bytes] = field(default_factory=list)
@@ -31,12 +31,12 @@ class HttpResponse:
 
     @property
     def body(self) -> bytes:
-        """The whole answer."""
+        """The whole body."""
         return b"".join(self.pieces)
 
 
 class HttpConnections:
-    """Connections to one server, each used by one request at a time and then kept."""
+    """Connections to one server; each handles one request at a time and is reused."""
 
     def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
         parts = urlsplit(url)
@@ -55,7 +55,7 @@ class HttpConnections:
         self._idle: list[_Connection] = []
 
     async def request(self, method: str, path: str, body: bytes = b"") -> HttpResponse:
-        """Return the answer. Raises OSError, ConnectionBroken, or httptools.HttpParserError."""
+        """Return the response. Raises OSError, ConnectionBroken, or httptools.HttpParserError."""
         head = f"{method} {self._path}{path} HTTP/1.1\r\n{self._headers}"
         if body:
             head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
@@ -74,7 +74,7 @@ class HttpConnections:
         return await self._send(connection, message)
 
     def close(self) -> None:
-        """Close what is idle."""
+        """Close the idle connections."""
         while self._idle:
             self._idle.pop().close()
 
@@ -120,7 +120,7 @@ class _Connection(asyncio.Protocol):
         self._fail(ConnectionBroken())
 
     async def exchange(self, message: bytes) -> HttpResponse:
-        """Write a request and return its answer."""
+        """Write a request and return its response."""
         self._response, self.has_answer, self._ends_with_connection = HttpResponse(), False, True
         self._parser = httptools.HttpResponseParser(self)
         self._done = asyncio.get_running_loop().create_future()
@@ -128,7 +128,7 @@ class _Connection(asyncio.Protocol):
         return await self._done
 
     def close(self) -> None:
-        """Close it, whatever state it is in."""
+        """Close the connection in any state."""
         self.is_open = False
         self._transport.close()
 

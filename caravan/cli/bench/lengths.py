@@ -22,7 +22,7 @@ class Lengths:
 def parse_lengths(text: str) -> Lengths:
     """Return the distribution written as `128`, `64-256`, `128~32` or `128*1.5`.
 
-    In the last one two thirds of the lengths lie between median / factor and median * factor. Raises ValueError.
+    With the last form, two thirds of the lengths are between median / factor and median * factor. Raises ValueError.
     """
     form = _FORM.fullmatch(text)
     if form is None:

@@ -23,7 +23,7 @@ async def closed_loop(
     timeout_seconds: float,
     on_end: OnEnd,
 ) -> None:
-    """Keep `concurrency` requests running until none is left or the time is over; those running then are finished."""
+    """Keep `concurrency` requests running until none is left or the time is over, then complete those that run."""
     start = time.perf_counter()
 
     async def client() -> None:
@@ -46,7 +46,7 @@ async def open_loop(
     timeout_seconds: float,
     on_end: OnEnd,
 ) -> None:
-    """Send each request when it is due and wait for all answers."""
+    """Send each request when it is due, and wait for all responses."""
     start = time.perf_counter()
 
     async def client(request: PlannedRequest, due: float) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Measurement:
-    """One request. Times are in seconds from the start of the run; a request that failed has an `error`, its kind."""
+    """One request. Times are in seconds from the start of the run; `error` is the kind of failure, if it failed."""
 
     due: float  # when it should have been sent; what a user would count from
     sent: float
@@ -19,22 +19,22 @@ class Measurement:
 
     @property
     def seconds(self) -> float:
-        """From the moment it was due to its end."""
+        """Seconds from the time the request was due to its end."""
         return self.ended - self.due
 
     @property
     def first_token_seconds(self) -> float | None:
-        """From the moment it was due to its first token."""
+        """Seconds from the time the request was due to its first token."""
         return self.token_times[0] - self.due if self.token_times else None
 
     @property
     def gaps(self) -> list[float]:
-        """Between one event with tokens and the next."""
+        """Seconds between successive events with tokens."""
         return [later - earlier for earlier, later in itertools.pairwise(self.token_times)]
 
     @property
     def seconds_per_token(self) -> float | None:
-        """Mean time between tokens, by the server's count of them."""
+        """Mean seconds between tokens, by the server's count of tokens."""
         if len(self.token_times) < 2 or self.output_tokens < 2:
             return None
         return (self.token_times[-1] - self.token_times[0]) / (self.output_tokens - 1)

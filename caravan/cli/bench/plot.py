@@ -1,4 +1,4 @@
-"""A figure of one or more runs. matplotlib is imported here, when a figure is asked for."""
+"""The plot of one or more runs. matplotlib is imported only if a plot is requested."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def check_plot(path: Path) -> None:
-    """Raise BenchFailed if the figure could not be written, before anything is measured."""
+    """Raise BenchFailed if the plot cannot be written; called before the measurement."""
     if path.suffix not in SUFFIXES:
         raise BenchFailed(f"--plot {path}: the name must end in {', '.join(SUFFIXES)}.")
     try:
@@ -24,7 +24,7 @@ def check_plot(path: Path) -> None:
 
 
 def write_plot(path: Path, runs: Sequence[Run]) -> None:
-    """Draw what share of first tokens, of gaps between tokens and of requests took how long, a line for each run."""
+    """Draw the cumulative distribution of first-token times, gaps between tokens and latencies, a line for each run."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 4), layout="constrained")

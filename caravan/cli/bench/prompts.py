@@ -1,4 +1,4 @@
-"""PromptMaker: prompts with a given number of tokens, no two alike after their shared prefix."""
+"""PromptMaker: prompts with a given number of tokens, all different after their shared prefix."""
 
 import random
 from collections.abc import Sequence

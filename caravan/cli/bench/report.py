@@ -1,4 +1,4 @@
-"""Report: the figures of one run."""
+"""Report: the results of one run."""
 
 import math
 from collections import Counter
@@ -22,7 +22,7 @@ class Percentiles:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a run gave. Rates are per second from the first request sent to the last answer's end."""
+    """The results of one run. Rates are per second, from the first request to the end of the last response."""
 
     load: str  # for people
     num_requests: int  # answered completely
@@ -52,7 +52,7 @@ def make_report(
     max_between_tokens_seconds: float | None = None,
     client_seconds: float = 0.0,
 ) -> Report:
-    """Return the figures; latencies are of the requests that were answered completely."""
+    """Return the results; latencies are those of requests that succeeded."""
     good = [measurement for measurement in measurements if measurement.error is None]
     bad = [measurement for measurement in measurements if measurement.error is not None]
     start = min((measurement.sent for measurement in measurements), default=0.0)
@@ -90,7 +90,7 @@ def make_report(
 
 
 def percentiles(values: Iterable[float | None]) -> Percentiles | None:
-    """Return the percentiles of the values that are there, by the nearest rank; None if there are none."""
+    """Return the percentiles, by nearest rank, of the values that are not None; None if there are no such values."""
     ordered = sorted(value for value in values if value is not None)
     if not ordered:
         return None

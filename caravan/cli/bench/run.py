@@ -1,4 +1,4 @@
-"""Run: one server measured under each load that was asked for."""
+"""Run: measure one server under each of the requested loads."""
 
 import itertools
 import time
@@ -69,7 +69,7 @@ class Run:
 async def run_bench(
     options: BenchOptions, runs: list[Run], on_start: Callable[[Endpoint], None], on_end: Callable[[Run], None]
 ) -> None:
-    """Measure the server; each run is appended to `runs` before it starts and grows while it lasts.
+    """Measure the server. Each run is appended to `runs` before it starts, and is updated while it lasts.
 
     `on_end` is called after each request. Raises BenchFailed.
     """
@@ -132,7 +132,7 @@ async def _run_one(
 
 
 def _planned(options: BenchOptions, concurrency: int, seed: int) -> tuple[str, Iterator[PlannedRequest], int | None]:
-    """Return a load's name, its requests, and how many there will be if that is known."""
+    """Return a load's name, its requests, and their number if it is known."""
     count = options.max_requests
     if options.trace is not None:
         try:

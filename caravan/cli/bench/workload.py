@@ -15,7 +15,7 @@ _TRACE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 
 @dataclass(frozen=True)
 class PlannedRequest:
-    """One request to be made."""
+    """One request of a load."""
 
     prompt_tokens: int  # after the shared prefix
     output_tokens: int
@@ -38,7 +38,7 @@ def poisson_requests(prompt: Lengths, output: Lengths, rate: float, seed: int) -
 
 
 def trace_requests(path: Path, time_scale: float) -> list[PlannedRequest]:
-    """Return the requests of a trace, their distances in time multiplied by `time_scale`.
+    """Return the requests of a trace; the times between them are multiplied by `time_scale`.
 
     The file is CSV with the columns TIMESTAMP, ContextTokens and GeneratedTokens, as Azure's public traces of language
     models have them (Patel et al., 2024, Splitwise, arXiv:2311.18677). Raises OSError or ValueError.

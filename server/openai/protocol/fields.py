@@ -21,7 +21,7 @@ class NoEffect:
 
 
 def wrong(phrase: str, **context: object) -> PydanticCustomError:
-    """Return the error whose message follows "`field` is value; it"; a context value replaces `{name}`."""
+    """Return an error; `phrase` completes "`field` is value; it ..." and can have `{name}` for a context value."""
     return PydanticCustomError("invalid", phrase, context)
 
 
@@ -56,9 +56,9 @@ def _logit_bias(value: Any) -> dict[int, float]:
     biases: dict[int, float] = {}
     for token, bias in value.items():
         if not _INTEGER.fullmatch(token):
-            raise wrong("must have token ids as keys; {token} is none", token=shown(token))
+            raise wrong("must have token ids as keys; {token} is not one", token=shown(token))
         if type(bias) not in (int, float) or not -100 <= bias <= 100:
-            raise wrong("must have values from -100 to 100; {bias} is none", bias=shown(bias))
+            raise wrong("must have values from -100 to 100, not {bias}", bias=shown(bias))
         biases[int(token)] = float(bias)
     return biases
 

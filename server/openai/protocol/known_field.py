@@ -33,7 +33,7 @@ def ignored(*sources: str, harmless: tuple[object, ...] = (), instead: str = "")
 
 
 def refused(*sources: str, harmless: tuple[object, ...] = (), instead: str = "") -> KnownField:
-    """Return a field that is an error, but for its harmless values."""
+    """Return a field that is an error unless its value is harmless."""
     return KnownField(", ".join(sources), harmless, is_refused=True, instead=instead)
 
 

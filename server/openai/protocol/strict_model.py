@@ -79,7 +79,7 @@ class StrictModel(BaseModel):
 
     @classmethod
     def part_names(cls) -> tuple[str, ...]:
-        """Return the fields that hold such objects, or lists of them."""
+        """Return the fields that hold strict models, or lists of them."""
         return cls._part_names
 
     @model_validator(mode="wrap")
@@ -136,7 +136,7 @@ def nearest_name(name: str, candidates: Iterable[Iterable[str]]) -> str:
 
 
 def refusal(known: KnownField) -> PydanticCustomError:
-    """Return the error of a field that this server does not support, whose message follows "it"."""
+    """Return the error of a field that is not supported; its message, as in `wrong`, completes a sentence."""
     values = [shown(value) for value in known.harmless if value not in ("", [], {})]
     way_out = "leave it out"
     if known.instead:
@@ -152,7 +152,7 @@ def _plain(name: str) -> str:
 
 
 def _holds_integers(kind: Any) -> bool:
-    """Return whether an annotation is of integers, or of lists of them, and not of other numbers, too."""
+    """Return whether an annotation allows integers, or lists of them, and no other numbers."""
     if kind is int:
         return True
     parts = get_args(kind) if get_origin(kind) in (list, Union, types.UnionType, Annotated) else ()
@@ -160,7 +160,7 @@ def _holds_integers(kind: Any) -> bool:
 
 
 def _holds_models(kind: Any) -> bool:
-    """Return whether an annotation is of strict models, or of lists of them."""
+    """Return whether an annotation allows strict models, or lists of them."""
     if isinstance(kind, type) and issubclass(kind, StrictModel):
         return True
     return get_origin(kind) is not dict and any(map(_holds_models, get_args(kind)))

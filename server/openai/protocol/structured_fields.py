@@ -35,7 +35,7 @@ class Form:
 
 
 def _lark(value: str) -> str:
-    """Return a grammar unchanged; raises the error of one that is not Lark."""
+    """Return a grammar unchanged; raises an error if it is not in Lark syntax."""
     if _GBNF_RULE.search(value):
         raise wrong("cannot be used: this is GBNF; write Lark (`start: ...` in place of `root ::= ...`)")
     return value

@@ -1,13 +1,16 @@
 """The requests and responses of POST /tokenize, /detokenize and /apply-template, and of GET /tokenizer_info."""
 
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
-from pydantic import BaseModel, Field, model_validator
+import msgspec
+from msgspec import UNSET, UnsetType
+from pydantic import Field, model_validator
 
 from caravan.server.http.errors import invalid
 from caravan.server.openai.protocol.known_field import KnownFields
 from caravan.server.openai.protocol.known_fields import TOKENS
 from caravan.server.openai.protocol.messages import Conversation, Message
+from caravan.server.openai.protocol.response_model import ResponseModel
 from caravan.server.openai.protocol.strict_model import StrictModel
 from caravan.server.openai.protocol.tools import MAX_TOOLS, Tool
 
@@ -71,47 +74,53 @@ class ApplyTemplateRequest(Conversation):
     model: str | None = None
 
 
-class Piece(BaseModel):
+class Piece(ResponseModel, kw_only=True):
     """A token and its bytes, which may be a part of a character."""
 
     id: int
     bytes: list[int]
 
 
-class Tokens(BaseModel):
+Pieces = Annotated[
+    msgspec.Raw,
+    msgspec.Meta(extra_json_schema={"type": "array", "items": {"$ref": "#/components/schemas/Piece"}}),
+]
+
+
+class Tokens(ResponseModel, kw_only=True):
     """The tokens of a prompt."""
 
     count: int
     max_model_len: int
     tokens: list[int]
-    pieces: list[Piece] | None = None
-    warnings: list[str] | None = None
+    warnings: list[str] | UnsetType = UNSET
+    pieces: Pieces | UnsetType = UNSET
 
 
-class Text(BaseModel):
-    """The text of tokens."""
+class Text(ResponseModel, kw_only=True):
+    """The text of tokens, under both names."""
 
     text: str
-    prompt: str = Field(description="The same as `text`.")
-    warnings: list[str] | None = None
+    prompt: str
+    warnings: list[str] | UnsetType = UNSET
 
 
-class Prompt(BaseModel):
+class Prompt(ResponseModel, kw_only=True):
     """A conversation rendered with the chat template."""
 
     prompt: str
-    warnings: list[str] | None = None
+    warnings: list[str] | UnsetType = UNSET
 
 
-class TokenizerInfo(BaseModel):
+class TokenizerInfo(ResponseModel, kw_only=True):
     """The tokenizer, under the names of a tokenizer_config.json; `eos_token` is the empty text if there is none."""
 
     tokenizer_class: str
     vocab_size: int
     model_max_length: int
     add_bos_token: bool
-    bos_token: str | None = None
+    bos_token: str | UnsetType = UNSET
     eos_token: str
-    eos_token_ids: list[int] = Field(description="All end tokens.")
+    eos_token_ids: Annotated[list[int], msgspec.Meta(description="All end tokens.")]
     additional_special_tokens: list[str]
-    chat_template: str | None = None
+    chat_template: str | UnsetType = UNSET

@@ -18,7 +18,7 @@ FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
 
 class Function(StrictModel):
-    """The description of a function, which the prompt has."""
+    """The description of a function, as the prompt shows it."""
 
     known_fields: ClassVar[KnownFields] = TOOL
 
@@ -103,7 +103,7 @@ def _tool_choice(value: Any) -> str:
         or set(function) != {"name"}
         or not isinstance(function["name"], str)
     ):
-        raise wrong("must be none, auto, required, or the type function with the name of one")
+        raise wrong("must be none, auto, required, or an object that names a function")
     return f"function {function['name']}"
 
 
@@ -113,9 +113,9 @@ ToolChoiceField = Annotated[
 
 
 def parsed_arguments(text: str, special_tokens: Collection[str] = ()) -> dict[str, Json] | None:
-    """Return the arguments of a call as an object, or None if they are not an object that a prompt can have.
+    """Return the arguments of a call as an object, or None if they are not an object or not safe in a prompt.
 
-    An object whose keys have the text of a special token is not: only values are guarded against it.
+    An object whose keys contain the text of a special token is not safe: the guard protects values only.
     """
     if not text.strip():
         return {}

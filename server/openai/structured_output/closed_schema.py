@@ -12,7 +12,7 @@ _OBJECT = {"properties", "required", "minProperties", "maxProperties", "addition
 
 
 def closed(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return an enforced schema with its objects closed; as it is where a value must match several of them."""
+    """Return an enforced schema with its objects closed, except where a value must match several of them."""
     return schema if _has_joined_objects(schema) else _closed(schema)
 
 
@@ -38,7 +38,7 @@ def _closed(schema: Any) -> Any:
 
 
 def _has_joined_objects(schema: Any) -> bool:
-    """Return whether a value may have to match several schemas of objects, of which each names properties."""
+    """Return whether a value may have to match several object schemas that each name properties."""
     if isinstance(schema, list):
         return any(map(_has_joined_objects, schema))
     if not isinstance(schema, dict):

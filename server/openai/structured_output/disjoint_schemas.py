@@ -15,7 +15,7 @@ _MAX_PARTS = 64  # of one schema, by allOf and references
 
 
 def may_overlap(schemas: list[Any], references: References, budget: list[int]) -> bool:
-    """Return True unless no JSON value is valid against two of the schemas; takes comparisons from the budget."""
+    """Return True unless no JSON value is valid against two of the schemas; each comparison reduces the budget."""
     if _have_different_tags(schemas, references):
         return False
     pairs = ((first, second) for index, first in enumerate(schemas) for second in schemas[:index])
@@ -69,7 +69,7 @@ def _are_disjoint(first: Any, second: Any, references: References, budget: list[
 
 
 def _parts(schema: Any, references: References, budget: list[int] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the schema and what it includes by `allOf` and `$ref`: all of them hold for its values."""
+    """Yield the schema and those that it includes by `allOf` and `$ref`: its values must match all of them."""
     budget = [_MAX_PARTS] if budget is None else budget
     budget[0] -= 1
     if budget[0] < 0:
@@ -100,7 +100,7 @@ def _types(parts: list[dict[str, Any]]) -> set[str]:
 
 
 def _values(parts: list[dict[str, Any]]) -> set[tuple[str, Any]] | None:
-    """Return the values that `const` and `enum` leave, if there is one of them."""
+    """Return the values that `const` and `enum` allow, or None if no part has them."""
     found: set[tuple[str, Any]] | None = None
     for part in parts:
         for listed in (part.get("enum"), [part["const"]] if "const" in part else None):
@@ -111,7 +111,7 @@ def _values(parts: list[dict[str, Any]]) -> set[tuple[str, Any]] | None:
 
 
 def _comparable(value: Any) -> tuple[str, Any]:
-    """Return the type and the value, hashable, equal where JSON Schema calls two values equal."""
+    """Return the type and a hashable form of a value; both are equal for values that JSON Schema considers equal."""
     match value:
         case None:
             return "null", None
@@ -127,7 +127,7 @@ def _comparable(value: Any) -> tuple[str, Any]:
 
 
 def _property(parts: list[dict[str, Any]], name: str) -> Any:
-    """Return a schema that holds for a property of the values of all these parts."""
+    """Return the schema of a property in values that match all these parts."""
     found = []
     for part in parts:
         properties = part.get("properties")

@@ -1,4 +1,4 @@
-"""Enforced schemas: a client's JSON schema in keywords, patterns and numbers that the grammar library keeps exactly.
+"""Enforced schemas: a client's JSON schema, rewritten so that the grammar library enforces it exactly.
 
 llguidance ignores unknown keywords, rounds numbers and has its own pattern syntax, so a schema is rewritten keyword by
 keyword. Keywords that exclude nothing are dropped, some are expressed by others, and the rest are refused by name.
@@ -28,9 +28,9 @@ Schema = dict[str, Any]
 
 
 def enforced(schema: Schema) -> Schema:
-    """Return a schema that allows only what `schema` does and that the library keeps exactly; raises SchemaError.
+    """Return a schema that allows only what `schema` does and is enforced exactly; raises SchemaError.
 
-    An object with the key `x-exact` stands for texts that the library's schemas cannot describe (exact_grammar.py).
+    An object with the key `x-exact` describes texts that the library's schemas cannot (exact_grammar.py).
     """
     rewriter = _Rewriter(schema)
     result = rewriter.rewrite(schema)
@@ -82,7 +82,7 @@ class _Rewriter:
     def check_multiples(self) -> None:
         """Raise SchemaError if the library cannot combine the values of `multipleOf` exactly."""
         if self._has_joined and len(self._multiples) > 1 and not numbers.can_meet(self._multiples):
-            raise SchemaError("it has several `multipleOf` whose common multiples cannot be kept exactly")
+            raise SchemaError("it has several `multipleOf` whose common multiples cannot be enforced exactly")
 
     def _rewritten(self, schema: Schema) -> Any:
         types = _types(schema)
@@ -141,7 +141,7 @@ class _Rewriter:
             first, items = items, schema.get("additionalItems", True)
         if "items" not in schema and schema.get("unevaluatedItems", True) not in (True, {}):
             if any(name in schema for name in APPLICATORS):
-                raise SchemaError("the keyword `unevaluatedItems` beside other schemas cannot be enforced")
+                raise SchemaError("the keyword `unevaluatedItems` cannot be enforced with other schemas")
             items = schema["unevaluatedItems"]
         if not isinstance(first, list):
             raise SchemaError(f"`prefixItems` is {shown(first)}; it must be a list of schemas")
@@ -176,7 +176,7 @@ class _Rewriter:
         return rewritten
 
     def _excludes_everything(self, negated: Any) -> bool:
-        """Return whether `not` excludes all values; False: it excludes none. Raises SchemaError otherwise."""
+        """Return True if `not` excludes all values, False if it excludes none; raises SchemaError otherwise."""
         if negated is False:
             return False
         if negated is True or (isinstance(negated, dict) and not meaningful(negated, self._unknown)):
@@ -184,9 +184,9 @@ class _Rewriter:
         raise SchemaError("the keyword `not` cannot be enforced")
 
     def _definition(self, reference: Any) -> str:
-        """Return the name of the definition that a reference leads to; it may be about to be rewritten."""
+        """Return the name of the definition that a reference leads to; its rewriting may not have ended."""
         if self._num_renamed and isinstance(reference, str) and reference.startswith("#"):
-            raise SchemaError("it has a `$ref` inside of a schema with its own `$id`")
+            raise SchemaError("it has a `$ref` inside a schema with its own `$id`")
         target = self._references.target(reference)
         if isinstance(target, bool):
             target = {} if target else {"enum": []}

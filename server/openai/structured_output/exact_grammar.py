@@ -1,4 +1,4 @@
-"""Grammars of schemas whose numbers the library's own schemas do not keep.
+"""Grammars of schemas with numbers that the library's own schemas cannot represent exactly.
 
 The objects, arrays and alternatives around such a number are written as rules of Lark; everything else in them stays
 a schema (`%json`). The spacing is that of Python's json.dumps.
@@ -26,14 +26,14 @@ _ARRAY = {"type", "items", "prefixItems", "minItems", "maxItems"}
 
 
 def needs_rules(schema: Schema) -> bool:
-    """Return whether an enforced schema has numbers that only rules keep."""
+    """Return whether an enforced schema has numbers that only rules represent exactly."""
     return _reaches({**schema, "$defs": []}, _exact_definitions(schema.get("$defs", {})))
 
 
 def json_rules(name: str, schema: Schema) -> list[str]:
     """Return rules of Lark for the JSON texts of an enforced schema; the first has this name.
 
-    Raises SchemaError if a number stands where rules cannot keep it.
+    Raises SchemaError if a number is in a place where rules cannot represent it.
     """
     exact = _exact_definitions(schema.get("$defs", {}))
     top = {key: value for key, value in schema.items() if key != "$defs"}
@@ -78,12 +78,12 @@ class _Writer:
         if schema.get("type") == "array" and set(schema) <= _ARRAY:
             return self._array(schema)
         raise SchemaError(
-            f"{_named(schema)} cannot be kept exactly here; such a number may stand in objects, arrays and "
-            "`anyOf` that name their `type` and have no other keywords"
+            f"{_named(schema)} cannot be enforced exactly here; such a number can be in objects, arrays and "
+            "`anyOf` that have a `type` and no other keywords"
         )
 
     def _with_definitions(self, schema: Schema) -> Schema:
-        """Return a schema without such numbers together with the definitions that it leads to."""
+        """Return a schema that needs no rules, together with the definitions that it refers to."""
         needed = _references(schema)
         found: set[str] = set()
         while names := needed - found:
@@ -95,8 +95,8 @@ class _Writer:
         self._num_copied += len(json.dumps(definitions))
         if self._num_copied > _MAX_COPIED:
             raise SchemaError(
-                f"{_named(self._top)} cannot be kept exactly beside this many references to definitions; use fewer or "
-                "smaller ones"
+                f"{_named(self._top)} cannot be enforced exactly with this many references to definitions; use fewer "
+                "or smaller ones"
             )
         return {**schema, "$defs": definitions}
 
@@ -144,7 +144,7 @@ class _Writer:
             raise SchemaError("no value is valid against it: `minItems` is above `maxItems`")
         if least > _MAX_REPEATS:
             raise SchemaError(
-                f"`minItems` is above {_MAX_REPEATS} in an array with a number that cannot be kept exactly"
+                f"`minItems` is above {_MAX_REPEATS} in an array with a number that needs an exact grammar"
             )
         places = [self.write(item) if item is not False else None for item in first[:most]]
         if None in places:
@@ -192,7 +192,7 @@ def _reaches(schema: Any, exact: set[str]) -> bool:
 
 
 def _references(schema: Any) -> set[str]:
-    """Return the names of the definitions that a schema refers to by itself."""
+    """Return the names of the definitions that a schema refers to directly."""
     references: set[str] = set()
     _scan(schema, references)
     return references

@@ -1,4 +1,4 @@
-"""Formats of strings that are enforced, each as a regular expression of the grammar library that matches as a whole.
+"""Formats of strings that are enforced, each as a regular expression that matches the whole string.
 
 Where checkers differ (leap seconds, lower case `t` and `z`, rare forms of addresses) the expression allows only what
 all of them accept. Sources: RFC 3339 (dates, durations), RFC 5321 (addresses), RFC 1123 (hosts),

@@ -1,4 +1,4 @@
-"""Numbers of JSON schemas that the grammar library keeps exactly, and regular expressions for those it does not.
+"""Numbers in JSON schemas: those that the grammar library represents exactly, and regular expressions for others.
 
 llguidance holds every number of a schema as a float64 and every bound of integers as an int64, so 1234567890123456789
 silently becomes ...768; and it reads fractions of 16 digits and more with an error in the last one. What is held
@@ -40,7 +40,7 @@ def number(value: Any, keyword: str) -> Number:
 
 
 def count(value: Any, keyword: str) -> int:
-    """Return the value of a keyword that counts; 2.0 is 2. Raises SchemaError."""
+    """Return the value of a keyword that must be a count; 2.0 is read as 2. Raises SchemaError."""
     found = number(value, keyword)
     if not isinstance(found, int) or found < 0:
         raise SchemaError(f"`{keyword}` is {shown(value)}; it must be an integer of at least 0")
@@ -59,7 +59,7 @@ def checked_bounds(schema: dict[str, Any]) -> dict[str, Number]:
 
 
 def is_within(value: Any, bounds: dict[str, Number]) -> bool:
-    """Return whether a JSON value is no number or keeps to the bounds."""
+    """Return whether a JSON value is within the bounds; they exclude numbers only."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return True
     return (
@@ -80,10 +80,10 @@ def integer_bounds(schema: dict[str, Any]) -> tuple[int | None, int | None]:
 
 
 def number_bounds(schema: dict[str, Any]) -> dict[str, Number]:
-    """Return the bounds of a schema as the library keeps them, never wider; raises SchemaError if it cannot.
+    """Return the bounds of a schema as the library represents them, never wider; raises SchemaError if it cannot.
 
-    A text may have any number of digits and is read as float64: 4.999...9 is below 5 but is read as 5. So beside a
-    bound that is excluded numbers have as many decimal places as a float64 distinguishes, at most 9 (`multipleOf`).
+    A text may have any number of digits and is read as float64: 4.999...9 is below 5 but is read as 5. So with an
+    exclusive bound numbers have as many decimal places as a float64 distinguishes, at most 9 (`multipleOf`).
     """
     bounds = checked_bounds(schema)
     result: dict[str, Number] = {}
@@ -92,7 +92,7 @@ def number_bounds(schema: dict[str, Any]) -> dict[str, Number]:
         inside = _inside(bound, ROUND_CEILING if is_least else ROUND_FLOOR)
         if abs(inside) >= _MAX_BOUND:
             if (inside > 0) == is_least:
-                raise SchemaError(f"`{name}` is {shown(bound)}; bounds beyond 1e18 cannot be kept exactly")
+                raise SchemaError(f"`{name}` is {shown(bound)}; bounds beyond 1e18 cannot be enforced exactly")
             inside = Decimal(-_LARGEST_KEPT if is_least else _LARGEST_KEPT)
         # A bound that was rounded is inside already.
         key = name if inside == _decimal(bound) else "minimum" if is_least else "maximum"
@@ -102,14 +102,14 @@ def number_bounds(schema: dict[str, Any]) -> dict[str, Number]:
     if excluded:
         places = max(0, min(_MAX_FREE_PLACES, _MAX_DIGITS_KEPT - len(str(int(max(excluded))))))
         if -_exponent(_decimal(schema.get("multipleOf", 1))) > places:
-            raise SchemaError("`multipleOf` has too many decimal places beside a bound that is excluded")
+            raise SchemaError("`multipleOf` has too many decimal places for an exclusive bound")
         if "multipleOf" not in schema:
             result["multipleOf"] = _plain(Decimal(1).scaleb(-places))
     return result
 
 
 def reachable(least: int | None, most: int | None) -> tuple[int | None, int | None]:
-    """Return bounds of integers, one far outside moved to where the library can write it."""
+    """Return bounds of integers; a bound far outside the library's range is moved to the end of the range."""
     is_within = (least is None or least <= _LARGEST_KEPT) and (most is None or most >= -_LARGEST_KEPT)
     if is_within and least is not None:
         least = max(least, -_LARGEST_KEPT)
@@ -119,12 +119,12 @@ def reachable(least: int | None, most: int | None) -> tuple[int | None, int | No
 
 
 def are_kept(*bounds: int | None) -> bool:
-    """Return whether the library keeps bounds of integers exactly."""
+    """Return whether the library represents bounds of integers exactly."""
     return all(bound is None or (abs(bound) < _MAX_BOUND and float(bound) == bound) for bound in bounds)
 
 
 def is_kept(value: Any) -> bool:
-    """Return whether the library keeps every number in a JSON value exactly."""
+    """Return whether the library represents every number in a JSON value exactly."""
     if isinstance(value, dict):
         return all(map(is_kept, value.values()))
     if isinstance(value, list):
@@ -138,7 +138,7 @@ def is_kept(value: Any) -> bool:
 
 
 def canonical(value: Any) -> Any:
-    """Return a JSON value with its numbers as the library takes them for equal: 1.0 as 1, -0.0 as 0."""
+    """Return a JSON value with whole numbers as integers, which the library considers equal: 1.0 as 1, -0.0 as 0."""
     if isinstance(value, dict):
         return {key: canonical(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -154,15 +154,15 @@ def literal(value: Any) -> str:
 
 
 def checked_multiple(value: Any) -> Number:
-    """Return the value of `multipleOf`; raises SchemaError if the library would take another number for it."""
+    """Return the value of `multipleOf`; raises SchemaError if the library would use another number instead."""
     found = number(value, "multipleOf")
     if found <= 0:
         raise SchemaError(f"`multipleOf` is {shown(value)}; it must be greater than 0")
     if not is_kept(found):
-        raise SchemaError(f"`multipleOf` is {found!r}, which cannot be kept exactly; it has too many digits")
+        raise SchemaError(f"`multipleOf` is {found!r}, which has too many digits to be enforced exactly")
     coefficient, exponent = _as_library_reads(float(found)) if found <= _MAX_EXACT else (_MAX_MULTIPLE + 1, 0)
     if coefficient > _MAX_MULTIPLE or Fraction(coefficient, 10**exponent) != Fraction(repr(found)):
-        raise SchemaError(f"`multipleOf` is {found!r}, which cannot be kept exactly; it has too many digits")
+        raise SchemaError(f"`multipleOf` is {found!r}, which has too many digits to be enforced exactly")
     return found
 
 
@@ -209,7 +209,7 @@ def _decimal(value: Number) -> Decimal:
 
 
 def _inside(bound: Number, rounding: str) -> Decimal:
-    """Return the bound, rounded inwards to the digits that the library keeps."""
+    """Return the bound, rounded inwards to the number of digits that the library represents."""
     rounded = Context(prec=_MAX_DIGITS_KEPT, rounding=rounding).plus(_decimal(bound))
     return rounded if _exponent(rounded) >= -_MAX_PLACES else rounded.quantize(_SMALLEST, rounding, _WIDE)
 

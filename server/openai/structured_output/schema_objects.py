@@ -17,9 +17,9 @@ _MAX_INCLUDED = 64  # schemas that `unevaluatedProperties` looks through
 
 
 def object_keywords(schema: Schema, rewrite: Callable[[Any], Any], references: References, unknown: set[str]) -> Schema:
-    """Return what a schema says about objects; raises SchemaError for what cannot be enforced.
+    """Return the keywords for objects of a schema, rewritten; raises SchemaError for those that cannot be enforced.
 
-    `rewrite` rewrites a schema inside of this one; unknown keywords are added to `unknown`.
+    `rewrite` rewrites a schema inside this one; unknown keywords are added to `unknown`.
     """
     result: Schema = {}
     properties = {name: rewrite(value) for name, value in _schemas(schema, "properties").items()}
@@ -30,7 +30,7 @@ def object_keywords(schema: Schema, rewrite: Callable[[Any], Any], references: R
         if others not in (True, {}) and any(name in schema for name in APPLICATORS):
             included = _included_names(schema, references)
             if others is not False or included is None:
-                raise SchemaError("the keyword `unevaluatedProperties` beside such other schemas cannot be enforced")
+                raise SchemaError("the keyword `unevaluatedProperties` cannot be enforced with these other schemas")
             properties |= {name: True for name in included if name not in properties}
     others = rewrite(others)
     required = _names(schema.get("required", []))
@@ -59,7 +59,7 @@ def object_keywords(schema: Schema, rewrite: Callable[[Any], Any], references: R
 
 
 def _with_names(rule: Any, properties: Schema, patterns: Schema, others: Any) -> tuple[Schema, Schema, Any]:
-    """Return properties, patternProperties and additionalProperties that say `propertyNames`, too."""
+    """Return properties, patternProperties and additionalProperties that also express `propertyNames`."""
     if rule is True or (isinstance(rule, dict) and rule.get("type", "string") == "string" and set(rule) <= {"type"}):
         return properties, patterns, others
     listed = [rule["const"]] if isinstance(rule, dict) and "const" in rule else None
@@ -73,11 +73,11 @@ def _with_names(rule: Any, properties: Schema, patterns: Schema, others: Any) ->
     can_match = isinstance(rule, dict) and set(rule) <= {"type", "pattern"} and "pattern" in rule
     if can_match and not properties and not patterns:
         return {}, {_pattern(rule["pattern"]): others}, False
-    raise SchemaError("the keyword `propertyNames` can only list names, or have one pattern beside no named properties")
+    raise SchemaError("the keyword `propertyNames` can only list names, or have one pattern if no properties are named")
 
 
 def _resolved(rule: Any, references: References, unknown: set[str]) -> Any:
-    """Return the schema of names without annotations, and a format as its pattern."""
+    """Return the schema of property names without annotations, its format replaced by a pattern."""
     for _ in range(_MAX_INCLUDED):
         if not isinstance(rule, dict):
             return rule
@@ -91,7 +91,7 @@ def _resolved(rule: Any, references: References, unknown: set[str]) -> Any:
 
 
 def _included_names(schema: Any, references: References, budget: list[int] | None = None) -> set[str] | None:
-    """Return the names that a schema and those it includes evaluate; None if that depends on the value."""
+    """Return the property names that a schema and those it includes evaluate; None if that depends on the value."""
     budget = [_MAX_INCLUDED] if budget is None else budget
     budget[0] -= 1
     if isinstance(schema, bool):

@@ -1,4 +1,4 @@
-r"""Patterns of JSON schemas, in the regular expressions of the grammar library.
+r"""Patterns of JSON schemas, rewritten as regular expressions of the grammar library.
 
 A `pattern` is ECMAScript's; clients check it with many engines, and the library has Rust's. The same text can mean
 different things: `[a&&b]`, `[[a]]`, `\<` and `\h` differ, `.`, `\s`, `\w` and `\d` have different sets. So a pattern
@@ -46,10 +46,10 @@ _KNOWN: Mapping[str, str] = {
 
 
 def rewritten_patterns(pattern: Any, *, is_of_names: bool = False) -> list[str]:
-    """Return patterns that a text must all match, somewhere in it, to match `pattern`.
+    """Return patterns; a text matches `pattern` if each of them matches somewhere in it.
 
-    Raises SchemaError for what a regular language does not have (lookarounds but leading `(?=...)`, back references),
-    and for what engines read in different ways.
+    Raises SchemaError for what a regular language does not have (lookarounds other than a leading `(?=...)`, back
+    references), and for syntax that engines read in different ways.
     """
     if not isinstance(pattern, str):
         raise SchemaError(f"`pattern` is {shown(pattern)}; it must be a string")

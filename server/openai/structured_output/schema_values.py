@@ -18,10 +18,10 @@ _NOT_OF_INTEGERS = {
 
 
 def with_values(schema: Schema, types: list[str] | None, result: Schema) -> Any:
-    """Return `result` with the numbers and the values that `schema` allows; its types are those given.
+    """Return `result` with the bounds and the values that `schema` allows for these types.
 
-    Where the library would take another number for one of them, the result has texts in the place of a schema
-    (`x-exact`), or SchemaError is raised.
+    If the library cannot represent a number exactly, the result describes texts instead of values (`x-exact`), or
+    SchemaError is raised.
     """
     if "const" in schema or "enum" in schema:
         return _with_listed(schema, types, result)
@@ -38,7 +38,7 @@ def with_values(schema: Schema, types: list[str] | None, result: Schema) -> Any:
         return result | {name: bound for name, bound in bounds.items() if bound is not None}
     wanted = next(bound for bound in (least, most) if not numbers.are_kept(bound))
     if result.keys() - _NOT_OF_INTEGERS:
-        raise SchemaError(f"{shown(wanted)} cannot be kept exactly as a bound beside other keywords")
+        raise SchemaError(f"{shown(wanted)} cannot be enforced exactly as a bound together with other keywords")
     exact = {"x-exact": f"(?:{numbers.integer_range(least, most)})", "x-number": wanted}
     return exact if others is False else {"anyOf": [exact, others]}
 
@@ -57,7 +57,7 @@ def _without_integers(types: list[str], result: Schema) -> Any:
 
 
 def _with_listed(schema: Schema, types: list[str] | None, result: Schema) -> Any:
-    """Add `const` and `enum`, which the other keywords of numbers are checked against here."""
+    """Add `const` and `enum`, without the values that the bounds of numbers exclude."""
     listed = schema["enum"] if "enum" in schema else [schema["const"]]
     if not isinstance(listed, list):
         raise SchemaError(f"`enum` is {shown(listed)}; it must be a list of values")
@@ -76,7 +76,7 @@ def _with_listed(schema: Schema, types: list[str] | None, result: Schema) -> Any
         return {**result, "enum": values}
     wanted = next(value for value in values if not numbers.is_kept(value))
     if result.keys() - {"type"}:
-        raise SchemaError(f"{shown(wanted)} cannot be kept exactly beside other keywords than `type`")
+        raise SchemaError(f"{shown(wanted)} cannot be enforced exactly together with keywords other than `type`")
     texts = [literal_pattern(numbers.literal(value)) for value in values if not numbers.is_kept(value)]
     exact = {"x-exact": f"(?:{'|'.join(texts)})", "x-number": wanted}
     return {"anyOf": [exact, {"enum": kept}]} if kept else exact

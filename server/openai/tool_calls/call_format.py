@@ -21,7 +21,7 @@ PYTHON_TAG = "<|python_tag|>"  # Llama 3 may write it before a call
 
 @dataclass(frozen=True)
 class CallFormat:
-    """What stands around a call `{"name": ..., ARGUMENTS: {...}}`, or around `name[ARGS]{...}`."""
+    """The text around a call `{"name": ..., ARGUMENTS: {...}}`, or around `name[ARGS]{...}`."""
 
     name: str
     opening: str  # before the first call
@@ -34,12 +34,12 @@ class CallFormat:
 
     @property
     def mark(self) -> str:
-        """What a model may write before a call anywhere in its text."""
+        """The text that begins a call anywhere in the output."""
         return "".join(self.opening.split()[:1]) or PYTHON_TAG
 
     @property
     def closing_mark(self) -> str:
-        """What a model writes after a call, empty if nothing."""
+        """The text that a model writes after a call, perhaps empty."""
         return self.closing.strip() if self.mark.startswith("<tool") else ""
 
     def new_call_id(self) -> str:
@@ -98,7 +98,7 @@ LLAMA = CallFormat("llama", "", "; ", "", "parameters", is_whole_answer=True)
 
 
 def format_of(template: str) -> CallFormat:
-    """Return the format that the source of a chat template shows; Hermes' where it shows none."""
+    """Return the format in the source of a chat template; Hermes' format if it has none."""
     if "[TOOL_CALLS]" in template:
         return MISTRAL_NAMED if "[ARGS]" in template else MISTRAL
     if "<tool_call>" in template:
@@ -109,7 +109,7 @@ def format_of(template: str) -> CallFormat:
 
 
 def call_format_of(template: ChatTemplate | None) -> CallFormat:
-    """Return a model's call format; Hermes', which prompts then describe, if its chat template has no tools."""
+    """Return a model's call format. Without tools in its chat template it is Hermes', which prompts then describe."""
     template = None if template is None else template.for_tools()
     if template is None or not template.knows_tools:
         return HERMES

@@ -54,12 +54,12 @@ class TextSource:
             raise CutOff
         return character
 
-    def advance(self, count: int = 1) -> None:
-        """Pass characters that `peek` has shown or `take` could have taken."""
-        self._position += count
+    def advance(self) -> None:
+        """Pass the character that `peek` has returned."""
+        self._position += 1
 
     def take(self, pattern: re.Pattern[str]) -> str:
-        """Pass what the pattern matches of the text that is there already, and return it."""
+        """Pass and return the match of the pattern in the text received so far."""
         match = pattern.match(self._text, self._position)
         if match is None:
             return ""
@@ -82,7 +82,7 @@ class TextSource:
         return self._text[self._position]
 
     def match(self, expected: str) -> Steps[int]:
-        """Pass what the text and `expected` begin with alike; return its length."""
+        """Pass the common prefix of the text and `expected`; return its length."""
         for index, character in enumerate(expected):
             if (yield from self.peek()) != character:
                 return index

@@ -147,7 +147,7 @@ class ToolCallParser:
                 self._add_arguments(call.arguments)
 
     def _reaches_next(self) -> Steps[bool]:
-        """Pass what closes a call or separates two; return whether another one begins without a mark of its own."""
+        """Pass the text that ends a call or separates two; return whether another call begins without its own mark."""
         source, closing = self._source, self._format.closing_mark
         while not self._allows_several:  # the rest is dropped
             yield from source.take_all(_ANYTHING)

@@ -174,12 +174,12 @@ def test_a_meta_folder_with_a_gap_between_its_shards_is_refused(tmp_path: Path) 
     [
         ({"norm.weight": torch.ones(48, dtype=torch.int32)}, UnsupportedModel, "type torch.int32"),
         ({"norm.weight": [1.0]}, BrokenCheckpoint, "is not a dense tensor"),
-        ({"norm.weight": torch.ones(1).expand(10**9)}, BrokenCheckpoint, "claims more values"),
+        ({"norm.weight": torch.ones(1).expand(10**9)}, BrokenCheckpoint, "states more values"),
         ({7: torch.ones(1)}, BrokenCheckpoint, "is not a dense tensor"),
         ({"norm.weight": torch.eye(48).to_sparse()}, BrokenCheckpoint, "is not a dense tensor"),
         ([torch.ones(1)], BrokenCheckpoint, "does not hold named tensors"),
         ({}, BrokenCheckpoint, "does not hold named tensors"),
-        (Path("/tmp"), BrokenCheckpoint, "not a sound file of tensors"),
+        (Path("/tmp"), BrokenCheckpoint, "not a valid file of tensors"),
     ],
 )
 def test_threat_22_a_pth_file_of_anything_but_dense_tensors_is_refused(
@@ -195,9 +195,9 @@ def test_threat_22_a_pth_file_of_anything_but_dense_tensors_is_refused(
 @pytest.mark.parametrize(
     ("at", "value", "words"),
     [
-        (0, 0, "no llama2.c checkpoint"),
+        (0, 0, "not a llama2.c checkpoint"),
         (8, 2**30, "too short for its layers"),
-        (12, 5, "no llama2.c checkpoint"),
+        (12, 5, "not a llama2.c checkpoint"),
         (4, 2**31 - 1, "should have"),
         (24, 129, "should have"),
     ],

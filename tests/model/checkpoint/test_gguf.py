@@ -133,8 +133,16 @@ NOT_FINITE = np.where(np.eye(64) > 0, np.nan, ONES).astype(np.float32)
     [
         (remove("blk.1.attn_k.weight"), BrokenCheckpoint, "lacks the tensor blk.1.attn_k.weight"),
         (remove("output_norm.weight"), BrokenCheckpoint, "lacks the tensor output_norm.weight"),
-        (put("blk.2.attn_q.weight", ONES), UnsupportedModel, "blk.2.attn_q.weight, for which"),
-        (put("blk.0.attn_q.bias", ONES[0]), UnsupportedModel, "blk.0.attn_q.bias, for which"),
+        (
+            put("blk.2.attn_q.weight", ONES),
+            UnsupportedModel,
+            "blk.2.attn_q.weight, which this architecture does not have",
+        ),
+        (
+            put("blk.0.attn_q.bias", ONES[0]),
+            UnsupportedModel,
+            "blk.0.attn_q.bias, which this architecture does not have",
+        ),
         (put("rope_freqs.weight", ONES[0]), BrokenCheckpoint, "must have head_dim / 2 positive numbers"),
         (put("blk.0.attn_q.weight", ONES[:32]), BrokenCheckpoint, r"shape \[32, 64\]; it must be \[64, 64\]"),
         (put("blk.0.attn_q.weight", NOT_FINITE), BrokenCheckpoint, "blk.0.attn_q.weight holds values that are not"),
@@ -160,7 +168,7 @@ def test_a_wrong_tensor_is_refused_by_name(
         ({"llama.rope.scaling.type": "longrope"}, "embeddings by 'longrope'; supported are linear and yarn"),
         ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": -1.0}, "factor is -1"),
         ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.yarn_log_multiplier": 1.0}, "form of YaRN"),
-        ({"llama.attention.temperature_scale": 0.1}, "scaled by position"),
+        ({"llama.attention.temperature_scale": 0.1}, "scales attention by position"),
         ({"split.count": 2}, "Give the first one, whose name ends in -00001-of-00002.gguf"),
         ({"split.count": 2000}, "split.count is 2000"),
         ({"llama.attention.value_length": 8}, "value_length is 8"),

@@ -119,7 +119,7 @@ def test_an_explicit_head_wins_over_the_embedding(tmp_path: Path) -> None:
         ({"rope_parameters": 5}, BrokenCheckpoint, "rope_parameters is 5; it must be an object"),
         ({"hidden_size": "remove"}, BrokenCheckpoint, "hidden_size is missing; it must be a whole number"),
         ({"hidden_size": "48"}, BrokenCheckpoint, "hidden_size is '48'"),
-        ({"num_hidden_layers": 2}, UnsupportedModel, "for which this architecture has no place"),
+        ({"num_hidden_layers": 2}, UnsupportedModel, "which this architecture does not have"),
         ({"num_hidden_layers": 4}, BrokenCheckpoint, "lacks the tensors model.layers.3"),
         ({"num_hidden_layers": 10**9}, BrokenCheckpoint, "should have 1000000000 layers"),
         ({"num_attention_heads": 3}, UnsupportedModel, "multiple of num_kv_heads"),
@@ -171,7 +171,7 @@ def test_a_folder_without_weights_says_what_it_lacks(tmp_path: Path) -> None:
         ("model.norm.weight", torch.full((48,), float("nan")), BrokenCheckpoint, "not finite"),
         ("model.norm.weight", torch.ones(48, dtype=torch.int8), UnsupportedModel, "type I8; supported are"),
         ("model.norm.weight", torch.ones(48, 1), BrokenCheckpoint, "has the shape"),
-        ("model.extra.weight", torch.ones(2), UnsupportedModel, "no place"),
+        ("model.extra.weight", torch.ones(2), UnsupportedModel, "which this architecture does not have"),
     ],
 )
 def test_threat_24_a_wrong_tensor_is_refused_by_name(

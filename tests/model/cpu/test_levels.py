@@ -168,7 +168,7 @@ def test_an_installed_library_for_another_torch_or_other_sources_is_not_used(
     else:
         (folder / "threads.h").write_text("// changed")
     assert loaded() == "built"
-    assert "The installed kernels do not fit" in caplog.text
+    assert "The installed kernels were not built for" in caplog.text
 
 
 @needs_a_level

@@ -27,8 +27,6 @@ from caravan.model.quantization import (
     dequantize,
     from_bytes,
     quantize,
-    quantize_rows,
-    quantize_rows_from_zero_points,
     to_bytes,
 )
 from tests.support.gguf_blocks import random_blocks
@@ -93,9 +91,26 @@ class Layer:
     def expected(self, rows: Tensor) -> Tensor:
         """The product of rows that are ready for it."""
         if self.kind == WeightFormat.INT8:
-            return quantize_rows(rows) @ self.matrix.T
+            return _rounded_to_bytes(rows) @ self.matrix.T
         is_in_bytes = self.kind in BLOCKS or self.kind in GRIDS_OF_BYTES
-        return (quantize_rows_from_zero_points(rows) if is_in_bytes else rows.bfloat16().float()) @ self.matrix.T
+        return (_rounded_from_zero_points(rows) if is_in_bytes else rows.bfloat16().float()) @ self.matrix.T
+
+
+def _rounded_to_bytes(x: Tensor) -> Tensor:
+    """Return x [T, in] in float32, each 64 inputs rounded to multiples of their largest magnitude / 127."""
+    groups = x.float().split(64, dim=1)
+    scales = [group.abs().amax(dim=1, keepdim=True) / 127 for group in groups]
+    return torch.cat([(g / s.where(s > 0, 1)).round() * s for g, s in zip(groups, scales, strict=True)], dim=1)
+
+
+def _rounded_from_zero_points(x: Tensor) -> Tensor:
+    """Return x [T, in] in float32, each 32 inputs rounded to one of 255 numbers from the least to the largest."""
+    rounded = []
+    for group in x.float().split(32, dim=1):
+        least, largest = group.aminmax(dim=1, keepdim=True)
+        steps, zero_points = (largest / 2 - least / 2) / 127, largest / 2 + least / 2
+        rounded.append(((group - zero_points) / steps.where(steps > 0, 1)).round() * steps + zero_points)
+    return torch.cat(rounded, dim=1)
 
 
 @pytest.fixture(params=WeightFormat)

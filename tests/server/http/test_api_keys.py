@@ -14,11 +14,10 @@ def test_keys_are_read_from_the_option_and_the_file_with_their_names(tmp_path: P
     keys = load_keys(["first-secret", "second-secret"], file)
     assert keys is not None
     assert keys.names == ["key-1", "key-2", "alice", "bob"]
-    assert keys.name_of(b"secret-of-alice") == "alice"
-    assert keys.name_of(b"secret-of:bob") == "bob"
-    assert keys.name_of(b"second-secret") == "key-2"
+    found = [keys.find(key) for key in (b"secret-of-alice", b"secret-of:bob", b"second-secret")]
+    assert [key and key.name for key in found] == ["alice", "bob", "key-2"]
     for wrong in (b"", b"secret-of-alic", b"secret-of-alice ", b"\xff"):
-        assert keys.name_of(wrong) is None
+        assert keys.find(wrong) is None
 
 
 def test_without_keys_there_is_no_authentication() -> None:
@@ -75,16 +74,14 @@ def test_a_line_of_the_key_file_may_have_attributes(tmp_path: Path) -> None:
     file.write_text("plain: secret-1\nprometheus: secret-2, scrape\nurgent: secret-3 ,min-priority = -5, scrape\n")
     keys = load_keys(["secret-4"], file)
     assert keys is not None
-    found = {name: keys.named(name) for name in keys.names}
-    marks = {name: (key.may_scrape, key.min_priority) for name, key in found.items() if key is not None}
+    found = [keys.find(b"secret-%d" % number) for number in (1, 2, 3, 4)]
+    marks = {key.name: (key.may_scrape, key.min_priority) for key in found if key is not None}
     assert marks == {"key-1": (False, 0), "plain": (False, 0), "prometheus": (True, 0), "urgent": (True, -5)}
-    assert keys.find(b"secret-3") == found["urgent"]
-    assert keys.named("nobody") is None
 
 
 @pytest.mark.parametrize(("marked", "allowed"), [([], ["a", "b"]), (["b"], ["b"])])
 def test_if_a_key_has_the_scrape_attribute_only_such_keys_may_scrape(marked: list[str], allowed: list[str]) -> None:
     marks = {name: KeyAttributes(may_scrape=True) for name in marked}
     keys = ApiKeys({"a": "secret-of-a", "b": "secret-of-b"}, marks)
-    records = [record for name in keys.names if (record := keys.named(name)) is not None]
+    records = [record for key in (b"secret-of-a", b"secret-of-b") if (record := keys.find(key)) is not None]
     assert [record.name for record in records if keys.can_scrape(record)] == allowed

@@ -1,5 +1,6 @@
 """/tokenize, /detokenize and /apply-template."""
 
+import json
 from typing import Any
 
 import pytest
@@ -10,6 +11,10 @@ from tests.server.openai.api import MAX_MODEL_LEN, Api, a_chat, answered, open_a
 from tests.support.fakes import IM_END, IM_START
 
 MESSAGES = a_chat("hi")["messages"]
+_INFO_WITH_BOS = (
+    b'{"tokenizer_class":"Tokenizer","vocab_size":260,"model_max_length":512,"add_bos_token":true,"bos_token":"<s>",'
+    b'"eos_token":"</s>","eos_token_ids":[257,259],"additional_special_tokens":["<s>","</s>","<|im_start|>","<|im_end|>"]}'
+)
 
 
 async def tokenize(api: Api, **fields: Any) -> dict[str, Any]:
@@ -152,3 +157,28 @@ async def test_fields_that_other_servers_know_are_named_in_warnings_of_tokens_to
     ]
     shown = answered(await api.http.post("/detokenize", json={"tokens": [97], "spaces_between_special_tokens": False}))
     assert "warnings" not in shown
+
+
+async def test_responses_are_compact_json_without_the_fields_that_are_not_set(chat_ml: ChatTemplate) -> None:
+    async with open_api(adds_bos=True, chat_template=chat_ml) as api:
+        body = {"prompt": "é", "return_pieces": True, "user": "a"}
+        assert (await api.http.post("/tokenize", json=body)).content == (
+            b'{"count":3,"max_model_len":512,"tokens":[256,195,169],'
+            b'"warnings":["`user` has no effect on this server."],'
+            b'"pieces":[{"id":256,"bytes":[60,115,62]},{"id":195,"bytes":[195]},{"id":169,"bytes":[169]}]}'
+        )
+        assert (await api.http.post("/detokenize", json={"tokens": [0xC3, 0xA9, 0x22, 0x7F, 0x01]})).content == (
+            b'{"text":"\xc3\xa9\\"\x7f\\u0001","prompt":"\xc3\xa9\\"\x7f\\u0001"}'
+        )
+        prompt = await api.http.post("/apply-template", json={"messages": a_chat("é")["messages"], "user": "a"})
+        assert prompt.content == (
+            b'{"prompt":"<|im_start|>user\\n\xc3\xa9<|im_end|>\\n<|im_start|>assistant\\n",'
+            b'"warnings":["`user` has no effect on this server."]}'
+        )
+        info = (await api.http.get("/tokenizer_info")).content
+        template = json.dumps(chat_ml.source, ensure_ascii=False).encode()
+        assert info == _INFO_WITH_BOS[:-1] + b',"chat_template":' + template + b"}"
+    async with open_api() as api:
+        assert (await api.http.get("/tokenizer_info")).content == _INFO_WITH_BOS.replace(
+            b'"add_bos_token":true', b'"add_bos_token":false'
+        )
