@@ -22,8 +22,6 @@ from caravan.model.tokenizer.vocabulary import BrokenTokenizer, Unencodable
 from tests.model.vocabularies import CORPUS, GUARD
 from tests.support.tokenizer_files import byte_level_json, pieces_json, write
 
-pytestmark = pytest.mark.slow
-
 SPACE = "\u2581"
 CONTENTS = ["<s>", "<|a|>", "[b]", "tool", "tools", "do", "<s>x", " y", "word\n", "\u00e9t\u00e9"]
 PIECES = [*CONTENTS, " ", "  ", "\t", "\n", "\u3000", "a", "hello", "x", "_", "1", "<", "|", SPACE, "\u200d", "e\u0301"]
@@ -90,6 +88,7 @@ def random_text(draw: random.Random) -> str:
     return "".join(draw.choice(PIECES) for _ in range(draw.randint(1, 14)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_texts_with_added_tokens_have_the_ids_of_the_library(tmp_path: Path, kind: str) -> None:
     draw = random.Random(5)
@@ -113,6 +112,7 @@ def test_texts_with_added_tokens_have_the_ids_of_the_library(tmp_path: Path, kin
     assert num_opened > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_guarded_special_tokens_are_text_and_all_others_follow_the_file(tmp_path: Path, kind: str) -> None:
     """The oracle is a file without the special tokens that the user wrote."""
@@ -296,6 +296,7 @@ def test_a_character_without_a_token_is_named_in_a_long_text_at_once(tmp_path: P
         ours.encode("ab" * 200_000 + "c")
 
 
+@pytest.mark.slow
 def test_every_character_before_a_token_is_of_a_word_or_not_as_in_the_library() -> None:
     library = tokenizers.Tokenizer(models.BPE(vocab={"a": 0}, merges=[]))
     library.add_tokens([LibraryToken("@", single_word=True, normalized=False)])

@@ -15,8 +15,6 @@ from caravan.server.observe.tracing import make_tracer
 from tests.support.http_server import QuietHandler, serving
 from tests.support.running_server import eventually, running_server
 
-pytestmark = pytest.mark.slow
-
 TRACE_ID, PARENT_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 CANARY = "canary-7351"
 
@@ -57,6 +55,7 @@ def attributes_of(span: Any) -> dict[str, Any]:
     return values
 
 
+@pytest.mark.slow
 def test_a_collector_gets_the_spans_of_a_request_under_its_clients_trace(
     tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,6 +89,7 @@ def test_a_collector_gets_the_spans_of_a_request_under_its_clients_trace(
     assert CANARY.encode() not in b"".join(bodies)
 
 
+@pytest.mark.slow
 def test_a_server_without_a_reachable_collector_works(tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")  # refuses
     with running_server(tiny_model_path, "--kv-cache-memory", "4MiB") as server:

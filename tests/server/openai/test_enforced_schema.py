@@ -17,8 +17,6 @@ from caravan.server.openai.structured_output.schema_error import SchemaError
 from caravan.server.openai.structured_output.schema_keywords import ANNOTATIONS
 from tests.support.schema_samples import Schema, accepts, documents, matcher, sampled_texts, values, written
 
-pytestmark = pytest.mark.slow
-
 # These make a schema narrower on purpose, or are refused where a part of `anyOf` is then left out.
 NARROWING = re.compile(
     r'"(?:not|contains|uniqueItems|dependentRequired|oneOf|propertyNames|unevaluated\w+|additionalItems|format'
@@ -51,6 +49,7 @@ def compiled(seeds: Iterator[int]) -> Iterator[tuple[Schema, Any, random.Random]
         yield schema, made, rng
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", range(5))
 @pytest.mark.filterwarnings("ignore:Possible nested set:FutureWarning")
 def test_what_the_grammar_of_a_random_schema_accepts_is_valid(batch: int) -> None:
@@ -86,6 +85,7 @@ def is_plain(value: Any) -> bool:
     return not isinstance(value, int | float) or ("e" not in repr(value) and abs(value) < 10**15)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Possible nested set:FutureWarning")
 def test_what_is_valid_is_accepted_in_one_order_of_properties() -> None:
     num_values = 0
@@ -240,6 +240,7 @@ def test_the_name_of_a_property_cannot_be_spelled_in_a_second_way_to_escape_its_
     assert not accepts(made, '{"\\u0061": "text"}')
 
 
+@pytest.mark.slow
 def test_references_without_end_and_schemas_without_end_are_refused() -> None:
     chain = {str(index): {"items": {"$ref": f"#/$defs/{index + 1}"}} for index in range(500)}
     with pytest.raises(SchemaError, match="nested more than"):
@@ -255,6 +256,7 @@ def test_multiples_that_the_library_cannot_combine_are_refused() -> None:
         enforced({"type": "integer", "multipleOf": 100_000, "allOf": [{"multipleOf": 99_999}]})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_values", "is_compared"), [(10, True), (2000, False)])
 def test_values_of_one_of_are_compared_within_a_budget(num_values: int, is_compared: bool) -> None:
     values = range(num_values)

@@ -12,8 +12,6 @@ from caravan.server.http.body import parse_json
 from caravan.server.http.errors import ApiError
 from caravan.server.http.json_scan import MAX_DEPTH, MAX_VALUES, WrongJson, scan_json
 
-pytestmark = pytest.mark.slow
-
 # Parts of which most sequences are nearly JSON.
 PARTS = (
     *'{}[],:" \n',
@@ -74,6 +72,7 @@ def test_threat_2_bytes_that_are_not_utf8_are_refused_by_both(text: bytes) -> No
             scan_json(text)
 
 
+@pytest.mark.slow
 @given(
     st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), VALUES),
     st.booleans(),
@@ -112,6 +111,7 @@ def test_strings_and_numbers_of_any_length_are_passed_over() -> None:
     assert text[spans["c"].start : spans["c"].end] == b" 1"
 
 
+@pytest.mark.slow
 def test_threat_28_depth_and_number_of_values_are_bounded() -> None:
     deepest = b"[" * MAX_DEPTH + b"]" * MAX_DEPTH
     assert is_taken(deepest)

@@ -16,8 +16,6 @@ import pytest
 from caravan.server.sandbox.chat_template import ChatTemplate, TemplateFailed, TemplateRefused, usable_template
 from tests.server.openai.api import CHAT_ML
 
-pytestmark = pytest.mark.slow
-
 TALK: list[dict[str, Any]] = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes "}]
 
 
@@ -91,6 +89,7 @@ def test_a_template_that_omits_the_final_message_cannot_continue_it() -> None:
         render("{{ messages[0].content }}", continue_final_message=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source",
     [
@@ -114,6 +113,7 @@ SLOW = "{% for a in range(3000) %}{% for b in range(3000) %}{% endfor %}{% endfo
 MIB = 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "limits", "words"),
     [
@@ -130,6 +130,7 @@ def test_threat_7_a_template_that_exceeds_a_limit_is_stopped(source: str, limits
         assert template.render(TALK, special_tokens=[]).text == "ok"  # the next prompt is not harmed
 
 
+@pytest.mark.slow
 def test_threat_7_a_template_that_exceeds_a_limit_while_it_is_compiled_is_rejected() -> None:
     constant = "('x' * 2000000)" + 8 * "|list|join"  # jinja2 computes it at once
     with pytest.raises(ValueError, match="too much time or memory"):
@@ -146,6 +147,7 @@ def test_concurrent_prompts_are_rendered_separately() -> None:
         assert list(pool.map(one, contents)) == contents
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", [signal.SIGKILL, signal.SIGSTOP])
 def test_threat_27_a_template_worker_killed_or_stopped_is_replaced_and_the_prompt_is_rendered(
     harm: signal.Signals,
@@ -158,6 +160,7 @@ def test_threat_27_a_template_worker_killed_or_stopped_is_replaced_and_the_promp
         assert time.monotonic() - began < 10
 
 
+@pytest.mark.slow
 def test_threat_27_a_slow_prompt_does_not_delay_others() -> None:
     source = "{% if messages|length > 2 %}" + 20 * SLOW
     with opened(source + "{% endif %}ok", time_limit_seconds=1.5) as template, ThreadPoolExecutor(1) as pool:
