@@ -150,10 +150,34 @@ PAIR = [{"type": "object", "properties": {"t": {"const": tag}}, "required": ["t"
             {"type": "object", "patternProperties": {"^a": {"type": "null"}}, "additionalProperties": False},
         ),
         ({"anyOf": [{"type": "null"}, {"not": {"type": "string"}}]}, {"anyOf": [{"type": "null"}]}),
+        ({"anyOf": [{"type": "null"}, {"not": {}}]}, {"anyOf": [{"type": "null"}, False]}),
+        ({"anyOf": [{"type": "null"}], "oneOf": [True]}, {"anyOf": [{"type": "null"}], "allOf": [{"anyOf": [True]}]}),
+        ({"enum": [1, True, "a", [1]], "const": 1.0}, {"enum": [1]}),
+        ({"enum": [[1, {"a": 2}], [1, {"a": 3}]], "const": [1.0, {"a": 2}]}, {"enum": [[1, {"a": 2}]]}),
+        ({"type": ["array", "boolean", "null"], "enum": [None, [], {}, True, 1, "a"]}, [None, [], True]),
+        ({"type": ["integer"], "enum": [1, 2.0, 2.5]}, [1, 2]),
+        ({"type": "number", "enum": [1, 2.5, "a"], "exclusiveMaximum": 2.5}, [1]),
+        ({"type": ["integer", "null"], "minimum": 3, "maximum": 2}, {"type": ["null"]}),
+        (
+            {"type": "object", "propertyNames": {"$ref": "#/$defs/n"}, "$defs": {"n": {"const": "a"}}},
+            {"type": "object", "properties": {"a": True}, "additionalProperties": False},
+        ),
+        (
+            {"type": "object", "allOf": [{"properties": {"b": {}}}, True], "unevaluatedProperties": False},
+            {
+                "type": "object",
+                "properties": {"b": True},
+                "additionalProperties": False,
+                "allOf": [{"properties": {"b": {}}}, True],
+            },
+        ),
     ],
 )
-def test_keywords_that_exclude_nothing_are_dropped_and_old_ones_converted(schema: Schema, expected: Schema) -> None:
-    assert enforced(schema) == expected
+def test_keywords_that_exclude_nothing_are_dropped_and_old_ones_converted(
+    schema: Schema, expected: Schema | list[Any]
+) -> None:
+    made = enforced(schema)
+    assert (made["enum"] if isinstance(expected, list) else made) == expected
 
 
 @pytest.mark.parametrize(
@@ -185,6 +209,24 @@ def test_keywords_that_exclude_nothing_are_dropped_and_old_ones_converted(schema
         ({"type": "integer", "minimum": "3"}, "`minimum`"),
         ({"enum": []}, "no value"),
         ({"properties": {"a": 3}}, "an object or a boolean"),
+        ({"properties": [1]}, "`properties` is [1]; it must be an object"),
+        ({"required": ["a", 1]}, "it must be a list of names"),
+        ({"prefixItems": {"a": 1}}, "`prefixItems` is"),
+        ({"anyOf": {}}, "`anyOf` is"),
+        ({"type": []}, "`type` is []"),
+        ({"enum": "a"}, "`enum` is"),
+        ({"enum": ["\x00", {"a": ["\x01"]}]}, "control characters"),
+        ({"$ref": 3}, "`$ref` is 3; it must be a string"),
+        ({"$ref": "#/$defs/a", "$defs": {"a": 3}}, "which is not a schema"),
+        ({"$ref": "#/$defs" + "/a" * 2000}, "a path of 2001 parts"),
+        ({"$ref": "#/$defs/a/b", "$defs": {"a": {"$id": "a", "b": {}}}}, "a path through a schema with its own `$id`"),
+        ({"anyOf": [{"not": {"type": "string"}}, {"uniqueItems": True}]}, "`uniqueItems`"),
+        ({"patternProperties": {"^(?=.*[0-9])[a-z0-9]+$": {}}}, "has a lookahead"),
+        ({"propertyNames": {"pattern": "^a"}, "properties": {"a": {}}}, "`propertyNames`"),
+        ({"allOf": [{"anyOf": [{}]}], "unevaluatedProperties": False}, "`unevaluatedProperties`"),
+        ({"allOf": [{}], "unevaluatedProperties": {"type": "null"}}, "`unevaluatedProperties`"),
+        ({"allOf": [{"properties": {}}] * 70, "unevaluatedProperties": False}, "`unevaluatedProperties`"),
+        ({"type": "integer", "const": 3, "minimum": 4}, "no value"),
     ],
 )
 def test_what_cannot_be_enforced_is_refused_by_name(schema: Schema, named: str) -> None:
@@ -198,6 +240,26 @@ def test_what_cannot_be_enforced_is_refused_by_name(schema: Schema, named: str) 
         {"oneOf": PAIR},
         {"$defs": {"x": PAIR[0], "y": PAIR[1]}, "oneOf": [{"$ref": "#/$defs/x"}, {"$ref": "#/$defs/y"}]},
         {"oneOf": [{"allOf": [PAIR[0]]}, {"anyOf": [PAIR[1], {"type": "null"}]}]},
+        {"oneOf": [{"oneOf": [PAIR[0]]}, PAIR[1], False]},
+        {"oneOf": [*PAIR, {"allOf": [{"$ref": "#/oneOf/0"}, {"type": "array"}]}]},
+        {
+            "oneOf": [
+                {"type": "object", "properties": {"t": {"const": "x"}}, "required": ["t"]},
+                {
+                    "type": "object",
+                    "properties": {"t": {"enum": ["y", None, True, 1, ["a"], {"b": 2}]}},
+                    "required": ["t"],
+                },
+            ],
+            "properties": {"t": {"type": "string"}},
+        },
+        {
+            "oneOf": [
+                {"type": "object", "properties": {"t": {}}, "required": ["t"], "additionalProperties": False},
+                {"type": "object", "properties": {"u": {}}, "required": ["u"], "additionalProperties": False},
+            ],
+            "properties": {"t": {"enum": ["x", "y"]}},
+        },
     ],
 )
 def test_one_of_schemas_with_different_tags_means_any_of_them(schema: Schema) -> None:
@@ -224,6 +286,20 @@ def test_a_reference_leads_to_any_place_in_the_schema(schema: Schema) -> None:
     made = matcher(schema)
     assert accepts(made, "true")
     assert not accepts(made, "1")
+
+
+@pytest.mark.parametrize(
+    "branches",
+    [
+        [{"type": "object"}, {"type": "object", "required": ["a"]}],
+        [{"$ref": "#/missing"}, {"type": "null"}],
+        [{"allOf": [{"allOf": [{}] * 100}] * 2}, {"type": "null"}],
+        [3, {"type": "null"}],
+    ],
+)
+def test_one_of_schemas_that_may_overlap_or_cannot_be_compared_is_refused(branches: list[Any]) -> None:
+    with pytest.raises(SchemaError):
+        enforced({"oneOf": branches})
 
 
 def test_a_schema_that_contains_itself_is_enforced_at_every_level() -> None:
