@@ -322,6 +322,38 @@ def test_parts_and_tokens_are_the_text_without_guards(text: str) -> None:
         assert isinstance(part, int) or part.guarded(GUARD).replace(GUARD, "") == part.text
 
 
+def test_added_tokens_take_spaces_and_whole_words_as_their_rules_say() -> None:
+    tokens = AddedTokens(
+        [
+            AddedToken(text="<a>", token_id=1, is_special=False, takes_space_before=True),
+            AddedToken(text="<b>", token_id=2, is_special=False, takes_space_after=True),
+            AddedToken(text="word", token_id=3, is_special=False, is_whole_word=True),
+            AddedToken(text="<s>", token_id=4, is_special=True),
+        ]
+    )
+
+    def split(text: str, *, parse_special: bool = True) -> list[int | str]:
+        parts = tokens.split(text, parse_special=parse_special)
+        return [part if isinstance(part, int) else part.text for part in parts]
+
+    assert split("x  <a> y") == ["x", 1, " y"]
+    assert split("<b>  <a>x") == [2, 1, "x"]
+    assert split("word words sword, word") == [3, " words sword, ", 3]
+    assert split("a<s>b") == ["a", 4, "b"]
+    assert split("a<s>b", parse_special=False) == ["a<s>b"]
+
+
+@pytest.mark.parametrize("normalizer", [None, normalizers.NFC()], ids=["plain", "NFC"])
+def test_a_guard_hides_special_tokens_of_the_normalized_text(tmp_path: Path, normalizer: Any) -> None:
+    special = LibraryToken("<x>", special=True, normalized=True)
+    ours = opened(tmp_path, byte_level_json(normalizer=normalizer), [special])
+    token_id = ours.special_tokens["<x>"]
+    assert ours.encode("a<x>b", parse_special=True).count(token_id) == 1
+    guarded = ours.encode(f"a<x><{GUARD}x>b", parse_special=True, guard=GUARD)
+    assert guarded.count(token_id) == 1
+    assert ours.decode(guarded, skip_special=False) == "a<x><x>b"
+
+
 def test_a_guard_hides_one_token_and_not_the_next_that_overlaps_it() -> None:
     added = AddedTokens([AddedToken(text=t, token_id=i, is_special=True) for i, t in enumerate(["<a<b>", "<b>"])])
     parts = list(added.split(f"<{GUARD}a<b>", parse_special=True, guard=GUARD))

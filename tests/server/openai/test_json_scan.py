@@ -87,6 +87,31 @@ def test_each_field_is_found_and_decodes_to_its_value(
     assert {name: msgspec.json.decode(text[span.start : span.end]) for name, span in spans.items()} == parse_json(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"a" 1}', "syntax error at byte 4"),
+        ('{"a": }', "syntax error"),
+        ('{"a": 1 "b": 2}', "syntax error"),
+        ('{"a": 1]', "syntax error"),
+        ("{1: 2}", "syntax error at byte 1"),
+        ('{"a": [1}', "syntax error"),
+        ('{"a": [{"b": 1]}', "syntax error"),
+        ('{"a": "b', "syntax error"),
+        ('{"a": 1} x', "syntax error"),
+        ('{"a": [[1] 2]}', "syntax error"),
+        ('{"a": "\\ud800"}', "lone surrogate"),
+        ('{"a": {"b": 1, "\\u0062": 2}}', "duplicate key"),
+        ('{"a": 1e999}', "a number out of range"),
+        ('{"a": %s}' % ("1" * 5000), "too many digits"),
+    ],
+)
+def test_what_is_wrong_with_a_text_is_named(text: str, words: str) -> None:
+    with pytest.raises(WrongJson, match=words):
+        scan_json(text.encode())
+    assert not is_taken(text.encode())
+
+
 def test_a_text_that_is_no_object_has_no_fields() -> None:
     for text in (b"[1]", b'"a"', b"1", b" null "):
         assert scan_json(text) is None
