@@ -43,7 +43,7 @@ def measured_files() -> dict[str, dict[str, Any]]:
     measured.load()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "coverage.json"
-        measured.json_report(outfile=str(path), skip_covered=False)
+        measured.json_report(outfile=str(path))
         files: dict[str, Any] = json.loads(path.read_text("utf-8"))["files"]
     return {name: file["summary"] for name, file in files.items()}
 
