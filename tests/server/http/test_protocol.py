@@ -127,7 +127,6 @@ async def test_a_pipelined_request_waits_for_the_previous_response(app: Answerin
         writer.close()
 
 
-@pytest.mark.slow
 async def test_threat_8_the_buffer_of_pipelined_requests_is_limited(app: Answering) -> None:
     async with served(app) as (server, port):
         _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -142,7 +141,6 @@ async def test_threat_8_the_buffer_of_pipelined_requests_is_limited(app: Answeri
         await until(lambda: not server.server_state.connections)
 
 
-@pytest.mark.slow
 async def test_threat_8_pipelined_requests_are_read_no_faster_than_they_are_handled(app: Answering) -> None:
     async with served(app) as (server, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -165,7 +163,6 @@ async def connections_of(server: uvicorn.Server) -> list[HttpProtocol]:
 LARGE = b"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % 2**24 + b"a" * 2**24
 
 
-@pytest.mark.slow
 async def test_a_client_that_does_not_read_is_disconnected(app: Answering, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(HttpProtocol, "stall_seconds", 0.3)
     async with served(app) as (server, port):

@@ -23,13 +23,21 @@ class Transport:
 async def test_a_connection_is_aborted_after_the_time_without_progress() -> None:
     transport = Transport()
     timeout = SendTimeout(cast(asyncio.Transport, transport))
-    timeout.start(0.02)
-    for _ in range(4):
-        await asyncio.sleep(0.015)
-        transport.num_unsent -= 10
+    timeout.start(60)
+    transport.num_unsent = 90
+    timeout._check(100, 60)  # it has sent ten bytes since
     assert not transport.is_aborted
-    await asyncio.sleep(0.06)
+    timeout._check(90, 60)
     assert transport.is_aborted
+    timeout.stop()
+
+
+async def test_the_time_passes_by_itself() -> None:
+    transport = Transport()
+    SendTimeout(cast(asyncio.Transport, transport)).start(0.01)
+    async with asyncio.timeout(10):
+        while not transport.is_aborted:
+            await asyncio.sleep(0.005)
 
 
 async def test_a_stopped_timeout_aborts_nothing() -> None:
