@@ -11,6 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from caravan.server.openai.structured_output import enforced_schema
 from caravan.server.openai.structured_output.closed_schema import closed
 from caravan.server.openai.structured_output.enforced_schema import enforced
 from caravan.server.openai.structured_output.schema_error import SchemaError
@@ -300,6 +301,30 @@ def test_a_reference_leads_to_any_place_in_the_schema(schema: Schema) -> None:
 def test_one_of_schemas_that_may_overlap_or_cannot_be_compared_is_refused(branches: list[Any]) -> None:
     with pytest.raises(SchemaError):
         enforced({"oneOf": branches})
+
+
+def test_a_schema_has_limits_of_depth_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(enforced_schema, "_MAX_DEPTH", 3)
+    monkeypatch.setattr(enforced_schema, "_MAX_SCHEMAS", 20)
+    with pytest.raises(SchemaError, match="nested more than 3 levels deep"):
+        enforced({"items": {"items": {"items": {"items": {}}}}})
+    with pytest.raises(SchemaError, match="more than 20 schemas"):
+        enforced({"anyOf": [{} for _ in range(21)]})
+
+
+def test_a_definition_may_be_a_boolean_or_fail_wherever_it_is_used() -> None:
+    assert enforced({"$ref": "#/$defs/a", "$defs": {"a": True}}) == {"$ref": "#/$defs/0", "$defs": {"0": {}}}
+    failing = {"$defs": {"a": {"not": {"type": "null"}}}}
+    with pytest.raises(SchemaError, match="`not`"):
+        enforced({"anyOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/a"}], **failing})
+    made = enforced({"anyOf": [{"$ref": "#/$defs/a"}, {"type": "null"}, {"$ref": "#/$defs/a"}], **failing})
+    assert made["anyOf"] == [{"type": "null"}]
+
+
+def test_a_schema_that_allows_everything_is_empty() -> None:
+    assert enforced({"$ref": "#/$defs/a", "$defs": {"a": {}}})["$defs"] == {"0": {}}
+    with pytest.raises(SchemaError, match="no value is valid"):
+        enforced({"not": {}})
 
 
 def test_a_schema_that_contains_itself_is_enforced_at_every_level() -> None:
