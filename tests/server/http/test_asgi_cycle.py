@@ -70,6 +70,24 @@ async def test_threat_9_a_client_that_does_not_read_pauses_the_application(app: 
         await until(lambda: not server.server_state.connections)
 
 
+async def test_an_encoded_path_reaches_the_application_decoded(app: Answering) -> None:
+    async with served(app) as (_, port):
+        answer = await exchange(port, b"GET /%65%61rly HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    assert answer.endswith(b"\r\n\r\nno")
+
+
+async def test_a_broken_body_of_a_running_request_disconnects_it(app: Answering) -> None:
+    head = b"POST /slow HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    async with served(app) as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head + b"1\r\na\r\n")
+        await asyncio.sleep(0.05)
+        writer.write(b"no length\r\n")
+        assert (await asyncio.wait_for(reader.read(), 5)).startswith(b"HTTP/1.1 400 ")
+        await until(lambda: app.events == ["gone"])
+        writer.close()
+
+
 class Connection:
     """A connection that keeps what is written."""
 

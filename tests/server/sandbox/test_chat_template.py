@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from caravan.server.sandbox.chat_template import ChatTemplate, TemplateFailed, TemplateRefused, usable_template
+from caravan.server.sandbox.worker_pool import WorkerPool
+from caravan.server.sandbox.worker_process import MemoryLimitExceeded, TimeLimitExceeded, WorkerProcess
 from tests.server.openai.api import CHAT_ML
 
 TALK: list[dict[str, Any]] = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes "}]
@@ -208,3 +210,26 @@ def test_a_template_for_tools_is_probed_with_tools() -> None:
 def test_a_template_for_tools_that_drops_user_messages_is_rejected() -> None:
     with pytest.raises(ValueError, match="it drops the text of user messages"):
         usable_template("{{ messages[0].content }}", "", "", "nothing{{ tools | length }}")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(TimeLimitExceeded(), "more than 2 s of processor time"), (MemoryLimitExceeded(), "more than 64 MiB of memory")],
+)
+def test_an_exceeded_limit_is_named(error: Exception, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def call(*_: object) -> dict[str, str]:
+        raise error
+
+    with opened("{{ messages }}", time_limit_seconds=2, memory_limit_bytes=64 * 2**20) as template:
+        monkeypatch.setattr(WorkerPool, "call", call)
+        with pytest.raises(TemplateFailed, match=words):
+            template.render(TALK, special_tokens=[])
+
+
+def test_a_template_that_exceeds_a_limit_when_it_is_compiled_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def call(*_: object) -> dict[str, str]:
+        raise TimeLimitExceeded
+
+    monkeypatch.setattr(WorkerProcess, "call", call)
+    with pytest.raises(ValueError, match="cannot be used: it takes too much time or memory"):
+        ChatTemplate("{{ messages }}", "", "")

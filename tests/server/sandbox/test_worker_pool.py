@@ -63,7 +63,6 @@ def test_exceeding_the_memory_limit_is_an_error_of_the_request(step: Step) -> No
         scripted().call(question(step))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "step",
     [
