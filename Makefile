@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help:
 	@echo "make serve   install and serve MODEL (default smollm2) on 127.0.0.1:8000; options in CARAVAN_* variables"
 	@echo "make test    run all tests; install what they need into .venv, and name what the system lacks"
-	@echo "make test-fast   the tests that start no server and need no model, in less than 90 seconds"
+	@echo "make test-fast   the tests that take less than half a second each and need no model, in less than 90 seconds"
 	@echo "make coverage   the fast tests again, and how much of the packages model, scheduler and server they reach"
 	@echo "make check   formatting, lint, types, import rule"
 	@echo "make fix     format and mend what can be mended"
