@@ -105,9 +105,10 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         logging.getLogger().removeHandler(handler)
 
 
-@pytest.fixture
-def engine(tiny_model_path: Path, ended: list[int]) -> Iterator[EngineThread]:
-    engine = EngineThread(StartEngine(model_path=str(tiny_model_path), limits=LIMITS, num_threads=1, is_profiled=True))
+@pytest.fixture(params=[True, False], ids=["profiled", "not profiled"])
+def engine(tiny_model_path: Path, ended: list[int], request: pytest.FixtureRequest) -> Iterator[EngineThread]:
+    start = StartEngine(model_path=str(tiny_model_path), limits=LIMITS, num_threads=1, is_profiled=request.param)
+    engine = EngineThread(start)
     yield engine
     engine.close()
 
