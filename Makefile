@@ -6,12 +6,13 @@ BENCH ?= --concurrency 1,8,32
 # Every start of a server imports a thousand modules: compiled once, they take a third of the time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help serve test test-fast check fix dashboard bench compare conformance campaign soak
+.PHONY: help serve test test-fast coverage check fix dashboard bench compare conformance campaign soak
 
 help:
 	@echo "make serve   install and serve MODEL (default smollm2) on 127.0.0.1:8000; options in CARAVAN_* variables"
 	@echo "make test    run all tests; install what they need into .venv, and name what the system lacks"
-	@echo "make test-fast   the tests that start no server and need no model, in less than 90 seconds"
+	@echo "make test-fast   the tests that take less than half a second each and need no model, in less than 90 seconds"
+	@echo "make coverage   the fast tests again, and how much of the packages model, scheduler and server they reach"
 	@echo "make check   formatting, lint, types, import rule"
 	@echo "make fix     format and mend what can be mended"
 	@echo "make dashboard   write the dashboard anew from docker/grafana/dashboard.py"
@@ -24,14 +25,22 @@ serve: .venv/serve.stamp
 
 # A file of tests stays in one process, which starts its server once; the slow files come first (tests/conftest.py).
 PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# What `make test-fast` runs, and what is measured.
+FAST := not (slow or real_model or browser or prometheus or docker or timing)
 
 test: .venv/dev.stamp .venv/clients.stamp .venv/kernels.stamp
 	@$(BIN)/python -m tests.support.system_programs
-	$(PYTEST) -m "not timing"
+	$(MAKE) coverage
+	$(PYTEST) -m "not timing and not ($(FAST))"
 	$(BIN)/pytest -m timing
 
+# Only the fast tests are measured: tracing takes half as long again, and whole servers run in other processes.
+coverage: .venv/dev.stamp
+	$(PYTEST) -m "$(FAST)" --cov --cov-report=
+	@$(BIN)/python -m tests.support.coverage_report
+
 test-fast: .venv/dev.stamp
-	$(PYTEST) -m "not (slow or real_model or browser or prometheus or docker or timing)"
+	$(PYTEST) -m "$(FAST)"
 
 check: .venv/dev.stamp
 	$(BIN)/ruff format --check .

@@ -37,9 +37,11 @@ def main() -> None:
     """Serve the API process at the other end of the inherited socket until it ends."""
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a service; the API process handles them
         signal.signal(number, signal.SIG_IGN)
-    connection = socket.socket(fileno=int(sys.argv[1]))
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the API process has ended
-        serve(connection)
+    with (
+        socket.socket(fileno=int(sys.argv[1])) as connection,
+        contextlib.suppress(BrokenPipeError, ConnectionResetError),
+    ):
+        serve(connection)  # until the API process has ended
     os._exit(0)  # an orderly exit would interrupt threads inside the grammar library, which crashes
 
 

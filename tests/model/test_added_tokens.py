@@ -22,8 +22,6 @@ from caravan.model.tokenizer.vocabulary import BrokenTokenizer, Unencodable
 from tests.model.vocabularies import CORPUS, GUARD
 from tests.support.tokenizer_files import byte_level_json, pieces_json, write
 
-pytestmark = pytest.mark.slow
-
 SPACE = "\u2581"
 CONTENTS = ["<s>", "<|a|>", "[b]", "tool", "tools", "do", "<s>x", " y", "word\n", "\u00e9t\u00e9"]
 PIECES = [*CONTENTS, " ", "  ", "\t", "\n", "\u3000", "a", "hello", "x", "_", "1", "<", "|", SPACE, "\u200d", "e\u0301"]
@@ -90,6 +88,7 @@ def random_text(draw: random.Random) -> str:
     return "".join(draw.choice(PIECES) for _ in range(draw.randint(1, 14)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_texts_with_added_tokens_have_the_ids_of_the_library(tmp_path: Path, kind: str) -> None:
     draw = random.Random(5)
@@ -113,6 +112,7 @@ def test_texts_with_added_tokens_have_the_ids_of_the_library(tmp_path: Path, kin
     assert num_opened > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_guarded_special_tokens_are_text_and_all_others_follow_the_file(tmp_path: Path, kind: str) -> None:
     """The oracle is a file without the special tokens that the user wrote."""
@@ -296,6 +296,7 @@ def test_a_character_without_a_token_is_named_in_a_long_text_at_once(tmp_path: P
         ours.encode("ab" * 200_000 + "c")
 
 
+@pytest.mark.slow
 def test_every_character_before_a_token_is_of_a_word_or_not_as_in_the_library() -> None:
     library = tokenizers.Tokenizer(models.BPE(vocab={"a": 0}, merges=[]))
     library.add_tokens([LibraryToken("@", single_word=True, normalized=False)])
@@ -319,6 +320,38 @@ def test_parts_and_tokens_are_the_text_without_guards(text: str) -> None:
     assert joined == text.replace(GUARD, "")
     for part in parts:
         assert isinstance(part, int) or part.guarded(GUARD).replace(GUARD, "") == part.text
+
+
+def test_added_tokens_take_spaces_and_whole_words_as_their_rules_say() -> None:
+    tokens = AddedTokens(
+        [
+            AddedToken(text="<a>", token_id=1, is_special=False, takes_space_before=True),
+            AddedToken(text="<b>", token_id=2, is_special=False, takes_space_after=True),
+            AddedToken(text="word", token_id=3, is_special=False, is_whole_word=True),
+            AddedToken(text="<s>", token_id=4, is_special=True),
+        ]
+    )
+
+    def split(text: str, *, parse_special: bool = True) -> list[int | str]:
+        parts = tokens.split(text, parse_special=parse_special)
+        return [part if isinstance(part, int) else part.text for part in parts]
+
+    assert split("x  <a> y") == ["x", 1, " y"]
+    assert split("<b>  <a>x") == [2, 1, "x"]
+    assert split("word words sword, word") == [3, " words sword, ", 3]
+    assert split("a<s>b") == ["a", 4, "b"]
+    assert split("a<s>b", parse_special=False) == ["a<s>b"]
+
+
+@pytest.mark.parametrize("normalizer", [None, normalizers.NFC()], ids=["plain", "NFC"])
+def test_a_guard_hides_special_tokens_of_the_normalized_text(tmp_path: Path, normalizer: Any) -> None:
+    special = LibraryToken("<x>", special=True, normalized=True)
+    ours = opened(tmp_path, byte_level_json(normalizer=normalizer), [special])
+    token_id = ours.special_tokens["<x>"]
+    assert ours.encode("a<x>b", parse_special=True).count(token_id) == 1
+    guarded = ours.encode(f"a<x><{GUARD}x>b", parse_special=True, guard=GUARD)
+    assert guarded.count(token_id) == 1
+    assert ours.decode(guarded, skip_special=False) == "a<x><x>b"
 
 
 def test_a_guard_hides_one_token_and_not_the_next_that_overlaps_it() -> None:

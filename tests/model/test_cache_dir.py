@@ -14,8 +14,6 @@ import pytest
 from caravan.model.cache_dir import cache_folder, private_temporary_folder, writable_folder
 from caravan.model.cpu import build
 
-pytestmark = pytest.mark.slow
-
 UNKNOWN_USER = 12345  # OpenShift and others start containers with such a user id
 AS_UNKNOWN_USER = f"""
 import logging, os, sys
@@ -124,6 +122,7 @@ def test_a_temporary_folder_is_the_same_in_every_run(temporary: Path) -> None:
     assert not list((temporary / "kernels").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize("home", [None, "/", "/nowhere"])
 def test_kernels_can_be_kept_by_a_user_id_without_an_entry_or_a_home(open_folder: Path, home: str | None) -> None:

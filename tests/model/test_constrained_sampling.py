@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from caravan.model.sampling.sampler import FindMasks, SamplingRow, sample
 from caravan.model.sampling.sampling_params import SamplingParams
 
-pytestmark = pytest.mark.slow
-
 LOGITS = torch.tensor([2.0, 1.5, 1.0, 0.5, 0.0, -1.0, -2.0, -3.0, 0.7, 0.2])
 NUM_DRAWS = 8000
 
@@ -45,6 +43,7 @@ def test_the_best_allowed_token_is_taken_at_temperature_zero(allowed: set[int]) 
     assert token_ids(LOGITS.unsqueeze(0), [row(allowed, temperature=0)], allowed) == [best]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("allowed", [{0, 4}, {5, 6, 9}, {1, 2, 3, 8}, set(range(10))])
 @pytest.mark.parametrize("params", [{}, {"temperature": 2.0}, {"top_k": 2}, {"top_p": 0.6}, {"min_p": 0.5}])
 def test_allowed_tokens_come_as_often_as_if_the_others_had_been_masked(

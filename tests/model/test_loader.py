@@ -17,8 +17,6 @@ from caravan.model.sampling.generation_defaults import GenerationDefaults, load_
 from tests.model.oracle import load_checkpoint
 from tests.support.transformers_models import random_model
 
-pytestmark = pytest.mark.slow
-
 # Run by itself, so that nothing else is in memory. RssAnon: mapped files are the kernel's to take back.
 MEASURE = """
 import sys, threading, time
@@ -55,6 +53,7 @@ def check_memory_of_loading(path: Path, dtype: str) -> None:
     assert peak <= 1.1 * (final + largest)
 
 
+@pytest.mark.slow
 def test_loading_takes_the_final_weights_and_one_tensor(tmp_path: Path) -> None:
     oracle = random_model("Llama", hidden_size=1024, intermediate_size=2816, num_hidden_layers=4, vocab_size=16_000)
     oracle.to(torch.bfloat16).save_pretrained(tmp_path)

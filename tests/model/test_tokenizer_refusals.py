@@ -1,14 +1,19 @@
 """What no tokenizer can be made of is refused by name."""
 
+import json
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from caravan.model.tokenizer import settings, tiktoken_vocabulary, tokenizer_json
+from caravan.model.tokenizer.grammar_tokenizer import grammar_tokenizer
 from caravan.model.tokenizer.loader import load_tokenizer
 from caravan.model.tokenizer.tokenizer import BrokenTokenizer, UnsupportedTokenizer, tokenizer_from_gguf
 from tests.model.vocabularies import gpt2_metadata, llama_metadata, metadata_list, trained_sentencepiece
+from tests.support.tokenizer_files import byte_level_json, write_tiktoken
 
 
 @pytest.mark.parametrize(
@@ -91,6 +96,59 @@ def test_spaces_written_after_words_are_refused(tmp_path: Path) -> None:
     file.write_bytes(trained_sentencepiece(treat_whitespace_as_suffix=True))
     with pytest.raises(UnsupportedTokenizer, match="after words"):
         load_tokenizer(file)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"bos_token": 3}, "bos_token is 3; it must be a text"),
+        ({"added_tokens_decoder": {"x": {"content": "<s>"}}}, "added_tokens_decoder has 'x' without a content"),
+        ({"added_tokens_decoder": {"1": "<s>"}}, "added_tokens_decoder has '1' without a content"),
+        ({"added_tokens_decoder": {"1": {"content": "<s>", "special": 1}}}, "a flag of the added token '<s>' is not"),
+    ],
+)
+def test_damaged_fields_of_a_tokenizer_config_are_refused(tmp_path: Path, fields: dict[str, Any], words: str) -> None:
+    byte_level_json().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(fields))
+    with pytest.raises(BrokenTokenizer, match=words):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\0" * 4 + b"\0" * 5, "ends in the middle of token 0"),
+        (struct.pack("<ifi", 9, 0.0, 99) + b"a", "token 0 claims 99 bytes"),
+        (struct.pack("<ifi", 9, 0.0, 1) + b"\xff", "token 0 is not UTF-8"),
+    ],
+)
+def test_a_damaged_llama2c_vocabulary_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "tokenizer.bin").write_bytes(content)
+    with pytest.raises(BrokenTokenizer, match=words):
+        load_tokenizer(tmp_path / "tokenizer.bin")
+
+
+def test_files_of_tokenizers_that_are_too_large_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    byte_level_json().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "chat_template.jinja").write_text("a" * 100)
+    monkeypatch.setattr(settings, "_MAX_TEMPLATE_BYTES", 10)
+    with pytest.raises(BrokenTokenizer, match=r"chat_template\.jinja is larger than 10 bytes"):
+        load_tokenizer(tmp_path)
+    monkeypatch.setattr(tokenizer_json, "MAX_FILE_BYTES", 10)
+    (tmp_path / "chat_template.jinja").unlink()
+    with pytest.raises(BrokenTokenizer, match=r"tokenizer\.json is larger than 10 bytes"):
+        load_tokenizer(tmp_path)
+    monkeypatch.setattr(tiktoken_vocabulary, "_MAX_FILE_BYTES", 10)
+    write_tiktoken(tmp_path / "tokenizer.model")
+    with pytest.raises(BrokenTokenizer, match=r"tokenizer\.model is larger than 10 bytes"):
+        load_tokenizer(tmp_path / "tokenizer.model")
+
+
+def test_a_model_without_an_end_token_cannot_be_constrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tokenizer_from_gguf(gpt2_metadata())
+    monkeypatch.setattr(tokenizer, "eos_token_ids", frozenset())
+    with pytest.raises(ValueError, match="no token that ends a text"):
+        grammar_tokenizer(tokenizer)
 
 
 @pytest.mark.parametrize("name", ["", "vocab.txt"])

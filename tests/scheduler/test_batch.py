@@ -13,8 +13,6 @@ from caravan.scheduler.sequence import ScheduledSequence
 from caravan.scheduler.step_result import StepResult
 from tests.scheduler.requests import make_request
 
-pytestmark = pytest.mark.slow
-
 BLOCK_SIZE = 3
 
 
@@ -56,6 +54,7 @@ def check(builder: BatchBuilder, plan: list[ScheduledSequence]) -> None:
     assert set(dtypes.values()) == {torch.int32, torch.int64}
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(draw=st.data())
 def test_the_tensors_of_every_step_follow_its_plan(draw: st.DataObject) -> None:

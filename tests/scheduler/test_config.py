@@ -35,3 +35,17 @@ def test_more_context_than_the_model_was_trained_for_is_refused() -> None:
 def test_the_context_defaults_to_what_the_model_was_trained_for_up_to_a_bound() -> None:
     assert plan(EngineLimits()).max_model_len == 2048
     assert plan(EngineLimits(), free=10_000_000, max_position=100_000).max_model_len == 8192
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ({"num_blocks": 0}, "num_blocks is 0; it must be at least 1"),
+        ({"block_size": -1}, "block_size is -1"),
+        ({"max_model_len": 1}, "room for a prompt token and an output token"),
+        ({"max_model_len": 1025}, "does not fit in a KV pool of 1024 tokens"),
+    ],
+)
+def test_impossible_limits_are_refused_by_name(limits: dict[str, int], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        EngineConfig(**{"num_blocks": 64, "max_model_len": 512} | limits)  # type: ignore[arg-type]  # all are numbers

@@ -24,9 +24,8 @@ from tests.support.json_schemas import random_schemas
 from tests.support.tiny_llama import run_to_end
 from tests.support.transcript_text import text_of
 
-pytestmark = pytest.mark.slow
 
-
+@pytest.mark.slow
 def test_a_random_model_writes_json_of_220_schemas_at_temperature_1() -> None:
     schemas = random_schemas(220)
     requests = [constrained(index, grammar_of_schema(schema)) for index, schema in enumerate(schemas)]

@@ -18,12 +18,11 @@ from tests.scheduler.requests import make_request
 from tests.support.fakes import byte_tokenizer
 from tests.support.tiny_llama import run_to_end
 
-pytestmark = pytest.mark.slow
-
 BRANCHES = LLMatcher.grammar_from_regex("(x[a-z]{20}|[a-w]{3}q[a-z]{30}|[y-z]{3}[0-9]{40})")
 FAVOURED = [{ord("x"): 100.0}, {ord("a"): 100.0, ord("q"): 150.0}, {ord("y"): 100.0}]  # a branch each
 
 
+@pytest.mark.slow
 def test_a_shared_lexer_past_its_limit_changes_no_answer() -> None:
     requests = [constrained(index, BRANCHES, logit_bias=bias) for index, bias in enumerate(FAVOURED)]
     alone = {r.request_id: run_to_end(constrained_engine(), [r])[r.request_id] for r in requests}
@@ -40,6 +39,7 @@ def test_a_shared_lexer_past_its_limit_changes_no_answer() -> None:
         assert run_to_end(engine, [request])[request.request_id] == alone[request.request_id]
 
 
+@pytest.mark.slow
 def test_a_token_that_a_shared_lexer_past_its_limit_rejects_is_consumed_by_a_separate_lexer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

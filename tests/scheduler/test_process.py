@@ -1,18 +1,212 @@
-"""The engine process by itself, at the other end of a socket."""
+"""The engine process by itself, at the other end of a socket, and its loop in a thread of the test."""
 
+import contextlib
+import logging
+import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
+import msgspec
 import pytest
+from llguidance import LLMatcher
 
-from caravan.scheduler.channel import encode_frame
-from caravan.scheduler.messages import StartEngine
+from caravan.scheduler import message_sender, process
+from caravan.scheduler.channel import LENGTH, encode_frame, frame_length
+from caravan.scheduler.config import EngineLimits
+from caravan.scheduler.message_sender import MessageSender
+from caravan.scheduler.messages import (
+    Abort,
+    BatchBegins,
+    EngineFailed,
+    EngineLog,
+    EngineReady,
+    EngineSnapshot,
+    FromEngine,
+    Heartbeat,
+    SequenceOutput,
+    StartEngine,
+    StepOutput,
+    Subscribe,
+)
+from tests.scheduler.requests import make_request
 
-pytestmark = pytest.mark.slow
+LIMITS = EngineLimits(kv_cache_memory_bytes=2**18, max_model_len=256)
+ONE_AFTER_ANOTHER = b"the numbers one two one two one two one two "
+
+MessageT = TypeVar("MessageT", bound=msgspec.Struct)
 
 
+class EngineThread:
+    """The loop of an engine process in a thread, and this end of its socket."""
+
+    def __init__(self, start: StartEngine) -> None:
+        self._socket, self._engine_socket = socket.socketpair()
+        self._socket.settimeout(60)
+        self.stream = self._socket.makefile("rb")
+        self.exit_status: int | str | None = None
+        self._decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
+        self.send(start)
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def send(self, message: msgspec.Struct) -> None:
+        self._socket.sendall(encode_frame(message))
+
+    def receive(self, kind: type[MessageT], holds: Callable[[MessageT], bool] = lambda _: True) -> MessageT:
+        """Return the next message of a kind for which `holds`."""
+        while True:
+            head = self.stream.read(LENGTH.size)
+            assert head, "the engine has ended"
+            message = self._decoder.decode(self.stream.read(frame_length(head)))
+            if isinstance(message, kind) and holds(message):
+                return message
+
+    def answers(self, *request_ids: int) -> dict[int, list[SequenceOutput]]:
+        """Return the outputs of requests until all have finished."""
+        outputs: dict[int, list[SequenceOutput]] = {request_id: [] for request_id in request_ids}
+        while not all(parts and parts[-1].finish_reason for parts in outputs.values()):
+            for output in self.receive(StepOutput).outputs:
+                outputs[output.request_id].append(output)
+        return outputs
+
+    def close(self) -> None:
+        self.stream.close()
+        self._socket.close()
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+    def _serve(self) -> None:
+        with self._engine_socket, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            try:
+                process.serve(self._engine_socket)
+            except SystemExit as end:
+                self.exit_status = end.code
+
+
+@pytest.fixture
+def ended(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """What the loop would end its process with, and no handler of logs afterwards."""
+    statuses: list[int] = []
+    threads = [*threading.enumerate()]
+    handlers = [*logging.getLogger().handlers]
+    monkeypatch.setattr(os, "_exit", statuses.append)
+    monkeypatch.setattr(message_sender, "HEARTBEAT_SECONDS", 0.05)
+    yield statuses
+    for thread in {*threading.enumerate()} - {*threads}:
+        if "_read_inbox" in thread.name:  # it ends the process
+            thread.join(20)
+    for handler in {*logging.getLogger().handlers} - {*handlers}:
+        logging.getLogger().removeHandler(handler)
+
+
+@pytest.fixture(params=[True, False], ids=["profiled", "not profiled"])
+def engine(tiny_model_path: Path, ended: list[int], request: pytest.FixtureRequest) -> Iterator[EngineThread]:
+    start = StartEngine(model_path=str(tiny_model_path), limits=LIMITS, num_threads=1, is_profiled=request.param)
+    engine = EngineThread(start)
+    yield engine
+    engine.close()
+
+
+def test_an_engine_reports_its_model_and_answers_requests(engine: EngineThread) -> None:
+    ready = engine.receive(EngineReady)
+    assert (ready.config.max_model_len, ready.kv_cache_dtype) == (256, "bfloat16")
+    assert 0 < ready.kv_cache_bytes <= 2**18
+    engine.receive(Heartbeat)
+    prompt = [*ONE_AFTER_ANOTHER]
+    letters = LLMatcher.grammar_from_regex("(ab){3}")
+    engine.send(make_request(1, prompt, max_tokens=24))
+    engine.send(make_request(2, prompt, max_tokens=24))
+    engine.send(make_request(3, prompt, max_tokens=24, grammar=letters))
+    first = engine.receive(BatchBegins)
+    assert first.request_ids[0] == 1
+    outputs = engine.answers(1, 2, 3)
+    tokens = {number: [token for part in parts for token in part.token_ids] for number, parts in outputs.items()}
+    assert tokens[1] == tokens[2]
+    assert len(tokens[1]) == 24
+    assert outputs[1][-1].finish_reason == "length"
+    assert outputs[3][-1].finish_reason == "stop"
+
+
+def test_snapshots_are_sent_while_they_are_wanted_and_an_aborted_request_leaves_them(engine: EngineThread) -> None:
+    engine.receive(EngineReady)
+    engine.send(make_request(7, [*ONE_AFTER_ANOTHER], max_tokens=200))
+    engine.send(Subscribe(period_seconds=0.001))
+    running = engine.receive(EngineSnapshot, lambda snapshot: bool(snapshot.running))
+    assert running.running[0].request_id == 7
+    assert 7 in running.cell_owners
+    engine.send(Abort(request_id=7))
+    idle = engine.receive(EngineSnapshot, lambda snapshot: not snapshot.running)
+    assert set(idle.cell_owners) == {0}
+    engine.send(Subscribe(period_seconds=0))
+    engine.send(make_request(8, [*ONE_AFTER_ANOTHER], max_tokens=1))
+    assert engine.answers(8)[8][-1].finish_reason == "length"
+
+
+def test_log_records_of_the_engine_are_messages(engine: EngineThread) -> None:
+    engine.receive(EngineReady)
+    logging.getLogger("caravan.scheduler").warning("the pool is %s", "full")
+    assert engine.receive(EngineLog) == EngineLog(level=logging.WARNING, text="the pool is full")
+
+
+def test_a_model_that_cannot_be_loaded_is_reported_and_ends_the_process(tmp_path: Path, ended: list[int]) -> None:
+    engine = EngineThread(StartEngine(model_path=str(tmp_path / "none.gguf")))
+    assert "none.gguf" in engine.receive(EngineFailed).reason
+    engine.close()
+    assert engine.exit_status == 1
+
+
+def test_an_engine_whose_api_process_is_gone_ends_without_an_error(
+    tmp_path: Path, ended: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handled: list[int] = []
+    monkeypatch.setattr(signal, "signal", lambda number, handler: handled.append(number))
+    ours, theirs = socket.socketpair()
+    with ours:
+        ours.sendall(encode_frame(StartEngine(model_path=str(tmp_path / "none.gguf"))))
+        ours.shutdown(socket.SHUT_RD)
+        monkeypatch.setattr(sys, "argv", ["process", str(theirs.detach())])
+        process.main()
+    assert ended[0] == 0
+    assert handled == [signal.SIGINT, signal.SIGTERM]
+
+
+@pytest.mark.parametrize("max_step_seconds", [60.0, 0.2])
+def test_a_loop_that_waits_or_is_stuck_in_a_step_sends_no_heartbeat(
+    max_step_seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(message_sender, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(message_sender, "MAX_STEP_SECONDS", max_step_seconds)
+    is_waiting, has_ended = threading.Event(), threading.Event()
+    ours, theirs = socket.socketpair()
+    ours.settimeout(0.3)
+
+    def loop(sender: MessageSender) -> None:
+        sender.start_heartbeats()
+        while not is_waiting.is_set() and not has_ended.is_set():
+            sum(range(1000))
+        has_ended.wait()
+
+    with ours, theirs:
+        thread = threading.Thread(target=loop, args=(MessageSender(theirs),))
+        thread.start()
+        try:
+            assert ours.recv(1024)
+            if max_step_seconds == 60.0:
+                is_waiting.set()
+            with pytest.raises(TimeoutError):
+                list(iter(lambda: ours.recv(1024), b""))
+        finally:
+            has_ended.set()
+            thread.join()
+
+
+@pytest.mark.slow
 def test_an_engine_without_an_api_process_ends_silently(tmp_path: Path) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:

@@ -14,8 +14,6 @@ from tests.scheduler.requests import make_request
 from tests.support.engine_kinds import KINDS, engine_of, random_prompt
 from tests.support.tiny_llama import run_to_end, tiny_engine, tiny_llama
 
-pytestmark = pytest.mark.slow
-
 PROMPT = random_prompt(3, 50)
 
 
@@ -28,6 +26,7 @@ def scored(request_id: int, prompt: list[int] = PROMPT, **fields: object) -> Req
     return make_request(request_id, prompt, **({"num_prompt_logprobs": 2, "max_tokens": 3} | fields))  # type: ignore[arg-type]  # fields of any type
 
 
+@pytest.mark.slow
 def test_log_probabilities_of_a_prompt_are_those_of_transformers(model: Llama) -> None:
     transcript = run_to_end(tiny_engine(model), [scored(0)])[0]
     with torch.inference_mode():
@@ -48,6 +47,7 @@ def test_a_scored_prompt_without_output_ends_with_the_reason_length(model: Llama
     assert run_to_end(tiny_engine(model), [scored(0, [7], max_tokens=0)])[0].prompt_logprobs == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_an_embedding_is_that_of_the_last_hidden_states_of_transformers(model: Llama, pooling: str) -> None:
     transcript = run_to_end(tiny_engine(model), [embedded(0, pooling)])[0]
@@ -62,6 +62,7 @@ def embedded(request_id: int, pooling: str, prompt: list[int] = PROMPT) -> Reque
     return scored(request_id, prompt, num_prompt_logprobs=None, pooling=pooling, max_tokens=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_prompt_results_have_the_same_bits_in_any_batch_and_chunking_and_after_preemptions(kind: str) -> None:
     def requests() -> list[Request]:

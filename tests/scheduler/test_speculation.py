@@ -20,8 +20,6 @@ from tests.scheduler.requests import make_request
 from tests.support.engine_kinds import model_in
 from tests.support.tiny_llama import Transcript, run_to_end, tiny_engine
 
-pytestmark = pytest.mark.slow
-
 PERIOD = [1, 2, 3, 4]
 
 
@@ -224,6 +222,7 @@ SAMPLING: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["float32", "none", "int8", "int4"])
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(draw=st.data())

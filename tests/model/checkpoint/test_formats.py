@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from caravan.model.checkpoint import BrokenCheckpoint
+from caravan.model.checkpoint.gguf_header import read_gguf_header
 from caravan.model.checkpoint.meta import feed_forward_size
 from caravan.model.config import UnsupportedModel
 from caravan.model.loader import open_checkpoint
@@ -251,6 +252,12 @@ def test_a_gguf_model_in_several_files_is_one_model(tmp_path: Path) -> None:
     assert_equals(oracle, first)
     with pytest.raises(BrokenCheckpoint, match="Give the first one"):
         open_checkpoint(second)
+    renamed = third.read_bytes()
+    name = next(name for name in read_gguf_header(second).tensors if len(name) < 30)
+    other = next(one for one in read_gguf_header(third).tensors if len(one) == len(name))
+    third.write_bytes(renamed.replace(other.encode(), name.encode()))
+    with pytest.raises(BrokenCheckpoint, match=f"{name} is in another file"):
+        open_checkpoint(first)
     third.write_bytes(second.read_bytes())
     with pytest.raises(BrokenCheckpoint, match="is not file 3 of 3"):
         open_checkpoint(first)

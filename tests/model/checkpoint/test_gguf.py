@@ -144,6 +144,8 @@ NOT_FINITE = np.where(np.eye(64) > 0, np.nan, ONES).astype(np.float32)
             "blk.0.attn_q.bias, which this architecture does not have",
         ),
         (put("rope_freqs.weight", ONES[0]), BrokenCheckpoint, "must have head_dim / 2 positive numbers"),
+        (put("rope_freqs.weight", ONES), BrokenCheckpoint, r"rope_freqs.weight has the shape \[64, 64\]"),
+        (put("rope_freqs.weight", -ONES[0, :8]), BrokenCheckpoint, "must have head_dim / 2 positive numbers"),
         (put("blk.0.attn_q.weight", ONES[:32]), BrokenCheckpoint, r"shape \[32, 64\]; it must be \[64, 64\]"),
         (put("blk.0.attn_q.weight", NOT_FINITE), BrokenCheckpoint, "blk.0.attn_q.weight holds values that are not"),
         (put("blk.0.attn_q.weight", -ONES * np.inf), BrokenCheckpoint, "blk.0.attn_q.weight holds values that are not"),
@@ -168,6 +170,8 @@ def test_a_wrong_tensor_is_refused_by_name(
         ({"llama.rope.scaling.type": "longrope"}, "embeddings by 'longrope'; supported are linear and yarn"),
         ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": -1.0}, "factor is -1"),
         ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.yarn_log_multiplier": 1.0}, "form of YaRN"),
+        ({"llama.rope.scaling.type": 3}, "llama.rope.scaling.type is 3; it must be a text"),
+        ({"llama.rope.freq_base": "many"}, "llama.rope.freq_base is 'many'; it must be a number"),
         ({"llama.attention.temperature_scale": 0.1}, "scales attention by position"),
         ({"split.count": 2}, "Give the first one, whose name ends in -00001-of-00002.gguf"),
         ({"split.count": 2000}, "split.count is 2000"),
@@ -185,6 +189,31 @@ def test_metadata_of_another_model_are_refused_by_name(
     write_tiny_llama(tmp_path / "m.gguf", metadata=metadata)
     with pytest.raises((UnsupportedModel, BrokenCheckpoint), match=words):
         load_checkpoint(tmp_path / "m.gguf", torch.float32)
+
+
+def test_scaled_embeddings_with_divisors_too_are_refused(tmp_path: Path) -> None:
+    scaling = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0}
+    write_tiny_llama(tmp_path / "m.gguf", metadata=scaling, change=put("rope_freqs.weight", ONES[0, :8]))
+    with pytest.raises(UnsupportedModel, match="scales its rotary embeddings by 'linear', too"):
+        open_gguf(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "words"),
+    [(999, UnsupportedModel, "has the type 999"), (int(Q.Q2_K), BrokenCheckpoint, "rows of 64 values")],
+)
+def test_a_type_that_the_tensor_cannot_have_is_refused(
+    tmp_path: Path, kind: int, error: type[ValueError], words: str
+) -> None:
+    path = tmp_path / "m.gguf"
+    write_tiny_llama(path)
+    content = bytearray(path.read_bytes())
+    name = b"blk.0.attn_q.weight"
+    at = content.index(name) + len(name) + 4 + 2 * 8  # after the number of dimensions and both of them
+    content[at : at + 4] = struct.pack("<I", kind)
+    path.write_bytes(content)
+    with pytest.raises(error, match=words):
+        open_gguf(path)
 
 
 def test_a_file_that_was_cut_off_is_refused(tmp_path: Path) -> None:

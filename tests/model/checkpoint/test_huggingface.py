@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from caravan.model.checkpoint import BrokenCheckpoint
+from caravan.model.checkpoint import BrokenCheckpoint, huggingface
 from caravan.model.config import UnsupportedModel
 from caravan.model.loader import open_checkpoint
 from tests.model.oracle import load_checkpoint, logits_of_every_position
@@ -116,6 +116,21 @@ def test_an_explicit_head_wins_over_the_embedding(tmp_path: Path) -> None:
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, UnsupportedModel, "a part of each head"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 0}}, BrokenCheckpoint, "must be positive"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 2}}, BrokenCheckpoint, "low_freq_factor is missing"),
+        (
+            {"rope_parameters": {"rope_type": "llama3", "factor": 2, "low_freq_factor": 4, "high_freq_factor": 1}},
+            BrokenCheckpoint,
+            "low_freq_factor must be positive and below",
+        ),
+        (
+            {
+                "model_type": "qwen2",
+                "architectures": None,
+                "use_sliding_window": True,
+                "layer_types": ["full_attention"],
+            },
+            UnsupportedModel,
+            "with and without a window in an order",
+        ),
         ({"rope_parameters": 5}, BrokenCheckpoint, "rope_parameters is 5; it must be an object"),
         ({"hidden_size": "remove"}, BrokenCheckpoint, "hidden_size is missing; it must be a whole number"),
         ({"hidden_size": "48"}, BrokenCheckpoint, "hidden_size is '48'"),
@@ -152,6 +167,24 @@ def test_threat_25_an_index_names_files_of_its_folder_only(tmp_path: Path, weigh
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(BrokenCheckpoint):
+        open_checkpoint(tmp_path)
+
+
+def test_a_tensor_in_two_files_and_too_many_tensors_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random_model("Llama").save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    for name in names:
+        save_file(weights, tmp_path / name)
+    index = {"weight_map": {tensor: names[number % 2] for number, tensor in enumerate(weights)}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(BrokenCheckpoint, match=r"is in model-00001-of-00002\.safetensors, too"):
+        open_checkpoint(tmp_path)
+    monkeypatch.setattr(huggingface, "_MAX_TENSORS", 3)
+    with pytest.raises(BrokenCheckpoint, match="tensors, more than 3"):
         open_checkpoint(tmp_path)
 
 

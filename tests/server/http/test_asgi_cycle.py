@@ -3,7 +3,9 @@
 import asyncio
 
 import pytest
+from starlette.types import Message
 
+from caravan.server.http.asgi_cycle import AsgiCycle
 from tests.support.answering_app import Answering, exchange, served, until
 
 
@@ -66,3 +68,111 @@ async def test_threat_9_a_client_that_does_not_read_pauses_the_application(app: 
         assert int(before[0].removeprefix("sent ")) < 50_000
         writer.transport.abort()
         await until(lambda: not server.server_state.connections)
+
+
+async def test_an_encoded_path_reaches_the_application_decoded(app: Answering) -> None:
+    async with served(app) as (_, port):
+        answer = await exchange(port, b"GET /%65%61rly HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    assert answer.endswith(b"\r\n\r\nno")
+
+
+async def test_a_broken_body_of_a_running_request_disconnects_it(app: Answering) -> None:
+    head = b"POST /slow HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    async with served(app) as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head + b"1\r\na\r\n")
+        await asyncio.sleep(0.05)
+        writer.write(b"no length\r\n")
+        assert (await asyncio.wait_for(reader.read(), 5)).startswith(b"HTTP/1.1 400 ")
+        await until(lambda: app.events == ["gone"])
+        writer.close()
+
+
+class Connection:
+    """A connection that keeps what is written."""
+
+    def __init__(self) -> None:
+        self.is_write_paused = False
+        self.written = b""
+        self.num_ended = 0
+        self.is_aborted = False
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    async def drain(self) -> None:
+        self.is_write_paused = False
+
+    def resume_reading(self) -> None:
+        pass
+
+    def abort(self, *, is_reset: bool = False) -> None:
+        self.is_aborted = True
+
+    def end_response(self) -> None:
+        self.num_ended += 1
+
+
+def cycle_of(connection: Connection, method: str = "GET") -> AsgiCycle:
+    cycle = AsgiCycle(
+        connection, {"method": method, "http_version": "1.1"}, [], keeps_alive=True, expects_continue=False
+    )
+    cycle.feed(b"", is_last=True)
+    return cycle
+
+
+def starts(status: int, *headers: tuple[bytes, bytes]) -> Message:
+    return {"type": "http.response.start", "status": status, "headers": headers}
+
+
+BODY: Message = {"type": "http.response.body", "body": b"ok"}
+
+
+async def test_messages_out_of_order_are_errors_of_the_application() -> None:
+    connection = Connection()
+    cycle = cycle_of(connection)
+    with pytest.raises(RuntimeError, match=r"Expected http\.response\.start, got http\.response\.body"):
+        await cycle.send(BODY)
+    await cycle.send(starts(200))
+    with pytest.raises(RuntimeError, match=r"Expected a body, got http\.response\.start"):
+        await cycle.send(starts(200))
+    await cycle.send(BODY)
+    with pytest.raises(RuntimeError, match="Expected nothing"):
+        await cycle.send(BODY)
+    assert connection.written.endswith(b"transfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n")
+    assert connection.num_ended == 1
+
+
+async def test_an_application_may_not_frame_its_response_itself() -> None:
+    connection = Connection()
+    with pytest.raises(RuntimeError, match="must not set Transfer-Encoding"):
+        await cycle_of(connection).send(starts(200, (b"Transfer-Encoding", b"chunked")))
+    assert not connection.written
+
+
+@pytest.mark.parametrize(("method", "status"), [("HEAD", 200), ("GET", 204), ("GET", 304)])
+async def test_a_response_without_a_body_has_none(method: str, status: int) -> None:
+    connection = Connection()
+    cycle = cycle_of(connection, method)
+    await cycle.send(starts(status))
+    await asyncio.sleep(0)
+    assert connection.written.endswith(b"\r\n\r\n")  # the head is not kept until the body comes
+    await cycle.send(BODY)
+    assert connection.written.endswith(b"\r\n\r\n")
+    assert cycle.is_complete
+
+
+async def test_an_unknown_status_has_no_phrase() -> None:
+    connection = Connection()
+    cycle_of(connection).respond(599, [], b"")
+    assert connection.written.startswith(b"HTTP/1.1 599 \r\n")
+
+
+async def test_output_after_a_disconnect_is_dropped() -> None:
+    connection = Connection()
+    cycle = cycle_of(connection)
+    cycle.disconnect()
+    cycle.send_ahead()
+    await cycle.send(starts(200))
+    assert await cycle.receive() == {"type": "http.disconnect"}
+    assert not connection.written

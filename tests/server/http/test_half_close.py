@@ -8,8 +8,6 @@ import pytest
 
 from tests.support.answering_app import REQUEST, Answering, read_to_end, served, until
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def app() -> Answering:
@@ -30,6 +28,7 @@ async def test_a_client_that_half_closes_gets_a_later_response(app: Answering) -
         writer.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half_closes_before", [False, True])
 async def test_threat_11_a_client_that_has_gone_is_detected_before_the_response(
     app: Answering, half_closes_before: bool

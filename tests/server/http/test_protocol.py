@@ -12,8 +12,6 @@ from caravan.server.http.protocol import HttpProtocol
 from tests.support.answering_app import REQUEST, Answering, exchange, read_to_end, served, until
 from tests.support.hello_app import hello
 
-pytestmark = pytest.mark.slow
-
 HEAD_SECONDS = 0.3
 
 
@@ -55,6 +53,7 @@ async def test_threat_8_a_slow_head_gets_408(port: int, first: bytes) -> None:
     writer.close()
 
 
+@pytest.mark.slow
 async def test_a_second_request_has_its_own_head_timeout_after_an_idle_pause(port: int) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     request = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -69,6 +68,7 @@ async def test_a_second_request_has_its_own_head_timeout_after_an_idle_pause(por
     writer.close()
 
 
+@pytest.mark.slow
 async def test_a_body_may_take_longer_than_a_head(port: int) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\n")
@@ -174,6 +174,7 @@ async def test_a_client_that_does_not_read_is_disconnected(app: Answering, monke
         writer.close()
 
 
+@pytest.mark.slow
 async def test_a_slow_client_gets_the_whole_last_response(app: Answering, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(HttpProtocol, "flush_seconds", 0.3)
     async with served(app) as (_, port):
@@ -187,6 +188,7 @@ async def test_a_slow_client_gets_the_whole_last_response(app: Answering, monkey
         writer.close()
 
 
+@pytest.mark.slow
 async def test_an_idle_connection_is_closed_silently_after_the_keep_alive_timeout(app: Answering) -> None:
     async with served(app, timeout_keep_alive=1) as (_, port):
         began = asyncio.get_running_loop().time()

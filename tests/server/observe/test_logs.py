@@ -12,8 +12,6 @@ from caravan.server.generation.errors import GenerationFailed
 from caravan.server.observe.logs import LogFormat, bind_request_id, set_up_logs
 from tests.support.running_server import running_server
 
-pytestmark = pytest.mark.slow
-
 HOSTILE = "a\r\nINFO forged \x1b[31mred\x00 \u2028 é"
 CANARY = "canary-7351"
 
@@ -89,6 +87,7 @@ def test_threat_31_a_traceback_omits_the_messages_of_libraries() -> None:
         assert name in line
 
 
+@pytest.mark.slow
 def test_threat_13_prompts_are_never_logged(tiny_model_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with running_server(tiny_model_path, "--kv-cache-memory", "4MiB", "--access-log") as server:
         for body in (

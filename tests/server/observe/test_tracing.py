@@ -1,21 +1,22 @@
 """Spans of requests, as a collector receives them."""
 
-import os
-import subprocess
+import asyncio
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from caravan.server.observe.http_record import HttpRecord
 from caravan.server.observe.tracing import make_tracer
+from caravan.server.sandbox.chat_template import ChatTemplate
+from tests.server.openai.api import CHAT, CHAT_ML, a_chat, open_api
 from tests.support.http_server import QuietHandler, serving
 from tests.support.running_server import eventually, running_server
-
-pytestmark = pytest.mark.slow
 
 TRACE_ID, PARENT_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 CANARY = "canary-7351"
@@ -57,6 +58,7 @@ def attributes_of(span: Any) -> dict[str, Any]:
     return values
 
 
+@pytest.mark.slow
 def test_a_collector_gets_the_spans_of_a_request_under_its_clients_trace(
     tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,6 +92,7 @@ def test_a_collector_gets_the_spans_of_a_request_under_its_clients_trace(
     assert CANARY.encode() not in b"".join(bodies)
 
 
+@pytest.mark.slow
 def test_a_server_without_a_reachable_collector_works(tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")  # refuses
     with running_server(tiny_model_path, "--kv-cache-memory", "4MiB") as server:
@@ -133,12 +136,45 @@ def test_nothing_is_traced_without_an_endpoint() -> None:
     assert make_tracer({"OTEL_SERVICE_NAME": "x"}) is None
 
 
-def test_a_missing_extra_is_logged() -> None:
-    program = (
-        "import sys; sys.modules['opentelemetry.sdk.trace'] = None\n"
-        "from caravan.server.observe.tracing import make_tracer\n"
-        "assert make_tracer() is None"
-    )
-    environ = os.environ | {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
-    said = subprocess.run([sys.executable, "-c", program], env=environ, check=True, capture_output=True, text=True)
-    assert "pip install 'caravan-llm[otel]'" in said.stderr
+@pytest.mark.parametrize(("path", "operation"), [("/v1/completions", "text_completion"), (CHAT, "chat")])
+async def test_each_finished_request_is_a_span_with_its_phases(
+    path: str, operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with collector() as (url, bodies):
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
+        tracer = make_tracer()
+        assert tracer is not None
+        records: list[HttpRecord] = []
+        template = ChatTemplate(CHAT_ML, "", "")
+        try:
+            async with open_api(chat_template=template, on_response=records.append) as api:
+                body = a_chat(CANARY) if path == CHAT else {"model": "fake", "prompt": CANARY}
+                headers = {"traceparent": f"00-{TRACE_ID}-{PARENT_ID}-01"}
+                response = (await api.http.post(path, json=body, headers=headers)).json()
+            (record,) = records
+            assert record.generation is not None
+            tracer.trace(record, record.generation)
+            tracer.trace(replace(record, status=503, trace_parent=""), record.generation)
+        finally:
+            template.close()
+            await asyncio.to_thread(tracer.close)
+    spans = spans_of(bodies)
+    answered, failed = (span for span in spans if span.name == f"{operation} fake")
+    assert (answered.trace_id.hex(), answered.parent_span_id.hex()) == (TRACE_ID, PARENT_ID)
+    found = attributes_of(answered)
+    assert found["gen_ai.response.id"] == response["id"]
+    assert found["gen_ai.usage.output_tokens"] == response["usage"]["completion_tokens"]
+    assert found["gen_ai.response.finish_reasons"] == ["stop"]
+    assert "error.type" not in found
+    assert failed.parent_span_id == b""
+    assert attributes_of(failed)["error.type"] == "503"
+    phases = [span for span in spans if span.parent_span_id == answered.span_id]
+    assert {span.name for span in phases} >= {"decode"}
+    assert all(span.start_time_unix_nano <= span.end_time_unix_nano for span in phases)
+    assert CANARY.encode() not in b"".join(bodies)
+
+
+def test_a_missing_extra_is_logged(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    assert make_tracer({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}) is None
+    assert "pip install 'caravan-llm[otel]'" in caplog.text

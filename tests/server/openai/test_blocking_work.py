@@ -21,8 +21,6 @@ from tests.server.openai.api import CHAT, CHAT_ML, COMPLETIONS, Api, a_chat, ope
 from tests.server.openai.asgi import AsgiRequest, until
 from tests.support import scripted_worker
 
-pytestmark = pytest.mark.slow
-
 KEYS = ApiKeys({"flood": "flood-key-0", "other": "other-key-0"})
 
 
@@ -51,6 +49,7 @@ async def ask(api: Api, key: str, *steps: tuple[str, object]) -> httpx.Response:
     return await api.http.post(COMPLETIONS, json=body, headers={"authorization": f"Bearer {key}-key-0"})
 
 
+@pytest.mark.slow
 async def test_threat_27_a_full_queue_of_checks_is_429_that_names_it_and_only_for_its_key(api: Api) -> None:
     flood = [asyncio.create_task(ask(api, "flood", ("sleep", 0.5), ("fail", name))) for name in "ab"]
     await asyncio.sleep(0.1)
@@ -75,6 +74,7 @@ async def test_threat_27_a_lost_worker_is_an_error_of_the_server(api: Api) -> No
     assert api.engine.submitted == []
 
 
+@pytest.mark.slow
 async def test_threat_27_a_template_that_is_slow_for_one_key_delays_no_other() -> None:
     loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     source = f"{{% if messages[0].content == 'slow' %}}{loops}{{% endif %}}{CHAT_ML}"
@@ -199,6 +199,7 @@ async def test_threat_11_a_client_that_leaves_while_its_texts_wait_takes_them_wi
         assert len(encoded) == 3
 
 
+@pytest.mark.slow
 async def test_long_texts_of_tokens_are_written_off_the_event_loop_and_equal_the_short_way() -> None:
     async with open_api() as api:
         text = "é<s>日本" * 400

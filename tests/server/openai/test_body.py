@@ -24,8 +24,6 @@ from tests.server.openai.asgi import until
 from tests.support.error_answers import error_of
 from tests.support.fakes import says
 
-pytestmark = pytest.mark.slow
-
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:
@@ -80,6 +78,7 @@ def test_threat_28_a_request_keeps_nothing_of_fields_without_meaning() -> None:
     assert len(request.warnings()) == 3
 
 
+@pytest.mark.slow
 def test_threat_28_values_of_fields_without_meaning_are_never_made() -> None:
     def peak_bytes(body: Body) -> int:
         text = json.dumps(body).encode()
@@ -98,6 +97,7 @@ def test_threat_28_values_of_fields_without_meaning_are_never_made() -> None:
     assert peak_bytes({"model": "m", "prompt": lists}) > 5_000_000  # as they would take
 
 
+@pytest.mark.slow
 async def test_threat_28_an_unknown_field_is_named_in_a_long_body_as_in_a_short_one(api: Api) -> None:
     errors = [
         error_of(await api.http.post(COMPLETIONS, json={"model": "fake", "prompt": "hi", "cache": nested(size)}))
@@ -117,6 +117,7 @@ async def test_a_long_body_is_read_as_a_short_one(api: Api) -> None:
     assert first_params == second_params
 
 
+@pytest.mark.slow
 async def test_threat_28_an_object_of_too_many_fields_is_refused(api: Api) -> None:
     many = {f"f{index}": 1 for index in range(300)}
     error = error_of(await api.http.post(COMPLETIONS, json={"model": "fake", "prompt": "hi"} | many))
@@ -194,6 +195,7 @@ async def test_threat_28_a_body_over_the_memory_limit_is_429_until_memory_is_fre
         assert api.sample("admission_rejections_total", reason="body_memory") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prompt", "least", "most"),
     [

@@ -17,8 +17,6 @@ from caravan.server.openai.structured_output.schema_error import SchemaError
 from caravan.server.openai.structured_output.schema_keywords import ANNOTATIONS
 from tests.support.schema_samples import Schema, accepts, documents, matcher, sampled_texts, values, written
 
-pytestmark = pytest.mark.slow
-
 # These make a schema narrower on purpose, or are refused where a part of `anyOf` is then left out.
 NARROWING = re.compile(
     r'"(?:not|contains|uniqueItems|dependentRequired|oneOf|propertyNames|unevaluated\w+|additionalItems|format'
@@ -51,6 +49,7 @@ def compiled(seeds: Iterator[int]) -> Iterator[tuple[Schema, Any, random.Random]
         yield schema, made, rng
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", range(5))
 @pytest.mark.filterwarnings("ignore:Possible nested set:FutureWarning")
 def test_what_the_grammar_of_a_random_schema_accepts_is_valid(batch: int) -> None:
@@ -86,6 +85,7 @@ def is_plain(value: Any) -> bool:
     return not isinstance(value, int | float) or ("e" not in repr(value) and abs(value) < 10**15)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Possible nested set:FutureWarning")
 def test_what_is_valid_is_accepted_in_one_order_of_properties() -> None:
     num_values = 0
@@ -102,7 +102,6 @@ def test_what_is_valid_is_accepted_in_one_order_of_properties() -> None:
     assert num_values > 300
 
 
-ANY = {"type": "object", "additionalProperties": {}}
 PAIR = [{"type": "object", "properties": {"t": {"const": tag}}, "required": ["t"]} for tag in ("x", "y")]
 
 
@@ -150,46 +149,34 @@ PAIR = [{"type": "object", "properties": {"t": {"const": tag}}, "required": ["t"
             {"type": "object", "patternProperties": {"^a": {"type": "null"}}, "additionalProperties": False},
         ),
         ({"anyOf": [{"type": "null"}, {"not": {"type": "string"}}]}, {"anyOf": [{"type": "null"}]}),
+        ({"anyOf": [{"type": "null"}, {"not": {}}]}, {"anyOf": [{"type": "null"}, False]}),
+        ({"anyOf": [{"type": "null"}], "oneOf": [True]}, {"anyOf": [{"type": "null"}], "allOf": [{"anyOf": [True]}]}),
+        ({"enum": [1, True, "a", [1]], "const": 1.0}, {"enum": [1]}),
+        ({"enum": [[1, {"a": 2}], [1, {"a": 3}]], "const": [1.0, {"a": 2}]}, {"enum": [[1, {"a": 2}]]}),
+        ({"type": ["array", "boolean", "null"], "enum": [None, [], {}, True, 1, "a"]}, [None, [], True]),
+        ({"type": ["integer"], "enum": [1, 2.0, 2.5]}, [1, 2]),
+        ({"type": "number", "enum": [1, 2.5, "a"], "exclusiveMaximum": 2.5}, [1]),
+        ({"type": ["integer", "null"], "minimum": 3, "maximum": 2}, {"type": ["null"]}),
+        (
+            {"type": "object", "propertyNames": {"$ref": "#/$defs/n"}, "$defs": {"n": {"const": "a"}}},
+            {"type": "object", "properties": {"a": True}, "additionalProperties": False},
+        ),
+        (
+            {"type": "object", "allOf": [{"properties": {"b": {}}}, True], "unevaluatedProperties": False},
+            {
+                "type": "object",
+                "properties": {"b": True},
+                "additionalProperties": False,
+                "allOf": [{"properties": {"b": {}}}, True],
+            },
+        ),
     ],
 )
-def test_keywords_that_exclude_nothing_are_dropped_and_old_ones_converted(schema: Schema, expected: Schema) -> None:
-    assert enforced(schema) == expected
-
-
-@pytest.mark.parametrize(
-    ("schema", "named"),
-    [
-        ({"not": {"type": "string"}}, "`not`"),
-        ({"if": {"type": "string"}, "then": {"minLength": 1}}, "`if`"),
-        ({"contains": {"type": "null"}}, "`contains`"),
-        ({"type": "array", "uniqueItems": True}, "`uniqueItems`"),
-        ({"dependentRequired": {"a": ["b"]}}, "`dependentRequired`"),
-        ({"dependentSchemas": {"a": {"required": ["b"]}}}, "`dependentSchemas`"),
-        ({"dependencies": {"a": ["b"]}}, "`dependencies`"),
-        ({"propertyNames": {"maxLength": 3}}, "`propertyNames`"),
-        ({"anyOf": [ANY], "unevaluatedProperties": False}, "`unevaluatedProperties`"),
-        ({"anyOf": [{"items": {}}], "unevaluatedItems": False}, "`unevaluatedItems`"),
-        ({"$dynamicRef": "#a"}, "`$dynamicRef`"),
-        ({"oneOf": [{"type": "integer"}, {"minimum": 3}]}, "`oneOf`"),
-        ({"type": "object", "minProperties": 3, "required": ["a"]}, "`minProperties`"),
-        ({"type": "string", "format": "phone"}, "its `format` is "),
-        ({"type": "frob"}, "Invalid type"),
-        ({"type": "string", "pattern": "a(?!b)"}, "a lookaround or a flag"),
-        ({"type": "string", "maxlength": 3}, "Did you mean `maxLength`?"),
-        ({"type": "string", "max_length": 3}, "Did you mean `maxLength`?"),
-        ({"type": "object", "requierd": ["a"]}, "Did you mean `required`?"),
-        ({"$ref": "https://example.com/schema.json"}, "nothing is fetched"),
-        ({"$ref": "#/$defs/missing"}, "not in the schema"),
-        ({"properties": {"a": {"$id": "a", "properties": {"b": {"$ref": "#/c"}}}}, "c": {}}, "`$id`"),
-        ({"type": "string", "minLength": -1}, "`minLength`"),
-        ({"type": "integer", "minimum": "3"}, "`minimum`"),
-        ({"enum": []}, "no value"),
-        ({"properties": {"a": 3}}, "an object or a boolean"),
-    ],
-)
-def test_what_cannot_be_enforced_is_refused_by_name(schema: Schema, named: str) -> None:
-    with pytest.raises(SchemaError, match=re.escape(named)):
-        enforced(schema)
+def test_keywords_that_exclude_nothing_are_dropped_and_old_ones_converted(
+    schema: Schema, expected: Schema | list[Any]
+) -> None:
+    made = enforced(schema)
+    assert (made["enum"] if isinstance(expected, list) else made) == expected
 
 
 @pytest.mark.parametrize(
@@ -198,6 +185,26 @@ def test_what_cannot_be_enforced_is_refused_by_name(schema: Schema, named: str) 
         {"oneOf": PAIR},
         {"$defs": {"x": PAIR[0], "y": PAIR[1]}, "oneOf": [{"$ref": "#/$defs/x"}, {"$ref": "#/$defs/y"}]},
         {"oneOf": [{"allOf": [PAIR[0]]}, {"anyOf": [PAIR[1], {"type": "null"}]}]},
+        {"oneOf": [{"oneOf": [PAIR[0]]}, PAIR[1], False]},
+        {"oneOf": [*PAIR, {"allOf": [{"$ref": "#/oneOf/0"}, {"type": "array"}]}]},
+        {
+            "oneOf": [
+                {"type": "object", "properties": {"t": {"const": "x"}}, "required": ["t"]},
+                {
+                    "type": "object",
+                    "properties": {"t": {"enum": ["y", None, True, 1, ["a"], {"b": 2}]}},
+                    "required": ["t"],
+                },
+            ],
+            "properties": {"t": {"type": "string"}},
+        },
+        {
+            "oneOf": [
+                {"type": "object", "properties": {"t": {}}, "required": ["t"], "additionalProperties": False},
+                {"type": "object", "properties": {"u": {}}, "required": ["u"], "additionalProperties": False},
+            ],
+            "properties": {"t": {"enum": ["x", "y"]}},
+        },
     ],
 )
 def test_one_of_schemas_with_different_tags_means_any_of_them(schema: Schema) -> None:
@@ -226,6 +233,12 @@ def test_a_reference_leads_to_any_place_in_the_schema(schema: Schema) -> None:
     assert not accepts(made, "1")
 
 
+def test_a_schema_that_allows_everything_is_empty() -> None:
+    assert enforced({"$ref": "#/$defs/a", "$defs": {"a": {}}})["$defs"] == {"0": {}}
+    with pytest.raises(SchemaError, match="no value is valid"):
+        enforced({"not": {}})
+
+
 def test_a_schema_that_contains_itself_is_enforced_at_every_level() -> None:
     made = matcher({"type": "object", "properties": {"d": {"format": "date", "type": "string"}, "c": {"$ref": "#"}}})
     assert accepts(made, '{"c": {"c": {"d": "2024-02-29"}}}')
@@ -240,21 +253,7 @@ def test_the_name_of_a_property_cannot_be_spelled_in_a_second_way_to_escape_its_
     assert not accepts(made, '{"\\u0061": "text"}')
 
 
-def test_references_without_end_and_schemas_without_end_are_refused() -> None:
-    chain = {str(index): {"items": {"$ref": f"#/$defs/{index + 1}"}} for index in range(500)}
-    with pytest.raises(SchemaError, match="nested more than"):
-        enforced({"$ref": "#/$defs/0", "$defs": {**chain, "500": {}}})
-    with pytest.raises(SchemaError, match="more than 20000 schemas"):
-        enforced({"anyOf": [{} for _ in range(20_001)]})
-    with pytest.raises(SchemaError, match="more than 200 unknown keywords"):
-        enforced({f"note{number:x}zzz": 1 for number in range(1000)})
-
-
-def test_multiples_that_the_library_cannot_combine_are_refused() -> None:
-    with pytest.raises(SchemaError, match="common multiples"):
-        enforced({"type": "integer", "multipleOf": 100_000, "allOf": [{"multipleOf": 99_999}]})
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_values", "is_compared"), [(10, True), (2000, False)])
 def test_values_of_one_of_are_compared_within_a_budget(num_values: int, is_compared: bool) -> None:
     values = range(num_values)

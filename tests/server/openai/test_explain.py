@@ -13,8 +13,6 @@ from caravan.server.sandbox.chat_template import ChatTemplate
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, answered, events_in, open_api
 from tests.support.responses_events import events_of
 
-pytestmark = pytest.mark.slow
-
 EVENTS = ["arrived", "tokenized", "admitted", "queued", "first token", "finished"]
 
 
@@ -76,6 +74,7 @@ async def test_a_response_that_fails_is_explained_too(api: Api) -> None:
     assert failed["response"]["explanation"]["timeline"][-1]["reason"] == "error"
 
 
+@pytest.mark.slow
 async def test_a_failed_response_ends_all_its_choices(api: Api) -> None:
     api.engine.fails_after = 2
     explanation = (await api.stream(COMPLETIONS, explain=True, n=2))[-1]["explanation"]
@@ -90,6 +89,7 @@ async def test_a_failed_response_ends_all_its_choices(api: Api) -> None:
     assert last["explanation"]["choices"][0]["finish_reason"] == "timeout"
 
 
+@pytest.mark.slow
 async def test_a_response_that_times_out_has_the_reason_timeout(api: Api) -> None:
     api.engine.released.clear()
     for path, body in ((COMPLETIONS, {"prompt": "hi"}), ("/v1/embeddings", {"input": "hi"})):

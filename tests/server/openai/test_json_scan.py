@@ -12,8 +12,6 @@ from caravan.server.http.body import parse_json
 from caravan.server.http.errors import ApiError
 from caravan.server.http.json_scan import MAX_DEPTH, MAX_VALUES, WrongJson, scan_json
 
-pytestmark = pytest.mark.slow
-
 # Parts of which most sequences are nearly JSON.
 PARTS = (
     *'{}[],:" \n',
@@ -74,6 +72,7 @@ def test_threat_2_bytes_that_are_not_utf8_are_refused_by_both(text: bytes) -> No
             scan_json(text)
 
 
+@pytest.mark.slow
 @given(
     st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), VALUES),
     st.booleans(),
@@ -86,6 +85,31 @@ def test_each_field_is_found_and_decodes_to_its_value(
     spans = scan_json(text)
     assert spans is not None
     assert {name: msgspec.json.decode(text[span.start : span.end]) for name, span in spans.items()} == parse_json(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"a" 1}', "syntax error at byte 4"),
+        ('{"a": }', "syntax error"),
+        ('{"a": 1 "b": 2}', "syntax error"),
+        ('{"a": 1]', "syntax error"),
+        ("{1: 2}", "syntax error at byte 1"),
+        ('{"a": [1}', "syntax error"),
+        ('{"a": [{"b": 1]}', "syntax error"),
+        ('{"a": "b', "syntax error"),
+        ('{"a": 1} x', "syntax error"),
+        ('{"a": [[1] 2]}', "syntax error"),
+        ('{"a": "\\ud800"}', "lone surrogate"),
+        ('{"a": {"b": 1, "\\u0062": 2}}', "duplicate key"),
+        ('{"a": 1e999}', "a number out of range"),
+        ('{"a": %s}' % ("1" * 5000), "too many digits"),
+    ],
+)
+def test_what_is_wrong_with_a_text_is_named(text: str, words: str) -> None:
+    with pytest.raises(WrongJson, match=words):
+        scan_json(text.encode())
+    assert not is_taken(text.encode())
 
 
 def test_a_text_that_is_no_object_has_no_fields() -> None:
@@ -112,6 +136,7 @@ def test_strings_and_numbers_of_any_length_are_passed_over() -> None:
     assert text[spans["c"].start : spans["c"].end] == b" 1"
 
 
+@pytest.mark.slow
 def test_threat_28_depth_and_number_of_values_are_bounded() -> None:
     deepest = b"[" * MAX_DEPTH + b"]" * MAX_DEPTH
     assert is_taken(deepest)

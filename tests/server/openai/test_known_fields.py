@@ -19,8 +19,6 @@ from caravan.server.openai.protocol.strict_model import StrictModel
 from caravan.server.openai.protocol.tokenize import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, Body, a_chat, answered
 
-pytestmark = pytest.mark.slow
-
 ENDPOINTS: dict[str, tuple[type[StrictModel], KnownFields, Body]] = {
     COMPLETIONS: (CompletionRequest, COMPLETION, {"model": "fake", "prompt": "hi"}),
     CHAT: (ChatRequest, CHAT_FIELDS, a_chat()),
@@ -66,6 +64,7 @@ async def test_every_known_field_is_accepted_with_a_warning_or_refused_by_name(a
         assert "is not supported by this version" in error["message"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ENDPOINTS)
 async def test_harmless_values_of_known_fields_have_no_warning(api: Api, path: str) -> None:
     schema, table, body = ENDPOINTS[path]

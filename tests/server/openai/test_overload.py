@@ -12,8 +12,6 @@ from tests.server.openai.api import CHAT, COMPLETIONS, Api, a_chat, events_in, o
 from tests.server.openai.asgi import AsgiRequest, until
 from tests.support.fakes import echoes
 
-pytestmark = pytest.mark.slow
-
 LONG = {"model": "fake", "prompt": "hi", "max_tokens": 400}
 EMBEDDINGS = "/v1/embeddings"
 TIMEOUT = "x-request-timeout-ms"
@@ -34,6 +32,7 @@ def assert_overloaded(status: int, headers: Any, error: dict[str, Any]) -> None:
     assert error["message"].isascii()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("path", [COMPLETIONS, CHAT, EMBEDDINGS])
 async def test_a_full_queue_is_429_with_retry_after(chat_ml: ChatTemplate, path: str, stream: bool) -> None:
@@ -82,6 +81,7 @@ async def test_a_server_that_shuts_down_answers_503_to_new_work_only(chat_ml: Ch
         assert (await api.http.get("/v1/models")).status_code == 200
 
 
+@pytest.mark.slow
 async def test_a_request_that_times_out_before_its_first_token_is_429(chat_ml: ChatTemplate) -> None:
     async with open_api(echoes(), chat_template=chat_ml) as api:
         api.engine.released.clear()

@@ -82,6 +82,13 @@ def test_threat_32_a_number_of_a_schema_is_enforced_as_it_is_written(schema: Sch
             CLOSED | {"properties": {"id": {"const": ID}}, "additionalProperties": {}},
             f"{ID} can be enforced",
         ),
+        (CLOSED | {"properties": {"a": {"const": ID}}}, "a required property is not allowed"),
+        ({"type": "array", "items": {"const": ID}, "minItems": 3, "maxItems": 2}, "`minItems` is above `maxItems`"),
+        ({"type": "array", "items": {"const": ID}, "minItems": 10**6}, "in an array with a number"),
+        (
+            {"type": "array", "prefixItems": [{"const": ID}], "items": False, "minItems": 2},
+            "`minItems` is above the number of items",
+        ),
         ({"type": "number", "minimum": 10**18}, "beyond 1e18"),
         ({"type": "number", "multipleOf": 0.07}, "`multipleOf` is 0.07"),
         ({"type": "integer", "multipleOf": 2**40}, f"`multipleOf` is {2**40}"),

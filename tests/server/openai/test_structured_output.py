@@ -156,3 +156,27 @@ async def test_a_schema_in_a_text_is_read_as_strictly_as_a_body(api: Api, text: 
     assert response.status_code == 400, response.text
     assert "must be a JSON schema" in response.json()["error"]["message"]
     assert api.engine.submitted == []
+
+
+@pytest.mark.parametrize(
+    ("constraint", "words"),
+    [
+        ({"json": "[1]"}, "must be a JSON schema, as an object or as its text"),
+        ({"json": "{"}, "must be a JSON schema, as an object or as its text"),
+        ({"choice": []}, "must be a list of strings that are not empty"),
+        ({"choice": [str(number) for number in range(100_000)]}, "must have at most"),
+        ({"json": None}, "has no constraint"),
+        ({"json": {}, "regex": "a"}, "has `json` and `regex`"),
+    ],
+)
+async def test_a_wrong_object_of_structured_outputs_is_named(api: Api, constraint: dict[str, Any], words: str) -> None:
+    response = await api.http.post(
+        COMPLETIONS, json={"model": "fake", "prompt": "hi", "structured_outputs": constraint}
+    )
+    assert response.status_code == 400
+    assert words in response.json()["error"]["message"]
+
+
+async def test_a_null_schema_beside_another_constraint_is_left_out(api: Api) -> None:
+    await api.complete(structured_outputs={"json": None, "choice": ["Hello!"]})
+    assert len(api.engine.submitted) == 1

@@ -14,8 +14,6 @@ from tests.server.openai.api import CHAT, CHAT_ML, Api, Body, a_chat, answered, 
 from tests.support import templates
 from tests.support.tools import WEATHER
 
-pytestmark = pytest.mark.slow
-
 ARGUMENTS: Body = {"city": "Paris", "days": [1, 2.5, None, True], "é": {"a": "b"}}
 SYSTEM = {"role": "system", "content": "Be kind."}
 PARTS = [{"type": "text", "text": "How is "}, {"type": "text", "text": "the weather?"}]
@@ -57,6 +55,7 @@ def rendered_by_transformers(source: str, messages: list[Body], tools: list[Body
     return str(rendered[0][0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tools", [None, [WEATHER]], ids=["no tools", "tools"])
 @pytest.mark.parametrize(
     ("name", "content"),

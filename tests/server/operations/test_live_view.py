@@ -28,8 +28,6 @@ from tests.server.openai.asgi import AsgiRequest, until
 from tests.support.running_server import running_server
 from tests.support.scheduler_steps import make_scheduler, step
 
-pytestmark = pytest.mark.slow
-
 
 def test_a_snapshot_has_the_cells_of_sequences_and_the_queue() -> None:
     scheduler = make_scheduler(num_blocks=16, max_num_seqs=2)
@@ -202,6 +200,7 @@ async def test_concurrent_subscribers_are_limited() -> None:
             assert (answers.count(200), answers.count(429)) == (MAX_SUBSCRIBERS, 4)
 
 
+@pytest.mark.slow
 def test_a_server_streams_snapshots_to_http_clients_and_to_caravan_top(
     tiny_model_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from caravan.server.sandbox.chat_template import ChatTemplate, TemplateFailed, TemplateRefused, usable_template
+from caravan.server.sandbox.worker_pool import WorkerPool
+from caravan.server.sandbox.worker_process import MemoryLimitExceeded, TimeLimitExceeded, WorkerProcess
 from tests.server.openai.api import CHAT_ML
-
-pytestmark = pytest.mark.slow
 
 TALK: list[dict[str, Any]] = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes "}]
 
@@ -91,6 +91,7 @@ def test_a_template_that_omits_the_final_message_cannot_continue_it() -> None:
         render("{{ messages[0].content }}", continue_final_message=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source",
     [
@@ -114,6 +115,7 @@ SLOW = "{% for a in range(3000) %}{% for b in range(3000) %}{% endfor %}{% endfo
 MIB = 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "limits", "words"),
     [
@@ -130,6 +132,7 @@ def test_threat_7_a_template_that_exceeds_a_limit_is_stopped(source: str, limits
         assert template.render(TALK, special_tokens=[]).text == "ok"  # the next prompt is not harmed
 
 
+@pytest.mark.slow
 def test_threat_7_a_template_that_exceeds_a_limit_while_it_is_compiled_is_rejected() -> None:
     constant = "('x' * 2000000)" + 8 * "|list|join"  # jinja2 computes it at once
     with pytest.raises(ValueError, match="too much time or memory"):
@@ -146,6 +149,7 @@ def test_concurrent_prompts_are_rendered_separately() -> None:
         assert list(pool.map(one, contents)) == contents
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", [signal.SIGKILL, signal.SIGSTOP])
 def test_threat_27_a_template_worker_killed_or_stopped_is_replaced_and_the_prompt_is_rendered(
     harm: signal.Signals,
@@ -158,6 +162,7 @@ def test_threat_27_a_template_worker_killed_or_stopped_is_replaced_and_the_promp
         assert time.monotonic() - began < 10
 
 
+@pytest.mark.slow
 def test_threat_27_a_slow_prompt_does_not_delay_others() -> None:
     source = "{% if messages|length > 2 %}" + 20 * SLOW
     with opened(source + "{% endif %}ok", time_limit_seconds=1.5) as template, ThreadPoolExecutor(1) as pool:
@@ -205,3 +210,26 @@ def test_a_template_for_tools_is_probed_with_tools() -> None:
 def test_a_template_for_tools_that_drops_user_messages_is_rejected() -> None:
     with pytest.raises(ValueError, match="it drops the text of user messages"):
         usable_template("{{ messages[0].content }}", "", "", "nothing{{ tools | length }}")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(TimeLimitExceeded(), "more than 2 s of processor time"), (MemoryLimitExceeded(), "more than 64 MiB of memory")],
+)
+def test_an_exceeded_limit_is_named(error: Exception, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def call(*_: object) -> dict[str, str]:
+        raise error
+
+    with opened("{{ messages }}", time_limit_seconds=2, memory_limit_bytes=64 * 2**20) as template:
+        monkeypatch.setattr(WorkerPool, "call", call)
+        with pytest.raises(TemplateFailed, match=words):
+            template.render(TALK, special_tokens=[])
+
+
+def test_a_template_that_exceeds_a_limit_when_it_is_compiled_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def call(*_: object) -> dict[str, str]:
+        raise TimeLimitExceeded
+
+    monkeypatch.setattr(WorkerProcess, "call", call)
+    with pytest.raises(ValueError, match="cannot be used: it takes too much time or memory"):
+        ChatTemplate("{{ messages }}", "", "")

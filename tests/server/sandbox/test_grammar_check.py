@@ -20,8 +20,6 @@ from caravan.server.sandbox.worker_pool import WorkerUnavailable
 from caravan.server.sandbox.worker_process import MEMORY_EXIT_STATUS
 from tests.support import scripted_worker
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def check() -> Iterator[GrammarCheck]:
@@ -60,6 +58,7 @@ async def test_invalid_grammars_are_rejected_with_a_reason(check: GrammarCheck, 
     assert reason in await check.find_problem(grammar, "a")
 
 
+@pytest.mark.slow
 async def test_threat_6_a_grammar_over_the_time_limit_is_rejected_and_the_next_one_is_checked() -> None:
     names = [f"r{number}" for number in range(4000)]
     rules = [f'{name}: "{name}" /[a-f]{{{len(name)},9}}[0-9]+/' for name in names]  # a quarter of a second
@@ -92,6 +91,7 @@ def scripted(**limits: Any) -> Iterator[GrammarCheck]:
     check.close()
 
 
+@pytest.mark.slow
 async def test_a_grammar_over_the_first_limit_gets_the_full_limit(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with scripted(first_limit_seconds=0.1, time_limit_seconds=30) as check:
@@ -109,6 +109,7 @@ async def test_threat_27_the_verdict_names_the_limit_that_was_exceeded() -> None
         assert "1024 MiB of memory" in await check.find_problem(steps(("exit", MEMORY_EXIT_STATUS)), "a")
 
 
+@pytest.mark.slow
 async def test_threat_27_a_worker_killed_from_outside_gives_no_verdict_and_nothing_is_cached(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     with scripted() as check:
@@ -119,6 +120,7 @@ async def test_threat_27_a_worker_killed_from_outside_gives_no_verdict_and_nothi
         assert await check.find_problem(steps(("signal once", str(marker))), "a") == ""
 
 
+@pytest.mark.slow
 async def test_threat_27_a_stopped_worker_does_not_block_requests() -> None:
     with scripted(wall_limit_seconds=0.5) as check:
         assert await check.find_problem(steps(), "a") == ""
@@ -129,6 +131,7 @@ async def test_threat_27_a_stopped_worker_does_not_block_requests() -> None:
         assert time.monotonic() - began < 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_seconds", [0.3, 60])
 async def test_threat_27_many_slow_grammars_of_one_key_do_not_delay_another_key(num_seconds: float) -> None:
     with scripted(first_limit_seconds=0.25, time_limit_seconds=2) as check:
@@ -146,6 +149,7 @@ async def test_threat_27_many_slow_grammars_of_one_key_do_not_delay_another_key(
             task.cancel()
 
 
+@pytest.mark.slow
 async def test_threat_27_a_key_with_too_many_waiting_grammars_is_rejected(tmp_path: Path) -> None:
     with scripted(max_waiting_per_key=2) as check:
         flood = [asyncio.create_task(check.find_problem(steps(("sleep", 0.3), ("fail", n)), "flood")) for n in "abc"]
@@ -165,6 +169,7 @@ async def test_concurrent_checks_of_one_grammar_are_merged(tmp_path: Path) -> No
     assert log.read_text().count("asked") == 1
 
 
+@pytest.mark.slow
 async def test_a_cached_verdict_is_returned_at_once_while_other_checks_wait() -> None:
     with scripted(max_waiting_per_key=1) as check:
         known = steps(("fail", "known"))

@@ -23,8 +23,6 @@ from caravan.server.sandbox.worker_process import (
 )
 from tests.support import scripted_worker
 
-pytestmark = pytest.mark.slow
-
 Step = tuple[str, Any]
 
 
@@ -50,6 +48,7 @@ def test_exceeding_the_time_limit_is_an_error_of_the_request() -> None:
     assert time.monotonic() - began < 20
 
 
+@pytest.mark.slow
 def test_sleeping_does_not_count_as_processor_time() -> None:
     worker = scripted(time_limit_seconds=0.1)
     assert worker.call(question(("sleep", 0.5))) == {}
@@ -80,6 +79,7 @@ def test_threat_27_a_worker_that_ends_for_another_reason_is_lost(step: Step) -> 
         scripted().call(question(step))
 
 
+@pytest.mark.slow
 def test_threat_27_a_stopped_worker_is_lost_after_the_wall_limit() -> None:
     worker = scripted(wall_limit_seconds=0.5)
     began = time.monotonic()
@@ -88,6 +88,7 @@ def test_threat_27_a_stopped_worker_is_lost_after_the_wall_limit() -> None:
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.slow
 def test_threat_27_a_worker_that_does_not_read_is_lost_after_the_wall_limit() -> None:
     worker = scripted(wall_limit_seconds=0.5)
     os.kill(worker.pid, signal.SIGSTOP)
@@ -100,6 +101,7 @@ def test_requests_and_replies_of_megabytes_are_complete(pool: WorkerPool) -> Non
     assert pool.call(question(("fail", text))) == {"failed": text}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", [signal.SIGKILL, signal.SIGSTOP])
 def test_threat_27_a_worker_killed_or_stopped_between_two_calls_is_replaced(
     pool: WorkerPool, harm: signal.Signals
@@ -127,6 +129,7 @@ def test_threat_27_two_lost_workers_raise_worker_unavailable(pool: WorkerPool, t
     assert pool.call(question()) == {}
 
 
+@pytest.mark.slow
 def test_a_slow_call_does_not_delay_another(pool: WorkerPool) -> None:
     with ThreadPoolExecutor(2) as threads:
         slow = threads.submit(pool.call, question(("sleep", 0.8)))

@@ -14,8 +14,6 @@ from tests.support.reading_calls import FORMATS, read
 from tests.support.tiny_llama import run_to_end
 from tests.support.transcript_text import text_of
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.mark.parametrize(
     ("template", "expected"),
@@ -33,6 +31,7 @@ def test_the_format_is_read_from_the_template(template: str, expected: CallForma
     assert format_of(template) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call_format", FORMATS, ids=lambda one: one.name)
 def test_a_random_model_calls_functions_with_arguments_of_their_schemas(call_format: CallFormat) -> None:
     objects = [schema for schema in random_schemas(40) if schema.get("type") == "object"]
@@ -46,6 +45,7 @@ def test_a_random_model_calls_functions_with_arguments_of_their_schemas(call_for
         jsonschema.validate(json.loads(arguments), tools[name], jsonschema.Draft202012Validator)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call_format", FORMATS, ids=lambda one: one.name)
 async def test_parallel_calls_follow_the_grammar_if_allowed(call_format: CallFormat) -> None:
     tools = {"f": {"type": "object", "properties": {}, "additionalProperties": False}}

@@ -14,8 +14,6 @@ from caravan.server.openai.tool_calls.call_format import HERMES, LLAMA, MISTRAL,
 from caravan.server.openai.tool_calls.tool_call_parser import ToolCallParser
 from tests.support.reading_calls import FORMATS, Read, read
 
-pytestmark = pytest.mark.slow
-
 CITY = '{"city": "Paris"}'
 SPACES = st.text(alphabet=" \n\t\r", max_size=3)
 CHARACTERS = st.characters(exclude_categories=["Cs"])
@@ -98,6 +96,7 @@ def written_answer(draw: Draw, call_format: CallFormat, calls: list[tuple[str, d
     return f"[TOOL_CALLS]{draw(SPACES)}{listed}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call_format", [HERMES, MISTRAL, LLAMA], ids=lambda one: one.name)
 @given(choices=st.data(), calls=st.lists(st.tuples(NAMES, OBJECTS), min_size=1, max_size=3))
 def test_every_way_of_writing_an_object_is_the_same_call(
@@ -110,6 +109,7 @@ def test_every_way_of_writing_an_object_is_the_same_call(
     assert [(name, json.loads(arguments)) for name, arguments in found] == calls
 
 
+@pytest.mark.slow
 @given(
     calls=st.lists(st.tuples(st.from_regex(r"[a-zA-Z0-9_.-]{1,12}", fullmatch=True), OBJECTS), min_size=1, max_size=3),
     choices=st.data(),
@@ -243,6 +243,7 @@ def test_arguments_before_the_name_are_sent_at_once() -> None:
     assert [(call.name, call.arguments) for call in part.calls] == [("f", '{"a": 1}')]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call_format", FORMATS, ids=lambda one: one.name)
 @pytest.mark.parametrize(
     "unit", ["<tool_call>", '<tool_call>{"', '<tool_call>{"a": "', "[TOOL_CALLS] [", " ", '{"a": ', "\\"]

@@ -1,0 +1,74 @@
+"""EngineProcess: reports of the engine, and a process that does not end by itself."""
+
+import asyncio
+
+import pytest
+
+from caravan.scheduler.channel import encode_frame
+from caravan.scheduler.config import EngineConfig
+from caravan.scheduler.messages import Abort, EngineFailed, EngineReady, Heartbeat, StartEngine, WhileRunning
+from caravan.server.engine import process as module
+from caravan.server.engine.process import EngineProcess, EngineStartFailed, engine_environment
+
+READY = EngineReady(
+    config=EngineConfig(num_blocks=64, max_model_len=512),
+    vocab_size=1024,
+    num_parameters=0,
+    weight_bytes=0,
+    kv_cache_bytes=4096,
+    kv_cache_dtype="none",
+    weights="none",
+    load_seconds=0.0,
+)
+SLEEPS = ("-c", "import time; time.sleep(60)")
+WAITS = ("-c", "import socket, sys; socket.socket(fileno=int(sys.argv[1])).makefile('rb').read()")
+
+
+def started(program: tuple[str, ...], messages: list[WhileRunning]) -> EngineProcess:
+    return EngineProcess(StartEngine(model_path="model"), messages.append, program)
+
+
+async def test_messages_after_the_report_are_passed_on_until_the_process_ends() -> None:
+    messages: list[WhileRunning] = []
+    process = started(WAITS, messages)
+    ready = asyncio.create_task(process.ready())
+    await asyncio.sleep(0.05)
+    process.data_received(encode_frame(READY)[:5])
+    process.data_received(encode_frame(READY)[5:] + encode_frame(Heartbeat()))
+    assert await ready == READY
+    process.data_received(encode_frame(READY) + encode_frame(EngineFailed(reason="late")))  # ignored
+    assert messages == [Heartbeat()]
+    process.send(Abort(request_id=1))
+    assert await process.stop() == "exit status 0"
+    process.send(Abort(request_id=2))  # dropped
+    await asyncio.wait_for(process.ended(), 5)
+
+
+async def test_a_failure_to_load_is_the_reason_of_the_engine() -> None:
+    process = started(WAITS, [])
+    ready = asyncio.create_task(process.ready())
+    await asyncio.sleep(0.05)
+    process.data_received(encode_frame(EngineFailed(reason="There is not enough memory.")))
+    with pytest.raises(EngineStartFailed, match=r"^There is not enough memory\.$"):
+        await ready
+    await process.stop()
+
+
+async def test_a_process_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STOP_SECONDS", 0.05)
+    assert await started(SLEEPS, []).stop() == "signal 9"
+
+
+async def test_a_killed_process_has_ended() -> None:
+    process = started(WAITS, [])
+    ready = asyncio.create_task(process.ready())
+    await asyncio.sleep(0.05)
+    process.kill()
+    with pytest.raises(EngineStartFailed, match=r"ended while it loaded the model \(signal 9\)"):
+        await ready
+    await asyncio.wait_for(process.ended(), 5)
+
+
+def test_variables_that_are_set_have_priority_over_defaults() -> None:
+    environ = engine_environment({"GOMP_SPINCOUNT": "7", "PATH": "/bin"})
+    assert environ == {"GOMP_SPINCOUNT": "7", "PATH": "/bin", "THP_MEM_ALLOC_ENABLE": "1"}
