@@ -1,5 +1,5 @@
-// The product of rows with one packed weight. Whoever names a kind of weights builds this for it; linear.cpp and
-// linear_blocks.cpp do, side by side.
+// The product of rows with one packed weight. Each kind of weights has a build of its own: linear.cpp and
+// linear_blocks.cpp name them, and are compiled side by side.
 //
 // The bits of a row of the result depend on that row and the weights alone: each element is one sum over the inputs in
 // their order, whatever the number of rows, threads and tiles.

@@ -199,7 +199,7 @@ def test_nfc_makes_no_other_ascii_of_other_text(tmp_path: Path) -> None:
     assert made == {";", "`", "K"}
     nfc = normalizers.NFC()
     opened(tmp_path, byte_level_json(normalizer=nfc), [LibraryToken("<x>", special=True, normalized=True)])
-    with pytest.raises(UnsupportedTokenizer, match="NFC could make it"):
+    with pytest.raises(UnsupportedTokenizer, match="NFC could produce it"):
         opened(tmp_path, byte_level_json(normalizer=nfc), [LibraryToken("<K>", special=True, normalized=True)])
 
 

@@ -13,7 +13,7 @@ def test_the_dtype_of_the_pool_follows_the_choice_and_the_model() -> None:
     assert choose_kv_dtype("auto", torch.float32) == torch.float32
     assert choose_kv_dtype("bfloat16", torch.bfloat16) == torch.bfloat16
     assert choose_kv_dtype("int8", torch.float32) == torch.int8
-    with pytest.raises(ValueError, match="--kv-cache-dtype bfloat16 does not go with"):
+    with pytest.raises(ValueError, match="--kv-cache-dtype bfloat16 cannot be combined with"):
         choose_kv_dtype("bfloat16", torch.float32)
 
 

@@ -118,7 +118,7 @@ def test_damaged_fields_of_a_tokenizer_config_are_refused(tmp_path: Path, fields
     ("content", "words"),
     [
         (b"\0" * 4 + b"\0" * 5, "ends in the middle of token 0"),
-        (struct.pack("<ifi", 9, 0.0, 99) + b"a", "token 0 claims 99 bytes"),
+        (struct.pack("<ifi", 9, 0.0, 99) + b"a", "token 0 states 99 bytes"),
         (struct.pack("<ifi", 9, 0.0, 1) + b"\xff", "token 0 is not UTF-8"),
     ],
 )
@@ -147,7 +147,7 @@ def test_files_of_tokenizers_that_are_too_large_are_refused(tmp_path: Path, monk
 def test_a_model_without_an_end_token_cannot_be_constrained(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = tokenizer_from_gguf(gpt2_metadata())
     monkeypatch.setattr(tokenizer, "eos_token_ids", frozenset())
-    with pytest.raises(ValueError, match="no token that ends a text"):
+    with pytest.raises(ValueError, match="The model has no end token"):
         grammar_tokenizer(tokenizer)
 
 
