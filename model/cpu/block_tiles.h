@@ -115,8 +115,6 @@ struct BlockTile {
 
   const uint8_t* weights;
   int64_t num_groups;
-  mutable std::unique_ptr<float[]> weight_sums = nullptr;  // [half][group][part][16], kept by the first of many rows
-  mutable bool has_sums[2] = {};
 
   int64_t num_bytes() const { return num_groups / Form::kGroupsOfBlock * kBlockBytes; }
   int64_t num_steps() const { return num_groups; }
@@ -138,25 +136,20 @@ struct BlockTile {
     return scaled_sum(scale, sum.total());
   }
 
-  // Adds to sums[r][c] what rows first to first + R give for the sixteen outputs of half `half` + c.
+  // Adds to sums[r][c] what rows first to first + R, all there are, give for the sixteen outputs of half `half` + c.
   template <int R, int C>
-  void multiply(const BlockRows<Form::kPart>& rows, int64_t first, int half, const Ahead& ahead,
-                f32x16 (&sums)[R][C]) const {
-    if (R > 1 && !weight_sums) weight_sums.reset(new float[2 * num_groups * kParts * kLanes]);
-    if (half == 0) return multiply_from<0>(rows, first, ahead, sums);
-    if constexpr (C == 1) multiply_from<1>(rows, first, ahead, sums);  // a constant needs no register
+  void multiply(const BlockRows<Form::kPart>& rows, int64_t first, int half, const Ahead&, f32x16 (&sums)[R][C]) const {
+    if (half == 0) return multiply_from<0>(rows, first, sums);
+    if constexpr (C == 1) multiply_from<1>(rows, first, sums);  // a constant needs no register
   }
 
   template <int kHalf, int R, int C>
-  void multiply_from(const BlockRows<Form::kPart>& rows, int64_t first, const Ahead& ahead,
-                     f32x16 (&sums)[R][C]) const {
+  void multiply_from(const BlockRows<Form::kPart>& rows, int64_t first, f32x16 (&sums)[R][C]) const {
     const int64_t stride = rows.num_groups;
     for (int64_t g = 0; g < num_groups; g++) {
       const uint8_t *const head = this->head(g), *const group = this->group(g);
       const int64_t at = first * stride + g;
-      ahead.fetch(g);
-      if (R == 1 || ahead.lines_at_once == 0)
-        for (int64_t line = 0; line < kLines; line++) __builtin_prefetch(group + kFarAhead + line * 64);
+      for (int64_t line = 0; line < kLines; line++) __builtin_prefetch(group + kFarAhead + line * 64);
       for (int part = 0; part < kParts; part++) {
         ByteSums<Values::kBits> dots[R][C], own[C];
 #pragma GCC unroll 6
@@ -170,7 +163,7 @@ struct BlockTile {
           u32x16 columns[C];
           for (int c = 0; c < C; c++) {
             columns[c] = Values::quad(group + Form::kScaleBytes, part * kQuads + quad, kHalf + c);
-            if constexpr (R == 1) own[c].add(quad, kOnes, columns[c]);
+            own[c].add(quad, kOnes, columns[c]);
           }
 #pragma GCC unroll 6
           for (int r = 0; r < R; r++) {
@@ -180,15 +173,9 @@ struct BlockTile {
         }
         for (int c = 0; c < C; c++) {
           const f32x16 scale = Form::scale(head, group, part, kHalf + c);
-          f32x16 offset{}, sum;
+          const f32x16 sum = scaled_sum(scale, own[c].total());
+          f32x16 offset{};
           if constexpr (Form::kHasOffset) offset = Form::offset(head, group, part, kHalf + c);
-          if constexpr (R == 1) {
-            sum = scaled_sum(scale, own[c].total());
-          } else {
-            float* kept = &weight_sums[(((kHalf + c) * num_groups + g) * kParts + part) * kLanes];
-            if (!has_sums[kHalf + c]) store(kept, weight_sum(scale, group, part, kHalf + c));
-            sum = load<f32x16>(kept);
-          }
 #pragma GCC unroll 6
           for (int r = 0; r < R; r++) {
             const int64_t row = at + r * stride;
@@ -199,10 +186,77 @@ struct BlockTile {
         }
       }
     }
-    if constexpr (R > 1)
-      for (int c = 0; c < C; c++) has_sums[kHalf + c] = true;
   }
 };
+
+// Steps of a tile in blocks as bytes, with what their sums are multiplied by.
+template <class Form>
+struct WideBlocks {
+  static constexpr int kParts = BlockTile<Form>::kParts, kQuads = BlockTile<Form>::kQuads;
+  struct Part {
+    u32x16 quads[kQuads][2];
+    f32x16 scales[2], sums[2], offsets[2];
+  };
+  Part parts[kStepsAtOnce * kParts];
+
+  WideBlocks(const BlockTile<Form>& tile, Steps steps) {
+    for (int64_t g = steps.first; g < steps.end; g++)
+      for (int part = 0; part < kParts; part++) {
+        Part& wide = parts[(g - steps.first) * kParts + part];
+        const uint8_t *head = tile.head(g), *group = tile.group(g);
+        for (int half = 0; half < 2; half++) {
+#pragma GCC unroll 8
+          for (int quad = 0; quad < kQuads; quad++)
+            wide.quads[quad][half] = Form::Values::quad(group + Form::kScaleBytes, part * kQuads + quad, half);
+          wide.scales[half] = Form::scale(head, group, part, half);
+          wide.sums[half] = tile.weight_sum(wide.scales[half], group, part, half);
+          if constexpr (Form::kHasOffset) wide.offsets[half] = Form::offset(head, group, part, half);
+        }
+      }
+  }
+};
+
+// Adds to sums[r] what rows first to first + R give for these steps of a tile.
+template <int R, class Form>
+void multiply(const WideBlocks<Form>& wide, Steps steps, const BlockRows<Form::kPart>& rows, int64_t first,
+              const Ahead& ahead, f32x16 (*sums)[2]) {
+  constexpr int kParts = WideBlocks<Form>::kParts, kQuads = WideBlocks<Form>::kQuads, C = kHalvesAtOnce<R>;
+  for (int half = 0; half < 2; half += C) {
+    f32x16 own[R][C];
+    for (int r = 0; r < R; r++)
+      for (int c = 0; c < C; c++) own[r][c] = sums[r][half + c];
+    for (int64_t part = 0; part < (steps.end - steps.first) * kParts; part++) {
+      const auto& columns = wide.parts[part];
+      const int64_t g = steps.first + part / kParts, stride = rows.num_groups, at = first * stride + g;
+      if (half == 0 && part % kParts == 0) ahead.fetch(g);
+      ByteSums<Form::Values::kBits> dots[R][C];
+#pragma GCC unroll 6
+      for (int r = 0; r < R; r++) {
+        const int64_t place = (at + r * stride) * kParts + part % kParts;
+        const i32x16 start = Form::kZero ? splat(-Form::kZero * rows.byte_sums[place]) : i32x16{};
+        for (int c = 0; c < C; c++) dots[r][c].start(start);
+      }
+      const int32_t* quads = &rows.quads[at * (kGroup / 4) + part % kParts * kQuads];
+#pragma GCC unroll kUnrolled
+      for (int quad = 0; quad < kQuads; quad++)
+#pragma GCC unroll 6
+        for (int r = 0; r < R; r++)
+          for (int c = 0; c < C; c++)
+            dots[r][c].add(quad, quads[r * stride * (kGroup / 4) + quad], columns.quads[quad][half + c]);
+#pragma GCC unroll 6
+      for (int r = 0; r < R; r++) {
+        const int64_t row = at + r * stride, place = row * kParts + part % kParts;
+        for (int c = 0; c < C; c++) {
+          add_scaled(dots[r][c].total(), columns.scales[half + c], rows.scales[row], own[r][c]);
+          own[r][c] += columns.sums[half + c] * rows.zeros[row];
+          if constexpr (Form::kHasOffset) own[r][c] += columns.offsets[half + c] * rows.sums[place];
+        }
+      }
+    }
+    for (int r = 0; r < R; r++)
+      for (int c = 0; c < C; c++) sums[r][half + c] = own[r][c];
+  }
+}
 
 template <class Form>
 struct BlockWeights {

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "amx.h"
-#include "block_tiles.h"
+#include "weights.h"
 
 namespace caravan {
 
@@ -10,19 +10,13 @@ namespace caravan {
 template <class Rows>
 inline bool uses_tiles(int64_t num_rows) {
   if (!Rows::kGoInTiles) return false;
-  if (Rows::kInBytes && num_rows <= kRowsAtOnce) return false;  // the same whole numbers, and faster
+  if (std::is_same_v<Rows, ByteRows> && num_rows <= kRowsAtOnce) return false;  // the same whole numbers, and faster
   return has_tiles();
 }
 
 #ifdef CARAVAN_TILES
 constexpr int64_t kOwnRows = 256;    // rows at most that a thread multiplies with all weights
-constexpr int64_t kStepsAtOnce = 9;  // of 2 KB of weights, which stay in the first cache while rows are multiplied with them
 constexpr int64_t kRowBytes = 128;   // of the sums of a row
-
-// Steps of a tile of weights, first to end.
-struct Steps {
-  int64_t first, end;
-};
 
 // Each `multiply` adds to sums[r], or begins with, what rows first to first + num_rows, at most 32, give for some steps.
 inline void multiply(const BFloat16Tile& tile, Steps steps, const BFloat16Rows& rows, int64_t first, int64_t num_rows,
@@ -138,80 +132,10 @@ inline void multiply(const WideTile<kBits>& wide, Steps steps, const GridRows& r
   }
 }
 
-// Steps of a tile in blocks as bytes, with what their sums are multiplied by.
-template <class Form>
-struct WideBlocks {
-  static constexpr int kParts = BlockTile<Form>::kParts, kQuads = BlockTile<Form>::kQuads;
-  struct Part {
-    u32x16 quads[kQuads][2];
-    f32x16 scales[2], sums[2], offsets[2];
-  };
-  Part parts[kStepsAtOnce * kParts];
-
-  WideBlocks(const BlockTile<Form>& tile, Steps steps) {
-    for (int64_t g = steps.first; g < steps.end; g++)
-      for (int part = 0; part < kParts; part++) {
-        Part& wide = parts[(g - steps.first) * kParts + part];
-        const uint8_t *head = tile.head(g), *group = tile.group(g);
-        for (int half = 0; half < 2; half++) {
-#pragma GCC unroll 8
-          for (int quad = 0; quad < kQuads; quad++)
-            wide.quads[quad][half] = Form::Values::quad(group + Form::kScaleBytes, part * kQuads + quad, half);
-          wide.scales[half] = Form::scale(head, group, part, half);
-          wide.sums[half] = tile.weight_sum(wide.scales[half], group, part, half);
-          if constexpr (Form::kHasOffset) wide.offsets[half] = Form::offset(head, group, part, half);
-        }
-      }
-  }
-};
-
-template <class Form>
-inline void multiply(const WideBlocks<Form>& wide, Steps steps, const BlockRows<Form::kPart>& rows, int64_t first,
-                     int64_t num_rows, const Ahead& ahead, TileSums& tiles, f32x16 (*sums)[2]) {
-  constexpr int kParts = WideBlocks<Form>::kParts, kQuads = WideBlocks<Form>::kQuads;
-  i32x16 dots[2][kTiledRows][2];  // of one part and of the next, so that the tiles work while a part is added up
-  if (!steps.first) set_zero(num_rows, sums);
-  const int64_t num_parts = (steps.end - steps.first) * kParts;
-  auto multiply_part = [&](int64_t part) {
-    const int64_t g = steps.first + part / kParts;
-    if (part % kParts == 0) ahead.fetch(g);
-    tiles.begin(num_rows, Form::kPart);
-    tiles.add<Quad>(&rows.quads[(first * rows.num_groups + g) * kGroup / 4 + part % kParts * kQuads],
-                    rows.num_groups * kGroup, wide.parts[part].quads);
-    tiles.store(dots[part % 2], kRowBytes);
-  };
-  multiply_part(0);
-  for (int64_t part = 0; part < num_parts; part++) {
-    if (part + 1 < num_parts) multiply_part(part + 1);
-    const auto& columns = wide.parts[part];
-    for (int64_t r = 0; r < num_rows; r++) {
-      const int64_t row = (first + r) * rows.num_groups + steps.first + part / kParts, at = row * kParts + part % kParts;
-      for (int half = 0; half < 2; half++) {
-        i32x16 dot = dots[part % 2][r][half];
-        if constexpr (Form::kZero != 0) dot = dot - Form::kZero * rows.byte_sums[at];
-        add_scaled(dot, columns.scales[half], rows.scales[row], sums[r][half]);
-        sums[r][half] += columns.sums[half] * rows.zeros[row];
-        if constexpr (Form::kHasOffset) sums[r][half] += columns.offsets[half] * rows.sums[at];
-      }
-    }
-  }
-}
-
-template <class Form>
-inline void multiply(const BlockTile<Form>& tile, Steps steps, const BlockRows<Form::kPart>& rows, int64_t first,
-                     int64_t num_rows, const Ahead& ahead, TileSums& tiles, f32x16 (*sums)[2]) {
-  for (int64_t step = steps.first; step < steps.end; step += kStepsAtOnce) {
-    const Steps some{step, std::min(step + kStepsAtOnce, steps.end)};
-    multiply(WideBlocks<Form>(tile, some), some, rows, first, num_rows, ahead, tiles, sums);
-  }
-}
-
 template <class Tile>
 inline const Tile& prepared(const Tile& tile, Steps) { return tile; }
 template <int kBits>
 inline WideTile<kBits> prepared(const GridTile<kBits>& tile, Steps steps) { return {tile, steps}; }
-template <class Form>
-inline WideBlocks<Form> prepared(const BlockTile<Form>& tile, Steps steps) { return {tile, steps}; }
 
 // Rows begin to end, at most kOwnRows, times the tile of weights; finish(first, count, sums) gets the sums of some rows.
 // Many rows are multiplied with some steps after the others, so that these are read from the first cache.

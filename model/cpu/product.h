@@ -7,6 +7,7 @@
 
 #include <type_traits>
 
+#include "block_tiles.h"
 #include "linear_tiles.h"
 
 namespace caravan {
@@ -104,6 +105,9 @@ class Product {
       }
     }
     const int64_t step = divide_up(end - begin, num_passes);  // 8 rows are 4 and 4, not 6 and 2
+    if constexpr (requires { multiply_wide(tile, index, begin, end, step, ahead); }) {
+      if (num_passes > 1) return multiply_wide(tile, index, begin, end, step, ahead);
+    }
     for (int64_t first = begin; first < end; first += step) {
       with_constant<kRowsAtOnce>(std::min(step, end - first), [&](auto constant) {
         constexpr int R = decltype(constant)::value;
@@ -117,6 +121,24 @@ class Product {
       });
       ahead.bytes += ahead.lines_at_once * 64 * tile.num_steps();
     }
+  }
+
+  // Many rows times a tile in blocks: some steps of it are widened to bytes, which all rows are multiplied with.
+  template <class Form>
+  void multiply_wide(const BlockTile<Form>& tile, int64_t index, int64_t begin, int64_t end, int64_t step, Ahead ahead) {
+    f32x16 sums[kRowsOfUnit][2];
+    for (int64_t r = 0; r < end - begin; r++) sums[r][0] = sums[r][1] = f32x16{};
+    for (int64_t first_step = 0; first_step < tile.num_steps(); first_step += kStepsAtOnce) {
+      const Steps steps{first_step, std::min(first_step + kStepsAtOnce, tile.num_steps())};
+      const WideBlocks<Form> wide(tile, steps);
+      Ahead part = ahead;
+      for (int64_t first = begin; first < end; first += step, part.bytes += part.lines_at_once * 64 * tile.num_steps())
+        with_constant<kRowsAtOnce>(std::min(step, end - first), [&](auto constant) {
+          caravan::multiply<decltype(constant)::value>(wide, steps, rows_, first, part, sums + first - begin);
+        });
+    }
+    for (int64_t r = 0; r < end - begin; r++)
+      for (int half = 0; half < 2; half++) finish(begin + r, index * kColumns + half * kLanes, sums[r][half]);
   }
 
   [[gnu::always_inline]] void finish(int64_t row, int64_t column, f32x16 y) {

@@ -52,7 +52,7 @@ inline void prepare_row(const InputStep& step, const bf16* row, int64_t num_inpu
 // Rows in bfloat16, for weights in bfloat16. They are an odd number of cache lines apart, so that those of many rows do
 // not all want the same places in a cache.
 struct BFloat16Rows {
-  static constexpr bool kInBytes = false, kGoInTiles = true;
+  static constexpr bool kGoInTiles = true;
   int64_t num_pairs, stride;
   Lines<Pair> pairs;
 
@@ -72,7 +72,7 @@ struct BFloat16Rows {
 
 // Rows in bfloat16, for weights on a grid; of each four numbers the second and the third change places.
 struct GridRows {
-  static constexpr bool kInBytes = false, kGoInTiles = true;
+  static constexpr bool kGoInTiles = true;
   int64_t num_pairs, num_groups;
   Lines<Pair> pairs;
   std::unique_ptr<float[]> sums;  // [row][group]
@@ -118,7 +118,7 @@ inline std::pair<float, int32_t> round_to_bytes(const float* from, int8_t (&byte
 
 // Rows in 8 bits with a scale for each group, for weights in 8 bits.
 struct ByteRows {
-  static constexpr bool kInBytes = true, kGoInTiles = true;
+  static constexpr bool kGoInTiles = true;
   int64_t num_groups;
   Lines<Quad> quads;
   std::unique_ptr<float[]> scales;    // [row][group]
@@ -147,8 +147,7 @@ struct ByteRows {
 // that without: a group of activations is seldom even about 0.
 template <int kPart>  // inputs whose sums are wanted
 struct BlockRows {
-  static constexpr bool kInBytes = true;
-  static constexpr bool kGoInTiles = kPart == 32;  // sums of 16 inputs are too short for them
+  static constexpr bool kGoInTiles = false;  // sums of 32 inputs are too short for them
   static constexpr int kParts = kGroup / kPart;
   int64_t num_inputs, num_groups;
   Lines<int32_t> quads;                  // [row][group][8], four bytes each

@@ -12,6 +12,13 @@ constexpr int64_t kRowsAtOnce = 6;                          // rows that share e
 template <int R>
 constexpr int kHalvesAtOnce = kHasWideRegisters || R <= 3 ? 2 : 1;
 
+// Steps of a tile of weights, first to end.
+struct Steps {
+  int64_t first, end;
+};
+
+constexpr int64_t kStepsAtOnce = 9;  // of 2 KB of weights, which stay in the first cache while rows are multiplied with them
+
 // Weights to prefetch while others are multiplied: some cache lines at each of a number of steps. Without, a thread would
 // wait for the memory with the first rows of a tile, and let the memory wait with the others.
 struct Ahead {
