@@ -33,7 +33,8 @@ from caravan.scheduler.sequence import ScheduledSequence, Sequence
 
 BLOCK_SIZE = 16
 CPU = torch.device("cpu")
-MAX_RATIO = {"int8": 1.01, "int4": 1.003}  # of the perplexity to that of bfloat16
+MAX_RATIO = {"native": 1.003, "int8": 1.01, "int4": 1.003}  # of the perplexity to that of bfloat16
+MAX_DIVERGENCE = {"native": 0.002}  # mean, from float32, in nats
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ MODES = (
     Mode("float32, KV int8", dtype="float32", kv_cache_dtype="int8"),
     Mode("bfloat16"),
     Mode("bfloat16, KV int8", kv_cache_dtype="int8"),
+    Mode("native", quantization="native"),
+    Mode("native, KV int8", quantization="native", kv_cache_dtype="int8"),
     Mode("int8", quantization="int8"),
     Mode("int8, KV int8", quantization="int8", kv_cache_dtype="int8"),
     Mode("int4", quantization="int4"),
@@ -186,6 +189,12 @@ def verdict(results: dict[str, dict[str, Quality]]) -> str:
         lines.append(
             f"- {mode}: perplexity within {100 * (limit - 1):.1f} % of bfloat16, "
             f"{'held' if worst <= limit else 'NOT held'} ({100 * (worst - 1):+.2f} % at worst)"
+        )
+    for mode, limit in MAX_DIVERGENCE.items():
+        worst = max(qualities[mode].divergence for qualities in results.values())
+        lines.append(
+            f"- {mode}: mean KL divergence from float32 within {limit}, "
+            f"{'held' if worst <= limit else 'NOT held'} ({worst:.5f} at worst)"
         )
     return "\n".join(lines) + "\n"
 

@@ -61,7 +61,7 @@ def transformers_twin(model: Llama) -> transformers.LlamaForCausalLM:
 def logits_of_every_position(model: Llama, token_ids: list[int]) -> torch.Tensor:
     """Return our logits at each position of one text, [len, vocab_size], from a single prefill."""
     num_blocks = -(-len(token_ids) // BLOCK_SIZE)
-    cache = KVCache(model.config, num_blocks, BLOCK_SIZE, model.embedding.weight.dtype, torch.device("cpu"))
+    cache = KVCache(model.config, num_blocks, BLOCK_SIZE, model.norm.weight.dtype, torch.device("cpu"))
     sequence = Sequence.of(make_request(0, token_ids))
     sequence.block_table = list(range(num_blocks))[::-1]  # any order of blocks will do
     builder = BatchBuilder(1, num_blocks, BLOCK_SIZE, torch.device("cpu"))

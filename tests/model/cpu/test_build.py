@@ -84,7 +84,9 @@ def test_an_installed_library_of_other_sources_is_not_used(
     assert not caplog.messages
     (tmp_path / f"{level.library}-0123.so").touch()
     assert build._shipped_library(level) is None
-    assert caplog.messages == [f"The installed kernels were not built for PyTorch {torch.__version__} or from these sources."]
+    assert caplog.messages == [
+        f"The installed kernels were not built for PyTorch {torch.__version__} or from these sources."
+    ]
     fitting = tmp_path / build._file_name(level.library, build._flags(level.target, level.library))
     fitting.touch()
     assert build._shipped_library(level) == fitting

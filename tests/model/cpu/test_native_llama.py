@@ -1,0 +1,114 @@
+"""A model whose weights stay in the blocks of its GGUF file, against the same file in float32."""
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from caravan.model.blocks import BLOCK_SIZES
+from caravan.model.checkpoint import BrokenCheckpoint
+from caravan.model.checkpoint.checkpoint import read_weights
+from caravan.model.checkpoint.gguf import open_gguf
+from caravan.model.cpu.linear import PackedLinear
+from caravan.model.cpu.llama import CpuLlama
+from caravan.model.llama import Llama
+from caravan.model.loader import load_model, plain_llama
+from tests.model.oracle import logits_of_every_position
+from tests.support.gguf_blocks import random_blocks
+from tests.support.gguf_files import Tensors, write_tiny_llama
+from tests.support.tiny_llama import tiny_llama
+
+CPU = torch.device("cpu")
+PROMPT = torch.randint(0, 270, (40,), generator=torch.Generator().manual_seed(1)).tolist()
+
+
+def put(tensors: Tensors, name: str, kind: str, seed: int) -> None:
+    rows, width = tensors[name][0].shape
+    tensors[name] = (random_blocks(kind, rows, width, seed), gguf.GGMLQuantizationType[kind])
+
+
+def write_model(path: Path, kinds: dict[str, str], **changes: Any) -> Path:
+    """Write a model of two layers; `kinds` are those of the blocks of its tensors, by part of a name, the last wins; "" is none."""
+
+    def change(tensors: Tensors) -> None:
+        for seed, name in enumerate(list(tensors)):
+            kind = [kind for part, kind in kinds.items() if part in name][-1:]
+            if kind and kind[0] and tensors[name][0].ndim == 2:
+                put(tensors, name, kind[0], seed)
+
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "vocab_size": 278}
+    write_tiny_llama(path, model=tiny_llama(**(sizes | changes)), change=change)
+    return path
+
+
+def load(path: Path, kernels: Any = None) -> Llama:
+    if kernels is None:
+        return load_model(open_gguf(path), torch.float32, CPU, 64, plain_llama)
+    return load_model(open_gguf(path), torch.bfloat16, CPU, 64, lambda config: CpuLlama(config, kernels, "native"))
+
+
+def error(path: Path, kernels: Any) -> float:
+    """Return how far the logits are off, in units of their own deviation."""
+    expected = logits_of_every_position(load(path), PROMPT)
+    ours = logits_of_every_position(load(path, kernels), PROMPT)
+    return float((ours - expected).pow(2).mean().sqrt() / expected.std())
+
+
+@pytest.mark.parametrize("kind", BLOCK_SIZES)
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_logits_are_those_of_the_file_but_for_rounded_rows(
+    kernels: Any, tmp_path: Path, kind: str, is_tied: bool
+) -> None:
+    path = write_model(tmp_path / "m.gguf", {"": kind}, tie_embeddings=is_tied)
+    assert error(path, kernels) < 0.02
+
+
+def test_each_tensor_keeps_its_own_kind(kernels: Any, tmp_path: Path) -> None:
+    """As in a file of type Q4_K_M, whose values are in Q6_K; one tensor is not in blocks at all."""
+    kinds = {"": "Q4_K", "attn_v": "Q6_K", "0.ffn_down": "Q6_K", "token_embd": "Q6_K"}
+    path = write_model(tmp_path / "m.gguf", kinds | {"1.attn_k": "", "1.ffn_up": "Q5_1"})
+    assert error(path, kernels) < 0.02
+    formats = {
+        name: [part.value for part in module.formats]
+        for name, module in load(path, kernels).named_modules()
+        if isinstance(module, PackedLinear)
+    }
+    assert formats["layers.0.attention.qkv"] == ["Q4_K", "Q6_K"]  # queries and keys are one part
+    assert formats["layers.1.attention.qkv"] == ["Q4_K", "bfloat16", "Q6_K"]
+    assert formats["layers.0.feed_forward.gate_up"] == ["Q4_K"]
+    assert formats["layers.1.feed_forward.gate_up"] == ["Q4_K", "grid of 5 bits times bytes"]
+    assert formats["output"] == ["Q6_K"]
+
+
+@pytest.mark.parametrize("name", ["blk.1.attn_k.weight", "token_embd.weight"])
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_scales_that_are_not_finite_are_refused_by_name(kernels: Any, tmp_path: Path, name: str, is_tied: bool) -> None:
+    path = write_model(tmp_path / "m.gguf", {"": "Q4_K"}, tie_embeddings=is_tied)
+    tensor = next(tensor for tensor in gguf.GGUFReader(path).tensors if tensor.name == name)
+    with path.open("r+b") as file:
+        file.seek(int(tensor.data_offset) + 144)
+        file.write(np.array([np.inf], np.float16).tobytes())
+    with pytest.raises(BrokenCheckpoint, match=r"(attention.qkv|embedding).weight holds values that are not finite"):
+        load(path, kernels)
+
+
+def test_few_weights_are_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory for all of them would be several times that of a packed model."""
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    checkpoint = open_gguf(write_model(tmp_path / "m.gguf", {}))
+    num_read = 0
+    read = checkpoint.read
+
+    def counting_read(name: str, out: torch.Tensor) -> None:
+        nonlocal num_read
+        num_read += 1
+        read(name, out)
+
+    object.__setattr__(checkpoint, "read", counting_read)
+    weights = read_weights(checkpoint, torch.float32)
+    for num_taken in range(1, 6):
+        next(weights)
+        assert num_read <= 3 * (num_taken + 2)  # a weight is at most three tensors
