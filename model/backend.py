@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 _TEXTS: Mapping[Quantization, str] = MappingProxyType(
     {
         "none": "bfloat16",
-        "native": "native: weights as the file has them, multiplied in 8 bits",
+        "native": "native: weights as the file has them, activations rounded to 8 bits",
         "int8": "int8: multiplied in 8 bits; weights rounded to 8, or in 4 as the file has them where that is faster",
         "int4": "int4: stored in 4 or 8 bits as the file has them or rounded to 4, multiplied in bfloat16",
     }

@@ -77,8 +77,9 @@ class ModelSettings(BaseModel):
     )
     quantization: Literal["auto", "none", "native", "int8", "int4"] = Field(
         "auto",
-        description="Weight quantization. int8: 8-bit products. int4: 4-bit weights, bfloat16 products. auto: int4 for "
-        "Q4_0, Q4_1 and Q8_0 files, whose weights it keeps as they are, otherwise none.",
+        description="Weight quantization. none: bfloat16. native: weights as a GGUF file has them, 8-bit products. "
+        "int8: 8-bit weights and products. int4: 4-bit weights, bfloat16 products. auto: native for GGUF files with "
+        "quantized weights, otherwise none.",
     )
     speculation: Speculation = Field(
         "auto",

@@ -1,11 +1,13 @@
 """The reports of `caravan inspect` and `caravan plan`, made without reading the weights."""
 
 import math
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
 from caravan.model.backend import choose_backend
-from caravan.model.checkpoint.checkpoint import Checkpoint, num_parameters
+from caravan.model.checkpoint.checkpoint import Checkpoint, num_parameters, weight_parts
 from caravan.model.config import ModelConfig
 from caravan.model.kv_cache import POOL_DTYPES, KVDtype, choose_kv_dtype, kv_bytes_per_token
 from caravan.model.loader import open_checkpoint
@@ -23,6 +25,7 @@ def inspect_model(path: Path) -> list[Row]:
     checkpoint = open_checkpoint(path)
     config = checkpoint.config
     count = num_parameters(checkpoint)
+    backend = choose_backend(checkpoint, dtype="auto", quantization="auto", block_size=EngineLimits().block_size)
     return [
         ("Model", str(path)),
         ("Format", checkpoint.format),
@@ -36,7 +39,9 @@ def inspect_model(path: Path) -> list[Row]:
         ("RoPE", f"theta {config.rope_theta:g}, {_scaling(config.rope_scaling)}"),
         ("Context", f"{config.max_position:,} tokens"),
         ("Vocabulary", f"{config.vocab_size:,} tokens, {'tied' if config.tie_embeddings else 'untied'} output head"),
+        *_blocks(checkpoint),
         ("Weights", _in_both_dtypes(count)),
+        ("By default", f"{backend.weight_bytes / 1e6:,.0f} MB, {backend.text}"),
         ("KV cache", f"{_kv_bytes_in_each_dtype(config)} per token"),
         *_tokenizer_rows(checkpoint),
     ]
@@ -91,6 +96,21 @@ def plan_model(
         ("Prefill", f"{steps:,} steps of {engine.max_batch_tokens} tokens for the prompts of the batch"),
         ("Limits", f"max_model_len {engine.max_model_len:,}, max_batch_tokens {engine.max_batch_tokens:,}"),
     ]  # fmt: skip
+
+
+def _blocks(checkpoint: Checkpoint) -> list[Row]:
+    """Return which matrices of the files are in which blocks, as in "Q4_K: attn_q, 8 of 16 attn_v"; no row without."""
+    kinds: dict[str, Counter[str]] = {}  # kind of matrix -> kinds of its blocks, "" without
+    for source in {part.source: None for parts in weight_parts(checkpoint).values() for part in parts}:
+        name = re.sub(r"^blk\.\d+\.|\.weight$", "", source)
+        kinds.setdefault(name, Counter())[checkpoint.blocks.get(source, "")] += 1
+    matrices: dict[str, list[str]] = {}
+    for name, counts in kinds.items():
+        for kind, count in counts.items():
+            share = f"{count} of {counts.total()} " if count < counts.total() else ""
+            matrices.setdefault(kind, []).append(share + name)
+    text = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in matrices.items() if kind)
+    return [("Blocks", text)] if text else []
 
 
 def text_of(rows: list[Row]) -> str:

@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 
 from caravan.cli.report import inspect_model, plan_model, text_of
 from caravan.model.config import UnsupportedModel
 from caravan.scheduler.config import EngineLimits
-from tests.support.gguf_files import write_tiny_llama
+from tests.support.gguf_blocks import random_blocks
+from tests.support.gguf_files import Tensors, write_tiny_llama
 from tests.support.running_server import running_server
 from tests.support.tiny_llama import tiny_llama
 from tests.support.transformers_models import edit, random_model
@@ -42,6 +44,20 @@ def test_a_model_is_described(tiny_model_path: Path) -> None:
     assert rows["RoPE"] == "theta 10000, not scaled"
     assert rows["Unsupported"] == "nothing"
     assert "template of" in rows["Chat"]
+
+
+def test_the_kinds_of_blocks_and_the_cost_by_default_are_shown(tmp_path: Path) -> None:
+    def change(tensors: Tensors) -> None:
+        for name, kind in (("blk.0.attn_v", "Q6_K"), ("blk.1.attn_v", "Q4_K"), ("blk.0.ffn_up", "Q8_0")):
+            rows, width = tensors[f"{name}.weight"][0].shape
+            blocks = random_blocks(kind, rows, width)
+            tensors[f"{name}.weight"] = (blocks, gguf.GGMLQuantizationType[kind])
+
+    model = tiny_llama(hidden_size=256, intermediate_size=512, head_dim=64, vocab_size=278)
+    write_tiny_llama(tmp_path / "m.gguf", model=model, change=change)
+    rows = dict(inspect_model(tmp_path / "m.gguf"))
+    assert rows["Blocks"] == "Q6_K: 1 of 2 attn_v; Q4_K: 1 of 2 attn_v; Q8_0: 1 of 2 ffn_up"
+    assert rows["By default"].endswith("native: weights as the file has them, activations rounded to 8 bits")
 
 
 @pytest.mark.parametrize(("num_kv_heads", "kind"), [(4, "multi-head"), (1, "multi-query")])

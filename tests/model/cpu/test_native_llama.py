@@ -31,7 +31,7 @@ def put(tensors: Tensors, name: str, kind: str, seed: int) -> None:
 
 
 def write_model(path: Path, kinds: dict[str, str], **changes: Any) -> Path:
-    """Write a model of two layers; `kinds` are those of the blocks of its tensors, by part of a name, the last wins; "" is none."""
+    """Write a model of two layers. `kinds` are those of its tensors' blocks, by part of a name; the last wins."""
 
     def change(tensors: Tensors) -> None:
         for seed, name in enumerate(list(tensors)):
