@@ -50,11 +50,14 @@ def test_what_stands_before_a_window_is_read_and_predicts_its_first_token() -> N
 
 
 def test_a_limit_that_one_text_breaks_is_not_held() -> None:
-    def results(int8: float) -> dict[str, Quality]:
-        losses = {"bfloat16": 1.0, "int8": int8, "int4": 1.002}
-        return {name: Quality(10, loss, 0.0, 1.0) for name, loss in losses.items()}
+    def results(int8: float, divergence: float = 0.0) -> dict[str, Quality]:
+        losses = {"bfloat16": 1.0, "native": 1.002, "int8": int8, "int4": 1.002}
+        return {name: Quality(10, loss, divergence, 1.0) for name, loss in losses.items()}
 
     good, bad = results(1.009), results(1.02)
     assert "NOT" not in verdict({"a": good})
     assert "int8: perplexity within 1.0 % of bfloat16, NOT held (+2.02 % at worst)" in verdict({"a": good, "b": bad})
+    assert "native: mean KL divergence from float32 within 0.002, NOT held (0.00300 at worst)" in verdict(
+        {"a": good, "b": results(1.009, divergence=0.003)}
+    )
     assert "| int8 | 2.773 | +2.02 % | 100.0 % | 0.00000 |" in table({"b": bad})
