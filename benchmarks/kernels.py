@@ -215,7 +215,8 @@ def main() -> None:
     print(", ".join(f"{peak / 1e9:.0f} GOP/s in {name}" for name, peak in peaks.items()))
     checkpoint = open_checkpoint(resolve_model(arguments.model, print))
     kernels = load_kernels()
-    modes: dict[Quantization, str] = {"none": "bfloat16", "int8": "int8", "int4": "bfloat16"}  # multiplied in
+    # What rows are multiplied in.
+    modes: dict[Quantization, str] = {"none": "bfloat16", "native": "int8", "int8": "int8", "int4": "bfloat16"}
     for quantization, multiplied in modes.items() if arguments.only != "attention" else ():
         model = load_model(
             checkpoint,

@@ -60,7 +60,7 @@ def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default=DEFAULT_MODEL)
-    parser.add_argument("--quantization", choices=["none", "int8", "int4"], default="none")
+    parser.add_argument("--quantization", choices=["none", "native", "int8", "int4"], default="none")
     arguments = parser.parse_args()
     path = resolve_model(arguments.model, print)
     tokenizer = load_tokenizer(path)

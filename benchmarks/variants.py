@@ -44,7 +44,7 @@ def variants(peers: Path, model: str) -> list[Variant]:
     ]
 
 
-_OURS = {"bfloat16": "none", "int8": "int8", "int4": "int4"}
+_OURS = {"bfloat16": "none", "native": "native", "int8": "int8", "int4": "int4"}
 
 
 def _caravan(model: str, dtype: str, quantization: str) -> Variant:
