@@ -61,7 +61,8 @@ def choose_backend(
 ) -> Backend:
     """Return the backend of a model: plain PyTorch on a GPU and without kernels, else CpuLlama.
 
-    `auto` is `native` if the file has weights in blocks, else bfloat16 (docs/decisions/0034-quantization-auto.md).
+    `auto` and `native` keep weights in blocks as the file has them; a model without any is computed in bfloat16, `none`
+    (docs/decisions/0034-quantization-auto.md).
     Raises ValueError for options that contradict each other.
     """
     if is_gpu:
@@ -79,7 +80,9 @@ def choose_backend(
         if quantization not in ("auto", "none"):
             logger.warning("--quantization %s needs the kernels; the weights stay in %s.", quantization, dtype)
         return _plain(checkpoint, getattr(torch, dtype), kernels)
-    chosen: Quantization = ("native" if checkpoint.blocks else "none") if quantization == "auto" else quantization
+    chosen: Quantization = "native" if quantization == "auto" else quantization
+    if chosen == "native" and not checkpoint.blocks:
+        chosen = "none"
     return Backend(
         dtype=torch.bfloat16,
         quantization=chosen,

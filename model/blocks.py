@@ -1,11 +1,11 @@
-"""Blocks: weights in the bytes that a GGUF file has them in."""
+"""Blocks: matrices as a GGUF file stores them, some inputs of a row in a few bytes with scales of their own."""
 
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from torch import Tensor
 
-# Kind of block -> inputs of a block, its bytes in a file. Source: ggml's ggml-common.h.
+# Kind of block -> its number of inputs, its number of bytes. Source: ggml's ggml-common.h.
 BLOCK_SIZES = MappingProxyType(
     {
         "Q4_0": (32, 18),
@@ -30,11 +30,11 @@ class NotFinite(ValueError):
 
 @dataclass(frozen=True)
 class StoredRows:
-    """Rows of a matrix as a file has them."""
+    """A matrix in blocks, and the order in which its rows are outputs of the model."""
 
     kind: str  # a key of BLOCK_SIZES
     stored: Tensor  # [rows, bytes of a row] uint8, mapped from the file
-    order: Tensor  # [out] int64, the row of `stored` for each output
+    order: Tensor  # [out] int64: the row of `stored` for each output
 
 
 WeightPart = StoredRows | Tensor  # some outputs of a weight; a Tensor is [out, in] in bfloat16

@@ -78,7 +78,7 @@ def open_gguf(path: Path) -> Checkpoint:
     shapes = {name: header.tensors[name].shape for name, header in holders.items()}
     divisors: tuple[float, ...] = ()
     if _ROPE_FREQS in shapes:
-        if len(shapes[_ROPE_FREQS]) != 1 or shapes[_ROPE_FREQS][0] > 4096:
+        if len(shapes[_ROPE_FREQS]) != 1 or not 1 <= shapes[_ROPE_FREQS][0] <= 4096:
             raise BrokenCheckpoint(f"{path}: {_ROPE_FREQS} has the shape {list(shapes[_ROPE_FREQS])}.")
         values = torch.empty(shapes[_ROPE_FREQS], dtype=torch.float64)
         read(_ROPE_FREQS, values)
@@ -279,9 +279,12 @@ def _num_bytes(header: GgufHeader, name: str, tensor: GgufTensor) -> int:
 
 
 def _stored(header: GgufHeader, name: str) -> NDArray[np.uint8]:
-    """Return the bytes of a tensor, [rows, bytes]; mapped for this tensor only, so that it does not stay in memory."""
+    """Return the bytes of a tensor, [rows, bytes]; mapped for this tensor only, so that it does not stay in memory.
+
+    A vector is one row: its blocks are longer than one of its numbers.
+    """
     tensor = header.tensors[name]
-    num_rows = tensor.shape[0]
+    num_rows = math.prod(tensor.shape[:-1])
     num_bytes = _num_bytes(header, name, tensor)
     # Private rather than read-only, since torch has no tensors that cannot be written.
     return np.memmap(header.path, np.uint8, mode="c", offset=tensor.start, shape=(num_rows, num_bytes // num_rows))
@@ -293,10 +296,11 @@ def _dequantize(header: GgufHeader, name: str, out: Tensor) -> None:
     kind = _TYPES[tensor.type_number]
     stored = _stored(header, name)
     num_rows = len(stored)
-    step = max(_ROWS_AT_ONCE, _VALUES_AT_ONCE // max(1, out[0].numel()))
+    out = out.view(num_rows, -1)
+    step = max(_ROWS_AT_ONCE, _VALUES_AT_ONCE // out.shape[1])
     for start in range(0, num_rows, step):
         rows = stored[start : start + step]
         # The library works on 16 rows at a time; blocks do not depend on rows, so longer rows are possible, and faster.
         long_rows = rows.reshape(len(rows) // math.gcd(len(rows), _ROWS_AT_ONCE), -1)
         values = np.require(gguf.dequantize(long_rows, kind), np.float32, ["C", "W"])
-        out[start : start + step] = torch.from_numpy(values).view(len(rows), *tensor.shape[1:])
+        out[start : start + step] = torch.from_numpy(values).view(len(rows), -1)

@@ -1,4 +1,5 @@
-// Weights in 2 to 8 bits as the files have them, in tiles of 32 outputs, times rows in bytes.
+// Weights in blocks, with the 2 to 8 bits that GGUF files have, in tiles of 32 outputs; and their products with rows in
+// bytes.
 //
 // A weight is scale * (q - zero) + offset. Inputs that share a scale are a part: 16 or 32. A group is 32 inputs, for
 // which a row is rounded to bytes: x = a * b + t. So a part's share of a sum is
@@ -12,9 +13,9 @@ namespace caravan {
 
 constexpr int32_t kOnes = 0x01010101;  // four bytes of one: with them a product is a sum
 
-// The values of a group, [quad of inputs][32 outputs] bytes, in a plane of low bits and one of high bits. A plane of 8
-// bits is [quad][32][4]. One of less has 16 places of 4 bytes in a line, and in each byte the bits of outputs o and o + 16
-// of 4 / bits quads, the first quad in the lowest bits.
+// Some bits of all values of a group; values with more bits have a plane of low bits and one of high bits. A plane of 8
+// bits is [quad of inputs][32 outputs][4 inputs]. One of fewer bits is [line][16 outputs][4 inputs]: a byte of place o
+// has the bits of outputs o and o + 16, for the 4 / bits quads of the line, with the first quad in the lowest bits.
 template <int kBits>
 struct Plane {
   static constexpr int kBytes = kGroup * kColumns * kBits / 8;
@@ -27,7 +28,7 @@ struct Plane {
     return (line >> kBits * (2 * (quad % kQuadsOfLine) + half)) & kMask;
   }
 
-  // Add what `values`, four bytes, bring to the plane.
+  // Set the bits of four values, one in each byte of `values`; they must be zero before.
   static void set(uint8_t* plane, int quad, int output, uint32_t values) {
     const int half = output / kLanes, lane = output % kLanes;
     uint8_t* place = plane + (kBits == 8 ? quad * 128 + half * 64 : quad / kQuadsOfLine * 64) + lane * 4;
@@ -136,11 +137,11 @@ struct BlockTile {
     return scaled_sum(scale, sum.total());
   }
 
-  // Adds to sums[r][c] what rows first to first + R, all there are, give for the sixteen outputs of half `half` + c.
+  // Add to sums[r][c] the products of rows first to first + R with the sixteen outputs of half `half` + c.
   template <int R, int C>
   void multiply(const BlockRows<Form::kPart>& rows, int64_t first, int half, const Ahead&, f32x16 (&sums)[R][C]) const {
     if (half == 0) return multiply_from<0>(rows, first, sums);
-    if constexpr (C == 1) multiply_from<1>(rows, first, sums);  // a constant needs no register
+    if constexpr (C == 1) multiply_from<1>(rows, first, sums);  // the half as a constant needs no register
   }
 
   template <int kHalf, int R, int C>
@@ -189,7 +190,7 @@ struct BlockTile {
   }
 };
 
-// Steps of a tile in blocks as bytes, with what their sums are multiplied by.
+// Some steps of a tile, with the values widened to bytes and the scales, weight sums and offsets in float32.
 template <class Form>
 struct WideBlocks {
   static constexpr int kParts = BlockTile<Form>::kParts, kQuads = BlockTile<Form>::kQuads;
@@ -216,7 +217,7 @@ struct WideBlocks {
   }
 };
 
-// Adds to sums[r] what rows first to first + R give for these steps of a tile.
+// Add to sums[r] the products of rows first to first + R with these steps.
 template <int R, class Form>
 void multiply(const WideBlocks<Form>& wide, Steps steps, const BlockRows<Form::kPart>& rows, int64_t first,
               const Ahead& ahead, f32x16 (*sums)[2]) {
@@ -280,7 +281,7 @@ using Grid4 = OneLevel<Values<4>>;
 using Grid5 = OneLevel<Values<4, 1>>;
 using Grid8 = OneLevel<Values<8>>;
 
-// f(format) for the format of that name; false if there is none.
+// Call f with the form of the format of that name; false if there is none.
 template <class F>
 bool with_form(c10::string_view name, const F& f) {
   auto is = [&](c10::string_view other, auto form) { return name == other && (f(form), true); };

@@ -20,7 +20,8 @@ std::vector<const uint8_t*> row_starts(const std::vector<at::Tensor>& stored, co
   return starts;
 }
 
-// One block of 32 rows into its place in a tile: heads, scales, mins and planes as block_tiles.h reads them.
+// Pack one block of each of up to 32 rows into a tile, in the layout of block_tiles.h. Returns whether all scales are
+// finite.
 template <class Kind>
 bool pack_block(const uint8_t* const* rows, int64_t num_rows, int64_t offset, uint8_t* to) {
   using Form = typename Kind::Form;
@@ -116,14 +117,18 @@ bool are_finite(const at::Tensor& stored, c10::string_view kind) {
   return all_finite;
 }
 
-at::Tensor widen_rows(const at::Tensor& stored, const at::Tensor& rows, c10::string_view kind) {
+at::Tensor widen_rows(const at::Tensor& stored, const at::Tensor& wanted, c10::string_view kind) {
   at::Tensor wide;
+  const at::Tensor rows = wanted.contiguous();
+  const int64_t num_rows = rows.size(0), *row = rows.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < num_rows; i++)
+    TORCH_CHECK_INDEX(0 <= row[i] && row[i] < stored.size(0), "row ", row[i], " of ", stored.size(0));
   const bool is_known = with_block(kind, [&](auto block) {
     using Kind = decltype(block);
-    const int64_t num_blocks = stored.size(1) / Kind::kBytes, *row = rows.const_data_ptr<int64_t>();
-    wide = at::empty({rows.size(0), num_blocks * Kind::kInputs}, at::kFloat);
+    const int64_t num_blocks = stored.size(1) / Kind::kBytes;
+    wide = at::empty({num_rows, num_blocks * Kind::kInputs}, at::kFloat);
     float* to = wide.mutable_data_ptr<float>();
-    share_out(rows.size(0), [&](int64_t i) {
+    share_out(num_rows, [&](int64_t i) {
       const uint8_t* from = stored.const_data_ptr<uint8_t>() + row[i] * stored.size(1);
       for (int64_t j = 0; j < num_blocks; j++)
         widen<Kind>(from + j * Kind::kBytes, to + (i * num_blocks + j) * Kind::kInputs);

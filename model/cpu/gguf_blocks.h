@@ -1,4 +1,4 @@
-// The blocks of GGUF files, one after the other in a row: what stands in their bytes. Any bytes are a block, if only its
+// The layouts of the blocks of GGUF files; a row is blocks one after another. Any bytes are a valid block as long as its
 // numbers in float16 are finite. Source of all layouts: ggml's ggml-common.h and ggml-quants.c.
 #pragma once
 
@@ -12,7 +12,7 @@ namespace caravan {
 
 // A block in plain bytes: 256 inputs, or 32 of a kind with one level of scales.
 struct Block {
-  float16 d, dmin;  // of one level: the scale and the offset
+  float16 d{}, dmin{};  // of one level: the scale and the offset
   int8_t scales[16];
   uint8_t mins[16];
   uint8_t values[256];
@@ -187,7 +187,7 @@ struct Q80Block {
   }
 };
 
-// f(kind) for the kind of block of that name in GGUF files; false if there is none.
+// Call f with the kind of block of that name; false if there is none.
 template <class F>
 bool with_block(c10::string_view name, const F& f) {
   auto is = [&](c10::string_view other, auto kind) { return name == other && (f(kind), true); };

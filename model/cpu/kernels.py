@@ -124,7 +124,7 @@ class Kernels(Protocol):
         """Return whether all scales of a matrix in blocks are finite."""
 
     def widen_rows(self, stored: Tensor, rows: Tensor, kind: str, /) -> Tensor:
-        """Return rows [T] of a matrix in blocks, as StoredRows has it, in float32 [T, in]."""
+        """Return rows [T] of a matrix in blocks, as StoredRows has it, in float32 [T, in]. Raises IndexError."""
 
     def write(self, keys: Tensor, values: Tensor, slots: Tensor, key_pages: Tensor, value_pages: Tensor, /) -> None:
         """Store keys and values, each [T, num_kv_heads, head_dim], at the slots [T]."""

@@ -16,9 +16,7 @@ from caravan.model.llama import RMSNorm
 from caravan.model.quantization import GroupedWeight, dequantize, quantize, to_bytes
 
 Quantization = Literal["none", "native", "int8", "int4"]
-ROWS_AT_ONCE = (
-    128 * TILE
-)  # rows of a weight that are rounded at once: rounding takes many times the memory of the result
+ROWS_AT_ONCE = 128 * TILE  # rows that are rounded at once: rounding takes many times the memory of the result
 
 
 class PackedLinear(Linear):

@@ -1,4 +1,4 @@
-// Linear layers over weights in blocks, which are built in a file of their own, beside the others.
+// Linear layers over weights in blocks. They are compiled in a file of their own, in parallel with the others.
 #pragma once
 
 #include <c10/util/string_view.h>

@@ -20,10 +20,10 @@ from caravan.model.quantization import GroupedWeight, dequantize
 
 
 class BlockEmbedding(nn.Module):
-    """An embedding whose rows are widened from the file when they are wanted: a table would be far larger."""
+    """An embedding table that stays in the mapped file, in blocks; the rows of a batch are widened on demand."""
 
     def __init__(self, rows: StoredRows, kernels: Kernels) -> None:
-        """Raise NotFinite if one of the rows is not finite."""
+        """Keep the rows in their file. Raises NotFinite."""
         super().__init__()
         if not kernels.are_finite(rows.stored, rows.kind):
             raise NotFinite

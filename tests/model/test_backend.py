@@ -66,6 +66,11 @@ def test_auto_keeps_the_blocks_of_a_file_that_has_them(real_model_path: Path, ti
     assert choose(tiny_model_path).quantization == "none"
 
 
+def test_native_without_blocks_is_none(tiny_model_path: Path) -> None:
+    native, none = choose(tiny_model_path, quantization="native"), choose(tiny_model_path, quantization="none")
+    assert (native.quantization, native.text, native.weight_bytes) == ("none", "bfloat16", none.weight_bytes)
+
+
 @pytest.mark.real_model
 def test_native_keeps_the_embedding_in_the_file(real_model_path: Path) -> None:
     backend = choose(real_model_path)

@@ -63,6 +63,14 @@ def test_weights_of_each_super_block_type_are_dequantized_row_by_row(tmp_path: P
     torch.testing.assert_close(gate, weights_of(model)["layers.0.feed_forward.gate_up.weight"][:256])
 
 
+@pytest.mark.parametrize("kind", [Q.Q8_0, Q.Q4_1, Q.F16], ids=lambda kind: kind.name)
+def test_vectors_may_have_any_type(tmp_path: Path, kind: Q) -> None:
+    stored = gguf.quantize(np.linspace(-1, 1, 64, dtype=np.float32)[None], kind)
+    write_tiny_llama(tmp_path / "m.gguf", change=put("blk.1.ffn_norm.weight", stored[0], kind))
+    loaded = weights_of(load_checkpoint(tmp_path / "m.gguf", torch.float32))
+    assert torch.equal(loaded["layers.1.feed_forward_norm.weight"], torch.from_numpy(gguf.dequantize(stored, kind)[0]))
+
+
 def random_super_blocks(kind: Q, rows: int) -> np.ndarray[Any, Any]:
     """Return rows of one block of 256 values each, with arbitrary bits and moderate scales."""
     generator = np.random.default_rng(0)
@@ -145,6 +153,7 @@ NOT_FINITE = np.where(np.eye(64) > 0, np.nan, ONES).astype(np.float32)
         ),
         (put("rope_freqs.weight", ONES[0]), BrokenCheckpoint, "must have head_dim / 2 positive numbers"),
         (put("rope_freqs.weight", ONES), BrokenCheckpoint, r"rope_freqs.weight has the shape \[64, 64\]"),
+        (put("rope_freqs.weight", ONES[0, :0]), BrokenCheckpoint, r"rope_freqs.weight has the shape \[0\]"),
         (put("rope_freqs.weight", -ONES[0, :8]), BrokenCheckpoint, "must have head_dim / 2 positive numbers"),
         (put("blk.0.attn_q.weight", ONES[:32]), BrokenCheckpoint, r"shape \[32, 64\]; it must be \[64, 64\]"),
         (put("blk.0.attn_q.weight", NOT_FINITE), BrokenCheckpoint, "blk.0.attn_q.weight holds values that are not"),

@@ -62,6 +62,19 @@ def test_every_value_of_a_block_has_its_place(kernels: Any, kind: str) -> None:
     torch.testing.assert_close(columns.T, matrix, atol=1e-6 * float(matrix.abs().max()) * 32, rtol=1e-4)
 
 
+def test_rows_outside_the_matrix_are_an_error(kernels: Any) -> None:
+    stored = torch.from_numpy(random_blocks("Q8_0", 40, 64))
+    for row in (-1, 40, 2**40):
+        with pytest.raises(IndexError, match=f"row {row} of 40"):
+            kernels.widen_rows(stored, torch.tensor([0, row]), "Q8_0")
+
+
+def test_wanted_rows_need_not_be_contiguous(kernels: Any, kind: str) -> None:
+    stored, wanted = torch.from_numpy(random_blocks(kind, 40, 256)), torch.arange(40).view(20, 2)[:, 1]
+    expected = kernels.widen_rows(stored, torch.arange(1, 40, 2), kind)
+    assert torch.equal(kernels.widen_rows(stored, wanted, kind), expected)
+
+
 def test_a_kind_that_is_unknown_is_an_error(kernels: Any) -> None:
     stored = torch.zeros(1, 144, dtype=torch.uint8)
     with pytest.raises(ValueError, match="no blocks of the kind Q9_K"):

@@ -31,7 +31,10 @@ def put(tensors: Tensors, name: str, kind: str, seed: int) -> None:
 
 
 def write_model(path: Path, kinds: dict[str, str], **changes: Any) -> Path:
-    """Write a model of two layers. `kinds` are those of its tensors' blocks, by part of a name; the last wins."""
+    """Write a model of two layers.
+
+    `kinds` are the kinds of blocks of its tensors by part of their names; the last one that fits wins, and "" is none.
+    """
 
     def change(tensors: Tensors) -> None:
         for seed, name in enumerate(list(tensors)):
