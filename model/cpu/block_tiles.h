@@ -279,7 +279,9 @@ using IQ4XS = TwoLevels<TableValues, 32, false, 128>;
 using IQ4NL = OneLevel<TableValues, false, 128>;
 using Grid4 = OneLevel<Values<4>>;
 using Grid5 = OneLevel<Values<4, 1>>;
-using Grid8 = OneLevel<Values<8>>;
+using Q40 = OneLevel<Values<4>, false, 8>;
+using Q50 = OneLevel<Values<4, 1>, false, 16>;
+using Q80 = OneLevel<Values<8>, false, 128>;
 
 // Call f with the form of the format of that name; false if there is none.
 template <class F>
@@ -287,7 +289,7 @@ bool with_form(c10::string_view name, const F& f) {
   auto is = [&](c10::string_view other, auto form) { return name == other && (f(form), true); };
   return is("Q2_K", Q2K{}) || is("Q3_K", Q3K{}) || is("Q4_K", Q4K{}) || is("Q5_K", Q5K{}) || is("Q6_K", Q6K{}) ||
          is("IQ4_XS", IQ4XS{}) || is("IQ4_NL", IQ4NL{}) || is("grid of 4 bits times bytes", Grid4{}) ||
-         is("grid of 5 bits times bytes", Grid5{}) || is("grid of 8 bits times bytes", Grid8{});
+         is("grid of 5 bits times bytes", Grid5{}) || is("Q4_0", Q40{}) || is("Q5_0", Q50{}) || is("Q8_0", Q80{});
 }
 
 }  // namespace caravan

@@ -23,12 +23,6 @@ inline float as_float(float16 number) {
   return load_floats(padded)[0];
 }
 
-// number * factor in float16: what leaves float16 becomes infinite.
-inline float16 times(float16 number, float factor) {
-  const _Float16 product = (_Float16)(as_float(number) * factor);
-  return std::bit_cast<float16>(product);
-}
-
 inline void split_halves(const uint8_t* from, int count, uint8_t* low, uint8_t* high) {
   for (int i = 0; i < count; i++) low[i] = from[i] & 15, high[i] = from[i] >> 4;
 }
@@ -137,10 +131,10 @@ struct IQ4NLBlock {
 };
 
 struct Q40Block {
-  using Form = Grid4;
+  using Form = Q40;
   static constexpr int kInputs = 32, kBytes = 18;
   static void unpack(const uint8_t* from, Block& block) {
-    block.d = load<float16>(from), block.dmin = times(block.d, -8);
+    block.d = load<float16>(from);
     split_halves(from + 2, 16, block.values, block.values + 16);
   }
 };
@@ -159,10 +153,10 @@ inline void add_fifth_bits(uint32_t bits, uint8_t* values) {
 }
 
 struct Q50Block {
-  using Form = Grid5;
+  using Form = Q50;
   static constexpr int kInputs = 32, kBytes = 22;
   static void unpack(const uint8_t* from, Block& block) {
-    block.d = load<float16>(from), block.dmin = times(block.d, -16);
+    block.d = load<float16>(from);
     split_halves(from + 6, 16, block.values, block.values + 16);
     add_fifth_bits(load<uint32_t>(from + 2), block.values);
   }
@@ -179,10 +173,10 @@ struct Q51Block {
 };
 
 struct Q80Block {
-  using Form = Grid8;
+  using Form = Q80;
   static constexpr int kInputs = 32, kBytes = 34;
   static void unpack(const uint8_t* from, Block& block) {
-    block.d = load<float16>(from), block.dmin = times(block.d, -128);
+    block.d = load<float16>(from);
     for (int i = 0; i < 32; i++) block.values[i] = from[2 + i] ^ 0x80;
   }
 };

@@ -19,7 +19,9 @@ class WeightFormat(Enum):
     GRID_4 = "grid of 4 bits"  # times bfloat16
     GRID_4_INT8 = "grid of 4 bits times bytes"
     GRID_5_INT8 = "grid of 5 bits times bytes"
-    GRID_8_INT8 = "grid of 8 bits times bytes"
+    Q4_0 = "Q4_0"
+    Q5_0 = "Q5_0"
+    Q8_0 = "Q8_0"
     IQ4_NL = "IQ4_NL"  # these and the following times bytes
     IQ4_XS = "IQ4_XS"
     Q2_K = "Q2_K"

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caravan.model.blocks import NotFinite, StoredRows
+from caravan.model.blocks import BLOCK_SIZES, NotFinite, StoredRows
 from caravan.model.cpu.arena import Arena
 from caravan.model.cpu.kernels import Kernels, WeightFormat
 from caravan.model.quantization import BYTE_GROUP, GROUP, ByteWeight, GroupedWeight
@@ -15,12 +15,9 @@ from caravan.model.quantization import BYTE_GROUP, GROUP, ByteWeight, GroupedWei
 TILE = 32  # outputs that are stored together
 BLOCK_FORMATS = MappingProxyType(  # kind of blocks in a file -> format that keeps them without loss
     {
-        "Q4_0": WeightFormat.GRID_4_INT8,
         "Q4_1": WeightFormat.GRID_4_INT8,
-        "Q5_0": WeightFormat.GRID_5_INT8,
         "Q5_1": WeightFormat.GRID_5_INT8,
-        "Q8_0": WeightFormat.GRID_8_INT8,
-        **{kind: WeightFormat(kind) for kind in ("IQ4_NL", "IQ4_XS", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")},
+        **{kind: WeightFormat(kind) for kind in BLOCK_SIZES if kind not in ("Q4_1", "Q5_1")},
     }
 )
 _BYTES_OF_TILE = MappingProxyType(  # format -> inputs and bytes that stand together in a tile: scales, then values
@@ -29,9 +26,11 @@ _BYTES_OF_TILE = MappingProxyType(  # format -> inputs and bytes that stand toge
         WeightFormat.INT8: (BYTE_GROUP, TILE * (2 + BYTE_GROUP)),
         WeightFormat.GRID_8: (GROUP, TILE * (4 + GROUP)),
         WeightFormat.GRID_4: (GROUP, TILE * (4 + GROUP // 2)),
-        WeightFormat.GRID_8_INT8: (GROUP, TILE * (4 + GROUP)),
         WeightFormat.GRID_5_INT8: (GROUP, TILE * (4 + GROUP * 5 // 8)),
         WeightFormat.GRID_4_INT8: (GROUP, TILE * (4 + GROUP // 2)),
+        WeightFormat.Q4_0: (GROUP, TILE * (2 + GROUP // 2)),
+        WeightFormat.Q5_0: (GROUP, TILE * (2 + GROUP * 5 // 8)),
+        WeightFormat.Q8_0: (GROUP, TILE * (2 + GROUP)),
         WeightFormat.IQ4_NL: (GROUP, TILE * (2 + GROUP // 2)),
         WeightFormat.IQ4_XS: (256, TILE * (2 + 8 + 128)),
         WeightFormat.Q2_K: (256, TILE * (4 + 32 + 64)),

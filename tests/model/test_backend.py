@@ -77,7 +77,7 @@ def test_native_keeps_the_embedding_in_the_file(real_model_path: Path) -> None:
     model = load_model(open_checkpoint(real_model_path), backend.dtype, torch.device("cpu"), 64, backend.make_model)
     assert sum(weight.nbytes for weight in model.parameters()) == backend.weight_bytes
     formats = {name: module.formats for name, module in model.named_modules() if isinstance(module, PackedLinear)}
-    assert formats.pop("output") == [WeightFormat.GRID_8_INT8]
+    assert formats.pop("output") == [WeightFormat.Q8_0]
     assert all(found == [WeightFormat.GRID_4_INT8] for found in formats.values())
     assert not list(model.embedding.parameters())
 

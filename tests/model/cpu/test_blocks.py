@@ -75,6 +75,19 @@ def test_wanted_rows_need_not_be_contiguous(kernels: Any, kind: str) -> None:
     assert torch.equal(kernels.widen_rows(stored, wanted, kind), expected)
 
 
+@pytest.mark.parametrize("kind", ["Q4_0", "Q5_0", "Q8_0"])
+def test_a_scale_may_be_the_largest_number_of_float16(kernels: Any, kind: str) -> None:
+    """The least weight, -128 times such a scale in Q8_0, is no number of float16."""
+    stored = random_blocks(kind, 32, 32)
+    stored[:, :2] = np.array([65504], np.float16).view(np.uint8)
+    matrix = torch.from_numpy(gguf.dequantize(stored, gguf.GGMLQuantizationType[kind]))
+    rows = StoredRows(kind, torch.from_numpy(stored), torch.arange(32))
+    assert torch.equal(kernels.widen_rows(rows.stored, rows.order, kind), matrix)
+    packed = pack_blocks([rows], 32, kernels, Arena())
+    out = kernels.linear(torch.eye(32).bfloat16(), [packed], [kind], [32], "", None, 0.0, None, None, True)
+    torch.testing.assert_close(out.T, matrix, atol=65504 * 1e-3, rtol=1e-4)
+
+
 def test_a_kind_that_is_unknown_is_an_error(kernels: Any) -> None:
     stored = torch.zeros(1, 144, dtype=torch.uint8)
     with pytest.raises(ValueError, match="no blocks of the kind Q9_K"):

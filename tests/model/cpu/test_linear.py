@@ -3,6 +3,7 @@
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -33,9 +34,7 @@ from tests.support.gguf_blocks import random_blocks
 
 needs_tiles = pytest.mark.skipif(not torch.cpu.get_capabilities().get("amx_bf16"), reason="needs Intel's AMX")
 SHAPES = [(96, 64), (33, 30), (1, 8), (88, 48), (160, 1536)]  # outputs, inputs
-BLOCKS = {weight_format: kind for kind, weight_format in BLOCK_FORMATS.items() if not kind.startswith(("Q4_", "Q8_"))}
-BLOCKS[WeightFormat.Q4_K] = "Q4_K"
-GRIDS_OF_BYTES = (WeightFormat.GRID_4_INT8, WeightFormat.GRID_8_INT8)
+BLOCKS = {weight_format: kind for kind, weight_format in BLOCK_FORMATS.items() if kind != "Q4_1"}
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -92,7 +91,7 @@ class Layer:
         """The product of rows that are ready for it."""
         if self.kind == WeightFormat.INT8:
             return _rounded_to_bytes(rows) @ self.matrix.T
-        is_in_bytes = self.kind in BLOCKS or self.kind in GRIDS_OF_BYTES
+        is_in_bytes = self.kind in BLOCKS or self.kind == WeightFormat.GRID_4_INT8
         return (_rounded_from_zero_points(rows) if is_in_bytes else rows.bfloat16().float()) @ self.matrix.T
 
 
@@ -127,7 +126,7 @@ def test_products_agree(kernels: Any, kind: WeightFormat, num_outputs: int, num_
     bias = random(num_outputs, seed=3).bfloat16()
     expected = layer.expected(x.float())
     # a value between two steps of the grid may be rounded the other way
-    tolerance = 0.012 if kind in (WeightFormat.INT8, *GRIDS_OF_BYTES, *BLOCKS) else 1e-5
+    tolerance = 0.012 if kind in (WeightFormat.INT8, WeightFormat.GRID_4_INT8, *BLOCKS) else 1e-5
     torch.testing.assert_close(layer.run(x), expected, atol=tolerance, rtol=1e-4)
     torch.testing.assert_close(layer.run(x, bias=bias), expected + bias.float(), atol=tolerance, rtol=1e-4)
 
@@ -209,19 +208,33 @@ def test_extremes_of_bytes_do_not_overflow(kernels: Any, sign: int) -> None:
     assert torch.equal(out, torch.full((1, 32), -127.0 * 127 * sign * 64))
 
 
-@pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_extremes_of_grids_do_not_overflow(kernels: Any, sign: int, bits: int) -> None:
-    """Half of a group is the least byte and half the largest, and the weights of the first half are 0."""
-    largest = 2**bits - 1
-    values = torch.full((32, 64), largest, dtype=torch.uint8)
+def test_extremes_of_nibbles_do_not_overflow(kernels: Any, sign: int) -> None:
+    """The rows of a group are the least byte, then the largest; the weights are 0, then 15."""
+    values = torch.full((32, 64), 15, dtype=torch.uint8)
     values.view(32, 4, 16)[:, ::2] = 0
-    grid = GroupedWeight(values, torch.ones(32, 2).half(), torch.zeros(32, 2).half(), bits)
+    grid = GroupedWeight(values, torch.ones(32, 2).half(), torch.zeros(32, 2).half(), 4)
+    kind = WeightFormat.GRID_4_INT8.value
+    out = kernels.linear(extreme_row(sign), [pack_grid(grid)], [kind], [32], "", None, 0.0, None, None, True)
+    assert torch.equal(out, torch.full((1, 32), 127.0 * 15 * sign * 32))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_extremes_of_q8_0_do_not_overflow(kernels: Any, sign: int) -> None:
+    stored = np.full((32, 2, 34), 127, dtype=np.uint8)
+    stored[:, :, 2:18] = 128  # -128 as a signed byte
+    stored[:, :, :2] = np.ones(1, np.float16).view(np.uint8)
+    rows = StoredRows("Q8_0", torch.from_numpy(stored.reshape(32, 68)), torch.arange(32))
+    packed = pack_blocks([rows], 64, kernels, Arena())
+    out = kernels.linear(extreme_row(sign), [packed], ["Q8_0"], [32], "", None, 0.0, None, None, True)
+    assert torch.equal(out, torch.full((1, 32), 127.0 * (128 + 127) * sign * 32))
+
+
+def extreme_row(sign: int) -> Tensor:
+    """Sixteen times the least byte, then sixteen times the largest, and again; or the other way round."""
     x = torch.full((1, 64), 127.0 * sign, dtype=torch.bfloat16)
     x.view(4, 16)[::2] = -127.0 * sign
-    kind = (WeightFormat.GRID_4_INT8 if bits == 4 else WeightFormat.GRID_8_INT8).value
-    out = kernels.linear(x, [pack_grid(grid)], [kind], [32], "", None, 0.0, None, None, True)
-    assert torch.equal(out, torch.full((1, 32), 127.0 * largest * sign * 32))
+    return x
 
 
 def test_parts_of_a_weight_stand_side_by_side(kernels: Any) -> None:
