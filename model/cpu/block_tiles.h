@@ -7,6 +7,7 @@
 // where the sums of q and b are whole numbers, exact in any order. model/cpu/blocks.cpp packs the tiles.
 #pragma once
 
+#include "byte_sums.h"
 #include "weights.h"
 
 namespace caravan {
