@@ -77,8 +77,8 @@ class ModelSettings(BaseModel):
     )
     quantization: Literal["auto", "none", "native", "int8", "int4"] = Field(
         "auto",
-        description="Weight quantization. none: bfloat16. native: weights as a GGUF file has them, 8-bit products. "
-        "int8: 8-bit weights and products. int4: 4-bit weights, bfloat16 products. auto: native for GGUF files with "
+        description="Weight quantization. none: bfloat16. native: weights as the files have them, 8-bit products. "
+        "int8: 8-bit weights and products. int4: 4-bit weights, bfloat16 products. auto: native for files with "
         "quantized weights, otherwise none.",
     )
     speculation: Speculation = Field(

@@ -102,7 +102,7 @@ def _blocks(checkpoint: Checkpoint) -> list[Row]:
     """Return which matrices of the files are in which blocks, as in "Q4_K: attn_q, 8 of 16 attn_v"; no row without."""
     kinds: dict[str, Counter[str]] = {}  # kind of matrix -> kinds of its blocks, "" without
     for source in {part.source: None for parts in weight_parts(checkpoint).values() for part in parts}:
-        name = re.sub(r"^blk\.\d+\.|\.weight$", "", source)
+        name = re.sub(r"^.*\.\d+\.|\.weight$", "", source)
         kinds.setdefault(name, Counter())[checkpoint.blocks.get(source, "")] += 1
     matrices: dict[str, list[str]] = {}
     for name, counts in kinds.items():

@@ -3,17 +3,21 @@
 import logging
 import math
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from safetensors import SafetensorError, safe_open
+from gguf import GGMLQuantizationType
+from safetensors import safe_open
 from torch import Tensor
 
 from caravan.model.checkpoint import BrokenCheckpoint
-from caravan.model.checkpoint.checkpoint import Checkpoint, listed
+from caravan.model.checkpoint.checkpoint import Checkpoint
+from caravan.model.checkpoint.gguf_groups import GRID_BITS, read_groups
 from caravan.model.checkpoint.json_file import JsonFile, log_disagreement
+from caravan.model.checkpoint.quantized_tensors import quantized_tensors
+from caravan.model.checkpoint.safetensors_files import check_types, log_other_holders, tensors_of, weight_files
 from caravan.model.config import ModelConfig, UnsupportedModel
+from caravan.model.quantization import GroupedWeight
 from caravan.model.rope_scaling import DynamicScaling, LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
 
 _ARCHITECTURES = MappingProxyType(  # by model_type
@@ -47,8 +51,6 @@ _NAMES = MappingProxyType(
     }
 )
 _UNUSED = re.compile(r"rotary_emb\.inv_freq")  # a table of older versions, in various places
-_DTYPES = ("F32", "F16", "BF16", "F64")
-_MAX_TENSORS = 2**16
 
 logger = logging.getLogger(__name__)
 
@@ -56,105 +58,56 @@ logger = logging.getLogger(__name__)
 def open_huggingface(folder: Path) -> Checkpoint:
     """Return the model in a folder with a config.json; raises OSError, BrokenCheckpoint or UnsupportedModel."""
     fields = JsonFile(folder / "config.json")
-    _refuse_quantized(fields)
-    files, indexed = _files(folder)
+    quantization = fields.part("quantization_config")
+    files, indexed = weight_files(folder)
     holders: dict[str, Path] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    stored_types: set[str] = set()
+    types: dict[str, str] = {}
     for file in files:
-        for name, (shape, stored_type) in _tensors(file).items():
-            stored_types.add(stored_type)
+        for name, (shape, stored_type) in tensors_of(file).items():
             if name in holders:
                 raise BrokenCheckpoint(f"{file}: {ascii(name)[:80]} is in {holders[name].name}, too.")
-            holders[name], shapes[name] = file, shape
-    _log_other_holders(folder, indexed, holders)
+            holders[name], shapes[name], types[name] = file, shape, stored_type
+    log_other_holders(folder, indexed, holders)
+
+    def load(name: str) -> Tensor:
+        with safe_open(holders[name], framework="pt") as content:
+            tensor: Tensor = content.get_tensor(name)
+            return tensor
+
+    quantized = {} if quantization is None else quantized_tensors(quantization, shapes, types, load)
+    sources = {source for tensor in quantized.values() for source in tensor.sources}
+    plain = {name: shape for name, shape in shapes.items() if name not in sources}
+    check_types({name: types[name] for name in plain}, holders)
 
     def read(name: str, out: Tensor) -> None:
-        with safe_open(holders[name], framework="pt") as content:
-            out.copy_(content.get_tensor(name))
+        out.copy_(quantized[name].widen() if name in quantized else load(name))
+
+    def read_blocks(name: str) -> Tensor:
+        blocks = quantized[name].blocks
+        assert blocks is not None, "a tensor without a kind"
+        return blocks()
+
+    def read_grid(name: str) -> GroupedWeight | None:
+        return read_groups(read_blocks(name).numpy(), GGMLQuantizationType[kinds[name]])
+
+    kinds = {name: tensor.kind for name, tensor in quantized.items() if tensor.kind is not None}
 
     return Checkpoint(
         path=folder,
         format="Hugging Face",
-        config=_config(fields, has_output="lm_head.weight" in shapes),
+        config=_config(fields, has_output="lm_head.weight" in plain or "lm_head.weight" in quantized),
         names=_NAMES,
         is_interleaved=False,
-        shapes=shapes,
-        stored_types=frozenset(stored_types),
+        shapes=plain | {name: tensor.shape for name, tensor in quantized.items()},
+        stored_types=frozenset(types.values()),
         read=read,
-        unused=frozenset(filter(_UNUSED.search, shapes)),
+        grids={name: GRID_BITS[GGMLQuantizationType[kind]] for name, kind in kinds.items()},
+        read_grid=read_grid,
+        blocks=kinds,
+        read_blocks=read_blocks,
+        unused=frozenset(filter(_UNUSED.search, plain)),
     )
-
-
-def _files(folder: Path) -> tuple[list[Path], Mapping[str, object]]:
-    """Return the safetensors files that make up the model, and which file has each tensor by the index."""
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if single.is_file():
-        if index.is_file():
-            logger.warning("%s has both %s and %s; the first one is used.", folder, single.name, index.name)
-        return [single], {}
-    if not index.is_file():
-        if list(folder.glob("*.bin")):
-            raise UnsupportedModel(
-                f"{folder} has weights in .bin files; supported are safetensors. Convert them first."
-            )
-        raise BrokenCheckpoint(f"{folder} has no model.safetensors and no model.safetensors.index.json.")
-    weight_map = JsonFile(index).part("weight_map")
-    indexed = {} if weight_map is None else weight_map.raw()
-    names = set(map(str, indexed.values()))
-    if not names:
-        raise BrokenCheckpoint(f"{index} names no files.")
-    for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise BrokenCheckpoint(f"{index} names {ascii(name)[:80]}, which is not a safetensors file in its folder.")
-        if not (folder / name).is_file():
-            raise BrokenCheckpoint(f"{folder} lacks {name}, which its index names. Fetch it again.")
-    return [folder / name for name in sorted(names)], indexed
-
-
-def _log_other_holders(folder: Path, indexed: Mapping[str, object], holders: Mapping[str, Path]) -> None:
-    """Log the tensors that are in other files than the index states; the files are used."""
-    if not indexed:
-        return
-    other = [name for name, file in holders.items() if indexed.get(name) != file.name]
-    other += [name for name in indexed if name not in holders]
-    if other:
-        logger.warning(
-            "%s: the index is wrong about %s; what is in the files is used.", folder, listed([*dict.fromkeys(other)])
-        )
-
-
-def _tensors(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Return the shape and type of each tensor of a file, after checking that the file is complete."""
-    tensors: dict[str, tuple[tuple[int, ...], str]] = {}
-    try:
-        with safe_open(file, framework="pt") as content:
-            names = content.keys()
-            if len(names) > _MAX_TENSORS:
-                raise BrokenCheckpoint(f"{file} has {len(names)} tensors, more than {_MAX_TENSORS}.")
-            for name in names:
-                tensor = content.get_slice(name)
-                if tensor.get_dtype() not in _DTYPES:
-                    raise UnsupportedModel(
-                        f"{file}: {ascii(name)[:80]} has the type {tensor.get_dtype()}; supported are "
-                        f"{', '.join(_DTYPES)}. Take the model's original, or a GGUF file of it."
-                    )
-                tensors[name] = tuple(tensor.get_shape()), tensor.get_dtype()
-    except SafetensorError as error:
-        raise BrokenCheckpoint(
-            f"{file} is not a valid safetensors file: {ascii(str(error))[1:-1][:120]}. Fetch it again."
-        ) from None
-    return tensors
-
-
-def _refuse_quantized(fields: JsonFile) -> None:
-    quantization = fields.part("quantization_config")
-    if quantization is not None:
-        method = ascii(quantization.text("quant_method", "an unknown method"))[1:-1][:40]
-        raise UnsupportedModel(
-            f"{fields.path.parent} has weights quantized by {method}, which is not supported. Take the model's "
-            "original, or a GGUF file of it."
-        )
 
 
 def _config(fields: JsonFile, *, has_output: bool) -> ModelConfig:

@@ -1,0 +1,67 @@
+"""Hugging Face folders with weights in few bits, written number by number as each format describes them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tests.support.transformers_models import random_model
+
+SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 16, "num_attention_heads": 4}
+AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the output that each 4 bits of 32 hold, from the lowest
+
+Tensors = dict[str, Tensor]
+
+
+def write_folder(folder: Path, config: dict[str, Any], quantize: Any, **changes: Any) -> Tensors:
+    """Write a random model and return the weights that it stands for, by name.
+
+    `quantize(stem, weight)` returns the tensors of a linear layer, and the weight that they stand for.
+    """
+    random_model("Llama", **(SIZES | changes)).save_pretrained(folder)
+    written, meant = load_file(folder / "model.safetensors"), {}
+    stored: Tensors = {}
+    for name, weight in written.items():
+        if name.endswith("_proj.weight"):
+            tensors, meant[name] = quantize(name.removesuffix(".weight"), weight)
+            stored |= tensors
+        else:
+            stored[name] = meant[name] = weight
+    save_file(stored, folder / "model.safetensors")
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": config}))
+    return meant
+
+
+def random_grid(weight: Tensor, group: int, *, is_symmetric: bool, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Return values [out, in] of 0 to 15, zeros [out, groups] and scales [out, groups] of about the weight's size."""
+    generator = torch.Generator().manual_seed(seed + weight.shape[0])
+    values = torch.randint(0, 16, weight.shape, generator=generator)
+    shape = (weight.shape[0], weight.shape[1] // group)
+    zeros = torch.full(shape, 8) if is_symmetric else torch.randint(1, 16, shape, generator=generator)
+    scales = ((0.5 + torch.rand(shape, generator=generator)) * weight.std() / 8).half()
+    return values, zeros, scales
+
+
+def in_words(rows: list[list[int]], order: tuple[int, ...] = tuple(range(8))) -> Tensor:
+    """Return rows of numbers of 4 bits, eight in each 32 bits; bits 4 i of a word hold the number of place order[i]."""
+    packed = []
+    for row in rows:
+        words = []
+        for start in range(0, len(row), 8):
+            word = sum(row[start + place] << 4 * i for i, place in enumerate(order))
+            words.append(word - 2**32 if word >= 2**31 else word)
+        packed.append(words)
+    return torch.tensor(packed, dtype=torch.int32)
+
+
+def grid_weight(values: Tensor, zeros: Tensor, scales: Tensor, groups: list[int]) -> Tensor:
+    """Return (value - zero) * scale, one number after another."""
+    rows = []
+    for o in range(len(values)):
+        row = [(int(values[o, k]) - int(zeros[o, g])) * float(scales[o, g]) for k, g in enumerate(groups)]
+        rows.append(row)
+    return torch.tensor(rows)
