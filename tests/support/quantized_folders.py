@@ -60,8 +60,5 @@ def in_words(rows: list[list[int]], order: tuple[int, ...] = tuple(range(8))) ->
 
 def grid_weight(values: Tensor, zeros: Tensor, scales: Tensor, groups: list[int]) -> Tensor:
     """Return (value - zero) * scale, one number after another."""
-    rows = []
-    for o in range(len(values)):
-        row = [(int(values[o, k]) - int(zeros[o, g])) * float(scales[o, g]) for k, g in enumerate(groups)]
-        rows.append(row)
-    return torch.tensor(rows)
+    rows = zip(values.tolist(), zeros.tolist(), scales.tolist(), strict=True)
+    return torch.tensor([[(row[k] - zero[g]) * scale[g] for k, g in enumerate(groups)] for row, zero, scale in rows])

@@ -173,6 +173,7 @@ def test_tiles_sum_even_and_odd_inputs_apart() -> None:
 
 
 @needs_tiles
+@pytest.mark.slow  # it needs another build of the kernels
 def test_bytes_have_the_same_sums_with_and_without_tiles() -> None:
     x = random(40, 200).bfloat16()
     tiled = Layer(load_kernels(), WeightFormat.INT8, 70, 200).run(x)
