@@ -19,23 +19,22 @@ from caravan.download.resolve import DEFAULT_MODEL, resolve_model
 from caravan.model.blocks import BLOCK_SIZES
 
 RMS = 0.02  # of the weights
-_HALVES = (
-    MappingProxyType(  # kind of block -> places of its numbers in float16, and how many steps of them a weight spans
-        {
-            "Q4_0": ((0, 8),),
-            "Q4_1": ((0, 8), (2, 1)),
-            "Q5_0": ((0, 16),),
-            "Q5_1": ((0, 16), (2, 1)),
-            "Q8_0": ((0, 128),),
-            "IQ4_NL": ((0, 64),),
-            "Q2_K": ((80, 16), (82, 16)),
-            "Q3_K": ((108, 64),),
-            "Q4_K": ((0, 256), (2, 32)),
-            "Q5_K": ((0, 512), (2, 32)),
-            "Q6_K": ((208, 2048),),
-            "IQ4_XS": ((0, 1024),),
-        }
-    )
+# Where a block has numbers in float16, and how many steps of each of them a weight spans.
+_NUMBERS = MappingProxyType(
+    {
+        "Q4_0": ((0, 8),),
+        "Q4_1": ((0, 8), (2, 1)),
+        "Q5_0": ((0, 16),),
+        "Q5_1": ((0, 16), (2, 1)),
+        "Q8_0": ((0, 128),),
+        "IQ4_NL": ((0, 64),),
+        "Q2_K": ((80, 16), (82, 16)),
+        "Q3_K": ((108, 64),),
+        "Q4_K": ((0, 256), (2, 32)),
+        "Q5_K": ((0, 512), (2, 32)),
+        "Q6_K": ((208, 2048),),
+        "IQ4_XS": ((0, 1024),),
+    }
 )
 
 
@@ -76,11 +75,16 @@ def kind_of(name: str, layer: int, shape: Shape, file_type: str) -> str:
     return "Q6_K" if name == "output" or (name == "token_embd" and shape.tied) else file_type.removesuffix("_M")
 
 
+def float_places(kind: str) -> tuple[int, ...]:
+    """Return where a block has numbers in float16."""
+    return tuple(place for place, _ in _NUMBERS[kind])
+
+
 def random_blocks(kind: str, rows: int, width: int, random: np.random.Generator) -> NDArray[np.uint8]:
     """Return a matrix [rows, bytes] of random blocks whose weights are about RMS."""
     num_inputs, num_bytes = BLOCK_SIZES[kind]
     blocks = random.integers(0, 256, (rows, width // num_inputs, num_bytes), dtype=np.uint8)
-    for place, num_steps in _HALVES[kind]:
+    for place, num_steps in _NUMBERS[kind]:
         sizes = (RMS * random.uniform(1, 2, blocks.shape[:2]) / num_steps).astype(np.float16)
         blocks[..., place : place + 2] = sizes[..., None].view(np.uint8)
     return blocks.reshape(rows, -1)

@@ -1,4 +1,4 @@
-"""Blocks: matrices as a GGUF file stores them, some inputs of a row in a few bytes with scales of their own."""
+"""Blocks: matrices as GGUF files store them, some inputs of a row in a few bytes with scales of their own."""
 
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -33,7 +33,7 @@ class StoredRows:
     """A matrix in blocks, and the order in which its rows are outputs of the model."""
 
     kind: str  # a key of BLOCK_SIZES
-    stored: Tensor  # [rows, bytes of a row] uint8, mapped from the file
+    stored: Tensor  # [rows, bytes of a row] uint8; of a GGUF file, mapped
     order: Tensor  # [out] int64: the row of `stored` for each output
 
 

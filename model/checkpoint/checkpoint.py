@@ -36,7 +36,7 @@ class Checkpoint:
     grids: Mapping[str, int] = field(default_factory=dict)  # matrix -> bits of its grid (GroupedWeight)
     read_grid: Callable[[str], GroupedWeight | None] = lambda _: None  # such a matrix; None if it does not fit
     blocks: Mapping[str, str] = field(default_factory=dict)  # matrix -> kind of its blocks, a key of BLOCK_SIZES
-    read_blocks: Callable[[str], Tensor] = lambda _: torch.empty(0)  # such a matrix, mapped: [rows, bytes], uint8
+    read_blocks: Callable[[str], Tensor] = lambda _: torch.empty(0)  # such a matrix, [rows, bytes] uint8
     unused: frozenset[str] = frozenset()  # tensors in the files that no weight needs
 
 

@@ -133,8 +133,7 @@ def _of_grid(
     shape: tuple[int, int], sources: tuple[str, ...], read: Callable[[], Grid], groups: Tensor, *, is_symmetric: bool
 ) -> QuantizedTensor:
     """Return the matrix whose grid `read` reads; it fits blocks if each 32 inputs are in one group."""
-    in_blocks = groups.view(-1, GROUP) if len(groups) % GROUP == 0 else groups.view(-1, 1)[:0]
-    fits = len(in_blocks) > 0 and torch.equal(in_blocks, in_blocks[:, :1].expand(-1, GROUP))
+    fits = len(groups) % GROUP == 0 and torch.equal(groups, groups[::GROUP].repeat_interleave(GROUP))
     kind = ("Q4_0" if is_symmetric else "Q4_1") if fits else None
     return QuantizedTensor(
         shape=shape,

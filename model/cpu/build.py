@@ -132,7 +132,7 @@ def _file_name(library: str, flags: list[str]) -> str:
 
 
 def _build(built: Path, flags: list[str], environ: Mapping[str, str]) -> None:
-    print("Building the kernels, once; it takes half a minute.", file=sys.stderr, flush=True)
+    print("Building the kernels, once; it takes less than a minute.", file=sys.stderr, flush=True)
     # The ninja of this Python's environment is found whether or not that is activated.
     path = os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", os.defpath)])
     command = [sys.executable, "-P", str(_FOLDER / "compile.py"), str(built), *flags]

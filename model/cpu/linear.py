@@ -22,8 +22,8 @@ ROWS_AT_ONCE = 128 * TILE  # rows that are rounded at once: rounding takes many 
 class PackedLinear(Linear):
     """A linear layer with packed weights, after a norm if there is one.
 
-    Quantization `none` keeps the weights in bfloat16. `native` keeps them as a GGUF file has them, in parts where the
-    file has several kinds of blocks, and rounds rows to 8 bits with a scale and a zero point for each 32. `int8` rounds
+    Quantization `none` keeps the weights in bfloat16. `native` keeps them as the files have them, in parts where they
+    are in several kinds of blocks, and rounds rows to 8 bits with a scale and a zero point for each 32. `int8` rounds
     weights and rows to 8 bits in groups of 64; on a processor without products of bytes, weights on a grid of 4 bits
     stay on it, which is faster. `int4` stores weights on a grid of 4 bits, or on the grid of the file, and multiplies
     rows in bfloat16; the weights are not rounded to it.

@@ -1,21 +1,10 @@
 """Random blocks of GGUF files: any bytes are a block if its numbers in float16 are finite."""
 
-from types import MappingProxyType
-
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.shapes import float_places
 from caravan.model.blocks import BLOCK_SIZES
-
-# Where a block has numbers in float16; the others have one, at the start.
-_FLOAT_PLACES = MappingProxyType(
-    {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "Q4_1": (0, 2), "Q5_1": (0, 2)}
-)
-
-
-def float_places(kind: str) -> tuple[int, ...]:
-    """Return where a block has numbers in float16."""
-    return _FLOAT_PLACES.get(kind, (0,))
 
 
 def random_blocks(kind: str, rows: int, width: int, seed: int = 0) -> NDArray[np.uint8]:

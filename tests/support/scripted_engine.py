@@ -15,11 +15,9 @@ import time
 import msgspec
 
 from caravan.scheduler.channel import LENGTH, frame_length
-from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.message_sender import MessageSender
 from caravan.scheduler.messages import (
     Abort,
-    EngineReady,
     Request,
     SequenceOutput,
     StartEngine,
@@ -28,6 +26,7 @@ from caravan.scheduler.messages import (
     ToEngine,
     TokenLogprobs,
 )
+from tests.support.engine_reports import READY
 
 DIES, HANGS, DIES_LATE = 1, 2, 3
 MAX_BATCH = 4
@@ -56,18 +55,7 @@ def main() -> None:
     inbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(connection, inbox), daemon=True).start()
     sender = MessageSender(connection)
-    sender.send(
-        EngineReady(
-            config=EngineConfig(num_blocks=64, max_model_len=512),
-            vocab_size=1024,
-            num_parameters=0,
-            weight_bytes=0,
-            kv_cache_bytes=1,
-            kv_cache_dtype="none",
-            weights="none",
-            load_seconds=0.0,
-        )
-    )
+    sender.send(READY)
     sender.start_heartbeats()
     requests: dict[int, Request] = {}
     num_tokens: dict[int, int] = {}

@@ -17,6 +17,7 @@ from caravan.model.checkpoint.gguf_header import read_gguf_header
 from caravan.model.config import UnsupportedModel
 from caravan.model.llama import Llama
 from tests.model.oracle import load_checkpoint
+from tests.support.gguf_blocks import random_blocks
 from tests.support.gguf_files import F32, Tensors, interleaved, write_tiny_llama
 from tests.support.tiny_llama import tiny_llama
 
@@ -26,9 +27,7 @@ CPU = torch.device("cpu")
 SIMPLE_TYPES = {
     Q.F32: 0.0, Q.F16: 1e-3, Q.BF16: 4e-3, Q.Q4_0: 0.13, Q.Q4_1: 0.07, Q.Q5_0: 0.07, Q.Q5_1: 0.04, Q.Q8_0: 5e-3,
 }  # fmt: skip
-SUPER_BLOCK_TYPES = {  # type -> positions of the float16 scales in a block
-    Q.Q2_K: (80, 82), Q.Q3_K: (108,), Q.Q4_K: (0, 2), Q.Q5_K: (0, 2), Q.Q6_K: (208,),
-}  # fmt: skip
+SUPER_BLOCK_TYPES = (Q.Q2_K, Q.Q3_K, Q.Q4_K, Q.Q5_K, Q.Q6_K, Q.IQ4_XS)
 
 
 def weights_of(model: Llama) -> dict[str, torch.Tensor]:
@@ -48,7 +47,7 @@ def test_weights_of_each_simple_type_come_back_in_their_places(tmp_path: Path, k
 @pytest.mark.parametrize("kind", SUPER_BLOCK_TYPES, ids=lambda kind: kind.name)
 def test_weights_of_each_super_block_type_are_dequantized_row_by_row(tmp_path: Path, kind: Q) -> None:
     model = tiny_llama(vocab_size=278, hidden_size=256, intermediate_size=256, head_dim=16)
-    stored = random_super_blocks(kind, rows=256)
+    stored = random_blocks(kind.name, rows=256, width=256)
 
     def change(tensors: Tensors) -> None:
         tensors["blk.1.ffn_down.weight"] = (stored, kind)
@@ -69,16 +68,6 @@ def test_vectors_may_have_any_type(tmp_path: Path, kind: Q) -> None:
     write_tiny_llama(tmp_path / "m.gguf", change=put("blk.1.ffn_norm.weight", stored[0], kind))
     loaded = weights_of(load_checkpoint(tmp_path / "m.gguf", torch.float32))
     assert torch.equal(loaded["layers.1.feed_forward_norm.weight"], torch.from_numpy(gguf.dequantize(stored, kind)[0]))
-
-
-def random_super_blocks(kind: Q, rows: int) -> np.ndarray[Any, Any]:
-    """Return rows of one block of 256 values each, with arbitrary bits and moderate scales."""
-    generator = np.random.default_rng(0)
-    stored = generator.integers(0, 256, (rows, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8)
-    for place in SUPER_BLOCK_TYPES[kind]:
-        scales = generator.uniform(0.001, 0.01, (rows, 1)).astype(np.float16)
-        stored[:, place : place + 2] = scales.view(np.uint8)
-    return stored
 
 
 def test_q4_1_is_scale_times_nibble_plus_minimum(tmp_path: Path) -> None:

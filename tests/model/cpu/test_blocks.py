@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.shapes import float_places
 from caravan.model.blocks import BLOCK_SIZES, NotFinite, StoredRows
 from caravan.model.cpu.arena import Arena
 from caravan.model.cpu.packing import BLOCK_FORMATS, pack_blocks
-from tests.support.gguf_blocks import float_places, random_blocks
+from tests.support.gguf_blocks import random_blocks
 
 
 @pytest.fixture(params=BLOCK_SIZES)

@@ -5,21 +5,11 @@ import asyncio
 import pytest
 
 from caravan.scheduler.channel import encode_frame
-from caravan.scheduler.config import EngineConfig
-from caravan.scheduler.messages import Abort, EngineFailed, EngineReady, Heartbeat, StartEngine, WhileRunning
+from caravan.scheduler.messages import Abort, EngineFailed, Heartbeat, StartEngine, WhileRunning
 from caravan.server.engine import process as module
 from caravan.server.engine.process import EngineProcess, EngineStartFailed, engine_environment
+from tests.support.engine_reports import READY
 
-READY = EngineReady(
-    config=EngineConfig(num_blocks=64, max_model_len=512),
-    vocab_size=1024,
-    num_parameters=0,
-    weight_bytes=0,
-    kv_cache_bytes=4096,
-    kv_cache_dtype="none",
-    weights="none",
-    load_seconds=0.0,
-)
 SLEEPS = ("-c", "import time; time.sleep(60)")
 WAITS = ("-c", "import socket, sys; socket.socket(fileno=int(sys.argv[1])).makefile('rb').read()")
 

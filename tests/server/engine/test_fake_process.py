@@ -9,7 +9,6 @@ import pytest
 from typing_extensions import override
 
 from caravan.model.sampling.sampling_params import SamplingParams
-from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.messages import (
     Abort,
     BatchBegins,
@@ -31,17 +30,7 @@ from caravan.server.engine.listener import EngineListener
 from caravan.server.engine.output_queue import EngineDied, EngineUnavailable
 from caravan.server.engine.process import EngineStartFailed
 from tests.server.openai.asgi import until
-
-READY = EngineReady(
-    config=EngineConfig(num_blocks=64, max_model_len=512),
-    vocab_size=1024,
-    num_parameters=0,
-    weight_bytes=0,
-    kv_cache_bytes=4096,
-    kv_cache_dtype="none",
-    weights="none",
-    load_seconds=0.0,
-)
+from tests.support.engine_reports import READY
 
 
 class FakeProcess:
