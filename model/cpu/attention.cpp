@@ -79,7 +79,7 @@ class Attention {
   void list_units() {
     int64_t num_all_splits = 0;
     for (int64_t i = 0; i < batch_.num_sequences; i++) num_all_splits += divide_up(batch_.lengths[i], kSplit);
-    const int64_t num_wanted = kUnitsOfThread * at::get_num_threads();
+    const int64_t num_wanted = kUnitsOfThread * num_threads_here();
     const int64_t max_heads = divide_up(pages_.num_kv_heads * num_all_splits, num_wanted);
     for (int64_t sequence = 0; sequence < batch_.num_sequences; sequence++) {
       const int64_t num_rows = num_rows_of(sequence);

@@ -134,7 +134,7 @@ struct BlockTile {
     sum.start(i32x16{});
 #pragma GCC unroll kUnrolled
     for (int quad = 0; quad < kQuads; quad++)
-      sum.add(quad, kOnes, Values::quad(group + Form::kScaleBytes, part * kQuads + quad, half));
+      sum.add(kOnes, Values::quad(group + Form::kScaleBytes, part * kQuads + quad, half));
     return scaled_sum(scale, sum.total());
   }
 
@@ -165,12 +165,12 @@ struct BlockTile {
           u32x16 columns[C];
           for (int c = 0; c < C; c++) {
             columns[c] = Values::quad(group + Form::kScaleBytes, part * kQuads + quad, kHalf + c);
-            own[c].add(quad, kOnes, columns[c]);
+            own[c].add(kOnes, columns[c]);
           }
 #pragma GCC unroll 6
           for (int r = 0; r < R; r++) {
             const int32_t a = rows.quads[(at + r * stride) * (kGroup / 4) + part * kQuads + quad];
-            for (int c = 0; c < C; c++) dots[r][c].add(quad, a, columns[c]);
+            for (int c = 0; c < C; c++) dots[r][c].add(a, columns[c]);
           }
         }
         for (int c = 0; c < C; c++) {
@@ -244,7 +244,7 @@ void multiply(const WideBlocks<Form>& wide, Steps steps, const BlockRows<Form::k
 #pragma GCC unroll 6
         for (int r = 0; r < R; r++)
           for (int c = 0; c < C; c++)
-            dots[r][c].add(quad, quads[r * stride * (kGroup / 4) + quad], columns.quads[quad][half + c]);
+            dots[r][c].add(quads[r * stride * (kGroup / 4) + quad], columns.quads[quad][half + c]);
 #pragma GCC unroll 6
       for (int r = 0; r < R; r++) {
         const int64_t row = at + r * stride, place = row * kParts + part % kParts;

@@ -3,6 +3,10 @@
 
 #include "vector.h"
 
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
 namespace caravan {
 
 // Sums of products of unsigned bytes below 2^kBits with signed bytes, over at most eight quads; exact.
@@ -12,7 +16,7 @@ template <int kBits>
 struct ByteSums {
   i32x16 sums;
   void start(const i32x16& first) { sums = first; }
-  void add(int, int32_t a, const u32x16& b) {
+  void add(int32_t a, const u32x16& b) {
     sums = (i32x16)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)b, _mm512_set1_epi32(a));
   }
   i32x16 total() const { return sums; }
@@ -33,7 +37,7 @@ struct ByteSums {
     low = high = _mm256_setzero_si256();
     num_pending = 0;
   }
-  void add(int, int32_t a, const u32x16& b) {
+  void add(int32_t a, const u32x16& b) {
     const __m256i bytes = _mm256_set1_epi32(a);
     if constexpr (kQuadsAtOnce == 0) {
       const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8), odd = _mm256_srai_epi16(bytes, 8);
@@ -61,13 +65,35 @@ struct ByteSums {
     return {sums.low + (Half)_mm256_madd_epi16(low, ones), sums.high + (Half)_mm256_madd_epi16(high, ones)};
   }
 };
+#elif defined(__ARM_FEATURE_DOTPROD)
+constexpr bool kHasByteProducts = false;  // rows of int8 are multiplied in 16 bits here
+template <int kBits>
+struct ByteSums {
+  i32x16 sums;
+  void start(const i32x16& first) { sums = first; }
+  void add(int32_t a, const u32x16& b) {
+    const int8x16_t bytes = vreinterpretq_s8_s32(vdupq_n_s32(a));
+    auto dot = [&](auto sum, auto quads) { return (decltype(sum))dot_of((int32x4_t)sum, (uint8x16_t)quads, bytes); };
+    auto half = [&](auto sum, auto quads) {
+      return decltype(sum){dot(sum.low, quads.low), dot(sum.high, quads.high)};
+    };
+    sums = {half(sums.low, b.low), half(sums.high, b.high)};
+  }
+  static int32x4_t dot_of(int32x4_t sum, uint8x16_t values, int8x16_t bytes) {
+    if constexpr (kBits < 8) return vdotq_s32(sum, vreinterpretq_s8_u8(values), bytes);
+    // b = (b - 128) + 64 + 64, each of which is a signed byte.
+    const int8x16_t shifted = vreinterpretq_s8_u8(veorq_u8(values, vdupq_n_u8(128))), part = vdupq_n_s8(64);
+    return vdotq_s32(vdotq_s32(vdotq_s32(sum, shifted, bytes), part, bytes), part, bytes);
+  }
+  i32x16 total() const { return sums; }
+};
 #else
 constexpr bool kHasByteProducts = false;
 template <int kBits>
 struct ByteSums {
   i32x16 sums;
   void start(const i32x16& first) { sums = first; }
-  void add(int, int32_t a, const u32x16& b) {
+  void add(int32_t a, const u32x16& b) {
     for (int i = 0; i < 4; i++) sums += (int32_t)(int8_t)(a >> 8 * i) * (i32x16)((b >> 8 * i) & 255);
   }
   i32x16 total() const { return sums; }
@@ -82,6 +108,11 @@ inline u32x16 look_up(const uint8_t (&table)[16], const u32x16& places) {
   const __m256i wide = _mm256_broadcastsi128_si256(load<__m128i>(table));
   using Half = decltype(u32x16::low);
   return {(Half)_mm256_shuffle_epi8(wide, (__m256i)places.low), (Half)_mm256_shuffle_epi8(wide, (__m256i)places.high)};
+#elif defined(__aarch64__)
+  const uint8x16_t bytes_of = load<uint8x16_t>(table);
+  auto found = [&](auto quads) { return (decltype(quads))vqtbl1q_u8(bytes_of, (uint8x16_t)quads); };
+  auto half = [&](auto quads) { return decltype(quads){found(quads.low), found(quads.high)}; };
+  return {half(places.low), half(places.high)};
 #else
   uint8_t bytes[64];
   store(bytes, places);

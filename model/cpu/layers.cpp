@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "threads.h"
 
 namespace caravan {
 namespace {
@@ -72,26 +73,28 @@ struct Layers : torch::CustomClassHolder {
   at::Tensor run(at::Tensor x, at::Tensor cos, at::Tensor sin, at::Tensor slots, at::Tensor query_starts,
                  at::Tensor lengths, at::Tensor block_tables, std::vector<at::Tensor> key_pages,
                  std::vector<at::Tensor> value_pages, at::Tensor wanted_rows, OptionalTensor seconds) {
-    PartClock clock(seconds);
-    for (size_t i = 0; i < layers.size(); i++) {
-      const Layer& l = layers[i];
-      at::Tensor qkv = linear(x, l.qkv.parts, "rms_norm", l.attention_norm, l.eps, l.qkv.bias, {}, false);
-      clock.charge(0);
-      at::Tensor queries =
-          rotate_and_write(qkv, cos, sin, slots, key_pages[i], value_pages[i], l.query_norm, l.key_norm, l.eps);
-      clock.skip();
-      at::Tensor mixed =
-          attend(queries, key_pages[i], value_pages[i], query_starts, lengths, block_tables, l.window).flatten(1);
-      clock.charge(1);
-      if (i + 1 == layers.size() && wanted_rows.size(0) < x.size(0)) {
-        x = x.index_select(0, wanted_rows);
-        mixed = mixed.index_select(0, wanted_rows);
+    with_team([&] {
+      PartClock clock(seconds);
+      for (size_t i = 0; i < layers.size(); i++) {
+        const Layer& l = layers[i];
+        at::Tensor qkv = linear(x, l.qkv.parts, "rms_norm", l.attention_norm, l.eps, l.qkv.bias, {}, false);
+        clock.charge(0);
+        at::Tensor queries =
+            rotate_and_write(qkv, cos, sin, slots, key_pages[i], value_pages[i], l.query_norm, l.key_norm, l.eps);
+        clock.skip();
+        at::Tensor mixed =
+            attend(queries, key_pages[i], value_pages[i], query_starts, lengths, block_tables, l.window).flatten(1);
+        clock.charge(1);
+        if (i + 1 == layers.size() && wanted_rows.size(0) < x.size(0)) {
+          x = x.index_select(0, wanted_rows);
+          mixed = mixed.index_select(0, wanted_rows);
+        }
+        x = linear(mixed, l.output.parts, "", {}, 0, l.output.bias, x, false);
+        at::Tensor gate_up = linear(x, l.gate_up.parts, "rms_norm", l.feed_forward_norm, l.eps, {}, {}, false);
+        x = linear(gate_up, l.down.parts, "swiglu", {}, 0, {}, x, false);
+        clock.charge(0);
       }
-      x = linear(mixed, l.output.parts, "", {}, 0, l.output.bias, x, false);
-      at::Tensor gate_up = linear(x, l.gate_up.parts, "rms_norm", l.feed_forward_norm, l.eps, {}, {}, false);
-      x = linear(gate_up, l.down.parts, "swiglu", {}, 0, {}, x, false);
-      clock.charge(0);
-    }
+    });
     return x;
   }
 

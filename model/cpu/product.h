@@ -58,7 +58,7 @@ class Product {
         is_tiled_(uses_tiles<typename Weights::Rows>(operands.num_rows)) {}
 
   void run() {
-    const int64_t num_rows = operands_.num_rows, num_threads = at::get_num_threads();
+    const int64_t num_rows = operands_.num_rows, num_threads = num_threads_here();
     const int64_t num_tiles = divide_up(operands_.num_outputs, kColumns);
     if (is_tiled_ && num_rows >= 2 * kTiledRows * num_threads) {  // each thread has rows of its own, in its own cache
       const int64_t num_rounds = divide_up(num_rows, kOwnRows * num_threads);
