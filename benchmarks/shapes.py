@@ -16,7 +16,7 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from caravan.download.resolve import DEFAULT_MODEL, resolve_model
-from caravan.model.blocks import BLOCK_SIZES
+from caravan.model.blocks import BLOCK_SIZES, NVFP4_WITH_FACTOR
 
 RMS = 0.02  # of the weights
 # Where a block has numbers in float16, and how many steps of each of them a weight spans.
@@ -34,6 +34,9 @@ _NUMBERS = MappingProxyType(
         "Q5_K": ((0, 512), (2, 32)),
         "Q6_K": ((208, 2048),),
         "IQ4_XS": ((0, 1024),),
+        "MXFP4": (),
+        "NVFP4": (),
+        NVFP4_WITH_FACTOR: (),
     }
 )
 
@@ -87,7 +90,22 @@ def random_blocks(kind: str, rows: int, width: int, random: np.random.Generator)
     for place, num_steps in _NUMBERS[kind]:
         sizes = (RMS * random.uniform(1, 2, blocks.shape[:2]) / num_steps).astype(np.float16)
         blocks[..., place : place + 2] = sizes[..., None].view(np.uint8)
+    set_float4_scales(kind, blocks, RMS / 3, random)
     return blocks.reshape(rows, -1)
+
+
+def set_float4_scales(kind: str, blocks: NDArray[np.uint8], size: float, random: np.random.Generator) -> None:
+    """Set the scales of blocks in MXFP4 or NVFP4 to between half of `size` and `size`, or near to it.
+
+    NVFP4 without a factor has no scales below 2^-9.
+    """
+    if kind == "MXFP4":
+        blocks[..., 0] = 127 + np.floor(np.log2(size)) - random.integers(0, 2, blocks.shape[:2])
+    elif kind == "NVFP4":
+        blocks[..., :4] = np.maximum(1, size * 2**9 * random.uniform(0.5, 1, (*blocks.shape[:2], 4)))
+    elif kind == NVFP4_WITH_FACTOR:
+        blocks[..., :4] = np.array([size / 448], np.float32).view(np.uint8)
+        blocks[..., 4:8] = random.integers(0x77, 0x7F, (*blocks.shape[:2], 4))
 
 
 def matrices(shape: Shape) -> Iterator[tuple[str, str, int, int, int]]:
@@ -155,7 +173,15 @@ def main() -> None:
     """Write the file that the arguments name."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("shape", choices=SHAPES)
-    parser.add_argument("type", choices=["Q3_K_M", "Q4_K_M", "Q5_K_M", *BLOCK_SIZES])
+    parser.add_argument(
+        "type",
+        choices=[
+            "Q3_K_M",
+            "Q4_K_M",
+            "Q5_K_M",
+            *(kind for kind in BLOCK_SIZES if kind in GGMLQuantizationType.__members__),
+        ],
+    )
     parser.add_argument("file", type=Path)
     arguments = parser.parse_args()
     write_model(arguments.file, SHAPES[arguments.shape], arguments.type)

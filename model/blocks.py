@@ -5,6 +5,7 @@ from types import MappingProxyType
 
 from torch import Tensor
 
+NVFP4_WITH_FACTOR = "NVFP4 with a factor"  # in float32, before a block of NVFP4; no type of GGUF
 # Kind of block -> its number of inputs, its number of bytes. Source: ggml's ggml-common.h.
 BLOCK_SIZES = MappingProxyType(
     {
@@ -14,6 +15,9 @@ BLOCK_SIZES = MappingProxyType(
         "Q5_1": (32, 24),
         "Q8_0": (32, 34),
         "IQ4_NL": (32, 18),
+        "MXFP4": (32, 17),
+        "NVFP4": (64, 36),
+        NVFP4_WITH_FACTOR: (64, 40),
         "Q2_K": (256, 84),
         "Q3_K": (256, 110),
         "Q4_K": (256, 144),

@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from caravan.model.blocks import BLOCK_SIZES
+from caravan.model.blocks import BLOCK_SIZES, NVFP4_WITH_FACTOR
 from caravan.model.checkpoint import BrokenCheckpoint
 from caravan.model.checkpoint.checkpoint import Checkpoint
+from caravan.model.checkpoint.gguf_factors import factor_tensors, scale_tensors, with_factor
 from caravan.model.checkpoint.gguf_groups import GRID_BITS, read_groups
 from caravan.model.checkpoint.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 from caravan.model.config import ModelConfig, UnsupportedModel
@@ -46,7 +47,7 @@ _NAMES = MappingProxyType(
         "down": "blk.{}.ffn_down.weight",
     }
 )
-_TYPE_NAMES = ("F32", "F16", "BF16", *BLOCK_SIZES)
+_TYPE_NAMES = ("F32", "F16", "BF16", *(kind for kind in BLOCK_SIZES if kind != NVFP4_WITH_FACTOR))
 _TYPES = MappingProxyType({int(kind): kind for kind in map(gguf.GGMLQuantizationType.__getitem__, _TYPE_NAMES)})
 _ROPE_FREQS = "rope_freqs.weight"  # one divisor for each rotary frequency
 _ROWS_AT_ONCE = 32
@@ -70,12 +71,23 @@ def open_gguf(path: Path) -> Checkpoint:
 
     def read(name: str, out: Tensor) -> None:
         _dequantize(holders[name], name, out)
+        if name in factors:
+            out.mul_(factors[name])  # without, they are exact in bfloat16
+
+    def read_blocks(name: str) -> Tensor:
+        stored = _stored(holders[name], name)
+        return torch.from_numpy(with_factor(stored, factors[name]) if name in factors else stored)
 
     def read_grid(name: str) -> GroupedWeight | None:
         return read_groups(_stored(holders[name], name), kinds[name])
 
     kinds = {name: _TYPES[header.tensors[name].type_number] for name, header in holders.items()}
     shapes = {name: header.tensors[name].shape for name, header in holders.items()}
+    factors: dict[str, float] = {}
+    for name, source in factor_tensors(path, kinds, shapes).items():
+        factor = torch.empty(1)
+        read(source, factor)
+        factors[name] = float(factor)
     divisors: tuple[float, ...] = ()
     if _ROPE_FREQS in shapes:
         if len(shapes[_ROPE_FREQS]) != 1 or not 1 <= shapes[_ROPE_FREQS][0] <= 4096:
@@ -95,9 +107,10 @@ def open_gguf(path: Path) -> Checkpoint:
         read=read,
         grids={name: GRID_BITS[kind] for name, kind in kinds.items() if kind in GRID_BITS},
         read_grid=read_grid,
-        blocks={name: kind.name for name, kind in kinds.items() if kind.name in BLOCK_SIZES},
-        read_blocks=lambda name: torch.from_numpy(_stored(holders[name], name)),
-        unused=frozenset({_ROPE_FREQS}),
+        blocks={name: kind.name for name, kind in kinds.items() if kind.name in BLOCK_SIZES}
+        | dict.fromkeys(factors, NVFP4_WITH_FACTOR),
+        read_blocks=read_blocks,
+        unused=frozenset({_ROPE_FREQS}) | scale_tensors(kinds),
     )
 
 

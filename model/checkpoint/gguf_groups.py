@@ -12,6 +12,11 @@ from caravan.model.quantization import GROUP, GroupedWeight
 GRID_BITS = MappingProxyType({GGMLQuantizationType.Q4_0: 4, GGMLQuantizationType.Q4_1: 4, GGMLQuantizationType.Q8_0: 8})
 
 
+def grid_bits(kind: str) -> int | None:
+    """Return the bits of the grid of a kind of blocks; None if it has none."""
+    return next((bits for type_, bits in GRID_BITS.items() if type_.name == kind), None)
+
+
 def read_groups(stored: NDArray[np.uint8], kind: GGMLQuantizationType) -> GroupedWeight | None:
     """Return the matrix whose rows [out, bytes] are `stored`; None if its offsets do not fit in float16.
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from caravan.model.checkpoint import BrokenCheckpoint
 from caravan.model.checkpoint.checkpoint import Checkpoint
-from caravan.model.checkpoint.gguf_groups import GRID_BITS, read_groups
+from caravan.model.checkpoint.gguf_groups import grid_bits, read_groups
 from caravan.model.checkpoint.json_file import JsonFile, log_disagreement
-from caravan.model.checkpoint.quantized_tensors import quantized_tensors
+from caravan.model.checkpoint.quantized_tensors import method_of, quantization_config, quantized_tensors
 from caravan.model.checkpoint.safetensors_files import check_types, log_other_holders, tensors_of, weight_files
 from caravan.model.config import ModelConfig, UnsupportedModel
 from caravan.model.quantization import GroupedWeight
@@ -50,7 +50,8 @@ _NAMES = MappingProxyType(
         "down": "model.layers.{}.mlp.down_proj.weight",
     }
 )
-_UNUSED = re.compile(r"rotary_emb\.inv_freq")  # a table of older versions, in various places
+# A table of older versions, in various places; scales of a KV cache in float8, while ours is in bfloat16.
+_UNUSED = re.compile(r"rotary_emb\.inv_freq|self_attn\.(k_proj\.k|v_proj\.v|k|v)_scale$")
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ logger = logging.getLogger(__name__)
 def open_huggingface(folder: Path) -> Checkpoint:
     """Return the model in a folder with a config.json; raises OSError, BrokenCheckpoint or UnsupportedModel."""
     fields = JsonFile(folder / "config.json")
-    quantization = fields.part("quantization_config")
+    quantization = quantization_config(folder, fields)
     files, indexed = weight_files(folder)
     holders: dict[str, Path] = {}
     shapes: dict[str, tuple[int, ...]] = {}
@@ -95,14 +96,14 @@ def open_huggingface(folder: Path) -> Checkpoint:
 
     return Checkpoint(
         path=folder,
-        format="Hugging Face",
+        format="Hugging Face" if quantization is None else f"Hugging Face, quantized by {method_of(quantization)}",
         config=_config(fields, has_output="lm_head.weight" in plain or "lm_head.weight" in quantized),
         names=_NAMES,
         is_interleaved=False,
         shapes=plain | {name: tensor.shape for name, tensor in quantized.items()},
         stored_types=frozenset(types.values()),
         read=read,
-        grids={name: GRID_BITS[GGMLQuantizationType[kind]] for name, kind in kinds.items()},
+        grids={name: bits for name, kind in kinds.items() if (bits := grid_bits(kind)) is not None},
         read_grid=read_grid,
         blocks=kinds,
         read_blocks=read_blocks,

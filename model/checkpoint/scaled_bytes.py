@@ -7,9 +7,13 @@ from caravan.model.checkpoint.stored_matrix import GROUP, QuantizedTensor, Store
 
 
 def scaled_bytes(stored: StoredMatrix) -> QuantizedTensor:
-    """Return a matrix of bytes or of float8 numbers with one scale, one for each row, or one for each block."""
+    """Return a matrix of bytes or of float8 numbers with one scale, one for each row, or one for each block.
+
+    For SCB, of bitsandbytes, 127 times the scales are stored.
+    """
     num_outputs, num_inputs = stored.shape("weight")
-    leaf = "weight_scale_inv" if stored.has("weight_scale_inv") else "weight_scale"
+    leaf = next((leaf for leaf in ("SCB", "weight_scale_inv") if stored.has(leaf)), "weight_scale")
+    num_steps = 127 if leaf == "SCB" else 1
     if stored.has("weight_zero_point"):
         raise unsupported(stored.config, "in bytes with zero points")
     shape = stored.shapes[f"{stored.stem}.{leaf}"]
@@ -23,7 +27,8 @@ def scaled_bytes(stored: StoredMatrix) -> QuantizedTensor:
         raise stored.broken(f"{leaf} has the shape {list(shape)}, which does not fit blocks of {[height, width]}")
 
     def read() -> tuple[Tensor, Tensor]:
-        scales = stored.load(leaf, *shape).float().view(rows, columns).repeat_interleave(height, 0)[:num_outputs]
+        stated = stored.load(leaf, *shape).float().view(rows, columns) / num_steps
+        scales = stated.repeat_interleave(height, 0)[:num_outputs]
         return stored.load("weight", num_outputs, num_inputs), scales
 
     def widen() -> Tensor:
@@ -39,7 +44,7 @@ def scaled_bytes(stored: StoredMatrix) -> QuantizedTensor:
     fits = stored.types[f"{stored.stem}.weight"] == "I8" and columns == 1 and num_inputs % GROUP == 0
     return QuantizedTensor(
         shape=(num_outputs, num_inputs),
-        sources=stored.names("weight", leaf, "input_scale", "activation_scale", "input_scale_ub"),
+        sources=stored.names("weight", leaf, "weight_format", "input_scale", "activation_scale", "input_scale_ub"),
         widen=widen,
         kind="Q8_0" if fits else None,
         blocks=blocks if fits else None,

@@ -50,6 +50,18 @@ class StoredMatrix:
             raise self.broken(f"{leaf} has the shape {self.shapes.get(f'{self.stem}.{leaf}')}; it must be {shape}")
         return self.load_any(f"{self.stem}.{leaf}")
 
+    def load_as(self, types: tuple[str, ...], leaf: str, *shape: int) -> Tensor:
+        """Return a tensor of this matrix, which must have that shape and one of those types."""
+        stored_type = self.types.get(f"{self.stem}.{leaf}")
+        if stored_type not in (None, *types):
+            raise self.broken(f"{leaf} has the type {stored_type}; it must be {' or '.join(types)}")
+        return self.load(leaf, *shape)
+
+    def load_number(self, leaf: str) -> float:
+        """Return the number in a tensor of this matrix, which must be one in float32."""
+        shape = () if self.shapes.get(f"{self.stem}.{leaf}") == () else (1,)
+        return float(self.load_as(("F32",), leaf, *shape))
+
     def has(self, leaf: str) -> bool:
         return f"{self.stem}.{leaf}" in self.shapes
 

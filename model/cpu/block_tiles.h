@@ -1,110 +1,16 @@
-// Weights in blocks, with the 2 to 8 bits that GGUF files have, in tiles of 32 outputs; and their products with rows in
-// bytes.
+// The products of weights in blocks with rows in bytes.
 //
-// A weight is scale * (q - zero) + offset. Inputs that share a scale are a part: 16 or 32. A group is 32 inputs, for
-// which a row is rounded to bytes: x = a * b + t. So a part's share of a sum is
+// A weight is scale * (q - zero) + offset, as block_forms.h has it. For each group of 32 inputs a row is rounded to bytes:
+// x = a * b + t. So the share of a sum of a part, whose weights have one scale, is
 //   a * scale * (sum of (q - zero) * b)  +  t * scale * (sum of (q - zero))  +  offset * (sum of x),
-// where the sums of q and b are whole numbers, exact in any order. model/cpu/blocks.cpp packs the tiles.
+// where the sums of q and b are whole numbers, exact in any order.
 #pragma once
 
-#include "byte_sums.h"
-#include "weights.h"
+#include "block_forms.h"
 
 namespace caravan {
 
 constexpr int32_t kOnes = 0x01010101;  // four bytes of one: with them a product is a sum
-
-// Some bits of all values of a group; values with more bits have a plane of low bits and one of high bits. A plane of 8
-// bits is [quad of inputs][32 outputs][4 inputs]. One of fewer bits is [line][16 outputs][4 inputs]: a byte of place o
-// has the bits of outputs o and o + 16, for the 4 / bits quads of the line, with the first quad in the lowest bits.
-template <int kBits>
-struct Plane {
-  static constexpr int kBytes = kGroup * kColumns * kBits / 8;
-  static constexpr int kQuadsOfLine = kBits == 8 ? 1 : 4 / kBits;
-  static constexpr uint32_t kMask = 0x01010101u * ((1 << kBits) - 1);
-
-  static u32x16 quad(const uint8_t* plane, int quad, int half) {
-    if constexpr (kBits == 8) return load<u32x16>(plane + quad * 128 + half * 64);
-    const u32x16 line = load<u32x16>(plane + quad / kQuadsOfLine * 64);
-    return (line >> kBits * (2 * (quad % kQuadsOfLine) + half)) & kMask;
-  }
-
-  // Set the bits of four values, one in each byte of `values`; they must be zero before.
-  static void set(uint8_t* plane, int quad, int output, uint32_t values) {
-    const int half = output / kLanes, lane = output % kLanes;
-    uint8_t* place = plane + (kBits == 8 ? quad * 128 + half * 64 : quad / kQuadsOfLine * 64) + lane * 4;
-    const int shift = kBits == 8 ? 0 : kBits * (2 * (quad % kQuadsOfLine) + half);
-    const uint32_t set = load<uint32_t>(place) | (values & kMask) << shift;
-    std::memcpy(place, &set, sizeof set);
-  }
-};
-
-template <int kLowBits, int kHighBits = 0>
-struct Values {
-  static constexpr int kBits = kLowBits + kHighBits;
-  using Low = Plane<kLowBits>;
-  using High = Plane<kHighBits ? kHighBits : 1>;
-  static constexpr int kBytes = Low::kBytes + (kHighBits ? High::kBytes : 0);
-
-  static u32x16 quad(const uint8_t* values, int quad, int half) {
-    const u32x16 low = Low::quad(values, quad, half);
-    if constexpr (kHighBits == 0) return low;
-    return low | High::quad(values + Low::kBytes, quad, half) << kLowBits;
-  }
-
-  static void set(uint8_t* values, int quad, int output, uint32_t bytes) {
-    Low::set(values, quad, output, bytes);
-    if constexpr (kHighBits != 0) High::set(values + Low::kBytes, quad, output, bytes >> kLowBits);
-  }
-};
-
-// Numbers that 4 bits stand for in IQ4_NL and IQ4_XS, plus 128. Source: ggml's ggml-common.h, kvalues_iq4nl.
-struct TableValues {
-  static constexpr int kBits = 8;
-  static constexpr int kBytes = Plane<4>::kBytes;
-  static constexpr uint8_t kTable[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
-
-  static u32x16 quad(const uint8_t* values, int quad, int half) {
-    return look_up(kTable, Plane<4>::quad(values, quad, half));
-  }
-  static void set(uint8_t* values, int quad, int output, uint32_t bytes) { Plane<4>::set(values, quad, output, bytes); }
-};
-
-// Scales and offsets in float16 for each 32 inputs: [32] and [32] before the values of each group.
-template <class V, bool kOffset = true, int kZeroPoint = 0>
-struct OneLevel {
-  using Values = V;
-  static constexpr bool kHasOffset = kOffset;
-  static constexpr int kZero = kZeroPoint, kPart = 32, kGroupsOfBlock = 1, kHeadBytes = 0;
-  static constexpr int kScaleBytes = kOffset ? 128 : 64;
-
-  static f32x16 scale(const uint8_t*, const uint8_t* group, int, int half) {
-    return load_floats((const float16*)group + half * kLanes);
-  }
-  static f32x16 offset(const uint8_t*, const uint8_t* group, int, int half) {
-    return load_floats((const float16*)group + kColumns + half * kLanes);
-  }
-};
-
-// For each 256 inputs d [32] in float16, and dmin [32] if there are mins; for each part a scale [32] and a min [32] in
-// bytes. A scale is d times that byte, an offset -dmin times that byte; both products are exact in float32.
-template <class V, int kPartInputs, bool kHasMins, int kZeroPoint = 0>
-struct TwoLevels {
-  using Values = V;
-  static constexpr bool kHasOffset = kHasMins;
-  static constexpr int kZero = kZeroPoint, kPart = kPartInputs, kGroupsOfBlock = 8;
-  static constexpr int kHeadBytes = kHasMins ? 128 : 64;
-  static constexpr int kScaleBytes = kGroup / kPart * kColumns * (kHasMins ? 2 : 1);
-
-  static f32x16 scale(const uint8_t* head, const uint8_t* group, int part, int half) {
-    return load_floats((const float16*)head + half * kLanes) *
-           load_signed_bytes(group + part * kColumns + half * kLanes);
-  }
-  static f32x16 offset(const uint8_t* head, const uint8_t* group, int part, int half) {
-    return load_floats((const float16*)head + kColumns + half * kLanes) *
-           load_signed_bytes(group + (kGroup / kPart + part) * kColumns + half * kLanes) * -1.0f;
-  }
-};
 
 template <class Form>
 struct BlockTile {
@@ -270,27 +176,5 @@ struct BlockWeights {
     return {packed + index * (num_groups / Form::kGroupsOfBlock) * BlockTile<Form>::kBlockBytes, num_groups};
   }
 };
-
-using Q2K = TwoLevels<Values<2>, 16, true>;
-using Q3K = TwoLevels<Values<2, 1>, 16, false, 4>;
-using Q4K = TwoLevels<Values<4>, 32, true>;
-using Q5K = TwoLevels<Values<4, 1>, 32, true>;
-using Q6K = TwoLevels<Values<4, 2>, 16, false, 32>;
-using IQ4XS = TwoLevels<TableValues, 32, false, 128>;
-using IQ4NL = OneLevel<TableValues, false, 128>;
-using Grid4 = OneLevel<Values<4>>;
-using Grid5 = OneLevel<Values<4, 1>>;
-using Q40 = OneLevel<Values<4>, false, 8>;
-using Q50 = OneLevel<Values<4, 1>, false, 16>;
-using Q80 = OneLevel<Values<8>, false, 128>;
-
-// Call f with the form of the format of that name; false if there is none.
-template <class F>
-bool with_form(c10::string_view name, const F& f) {
-  auto is = [&](c10::string_view other, auto form) { return name == other && (f(form), true); };
-  return is("Q2_K", Q2K{}) || is("Q3_K", Q3K{}) || is("Q4_K", Q4K{}) || is("Q5_K", Q5K{}) || is("Q6_K", Q6K{}) ||
-         is("IQ4_XS", IQ4XS{}) || is("IQ4_NL", IQ4NL{}) || is("grid of 4 bits times bytes", Grid4{}) ||
-         is("grid of 5 bits times bytes", Grid5{}) || is("Q4_0", Q40{}) || is("Q5_0", Q50{}) || is("Q8_0", Q80{});
-}
 
 }  // namespace caravan

@@ -7,7 +7,12 @@
 namespace caravan {
 namespace {
 
-bool is_finite(float16 number) { return (number.bits & 0x7c00) != 0x7c00; }
+template <class Number>
+bool is_finite(uint32_t bits) {
+  constexpr uint32_t kExponent =
+      std::is_same_v<Number, float> ? 0x7f800000 : std::is_same_v<Number, bf16> ? 0x7f80 : 0x7c00;
+  return (bits & kExponent) != kExponent;
+}
 
 // Where the file's rows of a weight lie, in the order of the outputs.
 std::vector<const uint8_t*> row_starts(const std::vector<at::Tensor>& stored, const std::vector<at::Tensor>& orders) {
@@ -20,11 +25,12 @@ std::vector<const uint8_t*> row_starts(const std::vector<at::Tensor>& stored, co
   return starts;
 }
 
-// Pack one block of each of up to 32 rows into a tile, in the layout of block_tiles.h. Returns whether all scales are
+// Pack one block of each of up to 32 rows into a tile, in the layout of block_forms.h. Returns whether all scales are
 // finite.
 template <class Kind>
 bool pack_block(const uint8_t* const* rows, int64_t num_rows, int64_t offset, uint8_t* to) {
   using Form = typename Kind::Form;
+  using Number = typename Form::Number;
   using Tile = BlockTile<Form>;
   constexpr bool kHasTwoLevels = Form::kHeadBytes != 0;
   constexpr int kParts = Tile::kParts;
@@ -33,18 +39,18 @@ bool pack_block(const uint8_t* const* rows, int64_t num_rows, int64_t offset, ui
   for (int64_t output = 0; output < num_rows; output++) {
     Block block;
     Kind::unpack(rows[output] + offset, block);
-    auto set_number = [&](uint8_t* numbers, float16 number) {
-      std::memcpy(numbers + output * 2, &number, 2);
-      all_finite &= is_finite(number);
+    auto set_number = [&](uint8_t* numbers, uint32_t bits) {
+      std::memcpy(numbers + output * sizeof(Number), &bits, sizeof(Number));
+      all_finite &= is_finite<Number>(bits);
     };
     uint8_t* pair = kHasTwoLevels ? to : to + Form::kHeadBytes;  // d and dmin, or the scale and the offset
     set_number(pair, block.d);
-    if constexpr (Form::kHasOffset) set_number(pair + 2 * kColumns, block.dmin);
+    if constexpr (Form::kHasOffset) set_number(pair + sizeof(Number) * kColumns, block.dmin);
     for (int g = 0; g < Form::kGroupsOfBlock; g++) {
       uint8_t* group = to + Form::kHeadBytes + g * Tile::kGroupBytes;
       if constexpr (kHasTwoLevels)
         for (int part = 0; part < kParts; part++) {
-          group[part * kColumns + output] = (uint8_t)block.scales[g * kParts + part];
+          group[part * kColumns + output] = block.scales[g * kParts + part];
           if constexpr (Form::kHasOffset) group[(kParts + part) * kColumns + output] = block.mins[g * kParts + part];
         }
       for (int quad = 0; quad < kGroup / 4; quad++)
@@ -75,12 +81,14 @@ void widen(const uint8_t* from, float* to) {
   using Form = typename Kind::Form;
   Block block;
   Kind::unpack(from, block);
-  const float d = as_float(block.d), dmin = as_float(block.dmin);
+  using Number = typename Form::Number;
+  const float d = as_float<Number>(block.d), dmin = as_float<Number>(block.dmin);
   for (int i = 0; i < Kind::kInputs; i++) {
     const int part = i / Form::kPart;
     int value = block.values[i];
-    if constexpr (std::is_same_v<typename Form::Values, TableValues>) value = TableValues::kTable[value];
-    const float scale = Form::kHeadBytes ? d * block.scales[part] : d;
+    if constexpr (requires { Form::Values::kTable; }) value = Form::Values::kTable[value];
+    float scale = d;
+    if constexpr (Form::kHeadBytes != 0) scale *= Form::Scales::widen(block.scales[part]);
     const float offset = !Form::kHasOffset ? 0 : Form::kHeadBytes ? -(dmin * block.mins[part]) : dmin;
     to[i] = scale * (float)(value - Form::kZero) + offset;
   }
@@ -104,12 +112,14 @@ bool are_finite(const at::Tensor& stored, c10::string_view kind) {
   std::atomic<bool> all_finite = true;
   const bool is_known = with_block(kind, [&](auto block) {
     using Kind = decltype(block);
+    using Number = typename Kind::Form::Number;
     const uint8_t* bytes = stored.const_data_ptr<uint8_t>();
     share_out(stored.size(0), [&](int64_t row) {
       for (int64_t at = 0; at < stored.size(1); at += Kind::kBytes) {
         Block unpacked;
         Kind::unpack(bytes + row * stored.size(1) + at, unpacked);
-        if (!is_finite(unpacked.d) || (Kind::Form::kHasOffset && !is_finite(unpacked.dmin))) all_finite = false;
+        if (!is_finite<Number>(unpacked.d) || (Kind::Form::kHasOffset && !is_finite<Number>(unpacked.dmin)))
+          all_finite = false;
       }
     });
   });

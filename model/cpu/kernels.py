@@ -10,7 +10,7 @@ from torch import Tensor
 class WeightFormat(Enum):
     """The layout of a packed weight; the values are the kernels' own names.
 
-    Sizes and layouts are in model/cpu/packing.py and model/cpu/block_tiles.h, products in model/cpu/product.h.
+    Sizes and layouts are in model/cpu/packing.py and model/cpu/block_forms.h, products in model/cpu/product.h.
     """
 
     BFLOAT16 = "bfloat16"
@@ -24,6 +24,8 @@ class WeightFormat(Enum):
     Q8_0 = "Q8_0"
     IQ4_NL = "IQ4_NL"  # these and the following times bytes
     IQ4_XS = "IQ4_XS"
+    MXFP4 = "MXFP4"
+    NVFP4 = "NVFP4"
     Q2_K = "Q2_K"
     Q3_K = "Q3_K"
     Q4_K = "Q4_K"

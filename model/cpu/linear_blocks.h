@@ -7,7 +7,7 @@
 
 namespace caravan {
 
-// Multiply with weights in that format of block_tiles.h; false if there is none of that name.
+// Multiply with weights in that format of block_forms.h; false if there is none of that name.
 bool multiply_blocks(const uint8_t* packed, c10::string_view format, const Operands& operands);
 
 }  // namespace caravan

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caravan.model.blocks import BLOCK_SIZES, NotFinite, StoredRows
+from caravan.model.blocks import BLOCK_SIZES, NVFP4_WITH_FACTOR, NotFinite, StoredRows
 from caravan.model.cpu.arena import Arena
 from caravan.model.cpu.kernels import Kernels, WeightFormat
 from caravan.model.quantization import BYTE_GROUP, GROUP, ByteWeight, GroupedWeight
@@ -17,7 +17,8 @@ BLOCK_FORMATS = MappingProxyType(  # kind of blocks in a file -> format that kee
     {
         "Q4_1": WeightFormat.GRID_4_INT8,
         "Q5_1": WeightFormat.GRID_5_INT8,
-        **{kind: WeightFormat(kind) for kind in BLOCK_SIZES if kind not in ("Q4_1", "Q5_1")},
+        NVFP4_WITH_FACTOR: WeightFormat.NVFP4,
+        **{kind: WeightFormat(kind) for kind in BLOCK_SIZES if kind not in ("Q4_1", "Q5_1", NVFP4_WITH_FACTOR)},
     }
 )
 _BYTES_OF_TILE = MappingProxyType(  # format -> inputs and bytes that stand together in a tile: scales, then values
@@ -33,6 +34,8 @@ _BYTES_OF_TILE = MappingProxyType(  # format -> inputs and bytes that stand toge
         WeightFormat.Q8_0: (GROUP, TILE * (2 + GROUP)),
         WeightFormat.IQ4_NL: (GROUP, TILE * (2 + GROUP // 2)),
         WeightFormat.IQ4_XS: (256, TILE * (2 + 8 + 128)),
+        WeightFormat.MXFP4: (GROUP, TILE * (2 + GROUP // 2)),
+        WeightFormat.NVFP4: (2 * GROUP, TILE * (4 + 4 + GROUP)),
         WeightFormat.Q2_K: (256, TILE * (4 + 32 + 64)),
         WeightFormat.Q3_K: (256, TILE * (2 + 16 + 96)),
         WeightFormat.Q4_K: (256, TILE * (4 + 16 + 128)),

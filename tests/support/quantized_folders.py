@@ -1,6 +1,7 @@
 """Hugging Face folders with weights in few bits, written number by number as each format describes them."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +63,23 @@ def grid_weight(values: Tensor, zeros: Tensor, scales: Tensor, groups: list[int]
     """Return (value - zero) * scale, one number after another."""
     rows = zip(values.tolist(), zeros.tolist(), scales.tolist(), strict=True)
     return torch.tensor([[(row[k] - zero[g]) * scale[g] for k, g in enumerate(groups)] for row, zero, scale in rows])
+
+
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+
+
+def random_places(*shape: int, seed: int = 0) -> Tensor:
+    """Return random numbers of 4 bits."""
+    return torch.randint(0, 16, shape, generator=torch.Generator().manual_seed(seed + shape[0]))
+
+
+def in_bytes(numbers: list[int], *, high_first: bool = False) -> list[int]:
+    """Return pairs of numbers of 4 bits as bytes."""
+    low, high = (numbers[1::2], numbers[::2]) if high_first else (numbers[::2], numbers[1::2])
+    return [a | b << 4 for a, b in zip(low, high, strict=True)]
+
+
+def table_weight(places: Tensor, table: Sequence[float], scales: Tensor, group: int) -> Tensor:
+    """Return table[place] * scale in float32, one number after another; scales are [out, in / group] in float32."""
+    rows = zip(places.tolist(), scales.tolist(), strict=True)
+    return torch.tensor([[table[q] * scale[k // group] for k, q in enumerate(row)] for row, scale in rows])

@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 SIMPLE_TYPES = {
     Q.F32: 0.0, Q.F16: 1e-3, Q.BF16: 4e-3, Q.Q4_0: 0.13, Q.Q4_1: 0.07, Q.Q5_0: 0.07, Q.Q5_1: 0.04, Q.Q8_0: 5e-3,
 }  # fmt: skip
-SUPER_BLOCK_TYPES = (Q.Q2_K, Q.Q3_K, Q.Q4_K, Q.Q5_K, Q.Q6_K, Q.IQ4_XS)
+SUPER_BLOCK_TYPES = (Q.Q2_K, Q.Q3_K, Q.Q4_K, Q.Q5_K, Q.Q6_K, Q.IQ4_XS, Q.MXFP4, Q.NVFP4)
 
 
 def weights_of(model: Llama) -> dict[str, torch.Tensor]:

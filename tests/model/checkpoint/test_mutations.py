@@ -17,7 +17,9 @@ from caravan.model.tokenizer.tokenizer import BrokenTokenizer, UnsupportedTokeni
 from tests.model.checkpoint.published_formats import write_llama2c, write_meta
 from tests.model.oracle import load_checkpoint
 from tests.model.vocabularies import trained_sentencepiece
+from tests.support.float4_folders import NF4_CONFIG, nf4, nvfp4
 from tests.support.gguf_files import write_tiny_llama
+from tests.support.quantized_folders import write_folder
 from tests.support.tokenizer_files import byte_level_json, llama2c_bytes, write_tiktoken
 from tests.support.transformers_models import random_model
 
@@ -62,6 +64,16 @@ def gguf(folder: Path) -> tuple[Path, Path]:
 
 def safetensors(folder: Path) -> tuple[Path, Path]:
     random_model("Llama").save_pretrained(folder)
+    return folder, folder / "model.safetensors"
+
+
+def bitsandbytes(folder: Path) -> tuple[Path, Path]:
+    write_folder(folder, NF4_CONFIG, nf4(is_nested=True))
+    return folder, folder / "model.safetensors"
+
+
+def modelopt(folder: Path) -> tuple[Path, Path]:
+    write_folder(folder, {"quant_method": "modelopt", "quant_algo": "NVFP4"}, nvfp4(is_modelopt=True))
     return folder, folder / "model.safetensors"
 
 
@@ -116,7 +128,18 @@ def tokenizer_bin(folder: Path) -> tuple[Path, Path]:
     return folder / "m.bin", folder / "tokenizer.bin"
 
 
-CHECKPOINTS = [gguf, safetensors, config_json, index_json, pth, params_json, llama2c_0, llama2c_2]
+CHECKPOINTS = [
+    gguf,
+    safetensors,
+    bitsandbytes,
+    modelopt,
+    config_json,
+    index_json,
+    pth,
+    params_json,
+    llama2c_0,
+    llama2c_2,
+]
 TOKENIZERS = [gguf, tokenizer_json, tokenizer_model, tiktoken, tokenizer_bin]
 
 

@@ -10,18 +10,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from caravan.model.backend import choose_backend
+from caravan.model.blocks import NVFP4_WITH_FACTOR
 from caravan.model.checkpoint import BrokenCheckpoint
 from caravan.model.checkpoint.checkpoint import read_weights
 from caravan.model.config import UnsupportedModel
 from caravan.model.cpu.build import load_kernels
 from caravan.model.loader import load_model, open_checkpoint
 from tests.model.oracle import load_checkpoint, logits_of_every_position
+from tests.support.float4_folders import INT8_CONFIG, NF4_CONFIG, int8_rows, mxfp4, nf4, nvfp4
 from tests.support.quantized_folders import AWQ_ORDER, grid_weight, in_words, random_grid, write_folder
 from tests.support.transformers_models import edit, expected_logits, random_model, random_tokens
 
 GROUP = 32
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True, "version": "gemm"}
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "sym": True, "desc_act": False}
+MODELOPT = {"quant_method": "modelopt"}
 PACKED = {
     "quant_method": "compressed-tensors",
     "format": "pack-quantized",
@@ -120,7 +123,20 @@ FORMS: dict[str, tuple[dict[str, Any], Any, str | None]] = {  # with the kind of
         scaled("blocks", leaf="weight_scale_inv"),
         None,
     ),
+    "mxfp4": (PACKED | {"format": "mxfp4-pack-quantized"}, mxfp4, "MXFP4"),
+    "nvfp4": (PACKED | {"format": "nvfp4-pack-quantized"}, nvfp4(is_modelopt=False), NVFP4_WITH_FACTOR),
+    "nvfp4 of modelopt": (MODELOPT | {"quant_algo": "NVFP4"}, nvfp4(is_modelopt=True), NVFP4_WITH_FACTOR),
+    "float8 of modelopt": (MODELOPT | {"quant_algo": "FP8"}, scaled("all"), None),
+    "nf4": (NF4_CONFIG, nf4(is_nested=False), None),
+    "nf4, nested": (NF4_CONFIG, nf4(is_nested=True), None),
+    "nf4 in longer blocks, as bfloat16": (
+        NF4_CONFIG,
+        nf4(is_nested=False, block_size=96, storage=torch.bfloat16),
+        None,
+    ),
+    "bytes of bitsandbytes": (INT8_CONFIG, int8_rows, "Q8_0"),
 }
+ROUNDED = {"Q4_0": 0.0, "MXFP4": 0.0, NVFP4_WITH_FACTOR: 2.0**-22}  # relative to the largest weight; others 2^-11
 
 
 @pytest.fixture(params=FORMS)
@@ -160,8 +176,8 @@ def test_blocks_hold_the_same_weights(tmp_path: Path, form: tuple[dict[str, Any]
         assert checkpoint.blocks[name] == kind
         weight = meant[name]
         wide = kernels.widen_rows(checkpoint.read_blocks(name), torch.arange(len(weight)), kind)
-        # an offset is rounded to 11 bits, a scale in float32, too
-        tolerance = 0 if kind == "Q4_0" else float(weight.abs().max()) * 2**-11
+        # an offset is rounded to 11 bits, a scale in float32, too, but for NVFP4's
+        tolerance = float(weight.abs().max()) * ROUNDED.get(kind, 2**-11)
         torch.testing.assert_close(wide, weight, rtol=0, atol=tolerance)
 
 
@@ -176,11 +192,11 @@ def test_a_model_runs_with_its_blocks(tmp_path: Path, form: tuple[dict[str, Any]
     assert sum(weight.nbytes for weight in model.parameters()) == backend.weight_bytes
 
 
-@pytest.mark.parametrize("scheme", ["W4A16", "W4A16_ASYM", "W8A8", "FP8_DYNAMIC"])
+@pytest.mark.parametrize("scheme", ["W4A16", "W4A16_ASYM", "W8A8", "FP8_DYNAMIC", "MXFP4A16", "NVFP4A16"])
 def test_folders_of_compressed_tensors_are_read_as_it_reads_them(tmp_path: Path, scheme: str) -> None:
     from compressed_tensors.compressors import ModelCompressor
     from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config, preset_name_to_scheme
-    from compressed_tensors.quantization.utils import calculate_qparams
+    from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
 
     sizes = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32, "num_hidden_layers": 2}
     oracle = random_model("Llama", **sizes)
@@ -193,7 +209,11 @@ def test_folders_of_compressed_tensors_are_read_as_it_reads_them(tmp_path: Path,
         if arguments is None:
             continue
         groups = module.weight.unflatten(1, (-1, arguments.group_size or module.weight.shape[1]))
-        scales, zeros = calculate_qparams(groups.amin(-1), groups.amax(-1), arguments)
+        factor = None
+        if hasattr(module, "weight_global_scale"):
+            factor = generate_gparam(module.weight.amin().view(1), module.weight.amax().view(1))
+            module.weight_global_scale.data = factor
+        scales, zeros = calculate_qparams(groups.amin(-1), groups.amax(-1), arguments, global_scale=factor)
         module.weight_scale.data = scales.to(module.weight_scale.dtype)
         if hasattr(module, "weight_zero_point"):
             module.weight_zero_point.data = zeros.to(module.weight_zero_point.dtype)
@@ -206,20 +226,22 @@ def test_folders_of_compressed_tensors_are_read_as_it_reads_them(tmp_path: Path,
     names = {"self_attn.o_proj": "attention.output", "mlp.down_proj": "feed_forward.down"}
     for theirs, mine in names.items():
         expected = oracle.get_submodule(f"model.layers.1.{theirs}").weight.detach().float()
-        torch.testing.assert_close(ours[f"layers.1.{mine}.weight"].detach(), expected, rtol=1e-6, atol=1e-8)
+        rounded = 2**-7 if scheme == "NVFP4A16" else 1e-6  # it computes in bfloat16
+        torch.testing.assert_close(ours[f"layers.1.{mine}.weight"].detach(), expected, rtol=rounded, atol=1e-8)
 
 
 @pytest.mark.parametrize(
     ("config", "words"),
     [
         ({"quant_method": "hqq"}, "quantized by hqq, which is not supported"),
-        ({"quant_method": "bitsandbytes"}, "quantized by bitsandbytes"),
+        ({"quant_method": "bitsandbytes"}, "quantized by bitsandbytes in neither 4 nor 8 bits"),
         ({"quant_method": "mxfp4"}, "quantized by mxfp4"),
         (AWQ | {"bits": 8}, "AWQ in 8 bits, version gemm"),
         (AWQ | {"version": "GEMV"}, "AWQ in 4 bits, version gemv"),
         (GPTQ | {"bits": 3}, "GPTQ in 3 bits"),
         (GPTQ | {"checkpoint_format": "marlin"}, "form marlin"),
-        (PACKED | {"format": "nvfp4-pack-quantized"}, "in the form nvfp4-pack-quantized"),
+        (PACKED | {"format": "mxfp8-quantized"}, "in the form mxfp8-quantized"),
+        (MODELOPT | {"quant_algo": "W4A16_AWQ"}, "quantized by ModelOpt in the form W4A16_AWQ"),
         (PACKED | {"config_groups": {}}, "other than 4 bits, or in several ways"),
         (PACKED | {"sparsity_config": {"format": "sparse-24-bitmask"}}, "transformed or sparse"),
         (PACKED | {"transform_config": {"config_groups": {}}}, "transformed or sparse"),

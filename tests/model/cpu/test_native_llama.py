@@ -8,20 +8,23 @@ import numpy as np
 import pytest
 import torch
 
-from caravan.model.blocks import BLOCK_SIZES
+from caravan.model.blocks import BLOCK_SIZES, NVFP4_WITH_FACTOR
 from caravan.model.checkpoint import BrokenCheckpoint
 from caravan.model.checkpoint.checkpoint import read_weights
 from caravan.model.checkpoint.gguf import open_gguf
+from caravan.model.config import UnsupportedModel
 from caravan.model.cpu.linear import PackedLinear
 from caravan.model.cpu.llama import CpuLlama
 from caravan.model.llama import Llama
-from caravan.model.loader import load_model, plain_llama
+from caravan.model.loader import load_model, open_checkpoint, plain_llama
 from tests.model.oracle import logits_of_every_position
 from tests.support.gguf_blocks import random_blocks
 from tests.support.gguf_files import Tensors, write_tiny_llama
 from tests.support.tiny_llama import tiny_llama
 
+GGUF_KINDS = [kind for kind in BLOCK_SIZES if kind != NVFP4_WITH_FACTOR]
 CPU = torch.device("cpu")
+SIZES: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "vocab_size": 278}
 PROMPT = torch.randint(0, 270, (40,), generator=torch.Generator().manual_seed(1)).tolist()
 
 
@@ -42,8 +45,7 @@ def write_model(path: Path, kinds: dict[str, str], **changes: Any) -> Path:
             if kind and kind[0] and tensors[name][0].ndim == 2:
                 put(tensors, name, kind[0], seed)
 
-    sizes = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "vocab_size": 278}
-    write_tiny_llama(path, model=tiny_llama(**(sizes | changes)), change=change)
+    write_tiny_llama(path, model=tiny_llama(**(SIZES | changes)), change=change)
     return path
 
 
@@ -60,7 +62,7 @@ def error(path: Path, kernels: Any) -> float:
     return float((ours - expected).pow(2).mean().sqrt() / expected.std())
 
 
-@pytest.mark.parametrize("kind", BLOCK_SIZES)
+@pytest.mark.parametrize("kind", GGUF_KINDS)
 @pytest.mark.parametrize("is_tied", [True, False])
 def test_logits_are_those_of_the_file_but_for_rounded_rows(
     kernels: Any, tmp_path: Path, kind: str, is_tied: bool
@@ -84,6 +86,60 @@ def test_each_tensor_keeps_its_own_kind(kernels: Any, tmp_path: Path) -> None:
     assert formats["layers.0.feed_forward.gate_up"] == ["Q4_K"]
     assert formats["layers.1.feed_forward.gate_up"] == ["Q4_K", "grid of 5 bits times bytes"]
     assert formats["output"] == ["Q6_K"]
+
+
+def test_factors_of_nvfp4_matrices_are_applied(kernels: Any, tmp_path: Path) -> None:
+    """Queries have a factor, keys none, and scales for activations are not used."""
+    factor = np.array([0.3], np.float32)
+
+    def change(tensors: Tensors) -> None:
+        put(tensors, "blk.0.attn_q.weight", "NVFP4", 1)
+        put(tensors, "blk.0.attn_k.weight", "NVFP4", 2)
+        tensors["blk.0.attn_q.scale"] = (factor, gguf.GGMLQuantizationType.F32)
+        tensors["blk.0.attn_k.input_scale"] = (factor, gguf.GGMLQuantizationType.F32)
+
+    path = tmp_path / "m.gguf"
+    write_tiny_llama(path, model=tiny_llama(**SIZES), change=change)
+    checkpoint = open_gguf(path)
+    assert checkpoint.blocks == {"blk.0.attn_q.weight": NVFP4_WITH_FACTOR, "blk.0.attn_k.weight": "NVFP4"}
+    tensor = next(tensor for tensor in gguf.GGUFReader(path).tensors if tensor.name == "blk.0.attn_q.weight")
+    expected = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type)) * 0.3
+    wide = torch.empty(expected.shape)
+    checkpoint.read("blk.0.attn_q.weight", wide)
+    torch.testing.assert_close(wide, expected, rtol=1e-6, atol=0)
+    stored = checkpoint.read_blocks("blk.0.attn_q.weight")
+    in_blocks = kernels.widen_rows(stored, torch.arange(len(stored)), NVFP4_WITH_FACTOR)
+    torch.testing.assert_close(in_blocks, expected, rtol=1e-6, atol=0)
+    assert error(path, kernels) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("factor", "kind", "words"),
+    [
+        (np.ones(2, np.float32), "F32", r"attn_q.scale has the shape \[2\] and the type F32; it must be one number"),
+        (np.ones(1, np.float16), "F16", r"attn_q.scale has the shape \[1\] and the type F16; it must be one number"),
+        (np.array([np.inf], np.float32), "F32", r"attention.qkv.weight holds values that are not finite numbers"),
+    ],
+)
+def test_factors_that_do_not_fit_are_refused_by_name(
+    kernels: Any, tmp_path: Path, factor: Any, kind: str, words: str
+) -> None:
+    def change(tensors: Tensors) -> None:
+        put(tensors, "blk.0.attn_q.weight", "NVFP4", 1)
+        tensors["blk.0.attn_q.scale"] = (factor, gguf.GGMLQuantizationType[kind])
+
+    write_tiny_llama(tmp_path / "m.gguf", model=tiny_llama(**SIZES), change=change)
+    with pytest.raises(BrokenCheckpoint, match=words):
+        load(tmp_path / "m.gguf", kernels)
+
+
+def test_a_factor_of_a_matrix_of_another_type_is_refused(kernels: Any, tmp_path: Path) -> None:
+    def change(tensors: Tensors) -> None:
+        tensors["blk.0.attn_q.scale"] = (np.ones(1, np.float32), gguf.GGMLQuantizationType.F32)
+
+    write_tiny_llama(tmp_path / "m.gguf", change=change)
+    with pytest.raises(UnsupportedModel, match=r"blk.0.attn_q.scale, which this architecture does not have"):
+        open_checkpoint(tmp_path / "m.gguf")
 
 
 @pytest.mark.parametrize("name", ["blk.1.attn_k.weight", "token_embd.weight"])

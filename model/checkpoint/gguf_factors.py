@@ -1,0 +1,48 @@
+"""The factors of NVFP4 matrices, which GGUF files have in tensors of their own."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
+
+from caravan.model.blocks import BLOCK_SIZES
+from caravan.model.checkpoint import BrokenCheckpoint
+
+Kinds = Mapping[str, GGMLQuantizationType]
+
+
+def factor_tensors(path: Path, kinds: Kinds, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+    """Return the tensors of factors, X.scale, by their matrices, X.weight. Raises BrokenCheckpoint.
+
+    A matrix without one has the factor 1. Source: llama.cpp's converter of ModelOpt's files.
+    """
+    found = {name: f"{_stem(name)}.scale" for name in _matrices(kinds) if f"{_stem(name)}.scale" in shapes}
+    for source in found.values():
+        if shapes[source] != (1,) or kinds[source] != GGMLQuantizationType.F32:
+            raise BrokenCheckpoint(
+                f"{path}: {source} has the shape {list(shapes[source])} and the type {kinds[source].name}; "
+                "it must be one number in F32."
+            )
+    return found
+
+
+def scale_tensors(kinds: Kinds) -> frozenset[str]:
+    """Return the possible names of tensors of factors and of scales for activations, which are not used."""
+    return frozenset(f"{_stem(name)}.{leaf}" for name in _matrices(kinds) for leaf in ("scale", "input_scale"))
+
+
+def with_factor(stored: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
+    """Return a matrix [rows, bytes] in blocks of NVFP4 with the factor before each block."""
+    blocks = stored.reshape(len(stored), -1, BLOCK_SIZES["NVFP4"][1])
+    head = np.array([factor], np.float32).view(np.uint8)
+    return np.concatenate((np.broadcast_to(head, (*blocks.shape[:2], 4)), blocks), axis=-1).reshape(len(stored), -1)
+
+
+def _matrices(kinds: Kinds) -> list[str]:
+    return [name for name, kind in kinds.items() if kind == GGMLQuantizationType.NVFP4]
+
+
+def _stem(name: str) -> str:
+    return name.removesuffix(".weight")

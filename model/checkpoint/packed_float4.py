@@ -1,0 +1,117 @@
+"""Matrices of E2M1 numbers in 4 bits, MXFP4 and NVFP4, as compressed-tensors and ModelOpt pack them.
+
+Each byte holds two columns, the even one in its low half. Sources: OCP Microscaling Formats 1.0, the compressed-tensors
+package, and vLLM's reader of ModelOpt's files.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from caravan.model.blocks import NVFP4_WITH_FACTOR
+from caravan.model.checkpoint.stored_matrix import QuantizedTensor, StoredMatrix
+
+_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # of E2M1
+_E4M3_NAN = 127
+_MX_GROUP, _NV_GROUP, _NV_BLOCK = 32, 16, 64
+
+
+def mxfp4(stored: StoredMatrix) -> QuantizedTensor:
+    """Return weight_packed [out, in / 2] with a power of two for each 32 columns, weight_scale [out, in / 32]."""
+    num_outputs, num_packed = stored.shape("weight_packed")
+    num_inputs, num_groups = 2 * num_packed, -(-2 * num_packed // _MX_GROUP)
+    if num_inputs % _MX_GROUP or num_inputs == 0:
+        raise stored.broken(f"groups of {_MX_GROUP} do not divide {num_inputs} inputs")
+
+    def read() -> tuple[Tensor, Tensor]:
+        exponents = stored.load_as(("U8", "F8_E8M0"), "weight_scale", num_outputs, num_groups).view(torch.uint8)
+        return stored.load_as(("U8",), "weight_packed", num_outputs, num_packed), exponents
+
+    def widen() -> Tensor:
+        packed, exponents = read()
+        # As the exponents of float32, where 2^-127 has none; NaN becomes infinity, which is refused, too.
+        bits = torch.where(exponents == 0, 1 << 22, exponents.int() << 23)
+        return _widened(packed, bits.view(torch.float32))
+
+    def blocks() -> Tensor:
+        packed, exponents = read()
+        return torch.cat((exponents.unsqueeze(-1), _halves(packed, _MX_GROUP)), dim=-1).flatten(1)
+
+    return QuantizedTensor(
+        shape=(num_outputs, num_inputs),
+        sources=stored.names("weight_packed", "weight_scale"),
+        widen=widen,
+        kind="MXFP4",
+        blocks=blocks,
+    )
+
+
+def nvfp4(stored: StoredMatrix) -> QuantizedTensor:
+    """Return a matrix with an E4M3 scale for each 16 columns, weight_scale [out, in / 16], and a factor for all.
+
+    compressed-tensors stores weight_packed [out, in / 2] and the factor's inverse, ModelOpt weight and the factor.
+    """
+    is_inverse = stored.has("weight_packed")
+    leaf, factor_leaf = ("weight_packed", "weight_global_scale") if is_inverse else ("weight", "weight_scale_2")
+    num_outputs, num_packed = stored.shape(leaf)
+    num_inputs = 2 * num_packed
+    if num_inputs % _NV_GROUP or num_inputs == 0:
+        raise stored.broken(f"groups of {_NV_GROUP} do not divide {num_inputs} inputs")
+
+    def read() -> tuple[Tensor, Tensor, float]:
+        scales = stored.load_as(("F8_E4M3",), "weight_scale", num_outputs, num_inputs // _NV_GROUP)
+        if (scales.view(torch.uint8) >= _E4M3_NAN).any():
+            raise stored.broken("weight_scale has numbers that are negative or not finite")
+        factor = stored.load_number(factor_leaf)
+        if not 0 < factor < math.inf:
+            raise stored.broken(f"{factor_leaf} is {factor}; it must be positive and finite")
+        return stored.load_as(("U8",), leaf, num_outputs, num_packed), scales, factor
+
+    def widen() -> Tensor:
+        packed, scales, factor = read()
+        return _widened(packed, scales.float() / factor if is_inverse else scales.float() * factor)
+
+    def blocks() -> Tensor:
+        packed, scales, factor = read()
+        head = torch.tensor([1 / factor if is_inverse else factor]).view(torch.uint8)
+        parts = (
+            head.expand(num_outputs, num_inputs // _NV_BLOCK, -1),
+            scales.view(torch.uint8).view(num_outputs, -1, _NV_BLOCK // _NV_GROUP),
+            _halves(packed, _NV_GROUP).view(num_outputs, -1, _NV_BLOCK // 2),
+        )
+        return torch.cat(parts, dim=-1).flatten(1)
+
+    fits = num_inputs % _NV_BLOCK == 0
+    return QuantizedTensor(
+        shape=(num_outputs, num_inputs),
+        sources=stored.names(leaf, "weight_scale", factor_leaf, "input_scale", "input_global_scale"),
+        widen=widen,
+        kind=NVFP4_WITH_FACTOR if fits else None,
+        blocks=blocks if fits else None,
+    )
+
+
+def _widened(packed: Tensor, scales: Tensor) -> Tensor:
+    """Return the numbers in `packed` [out, in / 2] times those of `scales` [out, groups], [out, in] in float32."""
+    table = torch.tensor((*_MAGNITUDES, *(-number for number in _MAGNITUDES)))
+    return (
+        look_up_pairs(packed.flatten(), torch.cartesian_prod(table, table).flip(1))
+        .view(*scales.shape, -1)
+        .mul_(scales.unsqueeze(-1))
+        .flatten(1)
+    )
+
+
+def look_up_pairs(packed: Tensor, pairs: Tensor) -> Tensor:
+    """Return the two numbers that each byte of `packed` [n] stands for in `pairs` [256, 2], [n, 2]."""
+    return pairs.index_select(0, packed.int())
+
+
+def _halves(packed: Tensor, group: int) -> Tensor:
+    """Return the numbers of each group as GGUF orders them, [out, groups, group / 2].
+
+    The first half of the numbers is in the low halves of the bytes.
+    """
+    columns = torch.stack((packed & 15, packed >> 4), dim=-1).view(len(packed), -1, 2, group // 2)
+    return columns[:, :, 0] | columns[:, :, 1] << 4
