@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from caravan.model.checkpoint.json_file import JsonFile
-from caravan.model.checkpoint.packed_float4 import look_up_pairs
+from caravan.model.checkpoint.nibbles import look_up_pairs
 from caravan.model.checkpoint.packed_int4 import Make
 from caravan.model.checkpoint.scaled_bytes import scaled_bytes
 from caravan.model.checkpoint.stored_matrix import QuantizedTensor, StoredMatrix, unsupported
@@ -66,7 +66,7 @@ def _tabled(stored: StoredMatrix) -> QuantizedTensor:
         if len(packed) != -(-num_numbers // 2):
             raise stored.broken(f"weight has {len(packed)} bytes, which do not fit {num_numbers} numbers")
         numbers = torch.zeros(num_blocks * block_size // 2, 2)
-        numbers[: len(packed)] = look_up_pairs(packed, torch.cartesian_prod(table, table))
+        numbers[: len(packed)] = look_up_pairs(packed, table).flip(1)
         numbers.view(num_blocks, block_size).mul_(absmax().unsqueeze(1))
         return numbers.view(-1)[:num_numbers].view(num_outputs, num_inputs)
 

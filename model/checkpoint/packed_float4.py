@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from caravan.model.blocks import NVFP4_WITH_FACTOR
+from caravan.model.checkpoint.nibbles import in_halves, look_up_pairs
 from caravan.model.checkpoint.stored_matrix import QuantizedTensor, StoredMatrix
 
 _MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # of E2M1
@@ -36,7 +37,7 @@ def mxfp4(stored: StoredMatrix) -> QuantizedTensor:
 
     def blocks() -> Tensor:
         packed, exponents = read()
-        return torch.cat((exponents.unsqueeze(-1), _halves(packed, _MX_GROUP)), dim=-1).flatten(1)
+        return torch.cat((exponents.unsqueeze(-1), in_halves(packed, _MX_GROUP)), dim=-1).flatten(1)
 
     return QuantizedTensor(
         shape=(num_outputs, num_inputs),
@@ -78,7 +79,7 @@ def nvfp4(stored: StoredMatrix) -> QuantizedTensor:
         parts = (
             head.expand(num_outputs, num_inputs // _NV_BLOCK, -1),
             scales.view(torch.uint8).view(num_outputs, -1, _NV_BLOCK // _NV_GROUP),
-            _halves(packed, _NV_GROUP).view(num_outputs, -1, _NV_BLOCK // 2),
+            in_halves(packed, _NV_GROUP).view(num_outputs, -1, _NV_BLOCK // 2),
         )
         return torch.cat(parts, dim=-1).flatten(1)
 
@@ -95,23 +96,5 @@ def nvfp4(stored: StoredMatrix) -> QuantizedTensor:
 def _widened(packed: Tensor, scales: Tensor) -> Tensor:
     """Return the numbers in `packed` [out, in / 2] times those of `scales` [out, groups], [out, in] in float32."""
     table = torch.tensor((*_MAGNITUDES, *(-number for number in _MAGNITUDES)))
-    return (
-        look_up_pairs(packed.flatten(), torch.cartesian_prod(table, table).flip(1))
-        .view(*scales.shape, -1)
-        .mul_(scales.unsqueeze(-1))
-        .flatten(1)
-    )
-
-
-def look_up_pairs(packed: Tensor, pairs: Tensor) -> Tensor:
-    """Return the two numbers that each byte of `packed` [n] stands for in `pairs` [256, 2], [n, 2]."""
-    return pairs.index_select(0, packed.int())
-
-
-def _halves(packed: Tensor, group: int) -> Tensor:
-    """Return the numbers of each group as GGUF orders them, [out, groups, group / 2].
-
-    The first half of the numbers is in the low halves of the bytes.
-    """
-    columns = torch.stack((packed & 15, packed >> 4), dim=-1).view(len(packed), -1, 2, group // 2)
-    return columns[:, :, 0] | columns[:, :, 1] << 4
+    numbers = look_up_pairs(packed.flatten(), table).view(*scales.shape, -1)
+    return numbers.mul_(scales.unsqueeze(-1)).flatten(1)

@@ -11,26 +11,29 @@ import torch
 from torch import Tensor
 
 from caravan.model.checkpoint.json_file import JsonFile
+from caravan.model.checkpoint.nibbles import in_halves, transposed, unpacked
 from caravan.model.checkpoint.stored_matrix import GROUP, QuantizedTensor, StoredMatrix, unsupported, weight_schemes
 
 _AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # where each of eight outputs is, in 4 bits of 32
+_WORDS = ("I32",)
 
 Make = Callable[[StoredMatrix], QuantizedTensor]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The matrix (values - zeros) * scales, where `groups` says which scale and zero an input has."""
+    """The matrix (q - zeros) * scales, where `groups` says which scale and zero an input has."""
 
-    values: Tensor  # [out, in], 0 to 15
+    packed: Tensor  # [out, in / 2] uint8 or longer: q of two inputs in each byte, the first in the low half
     scales: Tensor  # [out, groups]
     zeros: Tensor  # [out, groups]
     groups: Tensor  # [in] int64
 
     def widen(self) -> Tensor:
         """Return the matrix [out, in] in float32."""
-        scales, zeros = self.scales.float()[:, self.groups], self.zeros.float()[:, self.groups]
-        return (self.values.float() - zeros) * scales
+        wide = unpacked(self.packed)[:, : len(self.groups)].float()
+        wide.sub_(self.zeros.float().index_select(1, self.groups))
+        return wide.mul_(self.scales.float().index_select(1, self.groups))
 
     def blocks(self, kind: str) -> Tensor:
         """Return the matrix in blocks of Q4_0, whose zeros are 8, or Q4_1, with an offset of -zero * scale."""
@@ -39,10 +42,8 @@ class Grid:
         head = [scales]
         if kind == "Q4_1":
             head.append((-self.zeros[:, starts].float() * self.scales[:, starts].float()).half())
-        halves = self.values.to(torch.uint8).reshape(len(scales), -1, 2, GROUP // 2)
-        nibbles = halves[:, :, 0] | halves[:, :, 1] << 4
         numbers = torch.stack(head, dim=-1).view(torch.uint8)  # [out, blocks, 2 or 4]
-        return torch.cat((numbers, nibbles), dim=-1).flatten(1)
+        return torch.cat((numbers, in_halves(self.packed, GROUP)), dim=-1).flatten(1)
 
 
 def awq(config: JsonFile) -> Make:
@@ -56,13 +57,15 @@ def awq(config: JsonFile) -> Make:
         num_inputs, num_packed = stored.shape("qweight")
         groups = _groups(stored, num_inputs, group_size)
         num_groups = int(groups[-1]) + 1
+        if num_inputs % 2:
+            raise stored.broken(f"it has {num_inputs} inputs, an odd number")
 
         def read() -> Grid:
             zeros = torch.full((8 * num_packed, num_groups), 8)
             if has_zeros:
-                zeros = _unpacked(stored.load("qzeros", num_groups, num_packed), _AWQ_PLACES).T
-            values = _unpacked(stored.load("qweight", num_inputs, num_packed), _AWQ_PLACES).T
-            return Grid(values, stored.load("scales", num_groups, 8 * num_packed).T, zeros, groups)
+                zeros = _unpacked(stored.load_as(_WORDS, "qzeros", num_groups, num_packed), _AWQ_PLACES).T
+            packed = transposed(stored.load_as(_WORDS, "qweight", num_inputs, num_packed))
+            return Grid(packed, stored.load("scales", num_groups, 8 * num_packed).T, zeros, groups)
 
         sources = stored.names("qweight", "qzeros", "scales")
         return _of_grid((8 * num_packed, num_inputs), sources, read, groups, is_symmetric=not has_zeros)
@@ -85,14 +88,16 @@ def gptq(config: JsonFile) -> Make:
         groups = _stated_groups(stored, "g_idx", in_order)
 
         def read() -> Grid:
-            zeros = _unpacked(stored.load("qzeros", num_groups, num_outputs // 8)).T + added
+            zeros = _unpacked(stored.load_as(_WORDS, "qzeros", num_groups, num_outputs // 8)).T + added
             if is_symmetric:
                 # Some files state the older form and have the newer one; 8 is meant by either.
                 if not ((zeros == 8) | (zeros == 8 + added)).all():
                     raise stored.broken("its zero points are not symmetric, although sym is true")
                 zeros = torch.full_like(zeros, 8)
-            values = _unpacked(stored.load("qweight", num_packed, num_outputs).T)
-            return Grid(values, stored.load("scales", num_groups, num_outputs).T, zeros, groups)
+            words = stored.load_as(_WORDS, "qweight", num_packed, num_outputs)
+            return Grid(
+                words.T.contiguous().view(torch.uint8), stored.load("scales", num_groups, num_outputs).T, zeros, groups
+            )
 
         sources = stored.names("qweight", "qzeros", "scales", "g_idx")
         return _of_grid((num_outputs, 8 * num_packed), sources, read, groups, is_symmetric=is_symmetric)
@@ -118,10 +123,10 @@ def compressed_int4(config: JsonFile) -> Make:
         def read() -> Grid:
             zeros = torch.full((num_outputs, num_groups), 8)
             if not is_symmetric:
-                packed = stored.load("weight_zero_point", -(-num_outputs // 8), num_groups)
+                packed = stored.load_as(_WORDS, "weight_zero_point", -(-num_outputs // 8), num_groups)
                 zeros = _unpacked(packed.T)[:, :num_outputs].T
-            values = _unpacked(stored.load("weight_packed", num_outputs, num_packed))[:, :num_inputs]
-            return Grid(values, stored.load("weight_scale", num_outputs, num_groups), zeros, groups)
+            words = stored.load_as(_WORDS, "weight_packed", num_outputs, num_packed)
+            return Grid(words.view(torch.uint8), stored.load("weight_scale", num_outputs, num_groups), zeros, groups)
 
         sources = stored.names("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx")
         return _of_grid((num_outputs, num_inputs), sources, read, groups, is_symmetric=is_symmetric)

@@ -1,7 +1,7 @@
 """Damaged and unusual folders in MXFP4, NVFP4 and as bitsandbytes stores them.
 
-What bitsandbytes 0.50.2 wrote itself was compared once: NF4 and FP4 in float32, in blocks of 64 and 128, also
-double-quantized, were read with the numbers of its `dequantize_4bit`, to the last bit, and its bytes with a difference of
+What bitsandbytes 0.50.2 wrote itself was compared once. NF4 and FP4 in float32, in blocks of 64 and 128, also
+double-quantized, were read as the numbers of its `dequantize_4bit`, to the last bit; its bytes with a difference of
 8e-8 of the largest weight.
 """
 

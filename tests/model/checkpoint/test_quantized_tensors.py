@@ -261,12 +261,14 @@ STEM = "model.layers.0.self_attn.k_proj"
     ("name", "leaf", "change", "words"),
     [
         ("awq", "qweight", lambda t: t[0], "qweight is missing or has not 2 dimensions"),
+        ("awq", "qweight", lambda t: t.long(), "qweight has the type I64; it must be I32"),
         ("awq", "qweight", lambda t: t[:40], "groups of 32 do not divide 40 inputs"),
         ("awq", "scales", lambda t: t[:1], r"scales has the shape \(1, 32\); it must be \(2, 32\)"),
         ("awq", "qzeros", None, r"qzeros has the shape None; it must be \(2, 4\)"),
         ("gptq", "g_idx", lambda t: t + 1, "g_idx names groups that are not there"),
         ("gptq", "g_idx", lambda t: t - 1, "g_idx names groups that are not there"),
         ("gptq", "qzeros", lambda t: t ^ 5, "its zero points are not symmetric, although sym is true"),
+        ("packed", "weight_packed", lambda t: t.float(), "weight_packed has the type F32; it must be I32"),
         ("packed", "weight_shape", lambda t: t + 1, "weight_shape is .33, 65., which does not fit its other tensors"),
         ("packed", "weight_scale", lambda t: t[:, :1].expand(-1, 3), "does not fit its other tensors"),
         (
