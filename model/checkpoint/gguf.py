@@ -98,6 +98,7 @@ def open_gguf(path: Path) -> Checkpoint:
         blocks={name: kind.name for name, kind in kinds.items() if kind.name in BLOCK_SIZES},
         read_blocks=lambda name: torch.from_numpy(_stored(holders[name], name)),
         unused=frozenset({_ROPE_FREQS}),
+        files=tuple(header.path for header in headers),
     )
 
 
