@@ -72,16 +72,6 @@ def weights_files(folder: Path) -> list[WeightsFile]:
     return sorted(files, key=lambda file: file.used_at)
 
 
-def weights_of(environ: Mapping[str, str], model_path: Path) -> list[WeightsFile]:
-    """Return the files of packed weights of a model, by the path from which it was served, links followed."""
-    try:
-        files = weights_files(weights_folder(environ))
-    except OSError:  # without a home folder there are none
-        return []
-    resolved = str(model_path.resolve())
-    return [file for file in files if file.header is not None and file.header.model_path == resolved]
-
-
 def make_room(folder: Path, num_bytes: int, limit_bytes: int) -> None:
     """Remove files so that another one of num_bytes keeps the folder within limit_bytes.
 

@@ -78,8 +78,8 @@ def open_weights(path: Path) -> BinaryIO:
 
     It must be a regular file of this user to which nobody else can write.
     """
-    file = open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: PTH123, SIM115
-    status = os.fstat(file.fileno())
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         problem = "it is not a regular file"
     elif status.st_uid != os.getuid():
@@ -87,8 +87,8 @@ def open_weights(path: Path) -> BinaryIO:
     elif status.st_mode & 0o022:
         problem = f"other users can write to it (mode {stat.S_IMODE(status.st_mode):o})"
     else:
-        return file
-    file.close()
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
     raise UnusableWeights(problem)
 
 

@@ -28,6 +28,7 @@ from caravan.model.weights_header import (
 
 MIN_BYTES = 256 * 2**20  # smaller models are packed in less time than a file of them is worth
 _LOWEST_PRIORITY = 19
+_CLOCK_REALTIME_COARSE = 5  # clock_gettime(2)
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class WeightsCache:
         self._limit_bytes = limit_bytes
         self._min_bytes = min_bytes
         self._environ = environ
-        self._opened_ns = time.time_ns()
+        self._opened_ns = _file_clock_ns()
         self._key: WeightsKey | None = None
         self._packed: tuple[CpuLlama, WeightsKey, Checkpoint] | None = None  # to be written
 
@@ -133,7 +134,7 @@ class WeightsCache:
         started = time.monotonic()
         path = folder / key.file_name
         # Of the time in which the model was loaded: its weights could be of two versions of a file.
-        if any(file.changed_ns >= self._opened_ns for file in key.files) or (
+        if any(file.changed_ns > self._opened_ns for file in key.files) or (
             weights_key(checkpoint, model.quantization, getattr(torch, key.dtype)).files != key.files
         ):
             logger.warning("The packed weights are not kept: %s changed while it was loaded.", checkpoint.path)
@@ -160,3 +161,8 @@ class WeightsCache:
             path,
             time.monotonic() - started,
         )
+
+
+def _file_clock_ns() -> int:
+    """Return the time as it is recorded for files: on Linux that of the last tick, some milliseconds ago."""
+    return time.clock_gettime_ns(_CLOCK_REALTIME_COARSE) if sys.platform == "linux" else time.time_ns()
