@@ -1,5 +1,6 @@
 """Load a model from a checkpoint on disk, tensor by tensor."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from caravan.model.checkpoint.huggingface import open_huggingface
 from caravan.model.checkpoint.llama2c import open_llama2c
 from caravan.model.checkpoint.meta import open_meta
 from caravan.model.config import ModelConfig, UnsupportedModel
+from caravan.model.cpu.weights_cache import WeightsCache
 from caravan.model.llama import Llama
 
 
@@ -64,8 +66,11 @@ def load_model(
     device: torch.device,
     max_position: int,
     make_model: Callable[[ModelConfig], Llama] = plain_llama,
+    cache: WeightsCache | None = None,
 ) -> Llama:
     """Return the model of a checkpoint, its weights in dtype on device, ready to run.
+
+    Packed weights are mapped from the cache if there is one with a file of them.
 
     It can run positions below max_position. The module is made without memory and each weight is set as it is read, so
     peak memory is the final size and one tensor.
@@ -73,8 +78,10 @@ def load_model(
     """
     with torch.device("meta"):
         model = make_model(checkpoint.config)
-    weights = read_weights(checkpoint, dtype, model.grouped_weights(), model.weights_in_blocks())
-    num_weights = len(weight_parts(checkpoint))
+    started = time.monotonic()
+    mapped = frozenset[str]() if cache is None else cache.restore(model, checkpoint, dtype)
+    weights = read_weights(checkpoint, dtype, model.grouped_weights(), model.weights_in_blocks(), mapped)
+    num_weights = len(weight_parts(checkpoint).keys() - mapped)
     # disable=None: a bar on terminals only
     for name, weight in tqdm(weights, "Loading weights", num_weights, leave=False, delay=0.5, disable=None):
         try:
@@ -83,5 +90,7 @@ def load_model(
             raise BrokenCheckpoint(f"{checkpoint.path}: {name} holds values that are not finite numbers.") from None
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     assert not missing, f"the checkpoint reader left out {missing}"
+    if cache is not None and not mapped:
+        cache.after_packing(model, checkpoint, time.monotonic() - started)
     model.set_max_position(max_position, device)
     return model.eval()

@@ -8,19 +8,21 @@ import psutil
 import torch
 
 
-def free_memory_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+def free_memory_bytes(cgroup: Path = Path("/sys/fs/cgroup"), *, mapped_bytes: int = 0) -> int:
     """Return the bytes that can still be allocated: free on the machine, or less under a container's limit.
 
-    The memory use of a container includes files that it has read, such as the model; the kernel can reclaim them.
+    The memory use of a container includes files that it has read, such as the model; the kernel can reclaim them. It
+    could also reclaim the mapped_bytes of packed weights, but every step reads them, so they count as used.
     """
-    free = int(psutil.virtual_memory().available)
+    free = int(psutil.virtual_memory().available) - mapped_bytes
     try:
         limit = int((cgroup / "memory.max").read_text())
         used = int((cgroup / "memory.current").read_text())
         reclaimable = re.search(r"^inactive_file (\d+)$", (cgroup / "memory.stat").read_text(), re.MULTILINE)
     except (OSError, ValueError):  # no control group, or no limit in it ("max")
-        return free
-    return max(0, min(free, limit - used + (int(reclaimable[1]) if reclaimable else 0)))
+        return max(0, free)
+    other_files = max(0, (int(reclaimable[1]) if reclaimable else 0) - mapped_bytes)
+    return max(0, min(free, limit - used + other_files))
 
 
 def give_back_freed_memory() -> None:

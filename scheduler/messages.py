@@ -21,6 +21,7 @@ class StartEngine(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     quantization: Literal["auto", "none", "native", "int8", "int4"] = "auto"
     kv_cache_dtype: Literal["auto", "bfloat16", "int8"] = "auto"
     num_threads: int | None = None  # None: one per core
+    weights_cache_bytes: int = 0  # limit of all files of packed weights; 0: none is read or written
     is_profiled: bool = False  # write the time of each part of a step to standard error
 
 

@@ -16,6 +16,7 @@ import torch
 
 from caravan.model.backend import choose_backend, choose_device
 from caravan.model.checkpoint.checkpoint import num_parameters
+from caravan.model.cpu.weights_cache import WeightsCache
 from caravan.model.kv_cache import choose_kv_dtype, kv_bytes_per_token
 from caravan.model.loader import load_model, open_checkpoint
 from caravan.model.tokenizer.grammar_tokenizer import grammar_tokenizer
@@ -56,8 +57,9 @@ def serve(connection: socket.socket) -> None:
     threading.Thread(target=_read_inbox, args=(connection, inbox), daemon=True).start()
     start = inbox.get()
     assert isinstance(start, StartEngine), "the first message starts the engine"
+    cache = WeightsCache(start.weights_cache_bytes)
     try:
-        engine, ready, profile = start_engine(start)
+        engine, ready, profile = start_engine(start, cache)
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         sender.send(EngineFailed(reason=str(error)))
         sys.exit(1)
@@ -65,6 +67,7 @@ def serve(connection: socket.socket) -> None:
     sender.send(ready)
     sender.start_heartbeats()
     threading.Thread(target=engine.kv_cache.prefault, args=(PREFAULTED_BYTES,), daemon=True).start()
+    cache.write_in_background()
     snapshots = SnapshotClock()
     while True:
         sender.loop()
@@ -82,9 +85,10 @@ def serve(connection: socket.socket) -> None:
             profile.end_step(output.stats.num_prefill_tokens + output.stats.num_decode_tokens)
 
 
-def start_engine(start: StartEngine) -> tuple[Engine, EngineReady, Profile | None]:
+def start_engine(start: StartEngine, cache: WeightsCache | None = None) -> tuple[Engine, EngineReady, Profile | None]:
     """Return the engine with its model, the message about them, and a profile if the start message asks for one.
 
+    Without `cache` packed weights are mapped from one as the start message says, but never written.
     Raises ValueError (a broken or unsupported model, limits that do not fit), OSError, MemoryError.
     """
     started = time.monotonic()
@@ -102,13 +106,17 @@ def start_engine(start: StartEngine) -> tuple[Engine, EngineReady, Profile | Non
         is_gpu=device.type == "cuda",
     )
     kv_dtype = choose_kv_dtype(start.kv_cache_dtype, backend.dtype)
-    model = load_model(checkpoint, backend.dtype, device, max_model_len, backend.make_model)
+    cache = cache or WeightsCache(start.weights_cache_bytes)
+    model = load_model(checkpoint, backend.dtype, device, max_model_len, backend.make_model, cache)
     give_back_freed_memory()
+    free_bytes = (
+        free_memory_bytes(mapped_bytes=cache.mapped_bytes) if device.type == "cpu" else free_gpu_memory_bytes(device)
+    )
     config = plan_engine(
         start.limits,
         kv_bytes_per_token=kv_bytes_per_token(model.config, kv_dtype),
         max_position=model.config.max_position,
-        free_memory_bytes=free_memory_bytes() if device.type == "cpu" else free_gpu_memory_bytes(device),
+        free_memory_bytes=free_bytes,
     )
     profile = Profile(model, sys.stderr.write) if start.is_profiled else None
     grammars = Grammars(

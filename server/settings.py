@@ -98,6 +98,12 @@ class MemorySettings(BaseModel):
         "auto", description="KV cache data type. int8 takes about half of the memory. auto: the same as --dtype."
     )
     block_size: int = Field(16, ge=1, description="Number of tokens in a KV cache block.")
+    weights_cache_size: ByteSize = Field(
+        ByteSize(16 * 2**30),
+        ge=0,
+        description="Disk space for packed weights, which later starts and restarts map instead of packing them again. "
+        "0: none are kept.",
+    )
     max_body_memory: ByteSize = Field(
         ByteSize(DEFAULT_BYTES),
         ge=1,
@@ -275,6 +281,7 @@ class Settings(
             quantization=self.quantization,
             kv_cache_dtype=self.kv_cache_dtype,
             num_threads=self.num_threads,
+            weights_cache_bytes=int(self.weights_cache_size),
             is_profiled=self.profile,
             limits=EngineLimits(
                 kv_cache_memory_bytes=None if self.kv_cache_memory is None else int(self.kv_cache_memory),

@@ -18,12 +18,13 @@ def list_models(
 
     Other commands accept a NAME of this list as MODEL. Models come from
     Caravan's cache and from the Hugging Face cache, which other programs may
-    share.
+    share. KIND `packed` are weights as the kernels read them, kept by
+    `caravan serve`; their time is that of the last use.
     """
-    from caravan.download.cached_models import cached_models
+    from caravan.download.cached_models import cached_models, with_packed_weights
 
     try:
-        models = cached_models(os.environ)
+        models = with_packed_weights(cached_models(os.environ), os.environ)
     except OSError as error:
         fail(f"Cannot read the cache: {error}")
     if as_json:

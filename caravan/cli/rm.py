@@ -15,7 +15,8 @@ def rm(
     name: Annotated[
         str,
         typer.Argument(
-            help="Name that `caravan list` shows; org/name stands for all models of that repository.",
+            help="Name that `caravan list` shows; org/name stands for all models of that repository. "
+            "Of a path only the packed weights are removed.",
             metavar="NAME",
             autocompletion=complete_fetched,
         ),
@@ -24,18 +25,26 @@ def rm(
 ) -> None:
     """Remove a fetched model from the cache.
 
-    Only the caches that `caravan list` shows are touched, never a file or a
-    folder of your own.
+    Its packed weights are removed, too. Only the caches that `caravan list`
+    shows are touched, never a file or a folder of your own.
     """
-    from caravan.download.cached_models import cached_models, models_named, remove_models
+    from caravan.download.cached_models import (
+        cached_models,
+        models_named,
+        packed_weights,
+        remove_models,
+        with_packed_weights,
+    )
     from caravan.download.errors import ModelNotFound
 
     try:
-        models = models_named(cached_models(os.environ), name)
+        models = with_packed_weights(models_named(cached_models(os.environ), name), os.environ, only_theirs=True)
     except ModelNotFound as error:
-        if Path(name).exists():
+        models = packed_weights(Path(name), os.environ)
+        if not models and Path(name).exists():
             fail(f"{name} is a path. `caravan rm` removes fetched models, by the names `caravan list` shows.")
-        fail(str(error))
+        if not models:
+            fail(str(error))
     except OSError as error:
         fail(f"Cannot read the cache: {error}")
     if not yes:
@@ -47,7 +56,9 @@ def rm(
         num_bytes = remove_models(models)
     except OSError as error:
         fail(f"Cannot remove {name}: {error}")
-    typer.echo(f"Removed {', '.join(model.name for model in models)}, which frees {readable_size(num_bytes)}.")
+    names = dict.fromkeys(model.name for model in models if model.kind != "packed")
+    removed = ", ".join(names) or f"the packed weights of {name}"
+    typer.echo(f"Removed {removed}, which frees {readable_size(num_bytes)}.")
 
 
 def _is_confirmed() -> bool:

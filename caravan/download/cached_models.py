@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from caravan.download.errors import ModelNotFound
 from caravan.download.hub import choose_gguf, has_hub_cache
 from caravan.download.resolve import ALIASES, models_folder
+from caravan.model.weights_files import weights_files, weights_folder
 
 if TYPE_CHECKING:
     from huggingface_hub import CachedFileInfo, CachedRepoInfo, HFCacheInfo
@@ -19,12 +20,12 @@ _SAFETENSORS_SUFFIXES = {".safetensors", ".json", ".jinja"}  # with tokenizer.mo
 
 @dataclass(frozen=True, kw_only=True)
 class CachedModel:
-    """A model that can be served without a network."""
+    """A model that can be served without a network, or the packed weights of one."""
 
     name: str  # for the argument MODEL
-    kind: str  # GGUF or safetensors
+    kind: str  # GGUF, safetensors or packed
     num_bytes: int
-    fetched_at: float  # seconds since the epoch
+    fetched_at: float  # seconds since the epoch; of packed weights, the last use
     path: Path
     file: str = ""  # of a GGUF model, inside its repository
     files: frozenset["CachedFileInfo"] = frozenset()  # in the Hugging Face cache; empty for Caravan's own
@@ -45,6 +46,42 @@ def cached_models(environ: Mapping[str, str], *, hub_cache: Path | None = None) 
         info = _scan(hub_cache)
         models += [model for repo in (info.repos if info else ()) for model in _repo_models(repo)]
     return sorted(models, key=lambda model: model.name)
+
+
+def with_packed_weights(
+    models: list[CachedModel], environ: Mapping[str, str], *, only_theirs: bool = False
+) -> list[CachedModel]:
+    """Return the models, then all packed weights, or only theirs, under the names of their models or paths."""
+    names = {str(model.path.resolve()): model.name for model in models}
+    packed = [
+        replace(weights, name=names.get(weights.name, weights.name))
+        for weights in packed_weights(None, environ)
+        if weights.name in names or not only_theirs
+    ]
+    return [*models, *packed]
+
+
+def packed_weights(path: Path | None, environ: Mapping[str, str]) -> list[CachedModel]:
+    """Return the packed weights of the model that was served from a path, of all models without a path.
+
+    Their names are paths.
+    """
+    try:
+        found = weights_files(weights_folder(environ))
+    except OSError:  # without a home folder there are none
+        return []
+    resolved = None if path is None else str(path.resolve())
+    return [
+        CachedModel(
+            name=file.header.model_path,
+            kind="packed",
+            num_bytes=file.num_bytes,
+            fetched_at=file.used_at,
+            path=file.path,
+        )
+        for file in found
+        if file.header is not None and resolved in (None, file.header.model_path)
+    ]
 
 
 def models_named(models: list[CachedModel], name: str) -> list[CachedModel]:

@@ -38,6 +38,7 @@ class Checkpoint:
     blocks: Mapping[str, str] = field(default_factory=dict)  # matrix -> kind of its blocks, a key of BLOCK_SIZES
     read_blocks: Callable[[str], Tensor] = lambda _: torch.empty(0)  # such a matrix, [rows, bytes] uint8
     unused: frozenset[str] = frozenset()  # tensors in the files that no weight needs
+    files: tuple[Path, ...] = ()  # that the model is in; empty: all in the folder `path`
 
 
 @dataclass(frozen=True)
@@ -121,9 +122,13 @@ def check_shapes(checkpoint: Checkpoint) -> None:
 
 
 def read_weights(
-    checkpoint: Checkpoint, dtype: torch.dtype, grouped: Collection[str] = (), in_blocks: Collection[str] = ()
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    grouped: Collection[str] = (),
+    in_blocks: Collection[str] = (),
+    left_out: Collection[str] = (),
 ) -> Iterator[tuple[str, Weight]]:
-    """Yield every weight with its name in the model, in dtype.
+    """Yield every weight that is not left out with its name in the model, in dtype.
 
     Those named in `grouped` come on the grid of the files, or else in float32. Those named in `in_blocks` come in parts
     as the files have them. Each is allocated once and filled in place. Threads read the next few ahead, no more:
@@ -160,7 +165,8 @@ def read_weights(
     num_threads = os.cpu_count() or 1
     with ThreadPoolExecutor(num_threads) as pool:  # numpy and torch release the GIL
         ahead: deque[tuple[str, Future[Weight]]] = deque()
-        for name, parts in weight_parts(checkpoint).items():
+        wanted = {name: parts for name, parts in weight_parts(checkpoint).items() if name not in left_out}
+        for name, parts in wanted.items():
             ahead.append((name, pool.submit(weight, name, parts)))
             if len(ahead) > num_threads:
                 name, read = ahead.popleft()

@@ -111,6 +111,7 @@ def open_gguf(path: Path) -> Checkpoint:
         | dict.fromkeys(factors, NVFP4_WITH_FACTOR),
         read_blocks=read_blocks,
         unused=frozenset({_ROPE_FREQS}) | scale_tensors(kinds),
+        files=tuple(header.path for header in headers),
     )
 
 

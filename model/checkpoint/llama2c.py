@@ -79,6 +79,7 @@ def open_llama2c(path: Path) -> Checkpoint:
     tables = {name for name in places if name.startswith("freqs_")}
     return Checkpoint(
         path=path,
+        files=(path,),
         format=f"llama2.c version {header.version}",
         config=header.config,
         names=NAMES,

@@ -79,6 +79,12 @@ def built_library(target: Sequence[str], library: str, environ: Mapping[str, str
     return built
 
 
+def processor_features() -> dict[str, bool | str]:
+    """Return the architecture and the instruction sets of this processor, by torch's names."""
+    capabilities = torch.cpu.get_capabilities()
+    return {name: value for name, value in capabilities.items() if isinstance(value, bool | str)}
+
+
 def _shipped_library(level: Level) -> Path | None:
     """Return the installed library for a level, if it was built from these sources and for this torch."""
     path = _FOLDER / _file_name(level.library, _flags(level.target, level.library))
@@ -122,8 +128,7 @@ def _place(name: str, environ: Mapping[str, str]) -> Path:
 
 def _file_name(library: str, flags: list[str]) -> str:
     """Return a name with a hash of the content; torch's builds for CPU and CUDA have the same C++ interface."""
-    capabilities = torch.cpu.get_capabilities() if set(NATIVE) <= set(flags) else {}
-    features = {name: value for name, value in capabilities.items() if isinstance(value, bool | str)}
+    features = processor_features() if set(NATIVE) <= set(flags) else {}
     version = torch.__version__.partition("+")[0]
     digest = hashlib.sha256(json.dumps([flags, version, features], sort_keys=True).encode())
     for path in sorted((*_FOLDER.glob("*.cpp"), *_FOLDER.glob("*.h"))):

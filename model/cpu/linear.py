@@ -1,7 +1,7 @@
 """PackedLinear: a linear layer with its weights in the order in which the kernels read them."""
 
 import itertools
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,14 @@ from caravan.model.quantization import GroupedWeight, dequantize, quantize, to_b
 
 Quantization = Literal["none", "native", "int8", "int4"]
 ROWS_AT_ONCE = 128 * TILE  # rows that are rounded at once: rounding takes many times the memory of the result
+
+
+class PackedPart(NamedTuple):
+    """Some outputs of a packed weight."""
+
+    packed: Tensor  # [bytes] uint8
+    weight_format: WeightFormat
+    num_outputs: int
 
 
 class PackedLinear(Linear):
@@ -39,7 +47,7 @@ class PackedLinear(Linear):
         super().__init__(plain.in_features, plain.out_features, has_bias=plain.bias is not None)
         self.weight = None
         self.packed = nn.ParameterList([_parameter(torch.empty(0, dtype=torch.uint8, device="meta"))])
-        self.formats: list[WeightFormat] = []
+        self.parts: list[PackedPart] = []
         self.norm = norm
         self.quantization = quantization
         self._passed: PassedWeight = [], [], []
@@ -49,19 +57,28 @@ class PackedLinear(Linear):
 
     def place(self, weight: Weight) -> None:
         """Pack weight [out, in], or its parts. Raises NotFinite."""
-        packed = []
+        parts: list[PackedPart] = []
         if isinstance(weight, list):
             for kind, some in itertools.groupby(weight, lambda part: getattr(part, "kind", None)):
-                packed += self._pack_parts(kind, list(some))
+                parts += self._pack_parts(kind, list(some))
         else:
-            packed.append(self._pack(weight))
-        self.packed = nn.ParameterList(_parameter(part) for part, _, _ in packed)
-        self.formats = [weight_format for _, weight_format, _ in packed]
+            parts.append(self._pack(weight))
+        self.place_packed(parts)
+
+    def place_packed(self, parts: list[PackedPart]) -> None:
+        """Set the weight to packed parts, which together have all outputs; their memory is never written."""
+        self.packed = nn.ParameterList(_parameter(part.packed) for part in parts)
+        self.parts = parts
         self._passed = (
-            [part for part, _, _ in packed],
-            [weight_format.value for weight_format in self.formats],
-            [num_outputs for _, _, num_outputs in packed],
+            [part.packed for part in parts],
+            [part.weight_format.value for part in parts],
+            [part.num_outputs for part in parts],
         )
+
+    @property
+    def formats(self) -> list[WeightFormat]:
+        """The formats of the parts."""
+        return [part.weight_format for part in self.parts]
 
     def passed(self) -> PassedWeight:
         """Return the weight as the kernels take it."""
@@ -81,15 +98,16 @@ class PackedLinear(Linear):
             True,  # float32
         )
 
-    def _pack_parts(self, kind: str | None, parts: list[WeightPart]) -> list[tuple[Tensor, WeightFormat, int]]:
-        """Return packed parts, their formats and numbers of outputs; those of one kind of blocks become one."""
+    def _pack_parts(self, kind: str | None, parts: list[WeightPart]) -> list[PackedPart]:
+        """Return packed parts; those of one kind of blocks become one."""
         rows = [part for part in parts if isinstance(part, StoredRows)]
         if kind is None:
             return [self._pack(part) for part in parts if isinstance(part, Tensor)]
         num_outputs = sum(len(part.order) for part in rows)
-        return [(pack_blocks(rows, self.in_features, self._kernels, self._arena), BLOCK_FORMATS[kind], num_outputs)]
+        packed = pack_blocks(rows, self.in_features, self._kernels, self._arena)
+        return [PackedPart(packed, BLOCK_FORMATS[kind], num_outputs)]
 
-    def _pack(self, weight: Tensor | GroupedWeight) -> tuple[Tensor, WeightFormat, int]:
+    def _pack(self, weight: Tensor | GroupedWeight) -> PackedPart:
         if self.quantization == "int4" and not isinstance(weight, GroupedWeight):
             weight = quantize(weight, 4)
         grid_bits = weight.bits if isinstance(weight, GroupedWeight) else None
@@ -104,7 +122,7 @@ class PackedLinear(Linear):
                 packed = torch.cat([pack_bytes(to_bytes(rows)) for rows in torch.split(weight, ROWS_AT_ONCE)])
             case _:
                 packed = pack_bfloat16(weight)
-        return self._arena.allocate(packed), weight_format, num_outputs
+        return PackedPart(self._arena.allocate(packed), weight_format, num_outputs)
 
 
 def _parameter(packed: Tensor) -> nn.Parameter:

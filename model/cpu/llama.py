@@ -115,7 +115,7 @@ class CpuLlama(Llama):
         if isinstance(module, PackedLinear) and leaf == "weight":
             module.place(weight)
             return
-        if name == "embedding.weight" and self.config.tie_embeddings:
+        if name == "embedding.weight" and self.config.tie_embeddings and not self.output.parts:
             self.output.place(weight)
         if isinstance(weight, list):
             (part,) = weight  # an embedding is one tensor

@@ -8,7 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from caravan.cli.main import make_app
+from caravan.cli.sizes import readable_size
+from caravan.download.cached_models import packed_weights
 from caravan.download.resolve import ALIASES, DEFAULT_MODEL
+from caravan.model.weights_header import WeightsHeader, WeightsKey, encode_header
 
 
 @pytest.fixture
@@ -61,6 +64,72 @@ class TestList:
             assert error.startswith("Cannot read the cache: ")
             assert error.count("\n") == 1
         assert model.exists()
+
+
+class TestPackedWeights:
+    @pytest.fixture
+    def packed(self, model: Path, tmp_path: Path) -> Path:
+        """The packed weights of the fetched model, beside those of a file that is gone and a damaged file."""
+        path = write_packed(tmp_path, model, 3000)
+        write_packed(tmp_path, tmp_path / "own.gguf", 5000)
+        (path.parent / "damaged.weights").write_bytes(b"x")
+        return path
+
+    def test_they_are_listed_after_the_models_under_their_names_or_paths(self, packed: Path, tmp_path: Path) -> None:
+        head, *rows = (line.split()[:3] for line in caravan("list")[1].splitlines())
+        assert head == ["NAME", "KIND", "SIZE"]
+        assert rows[0] == ["smollm2", "GGUF", "1.5KB"]
+        assert sorted(row[:2] for row in rows[1:]) == sorted(
+            [["smollm2", "packed"], [str(tmp_path / "own.gguf"), "packed"]]
+        )
+        found = {
+            entry["name"]: entry for entry in json.loads(caravan("list", "--json")[1]) if entry["kind"] == "packed"
+        }
+        assert found["smollm2"]["path"] == str(packed)
+        assert found["smollm2"]["num_bytes"] == packed.stat().st_size
+        assert found["smollm2"]["fetched_at"] == packed.stat().st_mtime
+
+    def test_they_are_removed_with_their_model(self, packed: Path, model: Path) -> None:
+        sizes = [readable_size(num_bytes) for num_bytes in (packed.stat().st_size, 1500 + packed.stat().st_size)]
+        code, shown, asked = caravan("rm", "smollm2", typed="y\n")
+        assert (code, shown.splitlines()[-1]) == (0, f"Removed smollm2, which frees {sizes[1]}.")
+        assert f"smollm2  {sizes[0]}  {packed}\n" in asked
+        assert not packed.exists()
+        assert not model.exists()
+        assert len(list(packed.parent.glob("*.weights"))) == 2
+
+    def test_those_of_a_path_are_removed_and_the_file_itself_stays(
+        self, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        own = tmp_path / "own.gguf"
+        own.touch()
+        code, shown, _ = caravan("rm", "--yes", "./own.gguf")
+        assert code == 0
+        assert shown.startswith("Removed the packed weights of ./own.gguf, which frees ")
+        assert own.exists()
+        assert packed.exists()
+        assert caravan("rm", "--yes", "./own.gguf")[0] == 1
+
+    def test_without_a_home_there_are_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def no_home() -> Path:
+            raise RuntimeError
+
+        monkeypatch.setattr(Path, "home", no_home)
+        assert packed_weights(None, {}) == []
+
+
+def write_packed(cache: Path, model: Path, num_bytes: int) -> Path:
+    """Write a file of packed weights for a model and return its path."""
+    key = WeightsKey(
+        files=[], tensors="", quantization="none", dtype="bfloat16", code=str(model), libraries={}, features={}
+    )
+    header = WeightsHeader(key=key, model_path=str(model.resolve()), num_data_bytes=num_bytes, tensors=[], samples="")
+    path = cache / "caravan/weights" / key.file_name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(encode_header(header) + bytes(num_bytes))
+    path.chmod(0o600)
+    return path
 
 
 class TestRm:

@@ -19,6 +19,18 @@ def test_a_container_has_the_rest_of_its_limit(tmp_path: Path) -> None:
     assert free_memory_bytes(tmp_path) == 230_000_000  # what the page cache holds can be given back
 
 
+def test_mapped_weights_are_not_free_although_the_kernel_could_reclaim_them(tmp_path: Path) -> None:
+    before = free_memory_bytes(tmp_path)
+    assert free_memory_bytes(tmp_path, mapped_bytes=before // 2) == pytest.approx(before / 2, rel=0.05)
+    assert free_memory_bytes(tmp_path, mapped_bytes=2 * before) == 0
+    (tmp_path / "memory.max").write_text("300000000\n")
+    (tmp_path / "memory.current").write_text("100000000\n")
+    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 30000000\n")
+    assert free_memory_bytes(tmp_path, mapped_bytes=20_000_000) == 210_000_000
+    # Pages that are active, or were read by another container, are not among the reclaimable ones.
+    assert free_memory_bytes(tmp_path, mapped_bytes=90_000_000) == 200_000_000
+
+
 def test_in_a_container_without_a_limit_the_free_memory_of_the_machine_counts(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("max\n")
     assert free_memory_bytes(tmp_path) == pytest.approx(psutil.virtual_memory().available, rel=0.05)

@@ -1,6 +1,7 @@
 """The engine process by itself, at the other end of a socket, and its loop in a thread of the test."""
 
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -16,6 +17,7 @@ import msgspec
 import pytest
 from llguidance import LLMatcher
 
+from caravan.model.cpu.weights_cache import WeightsCache
 from caravan.scheduler import message_sender, process
 from caravan.scheduler.channel import LENGTH, encode_frame, frame_length
 from caravan.scheduler.config import EngineLimits
@@ -152,6 +154,26 @@ def test_log_records_of_the_engine_are_messages(engine: EngineThread) -> None:
     engine.receive(EngineReady)
     logging.getLogger("caravan.scheduler").warning("the pool is %s", "full")
     assert engine.receive(EngineLog) == EngineLog(level=logging.WARNING, text="the pool is full")
+
+
+def test_packed_weights_are_written_after_the_start_and_mapped_by_the_next_engine(
+    tiny_model_path: Path, ended: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(process, "WeightsCache", functools.partial(WeightsCache, min_bytes=1))
+    start = StartEngine(model_path=str(tiny_model_path), limits=LIMITS, num_threads=1, weights_cache_bytes=2**30)
+    answers = []
+    for loaded, later in (("were packed in", "were written to"), ("were mapped from", "")):
+        engine = EngineThread(start)
+        assert loaded in engine.receive(EngineLog).text
+        engine.receive(EngineReady)
+        if later:
+            assert later in engine.receive(EngineLog).text
+        engine.send(make_request(1, [*ONE_AFTER_ANOTHER], max_tokens=24, num_logprobs=1))
+        outputs = engine.answers(1)[1]
+        answers.append([(output.token_ids, output.logprobs) for output in outputs])
+        engine.close()
+    assert answers[0] == answers[1]
 
 
 def test_a_model_that_cannot_be_loaded_is_reported_and_ends_the_process(tmp_path: Path, ended: list[int]) -> None:

@@ -99,6 +99,8 @@ def test_the_engine_gets_all_its_limits() -> None:
     flags = {"kv_cache_memory": "1MiB", "max_model_len": "99", "max_num_seqs": "5", "max_batch_tokens": "32"}
     start = load_settings({**flags, "block_size": "8", "num_threads": "2", "dtype": "bfloat16"}).start_engine(Path("m"))
     assert (start.model_path, start.dtype, start.num_threads) == ("m", "bfloat16", 2)
+    assert start.weights_cache_bytes == 16 * 2**30
+    assert load_settings({"weights_cache_size": "0"}).start_engine(Path("m")).weights_cache_bytes == 0
     assert start.limits == EngineLimits(
         kv_cache_memory_bytes=2**20, max_model_len=99, block_size=8, max_batch_tokens=32, max_num_seqs=5
     )

@@ -1,0 +1,53 @@
+"""The key of packed weights: the model's files, how they are packed, by which code and for which processor."""
+
+import hashlib
+import importlib.metadata
+from pathlib import Path
+
+import torch
+
+from caravan.model.checkpoint.checkpoint import Checkpoint
+from caravan.model.cpu.build import processor_features
+from caravan.model.cpu.linear import Quantization
+from caravan.model.weights_header import WeightsKey, file_identity
+
+_SOURCES = Path(__file__).parent.parent
+_LIBRARIES = ("torch", "gguf", "numpy")  # which read, round and order weights
+
+
+def weights_key(checkpoint: Checkpoint, quantization: Quantization, dtype: torch.dtype) -> WeightsKey:
+    """Return the key of a model's packed weights; raises OSError if its files cannot be examined."""
+    described = (
+        checkpoint.format,
+        checkpoint.config,
+        checkpoint.is_interleaved,
+        sorted(checkpoint.names.items()),
+        sorted(checkpoint.shapes.items()),
+        sorted(checkpoint.blocks.items()),
+        sorted(checkpoint.grids.items()),
+    )
+    return WeightsKey(
+        files=[file_identity(path) for path in _files(checkpoint)],
+        tensors=hashlib.sha256(repr(described).encode()).hexdigest(),
+        quantization=quantization,
+        dtype=str(dtype).removeprefix("torch."),
+        code=_code_hash(),
+        libraries={name: importlib.metadata.version(name) for name in _LIBRARIES},
+        features=processor_features(),
+    )
+
+
+def _files(checkpoint: Checkpoint) -> list[Path]:
+    """Return the files of a model: all in its folder, since any of them can say how to read the others."""
+    if checkpoint.path.is_dir():
+        return sorted(path for path in checkpoint.path.iterdir() if path.is_file())
+    return list(checkpoint.files)
+
+
+def _code_hash() -> str:
+    """Return a hash of all sources of caravan.model: readers, packers and kernels decide on the bytes together."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in _SOURCES.rglob("*") if path.suffix in (".py", ".cpp", ".h")):
+        source = path.read_bytes()
+        digest.update(f"{path.relative_to(_SOURCES)} {len(source)}\n".encode() + source)
+    return digest.hexdigest()
