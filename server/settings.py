@@ -1,13 +1,12 @@
 """Settings: every option of `caravan serve`, as a flag, a CARAVAN_* variable and a key of the YAML file."""
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, Field, ValidationError
+from pydantic import BaseModel, ByteSize, Field, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
@@ -17,38 +16,10 @@ from caravan.scheduler.messages import StartEngine
 from caravan.server.generation.request_limits import QueueLimits
 from caravan.server.http.api_keys import ApiKeys, WrongKeys, load_keys
 from caravan.server.http.body_memory import DEFAULT_BYTES
-from caravan.server.http.client_address import networks
-from caravan.server.http.host_names import allowed_origins, is_loopback
+from caravan.server.http.host_names import is_loopback
+from caravan.server.setting_types import Networks, Origins, Seconds
 
 ENV_PREFIX = "CARAVAN_"
-
-
-def _seconds(value: object) -> object:
-    """Return a duration such as 100ms, 0.1s or 0.1 in seconds."""
-    if not isinstance(value, str):
-        return value
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(ms|s|)", value.strip())
-    if match is None:
-        raise ValueError("must be a duration such as 100ms or 0.1s")
-    return float(match[1]) / (1000 if match[2] == "ms" else 1)
-
-
-def _origins(value: str | None) -> str | None:
-    allowed_origins(value)
-    return value
-
-
-def _networks(value: str | None) -> str | None:
-    try:
-        networks(value)
-    except ValueError:
-        raise ValueError("must be addresses or networks such as 10.0.0.0/8, separated by commas") from None
-    return value
-
-
-Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
-Origins = Annotated[str | None, AfterValidator(_origins)]
-Networks = Annotated[str | None, AfterValidator(_networks)]
 
 
 class WrongSettings(ValueError):
@@ -140,6 +111,11 @@ class LimitSettings(BaseModel):
     )
     engine_timeout: float = Field(
         10.0, ge=1, description="Restart the engine after this many seconds without a heartbeat."
+    )
+    standby: bool = Field(
+        False,
+        description="Keep a second engine process with the model loaded, which takes over when the engine fails. It "
+        "needs memory for the weights again.",
     )
 
 
@@ -285,6 +261,7 @@ class Settings(
                 speculation=self.speculation,
                 max_inter_token_seconds=self.max_inter_token_latency,
                 is_shared=is_shared,
+                has_standby=self.standby,
             ),
         )
 

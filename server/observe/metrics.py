@@ -147,6 +147,10 @@ class Metrics(EngineListener):
         """Add a gauge that calls `is_ready` when it is scraped."""
         self._gauge("ready", "Whether the server is ready, as in /readyz: 1 or 0.", is_ready)
 
+    def add_standby_gauge(self, is_ready: Callable[[], bool]) -> None:
+        """Add a gauge that calls `is_ready` when it is scraped."""
+        self._gauge("standby_ready", "Whether a standby could take over from the engine: 1 or 0.", is_ready)
+
     @override
     def on_disconnect(self) -> None:
         """Reset the gauges: there is no engine."""
