@@ -1,12 +1,13 @@
 """Settings: every option of `caravan serve`, as a flag, a CARAVAN_* variable and a key of the YAML file."""
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ByteSize, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, Field, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
@@ -16,10 +17,35 @@ from caravan.scheduler.messages import StartEngine
 from caravan.server.generation.request_limits import QueueLimits
 from caravan.server.http.api_keys import ApiKeys, WrongKeys, load_keys
 from caravan.server.http.body_memory import DEFAULT_BYTES
-from caravan.server.http.host_names import is_loopback
-from caravan.server.setting_types import Networks, Origins, Seconds
+from caravan.server.http.client_address import networks
+from caravan.server.http.host_names import allowed_origins, is_loopback
 
 ENV_PREFIX = "CARAVAN_"
+
+
+def _seconds(value: object) -> object:
+    """Return a duration such as 100ms, 0.1s or 0.1 in seconds."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(ms|s|)", value.strip())
+    if match is None:
+        raise ValueError("must be a duration such as 100ms or 0.1s")
+    return float(match[1]) / (1000 if match[2] == "ms" else 1)
+
+
+def _checked(check: Callable[[str | None], object]) -> AfterValidator:
+    """Return the validator of a text that `check` parses or refuses with a ValueError."""
+
+    def validated(value: str | None) -> str | None:
+        check(value)
+        return value
+
+    return AfterValidator(validated)
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+Origins = Annotated[str | None, _checked(allowed_origins)]
+Networks = Annotated[str | None, _checked(networks)]
 
 
 class WrongSettings(ValueError):
@@ -113,9 +139,7 @@ class LimitSettings(BaseModel):
         10.0, ge=1, description="Restart the engine after this many seconds without a heartbeat."
     )
     standby: bool = Field(
-        False,
-        description="Keep a second engine process with the model loaded, which takes over when the engine fails. It "
-        "needs memory for the weights again.",
+        False, description="Load the model a second time, in a process that takes over when the engine fails."
     )
 
 

@@ -80,6 +80,10 @@ class EngineClient:
         """Whether the engine accepts requests and has sent a heartbeat recently."""
         return self._is_connected and self._silence_seconds() < READY_SILENCE_SECONDS
 
+    def is_standby_ready(self) -> bool:
+        """Return whether a standby has loaded the model and waits."""
+        return self.standby is not None and self.standby.is_ready
+
     @property
     def engine_pid(self) -> int:
         """The process id of the current engine process."""

@@ -27,6 +27,7 @@ class Standby:
         self._has_loaded = False
         self._task: asyncio.Task[None] | None = None
 
+    @property
     def is_ready(self) -> bool:
         """Whether a standby has loaded the model and waits."""
         return self._has_loaded

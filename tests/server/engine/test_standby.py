@@ -50,9 +50,9 @@ async def test_a_standby_is_started_behind_each_engine_and_takes_over(processes:
     client, standby = await started()
     await until(lambda: len(processes) == 2)
     assert processes[1].program == STANDBY
-    assert not standby.is_ready()
+    assert not standby.is_ready
     processes[1].has_loaded.set()
-    await until(standby.is_ready)
+    await until(client.is_standby_ready)
     client.submit(request())
     processes[0].kill()
     await until(lambda: client.engine_pid == 2 and client.is_ready)
@@ -60,7 +60,7 @@ async def test_a_standby_is_started_behind_each_engine_and_takes_over(processes:
     assert [type(message) for message in processes[1].sent] == [Request]
     await until(lambda: len(processes) == 3)
     assert processes[2].program == STANDBY
-    assert not standby.is_ready()
+    assert not standby.is_ready
     assert processes[2].start.limits.kv_cache_memory_bytes == READY.kv_cache_bytes
     await client.stop()
     assert [process.num_stops for process in processes] == [1, 1, 1]
@@ -80,7 +80,7 @@ async def test_a_standby_that_is_still_loading_takes_over_when_it_has_loaded(pro
 async def test_a_standby_that_fails_is_replaced_and_the_engine_works_on(
     processes: list[FakeProcess], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    client, standby = await started()
+    client, _ = await started()
     monkeypatch.setattr(FakeProcess, "fails_to_start", True)
     await until(lambda: len(processes) == 4)
     monkeypatch.setattr(FakeProcess, "fails_to_start", False)
@@ -88,7 +88,7 @@ async def test_a_standby_that_fails_is_replaced_and_the_engine_works_on(
     assert "starting another one in 0.02 seconds: no memory" in caplog.text
     await until(lambda: len(processes) == 5)
     processes[4].has_loaded.set()
-    await until(standby.is_ready)
+    await until(client.is_standby_ready)
     processes[4].kill()
     await until(lambda: len(processes) == 6)
     assert "starting another one in 0.08 seconds: The process ended." in caplog.text
@@ -114,10 +114,10 @@ async def test_the_log_of_a_standby_is_logged_and_its_messages_are_no_sign_of_li
 async def test_a_standby_that_cannot_take_over_is_killed_and_an_engine_is_started(
     processes: list[FakeProcess], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    client, standby = await started()
+    client, _ = await started()
     await until(lambda: len(processes) == 2)
     processes[1].has_loaded.set()
-    await until(standby.is_ready)
+    await until(client.is_standby_ready)
 
     async def never(_: FakeProcess, _timeout_seconds: float) -> None:
         raise TimeoutError
@@ -173,7 +173,7 @@ async def standby_pid(client: EngineClient) -> int:
     """Return the process id of the standby when it has loaded."""
     standby = client.standby
     assert standby is not None
-    await until(standby.is_ready, within_seconds=20)
+    await until(client.is_standby_ready, within_seconds=20)
     assert standby._process is not None
     return standby._process.pid
 
