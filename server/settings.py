@@ -34,10 +34,8 @@ def _seconds(value: object) -> object:
 
 
 def _checked(check: Callable[[str | None], object]) -> AfterValidator:
-    """Return the validator of a text that `check` parses or refuses with a ValueError."""
-
     def validated(value: str | None) -> str | None:
-        check(value)
+        check(value)  # raises ValueError
         return value
 
     return AfterValidator(validated)

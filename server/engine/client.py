@@ -33,6 +33,7 @@ CHECK_PERIOD_SECONDS = 0.25  # between two checks of the heartbeat
 LATE_SECONDS = 0.25  # a check that is later than this means that the event loop was blocked
 FIRST_PAUSE_SECONDS = 0.1  # doubles with each engine that fails to start; the next one is started after it
 MAX_PAUSE_SECONDS = 30.0
+STANDBY_DELAY_SECONDS = 3.0  # after a restart, before a standby is started: the new engine computes the texts again
 MAX_DOWN_SECONDS = 120.0  # after which requests fail if the engine cannot be restarted
 
 logger = logging.getLogger(__name__)
@@ -106,6 +107,8 @@ class EngineClient:
         )
         self._start = msgspec.structs.replace(self._start, limits=limits)
         self._connect()
+        if self.standby is not None:
+            self.standby.start()
         self._tasks = [asyncio.create_task(self._restart_when_ended()), asyncio.create_task(self._kill_when_hung())]
         return report
 
@@ -163,6 +166,8 @@ class EngineClient:
             self.listener.on_replay(len(self._requests), down_seconds)
             logger.warning("The engine was restarted after %.1f seconds; requests are resumed.", down_seconds)
             self._connect()
+            if self.standby is not None:
+                self.standby.start(STANDBY_DELAY_SECONDS)
 
     async def _take_over(self) -> bool:
         """Make the standby the engine; return False if there is none or it cannot."""
@@ -235,8 +240,6 @@ class EngineClient:
     def _connect(self) -> None:
         self._received_at_seconds = self._checked_at_seconds = time.monotonic()
         self._is_connected = True
-        if self.standby is not None:
-            self.standby.start()
         if self._snapshot_period_seconds:
             self.subscribe(self._snapshot_period_seconds)
         self._send_released()

@@ -32,9 +32,9 @@ class Standby:
         """Whether a standby has loaded the model and waits."""
         return self._has_loaded
 
-    def start(self) -> None:
-        """Start a standby, and keep one from now on."""
-        self._task = asyncio.create_task(self._keep())
+    def start(self, delay_seconds: float = 0.0) -> None:
+        """Start a standby after the delay, and keep one from then on."""
+        self._task = asyncio.create_task(self._keep(delay_seconds))
 
     async def take(self) -> EngineProcess | None:
         """Return the standby process, which may still be loading, and keep none until the next `start`."""
@@ -50,7 +50,8 @@ class Standby:
         if process is not None:
             await process.stop()
 
-    async def _keep(self) -> None:
+    async def _keep(self, delay_seconds: float) -> None:
+        await asyncio.sleep(delay_seconds)
         pause_seconds = FIRST_PAUSE_SECONDS
         while True:
             began_seconds = time.monotonic()

@@ -31,6 +31,7 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> list[FakeProcess]:
     monkeypatch.setattr(FakeProcess, "fails_to_start", False)
     monkeypatch.setattr(module, "EngineProcess", FakeProcess)
     monkeypatch.setattr(module, "CHECK_PERIOD_SECONDS", 0.01)
+    monkeypatch.setattr(module, "STANDBY_DELAY_SECONDS", 0.01)
     monkeypatch.setattr(standby_module, "FIRST_PAUSE_SECONDS", 0.01)
     return FakeProcess.made
 
@@ -134,6 +135,7 @@ async def test_a_standby_that_cannot_take_over_is_killed_and_an_engine_is_starte
 @pytest.fixture
 async def client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[EngineClient]:
     """A client of scripted engines whose standby takes `request.param` seconds to load."""
+    monkeypatch.setattr(module, "STANDBY_DELAY_SECONDS", 0.01)
     monkeypatch.setattr(standby_module, "FIRST_PAUSE_SECONDS", 0.01)
     program = ("-m", "tests.support.scripted_engine", "0.01")
     client = EngineClient(
@@ -187,7 +189,7 @@ async def test_streams_continue_when_a_standby_takes_over(client: EngineClient, 
     for _ in range(2):
         pid = await standby_pid(client)
         os.kill(client.engine_pid, harm)
-        await until(lambda pid=pid: client.engine_pid == pid and client.is_ready, within_seconds=20)  # type: ignore[misc]
+        await until(lambda pid=pid: client.engine_pid == pid and client.is_ready, within_seconds=20)
     assert await asyncio.gather(*answers) == [expected(prompt) for prompt in prompts]
 
 
