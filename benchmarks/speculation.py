@@ -14,8 +14,8 @@ from caravan.model.sampling.sampling_params import SamplingParams
 from caravan.model.tokenizer.loader import load_tokenizer
 from caravan.scheduler.config import EngineLimits
 from caravan.scheduler.engine import Engine
+from caravan.scheduler.loaded_model import start_engine
 from caravan.scheduler.messages import Request, StartEngine, StepStats
-from caravan.scheduler.process import start_engine
 from caravan.scheduler.scheduler import Scheduler
 
 TEXT = (

@@ -8,6 +8,7 @@ from caravan.scheduler.block_pool import num_blocks_for
 
 Speculation = Literal["auto", "off"]
 
+PROCESS_BYTES = 250_000_000  # of an engine process without weights and KV pool
 DEFAULT_MAX_MODEL_LEN = 8192  # the default, even if the model was trained for more
 
 
@@ -61,6 +62,12 @@ class EngineLimits(msgspec.Struct, frozen=True, kw_only=True):
     speculation: Speculation = "auto"  # draft tokens from the text where they pay
     max_inter_token_seconds: float | None = None  # target of running streams while prompts are computed
     is_shared: bool = False  # by several API keys
+    has_standby: bool = False  # leave memory for a second process with the same weights
+
+
+def standby_bytes(weight_bytes: int) -> int:
+    """Return the memory that a standby takes: the weights again, and its process."""
+    return weight_bytes + PROCESS_BYTES
 
 
 def choose_max_model_len(limits: EngineLimits, max_position: int) -> int:
@@ -75,9 +82,25 @@ def choose_max_model_len(limits: EngineLimits, max_position: int) -> int:
 
 
 def plan_engine(
-    limits: EngineLimits, *, kv_bytes_per_token: int, max_position: int, free_memory_bytes: int
+    limits: EngineLimits,
+    *,
+    kv_bytes_per_token: int,
+    max_position: int,
+    free_memory_bytes: int,
+    weight_bytes: int,
 ) -> EngineConfig:
-    """Return the engine's configuration; raises ValueError, with the way out, if the limits contradict each other."""
+    """Return the engine's configuration; raises ValueError, with the way out, if the limits contradict each other.
+
+    `free_memory_bytes` is what is free once the weights are loaded. A standby takes `weight_bytes` of it again, and
+    memory for its process.
+    """
+    if limits.has_standby:
+        needed_bytes = standby_bytes(weight_bytes)
+        if needed_bytes > free_memory_bytes:
+            raise ValueError(
+                f"A standby needs {needed_bytes:,} bytes, but only {free_memory_bytes:,} are free. Leave out --standby."
+            )
+        free_memory_bytes -= needed_bytes
     pool_bytes = limits.kv_cache_memory_bytes if limits.kv_cache_memory_bytes is not None else free_memory_bytes // 2
     if pool_bytes > free_memory_bytes:
         raise ValueError(

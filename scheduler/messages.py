@@ -47,6 +47,10 @@ class Abort(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     request_id: int
 
 
+class TakeOver(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Make a standby the engine, once its model is loaded."""
+
+
 class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The model is loaded and the pool allocated."""
 
@@ -64,6 +68,10 @@ class EngineFailed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The engine could not start; it exits after this message."""
 
     reason: str
+
+
+class EngineLoaded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The model of a standby is loaded; the KV pool is allocated after TakeOver."""
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -187,6 +195,6 @@ class EngineSnapshot(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     waiting: list[SequenceSnapshot]  # the first of the queue
 
 
-ToEngine = StartEngine | Request | Abort | Subscribe
+ToEngine = StartEngine | TakeOver | Request | Abort | Subscribe
 WhileRunning = BatchBegins | StepOutput | Heartbeat | EngineLog | EngineSnapshot
-FromEngine = EngineReady | EngineFailed | WhileRunning
+FromEngine = EngineReady | EngineFailed | EngineLoaded | WhileRunning

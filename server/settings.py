@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,22 +33,17 @@ def _seconds(value: object) -> object:
     return float(match[1]) / (1000 if match[2] == "ms" else 1)
 
 
-def _origins(value: str | None) -> str | None:
-    allowed_origins(value)
-    return value
+def _checked(check: Callable[[str | None], object]) -> AfterValidator:
+    def validated(value: str | None) -> str | None:
+        check(value)  # raises ValueError
+        return value
 
-
-def _networks(value: str | None) -> str | None:
-    try:
-        networks(value)
-    except ValueError:
-        raise ValueError("must be addresses or networks such as 10.0.0.0/8, separated by commas") from None
-    return value
+    return AfterValidator(validated)
 
 
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
-Origins = Annotated[str | None, AfterValidator(_origins)]
-Networks = Annotated[str | None, AfterValidator(_networks)]
+Origins = Annotated[str | None, _checked(allowed_origins)]
+Networks = Annotated[str | None, _checked(networks)]
 
 
 class WrongSettings(ValueError):
@@ -146,6 +141,9 @@ class LimitSettings(BaseModel):
     )
     engine_timeout: float = Field(
         10.0, ge=1, description="Restart the engine after this many seconds without a heartbeat."
+    )
+    standby: bool = Field(
+        False, description="Load the model a second time, in a process that takes over when the engine fails."
     )
 
 
@@ -292,6 +290,7 @@ class Settings(
                 speculation=self.speculation,
                 max_inter_token_seconds=self.max_inter_token_latency,
                 is_shared=is_shared,
+                has_standby=self.standby,
             ),
         )
 

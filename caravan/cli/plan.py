@@ -29,6 +29,7 @@ def plan(
     max_num_seqs: Annotated[str | None, like_serve("max_num_seqs")] = None,
     max_batch_tokens: Annotated[str | None, like_serve("max_batch_tokens")] = None,
     block_size: Annotated[str | None, like_serve("block_size")] = None,
+    standby: Annotated[bool, like_serve("standby")] = False,
 ) -> None:
     """Compute how many requests of a model fit into memory."""
     flags = {
@@ -40,6 +41,7 @@ def plan(
         "max_num_seqs": max_num_seqs,
         "max_batch_tokens": max_batch_tokens,
         "block_size": block_size,
+        "standby": standby or None,
     }
     try:
         settings = load_settings({"model": model} | {name: value for name, value in flags.items() if value is not None})

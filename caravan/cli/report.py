@@ -14,7 +14,7 @@ from caravan.model.loader import open_checkpoint
 from caravan.model.rope_scaling import RopeScaling
 from caravan.model.tokenizer.loader import load_tokenizer
 from caravan.model.tokenizer.tokenizer import Tokenizer
-from caravan.scheduler.config import EngineLimits, plan_engine
+from caravan.scheduler.config import EngineLimits, plan_engine, standby_bytes
 
 Row = tuple[str, str]
 _BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2}
@@ -77,6 +77,7 @@ def plan_model(
         kv_bytes_per_token=bytes_per_token,
         max_position=config.max_position,
         free_memory_bytes=memory_bytes - weight_bytes,
+        weight_bytes=weight_bytes,
     )
     length = prompt_tokens + output_tokens
     if length > engine.max_model_len:
@@ -86,9 +87,11 @@ def plan_model(
     fits = engine.num_requests_of(length)
     at_once = min(fits, engine.max_num_seqs)
     pool_bytes = engine.num_tokens * bytes_per_token
+    standby = [("Standby", f"{standby_bytes(weight_bytes) / 1e6:,.0f} MB, the weights again included")]
     steps = math.ceil(at_once * prompt_tokens / engine.max_batch_tokens)
     return [
         ("Weights", f"{weight_bytes / 1e6:,.0f} MB, {backend.text}"),
+        *(standby if limits.has_standby else []),
         ("KV pool", f"{engine.num_tokens:,} tokens in {engine.num_blocks:,} blocks of {engine.block_size} "
          f"({pool_bytes / 1e6:,.0f} MB) in {_name(kv_dtype)}"),
         ("Capacity", f"{fits:,} requests of {length:,} tokens ({prompt_tokens:,} prompt, {output_tokens:,} output)"),

@@ -28,12 +28,16 @@ def serve(ctx: typer.Context) -> None:
 
     set_up_logs(settings.log_format)
     from caravan.server.engine.client import EngineClient
-    from caravan.server.engine.process import EngineStartFailed
+    from caravan.server.engine.process import STANDBY_PROGRAM, EngineStartFailed
 
     model_path = resolved(settings.model)
     is_shared = keys is not None and len(keys.names) > 1
     start = settings.start_engine(model_path, is_shared=is_shared)
-    engine = EngineClient(start, hang_seconds=settings.engine_timeout)
+    engine = EngineClient(
+        start,
+        hang_seconds=settings.engine_timeout,
+        standby_program=STANDBY_PROGRAM if settings.standby else None,
+    )
     from caravan.server.serve import bind, run, run_server
 
     try:

@@ -43,7 +43,7 @@ class LocalEngine:
         self.report: EngineReady
         if "torch" not in sys.modules:
             os.environ |= engine_environment(os.environ)
-        from caravan.scheduler.process import start_engine
+        from caravan.scheduler.loaded_model import start_engine
 
         try:
             self._engine, self.report, _ = self._thread.submit(start_engine, start).result()

@@ -25,13 +25,15 @@ from caravan.server.engine.in_flight import InFlightRequest, InFlightRequests
 from caravan.server.engine.listener import EngineListener
 from caravan.server.engine.output_queue import EngineDied, EngineUnavailable, OutputQueue
 from caravan.server.engine.process import ENGINE_PROGRAM, EngineProcess, EngineStartFailed
+from caravan.server.engine.standby import Standby, log_message
 
 READY_SILENCE_SECONDS = 2.0  # an engine sends a heartbeat twice a second, also during a step
 HANG_SECONDS = 10.0  # without a heartbeat, after which the engine is restarted
 CHECK_PERIOD_SECONDS = 0.25  # between two checks of the heartbeat
 LATE_SECONDS = 0.25  # a check that is later than this means that the event loop was blocked
-FIRST_PAUSE_SECONDS = 0.1  # before the engine is restarted; doubles with each failure
+FIRST_PAUSE_SECONDS = 0.1  # doubles with each engine that fails to start; the next one is started after it
 MAX_PAUSE_SECONDS = 30.0
+STANDBY_DELAY_SECONDS = 3.0  # after a restart, before a standby is started: the new engine computes the texts again
 MAX_DOWN_SECONDS = 120.0  # after which requests fail if the engine cannot be restarted
 
 logger = logging.getLogger(__name__)
@@ -40,8 +42,9 @@ logger = logging.getLogger(__name__)
 class EngineClient:
     """Sends requests to the engine process, and its outputs to their queues.
 
-    If the process ends or hangs, a new one is started with the same limits. It resumes every unfinished request after
-    its last generated token, so streams continue. Until then new requests raise EngineUnavailable.
+    If the process ends or hangs, the standby takes over, or a new one is started with the same limits. It resumes every
+    unfinished request after its last generated token, so streams continue. Until then new requests raise
+    EngineUnavailable.
     """
 
     def __init__(
@@ -50,10 +53,17 @@ class EngineClient:
         program: tuple[str, ...] = ENGINE_PROGRAM,
         *,
         hang_seconds: float = HANG_SECONDS,
+        standby_program: tuple[str, ...] | None = None,
     ) -> None:
-        """Start the process, which runs `program`; `ready` returns when it has loaded."""
+        """Start the process, which runs `program`; `ready` returns when it has loaded.
+
+        With a `standby_program`, a standby that runs it is kept from then on.
+        """
         self.listener = EngineListener()
         self.config: EngineConfig  # set by `ready`
+        self.standby: Standby | None = None
+        if standby_program is not None:
+            self.standby = Standby(lambda: EngineProcess(self._start, log_message, standby_program))
         self._start = start
         self._program = program
         self._hang_seconds = hang_seconds
@@ -71,6 +81,10 @@ class EngineClient:
         """Whether the engine accepts requests and has sent a heartbeat recently."""
         return self._is_connected and self._silence_seconds() < READY_SILENCE_SECONDS
 
+    def is_standby_ready(self) -> bool:
+        """Return whether a standby has loaded the model and waits."""
+        return self.standby is not None and self.standby.is_ready
+
     @property
     def engine_pid(self) -> int:
         """The process id of the current engine process."""
@@ -86,10 +100,15 @@ class EngineClient:
         self.config = report.config
         # A later process gets the same limits, not a fraction of the memory that is free then.
         limits = msgspec.structs.replace(
-            self._start.limits, kv_cache_memory_bytes=report.kv_cache_bytes, max_model_len=report.config.max_model_len
+            self._start.limits,
+            kv_cache_memory_bytes=report.kv_cache_bytes,
+            max_model_len=report.config.max_model_len,
+            has_standby=False,
         )
         self._start = msgspec.structs.replace(self._start, limits=limits)
         self._connect()
+        if self.standby is not None:
+            self.standby.start()
         self._tasks = [asyncio.create_task(self._restart_when_ended()), asyncio.create_task(self._kill_when_hung())]
         return report
 
@@ -119,7 +138,7 @@ class EngineClient:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._disconnect()
         self._requests.fail(EngineDied())
-        await self._process.stop()
+        await asyncio.gather(self._process.stop(), *([self.standby.stop()] if self.standby is not None else []))
 
     def _abort(self, request_id: int) -> None:
         if self._requests.drop(request_id) and self._is_connected:
@@ -141,18 +160,38 @@ class EngineClient:
             num_requests = self._requests.lose_engine()
             cause = await self._process.stop()
             logger.error("The engine process ended (%s); restarting it for %d requests.", cause, num_requests)
-            await self._restart(began_seconds)
+            if not await self._take_over():
+                await self._restart(began_seconds)
             down_seconds = time.monotonic() - began_seconds
             self.listener.on_replay(len(self._requests), down_seconds)
             logger.warning("The engine was restarted after %.1f seconds; requests are resumed.", down_seconds)
             self._connect()
+            if self.standby is not None:
+                self.standby.start(STANDBY_DELAY_SECONDS)
+
+    async def _take_over(self) -> bool:
+        """Make the standby the engine; return False if there is none or it cannot."""
+        process = await self.standby.take() if self.standby is not None else None
+        if process is None:
+            return False
+        self.listener.on_restart()
+        process.on_message = self._on_message
+        self._process = process
+        try:
+            await process.take_over(self._hang_seconds)
+        except (EngineStartFailed, TimeoutError) as error:
+            logger.error("The standby cannot take over: %s", str(error) or "It does not respond.")
+            process.kill()
+            await process.stop()
+            return False
+        logger.warning("The standby has taken over.")
+        return True
 
     async def _restart(self, began_seconds: float) -> None:
         """Start processes until one has loaded; fail the requests if that takes too long."""
         pause_seconds = FIRST_PAUSE_SECONDS
         while True:
             self.listener.on_restart()
-            await asyncio.sleep(pause_seconds)
             try:
                 self._process = EngineProcess(self._start, self._on_message, self._program)
                 await self._process.ready()
@@ -162,6 +201,7 @@ class EngineClient:
                 logger.error("The engine failed to start; retrying in %g seconds: %s", pause_seconds, error)
                 if time.monotonic() - began_seconds > MAX_DOWN_SECONDS:
                     self._requests.fail(EngineDied())
+                await asyncio.sleep(pause_seconds)
             else:
                 return
 

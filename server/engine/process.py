@@ -14,6 +14,7 @@ from caravan.scheduler.channel import FrameSplitter, encode_frame
 from caravan.scheduler.messages import (
     BatchBegins,
     EngineFailed,
+    EngineLoaded,
     EngineLog,
     EngineReady,
     EngineSnapshot,
@@ -21,12 +22,14 @@ from caravan.scheduler.messages import (
     Heartbeat,
     StartEngine,
     StepOutput,
+    TakeOver,
     ToEngine,
     WhileRunning,
 )
 
 # -P: modules in the current folder must not shadow those of the package.
 ENGINE_PROGRAM: tuple[str, ...] = ("-P", "-m", "caravan.scheduler.process")
+STANDBY_PROGRAM: tuple[str, ...] = ("-P", "-m", "caravan.scheduler.standby")
 STOP_SECONDS = 2.0  # for a process to exit before it is killed
 
 logger = logging.getLogger(__name__)
@@ -49,7 +52,7 @@ class EngineProcess(asyncio.Protocol):
         on_message: Callable[[WhileRunning], None],
         program: tuple[str, ...] = ENGINE_PROGRAM,
     ) -> None:
-        """`on_message` receives each message of the engine after it has loaded."""
+        """`on_message` receives each message of the engine after it has loaded, and its log."""
         self._connection, engine_socket = socket.socketpair()
         with engine_socket:
             self._process = subprocess.Popen(
@@ -60,11 +63,13 @@ class EngineProcess(asyncio.Protocol):
                 env=engine_environment(os.environ),
             )
         self._connection.sendall(encode_frame(start))
-        self._on_message = on_message
+        self.on_message = on_message
         self._frames = FrameSplitter()
         self._decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
         self._transport: asyncio.Transport | None = None
-        self._report: asyncio.Future[EngineReady | None]  # None: it ended before it had loaded
+        self._connecting: asyncio.Task[None] | None = None
+        self._report: asyncio.Future[EngineReady | None]  # None: it ended before it was ready
+        self._has_loaded = asyncio.Event()  # a standby, or it has failed
         self._has_ended = asyncio.Event()
 
     @property
@@ -74,13 +79,29 @@ class EngineProcess(asyncio.Protocol):
 
     async def ready(self) -> EngineReady:
         """Return the engine's report when it has loaded; raises EngineStartFailed if it cannot."""
-        loop = asyncio.get_running_loop()
-        self._report = loop.create_future()
-        self._transport, _ = await loop.create_connection(lambda: self, sock=self._connection)
+        await self._connected()
         report = await self._report
         if report is None:
             raise EngineStartFailed(f"The engine process ended while it loaded the model ({await self.stop()}).")
         return report
+
+    async def loaded(self) -> None:
+        """Return when a standby has loaded the model; raises EngineStartFailed if it cannot."""
+        await self._connected()
+        await self._has_loaded.wait()
+        if self._report.done():
+            await self.ready()
+
+    async def take_over(self, timeout_seconds: float) -> EngineReady:
+        """Make a standby the engine as soon as it has loaded; return its report.
+
+        Raises EngineStartFailed if it cannot, TimeoutError if it has loaded and does not report in time.
+        """
+        await self._connected()
+        self.send(TakeOver())
+        await self.loaded()
+        async with asyncio.timeout(timeout_seconds):
+            return await self.ready()
 
     async def ended(self) -> None:
         """Return when the process or the socket has ended; no message follows."""
@@ -113,18 +134,33 @@ class EngineProcess(asyncio.Protocol):
         for body in self._frames.split(data):
             match self._decoder.decode(body):
                 case StepOutput() | BatchBegins() | Heartbeat() | EngineLog() | EngineSnapshot() as message:
-                    self._on_message(message)
+                    self.on_message(message)
                 case EngineReady() | EngineFailed() if self._report.done():  # `ready` has returned
                     pass
+                case EngineLoaded():
+                    self._has_loaded.set()
                 case EngineReady() as report:
                     self._report.set_result(report)
                 case EngineFailed(reason=reason):
                     self._report.set_exception(EngineStartFailed(reason))
+                    self._has_loaded.set()
 
     def connection_lost(self, _: Exception | None) -> None:
         self._has_ended.set()
         if not self._report.done():
             self._report.set_result(None)
+        self._has_loaded.set()
+
+    async def _connected(self) -> None:
+        """Connect to the socket, once; a caller that is cancelled does not interrupt it."""
+        if self._connecting is None:
+            self._report = asyncio.get_running_loop().create_future()
+            self._connecting = asyncio.create_task(self._connect())
+        await asyncio.shield(self._connecting)
+
+    async def _connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._transport, _ = await loop.create_connection(lambda: self, sock=self._connection)
 
 
 def engine_environment(inherited: Mapping[str, str]) -> dict[str, str]:

@@ -16,7 +16,10 @@ _MAX_HOPS = 32  # entries of X-Forwarded-For that are read
 
 def networks(listed: str | None) -> tuple[Network, ...]:
     """Parse a list of networks such as `10.0.0.1, 192.168.0.0/16`; raises ValueError."""
-    return tuple(ip_network(part) for name in (listed or "").split(",") if (part := name.strip()))
+    try:
+        return tuple(ip_network(part) for name in (listed or "").split(",") if (part := name.strip()))
+    except ValueError:
+        raise ValueError("must be addresses or networks such as 10.0.0.0/8, separated by commas") from None
 
 
 def client_address(scope: Scope, trusted: Sequence[Network]) -> str:

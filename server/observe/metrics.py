@@ -54,8 +54,17 @@ class Metrics(EngineListener):
     Every series carries the label `model_name`. No label takes its value from a client.
     """
 
-    def __init__(self, model_name: str, config: EngineConfig, key_names: Sequence[str] = ()) -> None:
-        """`key_names` are the names of the API keys; each has its own series."""
+    def __init__(
+        self,
+        model_name: str,
+        config: EngineConfig,
+        key_names: Sequence[str] = (),
+        is_standby_ready: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`key_names` are the names of the API keys; each has its own series.
+
+        `is_standby_ready` is called when the metrics are scraped.
+        """
         self.registry = CollectorRegistry()
         self._model_name = model_name
         lengths = one_two_five(config.max_model_len)
@@ -76,6 +85,7 @@ class Metrics(EngineListener):
         self._num_accepted_tokens = self._counter("spec_decode_num_accepted_tokens", "Draft tokens accepted.")
         self._num_preemptions = self._counter("num_preemptions", "Sequences preempted because no blocks were free.")
         self._engine_restarts = self._counter("engine_restarts", "Restarts of the engine process.")
+        self._gauge("standby_ready", "Whether a standby is ready to take over: 1 or 0.", is_standby_ready)
         self._requests_replayed = self._counter("requests_replayed", "Sequences resumed by a new engine process.")
         self._engine_down_seconds = self._counter("engine_down_seconds", "Time without an engine process.")
         self._rejections = Counter(

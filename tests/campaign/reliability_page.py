@@ -36,7 +36,8 @@ def _engine_faults(result: Part) -> str:
     return f"""## The engine killed and stopped under load
 
 32 streams at any time (greedy, sampled, bound to a JSON schema, three choices, with and without log-probabilities, some with long
-prompts), each compared with what it is without faults: text, token ids, log-probabilities, how it ends.
+prompts), each compared with what it is without faults: text, token ids, log-probabilities, how it ends. A new engine is started each
+time; [`--standby`](operations.md#failures) starts it in advance.
 
 | | |
 |---|---|

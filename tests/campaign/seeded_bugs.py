@@ -119,7 +119,7 @@ BUGS = [
     Bug("an engine without a heartbeat is ready", "server/engine/client.py",
         "return self._is_connected and self._silence_seconds() < READY_SILENCE_SECONDS", "return self._is_connected",
         "replay"),
-    Bug("the engine does not end with the server", "scheduler/process.py",
+    Bug("the engine does not end with the server", "scheduler/parent_connection.py",
         "    os._exit(0)  # at once", "    return  # at once", "process"),
     Bug("SIGTERM truncates streams", "server/http/graceful_shutdown.py",
         "self._ends_at_seconds = now + self._drain_seconds", "self._ends_at_seconds = 0.0", "process"),

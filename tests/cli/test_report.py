@@ -117,6 +117,17 @@ def test_the_command_describes_a_model_or_says_in_one_line_why_it_is_refused(tmp
     assert re.fullmatch(r"Cannot inspect .*m\.gguf is not a valid GGUF file.*\n", refused.stderr)
 
 
+def test_a_standby_is_counted_in_a_plan(tiny_model_path: Path) -> None:
+    alone, rows = (plan(tiny_model_path, 300_000_000, has_standby=has_standby) for has_standby in (False, True))
+    assert "Standby" not in alone
+    weights, standby = (int(re.sub(r"\D", "", rows[name].split(" MB")[0])) for name in ("Weights", "Standby"))
+    assert standby == pytest.approx(weights + 250, abs=1)
+    num_alone, num_beside = (int(re.sub(r"\D", "", row["KV pool"].split("tokens")[0])) for row in (alone, rows))
+    assert num_beside < num_alone / 4
+    command = [sys.executable, "-m", "caravan", "plan", str(tiny_model_path), "--prompt", "40", "--standby"]
+    assert "Standby" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def test_more_memory_fits_more_requests(tiny_model_path: Path) -> None:
     few, many = (plan(tiny_model_path, memory)["Capacity"] for memory in (2_000_000, 20_000_000))
     numbers = [int(re.sub(r"\D", "", room.split("requests")[0])) for room in (few, many)]

@@ -2,11 +2,11 @@
 
 import pytest
 
-from caravan.scheduler.config import EngineConfig, EngineLimits, plan_engine
+from caravan.scheduler.config import PROCESS_BYTES, EngineConfig, EngineLimits, plan_engine
 
 
 def plan(limits: EngineLimits, free: int = 1_000_000, max_position: int = 2048) -> EngineConfig:
-    return plan_engine(limits, kv_bytes_per_token=10, max_position=max_position, free_memory_bytes=free)
+    return plan_engine(limits, kv_bytes_per_token=10, max_position=max_position, free_memory_bytes=free, weight_bytes=0)
 
 
 def test_the_pool_takes_half_of_the_free_memory_by_default() -> None:
@@ -15,6 +15,20 @@ def test_the_pool_takes_half_of_the_free_memory_by_default() -> None:
 
 def test_the_pool_takes_what_was_asked_for() -> None:
     assert plan(EngineLimits(kv_cache_memory_bytes=320_000)).num_tokens == 32_000
+
+
+def test_a_standby_takes_the_weights_and_a_process_from_the_memory_for_the_pool() -> None:
+    limits = EngineLimits(has_standby=True)
+    config = plan_engine(
+        limits,
+        kv_bytes_per_token=10,
+        max_position=2048,
+        free_memory_bytes=PROCESS_BYTES + 3_000_000,
+        weight_bytes=2_000_000,
+    )
+    assert config.num_blocks == 500_000 // 160
+    with pytest.raises(ValueError, match=r"^A standby needs [\d,]+ bytes, but only 1,000,000 are free. Leave out"):
+        plan(limits)
 
 
 def test_a_pool_larger_than_free_memory_is_refused_with_the_way_out() -> None:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 from llguidance import LLMatcher
 
 from caravan.model.cpu.weights_cache import WeightsCache
-from caravan.scheduler import message_sender, process
+from caravan.scheduler import loaded_model, message_sender, process, standby
 from caravan.scheduler.channel import LENGTH, encode_frame, frame_length
 from caravan.scheduler.config import EngineLimits
 from caravan.scheduler.message_sender import MessageSender
@@ -26,6 +27,7 @@ from caravan.scheduler.messages import (
     Abort,
     BatchBegins,
     EngineFailed,
+    EngineLoaded,
     EngineLog,
     EngineReady,
     EngineSnapshot,
@@ -35,6 +37,7 @@ from caravan.scheduler.messages import (
     StartEngine,
     StepOutput,
     Subscribe,
+    TakeOver,
 )
 from tests.scheduler.requests import make_request
 
@@ -47,7 +50,8 @@ MessageT = TypeVar("MessageT", bound=msgspec.Struct)
 class EngineThread:
     """The loop of an engine process in a thread, and this end of its socket."""
 
-    def __init__(self, start: StartEngine) -> None:
+    def __init__(self, start: StartEngine, serve: Callable[[socket.socket], None] = process.serve) -> None:
+        self._serve_parent = serve
         self._socket, self._engine_socket = socket.socketpair()
         self._socket.settimeout(60)
         self.stream = self._socket.makefile("rb")
@@ -86,7 +90,7 @@ class EngineThread:
     def _serve(self) -> None:
         with self._engine_socket, contextlib.suppress(BrokenPipeError, ConnectionResetError):
             try:
-                process.serve(self._engine_socket)
+                self._serve_parent(self._engine_socket)
             except SystemExit as end:
                 self.exit_status = end.code
 
@@ -160,7 +164,7 @@ def test_packed_weights_are_written_after_the_start_and_mapped_by_the_next_engin
     tiny_model_path: Path, ended: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(process, "WeightsCache", functools.partial(WeightsCache, min_bytes=1))
+    monkeypatch.setattr(loaded_model, "WeightsCache", functools.partial(WeightsCache, min_bytes=1))
     start = StartEngine(model_path=str(tiny_model_path), limits=LIMITS, num_threads=1, weights_cache_bytes=2**30)
     answers = []
     for loaded, later in (("were packed in", "were written to"), ("were mapped from", "")):
@@ -179,6 +183,62 @@ def test_packed_weights_are_written_after_the_start_and_mapped_by_the_next_engin
 def test_a_model_that_cannot_be_loaded_is_reported_and_ends_the_process(tmp_path: Path, ended: list[int]) -> None:
     engine = EngineThread(StartEngine(model_path=str(tmp_path / "none.gguf")))
     assert "none.gguf" in engine.receive(EngineFailed).reason
+    engine.close()
+    assert engine.exit_status == 1
+
+
+@pytest.fixture
+def low_priority(ended: list[int], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a standby does to the priority of its process."""
+    changes: list[str] = []
+
+    class RecordedPriority:
+        def __init__(self) -> None:
+            changes.append("lower")
+
+        def end(self) -> None:
+            changes.append("restore")
+
+    monkeypatch.setattr(standby, "LowPriority", RecordedPriority)
+    return changes
+
+
+def test_a_standby_allocates_its_pool_and_answers_after_it_has_taken_over(
+    tiny_model_path: Path, low_priority: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pools: list[int] = []
+    monkeypatch.setattr(loaded_model, "free_memory_bytes", lambda: pools.append(1) or 2**30)  # type: ignore[func-returns-value]
+    engine = EngineThread(StartEngine(model_path=str(tiny_model_path), limits=LIMITS, num_threads=1), standby.stand_by)
+    engine.receive(EngineLoaded)
+    assert (low_priority, len(pools)) == (["lower"], 1)  # asked once, whether the weights fit
+    engine.send(TakeOver())
+    ready = engine.receive(EngineReady)
+    assert (low_priority, len(pools)) == (["lower", "restore"], 2)
+    assert 0 < ready.kv_cache_bytes <= 2**18
+    engine.receive(Heartbeat)
+    engine.send(make_request(1, [*ONE_AFTER_ANOTHER], max_tokens=4))
+    assert engine.answers(1)[1][-1].finish_reason == "length"
+    engine.close()
+
+
+def test_a_standby_takes_over_when_it_has_loaded_if_it_is_asked_before(
+    tiny_model_path: Path, low_priority: list[str]
+) -> None:
+    engine = EngineThread(StartEngine(model_path=str(tiny_model_path), limits=LIMITS), standby.stand_by)
+    engine.send(TakeOver())
+    engine.receive(EngineLoaded)
+    engine.receive(EngineReady)
+    assert low_priority == ["lower", "restore"]
+    engine.close()
+
+
+def test_a_standby_whose_weights_do_not_fit_says_so(
+    tiny_model_path: Path, low_priority: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loaded_model, "free_memory_bytes", lambda: 1000)
+    engine = EngineThread(StartEngine(model_path=str(tiny_model_path), limits=LIMITS), standby.stand_by)
+    reason = engine.receive(EngineFailed).reason
+    assert re.fullmatch(r"The weights take [\d,]+ bytes, but only 1,000 are free. Lower --kv-cache-memory.", reason)
     engine.close()
     assert engine.exit_status == 1
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from caravan.scheduler.config import EngineLimits
@@ -101,9 +102,12 @@ def test_the_engine_gets_all_its_limits() -> None:
     assert (start.model_path, start.dtype, start.num_threads) == ("m", "bfloat16", 2)
     assert start.weights_cache_bytes == 16 * 2**30
     assert load_settings({"weights_cache_size": "0"}).start_engine(Path("m")).weights_cache_bytes == 0
-    assert start.limits == EngineLimits(
+    limits = EngineLimits(
         kv_cache_memory_bytes=2**20, max_model_len=99, block_size=8, max_batch_tokens=32, max_num_seqs=5
     )
+    assert start.limits == limits
+    start = load_settings({**flags, "block_size": "8", "standby": True}).start_engine(Path("m"))
+    assert start.limits == msgspec.structs.replace(limits, has_standby=True)
 
 
 def test_an_engine_that_waits_gives_its_core_away_unless_its_user_says_otherwise() -> None:

@@ -41,12 +41,15 @@ class RunningServer:
         )
         return sorted(map(int, listed.stdout.split()))
 
+    def engine_pids(self) -> list[int]:
+        """Return the process ids of the engine and of its standby, if there is one, which was started after it."""
+        return [pid for pid in self.children() if b"caravan.scheduler." in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
     def engine_pid(self) -> int:
         """Return the process id of the engine."""
-        for pid in self.children():
-            if b"caravan.scheduler.process" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                return pid
-        raise AssertionError("there is no engine process")
+        pids = self.engine_pids()
+        assert pids, "there is no engine process"
+        return pids[0]
 
 
 @contextmanager

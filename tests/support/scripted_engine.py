@@ -2,7 +2,8 @@
 
 The first token of a prompt says what else happens: DIES ends the process in the step that has the request in its batch,
 HANGS stops the step loop, DIES_LATE does the former once the request has three tokens of this life. Run in place of
-`caravan.scheduler.process`, as `-m tests.support.scripted_engine STEP_SECONDS FD`.
+`caravan.scheduler.process`, as `-m tests.support.scripted_engine STEP_SECONDS FD`. With another number, STEP_SECONDS
+LOAD_SECONDS FD, it is a standby, which takes that time to load and does not take over before it is asked to.
 """
 
 import os
@@ -18,11 +19,13 @@ from caravan.scheduler.channel import LENGTH, frame_length
 from caravan.scheduler.message_sender import MessageSender
 from caravan.scheduler.messages import (
     Abort,
+    EngineLoaded,
     Request,
     SequenceOutput,
     StartEngine,
     StepOutput,
     StepStats,
+    TakeOver,
     ToEngine,
     TokenLogprobs,
 )
@@ -51,10 +54,15 @@ def output_of(request: Request, num_tokens: int) -> SequenceOutput:
 
 def main() -> None:
     """Serve the API process at the other end of the inherited socket."""
-    step_seconds, connection = float(sys.argv[1]), socket.socket(fileno=int(sys.argv[2]))
+    step_seconds, connection = float(sys.argv[1]), socket.socket(fileno=int(sys.argv[-1]))
     inbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(connection, inbox), daemon=True).start()
     sender = MessageSender(connection)
+    for load_seconds in map(float, sys.argv[2:-1]):
+        time.sleep(load_seconds)
+        sender.send(EngineLoaded())
+        while not isinstance(inbox.get(), TakeOver):
+            pass
     sender.send(READY)
     sender.start_heartbeats()
     requests: dict[int, Request] = {}

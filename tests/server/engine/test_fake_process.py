@@ -1,10 +1,7 @@
 """EngineClient over processes that a test controls: failed restarts, missing heartbeats and messages."""
 
-import asyncio
 import logging
-from collections.abc import Callable
 
-import msgspec
 import pytest
 from typing_extensions import override
 
@@ -13,7 +10,6 @@ from caravan.scheduler.messages import (
     Abort,
     BatchBegins,
     EngineLog,
-    EngineReady,
     EngineSnapshot,
     Heartbeat,
     Request,
@@ -22,7 +18,6 @@ from caravan.scheduler.messages import (
     StepOutput,
     StepStats,
     Subscribe,
-    WhileRunning,
 )
 from caravan.server.engine import client as module
 from caravan.server.engine.client import EngineClient
@@ -31,42 +26,7 @@ from caravan.server.engine.output_queue import EngineDied, EngineUnavailable
 from caravan.server.engine.process import EngineStartFailed
 from tests.server.openai.asgi import until
 from tests.support.engine_reports import READY
-
-
-class FakeProcess:
-    """In the place of EngineProcess: what it was sent, and when it ends."""
-
-    made: "list[FakeProcess]"
-    fails_to_start = False
-
-    def __init__(self, start: StartEngine, on_message: Callable[[WhileRunning], None], _: object) -> None:
-        self.start = start
-        self.say = on_message
-        self.sent: list[msgspec.Struct] = []
-        self.is_killed = False
-        self.num_stops = 0
-        self._has_ended = asyncio.Event()
-        self.pid = len(self.made) + 1
-        self.made.append(self)
-
-    async def ready(self) -> EngineReady:
-        if self.fails_to_start:
-            raise EngineStartFailed("no memory")
-        return READY
-
-    async def ended(self) -> None:
-        await self._has_ended.wait()
-
-    def send(self, message: msgspec.Struct) -> None:
-        self.sent.append(message)
-
-    def kill(self) -> None:
-        self.is_killed = True
-        self._has_ended.set()
-
-    async def stop(self) -> str:
-        self.num_stops += 1
-        return "signal 9"
+from tests.support.fake_process import FakeProcess
 
 
 class Listener(EngineListener):

@@ -40,6 +40,7 @@ GAUGES: dict[str, set[str]] = {
     "kv_cache_usage_perc": set(),
     "kv_cache_blocks": {"state"},
     "ready": set(),
+    "standby_ready": set(),
     "cache_config_info": {"block_size", "num_blocks", "max_batch_tokens", "max_num_seqs", "max_model_len"},
 }
 COUNTERS: dict[str, set[str]] = {

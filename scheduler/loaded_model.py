@@ -1,0 +1,123 @@
+"""LoadedModel: a model in memory, before there is a KV pool for it."""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from caravan.model.backend import Backend, choose_backend, choose_device
+from caravan.model.checkpoint.checkpoint import num_parameters
+from caravan.model.cpu.weights_cache import WeightsCache
+from caravan.model.kv_cache import choose_kv_dtype, kv_bytes_per_token
+from caravan.model.llama import Llama
+from caravan.model.loader import load_model, open_checkpoint
+from caravan.model.tokenizer.grammar_tokenizer import grammar_tokenizer
+from caravan.model.tokenizer.loader import load_tokenizer
+from caravan.scheduler.config import choose_max_model_len, plan_engine
+from caravan.scheduler.engine import Engine
+from caravan.scheduler.grammar import Grammars
+from caravan.scheduler.memory import free_gpu_memory_bytes, free_memory_bytes, give_back_freed_memory
+from caravan.scheduler.messages import EngineReady, StartEngine
+from caravan.scheduler.profile import Profile
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model, and what an engine needs to know about it."""
+
+    start: StartEngine
+    device: torch.device
+    backend: Backend
+    kv_dtype: torch.dtype
+    model: Llama
+    cache: WeightsCache
+    num_parameters: int
+    load_seconds: float
+
+    def make_engine(self) -> tuple[Engine, EngineReady, Profile | None]:
+        """Return an engine with its KV pool, the message about it, and a profile if the start message asks for one.
+
+        Raises ValueError if the limits do not fit into the free memory.
+        """
+        model, model_path = self.model, Path(self.start.model_path)
+        weight_bytes = sum(weight.nbytes for weight in model.parameters())
+        is_cpu, mapped_bytes = self.device.type == "cpu", self.cache.mapped_bytes
+        free_bytes = free_memory_bytes(mapped_bytes=mapped_bytes) if is_cpu else free_gpu_memory_bytes(self.device)
+        config = plan_engine(
+            self.start.limits,
+            kv_bytes_per_token=kv_bytes_per_token(model.config, self.kv_dtype),
+            max_position=model.config.max_position,
+            free_memory_bytes=free_bytes,
+            weight_bytes=max(0, weight_bytes - mapped_bytes),  # without those that a standby shares
+        )
+        profile = Profile(model, sys.stderr.write) if self.start.is_profiled else None
+        grammars = Grammars(
+            lambda: grammar_tokenizer(load_tokenizer(model_path).resized(model.config.vocab_size)),
+            torch.get_num_threads(),
+        )
+        engine = Engine(model, config, self.kv_dtype, self.device, profile, grammars)
+        weights = self.backend.text
+        ready = EngineReady(
+            config=config,
+            vocab_size=model.config.vocab_size,
+            num_parameters=self.num_parameters,
+            weight_bytes=weight_bytes,
+            kv_cache_bytes=engine.kv_cache.num_bytes,
+            kv_cache_dtype=str(self.kv_dtype).removeprefix("torch."),
+            weights=weights if is_cpu else f"{weights}, on {torch.cuda.get_device_name(self.device)}",
+            load_seconds=self.load_seconds,
+        )
+        return engine, ready, profile
+
+
+def load(start: StartEngine, *, must_fit: bool = False) -> LoadedModel:
+    """Return the model of a start message.
+
+    Raises ValueError (a broken or unsupported model, limits that it cannot have; with `must_fit` also weights for which
+    there is not enough free memory), OSError, MemoryError.
+    """
+    started = time.monotonic()
+    if start.num_threads:
+        torch.set_num_threads(start.num_threads)
+    device = choose_device(start.device)
+    checkpoint = open_checkpoint(Path(start.model_path))
+    max_model_len = choose_max_model_len(start.limits, checkpoint.config.max_position)
+    backend = choose_backend(
+        checkpoint,
+        dtype=start.dtype,
+        quantization=start.quantization,
+        block_size=start.limits.block_size,
+        is_gpu=device.type == "cuda",
+    )
+    if must_fit:
+        check_weights_fit(backend.weight_bytes, device)
+    kv_dtype = choose_kv_dtype(start.kv_cache_dtype, backend.dtype)
+    cache = WeightsCache(start.weights_cache_bytes)
+    model = load_model(checkpoint, backend.dtype, device, max_model_len, backend.make_model, cache)
+    give_back_freed_memory()
+    return LoadedModel(
+        start=start,
+        device=device,
+        backend=backend,
+        kv_dtype=kv_dtype,
+        model=model,
+        cache=cache,
+        num_parameters=num_parameters(checkpoint),
+        load_seconds=time.monotonic() - started,
+    )
+
+
+def check_weights_fit(weight_bytes: int, device: torch.device) -> None:
+    """Raise ValueError if there is not enough free memory for weights."""
+    free_bytes = free_memory_bytes() if device.type == "cpu" else free_gpu_memory_bytes(device)
+    if weight_bytes > free_bytes:
+        raise ValueError(
+            f"The weights take {weight_bytes:,} bytes, but only {free_bytes:,} are free. Lower --kv-cache-memory."
+        )
+
+
+def start_engine(start: StartEngine) -> tuple[Engine, EngineReady, Profile | None]:
+    """Return the engine of a start message; see `load` and `LoadedModel.make_engine`."""
+    return load(start).make_engine()

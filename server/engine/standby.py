@@ -1,0 +1,81 @@
+"""Standby: a process with the model loaded, which takes over when the engine fails."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from caravan.scheduler.messages import EngineLog, WhileRunning
+from caravan.server.engine.process import EngineProcess, EngineStartFailed
+
+FIRST_PAUSE_SECONDS = 1.0  # before a standby that has ended is replaced; doubles with each end
+MAX_PAUSE_SECONDS = 300.0
+
+logger = logging.getLogger(__name__)
+
+
+class Standby:
+    """Keeps one standby process: starts it, and starts another one if it ends.
+
+    It is no engine: it gets no requests, and the requests of the engine do not depend on it.
+    """
+
+    def __init__(self, make_process: Callable[[], EngineProcess]) -> None:
+        """`make_process` starts a standby process; `start` makes the first one."""
+        self._make_process = make_process
+        self._process: EngineProcess | None = None
+        self._has_loaded = False
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a standby has loaded the model and waits."""
+        return self._has_loaded
+
+    def start(self, delay_seconds: float = 0.0) -> None:
+        """Start a standby after the delay, and keep one from then on."""
+        self._task = asyncio.create_task(self._keep(delay_seconds))
+
+    async def take(self) -> EngineProcess | None:
+        """Return the standby process, which may still be loading, and keep none until the next `start`."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        process, self._process, self._has_loaded = self._process, None, False
+        return process
+
+    async def stop(self) -> None:
+        """End the standby process."""
+        process = await self.take()
+        if process is not None:
+            await process.stop()
+
+    async def _keep(self, delay_seconds: float) -> None:
+        await asyncio.sleep(delay_seconds)
+        pause_seconds = FIRST_PAUSE_SECONDS
+        while True:
+            began_seconds = time.monotonic()
+            try:
+                self._process = process = self._make_process()
+                await process.loaded()
+                self._has_loaded = True
+                logger.info("The standby is ready.")
+                await process.ended()
+                reason = "The process ended."
+            except (EngineStartFailed, OSError) as error:
+                reason = str(error)
+            self._has_loaded = False
+            if time.monotonic() - began_seconds > MAX_PAUSE_SECONDS:
+                pause_seconds = FIRST_PAUSE_SECONDS
+            logger.error("The standby failed; starting another one in %g seconds: %s", pause_seconds, reason)
+            ended, self._process = self._process, None
+            if ended is not None:
+                await ended.stop()
+            await asyncio.sleep(pause_seconds)
+            pause_seconds = min(2 * pause_seconds, MAX_PAUSE_SECONDS)
+
+
+def log_message(message: WhileRunning) -> None:
+    """Log a log record of a standby, which sends nothing else."""
+    if isinstance(message, EngineLog):
+        logger.log(message.level, "%s", message.text)
