@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
+from itertools import takewhile
 from typing import NamedTuple
 
 from caravan.scheduler.block_pool import BlockPool, hash_block, num_blocks_for, root_hash
@@ -26,6 +27,7 @@ class BlockManager:
         self.pool = pool
         self.block_size = block_size
         self._poisoned: list[int] = []
+        self._drafted: set[int] = set()  # blocks whose keys and values the draft model has computed, too
 
     def extend(self, sequence: Sequence, num_tokens: int) -> bool:
         """Allocate the blocks of the next num_tokens tokens; False, with nothing changed, if too few are free."""
@@ -33,7 +35,9 @@ class BlockManager:
         num_blocks = num_blocks_for(num_tokens, self.block_size) - len(sequence.block_table)
         if num_blocks > self.pool.num_free:
             return False
-        sequence.block_table.extend(self.pool.allocate() for _ in range(num_blocks))
+        new_blocks = [self.pool.allocate() for _ in range(num_blocks)]
+        self._drafted.difference_update(new_blocks)
+        sequence.block_table += new_blocks
         return True
 
     def can_allocate(self, sequence: Sequence, running: Iterable[Sequence], cached_blocks: Seq[int] = ()) -> bool:
@@ -78,6 +82,8 @@ class BlockManager:
         num_cached_tokens = len(prefix.blocks) * self.block_size
         sequence.num_computed_tokens = num_cached_tokens if prefix.tail is None else sequence.num_prompt_tokens - 1
         sequence.num_cached_blocks = sequence.num_pending_blocks = len(prefix.blocks)
+        num_drafted = sum(1 for _ in takewhile(self._drafted.__contains__, prefix.blocks))
+        sequence.num_draft_computed_tokens = num_drafted * self.block_size
         self.mark_pending(sequence)
 
     def mark_pending(self, sequence: Sequence) -> None:
@@ -105,6 +111,10 @@ class BlockManager:
             block = sequence.block_table[(sequence.num_prompt_tokens - 1) // self.block_size]
             self.pool.cache_tail(block, self._remove_pending_tail(sequence))
 
+    def mark_drafted(self, sequence: Sequence) -> None:
+        """Record the full blocks that the draft model has computed, for sequences that will share them."""
+        self._drafted.update(sequence.block_table[: sequence.num_draft_computed_tokens // self.block_size])
+
     def release(self, sequence: Sequence) -> None:
         """Give back all blocks of a sequence; its pending blocks are pending no longer."""
         if sequence.is_tail_pending:
@@ -112,7 +122,7 @@ class BlockManager:
         self.pool.remove_pending(sequence.block_hashes[sequence.num_cached_blocks : sequence.num_pending_blocks])
         self.pool.release(sequence.block_table)
         sequence.block_table = []
-        sequence.num_computed_tokens = 0
+        sequence.num_computed_tokens = sequence.num_draft_computed_tokens = 0
         sequence.num_cached_blocks = sequence.num_pending_blocks = 0
 
     def poison(self, sequence: Sequence) -> None:

@@ -22,6 +22,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     speculation: Speculation = "off"
     max_inter_token_seconds: float | None = None  # target of a step while sequences decode; None: no target
     is_shared: bool = False  # by several API keys
+    max_draft_model_len: int = 0  # tokens that the draft model can read; 0: there is none
 
     def __post_init__(self) -> None:
         for name in ("num_blocks", "block_size", "max_batch_tokens", "max_num_seqs", "max_model_len"):
@@ -75,22 +76,32 @@ def choose_max_model_len(limits: EngineLimits, max_position: int) -> int:
 
 
 def plan_engine(
-    limits: EngineLimits, *, kv_bytes_per_token: int, max_position: int, free_memory_bytes: int
+    limits: EngineLimits,
+    *,
+    kv_bytes_per_token: int,
+    max_position: int,
+    free_memory_bytes: int,
+    max_draft_position: int = 0,
 ) -> EngineConfig:
-    """Return the engine's configuration; raises ValueError, with the way out, if the limits contradict each other."""
+    """Return the engine's configuration; raises ValueError, with the way out, if the limits contradict each other.
+
+    With a draft model, which was trained for max_draft_position tokens, kv_bytes_per_token is that of both models.
+    """
     pool_bytes = limits.kv_cache_memory_bytes if limits.kv_cache_memory_bytes is not None else free_memory_bytes // 2
     if pool_bytes > free_memory_bytes:
         raise ValueError(
             f"The KV pool needs {pool_bytes:,} bytes, but only {free_memory_bytes:,} are free. Lower --kv-cache-memory."
         )
     num_blocks = pool_bytes // (kv_bytes_per_token * limits.block_size)
+    max_model_len = choose_max_model_len(limits, max_position)
     return EngineConfig(
         num_blocks=max(num_blocks, 1),
         block_size=limits.block_size,
         max_batch_tokens=limits.max_batch_tokens,
         max_num_seqs=limits.max_num_seqs,
-        max_model_len=choose_max_model_len(limits, max_position),
+        max_model_len=max_model_len,
         speculation=limits.speculation,
         max_inter_token_seconds=limits.max_inter_token_seconds,
         is_shared=limits.is_shared,
+        max_draft_model_len=min(max_draft_position, max_model_len),
     )

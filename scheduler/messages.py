@@ -21,6 +21,7 @@ class StartEngine(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     quantization: Literal["auto", "none", "native", "int8", "int4"] = "auto"
     kv_cache_dtype: Literal["auto", "bfloat16", "int8"] = "auto"
     num_threads: int | None = None  # None: one per core
+    draft_model_path: str = ""  # empty: there is no draft model
     is_profiled: bool = False  # write the time of each part of a step to standard error
 
 
@@ -57,6 +58,7 @@ class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     kv_cache_dtype: str
     weights: str  # how they are stored and multiplied, for people
     load_seconds: float
+    draft_model: str = ""  # its size, for people; empty: there is none
 
 
 class EngineFailed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -106,6 +108,11 @@ class StepStats(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     prefix_cache_queries: int = 0  # tokens looked up
     prefix_cache_hits: int = 0  # tokens found
     step_seconds: float = 0.0
+    num_answer_draft_tokens: int = 0  # of the draft tokens, those from earlier answers
+    num_answer_accepted_tokens: int = 0
+    num_model_draft_tokens: int = 0  # and those from the draft model; the rest is from the text itself
+    num_model_accepted_tokens: int = 0
+    draft_model_seconds: float = 0.0  # of the step
 
 
 WaitReason = Literal[

@@ -22,6 +22,8 @@ from caravan.model.tokenizer.grammar_tokenizer import grammar_tokenizer
 from caravan.model.tokenizer.loader import load_tokenizer
 from caravan.scheduler.channel import LENGTH, frame_length
 from caravan.scheduler.config import choose_max_model_len, plan_engine
+from caravan.scheduler.draft_loading import load_draft, open_draft
+from caravan.scheduler.draft_model import DraftModel
 from caravan.scheduler.engine import Engine
 from caravan.scheduler.grammar import Grammars
 from caravan.scheduler.memory import free_gpu_memory_bytes, free_memory_bytes, give_back_freed_memory
@@ -93,6 +95,7 @@ def start_engine(start: StartEngine) -> tuple[Engine, EngineReady, Profile | Non
     device = choose_device(start.device)
     model_path = Path(start.model_path)
     checkpoint = open_checkpoint(model_path)
+    draft_checkpoint = open_draft(Path(start.draft_model_path), checkpoint) if start.draft_model_path else None
     max_model_len = choose_max_model_len(start.limits, checkpoint.config.max_position)
     backend = choose_backend(
         checkpoint,
@@ -103,27 +106,31 @@ def start_engine(start: StartEngine) -> tuple[Engine, EngineReady, Profile | Non
     )
     kv_dtype = choose_kv_dtype(start.kv_cache_dtype, backend.dtype)
     model = load_model(checkpoint, backend.dtype, device, max_model_len, backend.make_model)
+    draft = load_draft(draft_checkpoint, start, max_model_len, device) if draft_checkpoint is not None else None
     give_back_freed_memory()
     config = plan_engine(
         start.limits,
-        kv_bytes_per_token=kv_bytes_per_token(model.config, kv_dtype),
+        kv_bytes_per_token=kv_bytes_per_token(model.config, kv_dtype) + (draft.kv_bytes_per_token if draft else 0),
         max_position=model.config.max_position,
         free_memory_bytes=free_memory_bytes() if device.type == "cpu" else free_gpu_memory_bytes(device),
+        max_draft_position=draft.model.config.max_position if draft else 0,
     )
+    draft_model = DraftModel(draft.model, config, draft.kv_dtype, device) if draft else None
     profile = Profile(model, sys.stderr.write) if start.is_profiled else None
     grammars = Grammars(
         lambda: grammar_tokenizer(load_tokenizer(model_path).resized(model.config.vocab_size)), torch.get_num_threads()
     )
-    engine = Engine(model, config, kv_dtype, device, profile, grammars)
+    engine = Engine(model, config, kv_dtype, device, profile, grammars, draft_model)
     ready = EngineReady(
         config=config,
         vocab_size=model.config.vocab_size,
         num_parameters=num_parameters(checkpoint),
         weight_bytes=sum(weight.nbytes for weight in model.parameters()),
-        kv_cache_bytes=engine.kv_cache.num_bytes,
+        kv_cache_bytes=sum(kv_cache.num_bytes for kv_cache in engine.kv_caches),
         kv_cache_dtype=str(kv_dtype).removeprefix("torch."),
         weights=backend.text if device.type == "cpu" else f"{backend.text}, on {torch.cuda.get_device_name(device)}",
         load_seconds=time.monotonic() - started,
+        draft_model=draft.text if draft else "",
     )
     return engine, ready, profile
 
