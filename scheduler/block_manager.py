@@ -115,6 +115,37 @@ class BlockManager:
         """Record the full blocks that the draft model has computed, for sequences that will share them."""
         self._drafted.update(sequence.block_table[: sequence.num_draft_computed_tokens // self.block_size])
 
+    def skip_drafted(self, sequence: Sequence) -> None:
+        """Set num_draft_computed_tokens to the next token that the draft model must compute.
+
+        Others may have computed blocks since, and a shared block is computed as a whole; see draftable_tokens.
+        """
+        index, offset = divmod(sequence.num_draft_computed_tokens, self.block_size)
+        blocks = sequence.block_table[index:]
+        num_drafted = sum(1 for _ in takewhile(self._drafted.__contains__, blocks))
+        if num_drafted or (offset and self.pool.is_shared(blocks[0])):
+            sequence.num_draft_computed_tokens = (index + num_drafted) * self.block_size
+
+    def draftable_tokens(self, sequence: Sequence, num_tokens: int, taken: set[int]) -> int:
+        """Return how many of about num_tokens tokens that are next the draft model may compute in this step.
+
+        In a shared block it computes all tokens at once, and for one sequence only: kernels that write a token may
+        change the one after it, which another sequence may read already. `taken` has the shared blocks of this step.
+        """
+        start = sequence.num_draft_computed_tokens
+        end = start + num_tokens
+        if not num_tokens:
+            return 0
+        offset = end % self.block_size
+        if offset and self.pool.is_shared(sequence.block_table[end // self.block_size]):
+            end = end - offset if end - offset > start else end - offset + self.block_size
+        blocks = sequence.block_table[start // self.block_size : num_blocks_for(end, self.block_size)]
+        shared = {block for block in blocks if self.pool.is_shared(block)}
+        if shared & taken:
+            return 0
+        taken |= shared
+        return end - start
+
     def release(self, sequence: Sequence) -> None:
         """Give back all blocks of a sequence; its pending blocks are pending no longer."""
         if sequence.is_tail_pending:

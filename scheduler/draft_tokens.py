@@ -118,20 +118,22 @@ class DraftTokens:
             limit = min(limits[place], self._config.max_draft_model_len - sequence.num_tokens, MAX_DRAFT_TOKENS)
             chance = policy.chance(sequence)
             if limit > 0 and chance > lookups[place].acceptance:
+                self._blocks.skip_drafted(sequence)
                 num_missing = sequence.num_tokens - sequence.num_draft_computed_tokens
                 num_left = sequence.request.params.max_tokens - sequence.num_output_tokens
                 candidates[place] = DraftCandidate(sequence, chance, limit, num_missing, num_left)
         max_rows = min(MAX_ROWS, self._config.max_batch_tokens)
         shares = policy.choose([*candidates.values()], num_rows, max_rows, self._config.max_batch_tokens)
         num_draft_tokens = 0
-        for place, share in zip(candidates, shares, strict=True):
-            scheduled, count = plan[indices[place]], share.num_draft_tokens
-            if not share.num_rows or (
-                count and not self._blocks.extend(scheduled.sequence, scheduled.num_tokens + count)
-            ):
+        taken: set[int] = set()
+        for (place, candidate), share in zip(candidates.items(), shares, strict=True):
+            scheduled, sequence = plan[indices[place]], candidate.sequence
+            num_tokens = self._blocks.draftable_tokens(sequence, share.num_rows, taken)
+            count = share.num_draft_tokens if num_tokens == share.num_rows else 0
+            if not num_tokens or (count and not self._blocks.extend(sequence, scheduled.num_tokens + count)):
                 continue
             plan[indices[place]] = scheduled._replace(
-                draft_token_ids=(UNKNOWN_TOKEN,) * count, draft_source="model", num_draft_model_rows=share.num_rows
+                draft_token_ids=(UNKNOWN_TOKEN,) * count, draft_source="model", num_draft_model_rows=num_tokens
             )
             num_draft_tokens += count
             limits[place] = 0 if count else limits[place]

@@ -114,6 +114,16 @@ class StepStats(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     num_model_accepted_tokens: int = 0
     draft_model_seconds: float = 0.0  # of the step
 
+    def draft_tokens_by_source(self) -> dict[str, tuple[int, int]]:
+        """Return how many draft tokens came from where, and how many of them were accepted."""
+        text = self.num_draft_tokens - self.num_answer_draft_tokens - self.num_model_draft_tokens
+        accepted = self.num_accepted_tokens - self.num_answer_accepted_tokens - self.num_model_accepted_tokens
+        return {
+            "text": (text, accepted),
+            "answers": (self.num_answer_draft_tokens, self.num_answer_accepted_tokens),
+            "model": (self.num_model_draft_tokens, self.num_model_accepted_tokens),
+        }
+
 
 WaitReason = Literal[
     "behind others", "batch full", "token budget", "no free blocks", "prefix being computed", "grammar being compiled"
