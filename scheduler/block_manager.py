@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
-from itertools import takewhile
 from typing import NamedTuple
 
 from caravan.scheduler.block_pool import BlockPool, hash_block, num_blocks_for, root_hash
@@ -27,7 +26,6 @@ class BlockManager:
         self.pool = pool
         self.block_size = block_size
         self._poisoned: list[int] = []
-        self._drafted: set[int] = set()  # blocks whose keys and values the draft model has computed, too
 
     def extend(self, sequence: Sequence, num_tokens: int) -> bool:
         """Allocate the blocks of the next num_tokens tokens; False, with nothing changed, if too few are free."""
@@ -35,9 +33,7 @@ class BlockManager:
         num_blocks = num_blocks_for(num_tokens, self.block_size) - len(sequence.block_table)
         if num_blocks > self.pool.num_free:
             return False
-        new_blocks = [self.pool.allocate() for _ in range(num_blocks)]
-        self._drafted.difference_update(new_blocks)
-        sequence.block_table += new_blocks
+        sequence.block_table.extend(self.pool.allocate() for _ in range(num_blocks))
         return True
 
     def can_allocate(self, sequence: Sequence, running: Iterable[Sequence], cached_blocks: Seq[int] = ()) -> bool:
@@ -82,8 +78,6 @@ class BlockManager:
         num_cached_tokens = len(prefix.blocks) * self.block_size
         sequence.num_computed_tokens = num_cached_tokens if prefix.tail is None else sequence.num_prompt_tokens - 1
         sequence.num_cached_blocks = sequence.num_pending_blocks = len(prefix.blocks)
-        num_drafted = sum(1 for _ in takewhile(self._drafted.__contains__, prefix.blocks))
-        sequence.num_draft_computed_tokens = num_drafted * self.block_size
         self.mark_pending(sequence)
 
     def mark_pending(self, sequence: Sequence) -> None:
@@ -110,41 +104,6 @@ class BlockManager:
         if sequence.is_tail_pending and sequence.num_computed_tokens >= sequence.num_prompt_tokens:
             block = sequence.block_table[(sequence.num_prompt_tokens - 1) // self.block_size]
             self.pool.cache_tail(block, self._remove_pending_tail(sequence))
-
-    def mark_drafted(self, sequence: Sequence) -> None:
-        """Record the full blocks that the draft model has computed, for sequences that will share them."""
-        self._drafted.update(sequence.block_table[: sequence.num_draft_computed_tokens // self.block_size])
-
-    def skip_drafted(self, sequence: Sequence) -> None:
-        """Set num_draft_computed_tokens to the next token that the draft model must compute.
-
-        Others may have computed blocks since, and a shared block is computed as a whole; see draftable_tokens.
-        """
-        index, offset = divmod(sequence.num_draft_computed_tokens, self.block_size)
-        blocks = sequence.block_table[index:]
-        num_drafted = sum(1 for _ in takewhile(self._drafted.__contains__, blocks))
-        if num_drafted or (offset and self.pool.is_shared(blocks[0])):
-            sequence.num_draft_computed_tokens = (index + num_drafted) * self.block_size
-
-    def draftable_tokens(self, sequence: Sequence, num_tokens: int, taken: set[int]) -> int:
-        """Return how many of about num_tokens tokens that are next the draft model may compute in this step.
-
-        In a shared block it computes all tokens at once, and for one sequence only: kernels that write a token may
-        change the one after it, which another sequence may read already. `taken` has the shared blocks of this step.
-        """
-        start = sequence.num_draft_computed_tokens
-        end = start + num_tokens
-        if not num_tokens:
-            return 0
-        offset = end % self.block_size
-        if offset and self.pool.is_shared(sequence.block_table[end // self.block_size]):
-            end = end - offset if end - offset > start else end - offset + self.block_size
-        blocks = sequence.block_table[start // self.block_size : num_blocks_for(end, self.block_size)]
-        shared = {block for block in blocks if self.pool.is_shared(block)}
-        if shared & taken:
-            return 0
-        taken |= shared
-        return end - start
 
     def release(self, sequence: Sequence) -> None:
         """Give back all blocks of a sequence; its pending blocks are pending no longer."""

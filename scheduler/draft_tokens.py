@@ -5,12 +5,10 @@ from collections.abc import Sequence as Seq
 from caravan.scheduler.block_manager import BlockManager
 from caravan.scheduler.block_pool import num_blocks_for
 from caravan.scheduler.config import EngineConfig
-from caravan.scheduler.draft_policy import DraftCandidate, DraftPolicy
 from caravan.scheduler.earlier_answers import AnswerLookup, EarlierAnswers
+from caravan.scheduler.model_drafts import ModelDrafts
 from caravan.scheduler.sequence import ScheduledSequence, Sequence
 from caravan.scheduler.speculation import MAX_DRAFT_TOKENS, MAX_ROWS, Lookup, PromptLookup, allocate_draft_tokens
-
-UNKNOWN_TOKEN = 0  # in a plan, until the draft model has run
 
 
 class DraftTokens:
@@ -24,15 +22,12 @@ class DraftTokens:
         self._config = config
         self._blocks = blocks
         self._answers = EarlierAnswers()
-        self.policy = DraftPolicy() if config.max_draft_model_len else None  # None: there is no draft model
+        self.model = ModelDrafts(config, blocks) if config.max_draft_model_len else None
 
     def add_to(self, plan: list[ScheduledSequence], num_running: int) -> list[ScheduledSequence]:
-        """Return the plan with draft tokens where they pay, in rows and blocks that no sequence needs otherwise.
-
-        Those of the draft model are UNKNOWN_TOKEN until it has run.
-        """
-        if self.policy is not None:
-            self.policy.start_step()
+        """Return the plan with draft tokens where they pay, in rows and blocks that no sequence needs otherwise."""
+        if self.model is not None:
+            self.model.start_step()
         num_rows = sum(scheduled.num_rows for scheduled in plan)
         max_rows = min(MAX_ROWS, self._config.max_batch_tokens)
         indices = [i for i, scheduled in enumerate(plan) if scheduled.wants_logits and not scheduled.sequence.matcher]
@@ -42,8 +37,8 @@ class DraftTokens:
         sequences = [plan[index].sequence for index in indices]
         lookups = [self._lookup(sequence) for sequence in sequences]
         limits = self._limits(sequences, num_running)
-        if self.policy is not None:
-            num_rows += self._add_model_drafts(self.policy, plan, indices, lookups, limits, num_rows)
+        if self.model is not None:
+            num_rows += self.model.add_to(plan, indices, lookups, limits, num_rows)
         counts = allocate_draft_tokens(lookups, limits, num_rows, max_rows)
         for index, lookup, count in zip(indices, lookups, counts, strict=True):
             scheduled = plan[index]
@@ -53,21 +48,6 @@ class DraftTokens:
                     draft_source="answers" if isinstance(lookup, AnswerLookup) else "text",
                 )
         return plan
-
-    def learn(self, scheduled: ScheduledSequence, token_ids: Seq[int]) -> None:
-        """Learn from the tokens that a scheduled sequence got in a step, after the scheduler has counted them."""
-        sequence, drafts = scheduled.sequence, scheduled.draft_token_ids
-        if self.policy is None or not scheduled.num_draft_model_rows:
-            return
-        if scheduled.draft_source == "model" and token_ids:
-            num_right = len(token_ids) - 1
-            is_wrong = num_right < len(drafts) and token_ids[-1] != drafts[num_right]
-            self.policy.learn(sequence, num_right, is_wrong=is_wrong)
-        # Each run of the draft model but the last computes the draft token of the run before it.
-        num_computed = sequence.num_draft_computed_tokens + scheduled.num_draft_model_rows
-        num_computed += max(scheduled.num_model_draft_tokens - 1, 0)
-        sequence.num_draft_computed_tokens = min(num_computed, sequence.num_computed_tokens)
-        self._blocks.mark_drafted(sequence)
 
     def remember(self, sequence: Sequence) -> None:
         """Keep the answer of a sequence that has ended, for later ones of its key."""
@@ -98,43 +78,3 @@ class DraftTokens:
             num_left_in_blocks = len(sequence.block_table) * block_size - sequence.num_tokens
             limits.append(limit if has_spare_blocks else min(limit, num_left_in_blocks))
         return limits
-
-    def _add_model_drafts(
-        self,
-        policy: DraftPolicy,
-        plan: list[ScheduledSequence],
-        indices: list[int],
-        lookups: list[Lookup],
-        limits: list[int],
-        num_rows: int,
-    ) -> int:
-        """Replace the sequences of a plan that the draft model works on, and return the number of their draft tokens.
-
-        The limits of those that get draft tokens become 0.
-        """
-        candidates: dict[int, DraftCandidate] = {}  # by place in indices
-        for place, index in enumerate(indices):
-            sequence = plan[index].sequence
-            limit = min(limits[place], self._config.max_draft_model_len - sequence.num_tokens, MAX_DRAFT_TOKENS)
-            chance = policy.chance(sequence)
-            if limit > 0 and chance > lookups[place].acceptance:
-                self._blocks.skip_drafted(sequence)
-                num_missing = sequence.num_tokens - sequence.num_draft_computed_tokens
-                num_left = sequence.request.params.max_tokens - sequence.num_output_tokens
-                candidates[place] = DraftCandidate(sequence, chance, limit, num_missing, num_left)
-        max_rows = min(MAX_ROWS, self._config.max_batch_tokens)
-        shares = policy.choose([*candidates.values()], num_rows, max_rows, self._config.max_batch_tokens)
-        num_draft_tokens = 0
-        taken: set[int] = set()
-        for (place, candidate), share in zip(candidates.items(), shares, strict=True):
-            scheduled, sequence = plan[indices[place]], candidate.sequence
-            num_tokens = self._blocks.draftable_tokens(sequence, share.num_rows, taken)
-            count = share.num_draft_tokens if num_tokens == share.num_rows else 0
-            if not num_tokens or (count and not self._blocks.extend(sequence, scheduled.num_tokens + count)):
-                continue
-            plan[indices[place]] = scheduled._replace(
-                draft_token_ids=(UNKNOWN_TOKEN,) * count, draft_source="model", num_draft_model_rows=num_tokens
-            )
-            num_draft_tokens += count
-            limits[place] = 0 if count else limits[place]
-        return num_draft_tokens

@@ -89,16 +89,17 @@ class Engine:
 
     def _complete(self, plan: list[ScheduledSequence]) -> None:
         """Put the tokens of the draft model into a plan. If it fails, it is not used again: wrong drafts do no harm."""
-        draft_tokens = self.scheduler.draft_tokens
-        if self._draft_model is None or draft_tokens is None or draft_tokens.policy is None:
+        drafts = self.scheduler.model_drafts
+        if self._draft_model is None or drafts is None:
             return
         try:
-            self._draft_model.complete(plan, draft_tokens.policy.observe_run)
+            self._draft_model.complete(plan, drafts.policy.observe_run)
         except MemoryError:
             raise
         except Exception:
             logger.exception("The draft model failed; the engine continues without it.")
-            draft_tokens.policy = None
+            assert self.scheduler.draft_tokens is not None
+            self.scheduler.draft_tokens.model = None
         self._lap("draft")
 
     def compute(self, plan: list[ScheduledSequence]) -> tuple[list[Sample | None], dict[int, PromptResult]]:

@@ -17,6 +17,7 @@ from caravan.scheduler.draft_tokens import DraftTokens
 from caravan.scheduler.events import EventLog
 from caravan.scheduler.grammar import Matcher
 from caravan.scheduler.messages import ErrorKind, FinishReason, Request, SequenceOutput, StepOutput, StepStats
+from caravan.scheduler.model_drafts import ModelDrafts
 from caravan.scheduler.prefill_budget import Place, PrefillBudget, prefill_budget
 from caravan.scheduler.prefill_limiter import PrefillLimiter
 from caravan.scheduler.prompt_logprobs import PromptResult
@@ -71,6 +72,11 @@ class Scheduler:
         if sequence.matcher is not None:
             sequence.matcher.close()
         self._events.abort(request_id)
+
+    @property
+    def model_drafts(self) -> ModelDrafts | None:
+        """What a draft model drafts; None without one."""
+        return self.draft_tokens.model if self.draft_tokens is not None else None
 
     @property
     def has_work(self) -> bool:
@@ -132,9 +138,9 @@ class Scheduler:
         self._step += bool(plan)
         step_seconds = self.clock() - self._step_started_seconds
         self._limiter.observe(self._counters, step_seconds)
-        if self.draft_tokens is not None and self.draft_tokens.policy is not None:
-            self.draft_tokens.policy.observe_step(sum(scheduled.num_rows for scheduled in plan), step_seconds)
-            self._counters.draft_model_seconds = self.draft_tokens.policy.draft_seconds
+        if (drafts := self.model_drafts) is not None:
+            drafts.policy.observe_step(sum(scheduled.num_rows for scheduled in plan), step_seconds)
+            self._counters.draft_model_seconds = drafts.policy.draft_seconds
         return StepOutput(outputs=outputs, stats=self.stats(step_seconds), events=self._events.take())
 
     def stats(self, step_seconds: float = 0.0) -> StepStats:
@@ -288,8 +294,8 @@ class Scheduler:
         self._events.compute(scheduled)
         self.blocks.mark_pending(sequence)
         self.blocks.cache_computed(sequence)
-        if self.draft_tokens is not None:
-            self.draft_tokens.learn(scheduled, [sample.token_id for sample in accepted])
+        if self.model_drafts is not None:
+            self.model_drafts.learn(scheduled, [sample.token_id for sample in accepted])
         if reason is not None:
             self._end(sequence)
         return outputs

@@ -21,7 +21,11 @@ from tests.support.transformers_models import edit, random_model
 pytestmark = pytest.mark.slow
 
 
-def plan(path: Path, memory_bytes: int, draft_path: Path | None = None, **limits: Any) -> dict[str, str]:
+def plan(path: Path, memory_bytes: int, **limits: Any) -> dict[str, str]:
+    return plan_with_draft(path, memory_bytes, None, **limits)
+
+
+def plan_with_draft(path: Path, memory_bytes: int, draft_path: Path | None, **limits: Any) -> dict[str, str]:
     rows = plan_model(
         path,
         memory_bytes=memory_bytes,
@@ -37,7 +41,7 @@ def plan(path: Path, memory_bytes: int, draft_path: Path | None = None, **limits
 
 
 def test_a_plan_counts_the_draft_model(tiny_model_path: Path) -> None:
-    alone, drafted = plan(tiny_model_path, 4_000_000), plan(tiny_model_path, 4_000_000, tiny_model_path)
+    alone, drafted = plan(tiny_model_path, 4_000_000), plan_with_draft(tiny_model_path, 4_000_000, tiny_model_path)
     assert "Draft" not in alone
     assert drafted["Draft"].startswith(alone["Weights"])
     assert "512 of the 1,024 bytes of a token" in drafted["Draft"]
@@ -47,7 +51,7 @@ def test_a_plan_counts_the_draft_model(tiny_model_path: Path) -> None:
     assert tokens[1] == pytest.approx((4e6 - 2 * weights) / 2 / 1024, rel=0.3)
     assert tokens[1] < tokens[0] / 2
     with pytest.raises(ValueError, match="The weights take"):
-        plan(tiny_model_path, int(1.5 * weights), tiny_model_path)
+        plan_with_draft(tiny_model_path, int(1.5 * weights), tiny_model_path)
 
 
 def test_a_model_is_described(tiny_model_path: Path) -> None:

@@ -24,8 +24,11 @@ TOKENS: Any = gpt2_metadata()["tokenizer.ggml.tokens"]
 def write_draft(path: Path, tokens: list[str] = TOKENS, **changes: Any) -> Path:
     """Write a model of one layer with the vocabulary of the tiny model, or with other tokens."""
     shape = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "num_layers": 1} | changes
-    model = tiny_llama(vocab_size=len(TOKENS), **shape)
-    write_tiny_llama(path, model=model, metadata={"tokenizer.ggml.tokens": tokens})
+    metadata = gpt2_metadata() | {"tokenizer.ggml.tokens": tokens}
+    types: Any = metadata["tokenizer.ggml.token_type"]
+    model = tiny_llama(vocab_size=len(tokens), **shape)
+    more = {"tokenizer.ggml.token_type": [*types, *[1] * (len(tokens) - len(types))], "llama.vocab_size": len(tokens)}
+    write_tiny_llama(path, model=model, metadata=metadata | more)
     return path
 
 
@@ -55,16 +58,14 @@ def test_an_engine_loads_a_draft_model_and_counts_its_memory(tiny_model_path: Pa
 def test_a_draft_model_with_another_vocabulary_is_rejected(tiny_model_path: Path, tmp_path: Path) -> None:
     target = open_checkpoint(tiny_model_path)
     check_vocabulary(open_draft(write_draft(tmp_path / "same.gguf"), target), target)
-    other = [*TOKENS[:-7], "elsewhere", *TOKENS[-6:]]
-    with pytest.raises(ValueError, match=rf"token {len(TOKENS) - 7} is b'elsewhere', in the model b'.*same vocabulary"):
+    other = [*TOKENS[:-4], "elsewhere", *TOKENS[-3:]]
+    with pytest.raises(ValueError, match=rf"token {len(TOKENS) - 4} is b'elsewhere', in the model b'.*same vocabulary"):
         open_draft(write_draft(tmp_path / "other.gguf", other), target)
 
 
 def test_a_draft_model_with_another_number_of_tokens_is_rejected(tiny_model_path: Path, tmp_path: Path) -> None:
-    path = tmp_path / "larger.gguf"
-    model = tiny_llama(vocab_size=len(TOKENS) + 1, hidden_size=64, intermediate_size=96, head_dim=16)
-    write_tiny_llama(path, model=model, metadata={"llama.vocab_size": len(TOKENS) + 1})
-    with pytest.raises(ValueError, match=r"--draft-model: .* tokens"):
+    path = write_draft(tmp_path / "larger.gguf", [*TOKENS, "more"])
+    with pytest.raises(ValueError, match=rf"--draft-model: it has {len(TOKENS) + 1} tokens, the model {len(TOKENS)}"):
         open_draft(path, open_checkpoint(tiny_model_path))
 
 

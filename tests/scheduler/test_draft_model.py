@@ -68,8 +68,8 @@ def engine_of(draft: Llama | None = None) -> Engine:
 
 
 def with_policy(engine: Engine, policy: DraftPolicy) -> Engine:
-    assert engine.scheduler.draft_tokens is not None
-    engine.scheduler.draft_tokens.policy = policy
+    assert engine.scheduler.model_drafts is not None
+    engine.scheduler.model_drafts.policy = policy
     return engine
 
 
