@@ -1,6 +1,9 @@
 """BatchBuilder: a plan as the tensors of one step."""
 
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +23,14 @@ class _Row:
     num_copied: int = 0
 
 
+class Span(NamedTuple):
+    """Tokens of a sequence that one run computes, from a position on; its blocks have room for them."""
+
+    sequence: Sequence
+    start: int
+    token_ids: Seq[int]
+
+
 class BatchBuilder:
     """Builds the batches of consecutive steps. Block tables are kept, so that only new blocks are copied.
 
@@ -35,24 +46,29 @@ class BatchBuilder:
 
     def build(self, plan: list[ScheduledSequence]) -> ForwardBatch:
         """Return the batch of a plan that is not empty: the tokens of all its sequences end to end, in its order."""
-        block_tables = self._block_tables(plan)
-        starts = np.array([scheduled.sequence.num_computed_tokens for scheduled in plan])
-        lengths = np.array([scheduled.num_rows for scheduled in plan])
-        query_start_loc = np.zeros(len(plan) + 1, dtype=np.int64)
-        np.cumsum(lengths, out=query_start_loc[1:])
-        owners = np.repeat(np.arange(len(plan)), lengths)  # [T], the index of each token's sequence in the plan
-        positions = np.arange(len(owners)) + (starts - query_start_loc[:-1])[owners]
+        spans = [Span(s.sequence, s.sequence.num_computed_tokens, s.token_ids) for s in plan]
         wanted_rows = [
             row
-            for s, end in zip(plan, query_start_loc[1:].tolist(), strict=True)
+            for s, end in zip(plan, accumulate(len(span.token_ids) for span in spans), strict=True)
             for row in (*s.scored_rows(end), *range(end - s.num_logits, end))
         ]
+        return self.build_spans(spans, wanted_rows)
+
+    def build_spans(self, spans: Seq[Span], wanted_rows: Seq[int]) -> ForwardBatch:
+        """Return the batch of spans end to end, one for each sequence, with the rows whose hidden states are wanted."""
+        block_tables = self._block_tables([span.sequence for span in spans])
+        starts = np.array([span.start for span in spans])
+        lengths = np.array([len(span.token_ids) for span in spans])
+        query_start_loc = np.zeros(len(spans) + 1, dtype=np.int64)
+        np.cumsum(lengths, out=query_start_loc[1:])
+        owners = np.repeat(np.arange(len(spans)), lengths)  # [T], the index of each token's span
+        positions = np.arange(len(owners)) + (starts - query_start_loc[:-1])[owners]
 
         def tensor(numbers: NDArray[np.int32] | NDArray[np.int64]) -> torch.Tensor:
             return torch.from_numpy(numbers).to(self._device)
 
         return ForwardBatch(
-            token_ids=tensor(np.array([token for s in plan for token in s.token_ids])),  # [T]
+            token_ids=tensor(np.array([token for span in spans for token in span.token_ids])),  # [T]
             positions=tensor(positions),  # [T]
             slot_mapping=tensor(slots(block_tables, owners, positions, self._block_size)),  # [T]
             query_start_loc=tensor(query_start_loc.astype(np.int32)),  # [B + 1]
@@ -61,14 +77,13 @@ class BatchBuilder:
             wanted_rows=tensor(np.array(wanted_rows, dtype=np.int64)),  # [S]
         )
 
-    def _block_tables(self, plan: list[ScheduledSequence]) -> NDArray[np.int32]:
-        """Return the block table of each scheduled sequence, [B, width of the longest], padded with zeros."""
-        rows = {s.sequence: self._rows.pop(s.sequence) for s in plan if s.sequence in self._rows}
+    def _block_tables(self, sequences: Seq[Sequence]) -> NDArray[np.int32]:
+        """Return the block table of each sequence, [B, width of the longest], padded with zeros."""
+        rows = {sequence: self._rows.pop(sequence) for sequence in sequences if sequence in self._rows}
         self._free_rows += [row.index for row in self._rows.values()]
         self._rows = rows
         indices = []
-        for scheduled in plan:
-            sequence = scheduled.sequence
+        for sequence in sequences:
             row = rows.get(sequence) or rows.setdefault(sequence, _Row(self._free_rows.pop()))
             indices.append(row.index)
             blocks = sequence.block_table
@@ -78,7 +93,7 @@ class BatchBuilder:
             if row.num_copied < len(blocks):
                 self._tables[row.index, row.num_copied : len(blocks)] = blocks[row.num_copied :]
                 row.num_copied = len(blocks)
-        width = max(len(scheduled.sequence.block_table) for scheduled in plan)
+        width = max(len(sequence.block_table) for sequence in sequences)
         return np.ascontiguousarray(self._tables[indices, :width])
 
 

@@ -112,7 +112,7 @@ class BlockManager:
         self.pool.remove_pending(sequence.block_hashes[sequence.num_cached_blocks : sequence.num_pending_blocks])
         self.pool.release(sequence.block_table)
         sequence.block_table = []
-        sequence.num_computed_tokens = 0
+        sequence.num_computed_tokens = sequence.num_draft_computed_tokens = 0
         sequence.num_cached_blocks = sequence.num_pending_blocks = 0
 
     def poison(self, sequence: Sequence) -> None:

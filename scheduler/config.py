@@ -23,6 +23,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     speculation: Speculation = "off"
     max_inter_token_seconds: float | None = None  # target of a step while sequences decode; None: no target
     is_shared: bool = False  # by several API keys
+    max_draft_model_len: int = 0  # tokens that the draft model can read; 0: there is none
 
     def __post_init__(self) -> None:
         for name in ("num_blocks", "block_size", "max_batch_tokens", "max_num_seqs", "max_model_len"):
@@ -88,11 +89,13 @@ def plan_engine(
     max_position: int,
     free_memory_bytes: int,
     weight_bytes: int,
+    max_draft_position: int = 0,
 ) -> EngineConfig:
     """Return the engine's configuration; raises ValueError, with the way out, if the limits contradict each other.
 
     `free_memory_bytes` is what is free once the weights are loaded. A standby takes `weight_bytes` of it again, and
-    memory for its process.
+    memory for its process. With a draft model, which was trained for max_draft_position tokens, kv_bytes_per_token is
+    that of both models.
     """
     if limits.has_standby:
         needed_bytes = standby_bytes(weight_bytes)
@@ -107,13 +110,15 @@ def plan_engine(
             f"The KV pool needs {pool_bytes:,} bytes, but only {free_memory_bytes:,} are free. Lower --kv-cache-memory."
         )
     num_blocks = pool_bytes // (kv_bytes_per_token * limits.block_size)
+    max_model_len = choose_max_model_len(limits, max_position)
     return EngineConfig(
         num_blocks=max(num_blocks, 1),
         block_size=limits.block_size,
         max_batch_tokens=limits.max_batch_tokens,
         max_num_seqs=limits.max_num_seqs,
-        max_model_len=choose_max_model_len(limits, max_position),
+        max_model_len=max_model_len,
         speculation=limits.speculation,
         max_inter_token_seconds=limits.max_inter_token_seconds,
         is_shared=limits.is_shared,
+        max_draft_model_len=min(max_draft_position, max_model_len),
     )

@@ -1,5 +1,6 @@
 """Engine: schedule, run, commit."""
 
+import logging
 import time
 from collections.abc import Callable
 
@@ -11,6 +12,7 @@ from caravan.model.sampling.sample import Sample
 from caravan.scheduler.batch import BatchBuilder
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.constrained_rows import draw_rows
+from caravan.scheduler.draft_model import DraftModel
 from caravan.scheduler.grammar import Grammars
 from caravan.scheduler.isolation import run_isolated
 from caravan.scheduler.messages import Request, StepOutput
@@ -19,6 +21,8 @@ from caravan.scheduler.prompt_logprobs import PromptResult, compute_prompts
 from caravan.scheduler.scheduler import Scheduler
 from caravan.scheduler.sequence import ScheduledSequence
 from caravan.scheduler.step_result import StepResult
+
+logger = logging.getLogger(__name__)
 
 GRAMMAR_PAUSE_SECONDS = 0.001  # between two checks whether a grammar is compiled
 
@@ -34,6 +38,7 @@ class Engine:
         device: torch.device,
         profile: Profile | None = None,
         grammars: Grammars | None = None,
+        draft_model: DraftModel | None = None,
     ) -> None:
         """Without `grammars`, requests must not have one."""
         self.model = model
@@ -42,8 +47,14 @@ class Engine:
         self.scheduler = Scheduler(config)
         self._batch_builder = BatchBuilder(config.max_num_seqs, config.max_num_blocks, config.block_size, device)
         self._grammars = grammars
+        self._draft_model = draft_model
         self.on_batch: Callable[[list[int]], None] = lambda _: None  # gets the ids of the requests of each step
         self._lap: Callable[[str], None] = profile.lap if profile else lambda _: None
+
+    @property
+    def kv_caches(self) -> list[KVCache]:
+        """The KV cache of the model, and that of the draft model if there is one."""
+        return [self.kv_cache, *([self._draft_model.kv_cache] if self._draft_model is not None else [])]
 
     def add(self, request: Request) -> None:
         """Append a request to the queue."""
@@ -60,17 +71,36 @@ class Engine:
         return self.scheduler.commit(plan, result)
 
     def run(self, plan: list[ScheduledSequence]) -> StepResult:
-        """Announce a plan and compute it, sequence by sequence if computing it at once fails."""
+        """Announce a plan and compute it, sequence by sequence if computing it at once fails.
+
+        Unknown draft tokens of the plan are replaced by those of the draft model.
+        """
         self._lap("schedule")
         self._announce(plan)
         self._clear_poisoned_blocks()
         if self._grammars is not None:
             self._grammars.end_slow_calls()
+        self._complete(plan)
         if plan:
             return run_isolated(self.compute, plan)
         if self.scheduler.waiting:
             time.sleep(GRAMMAR_PAUSE_SECONDS)  # all requests wait for their grammars
         return StepResult([])
+
+    def _complete(self, plan: list[ScheduledSequence]) -> None:
+        """Put the tokens of the draft model into a plan. If it fails, it is not used again: wrong drafts do no harm."""
+        drafts = self.scheduler.model_drafts
+        if self._draft_model is None or drafts is None:
+            return
+        try:
+            self._draft_model.complete(plan, drafts.policy.observe_run)
+        except MemoryError:
+            raise
+        except Exception:
+            logger.exception("The draft model failed; the engine continues without it.")
+            assert self.scheduler.draft_tokens is not None
+            self.scheduler.draft_tokens.model = None
+        self._lap("draft")
 
     def compute(self, plan: list[ScheduledSequence]) -> tuple[list[Sample | None], dict[int, PromptResult]]:
         """Return the samples of a plan, in its order, and the results for prompts, by index in the plan."""
@@ -94,4 +124,5 @@ class Engine:
 
     def _clear_poisoned_blocks(self) -> None:
         for block in self.scheduler.blocks.take_poisoned():
-            self.kv_cache.clear_block(block)
+            for kv_cache in self.kv_caches:
+                kv_cache.clear_block(block)

@@ -16,6 +16,8 @@ from caravan.model.loader import load_model, open_checkpoint
 from caravan.model.tokenizer.grammar_tokenizer import grammar_tokenizer
 from caravan.model.tokenizer.loader import load_tokenizer
 from caravan.scheduler.config import choose_max_model_len, plan_engine
+from caravan.scheduler.draft_loading import LoadedDraft, load_draft, open_draft
+from caravan.scheduler.draft_model import DraftModel
 from caravan.scheduler.engine import Engine
 from caravan.scheduler.grammar import Grammars
 from caravan.scheduler.memory import free_gpu_memory_bytes, free_memory_bytes, give_back_freed_memory
@@ -33,6 +35,7 @@ class LoadedModel:
     kv_dtype: torch.dtype
     model: Llama
     cache: WeightsCache
+    draft: LoadedDraft | None
     num_parameters: int
     load_seconds: float
 
@@ -41,33 +44,39 @@ class LoadedModel:
 
         Raises ValueError if the limits do not fit into the free memory.
         """
-        model, model_path = self.model, Path(self.start.model_path)
+        model, draft, is_cpu = self.model, self.draft, self.device.type == "cpu"
         weight_bytes = sum(weight.nbytes for weight in model.parameters())
-        is_cpu, mapped_bytes = self.device.type == "cpu", self.cache.mapped_bytes
+        mapped_bytes = self.cache.mapped_bytes
         free_bytes = free_memory_bytes(mapped_bytes=mapped_bytes) if is_cpu else free_gpu_memory_bytes(self.device)
+        unshared_bytes = max(0, weight_bytes - mapped_bytes)  # a standby has these again
         config = plan_engine(
             self.start.limits,
-            kv_bytes_per_token=kv_bytes_per_token(model.config, self.kv_dtype),
+            kv_bytes_per_token=kv_bytes_per_token(model.config, self.kv_dtype)
+            + (draft.kv_bytes_per_token if draft else 0),
             max_position=model.config.max_position,
             free_memory_bytes=free_bytes,
-            weight_bytes=max(0, weight_bytes - mapped_bytes),  # without those that a standby shares
+            weight_bytes=unshared_bytes + (draft.weight_bytes if draft else 0),
+            max_draft_position=draft.model.config.max_position if draft else 0,
         )
+        draft_model = DraftModel(draft.model, config, draft.kv_dtype, self.device) if draft else None
         profile = Profile(model, sys.stderr.write) if self.start.is_profiled else None
+        model_path = Path(self.start.model_path)
         grammars = Grammars(
             lambda: grammar_tokenizer(load_tokenizer(model_path).resized(model.config.vocab_size)),
             torch.get_num_threads(),
         )
-        engine = Engine(model, config, self.kv_dtype, self.device, profile, grammars)
+        engine = Engine(model, config, self.kv_dtype, self.device, profile, grammars, draft_model)
         weights = self.backend.text
         ready = EngineReady(
             config=config,
             vocab_size=model.config.vocab_size,
             num_parameters=self.num_parameters,
             weight_bytes=weight_bytes,
-            kv_cache_bytes=engine.kv_cache.num_bytes,
+            kv_cache_bytes=sum(kv_cache.num_bytes for kv_cache in engine.kv_caches),
             kv_cache_dtype=str(self.kv_dtype).removeprefix("torch."),
             weights=weights if is_cpu else f"{weights}, on {torch.cuda.get_device_name(self.device)}",
             load_seconds=self.load_seconds,
+            draft_model=draft.text if draft else "",
         )
         return engine, ready, profile
 
@@ -83,6 +92,7 @@ def load(start: StartEngine, *, must_fit: bool = False) -> LoadedModel:
         torch.set_num_threads(start.num_threads)
     device = choose_device(start.device)
     checkpoint = open_checkpoint(Path(start.model_path))
+    draft_checkpoint = open_draft(Path(start.draft_model_path), checkpoint) if start.draft_model_path else None
     max_model_len = choose_max_model_len(start.limits, checkpoint.config.max_position)
     backend = choose_backend(
         checkpoint,
@@ -96,6 +106,7 @@ def load(start: StartEngine, *, must_fit: bool = False) -> LoadedModel:
     kv_dtype = choose_kv_dtype(start.kv_cache_dtype, backend.dtype)
     cache = WeightsCache(start.weights_cache_bytes)
     model = load_model(checkpoint, backend.dtype, device, max_model_len, backend.make_model, cache)
+    draft = load_draft(draft_checkpoint, start, max_model_len, device) if draft_checkpoint is not None else None
     give_back_freed_memory()
     return LoadedModel(
         start=start,
@@ -104,6 +115,7 @@ def load(start: StartEngine, *, must_fit: bool = False) -> LoadedModel:
         kv_dtype=kv_dtype,
         model=model,
         cache=cache,
+        draft=draft,
         num_parameters=num_parameters(checkpoint),
         load_seconds=time.monotonic() - started,
     )

@@ -22,6 +22,7 @@ class StartEngine(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     kv_cache_dtype: Literal["auto", "bfloat16", "int8"] = "auto"
     num_threads: int | None = None  # None: one per core
     weights_cache_bytes: int = 0  # limit of all files of packed weights; 0: none is read or written
+    draft_model_path: str = ""  # empty: there is no draft model
     is_profiled: bool = False  # write the time of each part of a step to standard error
 
 
@@ -62,6 +63,7 @@ class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     kv_cache_dtype: str
     weights: str  # how they are stored and multiplied, for people
     load_seconds: float
+    draft_model: str = ""  # its size, for people; empty: there is none
 
 
 class EngineFailed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -115,6 +117,21 @@ class StepStats(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     prefix_cache_queries: int = 0  # tokens looked up
     prefix_cache_hits: int = 0  # tokens found
     step_seconds: float = 0.0
+    num_answer_draft_tokens: int = 0  # of the draft tokens, those from earlier answers
+    num_answer_accepted_tokens: int = 0
+    num_model_draft_tokens: int = 0  # and those from the draft model; the rest is from the text itself
+    num_model_accepted_tokens: int = 0
+    draft_model_seconds: float = 0.0  # of the step
+
+    def draft_tokens_by_source(self) -> dict[str, tuple[int, int]]:
+        """Return how many draft tokens came from where, and how many of them were accepted."""
+        text = self.num_draft_tokens - self.num_answer_draft_tokens - self.num_model_draft_tokens
+        accepted = self.num_accepted_tokens - self.num_answer_accepted_tokens - self.num_model_accepted_tokens
+        return {
+            "text": (text, accepted),
+            "answers": (self.num_answer_draft_tokens, self.num_answer_accepted_tokens),
+            "model": (self.num_model_draft_tokens, self.num_model_accepted_tokens),
+        }
 
 
 WaitReason = Literal[

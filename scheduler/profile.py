@@ -38,7 +38,7 @@ class Profile:
         if not num_tokens:
             return
         for part, seconds in self._laps:
-            self._seconds[part] += seconds
+            self._seconds[part] = self._seconds.get(part, 0.0) + seconds  # "draft" only with a draft model
         self._num_steps += 1
         self._num_tokens += num_tokens
         if sum(self._seconds.values()) >= REPORT_SECONDS:

@@ -13,10 +13,11 @@ from caravan.scheduler.block_manager import BlockManager, CachedPrefix
 from caravan.scheduler.block_pool import BlockPool
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.displacement import displaced_by_waiting
-from caravan.scheduler.draft_tokens import with_draft_tokens
+from caravan.scheduler.draft_tokens import DraftTokens
 from caravan.scheduler.events import EventLog
 from caravan.scheduler.grammar import Matcher
 from caravan.scheduler.messages import ErrorKind, FinishReason, Request, SequenceOutput, StepOutput, StepStats
+from caravan.scheduler.model_drafts import ModelDrafts
 from caravan.scheduler.prefill_budget import Place, PrefillBudget, prefill_budget
 from caravan.scheduler.prefill_limiter import PrefillLimiter
 from caravan.scheduler.prompt_logprobs import PromptResult
@@ -39,6 +40,7 @@ class Scheduler:
         self.blocks = BlockManager(self.pool, config.block_size)
         self.running: list[Sequence] = []
         self.waiting = WaitingQueue(self.running)
+        self.draft_tokens = DraftTokens(config, self.blocks) if config.speculation == "auto" else None
         self._unreported: dict[int, Sequence] = {}  # wait "behind others", unless this step looks at them
         self._rejected: list[SequenceOutput] = []  # errors of waiting requests, for the next commit
         self._events = EventLog()
@@ -62,7 +64,7 @@ class Scheduler:
         """Drop a request, running or waiting. A request that has already ended is ignored."""
         sequence = next((one for one in self.running if one.request.request_id == request_id), None)
         if sequence is not None:
-            self._stop(sequence)
+            self._end(sequence)
         else:
             sequence = self.waiting.remove(request_id)
             if sequence is None:
@@ -70,6 +72,11 @@ class Scheduler:
         if sequence.matcher is not None:
             sequence.matcher.close()
         self._events.abort(request_id)
+
+    @property
+    def model_drafts(self) -> ModelDrafts | None:
+        """What a draft model drafts; None without one."""
+        return self.draft_tokens.model if self.draft_tokens is not None else None
 
     @property
     def has_work(self) -> bool:
@@ -108,8 +115,8 @@ class Scheduler:
                 budget -= num_tokens
         if self._counters.num_preemptions == (displaced is not None):  # else a joining sequence would be preempted next
             plan += self._join_waiting(budget, prefill)
-        if self.config.speculation == "auto":
-            plan = with_draft_tokens(plan, self.config, self.blocks, len(self.running))
+        if self.draft_tokens is not None:
+            plan = self.draft_tokens.add_to(plan, len(self.running))
         for scheduled in plan:
             self._counters.count(scheduled)
         self._counters.num_evicted_blocks = self.pool.num_evicted - num_evicted
@@ -131,6 +138,9 @@ class Scheduler:
         self._step += bool(plan)
         step_seconds = self.clock() - self._step_started_seconds
         self._limiter.observe(self._counters, step_seconds)
+        if (drafts := self.model_drafts) is not None:
+            drafts.policy.observe_step(sum(scheduled.num_rows for scheduled in plan), step_seconds)
+            self._counters.draft_model_seconds = drafts.policy.draft_seconds
         return StepOutput(outputs=outputs, stats=self.stats(step_seconds), events=self._events.take())
 
     def stats(self, step_seconds: float = 0.0) -> StepStats:
@@ -217,6 +227,12 @@ class Scheduler:
         self._events.join(sequence)
         return ScheduledSequence(sequence, num_tokens, copied_block=prefix.tail)
 
+    def _end(self, sequence: Sequence) -> None:
+        """Stop a running sequence that will not go on; its answer may be repeated by later ones."""
+        if self.draft_tokens is not None:
+            self.draft_tokens.remember(sequence)
+        self._stop(sequence)
+
     def _stop(self, sequence: Sequence) -> None:
         """Remove a running sequence from the batch and release its blocks."""
         self.running.remove(sequence)
@@ -273,13 +289,15 @@ class Scheduler:
         if not is_finite:
             return [*outputs, self._fail(sequence, NOT_FINITE)]
         num_accepted_drafts = max(len(accepted) - 1, 0)
-        self._counters.num_accepted_tokens += num_accepted_drafts
+        self._counters.count_accepted(scheduled.draft_source, num_accepted_drafts)
         sequence.num_computed_tokens += scheduled.num_tokens + num_accepted_drafts - is_late
         self._events.compute(scheduled)
         self.blocks.mark_pending(sequence)
         self.blocks.cache_computed(sequence)
+        if self.model_drafts is not None:
+            self.model_drafts.learn(scheduled, [sample.token_id for sample in accepted])
         if reason is not None:
-            self._stop(sequence)
+            self._end(sequence)
         return outputs
 
     def _fail(self, sequence: Sequence, error: str) -> SequenceOutput:

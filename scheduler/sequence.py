@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from caravan.model.pooling import Pool
 from caravan.model.sampling.sample import Sample
+from caravan.scheduler.earlier_answers import AnswerLookup
 from caravan.scheduler.grammar import Matcher
 from caravan.scheduler.messages import ErrorKind, FinishReason, Request, SequenceOutput, TokenLogprobs, WaitReason
 from caravan.scheduler.speculation import PromptLookup
+
+DraftSource = Literal["text", "answers", "model"]  # its own text, earlier answers of its key, or the draft model
 
 
 @dataclass(eq=False)
@@ -30,6 +33,9 @@ class Sequence:
     awaited_hash: bytes | None = None  # of the pending block that it waited for when the scheduler last looked at it
     wait_reason: WaitReason | None = None  # the last one reported
     lookup: PromptLookup | None = None  # set when draft tokens are first considered
+    answer_lookup: AnswerLookup | None = None  # the same in earlier answers
+    draft_acceptance: float | None = None  # of tokens of the draft model, once it has drafted some
+    num_draft_computed_tokens: int = 0  # tokens whose keys and values are in the KV cache of the draft model
     matcher: Matcher | None = None  # of the request's grammar
     num_scored_tokens: int = 0  # prompt positions whose log-probability or hidden state the request already has
     pool: Pool | None = None  # of a request with pooling: the positions scored so far
@@ -131,11 +137,18 @@ class ScheduledSequence(NamedTuple):
     num_tokens: int
     draft_token_ids: tuple[int, ...] = ()  # only if the step reaches the last token
     copied_block: int | None = None  # copied before the step to the block of its first token
+    draft_source: DraftSource = "text"
+    num_draft_model_rows: int = 0  # tokens that the draft model computes first; the last one if it is to draft
 
     @property
     def num_rows(self) -> int:
         """Tokens this step computes, draft tokens included."""
         return self.num_tokens + len(self.draft_token_ids)
+
+    @property
+    def num_model_draft_tokens(self) -> int:
+        """Draft tokens that come from the draft model."""
+        return len(self.draft_token_ids) if self.draft_source == "model" else 0
 
     def first_block(self, block_size: int) -> int:
         """Return the block of the first token of this step."""

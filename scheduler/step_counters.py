@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from caravan.scheduler.sequence import ScheduledSequence
+from caravan.scheduler.sequence import DraftSource, ScheduledSequence
 
 
 @dataclass
@@ -17,6 +17,11 @@ class StepCounters:
     num_evicted_blocks: int = 0
     prefix_cache_queries: int = 0
     prefix_cache_hits: int = 0
+    num_answer_draft_tokens: int = 0
+    num_answer_accepted_tokens: int = 0
+    num_model_draft_tokens: int = 0
+    num_model_accepted_tokens: int = 0
+    draft_model_seconds: float = 0.0
 
     def count(self, scheduled: ScheduledSequence) -> None:
         """Add the tokens of a scheduled sequence.
@@ -26,7 +31,15 @@ class StepCounters:
         num_drafted = len(scheduled.draft_token_ids)
         self.num_draft_tokens += num_drafted
         self.num_decode_tokens += num_drafted
+        self.num_answer_draft_tokens += num_drafted * (scheduled.draft_source == "answers")
+        self.num_model_draft_tokens += scheduled.num_model_draft_tokens
         if scheduled.wants_logits and scheduled.num_tokens == 1 and scheduled.sequence.num_output_tokens > 0:
             self.num_decode_tokens += 1
         else:
             self.num_prefill_tokens += scheduled.num_tokens
+
+    def count_accepted(self, source: DraftSource, num_tokens: int) -> None:
+        """Add accepted draft tokens from a source."""
+        self.num_accepted_tokens += num_tokens
+        self.num_answer_accepted_tokens += num_tokens * (source == "answers")
+        self.num_model_accepted_tokens += num_tokens * (source == "model")

@@ -139,6 +139,7 @@ def start_text(report: EngineReady, model_path: Path, names: tuple[str, ...], ad
             f"Model    {model_path.name}: {report.num_parameters / 1e6:,.0f} million parameters "
             f"({report.weight_bytes / 1e6:,.0f} MB), loaded in {report.load_seconds:.1f} s",
             f"Weights  {report.weights}",
+            *([f"Draft    {report.draft_model}"] if report.draft_model else []),
             f"Name     {', '.join(names)}",
             f"KV pool  {config.num_tokens:,} tokens in {config.num_blocks:,} blocks of {config.block_size} "
             f"({report.kv_cache_bytes / 1e6:,.0f} MB) in {report.kv_cache_dtype}",

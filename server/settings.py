@@ -1,13 +1,12 @@
 """Settings: every option of `caravan serve`, as a flag, a CARAVAN_* variable and a key of the YAML file."""
 
 import os
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, Field, ValidationError
+from pydantic import BaseModel, ByteSize, Field, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
@@ -17,33 +16,10 @@ from caravan.scheduler.messages import StartEngine
 from caravan.server.generation.request_limits import QueueLimits
 from caravan.server.http.api_keys import ApiKeys, WrongKeys, load_keys
 from caravan.server.http.body_memory import DEFAULT_BYTES
-from caravan.server.http.client_address import networks
-from caravan.server.http.host_names import allowed_origins, is_loopback
+from caravan.server.http.host_names import is_loopback
+from caravan.server.option_types import Networks, Origins, Seconds
 
 ENV_PREFIX = "CARAVAN_"
-
-
-def _seconds(value: object) -> object:
-    """Return a duration such as 100ms, 0.1s or 0.1 in seconds."""
-    if not isinstance(value, str):
-        return value
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(ms|s|)", value.strip())
-    if match is None:
-        raise ValueError("must be a duration such as 100ms or 0.1s")
-    return float(match[1]) / (1000 if match[2] == "ms" else 1)
-
-
-def _checked(check: Callable[[str | None], object]) -> AfterValidator:
-    def validated(value: str | None) -> str | None:
-        check(value)  # raises ValueError
-        return value
-
-    return AfterValidator(validated)
-
-
-Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
-Origins = Annotated[str | None, _checked(allowed_origins)]
-Networks = Annotated[str | None, _checked(networks)]
 
 
 class WrongSettings(ValueError):
@@ -78,7 +54,13 @@ class ModelSettings(BaseModel):
     )
     speculation: Speculation = Field(
         "auto",
-        description="Speculative decoding by prompt lookup. auto: where it is faster. The output does not change.",
+        description="Speculative decoding with draft tokens from the text itself, from earlier answers of the same API "
+        "key and from the draft model. auto: where it is faster. The output does not change.",
+    )
+    draft_model: str | None = Field(
+        None,
+        description="A smaller model with the same vocabulary, which proposes tokens where that is faster. "
+        "Default: none.",
     )
     num_threads: int | None = Field(None, ge=1, description="Number of compute threads. Default: one per core.")
 
@@ -270,10 +252,18 @@ class Settings(
             if file is not None and not file.is_file():
                 raise WrongSettings(f"{name}: {file} does not exist or is not a file. Check the path.")
 
-    def start_engine(self, model_path: Path, *, is_shared: bool = False) -> StartEngine:
-        """Return the model that the engine loads, and its options; `is_shared` if several API keys use it."""
+    def check_draft_model(self) -> None:
+        """Raise WrongSettings for a draft model without speculation."""
+        if self.draft_model is not None and self.speculation == "off":
+            raise WrongSettings("--draft-model needs --speculation auto. Remove one of the options.")
+
+    def start_engine(
+        self, model_path: Path, draft_model_path: Path | None = None, *, is_shared: bool = False
+    ) -> StartEngine:
+        """Return the models that the engine loads, and its options; `is_shared` if several API keys use it."""
         return StartEngine(
             model_path=str(model_path),
+            draft_model_path=str(draft_model_path or ""),
             device=self.device,
             dtype=self.dtype,
             quantization=self.quantization,

@@ -112,6 +112,16 @@ def test_log_probabilities_of_a_prompt_are_those_of_the_server(llm: LLM, server:
         assert expected[str(one.token_id)]["logprob"] == one.logprob
 
 
+def test_a_draft_model_changes_no_answer(llm: LLM, tiny_model_path: Path) -> None:
+    params = [GREEDY, SamplingParams(temperature=1.2, seed=3, max_tokens=40, logprobs=2, ignore_eos=True)]
+    with LLM(tiny_model_path, draft_model=tiny_model_path, kv_cache_memory="2MiB") as drafting:
+        results = drafting.generate(["hello", "the numbers"], params)
+        assert len(drafting.engine.kv_caches) == 2
+    assert [result.choices for result in results] == [r.choices for r in llm.generate(["hello", "the numbers"], params)]
+    with pytest.raises(ValueError, match="--draft-model needs --speculation auto"):
+        LLM(tiny_model_path, draft_model=tiny_model_path, speculation="off")
+
+
 def test_what_the_model_suggests_holds_where_the_parameters_say_nothing(tmp_path: Path) -> None:
     with LLM(huggingface(tmp_path), kv_cache_memory="1MiB") as llm:  # its file says temperature 0
         (suggested,) = llm.generate("hello", SamplingParams(max_tokens=20, seed=1))

@@ -30,6 +30,7 @@ def plan(
     max_batch_tokens: Annotated[str | None, like_serve("max_batch_tokens")] = None,
     block_size: Annotated[str | None, like_serve("block_size")] = None,
     standby: Annotated[bool, like_serve("standby")] = False,
+    draft_model: Annotated[str | None, like_serve("draft_model")] = None,
 ) -> None:
     """Compute how many requests of a model fit into memory."""
     flags = {
@@ -42,6 +43,7 @@ def plan(
         "max_batch_tokens": max_batch_tokens,
         "block_size": block_size,
         "standby": standby or None,
+        "draft_model": draft_model,
     }
     try:
         settings = load_settings({"model": model} | {name: value for name, value in flags.items() if value is not None})
@@ -52,6 +54,7 @@ def plan(
     from caravan.scheduler.memory import free_memory_bytes
 
     path = resolved(model)
+    draft_path = None if settings.draft_model is None else resolved(settings.draft_model)
     try:
         rows = plan_model(
             path,
@@ -62,6 +65,7 @@ def plan(
             quantization=settings.quantization,
             kv_cache_dtype=settings.kv_cache_dtype,
             limits=settings.start_engine(path).limits,
+            draft_path=draft_path,
         )
     except (ValueError, OSError) as error:
         fail(f"Cannot plan {model}: {error}")

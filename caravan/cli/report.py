@@ -15,6 +15,7 @@ from caravan.model.rope_scaling import RopeScaling
 from caravan.model.tokenizer.loader import load_tokenizer
 from caravan.model.tokenizer.tokenizer import Tokenizer
 from caravan.scheduler.config import EngineLimits, plan_engine, standby_bytes
+from caravan.scheduler.draft_loading import open_draft
 
 Row = tuple[str, str]
 _BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2}
@@ -57,9 +58,11 @@ def plan_model(
     quantization: Literal["auto", "none", "native", "int8", "int4"],
     kv_cache_dtype: KVDtype,
     limits: EngineLimits,
+    draft_path: Path | None = None,
 ) -> list[Row]:
     """Return how many requests fit into `memory_bytes`, computed as the engine does when it allocates memory.
 
+    The weights and the KV cache of a draft model at `draft_path` are counted, too.
     Raises ValueError, with the way out, when the model or the limits do not fit.
     """
     checkpoint = open_checkpoint(path)
@@ -67,6 +70,15 @@ def plan_model(
     backend = choose_backend(checkpoint, dtype=dtype, quantization=quantization, block_size=limits.block_size)
     kv_dtype = choose_kv_dtype(kv_cache_dtype, backend.dtype)
     bytes_per_token, weight_bytes = kv_bytes_per_token(config, kv_dtype), backend.weight_bytes
+    drafts: list[Row] = []
+    if draft_path is not None:
+        draft = open_draft(draft_path, checkpoint)
+        draft_backend = choose_backend(draft, dtype=dtype, quantization=quantization, block_size=limits.block_size)
+        draft_bytes = kv_bytes_per_token(draft.config, choose_kv_dtype(kv_cache_dtype, draft_backend.dtype))
+        share = f"{draft_bytes:,} of the {bytes_per_token + draft_bytes:,} bytes of a token in the KV pool"
+        drafts = [("Draft", f"{draft_backend.weight_bytes / 1e6:,.0f} MB, {draft_backend.text}; {share}")]
+        bytes_per_token += draft_bytes
+        weight_bytes += draft_backend.weight_bytes
     if weight_bytes > memory_bytes:
         raise ValueError(
             f"The weights take {weight_bytes:,} bytes, more than the {memory_bytes:,} available. "
@@ -90,7 +102,8 @@ def plan_model(
     standby = [("Standby", f"{standby_bytes(weight_bytes) / 1e6:,.0f} MB, the weights again included")]
     steps = math.ceil(at_once * prompt_tokens / engine.max_batch_tokens)
     return [
-        ("Weights", f"{weight_bytes / 1e6:,.0f} MB, {backend.text}"),
+        ("Weights", f"{backend.weight_bytes / 1e6:,.0f} MB, {backend.text}"),
+        *drafts,
         *(standby if limits.has_standby else []),
         ("KV pool", f"{engine.num_tokens:,} tokens in {engine.num_blocks:,} blocks of {engine.block_size} "
          f"({pool_bytes / 1e6:,.0f} MB) in {_name(kv_dtype)}"),

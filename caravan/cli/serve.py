@@ -21,6 +21,7 @@ def serve(ctx: typer.Context) -> None:
         settings = load_settings({name: value for name, value in ctx.params.items() if value is not None})
         keys = settings.load_keys()
         settings.check_tls()
+        settings.check_draft_model()
     except WrongSettings as error:
         fail(str(error), USAGE_ERROR)
     # Imported late, so that a wrong option is an error at once; the web framework comes while the engine loads.
@@ -31,8 +32,9 @@ def serve(ctx: typer.Context) -> None:
     from caravan.server.engine.process import STANDBY_PROGRAM, EngineStartFailed
 
     model_path = resolved(settings.model)
+    draft_model_path = None if settings.draft_model is None else resolved(settings.draft_model)
     is_shared = keys is not None and len(keys.names) > 1
-    start = settings.start_engine(model_path, is_shared=is_shared)
+    start = settings.start_engine(model_path, draft_model_path, is_shared=is_shared)
     engine = EngineClient(
         start,
         hang_seconds=settings.engine_timeout,

@@ -55,6 +55,7 @@ class LLM:
         max_batch_tokens: int = 512,
         block_size: int = 16,
         speculation: Literal["auto", "off"] = "auto",
+        draft_model: str | Path | None = None,
         num_threads: int | None = None,
     ) -> None:
         """Load `model`: `smollm2`, a file, a folder or a Hugging Face id, fetched if need be.
@@ -65,12 +66,16 @@ class LLM:
         model cannot be fetched.
         """
         options = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        settings = engine_settings(options | {"model": str(model)})
-        path = resolve_model(settings.model, lambda line: print(line, file=sys.stderr))
+        settings = engine_settings(
+            options | {"model": str(model), "draft_model": None if draft_model is None else str(draft_model)}
+        )
+        settings.check_draft_model()
+        path = resolve_model(settings.model, _print_error)
+        draft_path = None if settings.draft_model is None else resolve_model(settings.draft_model, _print_error)
         defaults = load_generation_defaults(path)
         tokenizer, template = text_parts(path, settings.chat_template)
         try:
-            self._local = LocalEngine(settings.start_engine(path))
+            self._local = LocalEngine(settings.start_engine(path, draft_path))
         except BaseException:
             if template is not None:
                 template.close()
@@ -211,3 +216,7 @@ class LLM:
             num_cached_tokens=min(delta.num_cached_tokens for delta in deltas),
             prompt_logprobs=token_logprobs(deltas[0].prompt_entries, self.tokenizer) if has_prompt_logprobs else None,
         )
+
+
+def _print_error(line: str) -> None:
+    print(line, file=sys.stderr)

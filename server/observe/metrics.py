@@ -83,6 +83,9 @@ class Metrics(EngineListener):
         self._prefix_cache_hits = self._counter("prefix_cache_hits", "Tokens found in the prefix cache.")
         self._num_draft_tokens = self._counter("spec_decode_num_draft_tokens", "Draft tokens proposed.")
         self._num_accepted_tokens = self._counter("spec_decode_num_accepted_tokens", "Draft tokens accepted.")
+        self._num_drafted = self._by_source("draft_tokens", "Draft tokens proposed, by source.")
+        self._num_accepted = self._by_source("accepted_draft_tokens", "Draft tokens accepted, by source.")
+        self._draft_model_seconds = self._counter("draft_model_seconds", "Time in the draft model.")
         self._num_preemptions = self._counter("num_preemptions", "Sequences preempted because no blocks were free.")
         self._engine_restarts = self._counter("engine_restarts", "Restarts of the engine process.")
         self._gauge("standby_ready", "Whether a standby is ready to take over: 1 or 0.", is_standby_ready)
@@ -173,6 +176,11 @@ class Metrics(EngineListener):
         if stats.num_draft_tokens:
             self._num_draft_tokens.inc(stats.num_draft_tokens)
             self._num_accepted_tokens.inc(stats.num_accepted_tokens)
+            for source, counts in stats.draft_tokens_by_source().items():
+                self._num_drafted[source].inc(counts[0])
+                self._num_accepted[source].inc(counts[1])
+        if stats.draft_model_seconds:
+            self._draft_model_seconds.inc(stats.draft_model_seconds)
         if stats.num_preemptions:
             self._num_preemptions.inc(stats.num_preemptions)
         num_step_tokens = stats.num_prefill_tokens + stats.num_decode_tokens
@@ -277,6 +285,10 @@ class Metrics(EngineListener):
 
     def _by_reason(self, name: str, text: str) -> Counter:
         return Counter(_PREFIX + name, text, ["model_name", "finished_reason"], registry=self.registry)
+
+    def _by_source(self, name: str, text: str) -> dict[str, Counter]:
+        family = Counter(_PREFIX + name, text, ["model_name", "source"], registry=self.registry)
+        return {source: family.labels(self._model_name, source) for source in StepStats().draft_tokens_by_source()}
 
     def _of_keys(self, name: str, text: str, key_names: Sequence[str]) -> dict[str, Counter]:
         """Return a counter for each key name; without keys there are no series."""

@@ -22,6 +22,10 @@ pytestmark = pytest.mark.slow
 
 
 def plan(path: Path, memory_bytes: int, **limits: Any) -> dict[str, str]:
+    return plan_with_draft(path, memory_bytes, None, **limits)
+
+
+def plan_with_draft(path: Path, memory_bytes: int, draft_path: Path | None, **limits: Any) -> dict[str, str]:
     rows = plan_model(
         path,
         memory_bytes=memory_bytes,
@@ -31,8 +35,23 @@ def plan(path: Path, memory_bytes: int, **limits: Any) -> dict[str, str]:
         quantization="auto",
         kv_cache_dtype="auto",
         limits=EngineLimits(**limits),
+        draft_path=draft_path,
     )
     return dict(rows)
+
+
+def test_a_plan_counts_the_draft_model(tiny_model_path: Path) -> None:
+    alone, drafted = plan(tiny_model_path, 4_000_000), plan_with_draft(tiny_model_path, 4_000_000, tiny_model_path)
+    assert "Draft" not in alone
+    assert drafted["Draft"].startswith(alone["Weights"])
+    assert "512 of the 1,024 bytes of a token" in drafted["Draft"]
+    assert drafted["Weights"] == alone["Weights"]
+    tokens = [int(rows["KV pool"].split()[0].replace(",", "")) for rows in (alone, drafted)]
+    weights = float(alone["Weights"].split()[0]) * 1e6
+    assert tokens[1] == pytest.approx((4e6 - 2 * weights) / 2 / 1024, rel=0.3)
+    assert tokens[1] < tokens[0] / 2
+    with pytest.raises(ValueError, match="The weights take"):
+        plan_with_draft(tiny_model_path, int(1.5 * weights), tiny_model_path)
 
 
 def test_a_model_is_described(tiny_model_path: Path) -> None:

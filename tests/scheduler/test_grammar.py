@@ -16,8 +16,17 @@ from caravan.scheduler.compiled_grammar import (
     CompiledGrammar,
     Position,
 )
+from caravan.scheduler.messages import StepOutput
 from caravan.server.openai.structured_output.constraint import grammar_of_schema
-from tests.scheduler.constrained_requests import LETTERS, PROMPT, constrained, constrained_engine, grammars, ready
+from tests.scheduler.constrained_requests import (
+    LETTERS,
+    PROMPT,
+    constrained,
+    constrained_engine,
+    grammars,
+    model,
+    ready,
+)
 from tests.scheduler.requests import make_request
 from tests.support.fakes import EOS, IM_END
 from tests.support.json_schemas import random_schemas
@@ -66,6 +75,14 @@ def test_rows_get_the_same_bits_alone_and_in_a_mixed_batch(speculation: str) -> 
     alone = {r.request_id: run_to_end(constrained_engine(), [r])[r.request_id] for r in requests}
     crowded = constrained_engine(num_blocks=20, max_model_len=128, speculation=speculation)
     assert run_to_end(crowded, requests, arrive_every=2) == alone
+
+
+def test_a_draft_model_drafts_for_rows_without_a_grammar_only() -> None:
+    requests = [constrained(i, LETTERS if i % 2 else "", max_tokens=40, num_logprobs=2) for i in range(4)]
+    engine = constrained_engine(draft=model())
+    steps: list[StepOutput] = []
+    assert run_to_end(engine, requests, 2, steps.append) == run_to_end(constrained_engine(), requests)
+    assert sum(step.stats.num_model_draft_tokens for step in steps) > 0
 
 
 def test_a_request_submitted_again_continues_in_its_grammar() -> None:

@@ -207,7 +207,7 @@ def test_a_standby_allocates_its_pool_and_answers_after_it_has_taken_over(
     tiny_model_path: Path, low_priority: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pools: list[int] = []
-    monkeypatch.setattr(loaded_model, "free_memory_bytes", lambda: pools.append(1) or 2**30)  # type: ignore[func-returns-value]
+    monkeypatch.setattr(loaded_model, "free_memory_bytes", lambda **_: pools.append(1) or 2**30)  # type: ignore[func-returns-value]
     engine = EngineThread(StartEngine(model_path=str(tiny_model_path), limits=LIMITS, num_threads=1), standby.stand_by)
     engine.receive(EngineLoaded)
     assert (low_priority, len(pools)) == (["lower"], 1)  # asked once, whether the weights fit

@@ -110,6 +110,15 @@ def test_the_engine_gets_all_its_limits() -> None:
     assert start.limits == msgspec.structs.replace(limits, has_standby=True)
 
 
+def test_a_draft_model_needs_speculation() -> None:
+    settings = load_settings({"draft_model": "smollm2"})
+    settings.check_draft_model()
+    assert settings.start_engine(Path("m"), Path("d")).draft_model_path == "d"
+    assert settings.start_engine(Path("m")).draft_model_path == ""
+    with pytest.raises(WrongSettings, match="--draft-model needs --speculation auto"):
+        load_settings({"draft_model": "smollm2", "speculation": "off"}).check_draft_model()
+
+
 def test_an_engine_that_waits_gives_its_core_away_unless_its_user_says_otherwise() -> None:
     assert engine_environment({})["GOMP_SPINCOUNT"] == "1000"
     assert engine_environment({"GOMP_SPINCOUNT": "7", "HOME": "/"})["GOMP_SPINCOUNT"] == "7"

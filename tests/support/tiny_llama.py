@@ -10,6 +10,7 @@ from caravan.model.config import ModelConfig
 from caravan.model.llama import Llama
 from caravan.model.loader import plain_llama
 from caravan.scheduler.config import EngineConfig
+from caravan.scheduler.draft_model import DraftModel
 from caravan.scheduler.engine import Engine
 from caravan.scheduler.grammar import Grammars
 from caravan.scheduler.messages import Request, SequenceOutput, StepOutput, TokenLogprobs
@@ -52,9 +53,13 @@ def tiny_llama(
 
 
 def tiny_engine(
-    model: Llama, kv_dtype: torch.dtype | None = None, grammars: Grammars | None = None, **limits: Any
+    model: Llama,
+    kv_dtype: torch.dtype | None = None,
+    grammars: Grammars | None = None,
+    draft: Llama | None = None,
+    **limits: Any,
 ) -> Engine:
-    """Return an engine for a tiny model, with room for a few hundred tokens by default."""
+    """Return an engine for a tiny model, perhaps with a draft model, with room for a few hundred tokens by default."""
     defaults: dict[str, Any] = {
         "num_blocks": 64,
         "block_size": 8,
@@ -62,9 +67,13 @@ def tiny_engine(
         "max_num_seqs": 16,
         "max_model_len": 256,
     }
+    if draft is not None:
+        defaults |= {"speculation": "auto", "max_draft_model_len": 256}
     config = EngineConfig(**defaults | limits)
     table = model.embedding.weight
-    return Engine(model, config, kv_dtype or table.dtype, table.device, grammars=grammars)
+    kv_dtype = kv_dtype or table.dtype
+    draft_model = None if draft is None else DraftModel(draft, config, kv_dtype, table.device)
+    return Engine(model, config, kv_dtype, table.device, grammars=grammars, draft_model=draft_model)
 
 
 @dataclass

@@ -1,0 +1,37 @@
+"""The types of options that are written as text: durations, origins and networks."""
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from caravan.server.http.client_address import networks
+from caravan.server.http.host_names import allowed_origins
+
+
+def _seconds(value: object) -> object:
+    """Return a duration such as 100ms, 0.1s or 0.1 in seconds."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(ms|s|)", value.strip())
+    if match is None:
+        raise ValueError("must be a duration such as 100ms or 0.1s")
+    return float(match[1]) / (1000 if match[2] == "ms" else 1)
+
+
+def _origins(value: str | None) -> str | None:
+    allowed_origins(value)
+    return value
+
+
+def _networks(value: str | None) -> str | None:
+    try:
+        networks(value)
+    except ValueError:
+        raise ValueError("must be addresses or networks such as 10.0.0.0/8, separated by commas") from None
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+Origins = Annotated[str | None, AfterValidator(_origins)]
+Networks = Annotated[str | None, AfterValidator(_networks)]
