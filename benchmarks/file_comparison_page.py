@@ -32,9 +32,9 @@ def file_section(results: dict[str, Any]) -> str:
         f"{', '.join(packages)}. {machine['processor']}; {machine['cores']} cores; {machine['features']}; "
         f"{machine['memory']}; {machine['system']}.",
         "Streams and prompts in tokens a second (output tokens; of prompts those of the prompt, too). Ready: from the "
-        "command to the first token, with a warm file cache. Memory: the sum of the peaks of all processes. Medians "
-        "of the rounds, with the least and the most below; the last line is how many times better Caravan is, the "
-        "median of the ratios of each round.",
+        "command to the first token, with a warm file cache. Memory: the sum of the peaks of all processes, in which "
+        "shared memory counts twice. Medians of the rounds, with the least and the most below; the last line is how "
+        "many times better Caravan is, the median of the ratios of each round.",
     ]
     if any(run["package"] == "xllamacpp" for run in runs) and "avx512f" in machine["features"]:
         parts.append("xllamacpp is built for AVX2 only; this processor has more, which Caravan uses.")

@@ -205,11 +205,14 @@ def main() -> None:
     parser.add_argument("types", choices=FILE_TYPES, nargs="+", metavar="TYPE", help=", ".join(FILE_TYPES))
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    llama_cpp = load_llama_cpp(arguments.libraries)
-    for file_type in arguments.types:
-        target = arguments.folder / f"model-{file_type}.gguf"
-        quantize(llama_cpp, arguments.source, target, file_type, arguments.threads)
-        print(f"{target}: {target.stat().st_size / 1e6:.0f} MB")
+    try:
+        llama_cpp = load_llama_cpp(arguments.libraries)
+        for file_type in arguments.types:
+            target = arguments.folder / f"model-{file_type}.gguf"
+            quantize(llama_cpp, arguments.source, target, file_type, arguments.threads)
+            print(f"{target}: {target.stat().st_size / 1e6:.0f} MB")
+    except LlamaCppFailed as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

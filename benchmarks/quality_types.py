@@ -18,10 +18,10 @@ from typing import Any
 import gguf
 import torch
 
-from benchmarks.llama_cpp import FILE_TYPES, LlamaCpp, load_llama_cpp, quantize, reading
+from benchmarks.llama_cpp import FILE_TYPES, LlamaCpp, LlamaCppFailed, load_llama_cpp, quantize, reading
 from benchmarks.machine import machine
 from benchmarks.page_sections import with_section
-from benchmarks.quality import TYPES_HEADING, Mode, Quality, Reader, load_modes, measure_readers, reader_of
+from benchmarks.quality import TYPES_HEADING, Mode, Quality, load_modes, measure_readers, reader_of
 from benchmarks.texts import public_texts
 from caravan.model.tokenizer.loader import load_tokenizer
 
@@ -53,8 +53,7 @@ def measure_file(
         name: reader_of(model, kv, max_position) for name, (model, kv) in load_modes(path, max_position, MODES).items()
     }
     with reading(llama_cpp, path, max_position, chunk, torch.get_num_threads()) as logits:
-        read: Reader = lambda batch: logits(batch.token_ids.tolist(), int(batch.positions[0]))  # noqa: E731
-        readers["llama.cpp"] = read
+        readers["llama.cpp"] = lambda batch: logits(batch.token_ids.tolist(), int(batch.positions[0]))
         return {
             name: measure_readers(readers, token_ids, prefix, window=window, chunk=chunk)
             for name, token_ids in texts.items()
@@ -187,7 +186,10 @@ def main() -> None:
             parser.error(f"{arguments.results} has no types. Name some with --types.")
         write_section(state, arguments.out)
         return
-    llama_cpp = load_llama_cpp(arguments.llama_cpp)
+    try:
+        llama_cpp = load_llama_cpp(arguments.llama_cpp)
+    except LlamaCppFailed as error:
+        parser.error(str(error))
     source = arguments.folder / "model-BF16.gguf"
     tokenizer = load_tokenizer(source)
     texts = {

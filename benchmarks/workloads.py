@@ -53,14 +53,13 @@ WORKLOADS = (
     Workload("512 shared + 64 in, 64 out, 16 streams", 16, 48, 64, 64, shared_prefix=512, counts_prompts=True),
 )
 
-
-LARGE_BYTES = 3e9  # files from here on get shorter streams
+_LARGE_BYTES = 3e9  # files from here on get shorter streams
 _FILE_TIMEOUT_SECONDS = 3600.0  # four long prompts of an 8B model take minutes on two cores
 
 
 def file_workloads(file_bytes: int) -> tuple[Workload, ...]:
     """Return the loads under which servers of one large file are compared."""
-    prompt, output = (64, 24) if file_bytes >= LARGE_BYTES else (128, 64)
+    prompt, output = (64, 24) if file_bytes >= _LARGE_BYTES else (128, 64)
     lengths = f"{prompt} in, {output} out"
     timeout = _FILE_TIMEOUT_SECONDS
     return (
@@ -68,5 +67,5 @@ def file_workloads(file_bytes: int) -> tuple[Workload, ...]:
         Workload(f"8 streams, {lengths}", 8, 16, prompt, output, timeout_seconds=timeout),
         Workload(f"32 streams, {lengths}", 32, 32, prompt, output, timeout_seconds=timeout),
         Workload("4 prompts of 512, 1 out", 4, 4, 512, 1, counts_prompts=True, timeout_seconds=timeout),
-        Workload("first token of 512", 1, 2, 512, 1, is_first_token=True, timeout_seconds=timeout),
+        Workload("first token of 512", 1, 3, 512, 1, is_first_token=True, timeout_seconds=timeout),
     )
