@@ -2,7 +2,8 @@
 
 `python -m benchmarks.compare PEERS` looks for the other servers in the folder PEERS (benchmarks/peers.md says how to
 fill it). One server runs at a time; a round has each of them once, and there are three. Every run is added to a file of
-results, so that a comparison can go on later; the page is of all that is in it.
+results, so that a comparison can go on later; the page is of all that is in it. `--file FILE.gguf` compares Caravan
+and llama.cpp, both of which serve that file, and writes a section of its own.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,11 @@ from typing import Any
 import uvloop
 
 from benchmarks.comparison_page import write_page
+from benchmarks.file_comparison_page import write_file_section
 from benchmarks.machine import machine
 from benchmarks.server_process import ServerFailed, running
-from benchmarks.variants import Variant, variants
-from benchmarks.workloads import WORKLOADS
+from benchmarks.variants import Variant, file_variants, variants
+from benchmarks.workloads import WORKLOADS, Workload, file_workloads
 from caravan.cli.bench import BenchFailed
 from caravan.cli.bench.run import Run, run_bench
 from caravan.download.resolve import resolve_model
@@ -35,21 +38,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("peers", type=Path, nargs="?", default=Path("peers"))
     parser.add_argument("--model", default="smollm2", help="model for Caravan")
+    parser.add_argument("--file", type=Path, help="GGUF file that Caravan and llama.cpp serve, under loads of its own")
     parser.add_argument("--rounds", type=int, default=3, help="number of rounds; 0: only write the page")
     parser.add_argument("--only", default="", help="names of servers, or prefixes of names, separated by commas")
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results.json")
+    parser.add_argument("--results", type=Path, help="default: results.json, or file_results.json with --file")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "benchmarks.md")
     parser.add_argument("--fresh", action="store_true", help="discard earlier results")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server being measured is stopped, too
-    model = str(resolve_model(arguments.model, print))
-    known = variants(arguments.peers, model)
+    file: Path | None = arguments.file
+    if file is not None and not file.is_file():
+        parser.error(f"{file} does not exist. `python -m benchmarks.shapes` writes one.")
+    results_path: Path = arguments.results or ROOT / "benchmarks" / ("file_results.json" if file else "results.json")
+    workloads = file_workloads(file.stat().st_size) if file else WORKLOADS
+    if file is not None:
+        known = file_variants(arguments.peers, file)
+    else:
+        known = variants(arguments.peers, str(resolve_model(arguments.model, print)))
     results: dict[str, Any] = {"runs": []}
-    if arguments.results.exists() and not arguments.fresh:
-        results = json.loads(arguments.results.read_text())
+    if results_path.exists() and not arguments.fresh:
+        results = json.loads(results_path.read_text())
     here = machine()
     if results.setdefault("machine", here) != here:
-        raise SystemExit(f"{arguments.results} is from another machine; use --fresh to discard it.")
+        raise SystemExit(f"{results_path} is from another machine; use --fresh to discard it.")
     results["absent"] = [variant.name for variant in known if not variant.is_installed]
     wanted = tuple(arguments.only.split(",")) if arguments.only else ("",)
     chosen = [variant for variant in known if variant.is_installed and variant.name.startswith(wanted)]
@@ -60,23 +71,30 @@ def main() -> None:
         for variant in chosen:
             print(f"round {number + 1}: {variant.name}", end="", flush=True)
             try:
-                result = measure(variant, arguments.results.with_suffix(".log"))
+                result = measure(variant, workloads, results_path.with_suffix(".log"))
             except (ServerFailed, BenchFailed) as error:
                 print(f": {error}")
                 continue
             print("".join(f", {name} {figures['rate']:.0f}" for name, figures in result["workloads"].items()))
+            if file is not None:
+                result |= {"file": file.name, "file_bytes": file.stat().st_size, "package": variant.package}
             results["runs"].append(result | {"round": name_of_round})
-            arguments.results.write_text(json.dumps(results, indent=1) + "\n")
-    write_page(results, known, arguments.page)
+            results_path.write_text(json.dumps(results, indent=1) + "\n")
+    if not results["runs"]:
+        raise SystemExit("There are no results.")
+    if file is not None:
+        write_file_section(results, arguments.page)
+    else:
+        write_page(results, known, arguments.page)
     print(f"Wrote {arguments.page}.")
 
 
-def measure(variant: Variant, log: Path) -> dict[str, Any]:
+def measure(variant: Variant, workloads: Sequence[Workload], log: Path) -> dict[str, Any]:
     """Start a server, run all loads, stop it; return the figures. Raises ServerFailed or BenchFailed."""
     figures: dict[str, Any] = {}
     seed = int(time.time())  # other prompts in each round
     with running(variant, log) as server:
-        for workload in WORKLOADS:
+        for workload in workloads:
             options = workload.options(server.url, seed)
             runs: list[Run] = []
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

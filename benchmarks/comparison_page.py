@@ -7,6 +7,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from benchmarks.file_comparison_page import FILE_HEADING
+from benchmarks.page_sections import section_body, with_section
 from benchmarks.variants import Variant
 from benchmarks.workloads import WORKLOADS
 
@@ -44,7 +46,9 @@ def write_page(results: dict[str, Any], known: Sequence[Variant], page: Path) ->
         "keeps from earlier starts (the least of the rounds); the sum of the peak memory of its processes.",
         _costs(measured, rounds),
     ]
-    page.write_text("\n\n".join(part for part in parts if part) + "\n")
+    old = page.read_text() if page.exists() else ""
+    new = "\n\n".join(part for part in parts if part) + "\n"
+    page.write_text(with_section(new, FILE_HEADING, section_body(old, FILE_HEADING)))
     figures = page.parent / "figures"
     figures.mkdir(exist_ok=True)
     _bars(figures / "benchmark-streams.svg", measured, rounds, range(3), "output tokens/s")

@@ -1,12 +1,13 @@
 """Write the model of a GGUF file in the formats of other servers, so that all have the same weights.
 
-`python -m benchmarks.peer_models MODEL.gguf FOLDER [--llama-quantize PROGRAM]` writes FOLDER/huggingface (bfloat16,
-safetensors) and FOLDER/model-BF16.gguf, and with llama.cpp's program -Q8_0 and -Q4_0. The vocabulary must be SmolLM's.
+`python -m benchmarks.peer_models MODEL.gguf FOLDER [--llama-cpp LIBRARIES]` writes FOLDER/huggingface (bfloat16,
+safetensors) and FOLDER/model-BF16.gguf, and with llama.cpp's libraries -Q8_0 and -Q4_0. The vocabulary must be
+SmolLM's.
 """
 
 import argparse
 import json
-import subprocess
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
+from benchmarks.llama_cpp import load_llama_cpp, quantize
 from caravan.model.checkpoint.checkpoint import Checkpoint, read_weights
 from caravan.model.checkpoint.gguf import open_gguf
 from caravan.model.checkpoint.gguf_header import read_gguf_header
@@ -155,13 +157,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--llama-quantize", type=Path, help="llama.cpp's program, which writes Q8_0 and Q4_0")
+    parser.add_argument("--llama-cpp", type=Path, help="folder of llama.cpp's libraries, which write Q8_0 and Q4_0")
     arguments = parser.parse_args()
     write_huggingface(arguments.model, arguments.folder / "huggingface")
     write_gguf(arguments.model, arguments.folder / "model-BF16.gguf", "BF16")
-    for kind in _QUANTIZED if arguments.llama_quantize else ():
-        source, target = (arguments.folder / f"model-{name}.gguf" for name in ("BF16", kind))
-        subprocess.run([arguments.llama_quantize, source, target, kind], check=True, stdout=subprocess.DEVNULL)
+    if arguments.llama_cpp:
+        llama_cpp = load_llama_cpp(arguments.llama_cpp)
+        for kind in _QUANTIZED:
+            source, target = (arguments.folder / f"model-{name}.gguf" for name in ("BF16", kind))
+            quantize(llama_cpp, source, target, kind, os.cpu_count() or 1)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,14 @@ import argparse
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from benchmarks.page_sections import section_body, with_section
 from benchmarks.texts import public_texts
 from caravan.download.resolve import DEFAULT_MODEL, resolve_model
 from caravan.model.backend import choose_backend
@@ -35,6 +37,9 @@ BLOCK_SIZE = 16
 CPU = torch.device("cpu")
 MAX_RATIO = {"native": 1.003, "int8": 1.01, "int4": 1.003}  # of the perplexity to that of bfloat16
 MAX_DIVERGENCE = {"native": 0.002}  # mean, from float32, in nats
+TYPES_HEADING = "Types of blocks"  # the section of benchmarks/quality_types.py
+
+Reader = Callable[[ForwardBatch], Tensor]  # a step of one sequence -> the logits of its tokens
 
 
 @dataclass(frozen=True)
@@ -123,9 +128,21 @@ def measure(
     The type is that of the numbers in the KV cache. `prefix` (BOS) stands before each window. No token is predicted
     twice; each window begins without what came before it.
     """
-    parts: dict[str, list[Quality]] = {name: [] for name in models}
-    num_blocks = -(-(len(prefix) + window) // BLOCK_SIZE)
-    caches = {name: KVCache(model.config, num_blocks, BLOCK_SIZE, kv, CPU) for name, (model, kv) in models.items()}
+    readers = {name: reader_of(model, kv, len(prefix) + window) for name, (model, kv) in models.items()}
+    return measure_readers(readers, token_ids, prefix, window=window, chunk=chunk)
+
+
+def reader_of(model: Llama, kv_dtype: torch.dtype, max_position: int) -> Reader:
+    """Return a model with a KV cache of its own."""
+    num_blocks = -(-max_position // BLOCK_SIZE)
+    return partial(model, kv_cache=KVCache(model.config, num_blocks, BLOCK_SIZE, kv_dtype, CPU))
+
+
+def measure_readers(
+    readers: dict[str, Reader], token_ids: list[int], prefix: list[int], *, window: int, chunk: int
+) -> dict[str, Quality]:
+    """Return the same of whatever computes the logits of each step: [T, vocab_size] for its T tokens."""
+    parts: dict[str, list[Quality]] = {name: [] for name in readers}
     for start in range(0, len(token_ids) - window, window):
         inputs = prefix + token_ids[start : start + window]
         next_ids = torch.tensor([*inputs[1:], token_ids[start + window]])
@@ -134,19 +151,19 @@ def measure(
             targets = next_ids[done : done + len(batch.token_ids)]
             done += len(batch.token_ids)
             exact: Tensor | None = None
-            for name, (model, _) in models.items():
-                logits = model(batch, caches[name])
+            for name, read in readers.items():
+                logits = read(batch)
                 exact = logits if exact is None else exact
                 parts[name].append(compare(logits, exact, targets))
     return {name: mean_of(qualities) for name, qualities in parts.items()}
 
 
-def load_modes(path: Path, window: int) -> dict[str, tuple[Llama, torch.dtype]]:
-    """Return the model in every mode, with the type of the numbers in its KV cache."""
+def load_modes(path: Path, window: int, modes: Iterable[Mode] = MODES) -> dict[str, tuple[Llama, torch.dtype]]:
+    """Return the model in each mode, with the type of the numbers in its KV cache."""
     checkpoint = open_checkpoint(path)
     loaded: dict[tuple[str, str], tuple[Llama, torch.dtype]] = {}
     models: dict[str, tuple[Llama, torch.dtype]] = {}
-    for mode in MODES:
+    for mode in modes:
         weights = mode.dtype, mode.quantization
         if weights not in loaded:
             dtype, make_model = _computed(checkpoint, mode)
@@ -211,24 +228,28 @@ def main() -> None:
     arguments = parser.parse_args()
     path = resolve_model(arguments.model, print)
     tokenizer = load_tokenizer(path)
-    texts = {file.name: file.read_text("utf-8") for file in arguments.text} if arguments.text else public_texts()
+    files = {file.name: file.read_text("utf-8") for file in arguments.text} if arguments.text else public_texts()
+    texts = {
+        name: tokenizer.encode(text, add_special_tokens=False)[: arguments.tokens + 1] for name, text in files.items()
+    }
+    for name, token_ids in texts.items():
+        if len(token_ids) <= arguments.window:
+            parser.error(f"{name} has {len(token_ids)} tokens, not more than a window of {arguments.window}.")
     prefix = tokenizer.encode("", is_open=True)
     models = load_modes(path, len(prefix) + arguments.window)
     results = {}
-    for name, text in texts.items():
-        token_ids = tokenizer.encode(text, add_special_tokens=False)[: arguments.tokens + 1]
-        if len(token_ids) <= arguments.window:
-            parser.error(f"{name} has {len(token_ids)} tokens, not more than a window of {arguments.window}.")
+    for name, token_ids in texts.items():
         results[name] = measure(models, token_ids, prefix, window=arguments.window, chunk=arguments.chunk)
         print(table({name: results[name]}), flush=True)
     print(verdict(results), end="")
-    arguments.out.write_text(
+    page = (
         f"# Quality\n\nWritten by `python -m benchmarks.quality`: {path.name}, windows of {arguments.window:,} tokens, "
         f"chunks of {arguments.chunk:,}.\nEverything but float32, which is plain PyTorch, runs through the kernels "
         f"and the paged KV cache that serve;\nthe same next token and the divergence are against float32.\n\n"
-        f"{verdict(results)}\n{table(results)}".rstrip()
-        + "\n"
+        f"{verdict(results)}\n{table(results)}"
     )
+    old = arguments.out.read_text() if arguments.out.exists() else ""  # another command writes the section of types
+    arguments.out.write_text(with_section(page.rstrip() + "\n", TYPES_HEADING, section_body(old, TYPES_HEADING)))
 
 
 if __name__ == "__main__":

