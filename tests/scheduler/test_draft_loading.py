@@ -8,8 +8,8 @@ import pytest
 from caravan.model.loader import open_checkpoint
 from caravan.scheduler.config import EngineLimits
 from caravan.scheduler.draft_loading import check_vocabulary, open_draft
-from caravan.scheduler.messages import StartEngine
 from caravan.scheduler.loaded_model import start_engine
+from caravan.scheduler.messages import StartEngine
 from tests.model.vocabularies import gpt2_metadata
 from tests.scheduler.requests import make_request
 from tests.support.gguf_files import write_tiny_llama
