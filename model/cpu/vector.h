@@ -70,15 +70,10 @@ inline f32x16 load_signed_bytes(const void* from) {
 #endif
 }
 // Sixteen numbers of type E4M3 without a sign: as float16 with three bits of fraction their exponents are 8 apart.
-inline f32x16 load_e4m3(const void* from) {
-#if defined(__AVX512F__)
-  const __m256i bits = _mm256_slli_epi16(_mm256_cvtepu8_epi16(load<__m128i>(from)), 7);
-  return (f32x16)_mm512_cvtph_ps(bits) * 0x1p8f;
-#else
+inline f32x16 load_e4m3(const uint8_t* from) {
   uint16_t bits[kLanes];
-  for (int i = 0; i < kLanes; i++) bits[i] = ((const uint8_t*)from)[i] << 7;
+  for (int i = 0; i < kLanes; i++) bits[i] = from[i] << 7;
   return load_floats((const float16*)bits) * 0x1p8f;
-#endif
 }
 inline void store_floats(float* to, f32x16 x) { store(to, x); }
 inline void store_floats(bf16* to, f32x16 x) {
