@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -43,7 +43,12 @@ class RunningServer:
 
     def engine_pids(self) -> list[int]:
         """Return the process ids of the engine and of its standby, if there is one, which was started after it."""
-        return [pid for pid in self.children() if b"caravan.scheduler." in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        pids: list[int] = []
+        for pid in self.children():
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+                if b"caravan.scheduler." in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    pids.append(pid)
+        return pids
 
     def engine_pid(self) -> int:
         """Return the process id of the engine."""
