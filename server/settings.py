@@ -1,13 +1,12 @@
 """Settings: every option of `caravan serve`, as a flag, a CARAVAN_* variable and a key of the YAML file."""
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ByteSize, Field, ValidationError
+from pydantic import BaseModel, ByteSize, Field, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
@@ -18,22 +17,9 @@ from caravan.server.generation.request_limits import QueueLimits
 from caravan.server.http.api_keys import ApiKeys, WrongKeys, load_keys
 from caravan.server.http.body_memory import DEFAULT_BYTES
 from caravan.server.http.host_names import is_loopback
-from caravan.server.http.option_types import Networks, Origins
+from caravan.server.http.option_types import Networks, Origins, Seconds
 
 ENV_PREFIX = "CARAVAN_"
-
-
-def _seconds(value: object) -> object:
-    """Return a duration such as 100ms, 0.1s or 0.1 in seconds."""
-    if not isinstance(value, str):
-        return value
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(ms|s|)", value.strip())
-    if match is None:
-        raise ValueError("must be a duration such as 100ms or 0.1s")
-    return float(match[1]) / (1000 if match[2] == "ms" else 1)
-
-
-Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 
 
 class WrongSettings(ValueError):

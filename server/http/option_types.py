@@ -1,11 +1,22 @@
-"""The types of options that name origins and networks."""
+"""The types of options that are written as text: origins, networks and durations."""
 
+import re
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from caravan.server.http.client_address import networks
 from caravan.server.http.host_names import allowed_origins
+
+
+def _seconds(value: object) -> object:
+    """Return a duration such as 100ms, 0.1s or 0.1 in seconds."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(ms|s|)", value.strip())
+    if match is None:
+        raise ValueError("must be a duration such as 100ms or 0.1s")
+    return float(match[1]) / (1000 if match[2] == "ms" else 1)
 
 
 def _origins(value: str | None) -> str | None:
@@ -23,3 +34,4 @@ def _networks(value: str | None) -> str | None:
 
 Origins = Annotated[str | None, AfterValidator(_origins)]
 Networks = Annotated[str | None, AfterValidator(_networks)]
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
