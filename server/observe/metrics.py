@@ -19,28 +19,11 @@ from typing_extensions import override
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.messages import FinishReason, StepOutput, StepStats
 from caravan.server.engine.listener import EngineListener
+from caravan.server.observe import buckets
 from caravan.server.observe.choice_record import ChoiceRecord
 from caravan.server.observe.histogram import TokenHistogram
 
 _PREFIX = "caravan_"
-
-# Buckets in seconds, the same as vLLM's, for its dashboards.
-# fmt: off
-_FIRST_TOKEN = (
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,
-    1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560,
-)
-_PER_TOKEN = (
-    0.001, 0.0025, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75,
-    1, 2.5, 5, 7.5, 10, 20, 40, 80,
-)
-# fmt: on
-_REQUEST = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
-_STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
-_CHOICES = (1, 2, 5, 10, 20)
-
-
-_WAIT_ERROR = (-60, -30, -10, -5, -2, -1, -0.5, 0, 0.5, 1, 2, 5, 10, 30, 60)
 
 Rejection = Literal["queue_full", "queue_tokens", "wait", "deadline", "body_memory"]
 REJECTIONS: tuple[Rejection, ...] = get_args(Rejection)
@@ -67,7 +50,7 @@ class Metrics(EngineListener):
         """
         self.registry = CollectorRegistry()
         self._model_name = model_name
-        lengths = one_two_five(config.max_model_len)
+        lengths = buckets.one_two_five(config.max_model_len)
 
         # Of the latest step; gauges read it when they are scraped.
         self._stats = StepStats(num_blocks=config.num_blocks)
@@ -124,33 +107,40 @@ class Metrics(EngineListener):
         self._key_prompt_tokens = self._of_keys("key_prompt_tokens", "Prompt tokens, by API key.", key_names)
         self._key_generation_tokens = self._of_keys("key_generation_tokens", "Tokens generated, by API key.", key_names)
 
-        self._iteration_tokens = self._histogram("iteration_tokens", "Tokens computed per step.", _STEP_TOKENS)
+        self._iteration_tokens = self._histogram("iteration_tokens", "Tokens computed per step.", buckets.STEP_TOKENS)
         self.first_token = self._histogram(
-            "time_to_first_token_seconds", "Time from arrival to the first token.", _FIRST_TOKEN
+            "time_to_first_token_seconds", "Time from arrival to the first token.", buckets.FIRST_TOKEN
         )
         self.inter_token = TokenHistogram(
-            _PREFIX + "inter_token_latency_seconds", "Time between tokens.", {"model_name": model_name}, _PER_TOKEN
+            _PREFIX + "inter_token_latency_seconds",
+            "Time between tokens.",
+            {"model_name": model_name},
+            buckets.PER_TOKEN,
         )
         self.registry.register(self.inter_token)
         self._per_token = self._histogram(
-            "request_time_per_output_token_seconds", "Mean time between the tokens of a sequence.", _PER_TOKEN
+            "request_time_per_output_token_seconds", "Mean time between the tokens of a sequence.", buckets.PER_TOKEN
         )
-        self._end_to_end = self._histogram("e2e_request_latency_seconds", "Time from arrival to the end.", _REQUEST)
-        self._queue_time = self._histogram("request_queue_time_seconds", "Time in the queue.", _REQUEST)
+        self._end_to_end = self._histogram(
+            "e2e_request_latency_seconds", "Time from arrival to the end.", buckets.REQUEST
+        )
+        self._queue_time = self._histogram("request_queue_time_seconds", "Time in the queue.", buckets.REQUEST)
         self.wait_error = self._histogram(
-            "admission_wait_error_seconds", "Predicted minus actual time in the queue.", _WAIT_ERROR
+            "admission_wait_error_seconds", "Predicted minus actual time in the queue.", buckets.WAIT_ERROR
         )
         self._inference_time = self._histogram(
-            "request_inference_time_seconds", "Time from last scheduled to the last token.", _REQUEST
+            "request_inference_time_seconds", "Time from last scheduled to the last token.", buckets.REQUEST
         )
         self._prefill_time = self._histogram(
-            "request_prefill_time_seconds", "Time from last scheduled to the first token.", _REQUEST
+            "request_prefill_time_seconds", "Time from last scheduled to the first token.", buckets.REQUEST
         )
-        self._decode_time = self._histogram("request_decode_time_seconds", "Time from first to last token.", _REQUEST)
+        self._decode_time = self._histogram(
+            "request_decode_time_seconds", "Time from first to last token.", buckets.REQUEST
+        )
         self._prompt_lengths = self._histogram("request_prompt_tokens", "Prompt tokens per sequence.", lengths)
         self._generation_lengths = self._histogram("request_generation_tokens", "Output tokens per sequence.", lengths)
         self._max_tokens = self._histogram("request_params_max_tokens", "max_tokens per sequence.", lengths)
-        self._num_choices = self._histogram("request_params_n", "n per request.", _CHOICES)
+        self._num_choices = self._histogram("request_params_n", "n per request.", buckets.CHOICES)
 
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -314,13 +304,3 @@ class Metrics(EngineListener):
             _PREFIX + "cache_config_info", "Limits of the engine, as labels.", list(labels), registry=self.registry
         )
         family.labels(**labels).set(1)
-
-
-def one_two_five(limit: int) -> list[float]:
-    """Return 1, 2, 5, 10, 20, 50 ... up to `limit`."""
-    buckets: list[float] = []
-    power = 1
-    while power <= limit:
-        buckets += [float(power * digit) for digit in (1, 2, 5) if power * digit <= limit]
-        power *= 10
-    return buckets
