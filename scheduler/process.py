@@ -36,6 +36,7 @@ PREFAULTED_BYTES = 2**30  # of the KV pool, in the background; pages after these
 
 def main() -> None:
     """Serve the API process at the other end of the inherited socket until it ends."""
+    logging.getLogger("caravan").setLevel(logging.INFO)
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a service; the API process handles them
         signal.signal(number, signal.SIG_IGN)
     with (
