@@ -2,16 +2,19 @@
 
 import errno
 import fcntl
+import hashlib
 import logging
 import os
 import shutil
 import stat
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gguf
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -20,9 +23,11 @@ from caravan.model import weights_files
 from caravan.model.backend import choose_backend
 from caravan.model.cpu import weights_cache, weights_data, weights_key
 from caravan.model.cpu.linear import PackedLinear
+from caravan.model.cpu.llama import CpuLlama
 from caravan.model.cpu.weights_cache import WeightsCache
 from caravan.model.llama import Llama
 from caravan.model.loader import load_model, open_checkpoint
+from caravan.model.weights_header import UnusableWeights, WeightsHeader, encode_header, open_weights, read_header
 from tests.model.oracle import logits_of_every_position
 from tests.support.gguf_blocks import random_blocks
 from tests.support.gguf_files import Tensors, write_tiny_llama
@@ -537,3 +542,48 @@ def test_large_tensors_are_written_in_pieces(tmp_path: Path, monkeypatch: pytest
     assert len(written) == 320 + 320 + 384
     for start, tensor in zip((0, 320, 640), tensors, strict=True):
         assert written[start : start + len(tensor)].tolist() == tensor.tolist()
+
+
+def test_a_header_that_does_not_fit_the_data_or_the_model_is_refused(tmp_path: Path, path: Path) -> None:
+    packed = load(path, None)
+    assert isinstance(packed, CpuLlama)
+    stored, tensors, _ = weights_data.stored_tensors(packed)
+    checkpoint = open_checkpoint(path)
+    backend = choose_backend(checkpoint, dtype="auto", quantization="auto", block_size=16)
+    with torch.device("meta"):
+        model = backend.make_model(checkpoint.config)
+    assert isinstance(model, CpuLlama)
+    with pytest.raises(UnusableWeights, match="its tensors are not those of the model"):
+        weights_data.place_weights(model, stored[1:], tensors[1:])
+    unknown = [msgspec.structs.replace(stored[0], weight_format="Q9_9"), *stored[1:]]
+    with pytest.raises(UnusableWeights, match="a weight in an unknown format"):
+        weights_data.place_weights(model, unknown, tensors)
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+    key = weights_key.weights_key(checkpoint, "native", torch.bfloat16)
+    header = WeightsHeader(key=key, model_path="", num_data_bytes=64, tensors=stored, samples="")
+    file = tmp_path / "file"
+    file.write_bytes(encode_header(header) + bytes(64))
+    with open_weights(file) as opened_file:
+        found, start = read_header(opened_file)
+        assert found == header
+        with pytest.raises(UnusableWeights, match=r"is not in it$"):
+            weights_data.map_weights(opened_file, start, found)
+    text = b"{}"
+    file.write_bytes(struct.pack("<16sQ32s", b"caravan weights\n", len(text), hashlib.sha256(text).digest()) + text)
+    with open_weights(file) as opened_file, pytest.raises(UnusableWeights, match="its header has another form"):
+        read_header(opened_file)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EFAULT])
+def test_a_system_without_the_advice_maps_pages_later_and_a_read_error_is_an_error(number: int) -> None:
+    class Mapped(bytes):
+        def madvise(self, advice: int, *_: int) -> None:
+            raise OSError(number, os.strerror(number))
+
+    mapped_file: Any = Mapped(100)
+    if number == errno.EINVAL:
+        weights_data._populate(mapped_file)
+    else:
+        with pytest.raises(OSError, match="Bad address"):
+            weights_data._populate(mapped_file)
