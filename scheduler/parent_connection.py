@@ -21,6 +21,7 @@ Inbox = queue.SimpleQueue[msgspec.Struct]  # messages of the API process
 
 def run_process(serve: Callable[[socket.socket], None]) -> None:
     """Serve the API process at the other end of the socket that is the first argument, until it ends."""
+    logging.getLogger("caravan").setLevel(logging.INFO)
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a service; the API process handles them
         signal.signal(number, signal.SIG_IGN)
     with (

@@ -76,10 +76,7 @@ class MemorySettings(BaseModel):
     )
     block_size: int = Field(16, ge=1, description="Number of tokens in a KV cache block.")
     weights_cache_size: ByteSize = Field(
-        ByteSize(16 * 2**30),
-        ge=0,
-        description="Disk space for packed weights, which later starts and restarts map instead of packing them again. "
-        "0: none are kept.",
+        ByteSize(16 * 2**30), ge=0, description="Disk space for packed weights, for faster starts. 0: none are kept."
     )
     max_body_memory: ByteSize = Field(
         ByteSize(DEFAULT_BYTES),

@@ -57,15 +57,16 @@ class WeightsCache:
             return frozenset()
         started = time.monotonic()
         try:
-            self._key = weights_key(checkpoint, model.quantization, dtype)
-            path = weights_folder(self._environ) / self._key.file_name
+            key = weights_key(checkpoint, model.quantization, dtype)
+            path = weights_folder(self._environ) / key.file_name
         except OSError as error:
             logger.warning("The packed weights cannot be kept: %s.", error)
             return frozenset()
+        self._key = key
         try:
             with open_weights(path) as file:
                 header, start = read_header(file)
-                if header.key != self._key:
+                if header.key != key:
                     raise UnusableWeights("it is of another model or version")
                 tensors = map_weights(file, start, header)
                 if sample_digest(tensors) != header.samples:
@@ -74,7 +75,7 @@ class WeightsCache:
                 self.mapped_bytes = os.fstat(file.fileno()).st_size
                 with contextlib.suppress(OSError):  # a cache that is read-only
                     os.utime(file.fileno())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return frozenset()
         except (OSError, UnusableWeights) as error:
             fact = error.strerror if isinstance(error, OSError) else error
@@ -134,7 +135,7 @@ class WeightsCache:
         started = time.monotonic()
         path = folder / key.file_name
         # Of the time in which the model was loaded: its weights could be of two versions of a file.
-        if any(file.changed_ns > self._opened_ns for file in key.files) or (
+        if any(file.changed_ns >= self._opened_ns for file in key.files) or (
             weights_key(checkpoint, model.quantization, getattr(torch, key.dtype)).files != key.files
         ):
             logger.warning("The packed weights are not kept: %s changed while it was loaded.", checkpoint.path)
@@ -164,5 +165,8 @@ class WeightsCache:
 
 
 def _file_clock_ns() -> int:
-    """Return the time as it is recorded for files: on Linux that of the last tick, some milliseconds ago."""
+    """Return a time that is not after the one recorded for a file that changes now.
+
+    Linux records the time of the last tick, or a finer one.
+    """
     return time.clock_gettime_ns(_CLOCK_REALTIME_COARSE) if sys.platform == "linux" else time.time_ns()

@@ -2,16 +2,19 @@
 
 import errno
 import fcntl
+import hashlib
 import logging
 import os
 import shutil
 import stat
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gguf
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -20,9 +23,11 @@ from caravan.model import weights_files
 from caravan.model.backend import choose_backend
 from caravan.model.cpu import weights_cache, weights_data, weights_key
 from caravan.model.cpu.linear import PackedLinear
+from caravan.model.cpu.llama import CpuLlama
 from caravan.model.cpu.weights_cache import WeightsCache
 from caravan.model.llama import Llama
 from caravan.model.loader import load_model, open_checkpoint
+from caravan.model.weights_header import UnusableWeights, WeightsHeader, encode_header, open_weights, read_header
 from tests.model.oracle import logits_of_every_position
 from tests.support.gguf_blocks import random_blocks
 from tests.support.gguf_files import Tensors, write_tiny_llama
@@ -30,6 +35,7 @@ from tests.support.tiny_llama import tiny_llama
 from tests.support.transformers_models import random_model
 
 LIMIT = 2**30
+TICK_SECONDS = 0.02  # several ticks of the clock of files: a model that changes in the tick of the start is not kept
 PROMPT = torch.randint(0, 270, (40,), generator=torch.Generator().manual_seed(1)).tolist()
 MIXED = {"": "Q4_K", "attn_v": "Q6_K", "blk.1.ffn_down": "Q8_0"}
 
@@ -83,6 +89,7 @@ def load(path: Path, cache: WeightsCache | None, quantization: Any = "auto") -> 
 
 
 def opened(environ: dict[str, str], limit_bytes: int = LIMIT) -> WeightsCache:
+    time.sleep(TICK_SECONDS)
     return WeightsCache(limit_bytes, environ, min_bytes=1)
 
 
@@ -343,7 +350,7 @@ def test_a_model_that_changes_while_it_is_loaded_is_not_kept(
     cache.write()
     assert warnings_in(lines) == [f"The packed weights are not kept: {path} changed while it was loaded."]
     early = opened(environ)
-    time.sleep(0.02)  # several ticks of the clock for files
+    time.sleep(TICK_SECONDS)
     path.touch()  # after the engine has started, before it reads the file
     load(path, early)
     early.write()
@@ -499,18 +506,14 @@ def test_a_cache_that_cannot_be_written_or_does_not_exist_is_one_line(
 ) -> None:
     (tmp_path / "cache").write_text("a file")
     keep(path, {"XDG_CACHE_HOME": str(tmp_path / "cache")})
-    assert [line.partition(":")[0] for line in warnings_in(lines)] == [
-        f"The packed weights in {tmp_path}/cache/caravan/weights/"
-        + warnings_in(lines)[0].split("/weights/")[1].partition(" ")[0]
-        + " are not used",
-        "The packed weights cannot be kept",
-    ]
+    (warning,) = warnings_in(lines)
+    assert warning.startswith("The packed weights cannot be kept: [Errno 20] Not a directory")
     lines.clear()
 
-    def no_home() -> Path:
-        raise RuntimeError
+    def no_home(_: object) -> Path:
+        raise FileNotFoundError(errno.ENOENT, "this user has no home folder", "~/.cache")
 
-    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setattr(weights_cache, "weights_folder", no_home)
     keep(path, {})
     (warning,) = warnings_in(lines)
     assert "no home folder" in warning
@@ -539,3 +542,48 @@ def test_large_tensors_are_written_in_pieces(tmp_path: Path, monkeypatch: pytest
     assert len(written) == 320 + 320 + 384
     for start, tensor in zip((0, 320, 640), tensors, strict=True):
         assert written[start : start + len(tensor)].tolist() == tensor.tolist()
+
+
+def test_a_header_that_does_not_fit_the_data_or_the_model_is_refused(tmp_path: Path, path: Path) -> None:
+    packed = load(path, None)
+    assert isinstance(packed, CpuLlama)
+    stored, tensors, _ = weights_data.stored_tensors(packed)
+    checkpoint = open_checkpoint(path)
+    backend = choose_backend(checkpoint, dtype="auto", quantization="auto", block_size=16)
+    with torch.device("meta"):
+        model = backend.make_model(checkpoint.config)
+    assert isinstance(model, CpuLlama)
+    with pytest.raises(UnusableWeights, match="its tensors are not those of the model"):
+        weights_data.place_weights(model, stored[1:], tensors[1:])
+    unknown = [msgspec.structs.replace(stored[0], weight_format="Q9_9"), *stored[1:]]
+    with pytest.raises(UnusableWeights, match="a weight in an unknown format"):
+        weights_data.place_weights(model, unknown, tensors)
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+    key = weights_key.weights_key(checkpoint, "native", torch.bfloat16)
+    header = WeightsHeader(key=key, model_path="", num_data_bytes=64, tensors=stored, samples="")
+    file = tmp_path / "file"
+    file.write_bytes(encode_header(header) + bytes(64))
+    with open_weights(file) as opened_file:
+        found, start = read_header(opened_file)
+        assert found == header
+        with pytest.raises(UnusableWeights, match=r"is not in it$"):
+            weights_data.map_weights(opened_file, start, found)
+    text = b"{}"
+    file.write_bytes(struct.pack("<16sQ32s", b"caravan weights\n", len(text), hashlib.sha256(text).digest()) + text)
+    with open_weights(file) as opened_file, pytest.raises(UnusableWeights, match="its header has another form"):
+        read_header(opened_file)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EFAULT])
+def test_a_system_without_the_advice_maps_pages_later_and_a_read_error_is_an_error(number: int) -> None:
+    class Mapped(bytes):
+        def madvise(self, advice: int, *_: int) -> None:
+            raise OSError(number, os.strerror(number))
+
+    mapped_file: Any = Mapped(100)
+    if number == errno.EINVAL:
+        weights_data._populate(mapped_file)
+    else:
+        with pytest.raises(OSError, match="Bad address"):
+            weights_data._populate(mapped_file)

@@ -161,10 +161,15 @@ def test_log_records_of_the_engine_are_messages(engine: EngineThread) -> None:
 
 
 def test_packed_weights_are_written_after_the_start_and_mapped_by_the_next_engine(
-    tiny_model_path: Path, ended: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model_path: Path,
+    ended: list[int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(loaded_model, "WeightsCache", functools.partial(WeightsCache, min_bytes=1))
+    caplog.set_level(logging.INFO, "caravan")
+    cache = functools.partial(WeightsCache, environ={"XDG_CACHE_HOME": str(tmp_path)}, min_bytes=1)
+    monkeypatch.setattr(loaded_model, "WeightsCache", cache)
     start = StartEngine(model_path=str(tiny_model_path), limits=LIMITS, num_threads=1, weights_cache_bytes=2**30)
     answers = []
     for loaded, later in (("were packed in", "were written to"), ("were mapped from", "")):
