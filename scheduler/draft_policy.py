@@ -69,7 +69,7 @@ class DraftPolicy:
     def observe_step(self, num_rows: int, seconds: float) -> None:
         """Learn from a whole step with this number of rows of the target."""
         if 0 < num_rows <= MAX_ROWS:
-            self._target.observe(num_rows, max(seconds - self.draft_seconds, 0.0))
+            self._target.observe(num_rows, seconds - self.draft_seconds)
         self._probe_seconds = min(self._probe_seconds + PROBE_SHARE * seconds, MAX_PROBE_SECONDS)
         if self._is_probe:
             self._probe_seconds -= self.draft_seconds + self._target.row_seconds

@@ -16,7 +16,8 @@ class RowCost:
         self._weight = self._rows = self._rows_rows = self._seconds = self._rows_seconds = 0.0  # weighted sums
 
     def observe(self, num_rows: int, seconds: float) -> None:
-        """Learn from one run."""
+        """Learn from one run of at least one row."""
+        seconds = max(seconds, 1e-9)  # a clock may not have moved
         self._weight = FORGETTING * self._weight + 1
         self._rows = FORGETTING * self._rows + num_rows
         self._rows_rows = FORGETTING * self._rows_rows + num_rows * num_rows

@@ -51,6 +51,11 @@ def test_a_cost_follows_a_machine_that_becomes_slower() -> None:
     assert cost.seconds(1) == pytest.approx(0.2, rel=0.03)
 
 
+def test_runs_that_take_no_time_by_the_clock_are_no_error() -> None:
+    policy = policy_with(target=(0.0, 0.0), draft=(0.0, 0.0))
+    assert len(policy.choose([candidate(0.9)], 1, 32, 512)) == 1
+
+
 def test_a_cheap_draft_model_that_is_right_drafts_many_tokens() -> None:
     policy = policy_with(target=(0.15, 0.005), draft=(0.008, 0.001))
     assert policy.choose([candidate(0.95)], 1, 32, 512) == [DraftShare(1, 8)]

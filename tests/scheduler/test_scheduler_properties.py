@@ -38,6 +38,7 @@ def workloads(draw: st.DrawFn) -> Workload:
         speculation=draw(st.sampled_from(["auto", "off"])),
         max_inter_token_seconds=draw(st.sampled_from([None, 0.001, 1.0])),
         is_shared=draw(st.booleans()),
+        max_draft_model_len=draw(st.sampled_from([0, 8, max_model_len])),  # one that always drafts token 0
     )
     lookback = draw(st.sampled_from([None, 1, 2]))
     num_keys = draw(st.integers(1, 4))
