@@ -4,6 +4,8 @@
 // model/cpu/blocks.cpp packs the tiles, block_tiles.h multiplies with them.
 #pragma once
 
+#include <c10/util/string_view.h>
+
 #include "byte_sums.h"
 #include "weights.h"
 

@@ -33,8 +33,8 @@ class Team {
     return team;
   }
 
-  // Call part(i) with a different i below the number of threads in this thread (0) and in those others that are awake in
-  // time; return when all calls have. So part must get all of its work done whoever takes part.
+  // Call part(0) in this thread, and part(i) in each other thread that is awake in time; return when all calls have. A part
+  // must do all of its work with any number of these calls.
   template <class F>
   void run(const F& part) {
     call_ = [](const void* f, int64_t i) { (*(const F*)f)(i); };

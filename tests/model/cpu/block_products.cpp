@@ -89,6 +89,7 @@ int main() {
   num_wrong += wrong_products<Q2K>("Q2_K", random) + wrong_products<Q3K>("Q3_K", random) +
                wrong_products<Q4K>("Q4_K", random) + wrong_products<Q5K>("Q5_K", random) +
                wrong_products<Q6K>("Q6_K", random) + wrong_products<IQ4XS>("IQ4_XS", random) +
-               wrong_products<IQ4NL>("IQ4_NL", random) + wrong_products<Q80>("Q8_0", random);
+               wrong_products<IQ4NL>("IQ4_NL", random) + wrong_products<Q80>("Q8_0", random) +
+               wrong_products<MXFP4>("MXFP4", random) + wrong_products<NVFP4>("NVFP4", random);
   return num_wrong != 0;
 }
