@@ -20,6 +20,10 @@ class DraftBlocks:
         """Begin a step."""
         self._taken.clear()
 
+    def forget(self, block: int) -> None:
+        """Record that a block was cleared."""
+        self._hash_of.pop(block, None)
+
     def skip_computed(self, sequence: Sequence) -> None:
         """Set num_draft_computed_tokens to the next token that the draft model must compute.
 

@@ -100,10 +100,10 @@ class DraftPolicy:
             seconds = self._draft.seconds(candidates[probe].num_missing_tokens) + self._target.row_seconds
             if 0 < seconds < self._probe_seconds:
                 self._is_probe, order, depth = True, [probe], 1
-        num_left = max_run_rows
+        num_affordable = 0  # before the first run was measured
         if self._draft.is_known:
             num_affordable = int(self._target.seconds(num_rows) / self._draft.row_seconds)
-            num_left = min(max_run_rows, max(num_affordable, LEAST_CATCH_UP))
+        num_left = min(max_run_rows, max(num_affordable, LEAST_CATCH_UP))
         for index in order:
             candidate = candidates[index]
             num_tokens = min(candidate.num_missing_tokens, num_left)

@@ -51,7 +51,8 @@ class DraftTokens:
 
     def remember(self, sequence: Sequence) -> None:
         """Keep the answer of a sequence that has ended, for later ones of its key."""
-        self._answers.of(sequence.request).add(sequence.output_token_ids)
+        if sequence.num_output_tokens:  # embeddings and prompts have no answer
+            self._answers.of(sequence.request).add(sequence.output_token_ids)
 
     def _lookup(self, sequence: Sequence) -> Lookup:
         """Return where a sequence's next tokens probably stand: in its own text, or in an earlier answer."""

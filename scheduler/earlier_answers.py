@@ -5,7 +5,7 @@ answer may follow again. Answers are never looked up for another key or another 
 show that somebody else got it.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence as Seq
 
 from typing_extensions import override
@@ -37,6 +37,10 @@ class OwnAnswers:
     def num_tokens(self) -> int:
         """Tokens of both sections, with an end for each answer."""
         return len(self._old.token_ids) + len(self._new.token_ids)
+
+    def clear(self) -> None:
+        """Drop all answers; sequences that look them up find none."""
+        self._old, self._new = _Section(), _Section()
 
     def add(self, answer: Seq[int]) -> None:
         """Add an answer, or the end of a very long one."""
@@ -102,5 +106,11 @@ class EarlierAnswers:
         answers = self._of.setdefault(owner, OwnAnswers())
         self._of.move_to_end(owner)
         if len(self._of) > MAX_OWNERS:
-            self._of.popitem(last=False)
+            self._drop_one()
         return answers
+
+    def _drop_one(self) -> None:
+        """Drop the answers that were used longest ago, of the key that has the most salts."""
+        num_salts = Counter(key for key, _ in self._of)
+        owner = next(owner for owner in self._of if num_salts[owner[0]] == max(num_salts.values()))
+        self._of.pop(owner).clear()

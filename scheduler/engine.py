@@ -126,3 +126,5 @@ class Engine:
         for block in self.scheduler.blocks.take_poisoned():
             for kv_cache in self.kv_caches:
                 kv_cache.clear_block(block)
+            if (drafts := self.scheduler.model_drafts) is not None:
+                drafts.forget(block)

@@ -1,5 +1,6 @@
 """LoadedModel: a model in memory, before there is a KV pool for it."""
 
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from caravan.model.llama import Llama
 from caravan.model.loader import load_model, open_checkpoint
 from caravan.model.tokenizer.grammar_tokenizer import grammar_tokenizer
 from caravan.model.tokenizer.loader import load_tokenizer
+from caravan.model.weights_files import weights_files, weights_folder
 from caravan.scheduler.config import choose_max_model_len, plan_engine
 from caravan.scheduler.draft_loading import LoadedDraft, load_draft, open_draft
 from caravan.scheduler.draft_model import DraftModel
@@ -85,9 +87,10 @@ def load(start: StartEngine, *, must_fit: bool = False) -> LoadedModel:
     """Return the model of a start message.
 
     Raises ValueError (a broken or unsupported model, limits that it cannot have; with `must_fit` also weights for which
-    there is not enough free memory), OSError, MemoryError.
+    there is not enough free memory, unless they are in the cache), OSError, MemoryError.
     """
     started = time.monotonic()
+    cache = WeightsCache(start.weights_cache_bytes)  # before a file of the model is opened: it notices later changes
     if start.num_threads:
         torch.set_num_threads(start.num_threads)
     device = choose_device(start.device)
@@ -101,10 +104,9 @@ def load(start: StartEngine, *, must_fit: bool = False) -> LoadedModel:
         block_size=start.limits.block_size,
         is_gpu=device.type == "cuda",
     )
-    if must_fit:
+    if must_fit and not (start.weights_cache_bytes and are_packed(Path(start.model_path))):
         check_weights_fit(backend.weight_bytes, device)
     kv_dtype = choose_kv_dtype(start.kv_cache_dtype, backend.dtype)
-    cache = WeightsCache(start.weights_cache_bytes)
     model = load_model(checkpoint, backend.dtype, device, max_model_len, backend.make_model, cache)
     draft = load_draft(draft_checkpoint, start, max_model_len, device) if draft_checkpoint is not None else None
     give_back_freed_memory()
@@ -119,6 +121,15 @@ def load(start: StartEngine, *, must_fit: bool = False) -> LoadedModel:
         num_parameters=num_parameters(checkpoint),
         load_seconds=time.monotonic() - started,
     )
+
+
+def are_packed(model_path: Path) -> bool:
+    """Return whether the cache has packed weights of a model, which other engines probably have in memory."""
+    try:
+        headers = [file.header for file in weights_files(weights_folder(os.environ))]
+    except OSError:  # a user without a home folder
+        return False
+    return any(header is not None and header.model_path == str(model_path.resolve()) for header in headers)
 
 
 def check_weights_fit(weight_bytes: int, device: torch.device) -> None:

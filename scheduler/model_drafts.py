@@ -26,6 +26,10 @@ class ModelDrafts:
         self.policy.start_step()
         self._draft_blocks.start_step()
 
+    def forget(self, block: int) -> None:
+        """Record that a block was cleared."""
+        self._draft_blocks.forget(block)
+
     def add_to(
         self,
         plan: list[ScheduledSequence],

@@ -137,10 +137,12 @@ class Scheduler:
             outputs += self._apply(scheduled, list(islice(samples, scheduled.num_logits)), result.prompts.get(index))
         self._step += bool(plan)
         step_seconds = self.clock() - self._step_started_seconds
-        self._limiter.observe(self._counters, step_seconds)
-        if (drafts := self.model_drafts) is not None:
+        drafts = self.model_drafts
+        draft_seconds = drafts.policy.draft_seconds if drafts is not None else 0.0
+        self._limiter.observe(self._counters, step_seconds - draft_seconds)  # steps with prompts have no drafts
+        if drafts is not None:
             drafts.policy.observe_step(sum(scheduled.num_rows for scheduled in plan), step_seconds)
-            self._counters.draft_model_seconds = drafts.policy.draft_seconds
+            self._counters.draft_model_seconds = draft_seconds
         return StepOutput(outputs=outputs, stats=self.stats(step_seconds), events=self._events.take())
 
     def stats(self, step_seconds: float = 0.0) -> StepStats:

@@ -27,7 +27,7 @@ def bitsandbytes(config: JsonFile) -> Make:
 
 def _bytes_of_rows(stored: StoredMatrix) -> QuantizedTensor:
     """Return weight [out, in] int8, whose rows have the largest magnitudes SCB [out]."""
-    if stored.has("weight_format") and int(stored.load("weight_format")) != 0:
+    if stored.has("weight_format") and int(stored.load_as(("U8", "I8", "I32", "I64"), "weight_format")) != 0:
         raise unsupported(stored.config, "quantized by bitsandbytes in the order of a GPU's tiles")
     return scaled_bytes(stored)
 
@@ -57,7 +57,7 @@ def _tabled(stored: StoredMatrix) -> QuantizedTensor:
         places = stored.load_as(("U8",), "weight.absmax", num_blocks)
         table = stored.load_as(("F32",), "weight.nested_quant_map", 256)
         scales = stored.load_as(("F32",), "weight.nested_absmax", -(-num_blocks // size))
-        numbers = table.index_select(0, places.int()) * scales.repeat_interleave(size)[:num_blocks]
+        numbers = table.index_select(0, places.int()) * scales.repeat_interleave(min(size, num_blocks))[:num_blocks]
         return numbers + state.number("nested_offset")
 
     def widen() -> Tensor:

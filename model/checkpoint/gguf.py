@@ -16,7 +16,7 @@ from torch import Tensor
 from caravan.model.blocks import BLOCK_SIZES, NVFP4_WITH_FACTOR
 from caravan.model.checkpoint import BrokenCheckpoint
 from caravan.model.checkpoint.checkpoint import Checkpoint
-from caravan.model.checkpoint.gguf_factors import factor_tensors, scale_tensors, with_factor
+from caravan.model.checkpoint.gguf_factors import factor_tensors, read_factors, scale_tensors, with_factor
 from caravan.model.checkpoint.gguf_groups import GRID_BITS, read_groups
 from caravan.model.checkpoint.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 from caravan.model.config import ModelConfig, UnsupportedModel
@@ -84,10 +84,7 @@ def open_gguf(path: Path) -> Checkpoint:
     kinds = {name: _TYPES[header.tensors[name].type_number] for name, header in holders.items()}
     shapes = {name: header.tensors[name].shape for name, header in holders.items()}
     factors: dict[str, float] = {}
-    for name, source in factor_tensors(path, kinds, shapes).items():
-        factor = torch.empty(1)
-        read(source, factor)
-        factors[name] = float(factor)
+    factors |= read_factors(path, factor_tensors(path, kinds, shapes), read)
     divisors: tuple[float, ...] = ()
     if _ROPE_FREQS in shapes:
         if len(shapes[_ROPE_FREQS]) != 1 or not 1 <= shapes[_ROPE_FREQS][0] <= 4096:

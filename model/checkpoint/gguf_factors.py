@@ -1,14 +1,17 @@
 """The factors of NVFP4 matrices, which GGUF files have in tensors of their own."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
+from torch import Tensor
 
 from caravan.model.blocks import BLOCK_SIZES
 from caravan.model.checkpoint import BrokenCheckpoint
+from caravan.model.checkpoint.packed_float4 import fits_float32
 
 Kinds = Mapping[str, GGMLQuantizationType]
 
@@ -26,6 +29,18 @@ def factor_tensors(path: Path, kinds: Kinds, shapes: Mapping[str, tuple[int, ...
                 "it must be one number in F32."
             )
     return found
+
+
+def read_factors(path: Path, sources: Mapping[str, str], read: Callable[[str, Tensor], None]) -> dict[str, float]:
+    """Return the factors by their matrices; raises BrokenCheckpoint if weights would not be finite."""
+    factors: dict[str, float] = {}
+    for name, source in sources.items():
+        factor = torch.empty(1)
+        read(source, factor)
+        if not fits_float32(float(factor)):
+            raise BrokenCheckpoint(f"{path}: {source} is {float(factor)}; with it weights would not be finite.")
+        factors[name] = float(factor)
+    return factors
 
 
 def scale_tensors(kinds: Kinds) -> frozenset[str]:

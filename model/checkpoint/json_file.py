@@ -39,7 +39,10 @@ class JsonFile:
         value = self._value(key, default)
         if type(value) not in (int, float) or not abs(value) < math.inf:
             raise self._wrong(key, value, "a number")
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise self._wrong(key, value, "a number") from None
 
     def flag(self, key: str, default: bool) -> bool:
         """Return true or false."""

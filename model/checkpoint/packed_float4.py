@@ -15,6 +15,7 @@ from caravan.model.checkpoint.stored_matrix import QuantizedTensor, StoredMatrix
 
 _MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # of E2M1
 _E4M3_NAN = 127
+_MAX_E4M3 = 448.0
 _MX_GROUP, _NV_GROUP, _NV_BLOCK = 32, 16, 64
 
 
@@ -65,8 +66,8 @@ def nvfp4(stored: StoredMatrix) -> QuantizedTensor:
         if (scales.view(torch.uint8) >= _E4M3_NAN).any():
             raise stored.broken("weight_scale has numbers that are negative or not finite")
         factor = stored.load_number(factor_leaf)
-        if not 0 < factor < math.inf:
-            raise stored.broken(f"{factor_leaf} is {factor}; it must be positive and finite")
+        if not 0 < factor < math.inf or not fits_float32(1 / factor if is_inverse else factor):
+            raise stored.broken(f"{factor_leaf} is {factor}; it and the largest weight must be positive and finite")
         return stored.load_as(("U8",), leaf, num_outputs, num_packed), scales, factor
 
     def widen() -> Tensor:
@@ -91,6 +92,11 @@ def nvfp4(stored: StoredMatrix) -> QuantizedTensor:
         kind=NVFP4_WITH_FACTOR if fits else None,
         blocks=blocks if fits else None,
     )
+
+
+def fits_float32(factor: float) -> bool:
+    """Return whether the largest number of NVFP4 times a factor is finite in float32."""
+    return abs(factor) * _MAX_E4M3 * _MAGNITUDES[-1] <= torch.finfo(torch.float32).max
 
 
 def _widened(packed: Tensor, scales: Tensor) -> Tensor:

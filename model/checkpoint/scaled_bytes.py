@@ -28,12 +28,14 @@ def scaled_bytes(stored: StoredMatrix) -> QuantizedTensor:
 
     def read() -> tuple[Tensor, Tensor]:
         stated = stored.load(leaf, *shape).float().view(rows, columns) / num_steps
-        scales = stated.repeat_interleave(height, 0)[:num_outputs]
+        scales = stated.repeat_interleave(min(height, num_outputs), 0)[:num_outputs]
+        if leaf == "SCB":
+            return stored.load_as(("I8",), "weight", num_outputs, num_inputs), scales
         return stored.load("weight", num_outputs, num_inputs), scales
 
     def widen() -> Tensor:
         weight, scales = read()
-        return weight.float() * scales.repeat_interleave(width, 1)[:, :num_inputs]
+        return weight.float() * scales.repeat_interleave(min(width, num_inputs), 1)[:, :num_inputs]
 
     def blocks() -> Tensor:
         """Return blocks of Q8_0."""

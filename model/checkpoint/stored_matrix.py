@@ -38,10 +38,10 @@ class StoredMatrix:
     load_any: Load
 
     def shape(self, leaf: str, num_dims: int = 2) -> tuple[int, ...]:
-        """Return the shape of a tensor of this matrix; raises BrokenCheckpoint if it is not there."""
+        """Return the shape of a tensor of this matrix; raises BrokenCheckpoint if it is not there or empty."""
         shape = self.shapes.get(f"{self.stem}.{leaf}")
-        if shape is None or len(shape) != num_dims:
-            raise self.broken(f"{leaf} is missing or has not {num_dims} dimensions")
+        if shape is None or len(shape) != num_dims or 0 in shape:
+            raise self.broken(f"{leaf} is missing, empty or has not {num_dims} dimensions")
         return shape
 
     def load(self, leaf: str, *shape: int) -> Tensor:

@@ -93,6 +93,11 @@ class CpuLlama(Llama):
         self._seconds: Tensor | None = None
         self.output = PackedLinear(head, kernels, arena, quantization, self.norm)
 
+    @property
+    def has_byte_products(self) -> bool:
+        """Whether the kernels use the processor's products of bytes, which decides on the format of some weights."""
+        return self._kernels.has_byte_products()
+
     def grouped_weights(self) -> set[str]:
         """Return the names of the weights to read on their grids, which are those to quantize."""
         return self._matrices() if self.quantization in ("int8", "int4") else set()

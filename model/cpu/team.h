@@ -10,6 +10,7 @@
 #include <atomic>
 #include <exception>
 #include <thread>
+#include <utility>
 
 namespace caravan {
 
@@ -34,7 +35,7 @@ class Team {
   }
 
   // Call part(0) in this thread, and part(i) in each other thread that is awake in time; return when all calls have. A part
-  // must do all of its work with any number of these calls.
+  // must do all of its work with any number of these calls. The first exception of a call is thrown when all have ended.
   template <class F>
   void run(const F& part) {
     call_ = [](const void* f, int64_t i) { (*(const F*)f)(i); };
@@ -42,10 +43,11 @@ class Team {
     number_ += kNextPart;
     state_.store(number_ | kIsOpen, std::memory_order_seq_cst);
     if (num_asleep_.load(std::memory_order_seq_cst)) state_.notify_all();
-    part(0);
+    call(0);
     state_.fetch_and(~kIsOpen, std::memory_order_acq_rel);
     for (int spins = 0; state_.load(std::memory_order_acquire) & kTakingPart; spins++)
       spins < kSpins ? pause_briefly() : std::this_thread::yield();
+    if (has_failed_.exchange(false)) std::rethrow_exception(std::exchange(error_, nullptr));
   }
 
   // Take part, as thread i, until the leader ends the team.
@@ -58,7 +60,7 @@ class Team {
       if ((state & kIsOpen) && (state & kNumber) != last) {
         if (!state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel)) continue;
         last = state & kNumber;
-        call_(part_, i);
+        call(i);
         state_.fetch_sub(1, std::memory_order_release);
         spins = 0;
       } else if (spins++ < kSpins) {
@@ -78,6 +80,14 @@ class Team {
   }
 
  private:
+  void call(int64_t i) {
+    try {
+      call_(part_, i);
+    } catch (...) {
+      if (!has_failed_.exchange(true)) error_ = std::current_exception();
+    }
+  }
+
   // Bits of the state: how many others take part now, whether more may, and the number of the part.
   static constexpr uint32_t kTakingPart = 0xfff, kIsOpen = 0x1000, kNextPart = 0x2000, kNumber = ~(kNextPart - 1);
   static constexpr uint32_t kHasEnded = 1;  // no part has the number 0
@@ -88,6 +98,8 @@ class Team {
   uint32_t number_ = 0;
   void (*call_)(const void*, int64_t) = nullptr;
   const void* part_ = nullptr;
+  std::atomic<bool> has_failed_{false};
+  std::exception_ptr error_;
 };
 
 // Call f() once, with all of torch's threads in a team for the parallel parts in it. Exceptions of f pass through.

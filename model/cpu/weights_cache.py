@@ -46,6 +46,7 @@ class WeightsCache:
         self._environ = environ
         self._opened_ns = _file_clock_ns()
         self._key: WeightsKey | None = None
+        self._is_unusable = False  # the file of that key
         self._packed: tuple[CpuLlama, WeightsKey, Checkpoint] | None = None  # to be written
 
     def restore(self, model: Llama, checkpoint: Checkpoint, dtype: torch.dtype) -> frozenset[str]:
@@ -57,7 +58,7 @@ class WeightsCache:
             return frozenset()
         started = time.monotonic()
         try:
-            key = weights_key(checkpoint, model.quantization, dtype)
+            key = weights_key(checkpoint, model, dtype)
             path = weights_folder(self._environ) / key.file_name
         except OSError as error:
             logger.warning("The packed weights cannot be kept: %s.", error)
@@ -78,6 +79,7 @@ class WeightsCache:
         except (FileNotFoundError, NotADirectoryError):
             return frozenset()
         except (OSError, UnusableWeights) as error:
+            self._is_unusable = True
             fact = error.strerror if isinstance(error, OSError) else error
             logger.warning("The packed weights in %s are not used: %s. The weights are packed again.", path, fact)
             return frozenset()
@@ -93,14 +95,8 @@ class WeightsCache:
         if not isinstance(model, CpuLlama):
             return
         num_bytes = sum(weight.nbytes for weight in model.parameters())
-        is_kept = self._key is not None and num_bytes >= self._min_bytes
-        logger.info(
-            "The weights (%.0f MB) were packed in %.2f s%s.",
-            num_bytes / 1e6,
-            seconds,
-            "; they are written to the cache in the background" if is_kept else "",
-        )
-        if self._key is not None and is_kept:
+        logger.info("The weights (%.0f MB) were packed in %.2f s.", num_bytes / 1e6, seconds)
+        if self._key is not None and num_bytes >= self._min_bytes:
             self._packed = model, self._key, checkpoint
 
     def write_in_background(self) -> None:
@@ -108,7 +104,8 @@ class WeightsCache:
 
         def run() -> None:
             if sys.platform == "linux":  # where a thread has a priority of its own
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
+                with contextlib.suppress(OSError):
+                    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
             self.write()
 
         threading.Thread(target=run, name="weights-cache", daemon=True).start()
@@ -136,9 +133,14 @@ class WeightsCache:
         path = folder / key.file_name
         # Of the time in which the model was loaded: its weights could be of two versions of a file.
         if any(file.changed_ns >= self._opened_ns for file in key.files) or (
-            weights_key(checkpoint, model.quantization, getattr(torch, key.dtype)).files != key.files
+            weights_key(checkpoint, model, getattr(torch, key.dtype)).files != key.files
         ):
             logger.warning("The packed weights are not kept: %s changed while it was loaded.", checkpoint.path)
+            return
+        if self._is_unusable:
+            path.unlink(missing_ok=True)
+        elif path.exists():
+            logger.info("The packed weights were written to %s by another engine.", path)
             return
         stored, tensors, num_data_bytes = stored_tensors(model)
         head = encode_header(

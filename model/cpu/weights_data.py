@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import math
 import mmap
 import os
 import time
@@ -57,11 +58,12 @@ def write_weights(file: BinaryIO, tensors: Sequence[Tensor]) -> None:
             started = time.monotonic()
             file.write(piece.numpy().data)
             unsynced += piece.numel()
+            max_pause_seconds = _MAX_PAUSE_SECONDS
             if unsynced > _SYNCED_BYTES:
                 file.flush()
                 os.fsync(file.fileno())
-                unsynced = 0
-            time.sleep(min(4 * (time.monotonic() - started), _MAX_PAUSE_SECONDS))
+                unsynced, max_pause_seconds = 0, math.inf
+            time.sleep(min(4 * (time.monotonic() - started), max_pause_seconds))
         file.write(bytes(_aligned_bytes(tensor) - tensor.numel()))
 
 

@@ -8,14 +8,14 @@ import torch
 
 from caravan.model.checkpoint.checkpoint import Checkpoint
 from caravan.model.cpu.build import processor_features
-from caravan.model.cpu.linear import Quantization
+from caravan.model.cpu.llama import CpuLlama
 from caravan.model.weights_header import WeightsKey, file_identity
 
 _SOURCES = Path(__file__).parent.parent
-_LIBRARIES = ("torch", "gguf", "numpy")  # which read, round and order weights
+_LIBRARIES = ("torch", "gguf", "numpy", "safetensors")  # which read, round and order weights
 
 
-def weights_key(checkpoint: Checkpoint, quantization: Quantization, dtype: torch.dtype) -> WeightsKey:
+def weights_key(checkpoint: Checkpoint, model: CpuLlama, dtype: torch.dtype) -> WeightsKey:
     """Return the key of a model's packed weights; raises OSError if its files cannot be examined."""
     described = (
         checkpoint.format,
@@ -29,11 +29,11 @@ def weights_key(checkpoint: Checkpoint, quantization: Quantization, dtype: torch
     return WeightsKey(
         files=[file_identity(path) for path in _files(checkpoint)],
         tensors=hashlib.sha256(repr(described).encode()).hexdigest(),
-        quantization=quantization,
+        quantization=model.quantization,
         dtype=str(dtype).removeprefix("torch."),
         code=_code_hash(),
         libraries={name: importlib.metadata.version(name) for name in _LIBRARIES},
-        features=processor_features(),
+        features=processor_features() | {"byte products of the kernels": model.has_byte_products},
     )
 
 

@@ -31,6 +31,7 @@ from caravan.scheduler.messages import (
 ENGINE_PROGRAM: tuple[str, ...] = ("-P", "-m", "caravan.scheduler.process")
 STANDBY_PROGRAM: tuple[str, ...] = ("-P", "-m", "caravan.scheduler.standby")
 STOP_SECONDS = 2.0  # for a process to exit before it is killed
+LOADING_SECONDS = 60.0  # for a standby that has to take over before it has loaded
 
 logger = logging.getLogger(__name__)
 
@@ -95,11 +96,13 @@ class EngineProcess(asyncio.Protocol):
     async def take_over(self, timeout_seconds: float) -> EngineReady:
         """Make a standby the engine as soon as it has loaded; return its report.
 
-        Raises EngineStartFailed if it cannot, TimeoutError if it has loaded and does not report in time.
+        Raises EngineStartFailed if it cannot, TimeoutError if it does not load within LOADING_SECONDS, or has loaded
+        and does not report within `timeout_seconds`.
         """
-        await self._connected()
-        self.send(TakeOver())
-        await self.loaded()
+        async with asyncio.timeout(LOADING_SECONDS):
+            await self._connected()
+            self.send(TakeOver())
+            await self.loaded()
         async with asyncio.timeout(timeout_seconds):
             return await self.ready()
 

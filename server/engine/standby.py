@@ -78,4 +78,4 @@ class Standby:
 def log_message(message: WhileRunning) -> None:
     """Log a log record of a standby, which sends nothing else."""
     if isinstance(message, EngineLog):
-        logger.log(message.level, "%s", message.text)
+        logger.log(message.level, "Standby: %s", message.text)

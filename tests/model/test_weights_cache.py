@@ -108,6 +108,11 @@ def mapped(path: Path, environ: dict[str, str], quantization: Any = "auto") -> L
     return model if cache.mapped_bytes else None
 
 
+def cpu_llama(model: Llama) -> CpuLlama:
+    assert isinstance(model, CpuLlama)
+    return model
+
+
 def kept(folder: Path) -> Path:
     (file,) = folder.iterdir()
     return file
@@ -147,7 +152,9 @@ def test_a_split_file_is_known_by_all_its_parts(tmp_path: Path, environ: dict[st
     whole = open_checkpoint(write_model(tmp_path / "model.gguf"))
     assert whole.files == (tmp_path / "model.gguf",)
     folder = open_checkpoint(write_folder(tmp_path / "folder"))
-    key = weights_key.weights_key(folder, "none", torch.bfloat16)
+    packed = load(tmp_path / "folder", None)
+    assert isinstance(packed, CpuLlama)
+    key = weights_key.weights_key(folder, packed, torch.bfloat16)
     assert len(key.files) == len(list((tmp_path / "folder").iterdir())) > 1
 
 
@@ -174,7 +181,7 @@ def test_the_log_says_what_happened_and_how_long_it_took(
     keep(path, environ)
     packed, written, found = lines.messages
     assert packed.startswith("The weights (")
-    assert packed.endswith("; they are written to the cache in the background.")
+    assert packed.endswith(" s.")
     assert written.startswith(f"The packed weights were written to {kept(folder)} in ")
     assert found.startswith("The packed weights (")
     assert f"were mapped from {kept(folder)} in " in found
@@ -341,6 +348,19 @@ def test_other_code_libraries_processors_and_modes_have_files_of_their_own(
     assert len(list(folder.iterdir())) == 2
 
 
+def test_a_file_that_another_engine_has_written_is_not_written_again(
+    path: Path, environ: dict[str, str], folder: Path, lines: pytest.LogCaptureFixture
+) -> None:
+    first, second = opened(environ), opened(environ)
+    load(path, first)
+    load(path, second)
+    first.write()
+    inode = kept(folder).stat().st_ino
+    second.write()
+    assert kept(folder).stat().st_ino == inode
+    assert lines.messages[-1] == f"The packed weights were written to {kept(folder)} by another engine."
+
+
 def test_a_model_that_changes_while_it_is_loaded_is_not_kept(
     path: Path, environ: dict[str, str], folder: Path, lines: pytest.LogCaptureFixture
 ) -> None:
@@ -454,14 +474,16 @@ def test_of_two_engines_that_start_at_once_one_writes(
 ) -> None:
     first, second = opened(environ), opened(environ)
     models = [load(path, first), load(path, second)]
-    first.write()
-    part = kept(folder).with_suffix(".part")
+    folder.mkdir(parents=True)
+    first_key = weights_key.weights_key(open_checkpoint(path), cpu_llama(models[0]), torch.bfloat16)
+    part = (folder / first_key.file_name).with_suffix(".part")
     with part.open("wb") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         second.write()
         assert lines.messages[-1] == "Another engine is writing the packed weights."
         assert part.stat().st_size == 0
     part.unlink()
+    first.write()
     expected = logits_of_every_position(models[0], PROMPT)
     again = mapped(path, environ)
     assert again is not None
@@ -560,7 +582,7 @@ def test_a_header_that_does_not_fit_the_data_or_the_model_is_refused(tmp_path: P
         weights_data.place_weights(model, unknown, tensors)
     assert all(parameter.is_meta for parameter in model.parameters())
 
-    key = weights_key.weights_key(checkpoint, "native", torch.bfloat16)
+    key = weights_key.weights_key(checkpoint, packed, torch.bfloat16)
     header = WeightsHeader(key=key, model_path="", num_data_bytes=64, tensors=stored, samples="")
     file = tmp_path / "file"
     file.write_bytes(encode_header(header) + bytes(64))

@@ -100,6 +100,17 @@ def test_the_memory_of_answers_is_bounded() -> None:
     assert answers.of(make_request(0, [1], key="key 2")).num_tokens > SECTION_TOKENS
 
 
+def test_a_key_with_many_salts_drops_its_own_answers_also_for_running_sequences() -> None:
+    answers = EarlierAnswers()
+    answers.of(make_request(1, [1], key="a")).add(ANSWER)
+    first = answers.of(make_request(2, [1], key="b", salt="0"))
+    first.add(ANSWER)
+    for number in range(1, MAX_OWNERS):
+        answers.of(make_request(number, [1], key="b", salt=f"{number}")).add(ANSWER)
+    assert answers.of(make_request(1, [1], key="a")).num_tokens
+    assert first.num_tokens == 0
+
+
 def test_the_oldest_answers_are_dropped_first() -> None:
     own = answers_with(ANSWER, [5] * SECTION_TOKENS)
     assert lookup_after(own, ANSWER[:5]).acceptance > 0

@@ -72,8 +72,8 @@ def with_scale(number: int) -> Any:
         ("nvfp4", "weight_scale", with_scale(0x7F), "weight_scale has numbers that are negative or not finite"),
         ("nvfp4", "weight_scale", with_scale(0x81), "weight_scale has numbers that are negative or not finite"),
         ("nvfp4", "weight_global_scale", None, r"weight_global_scale has the shape None; it must be \(1,\)"),
-        ("nvfp4", "weight_global_scale", lambda t: t * 0, "weight_global_scale is 0.0; it must be positive"),
-        ("nvfp4", "weight_global_scale", lambda t: t / 0, "weight_global_scale is inf; it must be positive and finite"),
+        ("nvfp4", "weight_global_scale", lambda t: t * 0, "weight_global_scale is 0.0; it and the largest weight"),
+        ("nvfp4", "weight_global_scale", lambda t: t / 0, "weight_global_scale is inf; it and the largest weight"),
         ("nvfp4", "weight_global_scale", lambda t: t.half(), "weight_global_scale has the type F16; it must be F32"),
         (
             "modelopt",
@@ -81,7 +81,10 @@ def with_scale(number: int) -> Any:
             lambda t: t.expand(2),
             r"weight_scale_2 has the shape \(2,\); it must be \(1,\)",
         ),
-        ("modelopt", "weight_scale_2", lambda t: -t, "weight_scale_2 is -.*; it must be positive"),
+        ("modelopt", "weight_scale_2", lambda t: -t, "weight_scale_2 is -.*; it and the largest weight"),
+        ("modelopt", "weight_scale_2", lambda t: t * 0 + 3e38, "weight_scale_2 is 3.*e.38; it and the largest weight"),
+        ("nvfp4", "weight_global_scale", lambda t: t * 0 + 1e-37, "weight_global_scale is .*; it and the largest"),
+        ("mxfp4", "weight_packed", lambda t: t[:, :0], "weight_packed is missing, empty or has not 2 dimensions"),
         ("modelopt", "weight", lambda t: t.view(torch.int8), "weight has the type I8; it must be U8"),
         ("nf4", "weight", lambda t: t[:-1], "weight has 1023 bytes, which do not fit 2048 numbers"),
         ("nf4", "weight", lambda t: t.double(), "weight has the type F64; it must be U8 or"),
@@ -97,6 +100,7 @@ def with_scale(number: int) -> Any:
         ("nested", STATE, with_state(nested_blocksize=0), "its quant_state has nested blocks of 0"),
         ("nested", "weight.nested_quant_map", None, r"weight.nested_quant_map has the shape None; it must be \(256,\)"),
         ("nested", "weight.nested_absmax", lambda t: t[:1], r"weight.nested_absmax has the shape \(1,\)"),
+        ("int8", "weight", lambda t: t.view(torch.uint8), "weight has the type U8; it must be I8"),
         ("int8", "SCB", lambda t: t[:5], r"SCB has the shape \[5\], which does not fit blocks of \[1, 64\]"),
     ],
 )
@@ -111,6 +115,24 @@ def test_tensors_that_do_not_fit_are_refused_by_name(
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(BrokenCheckpoint, match=rf"k_proj: .*{words}"):
         list(read_weights(open_checkpoint(tmp_path), torch.float32))
+
+
+def test_a_number_that_is_too_large_is_refused(tmp_path: Path) -> None:
+    write_folder(tmp_path, *FORMS["nested"])
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors[f"{STEM}.{STATE}"] = with_state(nested_offset=10**400)(tensors[f"{STEM}.{STATE}"])
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(BrokenCheckpoint, match="nested_offset is 1000.*; it must be a number"):
+        list(read_weights(open_checkpoint(tmp_path), torch.float32))
+
+
+def test_a_block_size_past_the_matrix_takes_no_memory(tmp_path: Path) -> None:
+    write_folder(tmp_path, *FORMS["nested"])
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors[f"{STEM}.{STATE}"] = with_state(nested_blocksize=2**44)(tensors[f"{STEM}.{STATE}"])
+    tensors[f"{STEM}.weight.nested_absmax"] = tensors[f"{STEM}.weight.nested_absmax"][:1].contiguous()
+    save_file(tensors, tmp_path / "model.safetensors")
+    list(read_weights(open_checkpoint(tmp_path), torch.float32))
 
 
 @pytest.mark.parametrize("quantization", ["none", "native"])

@@ -260,7 +260,7 @@ STEM = "model.layers.0.self_attn.k_proj"
 @pytest.mark.parametrize(
     ("name", "leaf", "change", "words"),
     [
-        ("awq", "qweight", lambda t: t[0], "qweight is missing or has not 2 dimensions"),
+        ("awq", "qweight", lambda t: t[0], "qweight is missing, empty or has not 2 dimensions"),
         ("awq", "qweight", lambda t: t.long(), "qweight has the type I64; it must be I32"),
         ("awq", "qweight", lambda t: t[:40], "groups of 32 do not divide 40 inputs"),
         ("awq", "scales", lambda t: t[:1], r"scales has the shape \(1, 32\); it must be \(2, 32\)"),

@@ -117,8 +117,10 @@ def test_factors_of_nvfp4_matrices_are_applied(kernels: Any, tmp_path: Path) -> 
     ("factor", "kind", "words"),
     [
         (np.ones(2, np.float32), "F32", r"attn_q.scale has the shape \[2\] and the type F32; it must be one number"),
+        (np.full(1, 3e38, np.float32), "F32", r"attn_q.scale is .*; with it weights would not be finite"),
+        (np.full(1, np.nan, np.float32), "F32", r"attn_q.scale is nan; with it weights would not be finite"),
         (np.ones(1, np.float16), "F16", r"attn_q.scale has the shape \[1\] and the type F16; it must be one number"),
-        (np.array([np.inf], np.float32), "F32", r"attention.qkv.weight holds values that are not finite numbers"),
+        (np.array([np.inf], np.float32), "F32", r"attn_q.scale is inf; with it weights would not be finite"),
     ],
 )
 def test_factors_that_do_not_fit_are_refused_by_name(

@@ -44,6 +44,14 @@ async def test_a_failure_to_load_is_the_reason_of_the_engine() -> None:
     await process.stop()
 
 
+async def test_a_standby_that_does_not_load_in_time_cannot_take_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOADING_SECONDS", 0.1)
+    process = started(WAITS, [])
+    with pytest.raises(TimeoutError):
+        await process.take_over(60)
+    await process.stop()
+
+
 async def test_a_process_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "STOP_SECONDS", 0.05)
     assert await started(SLEEPS, []).stop() == "signal 9"

@@ -108,7 +108,7 @@ async def test_the_log_of_a_standby_is_logged_and_its_messages_are_no_sign_of_li
     processes[1].say(EngineLog(level=logging.WARNING, text="the kernels are built"))
     processes[1].say(Heartbeat())
     assert client._received_at_seconds == received_at_seconds
-    assert [record.getMessage() for record in caplog.records] == ["the kernels are built"]
+    assert [record.getMessage() for record in caplog.records] == ["Standby: the kernels are built"]
     await client.stop()
 
 

@@ -1,0 +1,54 @@
+"""A model that is loaded for an engine or a standby, and the cache of its packed weights."""
+
+import functools
+import logging
+import time
+from pathlib import Path
+
+import pytest
+
+from caravan.model.checkpoint.checkpoint import Checkpoint
+from caravan.model.cpu.weights_cache import WeightsCache
+from caravan.model.loader import open_checkpoint
+from caravan.scheduler import loaded_model
+from caravan.scheduler.loaded_model import load
+from caravan.scheduler.messages import StartEngine
+
+
+@pytest.fixture
+def start(tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StartEngine:
+    """A model of its own, and a cache that keeps it although it is small."""
+    path = tmp_path / "model.gguf"
+    path.write_bytes(tiny_model_path.read_bytes())
+    cache = functools.partial(WeightsCache, environ={"XDG_CACHE_HOME": str(tmp_path / "cache")}, min_bytes=1)
+    monkeypatch.setattr(loaded_model, "WeightsCache", cache)
+    time.sleep(0.02)  # a file that changes in the tick of the start is not kept
+    return StartEngine(model_path=str(path), num_threads=1, weights_cache_bytes=2**30)
+
+
+def test_a_model_that_changes_between_opening_and_reading_is_not_kept(
+    start: StartEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def open_then_change(path: Path) -> Checkpoint:
+        checkpoint = open_checkpoint(path)
+        path.touch()
+        return checkpoint
+
+    monkeypatch.setattr(loaded_model, "open_checkpoint", open_then_change)
+    load(start).cache.write()
+    (text,) = (record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
+    assert text == f"The packed weights are not kept: {start.model_path} changed while it was loaded."
+
+
+def test_weights_that_are_in_the_cache_need_not_fit_a_second_time(
+    start: StartEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "cache" / "caravan" / "weights"
+    monkeypatch.setattr(loaded_model, "weights_folder", lambda _: folder)
+    load(start).cache.write()
+    monkeypatch.setattr(loaded_model, "free_memory_bytes", lambda: 1)
+    assert load(start, must_fit=True).cache.mapped_bytes
+    for file in folder.iterdir():
+        file.unlink()
+    with pytest.raises(ValueError, match="but only 1 are free"):
+        load(start, must_fit=True)
