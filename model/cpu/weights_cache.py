@@ -91,13 +91,14 @@ class WeightsCache:
         return frozenset(weight_parts(checkpoint)) - ({"embedding.weight"} - in_file)
 
     def after_packing(self, model: Llama, checkpoint: Checkpoint, seconds: float) -> None:
-        """Log how long packing took, and have the weights written later if they are worth a file."""
+        """If the weights are worth a file, log how long packing took, and have them written later."""
         if not isinstance(model, CpuLlama):
             return
         num_bytes = sum(weight.nbytes for weight in model.parameters())
-        logger.info("The weights (%.0f MB) were packed in %.2f s.", num_bytes / 1e6, seconds)
-        if self._key is not None and num_bytes >= self._min_bytes:
-            self._packed = model, self._key, checkpoint
+        if num_bytes >= self._min_bytes:
+            logger.info("The weights (%.0f MB) were packed in %.2f s.", num_bytes / 1e6, seconds)
+            if self._key is not None:
+                self._packed = model, self._key, checkpoint
 
     def write_in_background(self) -> None:
         """Call `write` in a thread of the lowest priority, which writes for a fifth of the time."""
