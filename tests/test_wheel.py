@@ -118,7 +118,7 @@ def test_the_wheel_has_the_kernels_of_every_level_and_is_for_their_platform(whee
     names = {re.sub("-[0-9a-f]{16}[.]so$", "", name) for name in libraries}
     assert len(libraries) == len(LEVELS)
     assert names == {f"caravan/model/cpu/{level.library}" for level in LEVELS}
-    assert wheel.stat().st_size < 2_500_000  # three builds of fourteen formats of weights
+    assert wheel.stat().st_size < 2_900_000  # three builds of sixteen formats of weights
 
 
 def test_the_record_of_the_wheel_holds_for_all_its_files(wheel: Path) -> None:

@@ -28,7 +28,7 @@ def main() -> None:
 
 
 def _leave_alone(path: str) -> None:
-    """Do nothing, in the place of what would load a library that was built: this processor may lack its instructions."""
+    """Do nothing instead of loading a library that was built: this processor may lack its instructions."""
 
 
 if __name__ == "__main__":
