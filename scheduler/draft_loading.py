@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from caravan.model.backend import choose_backend
+from caravan.model.backend import Backend
 from caravan.model.checkpoint.checkpoint import Checkpoint, num_parameters
 from caravan.model.kv_cache import choose_kv_dtype, kv_bytes_per_token
 from caravan.model.llama import Llama
@@ -48,15 +48,10 @@ def open_draft(path: Path, target: Checkpoint) -> Checkpoint:
     return checkpoint
 
 
-def load_draft(checkpoint: Checkpoint, start: StartEngine, max_model_len: int, device: torch.device) -> LoadedDraft:
+def load_draft(
+    checkpoint: Checkpoint, backend: Backend, start: StartEngine, max_model_len: int, device: torch.device
+) -> LoadedDraft:
     """Return the draft model, for texts of max_model_len tokens; raises as load_model does."""
-    backend = choose_backend(
-        checkpoint,
-        dtype=start.dtype,
-        quantization=start.quantization,
-        block_size=start.limits.block_size,
-        is_gpu=device.type == "cuda",
-    )
     max_position = min(max_model_len, checkpoint.config.max_position)
     model = load_model(checkpoint, backend.dtype, device, max_position, backend.make_model)
     kv_dtype = choose_kv_dtype(start.kv_cache_dtype, backend.dtype)

@@ -1,5 +1,6 @@
 """LoadedModel: a model in memory, before there is a KV pool for it."""
 
+import functools
 import os
 import sys
 import time
@@ -97,18 +98,21 @@ def load(start: StartEngine, *, must_fit: bool = False) -> LoadedModel:
     checkpoint = open_checkpoint(Path(start.model_path))
     draft_checkpoint = open_draft(Path(start.draft_model_path), checkpoint) if start.draft_model_path else None
     max_model_len = choose_max_model_len(start.limits, checkpoint.config.max_position)
-    backend = choose_backend(
-        checkpoint,
+    choose = functools.partial(
+        choose_backend,
         dtype=start.dtype,
         quantization=start.quantization,
         block_size=start.limits.block_size,
         is_gpu=device.type == "cuda",
     )
+    backend = choose(checkpoint)
     if must_fit and not (start.weights_cache_bytes and are_packed(Path(start.model_path))):
         check_weights_fit(backend.weight_bytes, device)
     kv_dtype = choose_kv_dtype(start.kv_cache_dtype, backend.dtype)
     model = load_model(checkpoint, backend.dtype, device, max_model_len, backend.make_model, cache)
-    draft = load_draft(draft_checkpoint, start, max_model_len, device) if draft_checkpoint is not None else None
+    draft: LoadedDraft | None = None
+    if draft_checkpoint is not None:
+        draft = load_draft(draft_checkpoint, choose(draft_checkpoint), start, max_model_len, device)
     give_back_freed_memory()
     return LoadedModel(
         start=start,

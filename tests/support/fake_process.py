@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import Callable
+from types import ModuleType
 
 import msgspec
+import pytest
 
 from caravan.scheduler.messages import EngineReady, StartEngine, WhileRunning
 from caravan.server.engine.process import EngineStartFailed
@@ -28,6 +30,15 @@ class FakeProcess:
         self._has_ended = asyncio.Event()
         self.pid = len(self.made) + 1
         self.made.append(self)
+
+    @classmethod
+    def used_by(cls, client: ModuleType, monkeypatch: pytest.MonkeyPatch) -> "list[FakeProcess]":
+        """Let the module of EngineClient make processes of this class; return those that it makes."""
+        cls.made = []
+        monkeypatch.setattr(cls, "fails_to_start", False)
+        monkeypatch.setattr(client, "EngineProcess", cls)
+        monkeypatch.setattr(client, "CHECK_PERIOD_SECONDS", 0.01)
+        return cls.made
 
     async def ready(self) -> EngineReady:
         if self.fails_to_start:

@@ -1,7 +1,7 @@
 """Hugging Face folders with weights in few bits, written number by number as each format describes them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,15 @@ SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "h
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the output that each 4 bits of 32 hold, from the lowest
 
 Tensors = dict[str, Tensor]
+
+
+def change_tensor(folder: Path, name: str, change: Callable[[Tensor], Tensor] | None) -> None:
+    """Replace a tensor of a folder by change(tensor), or remove it if there is no change."""
+    tensors = load_file(folder / "model.safetensors")
+    old = tensors.pop(name)
+    if change is not None:
+        tensors[name] = change(old).contiguous()
+    save_file(tensors, folder / "model.safetensors")
 
 
 def write_folder(folder: Path, config: dict[str, Any], quantize: Any, **changes: Any) -> Tensors:

@@ -22,7 +22,7 @@ from caravan.model.config import UnsupportedModel
 from caravan.model.loader import load_model, open_checkpoint
 from tests.model.oracle import load_checkpoint
 from tests.support.float4_folders import INT8_CONFIG, NF4_CONFIG, int8_rows, mxfp4, nf4, nvfp4
-from tests.support.quantized_folders import write_folder
+from tests.support.quantized_folders import change_tensor, write_folder
 from tests.support.transformers_models import edit
 
 FORMS: dict[str, tuple[dict[str, Any], Any]] = {
@@ -108,30 +108,22 @@ def test_tensors_that_do_not_fit_are_refused_by_name(
     tmp_path: Path, name: str, leaf: str, change: Any, words: str
 ) -> None:
     write_folder(tmp_path, *FORMS[name])
-    tensors = load_file(tmp_path / "model.safetensors")
-    old = tensors.pop(f"{STEM}.{leaf}")
-    if change is not None:
-        tensors[f"{STEM}.{leaf}"] = change(old).contiguous()
-    save_file(tensors, tmp_path / "model.safetensors")
+    change_tensor(tmp_path, f"{STEM}.{leaf}", change)
     with pytest.raises(BrokenCheckpoint, match=rf"k_proj: .*{words}"):
         list(read_weights(open_checkpoint(tmp_path), torch.float32))
 
 
 def test_a_number_that_is_too_large_is_refused(tmp_path: Path) -> None:
     write_folder(tmp_path, *FORMS["nested"])
-    tensors = load_file(tmp_path / "model.safetensors")
-    tensors[f"{STEM}.{STATE}"] = with_state(nested_offset=10**400)(tensors[f"{STEM}.{STATE}"])
-    save_file(tensors, tmp_path / "model.safetensors")
+    change_tensor(tmp_path, f"{STEM}.{STATE}", with_state(nested_offset=10**400))
     with pytest.raises(BrokenCheckpoint, match="nested_offset is 1000.*; it must be a number"):
         list(read_weights(open_checkpoint(tmp_path), torch.float32))
 
 
 def test_a_block_size_past_the_matrix_takes_no_memory(tmp_path: Path) -> None:
     write_folder(tmp_path, *FORMS["nested"])
-    tensors = load_file(tmp_path / "model.safetensors")
-    tensors[f"{STEM}.{STATE}"] = with_state(nested_blocksize=2**44)(tensors[f"{STEM}.{STATE}"])
-    tensors[f"{STEM}.weight.nested_absmax"] = tensors[f"{STEM}.weight.nested_absmax"][:1].contiguous()
-    save_file(tensors, tmp_path / "model.safetensors")
+    change_tensor(tmp_path, f"{STEM}.{STATE}", with_state(nested_blocksize=2**44))
+    change_tensor(tmp_path, f"{STEM}.weight.nested_absmax", lambda t: t[:1])
     list(read_weights(open_checkpoint(tmp_path), torch.float32))
 
 

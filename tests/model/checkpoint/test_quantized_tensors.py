@@ -18,7 +18,7 @@ from caravan.model.cpu.build import load_kernels
 from caravan.model.loader import load_model, open_checkpoint
 from tests.model.oracle import load_checkpoint, logits_of_every_position
 from tests.support.float4_folders import INT8_CONFIG, NF4_CONFIG, int8_rows, mxfp4, nf4, nvfp4
-from tests.support.quantized_folders import AWQ_ORDER, grid_weight, in_words, random_grid, write_folder
+from tests.support.quantized_folders import AWQ_ORDER, change_tensor, grid_weight, in_words, random_grid, write_folder
 from tests.support.transformers_models import edit, expected_logits, random_model, random_tokens
 
 GROUP = 32
@@ -285,11 +285,7 @@ def test_tensors_that_do_not_fit_are_refused_by_name(
 ) -> None:
     config, quantize, _ = FORMS[name]
     write_folder(tmp_path, config, quantize)
-    tensors = load_file(tmp_path / "model.safetensors")
-    old = tensors.pop(f"{STEM}.{leaf}")
-    if change is not None:
-        tensors[f"{STEM}.{leaf}"] = change(old).contiguous()
-    save_file(tensors, tmp_path / "model.safetensors")
+    change_tensor(tmp_path, f"{STEM}.{leaf}", change)
     with pytest.raises(BrokenCheckpoint, match=rf"k_proj: .*{words}"):
         list(read_weights(open_checkpoint(tmp_path), torch.float32))
 

@@ -57,12 +57,8 @@ class Listener(EngineListener):
 
 @pytest.fixture
 def processes(monkeypatch: pytest.MonkeyPatch) -> list[FakeProcess]:
-    FakeProcess.made = []
-    monkeypatch.setattr(FakeProcess, "fails_to_start", False)
-    monkeypatch.setattr(module, "EngineProcess", FakeProcess)
     monkeypatch.setattr(module, "FIRST_PAUSE_SECONDS", 0.001)
-    monkeypatch.setattr(module, "CHECK_PERIOD_SECONDS", 0.01)
-    return FakeProcess.made
+    return FakeProcess.used_by(module, monkeypatch)
 
 
 async def started(listener: Listener | None = None) -> EngineClient:

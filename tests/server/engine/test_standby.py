@@ -27,13 +27,9 @@ STANDBY = ("standby",)
 
 @pytest.fixture
 def processes(monkeypatch: pytest.MonkeyPatch) -> list[FakeProcess]:
-    FakeProcess.made = []
-    monkeypatch.setattr(FakeProcess, "fails_to_start", False)
-    monkeypatch.setattr(module, "EngineProcess", FakeProcess)
-    monkeypatch.setattr(module, "CHECK_PERIOD_SECONDS", 0.01)
     monkeypatch.setattr(module, "STANDBY_DELAY_SECONDS", 0.01)
     monkeypatch.setattr(standby_module, "FIRST_PAUSE_SECONDS", 0.01)
-    return FakeProcess.made
+    return FakeProcess.used_by(module, monkeypatch)
 
 
 async def started() -> tuple[EngineClient, Standby]:
