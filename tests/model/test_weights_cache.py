@@ -199,11 +199,11 @@ def test_small_models_and_models_in_plain_pytorch_are_not_kept(
     cache = WeightsCache(LIMIT, environ)
     load(path, cache)
     cache.write()
-    assert [line.endswith(" s.") for line in lines.messages] == [True]
+    assert not lines.messages
     plain = opened(environ)
     load_model(open_checkpoint(path), torch.float32, torch.device("cpu"), 64, cache=plain)
     plain.write()
-    assert len(lines.messages) == 1
+    assert not lines.messages
     assert not folder.exists()
 
 
