@@ -106,13 +106,16 @@ def load(start: StartEngine, *, must_fit: bool = False) -> LoadedModel:
         is_gpu=device.type == "cuda",
     )
     backend = choose(checkpoint)
-    if must_fit and not (start.weights_cache_bytes and are_packed(Path(start.model_path))):
-        check_weights_fit(backend.weight_bytes, device)
+    draft_backend = choose(draft_checkpoint) if draft_checkpoint is not None else None
+    if must_fit:
+        is_shared = start.weights_cache_bytes > 0 and are_packed(Path(start.model_path))
+        unshared_bytes = 0 if is_shared else backend.weight_bytes
+        check_weights_fit(unshared_bytes + (draft_backend.weight_bytes if draft_backend is not None else 0), device)
     kv_dtype = choose_kv_dtype(start.kv_cache_dtype, backend.dtype)
     model = load_model(checkpoint, backend.dtype, device, max_model_len, backend.make_model, cache)
     draft: LoadedDraft | None = None
-    if draft_checkpoint is not None:
-        draft = load_draft(draft_checkpoint, choose(draft_checkpoint), start, max_model_len, device)
+    if draft_checkpoint is not None and draft_backend is not None:
+        draft = load_draft(draft_checkpoint, draft_backend, start, max_model_len, device)
     give_back_freed_memory()
     return LoadedModel(
         start=start,

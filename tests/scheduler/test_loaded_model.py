@@ -5,6 +5,7 @@ import logging
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from caravan.model.checkpoint.checkpoint import Checkpoint
@@ -52,3 +53,13 @@ def test_weights_that_are_in_the_cache_need_not_fit_a_second_time(
         file.unlink()
     with pytest.raises(ValueError, match="but only 1 are free"):
         load(start, must_fit=True)
+
+
+def test_a_draft_model_must_fit_even_where_the_weights_of_the_model_are_in_the_cache(
+    start: StartEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loaded_model, "weights_folder", lambda _: tmp_path / "cache" / "caravan" / "weights")
+    load(start).cache.write()
+    monkeypatch.setattr(loaded_model, "free_memory_bytes", lambda: 1)
+    with pytest.raises(ValueError, match="but only 1 are free"):
+        load(msgspec.structs.replace(start, draft_model_path=start.model_path), must_fit=True)
