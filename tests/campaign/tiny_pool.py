@@ -91,10 +91,11 @@ async def answer_of(http: httpx.AsyncClient, path: str, body: Body) -> str:
         content = await response.aread()
     response.raise_for_status()
     if not body.get("stream"):
-        return json.dumps(_without_places(json.loads(content)))
+        return json.dumps(_without_places(json.loads(content)), sort_keys=True)
     events = [line.removeprefix("data: ") for line in content.decode().split("\n\n") if line.startswith("data: ")]
     assert events[-1:] == ["[DONE]"], events[-1:]
-    return json.dumps(_joined([json.loads(event) for event in events[:-1]]))
+    joined = _joined([json.loads(event) for event in events[:-1]])
+    return json.dumps(joined, sort_keys=True)  # which field comes first depends on the cuts, too
 
 
 async def _check(http: httpx.AsyncClient, path: str, body: Body, expected: str, report: TinyPoolReport) -> None:
