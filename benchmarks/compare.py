@@ -92,10 +92,10 @@ def main() -> None:
 def measure(variant: Variant, workloads: Sequence[Workload], log: Path) -> dict[str, Any]:
     """Start a server, run all loads, stop it; return the figures. Raises ServerFailed or BenchFailed."""
     figures: dict[str, Any] = {}
-    seed = int(time.time())  # other prompts in each round
+    seed = int(time.time())  # other prompts in each round, and under each load: a prompt that comes again is cached
     with running(variant, log) as server:
-        for workload in workloads:
-            options = workload.options(server.url, seed)
+        for number, workload in enumerate(workloads):
+            options = workload.options(server.url, seed + number)
             runs: list[Run] = []
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(run_bench(options, runs, lambda _: None, lambda _: None))
