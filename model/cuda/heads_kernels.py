@@ -13,7 +13,7 @@ def rounded_to_bytes(x):
     is_nan = x != x
     largest = tl.max(tl.where(is_nan, 0.0, tl.abs(x)), 0)
     largest = tl.where(tl.max(is_nan.to(tl.int32), 0) > 0, float("nan"), largest)
-    inverse = tl.where(largest == 0, 0.0, tl.div_rn(127.0, largest))
+    inverse = tl.where(largest == 0, 0.0, tl.div_rn(1.0, largest) * 127.0)  # as torch computes 127 / largest
     magic = 12582912.0  # 1.5 * 2 ** 23: adding it rounds a small number to an integer
     scaled = x * inverse
     rounded = (scaled + magic) - magic
