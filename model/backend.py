@@ -121,7 +121,9 @@ def _on_gpu(
         dtype=number,
         quantization=chosen,
         make_model=lambda config: CudaLlama(config, torch.device("cuda"), chosen, fast_matmul=fast_matmul),
-        weight_bytes=int4_weight_bytes(checkpoint) if chosen == "int4" else num_parameters(checkpoint) * number.itemsize,
+        weight_bytes=int4_weight_bytes(checkpoint)
+        if chosen == "int4"
+        else num_parameters(checkpoint) * number.itemsize,
         text=f"{text}, multiplied by cuBLAS" if fast_matmul else text,
     )
 

@@ -248,7 +248,7 @@ def attend_chunk(
     """Compute ROWS rows of a KV head, of one sequence with several queries.
 
     Grid: T * GROUP // ROWS + B, NUM_KV_HEADS. The tiles of sequence b start at program
-    query_start_loc[b] * GROUP // ROWS + b, which leaves room for the partial tile of every sequence; a program finds its
+    query_start_loc[b] * GROUP // ROWS + b, which leaves room for a partial tile of each sequence; a program finds its
     sequence by bisection, so that the host need not know the lengths.
     """
     program = tl.program_id(0)

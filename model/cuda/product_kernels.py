@@ -1,8 +1,8 @@
 """Matrix products in Triton with fixed tiles: every element is summed over K in one order, for any number of rows.
 
 A program computes ROWS rows of x times COLUMNS rows of the weight. It walks along K in steps of INPUTS and adds each
-step's matrix instructions to one sum in float32. ROWS is at least 64, so that one family of matrix instructions computes
-all batches of an architecture (mma.sync on sm_80, wgmma on sm_90, tcgen05 on sm_100). There is no split of K.
+step's matrix instructions to one sum in float32. ROWS is at least 64, so that one family of matrix instructions
+computes all batches of an architecture (mma.sync on sm_80, wgmma on sm_90, tcgen05 on sm_100). There is no split of K.
 """
 
 from typing import NamedTuple

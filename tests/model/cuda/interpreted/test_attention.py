@@ -137,9 +137,7 @@ def test_a_row_has_the_same_bits_decoded_or_in_a_chunk(
 def test_a_row_has_the_same_bits_alone_and_among_others() -> None:
     case = Case([30, 70, 40, 600])
     together = case.run(CudaAttention(), [1, 11, 40, 1])
-    alone = [
-        only(case, b).run(CudaAttention(), [n]) for b, n in enumerate([1, 11, 40, 1])
-    ]
+    alone = [only(case, b).run(CudaAttention(), [n]) for b, n in enumerate([1, 11, 40, 1])]
     assert torch.equal(together, torch.cat(alone))
 
 
@@ -151,6 +149,7 @@ def only(case: Case, b: int) -> Any:
     return alone
 
 
+@pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")  # of numpy
 @pytest.mark.parametrize("pool", [None, INT8], ids=str)
 def test_a_row_of_nan_stays_nan_and_changes_no_other(pool: torch.dtype | None) -> None:
     case = Case([30, 30], pool=pool)
