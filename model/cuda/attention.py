@@ -102,7 +102,7 @@ class CudaAttention:
         num_splits = math.ceil(batch.block_tables.shape[1] * block_size / SPLIT_TOKENS)
         sums = torch.empty(num_seqs, num_heads, num_splits, head_dim + 2, dtype=torch.float32, device=queries.device)
         count = num_seqs * num_heads * num_splits
-        mixed, tops, totals = sums.view(-1).split((count * head_dim, count, count))
+        mixed, tops, totals = torch.split(sums.view(-1), [count * head_dim, count, count])
         decode_splits[(num_seqs, num_kv_heads * math.ceil(group / DECODE_ROWS), num_splits)](
             queries,
             keys,
