@@ -104,6 +104,7 @@ def load(start: StartEngine, *, must_fit: bool = False) -> LoadedModel:
         quantization=start.quantization,
         block_size=start.limits.block_size,
         is_gpu=device.type == "cuda",
+        fast_matmul=start.fast_matmul,
     )
     backend = choose(checkpoint)
     draft_backend = choose(draft_checkpoint) if draft_checkpoint is not None else None
