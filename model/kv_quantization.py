@@ -17,7 +17,7 @@ def quantize_heads(x: Tensor) -> Tensor:
     wide = x.float()
     largest = wide.abs().amax(dim=-1, keepdim=True)
     inverse = torch.where(largest == 0, 0.0, 127 / largest)
-    rows = torch.zeros(*x.shape[:-1], row_bytes(x.shape[-1]), dtype=torch.int8)
+    rows = torch.zeros(*x.shape[:-1], row_bytes(x.shape[-1]), dtype=torch.int8, device=x.device)
     rows[..., : x.shape[-1]] = (wide * inverse).round().nan_to_num(0).to(torch.int8)
     rows[..., -_SCALE_BYTES:] = (largest / 127).view(torch.int8)
     return rows
