@@ -82,9 +82,7 @@ def rotate_and_write(
     if slot < 0:
         return
     if head < NUM_HEADS + NUM_KV_HEADS:
-        store_row(
-            wide, keys, key_scales, slot * NUM_KV_HEADS + head - NUM_HEADS, dims, HEAD_DIM, ROW_SIZE, IS_INT8
-        )
+        store_row(wide, keys, key_scales, slot * NUM_KV_HEADS + head - NUM_HEADS, dims, HEAD_DIM, ROW_SIZE, IS_INT8)
     else:
         row = slot * NUM_KV_HEADS + head - NUM_HEADS - NUM_KV_HEADS
         store_row(wide, values, value_scales, row, dims, HEAD_DIM, ROW_SIZE, IS_INT8)

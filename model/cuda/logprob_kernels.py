@@ -18,9 +18,7 @@ def exponential_sum(x, greatest):
 
 
 @triton.jit
-def find_top(
-    logits, top_logits, top_ids, sums, choices, num_rows, vocab_size, num_chunks, width, CHUNK: tl.constexpr
-):
+def find_top(logits, top_logits, top_ids, sums, choices, num_rows, vocab_size, num_chunks, width, CHUNK: tl.constexpr):
     """Write the best logits of each chunk, [S, C, width] with their tokens, and its sum of exp(logit - best), [S, C].
 
     `width` is 1 or more: the best logit is needed by the sum.

@@ -211,7 +211,19 @@ def place_of(number, weights, candidates, count, least, IS_LIST: tl.constexpr):
 
 @triton.jit
 def draw(
-    weights, sums, candidates, counts, masses, numbers, choices, num_rows, row, vocab_size, num_blocks, block_stride, WIDTH: tl.constexpr
+    weights,
+    sums,
+    candidates,
+    counts,
+    masses,
+    numbers,
+    choices,
+    num_rows,
+    row,
+    vocab_size,
+    num_blocks,
+    block_stride,
+    WIDTH: tl.constexpr,
 ):
     """Return the token of a drawn row."""
     number = tl.load(numbers + UNIFORM * num_rows + row)
@@ -273,7 +285,19 @@ def pick(
         tl.store(tokens + row, tl.where(is_sound, token, -1))
     if (kind == DRAWN) & is_sound:
         token = draw(
-            weights, sums, candidates, counts, masses, numbers, choices, num_rows, row, vocab_size, num_blocks, block_stride, WIDTH
+            weights,
+            sums,
+            candidates,
+            counts,
+            masses,
+            numbers,
+            choices,
+            num_rows,
+            row,
+            vocab_size,
+            num_blocks,
+            block_stride,
+            WIDTH,
         )
         tl.store(tokens + row, token)
 

@@ -133,12 +133,14 @@ def apply_masks(logits, scores, masks, choices, num_rows, vocab_size, mask_bytes
     index = tl.load(choices + MASK * num_rows + row)
     if index < 0:
         return
-    tokens = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
+    octet = tl.program_id(0) * (CHUNK // 8) + tl.arange(0, CHUNK // 8)
+    bits = tl.load(masks + index.to(tl.int64) * mask_bytes + octet, mask=octet < mask_bytes, other=0).to(tl.int32)
+    bit = tl.arange(0, 8)[None, :]
+    tokens = octet[:, None] * 8 + bit
     is_inside = tokens < vocab_size
     places = row.to(tl.int64) * vocab_size + tokens
     score = load_scores(logits, scores, tl.load(choices + IS_ADJUSTED * num_rows + row), places, is_inside)
-    octets = tl.load(masks + index.to(tl.int64) * mask_bytes + (tokens >> 3), mask=is_inside, other=0).to(tl.int32)
-    is_allowed = ((octets >> (tokens & 7)) & 1) == 1
+    is_allowed = ((bits[:, None] >> bit) & 1) == 1
     tl.store(scores + places, score + tl.where(is_allowed, 0.0, -float("inf")), mask=is_inside)
 
 
