@@ -98,7 +98,6 @@ def collect(
     choices,
     num_rows,
     vocab_size,
-    num_blocks,
     num_groups,
     block_stride,
     group_stride,
@@ -210,44 +209,24 @@ def place_of(number, weights, candidates, count, least, IS_LIST: tl.constexpr):
 
 
 @triton.jit
-def draw(
-    weights,
-    sums,
-    candidates,
-    counts,
-    masses,
-    numbers,
-    choices,
-    num_rows,
-    row,
-    vocab_size,
-    num_blocks,
-    block_stride,
-    WIDTH: tl.constexpr,
-):
-    """Return the token of a drawn row."""
-    number = tl.load(numbers + UNIFORM * num_rows + row)
+def truncate(weights, candidates, counts, masses, least_weights, numbers, choices, num_rows, vocab_size):
+    """Write the least weight that top_k, top_p and min_p keep in each truncated row, least_weights [S]."""
+    row = tl.program_id(0)
+    if is_truncated(numbers, choices, num_rows, row) == 0:
+        return
     own = weights + row.to(tl.int64) * vocab_size
-    if is_truncated(numbers, choices, num_rows, row):
-        listed = candidates + row.to(tl.int64) * vocab_size
-        count = tl.load(counts + row)
-        top_k = tl.load(choices + TOP_K * num_rows + row)
-        top_p = tl.load(numbers + TOP_P * num_rows + row)
-        least = tl.full((), 0.0, tl.float32)
-        mass = tl.load(masses + row)
-        if (top_k > 0) & (top_k < vocab_size):
-            least = least_kept(own, listed, count, 0.0, top_k.to(tl.float64), True)
-            mass = measure(own, listed, count, least, False)
-        if top_p < 1.0:
-            least = tl.maximum(least, least_kept(own, listed, count, least, top_p * mass, False))
-        least = tl.maximum(least, tl.load(numbers + MIN_P * num_rows + row).to(tl.float32))
-        place, _ = place_of(number, own, listed, count, least, True)
-        token = tl.load(listed + place)
-    else:
-        block, inside = place_of(number, sums + row * block_stride, candidates, num_blocks, 0.0, False)
-        place, _ = place_of(inside, own + block * WIDTH, candidates, WIDTH, 0.0, False)
-        token = block * WIDTH + place
-    return token
+    listed = candidates + row.to(tl.int64) * vocab_size
+    count = tl.load(counts + row)
+    top_k = tl.load(choices + TOP_K * num_rows + row)
+    top_p = tl.load(numbers + TOP_P * num_rows + row)
+    least = tl.full((), 0.0, tl.float32)
+    mass = tl.load(masses + row)
+    if (top_k > 0) & (top_k < vocab_size):
+        least = least_kept(own, listed, count, 0.0, top_k.to(tl.float64), True)
+        mass = measure(own, listed, count, least, False)
+    if top_p < 1.0:
+        least = tl.maximum(least, least_kept(own, listed, count, least, top_p * mass, False))
+    tl.store(least_weights + row, tl.maximum(least, tl.load(numbers + MIN_P * num_rows + row).to(tl.float32)))
 
 
 @triton.jit
@@ -256,7 +235,7 @@ def pick(
     sums,
     candidates,
     counts,
-    masses,
+    least_weights,
     maxima,
     best_ids,
     tokens,
@@ -284,21 +263,17 @@ def pick(
         token = tl.min(tl.where(chunk_maxima == greatest, first, NOWHERE), axis=0)
         tl.store(tokens + row, tl.where(is_sound, token, -1))
     if (kind == DRAWN) & is_sound:
-        token = draw(
-            weights,
-            sums,
-            candidates,
-            counts,
-            masses,
-            numbers,
-            choices,
-            num_rows,
-            row,
-            vocab_size,
-            num_blocks,
-            block_stride,
-            WIDTH,
-        )
+        number = tl.load(numbers + UNIFORM * num_rows + row)
+        own = weights + row.to(tl.int64) * vocab_size
+        if is_truncated(numbers, choices, num_rows, row):
+            listed = candidates + row.to(tl.int64) * vocab_size
+            least = tl.load(least_weights + row)
+            place, _ = place_of(number, own, listed, tl.load(counts + row), least, True)
+            token = tl.load(listed + place)
+        else:
+            block, inside = place_of(number, sums + row * block_stride, candidates, num_blocks, 0.0, False)
+            place, _ = place_of(inside, own + block * WIDTH, candidates, WIDTH, 0.0, False)
+            token = block * WIDTH + place
         tl.store(tokens + row, token)
 
 

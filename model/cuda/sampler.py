@@ -70,6 +70,7 @@ class CudaSampler:
         self._group_maxima = empty(padded(self._num_groups), torch.float32)
         self._counts = torch.zeros(num_rows, dtype=torch.int32, device=device)
         self._masses = torch.zeros(num_rows, dtype=torch.float64, device=device)
+        self._least_weights = torch.zeros(num_rows, dtype=torch.float32, device=device)
 
     def sample(
         self, logits: Tensor, rows: Sequence[SamplingRow], find_masks: FindMasks | None = None
@@ -152,10 +153,14 @@ class CudaSampler:
         choices = self.table.choices.view(-1, self.num_rows)
         choices[sampling_kernels.MASK.value] = torch.from_numpy(place).to(self._device)
         choices[sampling_kernels.KIND.value] *= torch.from_numpy(is_masked.astype(np.int32)).to(self._device)
-        sampling_kernels.apply_masks[(self._num_chunks, len(rows))](
+        self.launch_masks(logits, torch.from_numpy(np.ascontiguousarray(masks)).to(self._device))
+
+    def launch_masks(self, logits: Tensor, masks: Tensor) -> None:
+        """Launch the kernels that sample rows after their masks, uint8 [rows with a mask, bytes]."""
+        sampling_kernels.apply_masks[(self._num_chunks, logits.shape[0])](
             logits,
             self._scores,
-            torch.from_numpy(np.ascontiguousarray(masks)).to(self._device),
+            masks,
             self.table.choices,
             self.num_rows,
             self.vocab_size,
@@ -218,7 +223,6 @@ class CudaSampler:
             choices,
             num_rows,
             size,
-            self._num_blocks,
             self._num_groups,
             self._sums.stride(0),
             self._group_maxima.stride(0),
@@ -226,12 +230,24 @@ class CudaSampler:
             LEVELS=self._num_leaves.bit_length() - 1,
             **OPTIONS,
         )
+        picking_kernels.truncate[rows](
+            self._weights,
+            self._candidates,
+            self._counts,
+            self._masses,
+            self._least_weights,
+            numbers,
+            choices,
+            num_rows,
+            size,
+            **OPTIONS,
+        )
         picking_kernels.pick[rows](
             self._weights,
             self._sums,
             self._candidates,
             self._counts,
-            self._masses,
+            self._least_weights,
             self._maxima,
             self._best_ids,
             self.tokens,
