@@ -6,15 +6,14 @@ import torch
 from torch import Tensor
 
 from caravan.model.cuda.attention_kernels import (
-    CHUNK_ROWS,
     DECODE_ROWS,
     NUM_STAGES,
-    NUM_WARPS,
     SPLIT_TOKENS,
     TILE,
     attend_chunk,
     decode_splits,
     merge_splits,
+    tile_shape,
 )
 from caravan.model.cuda.heads import padded_dim, scale_views, write_heads
 from caravan.model.forward_batch import ForwardBatch
@@ -26,7 +25,7 @@ class CudaAttention:
     """Implements model.attention.PagedAttention with kernels; nothing is read back to the host.
 
     Sequences with one query are computed in splits of 512 positions, each by a program of its own; those with more in
-    tiles of 32 rows, by the same sums in the same order. So a row has the same bits in both kernels, whatever shares
+    tiles of 16 or 32 rows, by the same sums in the same order. So a row has the same bits in both kernels, whatever shares
     its batch. In bfloat16 the softmax's weights are rounded before they are multiplied by the values; all sums are
     float32. Of a pool in 8 bits, the numbers are multiplied in the queries' dtype and scores and weights by the scales.
     """
@@ -60,7 +59,8 @@ class CudaAttention:
         num_tokens, num_heads, head_dim = queries.shape
         _, block_size, num_kv_heads, row_size = keys.shape
         num_seqs, group = batch.seq_lens.shape[0], num_heads // num_kv_heads
-        attend_chunk[(num_tokens * group // CHUNK_ROWS + num_seqs, num_kv_heads)](
+        shape = tile_shape(head_dim, keys.itemsize)
+        attend_chunk[(num_tokens * group // shape.chunk_rows + num_seqs, num_kv_heads)](
             queries,
             keys,
             values,
@@ -77,14 +77,14 @@ class CudaAttention:
             GROUP=group,
             HEAD_DIM=head_dim,
             DIM=padded_dim(head_dim),
-            ROWS=CHUNK_ROWS,
+            ROWS=shape.chunk_rows,
             SPLIT=SPLIT_TOKENS,
             TILE=TILE,
             BLOCK_SIZE=block_size,
             NUM_KV_HEADS=num_kv_heads,
             ROW_SIZE=row_size,
             IS_INT8=keys.dtype == torch.int8,
-            num_warps=NUM_WARPS,
+            num_warps=shape.num_warps,
             num_stages=NUM_STAGES,
             enable_fp_fusion=False,
         )
@@ -129,7 +129,7 @@ class CudaAttention:
             NUM_KV_HEADS=num_kv_heads,
             ROW_SIZE=row_size,
             IS_INT8=keys.dtype == torch.int8,
-            num_warps=NUM_WARPS,
+            num_warps=tile_shape(head_dim, keys.itemsize).num_warps,
             num_stages=NUM_STAGES,
             enable_fp_fusion=False,
         )

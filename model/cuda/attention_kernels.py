@@ -1,9 +1,9 @@
 """Paged attention in Triton: a kernel for rows that decode, one for chunks of prefill, and the sum that both share.
 
 Fixed, for equal bits: a split of SPLIT_TOKENS positions, computed in tiles of TILE positions; the splits of a row are
-merged in order of position. Tiles and splits start at multiples of their size. DECODE_ROWS and CHUNK_ROWS rows with
-NUM_WARPS warps have one matrix-instruction layout on sm_80, sm_90 and sm_100. Row sums are matrix products with ones, so
-that the only reductions are maxima, which have no order.
+merged in order of position. Tiles and splits start at multiples of their size. Tiles of DECODE_ROWS rows and of a
+TileShape's rows have, with the same number of warps, one matrix-instruction layout on sm_80, sm_90 and sm_100. Row sums
+are matrix products with ones, so that the only reductions are maxima, which have no order.
 
 A row of a tile is a query head of a token: row r of sequence b and KV head h is the token r // GROUP of the sequence's
 queries, head h * GROUP + r % GROUP.
@@ -11,15 +11,30 @@ queries, head h * GROUP + r % GROUP.
 Source: FlashAttention-2 (arXiv:2307.08691), section 3.1; splits as in Flash-Decoding.
 """
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
 SPLIT_TOKENS = 512
 TILE = 64
 DECODE_ROWS = 16
-CHUNK_ROWS = 32
-NUM_WARPS = 4
 NUM_STAGES = 2
+
+
+class TileShape(NamedTuple):
+    """How a chunk is divided, and the warps of both kernels of the pair."""
+
+    chunk_rows: int
+    num_warps: int
+
+
+def tile_shape(head_dim: int, bytes_per_number: int) -> TileShape:
+    """Return the shape for a pool whose numbers have 1, 2 or 4 bytes.
+
+    Chosen so that nothing spills in bfloat16: rows in 8 bits are copied by 4 bytes, which takes a pointer for each.
+    """
+    return TileShape(32, 4) if bytes_per_number == 2 and head_dim <= 128 else TileShape(16, 8)
 
 
 @triton.jit
