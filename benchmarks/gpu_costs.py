@@ -1,7 +1,7 @@
-"""What a step on a GPU would take: bytes and operations of each kernel, against published peaks. Nothing is measured."""
+"""What a step on a GPU would take, from bytes and operations of its kernels and published peaks; never measured."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from benchmarks.gpu_shapes import Format, Gpu, Shapes
@@ -11,9 +11,12 @@ PRODUCT_ROWS = 64  # rows of the smallest tile of a matrix product
 SPLIT_TOKENS = 512
 NUMBER = 2  # bytes between the layers
 EXPONENTIAL = 35  # float64 instructions of a weight of the sampler
-DEQUANTIZATION = 7  # instructions for a weight in 4 bits, in each tile of rows: estimated, not counted in machine code
 GAP = 1.5e-6  # seconds between two kernels of a CUDA graph: assumed
 CONTEXT = 1024
+
+PerWeight = Mapping[
+    str, float
+]  # kernel with its rows, such as `multiply, 64 rows` -> instructions of its loop for a weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +27,7 @@ class Cost:
     launches: int
     num_bytes: float
     matrix_operations: float = 0
-    instructions: float = 0  # of float32 and integers
+    instructions: float = 0  # in the loops of matrix products, of all lanes
     float64_instructions: float = 0
     is_float8: bool = False
 
@@ -34,12 +37,14 @@ class Cost:
         return max(
             self.num_bytes / gpu.bytes_per_second,
             self.matrix_operations / peak,
-            self.instructions / (gpu.float32 / 2),  # peaks count a product and a sum for each instruction
-            self.float64_instructions / (gpu.float64 / 2),
+            self.instructions / gpu.instructions,
+            self.float64_instructions / (gpu.float64 / 2),  # a peak counts a product and a sum for an instruction
         )
 
 
-def decode_costs(shapes: Shapes, weights: Format, num_streams: int, context: int = CONTEXT) -> list[Cost]:
+def decode_costs(
+    shapes: Shapes, weights: Format, num_streams: int, per_weight: PerWeight, context: int = CONTEXT
+) -> list[Cost]:
     """Return the costs of a step in which each stream decodes one token after `context` tokens."""
     layers, hidden = shapes.num_layers, shapes.hidden_size
     heads = shapes.num_heads + 2 * shapes.num_kv_heads
@@ -55,10 +60,9 @@ def decode_costs(shapes: Shapes, weights: Format, num_streams: int, context: int
     return [
         rest("embedding", 2 * rows, 1),
         rest("norm with residual", 4 * rows, 2 * layers + 1),
-        *_products(shapes, weights, num_streams),
-        rest(
-            "rotate and write", num_streams * (heads * shapes.head_dim * 2 * NUMBER + kv_numbers * weights.kv_bytes)
-        ),
+        *_products(shapes, weights, num_streams, per_weight),
+        _head(shapes, num_streams, per_weight),
+        rest("rotate and write", num_streams * (heads * shapes.head_dim * 2 * NUMBER + kv_numbers * weights.kv_bytes)),
         Cost(
             kernel="attention",
             launches=layers,
@@ -71,18 +75,18 @@ def decode_costs(shapes: Shapes, weights: Format, num_streams: int, context: int
     ]
 
 
-def prefill_costs(shapes: Shapes, weights: Format, num_tokens: int) -> list[Cost]:
+def prefill_costs(shapes: Shapes, weights: Format, num_tokens: int, per_weight: PerWeight) -> list[Cost]:
     """Return the costs of the matrices in a step with a prompt of num_tokens, of which one row is sampled."""
     layers = shapes.num_layers
     width = shapes.num_heads * shapes.head_dim
-    layer_products, head = _products(shapes, weights, num_tokens)[:-1], _head(shapes, 1)
+    layer_products = _products(shapes, weights, num_tokens, per_weight)
     attention = Cost(
         kernel="attention",
         launches=layers,
         num_bytes=layers * num_tokens * (2 * width + 2 * shapes.num_kv_heads * shapes.head_dim) * NUMBER,
         matrix_operations=layers * 2 * num_tokens**2 * width,  # half of the scores are masked
     )
-    return [*layer_products, attention, head]
+    return [*layer_products, attention, _head(shapes, 1, per_weight)]
 
 
 def roof(shapes: Shapes, weights: Format, num_streams: int, gpu: Gpu, context: int = CONTEXT) -> float:
@@ -101,31 +105,44 @@ def step_seconds(costs: list[Cost], gpu: Gpu, gap: float = GAP) -> float:
     return sum(cost.seconds(gpu) + cost.launches * gap for cost in costs)
 
 
-def _products(shapes: Shapes, weights: Format, num_rows: int) -> list[Cost]:
-    """Return the costs of the layers' matrix products and of the output head; a tile has 64 rows or more."""
-    padded = math.ceil(num_rows / PRODUCT_ROWS) * PRODUCT_ROWS
-    num_tiles = math.ceil(num_rows / (PRODUCT_ROWS if num_rows <= 512 else 2 * PRODUCT_ROWS))
-    unpacking = DEQUANTIZATION * num_tiles if weights.is_packed else 0
-    products = [
+def _products(shapes: Shapes, weights: Format, num_rows: int, per_weight: PerWeight) -> list[Cost]:
+    """Return the costs of the layers' matrix products."""
+    kernel = "multiply_int4" if weights.is_packed else "multiply"
+    return [
         Cost(
             kernel=f"product: {name}",
             launches=shapes.num_layers,
             num_bytes=shapes.num_layers
             * (outputs * inputs * weights.weight_bytes + num_rows * (outputs + inputs) * NUMBER),
-            matrix_operations=shapes.num_layers * 2.0 * padded * outputs * inputs,
-            instructions=shapes.num_layers * float(unpacking) * outputs * inputs,
+            matrix_operations=shapes.num_layers * 2.0 * _padded(num_rows) * outputs * inputs,
+            instructions=shapes.num_layers * outputs * inputs * _instructions(kernel, num_rows, per_weight),
             is_float8=weights.is_float8,
         )
         for name, (outputs, inputs) in shapes.products().items()
     ]
-    return [*products, _head(shapes, num_rows)]
 
 
-def _head(shapes: Shapes, num_rows: int) -> Cost:
-    padded = math.ceil(num_rows / PRODUCT_ROWS) * PRODUCT_ROWS
+def _head(shapes: Shapes, num_rows: int, per_weight: PerWeight) -> Cost:
+    """Return the cost of the output head, in bfloat16."""
     size = shapes.vocab_size * shapes.hidden_size
-    num_bytes = size * NUMBER + num_rows * (shapes.hidden_size * NUMBER + shapes.vocab_size * 4)
-    return Cost(kernel="product: head", launches=1, num_bytes=num_bytes, matrix_operations=2.0 * padded * size)
+    return Cost(
+        kernel="product: head",
+        launches=1,
+        num_bytes=size * NUMBER + num_rows * (shapes.hidden_size * NUMBER + shapes.vocab_size * 4),
+        matrix_operations=2.0 * _padded(num_rows) * size,
+        instructions=size * _instructions("multiply", num_rows, per_weight),
+    )
+
+
+def _padded(num_rows: int) -> int:
+    """Return the rows of whole tiles."""
+    return math.ceil(num_rows / PRODUCT_ROWS) * PRODUCT_ROWS
+
+
+def _instructions(kernel: str, num_rows: int, per_weight: PerWeight) -> float:
+    """Return the instructions for a weight in all tiles of rows, each of which reads it."""
+    limit = next((limit for limit in (64, 512) if num_rows <= limit), 2048)
+    return per_weight[f"{kernel}, {limit} rows"] * math.ceil(num_rows / (64 if limit <= 512 else 128))
 
 
 def _sampler(shapes: Shapes, num_rows: int) -> Iterator[Cost]:

@@ -25,10 +25,15 @@ TARGETS: Mapping[str, GPUTarget] = MappingProxyType(
         "gfx942": GPUTarget("hip", "gfx942", 64),  # MI300X
     }
 )
-_CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+_TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 _NVIDIA_LOAD = re.compile(r"^\s*(?:@\S+\s+)?ld\.global\S*?(?:\.v(\d))?\.[busf](\d+)\s", re.MULTILINE)
 _NVIDIA_COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global[^;]*?\],\s*(?:0x)?([0-9a-f]+)", re.MULTILINE)
 _AMD_LOAD = re.compile(r"^\s*(?:global|buffer|flat)_load_(\w+)", re.MULTILINE)
+_NVIDIA_LINE = re.compile(
+    r"^\s*(?:(?P<label>\.L\S+):|/\*[0-9a-f]+\*/\s+[^;]*?(?:`\((?P<target>\.L\S+?)\)[^;]*)?;)", re.MULTILINE
+)
+# Vector instructions alone: scalar ones, memory and waiting have schedulers of their own.
+_AMD_LINE = re.compile(r"^(?:(?P<label>\.LBB\S+):|\t(?:v_|s_c?branch\w*\s+(?P<target>\.LBB\S+)).*$)", re.MULTILINE)
 _AMD_BYTES: Mapping[str, int] = MappingProxyType({"dword": 4, "dwordx2": 8, "dwordx3": 12, "dwordx4": 16})
 
 
@@ -42,6 +47,7 @@ class Figures:
     loads: Mapping[int, int]  # bytes that one instruction loads for a thread -> instructions in the program's text
     num_atomics: int
     matrix_layouts: tuple[str, ...]  # of the matrix instructions: version, warps, shape
+    loop: int  # instructions of the longest loop
 
     def num_loads(self, least: int, most: int = 16) -> int:
         """Return the number of load instructions of least to most bytes."""
@@ -56,7 +62,6 @@ class Bounds:
     shared: int = 4096
     wide_loads: int = 0  # of 16 bytes, at least
     narrow_loads: int = 0  # of 1 or 2 bytes, at most
-    instructions: frozenset[str] = frozenset()  # of matrices
 
 
 def compiled(launch: Launch, target: GPUTarget) -> Any:
@@ -97,10 +102,7 @@ def complaints(found: Figures, bounds: Bounds) -> list[str]:
 
 
 def _nvidia_figures(kernel: Any) -> Figures:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
-        file.flush()
-        usage = subprocess.run([_CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    usage, code = _read_cubin(kernel.asm["cubin"])
     ptx = kernel.asm["ptx"]
     sizes = [int(count or 1) * int(bits) // 8 for count, bits in _NVIDIA_LOAD.findall(ptx)]
     sizes += [int(size, 16) for size in _NVIDIA_COPY.findall(ptx)]
@@ -111,7 +113,33 @@ def _nvidia_figures(kernel: Any) -> Figures:
         loads={size: sizes.count(size) for size in sorted(set(sizes))},
         num_atomics=len(re.findall(r"\b(?:atom|red)\.(?!sync)\w+", ptx)),
         matrix_layouts=_layouts(kernel.asm["ttgir"]),
+        loop=longest_loop(code, _NVIDIA_LINE),
     )
+
+
+def _read_cubin(content: bytes) -> tuple[str, str]:
+    """Return the usage of resources and the machine code of a kernel, both as text."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(content)
+        file.flush()
+        commands = ([_TOOLS / "cuobjdump", "-res-usage", file.name], [_TOOLS / "nvdisasm", "-c", file.name])
+        texts = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for command in commands]
+    return texts[0], texts[1]
+
+
+def longest_loop(code: str, line: re.Pattern[str]) -> int:
+    """Return the number of instructions of the longest loop, from a label to a jump back to it; 0 without a loop."""
+    labels: dict[str, int] = {}
+    count = longest = 0
+    for found in line.finditer(code):
+        label, target = found["label"], found["target"]
+        if label:
+            labels[label] = count
+            continue
+        count += 1
+        if target in labels:
+            longest = max(longest, count - labels[target])
+    return longest
 
 
 def _amd_figures(kernel: Any) -> Figures:
@@ -124,6 +152,7 @@ def _amd_figures(kernel: Any) -> Figures:
         loads={size: sizes.count(size) for size in sorted(set(sizes))},
         num_atomics=len(re.findall(r"_atomic_", text)),
         matrix_layouts=_layouts(kernel.asm["ttgir"]),
+        loop=longest_loop(text, _AMD_LINE),
     )
 
 

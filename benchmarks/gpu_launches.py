@@ -10,20 +10,25 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from triton.runtime.jit import JITFunction
 
 from benchmarks.gpu_shapes import LLAMA_8B
 from caravan.model.cuda.attention import CudaAttention
+from caravan.model.cuda.attention_kernels import merge_splits
 from caravan.model.cuda.heads import rotated_queries
+from caravan.model.cuda.linear import Int4Linear, product
+from caravan.model.cuda.rows import normalize_heads_, normalized, swiglu
 from caravan.model.cuda.sampler import CudaSampler
 from caravan.model.forward_batch import ForwardBatch
 from caravan.model.kv_quantization import row_bytes
+from caravan.model.linear import Linear
 
 NUM_ROWS = 32  # sequences that decode
 CHUNK_TOKENS = 512  # of one sequence's prompt
 CONTEXT = 1024
 BLOCK_SIZE = 16
+PRODUCT_ROWS = (64, 512, 2048)  # each has another tile
 NUM_TOP = 20  # log-probabilities
 
 
@@ -41,7 +46,8 @@ def recorded(run: Callable[[], object], suffix: str = "") -> list[Launch]:
     """Return the launches that `run` makes, in order; no kernel is started."""
     launches: list[Launch] = []
 
-    def record(kernel: Any, *arguments: Any, grid: object, warmup: bool, **options: Any) -> None:
+    def record(kernel: Any, *arguments: Any, **options: Any) -> None:
+        del options["grid"], options["warmup"]  # not of the kernel
         launches.append(Launch(kernel.__name__ + suffix, kernel, arguments, options))
 
     with mock.patch.object(JITFunction, "run", record):
@@ -51,7 +57,13 @@ def recorded(run: Callable[[], object], suffix: str = "") -> list[Launch]:
 
 def all_launches() -> list[Launch]:
     """Return a launch of each kernel, and of each form of one."""
-    return [*sampler_launches(), *attention_launches(torch.bfloat16), *attention_launches(torch.int8, ", int8 pool")]
+    return [
+        *sampler_launches(),
+        *attention_launches(torch.bfloat16),
+        *attention_launches(torch.int8, ", int8 pool"),
+        *row_launches(),
+        *(launch for num_rows in PRODUCT_ROWS for launch in product_launches(num_rows)),
+    ]
 
 
 def sampler_launches() -> list[Launch]:
@@ -75,21 +87,56 @@ def attention_launches(pool_dtype: torch.dtype, suffix: str = "") -> list[Launch
     pool = torch.empty(4, BLOCK_SIZE, shapes.num_kv_heads, row_size, dtype=pool_dtype)
 
     def queries(num_tokens: int) -> Tensor:
-        return torch.empty(num_tokens, shapes.num_heads, shapes.head_dim, dtype=torch.bfloat16)
+        return _numbers(num_tokens, shapes.num_heads, shapes.head_dim)
 
     def run() -> None:
         attention = CudaAttention()
         attention(queries(NUM_ROWS), pool, pool, _batch(NUM_ROWS, NUM_ROWS))
         attention(queries(CHUNK_TOKENS), pool, pool, _batch(CHUNK_TOKENS, 1))
         num_heads = shapes.num_heads + 2 * shapes.num_kv_heads
-        qkv = torch.empty(NUM_ROWS, num_heads, shapes.head_dim, dtype=torch.bfloat16)
+        qkv = _numbers(NUM_ROWS, num_heads, shapes.head_dim)
         rope = torch.empty(CONTEXT, shapes.head_dim // 2)
         tokens = torch.empty(NUM_ROWS, dtype=torch.int64)
         rotated_queries(qkv, (rope, rope), tokens, tokens, pool, pool)
         keys = qkv[:, : shapes.num_kv_heads]
         attention.write(keys, keys, pool, pool, tokens)
 
-    return recorded(run, suffix)
+    found = recorded(run, suffix)
+    return [launch for launch in found if not suffix or launch.kernel is not merge_splits]  # it reads no pool
+
+
+def row_launches() -> list[Launch]:
+    """Return the launches of what is computed row by row."""
+    shapes = LLAMA_8B
+    x, weight = _numbers(NUM_ROWS, shapes.hidden_size), _numbers(shapes.hidden_size)
+    gate_up = _numbers(NUM_ROWS, 2 * shapes.intermediate_size)
+    qkv, head_weight = _numbers(NUM_ROWS, shapes.num_heads + 16, shapes.head_dim), _numbers(shapes.head_dim)
+
+    def run() -> None:
+        normalized(x, x, weight, 1e-5)
+        swiglu(gate_up)
+        normalize_heads_(qkv, shapes.num_kv_heads, head_weight, head_weight, 1e-5)
+
+    return recorded(run)
+
+
+def product_launches(num_rows: int) -> list[Launch]:
+    """Return the launches of a matrix product with num_rows rows, with weights in bfloat16 and in 4 bits."""
+    num_outputs, num_inputs = LLAMA_8B.products()["qkv"]
+    x = _numbers(num_rows, num_inputs)
+    packed = Int4Linear(Linear(num_inputs, num_outputs, has_bias=False))
+    packed.weight = nn.Parameter(torch.empty(num_outputs, num_inputs // 2, dtype=torch.uint8), requires_grad=False)
+    packed.scales = packed.offsets = torch.empty(num_outputs, num_inputs // 32, dtype=torch.float16)
+
+    def run() -> None:
+        product(x, _numbers(num_outputs, num_inputs))
+        packed(x)
+
+    return recorded(run, f", {num_rows} rows")
+
+
+def _numbers(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.bfloat16)
 
 
 def _batch(num_tokens: int, num_seqs: int) -> ForwardBatch:

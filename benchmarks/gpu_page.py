@@ -1,13 +1,15 @@
-"""Write the computed sections of docs/gpu.md: `python -m benchmarks.gpu_page`, two minutes of one core, without a GPU."""
+"""Write the computed sections of docs/gpu.md: `python -m benchmarks.gpu_page`, three minutes of one core, no GPU."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.gpu_costs import CONTEXT, GAP, decode_costs, prefill_costs, roof, step_seconds
+from benchmarks.gpu_costs import CONTEXT, GAP, PerWeight, decode_costs, prefill_costs, roof, step_seconds
 from benchmarks.gpu_kernels import TARGETS, Figures, figures
-from benchmarks.gpu_launches import all_launches, by_name
+from benchmarks.gpu_launches import PRODUCT_ROWS, all_launches, by_name, product_launches
 from benchmarks.gpu_shapes import BFLOAT16, FORMATS, GPUS, LLAMA_8B, Gpu
 from benchmarks.page_sections import with_section
+from caravan.model.cuda.product_kernels import INPUTS
 
 PAGE = Path(__file__).parent.parent / "docs" / "gpu.md"
 KERNELS_HEADING = "Kernels, compiled ahead of time"
@@ -38,7 +40,8 @@ def kernels_section(found: AllFigures) -> str:
         f"|---|{'---|' * len(TARGETS)}",
         *(f"| {kernel} | {' | '.join(map(_cell, cells.values()))} |" for kernel, cells in sorted(found.items())),
         "",
-        "Matrix instructions, as Triton lays them out over the warps of a program:",
+        "Matrix instructions, as Triton lays them out over the warps of a program: version (2 is mma.sync, 3 wgmma, on the",
+        "MI300X that of MFMA), warps, shape; of tcgen05 the rows and columns of a tile.",
         "",
         f"| kernel | {' | '.join(TARGETS)} |",
         f"|---|{'---|' * len(TARGETS)}",
@@ -50,22 +53,46 @@ def kernels_section(found: AllFigures) -> str:
     return "\n".join(lines)
 
 
-def costs_section() -> str:
+def instructions_per_weight(found: AllFigures, target: str) -> PerWeight:
+    """Return the instructions that all lanes of a program spend on a weight in the loop of a matrix product."""
+    lanes = TARGETS[target].warp_size
+    return {
+        launch.name: found[launch.name][target].loop
+        * lanes
+        * launch.options["num_warps"]
+        / (INPUTS * launch.options["COLUMNS"])
+        for num_rows in PRODUCT_ROWS
+        for launch in product_launches(num_rows)
+    }
+
+
+def costs_section(found: AllFigures) -> str:
     """Return the tables of predictions."""
     gpu, weights, num_streams = EXAMPLE
-    costs = decode_costs(LLAMA_8B, weights, num_streams)
+    counts = {target: instructions_per_weight(found, target) for target in TARGETS}
+    costs = decode_costs(LLAMA_8B, weights, num_streams, counts[gpu.target])
     lines = [
         f"**Never measured.** Llama 3.1 8B, {CONTEXT:,} tokens of context, from bytes and operations of each kernel and",
         f"published peaks; {GAP * 1e6:g} microseconds between two kernels are assumed. The first number is tokens a second,",
-        "the second the roof: the same if a step took no more than to read its weights, keys and values once. fp8 is not",
-        "implemented. int4 has a scale and an offset for 32 weights; unpacking is estimated. A real kernel reaches no peak,",
-        "and tiles that are read again from the second cache are not counted.",
+        "the second the roof: as if a step took no more than to read its weights, keys and values once. fp8 is not",
+        "implemented. int4 has a scale and an offset for 32 weights. Instructions are those of the loops of the compiled",
+        "matrix products; a multiprocessor is assumed to start one for each of its schedulers in every clock. A real kernel",
+        "reaches no peak, and tiles that are read again from the second cache are not counted.",
         "",
         f"| GPU, weights | {' | '.join(f'{number} streams' for number in STREAMS)} | prefill of {PROMPT:,} |".replace(
             " 1 streams", " 1 stream"
         ),
         f"|---|{'---|' * (len(STREAMS) + 1)}",
-        *(_gpu_row(one) for one in GPUS),
+        *(_gpu_rows(one, counts[one.target]) for one in GPUS),
+        "",
+        "Instructions for a weight in the loop of a product, counted in machine code (a tile of up to 128 rows each):",
+        "",
+        f"| kernel | {' | '.join(TARGETS)} |",
+        f"|---|{'---|' * len(TARGETS)}",
+        *(
+            f"| {kernel} | {' | '.join(f'{counts[target][kernel]:.1f}' for target in TARGETS)} |"
+            for kernel in sorted(counts[gpu.target])
+        ),
         "",
         f"One step of {num_streams} streams in {weights.name} on {gpu.name}:",
         "",
@@ -88,7 +115,9 @@ def costs_section() -> str:
 
 def page_with(page: str, found: AllFigures) -> str:
     """Return the page with its computed sections."""
-    return with_section(with_section(page, KERNELS_HEADING, kernels_section(found)), COSTS_HEADING, costs_section())
+    return with_section(
+        with_section(page, KERNELS_HEADING, kernels_section(found)), COSTS_HEADING, costs_section(found)
+    )
 
 
 def main() -> None:
@@ -103,19 +132,19 @@ def _cell(found: Figures) -> str:
 
 
 def _short(layout: str) -> str:
-    """Return a layout's numbers, such as `2.0 [1, 4] [16, 8]`: version, warps, shape of the instruction."""
-    parts = dict(part.split(" = ", 1) for part in layout.replace("], ", "]; ").replace("0, w", "0; w").split("; "))
-    return f"`{' '.join(parts.values())}`"
+    """Return a layout's numbers, such as `2 0 [1, 4] [16, 8]`: version, warps, shape; of tcgen05 rows and columns."""
+    family = "tcgen05 " if "block" in layout else ""
+    return f"`{family}{' '.join(re.findall(r'= (\[.*?\]|[0-9]+)', layout))}`"
 
 
-def _gpu_row(gpu: Gpu) -> str:
+def _gpu_rows(gpu: Gpu, per_weight: PerWeight) -> str:
     rows = []
     for weights in FORMATS:
         cells = []
         for number in STREAMS:
-            seconds = step_seconds(decode_costs(LLAMA_8B, weights, number), gpu)
+            seconds = step_seconds(decode_costs(LLAMA_8B, weights, number, per_weight), gpu)
             cells.append(f"{number / seconds:,.0f} of {roof(LLAMA_8B, weights, number, gpu):,.0f}")
-        prefill = PROMPT / step_seconds(prefill_costs(LLAMA_8B, weights, PROMPT), gpu)
+        prefill = PROMPT / step_seconds(prefill_costs(LLAMA_8B, weights, PROMPT, per_weight), gpu)
         note = " (products in bf16)" if weights.is_float8 and not gpu.float8 else ""
         rows.append(f"| {gpu.name}, {weights.name}{note} | {' | '.join(cells)} | {prefill:,.0f} |")
     return "\n".join(rows)

@@ -36,60 +36,66 @@ class Gpu:
     """A GPU as its maker describes it: memory, and dense operations a second, a product and a sum being two."""
 
     name: str
+    target: str  # of its machine code
     memory_bytes: float
     bytes_per_second: float
     bfloat16: float  # matrix operations a second
     float8: float  # 0: it has none
-    float32: float  # other operations a second
     float64: float
+    instructions: float  # a second, of all lanes: those of a clock's multiprocessors at the highest clock
 
 
 # Data sheets: NVIDIA A100 80GB SXM, H100 SXM, H200 SXM, HGX B200 (an eighth of it), AMD Instinct MI300X.
 GPUS = (
     Gpu(
         name="A100",
+        target="sm_80",
         memory_bytes=80e9,
         bytes_per_second=2.039e12,
         bfloat16=312e12,
         float8=0,
-        float32=19.5e12,
         float64=9.7e12,
+        instructions=19.5e12,
     ),
     Gpu(
         name="H100",
+        target="sm_90",
         memory_bytes=80e9,
         bytes_per_second=3.35e12,
         bfloat16=989e12,
         float8=1979e12,
-        float32=67e12,
         float64=34e12,
+        instructions=33.5e12,
     ),
     Gpu(
         name="H200",
+        target="sm_90",
         memory_bytes=141e9,
         bytes_per_second=4.8e12,
         bfloat16=989e12,
         float8=1979e12,
-        float32=67e12,
         float64=34e12,
+        instructions=33.5e12,
     ),
     Gpu(
         name="B200",
+        target="sm_100",
         memory_bytes=180e9,
         bytes_per_second=8e12,
         bfloat16=2250e12,
         float8=4500e12,
-        float32=75e12,
         float64=37e12,
+        instructions=37.5e12,
     ),
     Gpu(
         name="MI300X",
+        target="gfx942",
         memory_bytes=192e9,
         bytes_per_second=5.3e12,
         bfloat16=1307e12,
         float8=2615e12,
-        float32=163.4e12,
         float64=81.7e12,
+        instructions=40.9e12,
     ),
 )
 

@@ -9,7 +9,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from caravan.model.cuda import sampling_kernels as fields
-from caravan.model.sampling.sampler import NUM_POSITIONS, SamplingRow, is_adjusted, is_greedy, needs_mask, uniform
+from caravan.model.sampling.sampler import (
+    NUM_POSITIONS,
+    SamplingRow,
+    is_adjusted,
+    is_greedy,
+    needs_history,
+    needs_mask,
+)
+from caravan.model.sampling.sampling_params import SamplingParams
 
 LEAF = 128  # numbers that numpy sums without splitting them
 FIRST_NUM_BIASES = 1024
@@ -18,7 +26,8 @@ FIRST_NUM_BIASES = 1024
 class RowTable:
     """Numbers and choices of each row, and biases of tokens, in one buffer of host memory and one of the device.
 
-    Two buffers of pinned host memory take turns: while the copy of one step is in flight, the next can be written.
+    What follows from a row's parameters is kept while the row keeps them, so that most of a step is one copy. Two
+    buffers of pinned host memory take turns: while the copy of one step is in flight, the next can be written.
     """
 
     def __init__(self, num_rows: int, vocab_size: int, device: torch.device) -> None:
@@ -27,6 +36,12 @@ class RowTable:
         self.vocab_size = vocab_size
         self._device = device
         self._turn = 0
+        self._params: list[SamplingParams | None] = [None] * num_rows
+        self._numbers = np.zeros((fields.NUM_NUMBERS, num_rows))
+        self._choices = np.zeros((fields.NUM_CHOICES, num_rows), np.int32)
+        self._seeds = np.zeros(num_rows, np.uint64)  # mixed
+        self._biased: set[int] = set()  # rows that may have biases
+        self._clear(0)
         self._allocate(FIRST_NUM_BIASES)
 
     def stage(self, rows: Sequence[SamplingRow], slots: Sequence[int], *, attempt: int = 0) -> bool:
@@ -36,31 +51,67 @@ class RowTable:
         attempt: 1 for rows that are sampled again, after their mask.
         Returns whether new buffers were needed: CUDA graphs with the old ones must then be captured again.
         """
-        assert len(rows) == len(slots) <= self.num_rows
-        entries = [self._biases(row) for row in rows]
-        num_biases = sum(len(found) for found in entries)
+        count = len(rows)
+        assert count == len(slots) <= self.num_rows
+        for index, row in enumerate(rows):
+            if row.params is not self._params[index]:
+                self._set(index, row.params)
+        self._clear(count)
+        positions = np.fromiter((row.position for row in rows), np.uint64, count)
+        positions += np.uint64(attempt * NUM_POSITIONS)
+        self._numbers[fields.UNIFORM.value, :count] = uniforms(self._seeds[:count], positions)
+        self._choices[fields.SLOT.value, :count] = slots
+        entries = {index: self._biases(rows[index]) for index in sorted(self._biased)}
+        for index in self._biased:
+            self._choices[fields.IS_ADJUSTED.value, index] = is_adjusted(rows[index])
+        num_biases = sum(len(biases) for biases in entries.values())
         is_new = num_biases > self._max_biases
         if is_new:
             self._allocate(1 << num_biases.bit_length())
         self._turn = 1 - self._turn
         host = self._host[self._turn]
-        numbers, choices, starts, tokens, values = host.arrays
-        choices[fields.KIND.value] = fields.SKIPPED.value
-        choices[fields.SLOT.value] = -1
-        choices[fields.IS_ADJUSTED.value] = 0
-        choices[fields.MASK.value] = -1
-        choices[fields.NUM_TOP.value] = -1
-        place = 0
-        for index, (row, slot, biases) in enumerate(zip(rows, slots, entries, strict=True)):
-            numbers[:, index] = _numbers(row, attempt)
-            choices[:, index] = _choices(row, slot, attempt)
-            starts[index] = place
-            for token_id, bias in biases.items():
-                tokens[place], values[place] = token_id, bias
-                place += 1
-        starts[len(rows) :] = place
+        host.numbers[:], host.choices[:], host.starts[:] = self._numbers, self._choices, num_biases
+        if attempt == 0:  # a row that waits for its mask gets its best token
+            waiting = [index for index, row in enumerate(rows) if row.allows is not None and needs_mask(row)]
+            host.choices[fields.KIND.value, waiting] = fields.GREEDY.value
+        if entries:
+            lengths = np.zeros(self.num_rows, np.int32)
+            lengths[list(entries)] = [len(biases) for biases in entries.values()]
+            host.starts[:-1] = np.cumsum(lengths) - lengths
+            host.tokens[:num_biases] = [token_id for biases in entries.values() for token_id in biases]
+            host.values[:num_biases] = [bias for biases in entries.values() for bias in biases.values()]
         self._device_bytes.copy_(host.content, non_blocking=True)
         return is_new
+
+    def _set(self, index: int, params: SamplingParams) -> None:
+        """Write what follows from the parameters of a row."""
+        self._params[index] = params
+        numbers, choices = self._numbers[:, index], self._choices[:, index]
+        numbers[fields.TEMPERATURE.value] = params.temperature
+        numbers[fields.TOP_P.value] = params.top_p
+        numbers[fields.MIN_P.value] = params.min_p
+        numbers[fields.PRESENCE.value] = params.presence_penalty
+        numbers[fields.FREQUENCY.value] = params.frequency_penalty
+        numbers[fields.REPETITION.value] = params.repetition_penalty
+        is_best = is_greedy(SamplingRow(params, 0))
+        choices[fields.KIND.value] = (fields.GREEDY if is_best else fields.DRAWN).value
+        choices[fields.TOP_K.value] = min(params.top_k, 2**31 - 1)
+        choices[fields.IS_ADJUSTED.value] = needs_history(params)
+        choices[fields.NUM_TOP.value] = -1 if params.num_logprobs is None else params.num_logprobs
+        self._seeds[index : index + 1] = mixed(np.array([params.seed], np.uint64))
+        if params.logit_bias or (params.min_tokens and params.stop_token_ids):
+            self._biased.add(index)
+        else:
+            self._biased.discard(index)
+
+    def _clear(self, count: int) -> None:
+        """Have the rows from `count` on skipped."""
+        self._params[count:] = [None] * (self.num_rows - count)
+        self._choices[:, count:] = 0
+        for field in (fields.SLOT, fields.MASK, fields.NUM_TOP):
+            self._choices[field.value, count:] = -1
+        self._choices[fields.MASK.value] = -1
+        self._biased = {index for index in self._biased if index < count}
 
     def _biases(self, row: SamplingRow) -> dict[int, float]:
         """Return what is added to scores of a row; minus infinity replaces them."""
@@ -76,7 +127,7 @@ class RowTable:
         is_pinned = self._device.type == "cuda"
         self._host = [_Buffer(torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=is_pinned), sizes) for _ in "01"]
         self._device_bytes = torch.empty(sum(sizes), dtype=torch.uint8, device=self._device)
-        numbers, choices, starts, tokens, values = self._device_bytes.split(sizes)
+        numbers, choices, starts, tokens, values = torch.split(self._device_bytes, sizes)
         self.numbers = numbers.view(torch.float64)  # [fields.NUM_NUMBERS * num_rows]
         self.choices = choices.view(torch.int32)  # [fields.NUM_CHOICES * num_rows]
         self.starts = starts.view(torch.int32)  # of the biases of each row, [num_rows + 1]
@@ -89,15 +140,13 @@ class _Buffer:
 
     def __init__(self, content: Tensor, sizes: list[int]) -> None:
         self.content = content
-        numbers, choices, starts, tokens, values = (part.numpy() for part in content.split(sizes))
+        numbers, choices, starts, tokens, values = (part.numpy() for part in torch.split(content, sizes))
         num_rows = len(numbers) // (8 * fields.NUM_NUMBERS)
-        self.arrays = (
-            numbers.view(np.float64).reshape(-1, num_rows),
-            choices.view(np.int32).reshape(-1, num_rows),
-            starts.view(np.int32)[: num_rows + 1],
-            tokens.view(np.int32),
-            values.view(np.float32),
-        )
+        self.numbers = numbers.view(np.float64).reshape(-1, num_rows)
+        self.choices = choices.view(np.int32).reshape(-1, num_rows)
+        self.starts = starts.view(np.int32)[: num_rows + 1]
+        self.tokens = tokens.view(np.int32)
+        self.values = values.view(np.float32)
 
 
 def _sizes(num_rows: int, max_biases: int) -> list[int]:
@@ -106,34 +155,17 @@ def _sizes(num_rows: int, max_biases: int) -> list[int]:
     return [-(-count // 16) * 16 for count in (*counts, 4 * max_biases, 4 * max_biases)]
 
 
-def _numbers(row: SamplingRow, attempt: int) -> NDArray[np.float64]:
-    """Return the column of a row in the table of numbers; the random number depends on seed and position alone."""
-    params = row.params
-    values = {
-        fields.TEMPERATURE.value: params.temperature,
-        fields.TOP_P.value: params.top_p,
-        fields.MIN_P.value: params.min_p,
-        fields.PRESENCE.value: params.presence_penalty,
-        fields.FREQUENCY.value: params.frequency_penalty,
-        fields.REPETITION.value: params.repetition_penalty,
-        fields.UNIFORM.value: uniform(params.seed, row.position + attempt * NUM_POSITIONS),
-    }
-    return np.array([values[field] for field in range(fields.NUM_NUMBERS)])
+def uniforms(mixed_seeds: NDArray[np.uint64], positions: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Return `caravan.model.sampling.sampler.uniform` of each seed, which is mixed already, and position."""
+    words = mixed(mixed_seeds + (positions + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15))
+    return (words >> np.uint64(11)) * 2.0**-53
 
 
-def _choices(row: SamplingRow, slot: int, attempt: int) -> NDArray[np.int32]:
-    """Return the column of a row in the table of choices. A row that waits for its mask gets its best token."""
-    is_best = is_greedy(row) or (attempt == 0 and needs_mask(row))
-    num_logprobs = row.params.num_logprobs
-    values = {
-        fields.KIND.value: (fields.GREEDY if is_best else fields.DRAWN).value,
-        fields.TOP_K.value: min(row.params.top_k, 2**31 - 1),
-        fields.SLOT.value: slot,
-        fields.IS_ADJUSTED.value: int(is_adjusted(row)),
-        fields.MASK.value: -1,
-        fields.NUM_TOP.value: -1 if num_logprobs is None else num_logprobs,
-    }
-    return np.array([values[field] for field in range(fields.NUM_CHOICES)], np.int32)
+def mixed(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return the finalizer of SplitMix64 of each word."""
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))
 
 
 def summation_tree(count: int) -> tuple[list[int], list[int]]:

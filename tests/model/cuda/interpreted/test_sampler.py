@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from caravan.model.cuda.picking_kernels import pairwise_sum
-from caravan.model.cuda.row_table import summation_tree
+from caravan.model.cuda.row_table import mixed, summation_tree, uniforms
 from caravan.model.cuda.sampler import CudaSampler
 from caravan.model.cuda.sampling_kernels import block_sums, exponential
 from caravan.model.sampling.sample import Sample
-from caravan.model.sampling.sampler import Masks, SamplingRow, sample
+from caravan.model.sampling.sampler import NUM_POSITIONS, Masks, SamplingRow, sample, uniform
 from caravan.model.sampling.sampling_params import SamplingParams
 
 pytestmark = [pytest.mark.proofs, pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")]  # of infinities
@@ -91,7 +91,7 @@ def differences(found: list[Sample | None], expected: list[Sample | None]) -> It
                 yield one, other
             continue
         numbers = [[sample.logprob or 0.0, *sample.top_logprobs] for sample in (one, other)]
-        is_alike = len(numbers[0]) == len(numbers[1]) and np.allclose(*numbers, rtol=0, atol=2e-5)
+        is_alike = len(numbers[0]) == len(numbers[1]) and np.allclose(numbers[0], numbers[1], rtol=0, atol=2e-5)
         if one.token_id != other.token_id or (one.logprob is None) != (other.logprob is None) or not is_alike:
             yield one, other
 
@@ -218,3 +218,27 @@ def test_a_row_is_summed_in_the_order_of_numpy(count: int) -> None:
     y = torch.empty(1, dtype=torch.float64)
     whole_sum[(1,)](torch.from_numpy(x), starts, lengths, y, LEAVES=len(starts), LEVELS=len(starts).bit_length() - 1)
     assert float(y) == float(x.sum())
+
+
+def test_random_numbers_of_many_rows_are_those_of_each() -> None:
+    seeds, positions = [0, 1, 2**63 + 5, 2**64 - 1], [0, 7, NUM_POSITIONS + 3, 2**41]
+    found = uniforms(mixed(np.array(seeds, np.uint64)), np.array(positions, np.uint64))
+    assert found.tolist() == [uniform(seed, position) for seed, position in zip(seeds, positions, strict=True)]
+
+
+def test_rows_that_come_and_go_leave_nothing_in_the_table() -> None:
+    vocab_size = 300
+    logits = torch.randn(3, vocab_size, generator=torch.Generator().manual_seed(1))
+    kinds = [
+        SamplingParams(seed=1, max_tokens=9, logit_bias={5: 100.0}),
+        SamplingParams(seed=2, max_tokens=9, min_tokens=2, stop_token_ids=tuple(range(0, vocab_size, 2))),
+        SamplingParams(seed=3, max_tokens=9, temperature=0.0),
+        SamplingParams(seed=4, max_tokens=9, top_k=2),
+    ]
+    sampler = CudaSampler(3, vocab_size, CPU)
+    for params, position in [((0, 1, 2), 0), ((3,), 1), ((1, 3, 0), 1), ((2, 1), 2), ((3, 1, 1), 3)]:
+        rows = [SamplingRow(kinds[kind], position) for kind in params]
+        sampler.stage(rows, [-1] * len(rows))
+        sampler.launch(logits)
+        expected = [one.token_id for one in sample(logits[: len(rows)], rows) if one is not None]
+        assert sampler.tokens[: len(rows)].tolist() == expected
