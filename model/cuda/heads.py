@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from caravan.model.cuda.heads_kernels import rotate_and_write, write_heads_kernel
+from caravan.model.cuda.heads_kernels import HEADS, NUM_WARPS, rotate_and_write, write_heads_kernel
 
 
 def padded_dim(head_dim: int) -> int:
@@ -35,7 +35,7 @@ def rotated_queries(
     num_kv_heads, row_size = key_cache.shape[2:]
     num_heads = num_rows - 2 * num_kv_heads
     queries = torch.empty(num_tokens, num_heads, head_dim, dtype=qkv.dtype, device=qkv.device)
-    rotate_and_write[(num_tokens, num_rows)](
+    rotate_and_write[(num_tokens, -(-num_rows // HEADS))](
         qkv,
         *rope,
         positions,
@@ -49,9 +49,10 @@ def rotated_queries(
         NUM_KV_HEADS=num_kv_heads,
         HEAD_DIM=head_dim,
         DIM=padded_dim(head_dim),
+        HEADS=HEADS,
         ROW_SIZE=row_size,
         IS_INT8=key_cache.dtype == torch.int8,
-        num_warps=1,
+        num_warps=NUM_WARPS,
         enable_fp_fusion=False,
     )
     return queries
@@ -61,7 +62,7 @@ def write_heads(keys: Tensor, values: Tensor, key_cache: Tensor, value_cache: Te
     """Store keys and values, each [T, num_kv_heads, head_dim], at the slots [T]; a slot of -1 is skipped."""
     num_tokens, num_kv_heads, head_dim = keys.shape
     assert keys.stride()[1:] == values.stride()[1:] == (head_dim, 1)
-    write_heads_kernel[(num_tokens, num_kv_heads)](
+    write_heads_kernel[(num_tokens, -(-num_kv_heads // HEADS))](
         keys,
         values,
         slot_mapping,
@@ -73,8 +74,9 @@ def write_heads(keys: Tensor, values: Tensor, key_cache: Tensor, value_cache: Te
         NUM_KV_HEADS=num_kv_heads,
         HEAD_DIM=head_dim,
         DIM=padded_dim(head_dim),
+        HEADS=HEADS,
         ROW_SIZE=key_cache.shape[3],
         IS_INT8=key_cache.dtype == torch.int8,
-        num_warps=1,
+        num_warps=NUM_WARPS,
         enable_fp_fusion=False,
     )
