@@ -122,7 +122,7 @@ def _read_cubin(content: bytes) -> tuple[str, str]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(content)
         file.flush()
-        commands = ([_TOOLS / "cuobjdump", "-res-usage", file.name], [_TOOLS / "nvdisasm", "-c", file.name])
+        commands = ([str(_TOOLS / "cuobjdump"), "-res-usage", file.name], [str(_TOOLS / "nvdisasm"), "-c", file.name])
         texts = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for command in commands]
     return texts[0], texts[1]
 

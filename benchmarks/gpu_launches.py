@@ -19,7 +19,7 @@ from caravan.model.cuda.attention_kernels import merge_splits
 from caravan.model.cuda.heads import rotated_queries
 from caravan.model.cuda.linear import Int4Linear, product
 from caravan.model.cuda.rows import normalize_heads_, normalized, swiglu
-from caravan.model.cuda.sampler import CudaSampler
+from caravan.model.cuda.sampler_launches import SamplerKernels
 from caravan.model.forward_batch import ForwardBatch
 from caravan.model.kv_quantization import row_bytes
 from caravan.model.linear import Linear
@@ -68,7 +68,7 @@ def all_launches() -> list[Launch]:
 
 def sampler_launches() -> list[Launch]:
     """Return the launches of the sampler's kernels."""
-    sampler = CudaSampler(NUM_ROWS, LLAMA_8B.vocab_size, torch.device("cpu"), num_slots=1)
+    sampler = SamplerKernels(NUM_ROWS, LLAMA_8B.vocab_size, torch.device("cpu"), num_slots=1)
     logits = torch.empty(NUM_ROWS, LLAMA_8B.vocab_size)
 
     def run() -> None:

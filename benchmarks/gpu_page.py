@@ -40,8 +40,8 @@ def kernels_section(found: AllFigures) -> str:
         f"|---|{'---|' * len(TARGETS)}",
         *(f"| {kernel} | {' | '.join(map(_cell, cells.values()))} |" for kernel, cells in sorted(found.items())),
         "",
-        "Matrix instructions, as Triton lays them out over the warps of a program: version (2 is mma.sync, 3 wgmma, on the",
-        "MI300X that of MFMA), warps, shape; of tcgen05 the rows and columns of a tile.",
+        "Matrix instructions, as Triton lays them out over the warps of a program: version (2 is mma.sync, 3 wgmma, on",
+        "the MI300X that of MFMA), warps, shape; of tcgen05 the rows and columns of a tile.",
         "",
         f"| kernel | {' | '.join(TARGETS)} |",
         f"|---|{'---|' * len(TARGETS)}",
@@ -72,12 +72,12 @@ def costs_section(found: AllFigures) -> str:
     counts = {target: instructions_per_weight(found, target) for target in TARGETS}
     costs = decode_costs(LLAMA_8B, weights, num_streams, counts[gpu.target])
     lines = [
-        f"**Never measured.** Llama 3.1 8B, {CONTEXT:,} tokens of context, from bytes and operations of each kernel and",
-        f"published peaks; {GAP * 1e6:g} microseconds between two kernels are assumed. The first number is tokens a second,",
-        "the second the roof: as if a step took no more than to read its weights, keys and values once. fp8 is not",
-        "implemented. int4 has a scale and an offset for 32 weights. Instructions are those of the loops of the compiled",
-        "matrix products; a multiprocessor is assumed to start one for each of its schedulers in every clock. A real kernel",
-        "reaches no peak, and tiles that are read again from the second cache are not counted.",
+        f"**Never measured.** Llama 3.1 8B, {CONTEXT:,} tokens of context, from bytes and operations of each kernel",
+        f"and published peaks; {GAP * 1e6:g} microseconds between two kernels are assumed. The first number is tokens",
+        "a second, the second the roof: as if a step took no more than to read its weights, keys and values once. fp8",
+        "is not implemented. int4 has a scale and an offset for 32 weights. Instructions are those of the loops of the",
+        "compiled matrix products; a multiprocessor is assumed to start one for each of its schedulers in every clock.",
+        "A real kernel reaches no peak, and tiles that are read again from the second cache are not counted.",
         "",
         f"| GPU, weights | {' | '.join(f'{number} streams' for number in STREAMS)} | prefill of {PROMPT:,} |".replace(
             " 1 streams", " 1 stream"
@@ -99,11 +99,11 @@ def costs_section(found: AllFigures) -> str:
         "| kernel | launches | MB | matrix GFLOP | microseconds at the peaks |",
         "|---|---|---|---|---|",
     ]
-    for cost in costs:
-        lines.append(
-            f"| {cost.kernel} | {cost.launches} | {cost.num_bytes / 1e6:,.1f} | {cost.matrix_operations / 1e9:,.0f} "
-            f"| {cost.seconds(gpu) * 1e6:,.1f} |"
-        )
+    lines += [
+        f"| {cost.kernel} | {cost.launches} | {cost.num_bytes / 1e6:,.1f} | {cost.matrix_operations / 1e9:,.0f} "
+        f"| {cost.seconds(gpu) * 1e6:,.1f} |"
+        for cost in costs
+    ]
     launches = sum(cost.launches for cost in costs)
     total = step_seconds(costs, gpu)
     lines.append(
@@ -134,7 +134,8 @@ def _cell(found: Figures) -> str:
 def _short(layout: str) -> str:
     """Return a layout's numbers, such as `2 0 [1, 4] [16, 8]`: version, warps, shape; of tcgen05 rows and columns."""
     family = "tcgen05 " if "block" in layout else ""
-    return f"`{family}{' '.join(re.findall(r'= (\[.*?\]|[0-9]+)', layout))}`"
+    numbers = " ".join(re.findall(r"= (\[.*?\]|[0-9]+)", layout))
+    return f"`{family}{numbers}`"
 
 
 def _gpu_rows(gpu: Gpu, per_weight: PerWeight) -> str:

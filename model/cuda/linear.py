@@ -45,7 +45,9 @@ class Int4Linear(Linear):
         assert weight.bits == 4
         packed, scales, offsets = packed_int4(weight)
         self.weight = nn.Parameter(packed.to(device), requires_grad=False)
-        self.scales, self.offsets = (nn.Parameter(grid.to(device), requires_grad=False) for grid in (scales, offsets))
+        self.scales, self.offsets = (
+            nn.Parameter(grid.to(device), requires_grad=False) for grid in (scales, offsets)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [T, out] for x [T, in]."""

@@ -158,7 +158,7 @@ def _sizes(num_rows: int, max_biases: int) -> list[int]:
 def uniforms(mixed_seeds: NDArray[np.uint64], positions: NDArray[np.uint64]) -> NDArray[np.float64]:
     """Return `caravan.model.sampling.sampler.uniform` of each seed, which is mixed already, and position."""
     words = mixed(mixed_seeds + (positions + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15))
-    return (words >> np.uint64(11)) * 2.0**-53
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def mixed(words: NDArray[np.uint64]) -> NDArray[np.uint64]:

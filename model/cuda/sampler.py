@@ -4,325 +4,123 @@ Random numbers are computed by the host, from seed and position. What decides a 
 sums as on the CPU; docs/gpu.md says where a rounding may differ, and how often.
 """
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-import triton
 from torch import Tensor
 
-from caravan.model.cuda import logprob_kernels, picking_kernels, sampling_kernels
-from caravan.model.cuda.row_table import RowTable, summation_tree
+from caravan.model.cuda.sampler_launches import SamplerKernels
+from caravan.model.cuda.sampling_kernels import KIND, MASK
 from caravan.model.cuda.token_history import TokenHistory
 from caravan.model.sampling.sample import Sample
-from caravan.model.sampling.sampler import BLOCK_WIDTH, FindMasks, Masks, SamplingRow, forbids, needs_history
-
-CHUNK = 4096  # tokens of a row that one program reads
-BIASES = 128  # biases that one program adds at once
-OPTIONS = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False}  # of every kernel
+from caravan.model.sampling.sampler import FindMasks, Masks, SamplingRow, forbids, needs_history
 
 
-def padded(count: int) -> int:
-    """Return the multiple of 16 that follows, so that every row of a tensor can be read 16 bytes at once."""
-    return -(-count // 16) * 16
+@dataclass(frozen=True)
+class CudaSamples:
+    """The samples of a launch, which the device may still compute."""
+
+    token_ids: Tensor  # [S] int64 on the device; -1 for a row without a finite greatest logit
+    _parts: tuple[Tensor, ...]  # on the host: tokens; where a row asks, log-probabilities, the best and their tokens
+    _limits: list[int | None]  # best log-probabilities that a row asks for; None: no log-probabilities
+    _copied: torch.cuda.Event | None
+
+    def result(self) -> list[Sample | None]:
+        """Wait for the samples and return them, as `caravan.model.sampling.sampler.sample` does."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        token_ids, *rest = (part.tolist() for part in self._parts)
+        if not rest:
+            return [None if token_id < 0 else Sample(token_id) for token_id in token_ids]
+        samples: list[Sample | None] = []
+        for token_id, limit, logprob, best, best_ids in zip(token_ids, self._limits, *rest, strict=True):
+            if token_id < 0 or limit is None:
+                samples.append(None if token_id < 0 else Sample(token_id))
+            else:
+                samples.append(Sample(token_id, logprob, tuple(best_ids[:limit]), tuple(best[:limit])))
+        return samples
 
 
 class CudaSampler:
-    """Buffers and kernels for up to num_rows rows of a vocabulary.
+    """A sampler for up to num_rows rows of a vocabulary, on a device."""
 
-    `sample` does a whole step. `stage` and `launch` are its parts without a host read, for CUDA graphs and overlapped
-    steps: `stage` copies the rows' parameters, `launch` starts kernels alone, with the same arguments in each step.
-    """
-
-    def __init__(self, num_rows: int, vocab_size: int, device: torch.device, *, num_slots: int = 0) -> None:
-        """Allocate the buffers: 12 bytes for each row and token, and 4 for each slot of the history and token.
-
-        num_slots: texts whose tokens `history` counts on the device, for steps that do not wait for each other's
-        tokens.
-        """
-        num_rows = padded(num_rows)  # columns of the table then start at multiples of 16 bytes
-        self.num_rows = num_rows
-        self.vocab_size = vocab_size
-        self.table = RowTable(num_rows, vocab_size, device)
-        self.tokens = torch.full((num_rows,), -1, dtype=torch.int32, device=device)  # -1: the row has no sound logit
-        self.history = TokenHistory(num_slots, vocab_size, device)
-        self._own_history: TokenHistory | None = None  # of rows that bring their tokens with them
+    def __init__(self, num_rows: int, vocab_size: int, device: torch.device) -> None:
+        """Allocate 12 bytes for each row and token, and 4 more when the first row has penalties."""
+        self.kernels = SamplerKernels(num_rows, vocab_size, device)
         self._device = device
-        self._width = math.gcd(vocab_size, BLOCK_WIDTH)
-        self._num_blocks = vocab_size // self._width
-        self._num_chunks = triton.cdiv(vocab_size, CHUNK)
-        self._num_groups = triton.cdiv(vocab_size, sampling_kernels.GROUP.value)
-        starts, lengths = summation_tree(self._num_blocks)
-        self._num_leaves = len(starts)
-        self._starts = torch.tensor(starts, dtype=torch.int32).to(device)
-        self._lengths = torch.tensor(lengths, dtype=torch.int32).to(device)
-
-        def empty(width: int, dtype: torch.dtype) -> Tensor:
-            return torch.empty(num_rows, width, dtype=dtype, device=device)
-
-        self._scores = empty(vocab_size, torch.float32)
-        self._weights = empty(vocab_size, torch.float32)
-        self._candidates = empty(vocab_size, torch.int32)
-        self._maxima = empty(self._num_chunks, torch.float32)
-        self._best_ids = empty(self._num_chunks, torch.int32)
-        self._sums = empty(padded(self._num_blocks), torch.float32)
-        self._group_maxima = empty(padded(self._num_groups), torch.float32)
-        self._counts = torch.zeros(num_rows, dtype=torch.int32, device=device)
-        self._masses = torch.zeros(num_rows, dtype=torch.float64, device=device)
-        self._least_weights = torch.zeros(num_rows, dtype=torch.float32, device=device)
 
     def sample(
         self, logits: Tensor, rows: Sequence[SamplingRow], find_masks: FindMasks | None = None
     ) -> list[Sample | None]:
         """Return the next token of each row of logits [S, vocab_size], float32, S <= num_rows.
 
-        As `caravan.model.sampling.sampler.sample`, for rows whose tokens the host has: four bytes a row come back, and
-        rows that ask for log-probabilities bring these.
+        As `caravan.model.sampling.sampler.sample`: four bytes a row come back, and what a row that asks for
+        log-probabilities wants.
         """
-        assert logits.shape == (len(rows), self.vocab_size)
-        slots = self._fill_history(rows)
-        self.table.stage(rows, slots)
-        self.launch(logits, self._own_history)
-        token_ids = self.tokens[: len(rows)].tolist()
-        masked = [i for i, token_id in enumerate(token_ids) if token_id >= 0 and forbids(rows[i], token_id)]
-        if masked:
-            assert find_masks is not None, "a row has a grammar"
-            self._sample_masked(logits, rows, slots, masked, find_masks(masked))
-            token_ids = self.tokens[: len(rows)].tolist()
-        samples = [None if token_id < 0 else Sample(token_id) for token_id in token_ids]
-        if any(row.params.num_logprobs is not None for row in rows):
-            return self._with_logprobs(logits, rows, samples)
-        return samples
+        samples = self.launch(logits, rows).result()
+        masked = [i for i, one in enumerate(samples) if one is not None and forbids(rows[i], one.token_id)]
+        if not masked:
+            return samples
+        assert find_masks is not None, "a row has a grammar"
+        self._launch_masked(logits, rows, masked, find_masks(masked))
+        return self._samples(logits, rows).result()
 
-    def stage(self, rows: Sequence[SamplingRow], slots: Sequence[int]) -> bool:
-        """Copy the parameters of rows without a grammar, see RowTable.stage; slots are those of `history`, or -1."""
-        assert not any(row.allows for row in rows)
-        return self.table.stage(rows, slots)
+    def launch(self, logits: Tensor, rows: Sequence[SamplingRow]) -> CudaSamples:
+        """Start to sample rows of logits [S, vocab_size], float32, without their grammars.
 
-    def launch(self, logits: Tensor, history: TokenHistory | None = None) -> None:
-        """Launch the kernels that find the tokens of staged rows; nothing is read by the host.
-
-        Rows of logits [S, vocab_size] behind the staged ones are skipped.
+        On a GPU this waits for nothing. At most two launches may be in flight; they run in order.
         """
-        counts = self._penalties(history or self.history)
-        table, num_rows, size = self.table, self.num_rows, self.vocab_size
-        grid = (self._num_chunks, logits.shape[0])
-        sampling_kernels.penalize[grid](
-            logits, self._scores, counts, table.numbers, table.choices, num_rows, size, CHUNK=CHUNK, **OPTIONS
-        )
-        sampling_kernels.add_biases[logits.shape[:1]](
-            self._scores, table.starts, table.bias_tokens, table.bias_values, size, WIDTH=BIASES, **OPTIONS
-        )
-        self._launch_draw(logits)
-
-    def record(self) -> None:
-        """Launch the kernel that counts the tokens of the staged rows in the history of their slots."""
-        picking_kernels.record_tokens[(1,)](
-            self._penalties(self.history),
-            self.tokens,
-            self.table.choices,
-            self.num_rows,
-            self.vocab_size,
-            ROWS=triton.next_power_of_2(self.num_rows),
-            **OPTIONS,
-        )
-
-    def _penalties(self, history: TokenHistory) -> Tensor:
-        """Return the counts of a history; a history without slots is never read, but a kernel wants an address."""
-        return history.counts if history.counts.numel() else self.tokens
+        assert logits.shape == (len(rows), self.kernels.vocab_size)
+        self.kernels.table.stage(rows, self._fill_history(rows))
+        self.kernels.launch(logits)
+        return self._samples(logits, rows)
 
     def _fill_history(self, rows: Sequence[SamplingRow]) -> list[int]:
         """Count the tokens of rows with penalties, and return the slot of each row, or -1."""
         counted = [index for index, row in enumerate(rows) if needs_history(row.params)]
-        if counted and self._own_history is None:
-            self._own_history = TokenHistory(self.num_rows, self.vocab_size, self._device)
+        kernels = self.kernels
+        if counted and not kernels.history.counts.numel():
+            kernels.history = TokenHistory(kernels.num_rows, kernels.vocab_size, self._device)
         for index in counted:
-            assert self._own_history is not None
-            self._own_history.fill(index, rows[index].prompt_token_ids, rows[index].output_token_ids)
-        return [index if needs_history(row.params) else -1 for index, row in enumerate(rows)]
+            kernels.history.fill(index, rows[index].prompt_token_ids, rows[index].output_token_ids)
+        slots = [-1] * len(rows)
+        for index in counted:
+            slots[index] = index
+        return slots
 
-    def _sample_masked(
-        self, logits: Tensor, rows: Sequence[SamplingRow], slots: Sequence[int], masked: list[int], masks: Masks
-    ) -> None:
+    def _launch_masked(self, logits: Tensor, rows: Sequence[SamplingRow], masked: list[int], masks: Masks) -> None:
         """Sample masked rows again, with another random number, after their masks [rows, bytes]."""
-        assert masks.shape[1] * 8 >= self.vocab_size
-        self.table.stage(rows, slots, attempt=1)
-        is_masked = np.isin(np.arange(self.num_rows), masked)
+        kernels = self.kernels
+        assert masks.shape[1] * 8 >= kernels.vocab_size
+        kernels.table.stage(rows, [-1] * len(rows), attempt=1)  # penalties are in the scores
+        is_masked = np.isin(np.arange(kernels.num_rows), masked)
         place = np.where(is_masked, np.cumsum(is_masked) - 1, -1).astype(np.int32)
-        choices = self.table.choices.view(-1, self.num_rows)
-        choices[sampling_kernels.MASK.value] = torch.from_numpy(place).to(self._device)
-        choices[sampling_kernels.KIND.value] *= torch.from_numpy(is_masked.astype(np.int32)).to(self._device)
-        self.launch_masks(logits, torch.from_numpy(np.ascontiguousarray(masks)).to(self._device))
+        choices = kernels.table.choices.view(-1, kernels.num_rows)
+        choices[MASK.value] = torch.from_numpy(place).to(self._device)
+        choices[KIND.value] *= torch.from_numpy(is_masked.astype(np.int32)).to(self._device)
+        kernels.launch_masks(logits, torch.from_numpy(np.ascontiguousarray(masks)).to(self._device))
 
-    def launch_masks(self, logits: Tensor, masks: Tensor) -> None:
-        """Launch the kernels that sample rows after their masks, uint8 [rows with a mask, bytes]."""
-        sampling_kernels.apply_masks[(self._num_chunks, logits.shape[0])](
-            logits,
-            self._scores,
-            masks,
-            self.table.choices,
-            self.num_rows,
-            self.vocab_size,
-            masks.shape[1],
-            CHUNK=CHUNK,
-            **OPTIONS,
-        )
-        self._launch_draw(logits)
-
-    def _launch_draw(self, logits: Tensor) -> None:
-        """Launch the kernels from scores to tokens."""
-        table, num_rows, size = self.table, self.num_rows, self.vocab_size
-        numbers, choices = table.numbers, table.choices
-        rows = logits.shape[:1]
-        grid = (self._num_chunks, logits.shape[0])
-        chunks = triton.next_power_of_2(self._num_chunks)
-        sampling_kernels.find_maxima[grid](
-            logits,
-            self._scores,
-            self._maxima,
-            self._best_ids,
-            choices,
-            num_rows,
-            size,
-            self._num_chunks,
-            CHUNK=CHUNK,
-            **OPTIONS,
-        )
-        sampling_kernels.weigh[grid](
-            logits,
-            self._scores,
-            self._weights,
-            self._sums,
-            self._group_maxima,
-            self._maxima,
-            numbers,
-            choices,
-            num_rows,
-            size,
-            self._num_chunks,
-            self._num_blocks,
-            self._num_groups,
-            self._sums.stride(0),
-            self._group_maxima.stride(0),
-            WIDTH=self._width,
-            CHUNK=CHUNK,
-            CHUNKS=chunks,
-            **OPTIONS,
-        )
-        picking_kernels.collect[rows](
-            self._weights,
-            self._sums,
-            self._group_maxima,
-            self._candidates,
-            self._counts,
-            self._masses,
-            self._starts,
-            self._lengths,
-            numbers,
-            choices,
-            num_rows,
-            size,
-            self._num_groups,
-            self._sums.stride(0),
-            self._group_maxima.stride(0),
-            LEAVES=self._num_leaves,
-            LEVELS=self._num_leaves.bit_length() - 1,
-            **OPTIONS,
-        )
-        picking_kernels.truncate[rows](
-            self._weights,
-            self._candidates,
-            self._counts,
-            self._masses,
-            self._least_weights,
-            numbers,
-            choices,
-            num_rows,
-            size,
-            **OPTIONS,
-        )
-        picking_kernels.pick[rows](
-            self._weights,
-            self._sums,
-            self._candidates,
-            self._counts,
-            self._least_weights,
-            self._maxima,
-            self._best_ids,
-            self.tokens,
-            numbers,
-            choices,
-            num_rows,
-            size,
-            self._num_chunks,
-            self._num_blocks,
-            self._sums.stride(0),
-            WIDTH=self._width,
-            CHUNKS=chunks,
-            **OPTIONS,
-        )
-
-    def _with_logprobs(
-        self, logits: Tensor, rows: Sequence[SamplingRow], samples: list[Sample | None]
-    ) -> list[Sample | None]:
-        """Return samples with the log-probabilities that their rows ask for."""
+    def _samples(self, logits: Tensor, rows: Sequence[SamplingRow]) -> CudaSamples:
+        """Return the samples of the launched kernels, and start to copy them to the host."""
+        tokens = self.kernels.tokens[: len(rows)]
+        parts: tuple[Tensor, ...] = (tokens,)
         wanted = [row.params.num_logprobs for row in rows]
-        limits = [None if number is None else min(number, self.vocab_size) for number in wanted]
-        width = max(1, *(number or 0 for number in limits))
-        logprobs, best, best_ids = (part.tolist() for part in self.launch_logprobs(logits, width))
-        return [
-            one
-            if one is None or limit is None
-            else Sample(one.token_id, logprobs[row], tuple(best_ids[row][:limit]), tuple(best[row][:limit]))
-            for row, (one, limit) in enumerate(zip(samples, limits, strict=True))
-        ]
+        limits = [None if number is None else min(number, self.kernels.vocab_size) for number in wanted]
+        if any(limit is not None for limit in limits):
+            width = max(1, *(limit or 0 for limit in limits))
+            parts += self.kernels.launch_logprobs(logits, width)
+        copied: torch.cuda.Event | None = None
+        if self._device.type == "cuda":
+            parts = tuple(_copied(part) for part in parts)
+            copied = torch.cuda.Event()
+            copied.record()
+        else:
+            parts = tuple(part.clone() for part in parts)
+        return CudaSamples(tokens.to(torch.int64), parts, limits, copied)
 
-    def launch_logprobs(self, logits: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Launch the kernels for log-probabilities of staged rows that want them.
 
-        Returns those of the tokens, [S], and of the `width` best tokens, [S, width], with these tokens, [S, width];
-        each row has as many as it wants. Nothing is read by the host.
-        """
-        num_rows = logits.shape[0]
-
-        def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.empty(shape, dtype=dtype, device=self._device)
-
-        top_logits = empty(num_rows, self._num_chunks, width)
-        top_ids = empty(num_rows, self._num_chunks, width, dtype=torch.int32)
-        sums = empty(num_rows, self._num_chunks, dtype=torch.float64)
-        logprobs, best = empty(num_rows), empty(num_rows, width)
-        best_ids = empty(num_rows, width, dtype=torch.int32)
-        logprob_kernels.find_top[(self._num_chunks, num_rows)](
-            logits,
-            top_logits,
-            top_ids,
-            sums,
-            self.table.choices,
-            self.num_rows,
-            self.vocab_size,
-            self._num_chunks,
-            width,
-            CHUNK=CHUNK,
-            **OPTIONS,
-        )
-        logprob_kernels.find_logprobs[(num_rows,)](
-            logits,
-            self.tokens,
-            top_logits,
-            top_ids,
-            sums,
-            logprobs,
-            best,
-            best_ids,
-            self.table.choices,
-            self.num_rows,
-            self.vocab_size,
-            self._num_chunks,
-            width,
-            CHUNKS=triton.next_power_of_2(self._num_chunks),
-            PLACES=triton.next_power_of_2(self._num_chunks * width),
-            **OPTIONS,
-        )
-        return logprobs, best, best_ids
+def _copied(part: Tensor) -> Tensor:
+    """Return memory of the host to which a tensor is being copied."""
+    return torch.empty_like(part, device="cpu", pin_memory=True).copy_(part, non_blocking=True)

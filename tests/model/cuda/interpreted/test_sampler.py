@@ -15,6 +15,7 @@ from torch import Tensor
 from caravan.model.cuda.picking_kernels import pairwise_sum
 from caravan.model.cuda.row_table import mixed, summation_tree, uniforms
 from caravan.model.cuda.sampler import CudaSampler
+from caravan.model.cuda.sampler_launches import SamplerKernels
 from caravan.model.cuda.sampling_kernels import block_sums, exponential
 from caravan.model.sampling.sample import Sample
 from caravan.model.sampling.sampler import NUM_POSITIONS, Masks, SamplingRow, sample, uniform
@@ -127,7 +128,7 @@ def test_tokens_that_the_device_counts_are_penalized_as_those_that_the_host_coun
     generator = torch.Generator().manual_seed(7)
     penalized = SamplingParams(**{"seed": 1, "max_tokens": 9, "frequency_penalty": 2.0} | params)  # type: ignore[arg-type]
     plain = SamplingParams(seed=2, max_tokens=9)
-    sampler = CudaSampler(len(slots), vocab_size, CPU, num_slots=3)
+    sampler = SamplerKernels(len(slots), vocab_size, CPU, num_slots=3)
     prompts, outputs = [[5, 6, 6], [1], [9]], [[7, 7], [], []]
     for slot, prompt, output in zip(slots, prompts, outputs, strict=True):
         if slot >= 0:
@@ -138,7 +139,7 @@ def test_tokens_that_the_device_counts_are_penalized_as_those_that_the_host_coun
             SamplingRow(own, len(output), prompt, output)
             for own, prompt, output in zip([penalized, plain, penalized], prompts, outputs, strict=True)
         ]
-        sampler.stage(rows, slots)
+        sampler.table.stage(rows, slots)
         sampler.launch(logits)
         sampler.record()
         expected = [one.token_id for one in sample(logits, rows) if one is not None]
@@ -152,8 +153,8 @@ def test_rows_that_pad_a_batch_change_no_other_row_and_no_count() -> None:
     vocab_size = 300
     logits = torch.randn(5, vocab_size, generator=torch.Generator().manual_seed(1))
     rows = [SamplingRow(SamplingParams(seed=seed, max_tokens=9, presence_penalty=1.0), 0) for seed in range(3)]
-    sampler = CudaSampler(5, vocab_size, CPU, num_slots=3)
-    sampler.stage(rows, [0, 1, 2])
+    sampler = SamplerKernels(5, vocab_size, CPU, num_slots=3)
+    sampler.table.stage(rows, [0, 1, 2])
     logits[3:] = math.nan
     sampler.launch(logits)
     sampler.record()
@@ -168,9 +169,9 @@ def test_a_table_grows_with_its_biases_and_says_so() -> None:
     logits = torch.randn(2, vocab_size, generator=torch.Generator().manual_seed(1))
     bias = dict.fromkeys(range(0, vocab_size, 2), -100.0)
     rows = [SamplingRow(SamplingParams(seed=seed, max_tokens=9, logit_bias=bias), 0) for seed in range(2)]
-    sampler = CudaSampler(2, vocab_size, CPU)
-    assert sampler.stage(rows, [-1, -1])
-    assert not sampler.stage(rows, [-1, -1])
+    sampler = SamplerKernels(2, vocab_size, CPU)
+    assert sampler.table.stage(rows, [-1, -1])
+    assert not sampler.table.stage(rows, [-1, -1])
     sampler.launch(logits)
     assert sampler.tokens[:2].tolist() == [one.token_id for one in sample(logits, rows) if one is not None]
 
@@ -235,10 +236,24 @@ def test_rows_that_come_and_go_leave_nothing_in_the_table() -> None:
         SamplingParams(seed=3, max_tokens=9, temperature=0.0),
         SamplingParams(seed=4, max_tokens=9, top_k=2),
     ]
-    sampler = CudaSampler(3, vocab_size, CPU)
+    sampler = SamplerKernels(3, vocab_size, CPU)
     for params, position in [((0, 1, 2), 0), ((3,), 1), ((1, 3, 0), 1), ((2, 1), 2), ((3, 1, 1), 3)]:
         rows = [SamplingRow(kinds[kind], position) for kind in params]
-        sampler.stage(rows, [-1] * len(rows))
+        sampler.table.stage(rows, [-1] * len(rows))
         sampler.launch(logits)
         expected = [one.token_id for one in sample(logits[: len(rows)], rows) if one is not None]
         assert sampler.tokens[: len(rows)].tolist() == expected
+
+
+def test_a_launch_keeps_its_samples_while_the_next_one_is_started() -> None:
+    vocab_size = 300
+    logits = torch.randn(2, vocab_size, generator=torch.Generator().manual_seed(1))
+    rows = [SamplingRow(SamplingParams(seed=seed, max_tokens=9, num_logprobs=seed), 0) for seed in range(2)]
+    sampler = CudaSampler(2, vocab_size, CPU)
+    expected = sample(logits, rows)
+    first = sampler.launch(logits.clone(), rows)
+    second = sampler.launch(-logits, rows)
+    assert list(differences(first.result(), expected)) == []
+    assert list(differences(second.result(), sample(-logits, rows))) == []
+    assert first.token_ids.tolist() == [one.token_id for one in expected if one is not None]
+    assert first.token_ids.dtype == torch.int64
