@@ -54,12 +54,12 @@ BOUNDS: Mapping[str, Bounds] = MappingProxyType(
         "penalize": Bounds(registers=128, wide_loads=16),
         "pick": Bounds(registers=96),
         "record_tokens": Bounds(registers=32),
-        "rotate_and_write": Bounds(registers=32),
-        "rotate_and_write, int8 pool": Bounds(registers=32),
+        "rotate_and_write": Bounds(registers=64),
+        "rotate_and_write, int8 pool": Bounds(registers=64),
         "truncate": Bounds(registers=64),
         "weigh": Bounds(registers=64, wide_loads=16),
-        "write_heads_kernel": Bounds(registers=32),
-        "write_heads_kernel, int8 pool": Bounds(registers=32),
+        "write_heads_kernel": Bounds(registers=64),
+        "write_heads_kernel, int8 pool": Bounds(registers=64),
     }
 )
 
