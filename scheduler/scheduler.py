@@ -22,7 +22,7 @@ from caravan.scheduler.prefill_budget import Place, PrefillBudget, prefill_budge
 from caravan.scheduler.prefill_limiter import PrefillLimiter
 from caravan.scheduler.prompt_logprobs import PromptResult
 from caravan.scheduler.sequence import ScheduledSequence, Sequence
-from caravan.scheduler.step_counters import StepCounters
+from caravan.scheduler.step_counters import StepRecord
 from caravan.scheduler.step_result import StepResult
 from caravan.scheduler.waiting_queue import WaitingQueue
 
@@ -47,9 +47,9 @@ class Scheduler:
         self._turns: dict[Place, int] = {}  # when each place last had a share of a step's prompt tokens
         self._limiter = PrefillLimiter(config.max_inter_token_seconds, is_shared=config.is_shared)
         self._step = 0
-        self._step_started_seconds = 0.0
+        self._committed_at_seconds = 0.0
         self.last_plan: list[ScheduledSequence] = []
-        self._counters = StepCounters()
+        self.record = StepRecord()  # of the step that was scheduled last, or that is being committed
 
     def add(self, request: Request, matcher: Matcher | None = None) -> None:
         """Append a request to the queue, with the matcher of its grammar if it has one."""
@@ -85,11 +85,9 @@ class Scheduler:
 
     def schedule(self) -> list[ScheduledSequence]:
         """Return what the next step computes. All blocks that it needs are in the block tables."""
-        self._step_started_seconds = self.clock()
-        self._counters = StepCounters()
+        self.record = StepRecord(self.clock())
         num_evicted = self.pool.num_evicted
-        self._unreported |= {sequence.request.request_id: sequence for sequence in self.waiting.line_up()}
-        displaced = displaced_by_waiting(self.running, self.waiting, self.blocks, self.config)
+        displaced = self.find_displaced()
         if displaced is not None:
             self._preempt(displaced)
         plan: list[ScheduledSequence] = []
@@ -100,7 +98,7 @@ class Scheduler:
             sequence = self.running[index]
             index += 1
             num_tokens = min(sequence.num_missing_tokens, budget)
-            if num_tokens > 1:
+            if num_tokens != 1:  # 0: it ends with a step that is not committed yet
                 num_tokens = min(num_tokens, prefill.left_of(sequence))
                 prefill.spend(sequence, num_tokens)
                 if not num_tokens:
@@ -113,15 +111,20 @@ class Scheduler:
             else:
                 plan.append(ScheduledSequence(sequence, num_tokens))
                 budget -= num_tokens
-        if self._counters.num_preemptions == (displaced is not None):  # else a joining sequence would be preempted next
+        counters = self.record.counters
+        if counters.num_preemptions == (displaced is not None):  # else a joining sequence would be preempted next
             plan += self._join_waiting(budget, prefill)
         if self.draft_tokens is not None:
             plan = self.draft_tokens.add_to(plan, len(self.running))
-        for scheduled in plan:
-            self._counters.count(scheduled)
-        self._counters.num_evicted_blocks = self.pool.num_evicted - num_evicted
+        counters.count(plan)
+        counters.num_evicted_blocks = self.pool.num_evicted - num_evicted
         self.last_plan = plan
         return plan
+
+    def find_displaced(self) -> Sequence | None:
+        """Return the sequence that makes way for another key in the next step, or None."""
+        self._unreported |= {sequence.request.request_id: sequence for sequence in self.waiting.line_up()}
+        return displaced_by_waiting(self.running, self.waiting, self.blocks, self.config)
 
     def commit(self, plan: list[ScheduledSequence], result: StepResult) -> StepOutput:
         """Apply the result of a plan to its sequences and return the output of the step.
@@ -136,13 +139,15 @@ class Scheduler:
                 continue
             outputs += self._apply(scheduled, list(islice(samples, scheduled.num_logits)), result.prompts.get(index))
         self._step += bool(plan)
-        step_seconds = self.clock() - self._step_started_seconds
+        started_seconds = max(self.record.started_seconds, self._committed_at_seconds)  # steps may overlap
+        step_seconds = (now := self.clock()) - started_seconds
+        self._committed_at_seconds = now
         drafts = self.model_drafts
         draft_seconds = drafts.policy.draft_seconds if drafts is not None else 0.0
-        self._limiter.observe(self._counters, step_seconds - draft_seconds)  # steps with prompts have no drafts
+        self._limiter.observe(self.record.counters, step_seconds - draft_seconds)  # steps with prompts have no drafts
         if drafts is not None:
             drafts.policy.observe_step(sum(scheduled.num_rows for scheduled in plan), step_seconds)
-            self._counters.draft_model_seconds = draft_seconds
+            self.record.counters.draft_model_seconds = draft_seconds
         return StepOutput(outputs=outputs, stats=self.stats(step_seconds), events=self._events.take())
 
     def stats(self, step_seconds: float = 0.0) -> StepStats:
@@ -155,7 +160,7 @@ class Scheduler:
             num_used_blocks=self.pool.num_blocks - self.pool.num_free,
             num_cached_blocks=self.pool.num_cached,
             step_seconds=step_seconds,
-            **vars(self._counters),
+            **vars(self.record.counters),
         )
 
     def _join_waiting(self, budget: int, prefill: PrefillBudget) -> list[ScheduledSequence]:
@@ -220,8 +225,8 @@ class Scheduler:
         sequence.scheduled_at_seconds = self.clock()
         if sequence.num_output_tokens == 0:
             sequence.num_cached_tokens = sequence.num_computed_tokens
-        self._counters.prefix_cache_queries += sequence.num_tokens
-        self._counters.prefix_cache_hits += sequence.num_computed_tokens
+        self.record.counters.prefix_cache_queries += sequence.num_tokens
+        self.record.counters.prefix_cache_hits += sequence.num_computed_tokens
         num_tokens = min(sequence.num_missing_tokens, budget)
         is_extended = self.blocks.extend(sequence, num_tokens)
         assert is_extended, "can_allocate counted the free blocks"
@@ -246,7 +251,7 @@ class Scheduler:
         self._stop(sequence)
         self.waiting.put_back(sequence)
         self._unreported[sequence.request.request_id] = sequence
-        self._counters.num_preemptions += 1
+        self.record.counters.num_preemptions += 1
 
     def _apply(
         self, scheduled: ScheduledSequence, samples: list[Sample | None], prompt: PromptResult | None
@@ -291,7 +296,7 @@ class Scheduler:
         if not is_finite:
             return [*outputs, self._fail(sequence, NOT_FINITE)]
         num_accepted_drafts = max(len(accepted) - 1, 0)
-        self._counters.count_accepted(scheduled.draft_source, num_accepted_drafts)
+        self.record.counters.count_accepted(scheduled.draft_source, num_accepted_drafts)
         sequence.num_computed_tokens += scheduled.num_tokens + num_accepted_drafts - is_late
         self._events.compute(scheduled)
         self.blocks.mark_pending(sequence)
