@@ -39,10 +39,12 @@ class Engine:
         profile: Profile | None = None,
         grammars: Grammars | None = None,
         draft_model: DraftModel | None = None,
+        num_padding_blocks: int = 0,
     ) -> None:
-        """Without `grammars`, requests must not have one."""
+        """Without `grammars`, requests must not have one. Blocks for padding come after those of the pool."""
         self.model = model
-        self.kv_cache = KVCache(model.config, config.num_blocks, config.block_size, kv_dtype, device)
+        num_blocks = config.num_blocks + num_padding_blocks
+        self.kv_cache = KVCache(model.config, num_blocks, config.block_size, kv_dtype, device)
         self.config = config
         self.scheduler = Scheduler(config)
         self._batch_builder = BatchBuilder(config.max_num_seqs, config.max_num_blocks, config.block_size, device)
@@ -55,6 +57,11 @@ class Engine:
     def kv_caches(self) -> list[KVCache]:
         """The KV cache of the model, and that of the draft model if there is one."""
         return [self.kv_cache, *([self._draft_model.kv_cache] if self._draft_model is not None else [])]
+
+    @property
+    def has_work(self) -> bool:
+        """Whether the next step has something to do."""
+        return self.scheduler.has_work
 
     def add(self, request: Request) -> None:
         """Append a request to the queue."""
@@ -76,16 +83,20 @@ class Engine:
         Unknown draft tokens of the plan are replaced by those of the draft model.
         """
         self._lap("schedule")
-        self._announce(plan)
-        self._clear_poisoned_blocks()
-        if self._grammars is not None:
-            self._grammars.end_slow_calls()
+        self._prepare(plan)
         self._complete(plan)
         if plan:
             return run_isolated(self.compute, plan)
         if self.scheduler.waiting:
             time.sleep(GRAMMAR_PAUSE_SECONDS)  # all requests wait for their grammars
         return StepResult([])
+
+    def _prepare(self, plan: list[ScheduledSequence]) -> None:
+        """Do what comes before the computation of a plan."""
+        self._announce([scheduled.sequence.request.request_id for scheduled in plan])
+        self._clear_poisoned_blocks()
+        if self._grammars is not None:
+            self._grammars.end_slow_calls()
 
     def _complete(self, plan: list[ScheduledSequence]) -> None:
         """Put the tokens of the draft model into a plan. If it fails, it is not used again: wrong drafts do no harm."""
@@ -117,14 +128,16 @@ class Engine:
         self._lap("sample")
         return samples, prompts
 
-    def _announce(self, plan: list[ScheduledSequence]) -> None:
-        """Report the requests that the engine works on: those of the plan, and those whose grammars it compiles."""
-        compiling = self.scheduler.waiting.compiling
-        self.on_batch([*(scheduled.sequence.request.request_id for scheduled in plan), *compiling])
+    def _announce(self, request_ids: list[int]) -> None:
+        """Report the requests that the engine works on: those of a plan, and those whose grammars it compiles."""
+        self.on_batch([*request_ids, *self.scheduler.waiting.compiling])
 
     def _clear_poisoned_blocks(self) -> None:
         for block in self.scheduler.blocks.take_poisoned():
-            for kv_cache in self.kv_caches:
-                kv_cache.clear_block(block)
+            self._clear_block(block)
             if (drafts := self.scheduler.model_drafts) is not None:
                 drafts.forget(block)
+
+    def _clear_block(self, block: int) -> None:
+        for kv_cache in self.kv_caches:
+            kv_cache.clear_block(block)

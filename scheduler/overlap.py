@@ -67,12 +67,12 @@ class Overlap:
 
     @property
     def ahead(self) -> list[ScheduledSequence]:
-        """The plan of the step that is launched but not committed; empty if there is none."""
+        """The plan of the last step that was launched and is not committed; empty if there is none."""
         return self._ahead.plan if self._ahead is not None else []
 
     def step(self) -> StepOutput:
         """Launch the next step, then commit the one before it and return its output."""
-        launched = self._ahead or self._start(self.scheduler.schedule())
+        launched = self._ahead = self._ahead or self._start(self.scheduler.schedule())
         self._ahead = self._start_after(launched)
         return self.scheduler.commit(*self._finish(launched))
 

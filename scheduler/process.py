@@ -81,7 +81,7 @@ def _prefault(engine: Engine) -> None:
 
 def _take_messages(engine: Engine, inbox: Inbox, snapshots: SnapshotClock) -> None:
     """Handle every received message. An idle engine waits for the first one, at most half a heartbeat period."""
-    timeout = 0.0 if engine.scheduler.has_work else HEARTBEAT_SECONDS / 2
+    timeout = 0.0 if engine.has_work else HEARTBEAT_SECONDS / 2
     while True:
         try:
             message = inbox.get(timeout=timeout) if timeout else inbox.get_nowait()

@@ -4,6 +4,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from caravan.scheduler.overlap import Pending
+
 T = TypeVar("T")
 
 
@@ -34,11 +36,12 @@ class FakePending(Generic[T]):
 
 
 class FakeDevice:
-    """A queue of launches. `max_queued` is the largest number of them that waited at once."""
+    """A queue of launches."""
 
     def __init__(self) -> None:
         self._queue: deque[FakePending[object]] = deque()
-        self.max_queued = 0
+        self.max_queued = 0  # launches that waited at once, at most
+        self.num_runs = 0
 
     def launch(self, compute: Callable[[], T]) -> FakePending[T]:
         """Queue a computation."""
@@ -47,7 +50,12 @@ class FakeDevice:
         self.max_queued = max(self.max_queued, len(self._queue))
         return pending
 
+    def submit(self, work: Callable[[], Pending]) -> Pending:
+        """Queue work that returns samples to be, and return the samples."""
+        return self.launch(lambda: work().result())
+
     def run_until(self, pending: FakePending[T]) -> None:
         """Run the queue up to a launch."""
         while not pending.is_done:
             self._queue.popleft().run()
+            self.num_runs += 1
