@@ -13,6 +13,7 @@ from caravan.scheduler.batch import BatchBuilder
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.constrained_rows import draw_rows
 from caravan.scheduler.draft_model import DraftModel
+from caravan.scheduler.faults import is_fatal
 from caravan.scheduler.grammar import Grammars
 from caravan.scheduler.isolation import run_isolated
 from caravan.scheduler.messages import Request, StepOutput
@@ -20,6 +21,7 @@ from caravan.scheduler.profile import Profile
 from caravan.scheduler.prompt_logprobs import PromptResult, compute_prompts
 from caravan.scheduler.scheduler import Scheduler
 from caravan.scheduler.sequence import ScheduledSequence
+from caravan.scheduler.smaller_pool import shrink_pool
 from caravan.scheduler.step_result import StepResult
 
 logger = logging.getLogger(__name__)
@@ -43,9 +45,10 @@ class Engine:
     ) -> None:
         """Without `grammars`, requests must not have one. Blocks for padding come after those of the pool."""
         self.model = model
-        num_blocks = config.num_blocks + num_padding_blocks
-        self.kv_cache = KVCache(model.config, num_blocks, config.block_size, kv_dtype, device)
         self.config = config
+        self._device = device
+        self._num_padding_blocks = num_padding_blocks
+        self.kv_cache = self._make_kv_cache(kv_dtype)
         self.scheduler = Scheduler(config)
         self._batch_builder = BatchBuilder(config.max_num_seqs, config.max_num_blocks, config.block_size, device)
         self._grammars = grammars
@@ -77,6 +80,16 @@ class Engine:
         result = self.run(plan)
         return self.scheduler.commit(plan, result)
 
+    def shrink_pool(self) -> None:
+        """Make the pool smaller and compute all running sequences again: for a GPU with too little memory for a step.
+
+        Raises MemoryError if the pool is as small as it can be.
+        """
+        self.config = shrink_pool(self.scheduler)
+        kv_dtype = self.kv_cache.keys[0].dtype
+        del self.kv_cache  # before its successor is allocated
+        self.kv_cache = self._make_kv_cache(kv_dtype)
+
     def run(self, plan: list[ScheduledSequence]) -> StepResult:
         """Announce a plan and compute it, sequence by sequence if computing it at once fails.
 
@@ -90,6 +103,10 @@ class Engine:
         if self.scheduler.waiting:
             time.sleep(GRAMMAR_PAUSE_SECONDS)  # all requests wait for their grammars
         return StepResult([])
+
+    def _make_kv_cache(self, kv_dtype: torch.dtype) -> KVCache:
+        num_blocks = self.config.num_blocks + self._num_padding_blocks
+        return KVCache(self.model.config, num_blocks, self.config.block_size, kv_dtype, self._device)
 
     def _prepare(self, plan: list[ScheduledSequence]) -> None:
         """Do what comes before the computation of a plan."""
@@ -105,9 +122,9 @@ class Engine:
             return
         try:
             self._draft_model.complete(plan, drafts.policy.observe_run)
-        except MemoryError:
-            raise
-        except Exception:
+        except Exception as error:
+            if is_fatal(error):
+                raise
             logger.exception("The draft model failed; the engine continues without it.")
             assert self.scheduler.draft_tokens is not None
             self.scheduler.draft_tokens.model = None

@@ -48,9 +48,8 @@ class OverlappedEngine(Engine):
     ) -> None:
         """`capture` records decode steps as graphs. `submit` may do its work later, in another thread."""
         super().__init__(model, config, kv_dtype, device, profile, grammars, draft_model, NUM_PADDING_BLOCKS)
-        self._submit = submit
-        self.device_steps = DeviceSteps(model, self.kv_cache, config, device, sampler, capture)
-        self._overlap = Overlap(self.scheduler, self.launch, self.run)
+        self._submit, self._sampler, self._capture = submit, sampler, capture
+        self._start_over()
 
     @property
     @override
@@ -61,6 +60,12 @@ class OverlappedEngine(Engine):
     def step(self) -> StepOutput:
         return self._overlap.step()
 
+    @override
+    def shrink_pool(self) -> None:
+        del self.device_steps  # it has the old pool
+        super().shrink_pool()
+        self._start_over()
+
     def launch(self, plan: list[ScheduledSequence]) -> Pending:
         """Announce a plan and let the device compute it."""
         self._lap("schedule")
@@ -70,6 +75,13 @@ class OverlappedEngine(Engine):
         pending = self._submit(lambda: self.device_steps.run(staged))
         self._lap("launch")
         return pending
+
+    def _start_over(self) -> None:
+        """Forget what is launched, and keep the tensors of steps for the KV cache as it is."""
+        self.device_steps = DeviceSteps(
+            self.model, self.kv_cache, self.config, self._device, self._sampler, self._capture
+        )
+        self._overlap = Overlap(self.scheduler, self.launch, self.run)
 
     @override
     def _announce(self, request_ids: list[int]) -> None:

@@ -89,7 +89,7 @@ class Scheduler:
         num_evicted = self.pool.num_evicted
         displaced = self.find_displaced()
         if displaced is not None:
-            self._preempt(displaced)
+            self.preempt(displaced)
         plan: list[ScheduledSequence] = []
         budget = self.config.max_batch_tokens
         prefill = prefill_budget(self.running, self.waiting, self.blocks, self._limiter, self.config, self._turns)
@@ -105,7 +105,7 @@ class Scheduler:
                     continue
             while not self.blocks.extend(sequence, num_tokens):
                 youngest = self.running[-1]
-                self._preempt(youngest)
+                self.preempt(youngest)
                 if youngest is sequence:
                     break
             else:
@@ -245,7 +245,7 @@ class Scheduler:
         self.running.remove(sequence)
         self.blocks.release(sequence)
 
-    def _preempt(self, sequence: Sequence) -> None:
+    def preempt(self, sequence: Sequence) -> None:
         """Put a running sequence back into the queue, without its blocks."""
         self._events.preempt(sequence, sequence.num_computed_tokens)
         self._stop(sequence)
