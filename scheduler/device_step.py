@@ -69,6 +69,7 @@ class DeviceSteps:
         self._counts = torch.arange(num_rows, dtype=torch.int32, device=device)
         self._wanted = torch.arange(num_rows, dtype=torch.int64, device=device)
 
+    @torch.inference_mode()
     def warm_up(self) -> None:
         """Record the decode steps of all sizes, the largest first, with padding rows alone."""
         for size in reversed(self._ladder):

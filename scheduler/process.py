@@ -1,22 +1,18 @@
 """The engine process: receive messages, run steps, send outputs. Run as `python -m caravan.scheduler.process FD`."""
 
-import logging
 import queue
 import socket
 import threading
 import time
 
-import torch
-
 from caravan.scheduler.engine import Engine
 from caravan.scheduler.loaded_model import LoadedModel, load
+from caravan.scheduler.memory_shortage import step_with_room
 from caravan.scheduler.message_sender import HEARTBEAT_SECONDS, MessageSender
-from caravan.scheduler.messages import Abort, Request, StepOutput, Subscribe
+from caravan.scheduler.messages import Abort, Request, Subscribe
 from caravan.scheduler.parent_connection import Inbox, open_connection, reported_failures, run_process
 from caravan.scheduler.priority import lower_thread_priority
 from caravan.scheduler.snapshot import engine_snapshot
-
-logger = logging.getLogger(__name__)
 
 PREFAULTED_BYTES = 2**30  # of the KV pool, in the background; pages after these are allocated when they are written
 
@@ -61,20 +57,6 @@ def run_engine(loaded: LoadedModel, inbox: Inbox, sender: MessageSender) -> None
         if profile:
             profile.lap("send")
             profile.end_step(output.stats.num_prefill_tokens + output.stats.num_decode_tokens)
-
-
-def step_with_room(engine: Engine) -> StepOutput:
-    """Return the output of a step; if a GPU has too little memory for it, make the pool smaller and return no output.
-
-    Any other error that is no request's fault ends this process, and the requests continue in the next one.
-    """
-    try:
-        return engine.step()
-    except torch.OutOfMemoryError as error:  # its traceback holds tensors until here
-        logger.warning("The GPU has too little memory for a step; the KV pool shrinks. %s", error)
-    torch.cuda.empty_cache()
-    engine.shrink_pool()
-    return StepOutput(outputs=[], stats=engine.scheduler.stats())
 
 
 class SnapshotClock:

@@ -14,7 +14,10 @@ from caravan.model.sampling.sampler import SamplingRow, sample
 class PendingSamples(Protocol):
     """The samples of a launch. The next launch may read token_ids; the host waits only in `result`."""
 
-    token_ids: Tensor  # [S] int64 on the device of the logits; -1 for a row whose logits are not finite
+    @property
+    def token_ids(self) -> Tensor:
+        """[S] int64 on the device of the logits; -1 for a row whose logits are not finite."""
+        ...
 
     def result(self) -> list[Sample | None]:
         """Wait and return what `caravan.model.sampling.sampler.sample` returns for the same logits and rows."""
