@@ -119,8 +119,8 @@ def plan_engine(
 
     `free_memory_bytes` is what is free once the weights are loaded. The pool leaves step_bytes(max_batch_tokens,
     max_num_seqs) of its share to the tensors of a step, unless the operator chooses its size. A standby takes
-    `weight_bytes` of it again, and memory for its process. With a draft model, which was trained for max_draft_position tokens, kv_bytes_per_token is
-    that of both models.
+    `weight_bytes` of it again, and memory for its process. With a draft model, which was trained for max_draft_position
+    tokens, kv_bytes_per_token is that of both models.
     """
     if limits.has_standby:
         needed_bytes = standby_bytes(weight_bytes)

@@ -5,7 +5,7 @@ once: new entries of block tables, and tokens, positions and rows. A decode step
 that it is the same sequence of operations on the same tensors each time, which a graph can record.
 """
 
-from itertools import accumulate
+from itertools import accumulate, compress
 from typing import NamedTuple
 
 import numpy as np
@@ -77,8 +77,8 @@ class DeviceSteps:
             self._words[: 3 * size].copy_(torch.from_numpy(words))
             self._decode(size)
 
-    def stage(self, plan: list[ScheduledSequence]) -> StagedStep:
-        """Return a plan that is not empty, with at most one sample a sequence, as the numbers that its step needs.
+    def stage(self, plan: list[ScheduledSequence], num_logits: list[int]) -> StagedStep:
+        """Return a plan that is not empty, with num_logits samples (0 or 1) of each sequence, as its step's numbers.
 
         Sections of a decode step: rows, token ids, positions, each padded. Of others, for B sequences, T tokens and S
         samples: rows [B], query_start_loc [B + 1], seq_lens [B], token ids [T], positions [T], row of each token [T],
@@ -88,9 +88,8 @@ class DeviceSteps:
         rows, places, blocks = self._rows.assign(plan)
         computed = [scheduled.sequence.num_computed_tokens for scheduled in plan]
         sampling_rows = [
-            SamplingRow(scheduled.sequence.request.params, scheduled.sequence.num_output_tokens)
-            for scheduled in plan
-            if scheduled.wants_logits
+            SamplingRow(sequence.request.params, len(sequence.token_ids) - len(sequence.request.prompt_token_ids))
+            for sequence, *_ in compress(plan, num_logits)
         ]
         decode_size = 0
         if len(sampling_rows) == len(plan) and all(scheduled.num_tokens == 1 for scheduled in plan):
@@ -103,7 +102,7 @@ class DeviceSteps:
                 computed + [0] * num_more,
             ]
         else:
-            sections = _prompt_sections(plan, rows, computed)
+            sections = _prompt_sections(plan, num_logits, rows, computed)
         sections += [places, blocks]
         return StagedStep(
             words=self._stage_words(sections),
@@ -133,7 +132,7 @@ class DeviceSteps:
             self._words[: 3 * staged.decode_size].copy_(words[: 3 * staged.decode_size])
         else:
             words.copy_(staged.words, non_blocking=True)
-        *sections, places, blocks = words.split(staged.sizes)
+        *sections, places, blocks = torch.split(words, staged.sizes)  # type: ignore[no-untyped-call]
         if places.shape[0]:
             self._block_tables.view(-1).index_copy_(0, places, blocks.to(torch.int32))
         if staged.decode_size:
@@ -170,7 +169,7 @@ class DeviceSteps:
     @torch.inference_mode()
     def _decode_rows(self, size: int) -> Tensor:
         """Compute a decode step from the tensors that stay on the device alone: a graph records this."""
-        rows, token_ids, positions = self._words[: 3 * size].split(size)
+        rows, token_ids, positions = self._words[: 3 * size].view(3, size)
         block_tables = self._block_tables.index_select(0, rows)  # [size, max_num_blocks]
         block_size = self._config.block_size
         blocks = block_tables.gather(1, (positions // block_size).unsqueeze(1)).squeeze(1)
@@ -206,11 +205,13 @@ class DeviceSteps:
         return torch.where(token_ids < 0, self._last_tokens.index_select(0, rows), token_ids)
 
 
-def _prompt_sections(plan: list[ScheduledSequence], rows: list[int], computed: list[int]) -> list[list[int]]:
+def _prompt_sections(
+    plan: list[ScheduledSequence], num_logits: list[int], rows: list[int], computed: list[int]
+) -> list[list[int]]:
     """Return the sections of a step with prompts, for sequences with these rows and computed tokens."""
     lengths = [scheduled.num_tokens for scheduled in plan]
     ends = [*accumulate(lengths)]
-    sampled = [index for index, scheduled in enumerate(plan) if scheduled.wants_logits]
+    sampled = [index for index, count in enumerate(num_logits) if count]
     return [
         rows,
         [0, *ends],

@@ -1,6 +1,7 @@
 """LoadedModel: a model in memory, before there is a KV pool for it."""
 
 import functools
+import gc
 import os
 import sys
 import time
@@ -108,6 +109,8 @@ class LoadedModel:
             capture=capture_cuda_graph if self.model.can_be_graph else without_graph,
         )
         engine.device_steps.warm_up()
+        gc.collect()
+        gc.freeze()  # else the garbage collector passes over all modules now and then, for as long as ten steps
         return engine
 
 

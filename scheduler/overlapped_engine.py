@@ -66,11 +66,11 @@ class OverlappedEngine(Engine):
         super().shrink_pool()
         self._start_over()
 
-    def launch(self, plan: list[ScheduledSequence]) -> Pending:
-        """Announce a plan and let the device compute it."""
+    def launch(self, plan: list[ScheduledSequence], num_logits: list[int]) -> Pending:
+        """Announce a plan, with the number of samples of each sequence, and let the device compute it."""
         self._lap("schedule")
         self._prepare(plan)
-        staged = self.device_steps.stage(plan)
+        staged = self.device_steps.stage(plan, num_logits)
         self._lap("batch")
         pending = self._submit(lambda: self.device_steps.run(staged))
         self._lap("launch")

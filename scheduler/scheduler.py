@@ -12,11 +12,12 @@ from caravan.model.sampling.sample import LATE, Sample
 from caravan.scheduler.block_manager import BlockManager, CachedPrefix
 from caravan.scheduler.block_pool import BlockPool
 from caravan.scheduler.config import EngineConfig
+from caravan.scheduler.decode_step import commit_decode, decoded_samples
 from caravan.scheduler.displacement import displaced_by_waiting
 from caravan.scheduler.draft_tokens import DraftTokens
 from caravan.scheduler.events import EventLog
 from caravan.scheduler.grammar import Matcher
-from caravan.scheduler.messages import ErrorKind, FinishReason, Request, SequenceOutput, StepOutput, StepStats
+from caravan.scheduler.messages import FinishReason, Request, SequenceOutput, StepOutput, StepStats
 from caravan.scheduler.model_drafts import ModelDrafts
 from caravan.scheduler.prefill_budget import Place, PrefillBudget, prefill_budget
 from caravan.scheduler.prefill_limiter import PrefillLimiter
@@ -41,7 +42,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.waiting = WaitingQueue(self.running)
         self.draft_tokens = DraftTokens(config, self.blocks) if config.speculation == "auto" else None
-        self._unreported: dict[int, Sequence] = {}  # wait "behind others", unless this step looks at them
+        self.unreported: dict[int, Sequence] = {}  # wait "behind others", unless the next step looks at them
         self._rejected: list[SequenceOutput] = []  # errors of waiting requests, for the next commit
         self._events = EventLog()
         self._turns: dict[Place, int] = {}  # when each place last had a share of a step's prompt tokens
@@ -58,7 +59,7 @@ class Scheduler:
         num_tokens = sequence.num_tokens + min(request.params.max_tokens, 1)
         assert num_tokens <= self.config.max_model_len, "the server rejects prompts that leave no token for output"
         self.waiting.append(sequence)
-        self._unreported[request.request_id] = sequence
+        self.unreported[request.request_id] = sequence
 
     def abort(self, request_id: int) -> None:
         """Drop a request, running or waiting. A request that has already ended is ignored."""
@@ -123,7 +124,7 @@ class Scheduler:
 
     def find_displaced(self) -> Sequence | None:
         """Return the sequence that makes way for another key in the next step, or None."""
-        self._unreported |= {sequence.request.request_id: sequence for sequence in self.waiting.line_up()}
+        self.unreported |= {sequence.request.request_id: sequence for sequence in self.waiting.line_up()}
         return displaced_by_waiting(self.running, self.waiting, self.blocks, self.config)
 
     def commit(self, plan: list[ScheduledSequence], result: StepResult) -> StepOutput:
@@ -132,8 +133,11 @@ class Scheduler:
         A sequence that failed, or whose logits were not finite, ends with an error, and its blocks are not cached.
         """
         outputs, self._rejected = self._rejected, []
+        if decoded := decoded_samples(plan, result):
+            max_model_len = self.config.max_model_len
+            outputs += commit_decode(plan, decoded, self.blocks, self.waiting, max_model_len, self._end)
         samples = iter(result.samples)
-        for index, scheduled in enumerate(plan):
+        for index, scheduled in enumerate(plan if not decoded else ()):
             if index in result.failures:
                 outputs.append(self._fail(scheduled.sequence, result.failures[index]))
                 continue
@@ -202,11 +206,11 @@ class Scheduler:
         for scheduled in joined:
             self.waiting.remove(scheduled.sequence.request.request_id)
             self.waiting.count_prompt(scheduled.sequence)
-        for request_id, sequence in self._unreported.items():
+        for request_id, sequence in self.unreported.items():
             if request_id not in looked_at and self.waiting.has(request_id):
                 is_compiling = request_id in self.waiting.compiling
                 self._events.wait(sequence, "grammar being compiled" if is_compiling else "behind others")
-        self._unreported = looked_at
+        self.unreported = looked_at
         return joined
 
     def _has_grammar(self, sequence: Sequence, matcher: Matcher) -> bool:
@@ -250,7 +254,7 @@ class Scheduler:
         self._events.preempt(sequence, sequence.num_computed_tokens)
         self._stop(sequence)
         self.waiting.put_back(sequence)
-        self._unreported[sequence.request.request_id] = sequence
+        self.unreported[sequence.request.request_id] = sequence
         self.record.counters.num_preemptions += 1
 
     def _apply(
@@ -264,7 +268,7 @@ class Scheduler:
         sequence = scheduled.sequence
         if sequence.matcher is not None and sequence.matcher.problem:
             self._stop(sequence)
-            return [self._error_output(sequence, sequence.matcher.problem, "grammar")]
+            return [sequence.end_with_error(sequence.matcher.problem, "grammar")]
         accepted: list[Sample] = []
         reason: FinishReason | None = None
         is_finite = True
@@ -311,10 +315,4 @@ class Scheduler:
         """End a running sequence whose numbers are wrong, and take its blocks out of the cache."""
         self.running.remove(sequence)
         self.blocks.poison(sequence)
-        return self._error_output(sequence, error, "engine")
-
-    def _error_output(self, sequence: Sequence, error: str, kind: ErrorKind) -> SequenceOutput:
-        """Return the last output of a sequence that has ended early."""
-        if sequence.matcher is not None:
-            sequence.matcher.close()
-        return sequence.error_output(error, kind)
+        return sequence.end_with_error(error, "engine")

@@ -36,7 +36,7 @@ def capture_cuda_graph(decode: Decode) -> Decode:
     nothing may be read back: then the recording fails.
     Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
     """
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no types for it
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         decode()

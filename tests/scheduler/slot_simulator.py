@@ -118,9 +118,10 @@ class SlotSimulator:
         self.clock.seconds += self._seconds()
         return StepResult([sample for scheduled in plan for sample in self._computation(scheduled)()])
 
-    def _launch(self, plan: list[ScheduledSequence]) -> FakePending[list[Sample | None]]:
+    def _launch(self, plan: list[ScheduledSequence], num_logits: list[int]) -> FakePending[list[Sample | None]]:
         """Compute a plan on the device."""
         seconds = self._seconds()
+        assert num_logits == [scheduled.num_logits for scheduled in plan]
         computations = [self._computation(scheduled) for scheduled in plan]
         number = self.num_computations
         self.num_computations += 1

@@ -153,10 +153,10 @@ def test_a_step_that_fails_once_on_the_device_changes_no_answer(
     name = "stage" if fault == "launch" else "run"
     original, calls = getattr(steps, name), iter(range(1000))
 
-    def failing_once(argument: Any) -> Any:
+    def failing_once(*arguments: Any) -> Any:
         if next(calls) == 5:
             raise IndexError("once")
-        return original(argument)
+        return original(*arguments)
 
     monkeypatch.setattr(steps, name, failing_once)
     with caplog.at_level(logging.ERROR):
@@ -191,8 +191,8 @@ def test_padding_rows_change_no_bit_of_any_request(kind: str) -> None:
     steps = engine.device_steps  # type: ignore[attr-defined]  # it overlaps
     stage = steps.stage
 
-    def observed(plan: Any) -> Any:
-        staged = stage(plan)
+    def observed(*arguments: Any) -> Any:
+        staged = stage(*arguments)
         sizes.add(staged.decode_size - staged.num_seqs if staged.decode_size else 0)
         return staged
 
