@@ -114,7 +114,7 @@ class CudaSampler:
         copied: torch.cuda.Event | None = None
         if self._device.type == "cuda":
             parts = tuple(_copied(part) for part in parts)
-            copied = torch.cuda.Event()
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record()
         else:
             parts = tuple(part.clone() for part in parts)
