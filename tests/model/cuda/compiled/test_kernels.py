@@ -18,7 +18,7 @@ import triton.language as tl
 from triton.runtime.jit import JITFunction
 
 import caravan.model.cuda
-from benchmarks.gpu_kernels import TARGETS, Bounds, Figures, complaints, figures, without_alignment
+from benchmarks.gpu_kernels import TARGETS, Bounds, Figures, compiled, complaints, figures, without_alignment
 from benchmarks.gpu_launches import Launch, all_launches, attention_launches, by_name, recorded, sampler_launches
 from benchmarks.gpu_page import PAGE, AllFigures, all_figures, page_with
 
@@ -119,6 +119,15 @@ def test_products_of_any_number_of_rows_have_one_family_of_matrix_instructions(
 def _family(layout: str) -> str:
     """Return the version of a matrix instruction, without warps and tile: mma.sync 2, wgmma 3, or tcgen05."""
     return "tcgen05" if "block" in layout else layout.split(", warps")[0]
+
+
+@pytest.mark.parametrize("name", ["penalize", "weigh", "collect", "truncate", "pick"])
+@pytest.mark.parametrize("target", NVIDIA)
+def test_what_decides_a_token_fuses_no_product_with_a_sum(target: str, name: str) -> None:
+    code = compiled(launch_of(sampler_launches(), name), TARGETS[target]).asm["ptx"]
+    assert "fma." not in code
+    assert ("div.rn.f32" in code) == (name in ("penalize", "weigh"))  # correctly rounded
+    assert "div.full" not in code
 
 
 def test_the_page_has_the_figures_of_these_kernels(compiled_kernels: AllFigures) -> None:
