@@ -63,14 +63,13 @@ def plan(
     from caravan.cli.report import plan_model, text_of
     from caravan.scheduler.memory import free_memory_bytes
 
-    if device is not None:
-        memory_bytes = gpu_memory_bytes(device)
+    available = gpu_memory_bytes(device) if device is not None else memory_bytes
     path = resolved(model)
     draft_path = None if settings.draft_model is None else resolved(settings.draft_model)
     try:
         rows = plan_model(
             path,
-            memory_bytes=free_memory_bytes() if memory_bytes is None else int(memory_bytes),
+            memory_bytes=free_memory_bytes() if available is None else int(available),
             prompt_tokens=prompt,
             output_tokens=output,
             dtype=settings.dtype,
