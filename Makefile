@@ -6,12 +6,13 @@ BENCH ?= --concurrency 1,8,32
 # Every start of a server imports a thousand modules: compiled once, they take a third of the time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help serve test test-fast coverage check fix dashboard bench compare conformance campaign soak
+.PHONY: help serve test test-fast proofs coverage check fix dashboard bench compare conformance campaign soak
 
 help:
 	@echo "make serve   install and serve MODEL (default smollm2) on 127.0.0.1:8000; options in CARAVAN_* variables"
 	@echo "make test    run all tests; install what they need into .venv, and name what the system lacks"
 	@echo "make test-fast   the tests that take less than half a second each and need no model, in less than 90 seconds"
+	@echo "make proofs   compute the kernels for GPUs in an interpreter, and compile them, without a GPU"
 	@echo "make coverage   the fast tests again, and how much of the packages model, scheduler and server they reach"
 	@echo "make check   formatting, lint, types, import rule"
 	@echo "make fix     format and mend what can be mended"
@@ -41,6 +42,11 @@ coverage: .venv/dev.stamp
 
 test-fast: .venv/dev.stamp
 	$(PYTEST) -m "$(FAST)"
+
+# Triton decides when it is imported whether kernels are interpreted, so each kind has a process of its own.
+proofs: .venv/dev.stamp
+	TRITON_INTERPRET=1 $(BIN)/pytest -m proofs tests/model/cuda/interpreted
+	$(BIN)/pytest -m proofs tests/model/cuda/compiled
 
 check: .venv/dev.stamp
 	$(BIN)/ruff format --check .

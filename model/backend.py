@@ -17,6 +17,7 @@ from caravan.model.cpu.kernels import Kernels, WeightFormat
 from caravan.model.cpu.linear import Quantization, format_of
 from caravan.model.cpu.llama import CpuLlama
 from caravan.model.cpu.packing import BLOCK_FORMATS, num_packed_bytes
+from caravan.model.cuda.requirements import missing_for_kernels
 from caravan.model.llama import Llama
 from caravan.model.loader import plain_llama
 
@@ -58,17 +59,18 @@ def choose_backend(
     quantization: Literal["auto"] | Quantization,
     block_size: int,
     is_gpu: bool = False,
+    fast_matmul: bool = False,
 ) -> Backend:
-    """Return the backend of a model: plain PyTorch on a GPU and without kernels, else CpuLlama.
+    """Return the backend of a model: CudaLlama on a GPU, CpuLlama on a CPU, without kernels plain PyTorch.
 
     `auto` and `native` keep weights in blocks as the file has them; a model without any is computed in bfloat16, `none`
     (docs/decisions/0034-quantization-auto.md).
     Raises ValueError for options that contradict each other.
     """
     if is_gpu:
-        if quantization not in ("auto", "none"):
-            raise ValueError(f"--quantization {quantization} needs the CPU kernels; it cannot be combined with a GPU.")
-        return _plain(checkpoint, torch.float32 if dtype == "float32" else torch.bfloat16, None)
+        return _on_gpu(checkpoint, dtype, quantization, fast_matmul=fast_matmul)
+    if fast_matmul:
+        raise ValueError("--fast-matmul needs a GPU; the CPU kernels have one way to multiply. Remove the option.")
     kernels: Kernels | None = usable_kernels(block_size)
     if dtype == "auto":
         dtype = "bfloat16" if kernels is not None or torch.cpu._is_avx512_bf16_supported() else "float32"
@@ -89,6 +91,40 @@ def choose_backend(
         make_model=lambda config: CpuLlama(config, kernels, chosen),
         weight_bytes=_packed_bytes(checkpoint, chosen, has_byte_products=kernels.has_byte_products()),
         text=_TEXTS[chosen],
+    )
+
+
+def _on_gpu(
+    checkpoint: Checkpoint, dtype: str, quantization: Literal["auto"] | Quantization, *, fast_matmul: bool
+) -> Backend:
+    """Return CudaLlama, or plain PyTorch with a logged warning if kernels cannot be compiled. `auto` is `none`."""
+    if quantization in ("native", "int8"):
+        raise ValueError(f"--quantization {quantization} needs the CPU kernels; a GPU has auto, none and int4.")
+    if quantization == "int4" and dtype == "float32":
+        raise ValueError("--quantization int4 computes in bfloat16; it cannot be combined with --dtype float32.")
+    if quantization == "int4" and fast_matmul:
+        raise ValueError("--fast-matmul needs weights in bfloat16; it cannot be combined with --quantization int4.")
+    number = torch.float32 if dtype == "float32" else torch.bfloat16
+    missing = missing_for_kernels()
+    if missing is not None:
+        if quantization == "int4":
+            raise ValueError(f"--quantization int4 needs kernels for the GPU. {missing}")
+        logger.warning("%s The model runs in plain PyTorch, many times slower.", missing)
+        return _plain(checkpoint, number, None)
+    # Imports Triton, which machines without a GPU need not have.
+    from caravan.model.cuda.llama import CudaLlama, CudaQuantization, int4_weight_bytes
+
+    chosen: CudaQuantization = "int4" if quantization == "int4" else "none"
+    name = str(number).removeprefix("torch.")
+    text = "int4: layers in 4 bits as the file has them or rounded to 4" if chosen == "int4" else name
+    return Backend(
+        dtype=number,
+        quantization=chosen,
+        make_model=lambda config: CudaLlama(config, torch.device("cuda"), chosen, fast_matmul=fast_matmul),
+        weight_bytes=int4_weight_bytes(checkpoint)
+        if chosen == "int4"
+        else num_parameters(checkpoint) * number.itemsize,
+        text=f"{text}, multiplied by cuBLAS" if fast_matmul else text,
     )
 
 

@@ -134,6 +134,7 @@ def load(start: StartEngine, *, must_fit: bool = False) -> LoadedModel:
         quantization=start.quantization,
         block_size=start.limits.block_size,
         is_gpu=device.type == "cuda",
+        fast_matmul=start.fast_matmul,
     )
     backend = choose(checkpoint)
     if must_fit and not (start.weights_cache_bytes and are_packed(Path(start.model_path))):

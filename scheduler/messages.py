@@ -19,6 +19,7 @@ class StartEngine(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     quantization: Literal["auto", "none", "native", "int8", "int4"] = "auto"
+    fast_matmul: bool = False  # multiply matrices on a GPU with cuBLAS
     kv_cache_dtype: Literal["auto", "bfloat16", "int8"] = "auto"
     num_threads: int | None = None  # None: one per core
     weights_cache_bytes: int = 0  # limit of all files of packed weights; 0: none is read or written

@@ -52,6 +52,11 @@ class ModelSettings(BaseModel):
         "int8: 8-bit weights and products. int4: 4-bit weights, bfloat16 products. auto: native for files with "
         "quantized weights, otherwise none.",
     )
+    fast_matmul: bool = Field(
+        False,
+        description="Multiply matrices on a GPU with cuBLAS: faster prefill, but an answer can depend on the other "
+        "requests of its batch.",
+    )
     speculation: Speculation = Field(
         "auto",
         description="Speculative decoding with draft tokens from the text itself, from earlier answers of the same API "
@@ -273,6 +278,7 @@ class Settings(
             device=self.device,
             dtype=self.dtype,
             quantization=self.quantization,
+            fast_matmul=self.fast_matmul,
             kv_cache_dtype=self.kv_cache_dtype,
             num_threads=self.num_threads,
             weights_cache_bytes=int(self.weights_cache_size),

@@ -48,6 +48,7 @@ class LLM:
         device: Literal["auto", "cpu", "cuda"] = "auto",
         dtype: Literal["auto", "float32", "bfloat16"] = "auto",
         quantization: Literal["auto", "none", "native", "int8", "int4"] = "auto",
+        fast_matmul: bool = False,
         kv_cache_dtype: Literal["auto", "bfloat16", "int8"] = "auto",
         kv_cache_memory: int | str | None = None,
         max_model_len: int | None = None,

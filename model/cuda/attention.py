@@ -25,9 +25,9 @@ class CudaAttention:
     """Implements model.attention.PagedAttention with kernels; nothing is read back to the host.
 
     Sequences with one query are computed in splits of 512 positions, each by a program of its own; those with more in
-    tiles of 16 or 32 rows, by the same sums in the same order. So a row has the same bits in both kernels, whatever shares
-    its batch. In bfloat16 the softmax's weights are rounded before they are multiplied by the values; all sums are
-    float32. Of a pool in 8 bits, the numbers are multiplied in the queries' dtype and scores and weights by the scales.
+    tiles of 16 or 32 rows, by the same sums in the same order. So a row has the same bits in both kernels, whatever
+    shares its batch. In bfloat16 the softmax's weights are rounded before they are multiplied by the values; all sums
+    are float32. Numbers of 8 bits are multiplied in the queries' dtype, then scores and weights by their scales.
     """
 
     def write(self, keys: Tensor, values: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor) -> None:

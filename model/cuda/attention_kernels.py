@@ -3,7 +3,8 @@
 Fixed, for equal bits: a split of SPLIT_TOKENS positions, computed in tiles of TILE positions; the splits of a row are
 merged in order of position. Tiles and splits start at multiples of their size. Tiles of DECODE_ROWS rows and of a
 TileShape's rows have, with the same number of warps, one matrix-instruction layout on sm_80, sm_90 and sm_100. Row sums
-are matrix products with ones, so that the only reductions are maxima, which have no order.
+are matrix products with ones, so that the only reductions are maxima, which have no order. Numbers that differ between
+steps are not specialized, so that one binary computes all batches.
 
 A row of a tile is a query head of a token: row r of sequence b and KV head h is the token r // GROUP of the sequence's
 queries, head h * GROUP + r % GROUP.
@@ -101,7 +102,7 @@ def merge_factors(top, split_top):
     return new_top, tl.exp2(top - base), tl.exp2(split_top - base)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride", "num_splits", "window"])
 def decode_splits(
     queries,  # [T, NUM_KV_HEADS * GROUP, HEAD_DIM], rows query_stride apart
     keys,
@@ -178,7 +179,7 @@ def decode_splits(
     tl.store(mixed_values + at[:, None] * HEAD_DIM + dims[None, :], mixed, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits", "window"])
 def merge_splits(
     tops,
     totals,
@@ -218,7 +219,7 @@ def merge_splits(
     tl.store(output + place + dims, mixed.to(output.dtype.element_ty), mask=dims < HEAD_DIM)
 
 
-@triton.jit(do_not_specialize=["num_seqs"])
+@triton.jit(do_not_specialize=["table_stride", "num_seqs", "window"])
 def attend_chunk(
     queries,  # [T, NUM_KV_HEADS * GROUP, HEAD_DIM], rows query_stride apart
     keys,
@@ -248,7 +249,7 @@ def attend_chunk(
     """Compute ROWS rows of a KV head, of one sequence with several queries.
 
     Grid: T * GROUP // ROWS + B, NUM_KV_HEADS. The tiles of sequence b start at program
-    query_start_loc[b] * GROUP // ROWS + b, which leaves room for the partial tile of every sequence; a program finds its
+    query_start_loc[b] * GROUP // ROWS + b, which leaves room for a partial tile of each sequence; a program finds its
     sequence by bisection, so that the host need not know the lengths.
     """
     program = tl.program_id(0)

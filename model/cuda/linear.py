@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from caravan.model.cuda.product_kernels import GROUP, INPUTS, ProductTile, multiply, multiply_int4, product_tile
 from caravan.model.linear import Linear
-from caravan.model.quantization import GroupedWeight, dequantize, quantize
+from caravan.model.quantization import GroupedWeight
 
 
 class CudaLinear(Linear):
@@ -36,18 +36,15 @@ class Int4Linear(Linear):
     def __init__(self, plain: Linear) -> None:
         """Replace `plain`, which has no weights yet."""
         super().__init__(plain.in_features, plain.out_features, has_bias=plain.bias is not None)
-        nothing = torch.empty(0, dtype=torch.uint8, device="meta")
-        self.weight = nn.Parameter(nothing, requires_grad=False)  # packed, [out, ceil(in / 64) * 32]
-        self.scales, self.offsets = nothing, nothing  # [out, ceil(in / 64) * 2] float16
+        self.weight = _parameter(torch.empty(0, dtype=torch.uint8, device="meta"))  # [out, ceil(in / 64) * 32]
+        self.scales = _parameter(torch.empty(0, dtype=torch.float16, device="meta"))  # [out, ceil(in / 64) * 2]
+        self.offsets = _parameter(torch.empty(0, dtype=torch.float16, device="meta"))
 
     def place(self, weight: GroupedWeight, device: torch.device) -> None:
         """Pack a weight [out, in] of 4 bits and put it on the device."""
         assert weight.bits == 4
-        packed, scales, offsets = packed_int4(weight)
-        self.weight = nn.Parameter(packed.to(device), requires_grad=False)
-        self.scales, self.offsets = (
-            nn.Parameter(grid.to(device), requires_grad=False) for grid in (scales, offsets)
-        )
+        packed = [_parameter(part.to(device)) for part in packed_int4(weight)]
+        self.weight, self.scales, self.offsets = packed
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [T, out] for x [T, in]."""
@@ -136,8 +133,5 @@ def int4_bytes(num_outputs: int, num_inputs: int) -> int:
     return num_outputs * -(-num_inputs // (2 * GROUP)) * (GROUP + 2 * 2 * torch.float16.itemsize)
 
 
-def on_int4_grid(weight: Tensor | GroupedWeight) -> GroupedWeight:
-    """Return a weight [out, in] on a grid of 4 bits: its own if it has one, else the nearest points of a new one."""
-    if isinstance(weight, GroupedWeight):
-        return weight if weight.bits == 4 else quantize(dequantize(weight), 4)
-    return quantize(weight, 4)
+def _parameter(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor, requires_grad=False)

@@ -1,21 +1,23 @@
 """CudaLlama: the model of model/llama.py with its layers in Triton kernels."""
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from caravan.model.blocks import WeightPart
+from caravan.model.checkpoint.checkpoint import Checkpoint, grid_bits, weight_parts
 from caravan.model.config import ModelConfig
 from caravan.model.cuda.attention import CudaAttention
 from caravan.model.cuda.heads import rotated_queries
-from caravan.model.cuda.linear import CudaLinear, Int4Linear, on_int4_grid, product
+from caravan.model.cuda.linear import CudaLinear, Int4Linear, int4_bytes, product
 from caravan.model.cuda.rows import normalize_heads_, normalized, swiglu
 from caravan.model.forward_batch import ForwardBatch
 from caravan.model.kv_cache import KVCache
 from caravan.model.linear import Linear
 from caravan.model.llama import Block, Llama, RMSNorm
-from caravan.model.quantization import GroupedWeight
+from caravan.model.quantization import GroupedWeight, dequantize, quantize
 
 CudaQuantization = Literal["none", "int4"]
 
@@ -24,21 +26,20 @@ class CudaLlama(Llama):
     """bfloat16 or float32 between the layers, float32 in the sums; weights in that dtype, or the layers' in 4 bits.
 
     A step reads nothing back to the host. The bits of a row depend on its own sequence alone, except with
-    has_fast_products, where cuBLAS multiplies.
+    fast_matmul, where cuBLAS multiplies.
     """
 
     def __init__(
-        self, config: ModelConfig, device: torch.device, quantization: CudaQuantization, *, has_fast_products: bool
+        self, config: ModelConfig, device: torch.device, quantization: CudaQuantization, *, fast_matmul: bool
     ) -> None:
-        """`device` gets the weights in 4 bits, which are packed on the CPU. Fast products need quantization `none`."""
+        """`device` gets the weights that come on a grid. fast_matmul needs quantization `none`."""
         super().__init__(config, CudaAttention())
-        assert quantization == "none" or not has_fast_products
+        assert quantization == "none" or not fast_matmul
         self.device = device
-        self.quantization = quantization
-        self.has_fast_products = has_fast_products
+        self.fast_matmul = fast_matmul
 
         def linear(plain: Linear) -> Linear:
-            return Int4Linear(plain) if quantization == "int4" else CudaLinear(plain, is_fast=has_fast_products)
+            return Int4Linear(plain) if quantization == "int4" else CudaLinear(plain, is_fast=fast_matmul)
 
         for layer in self._blocks():
             attention, feed_forward = layer.attention, layer.feed_forward
@@ -50,14 +51,23 @@ class CudaLlama(Llama):
         return {f"{name}.weight" for name, module in self.named_modules() if isinstance(module, Int4Linear)}
 
     def place_weight(self, name: str, weight: Tensor | GroupedWeight | list[WeightPart]) -> None:
-        """Set the parameter with this dotted name, packed if it is to have 4 bits."""
+        """Set the parameter with this dotted name, packed if it is to have 4 bits.
+
+        A matrix on a grid of 8 bits is kept in bfloat16: 4 would lose what the file has.
+        """
         owner, _, leaf = name.rpartition(".")
         module = self.get_submodule(owner)
-        if isinstance(module, Int4Linear) and leaf == "weight":
-            assert not isinstance(weight, list), "weights_in_blocks is empty"
-            module.place(on_int4_grid(weight), self.device)
-        else:
+        if not isinstance(module, Int4Linear) or leaf != "weight":
             super().place_weight(name, weight)
+            return
+        assert not isinstance(weight, list), "weights_in_blocks is empty"
+        if isinstance(weight, GroupedWeight) and weight.bits == 8:
+            linear = CudaLinear(module, is_fast=False)
+            linear.bias = module.bias
+            self.set_submodule(owner, linear)
+            super().place_weight(name, dequantize(weight).to(self.device, torch.bfloat16))
+            return
+        module.place(weight if isinstance(weight, GroupedWeight) else quantize(weight, 4), self.device)
 
     @torch.inference_mode()
     def hidden_states(self, batch: ForwardBatch, kv_cache: KVCache) -> Tensor:
@@ -99,7 +109,7 @@ class CudaLlama(Llama):
         """Return the logits [S, vocab_size] of the last layer's output x [S, hidden_size], float32."""
         head = self.embedding.weight if self.config.tie_embeddings else self.output.weight
         _, norm = _normalized(x, None, self.norm)
-        if self.has_fast_products:
+        if self.fast_matmul:
             return torch.nn.functional.linear(norm, head).float()
         return product(norm, head, dtype=torch.float32)
 
@@ -111,3 +121,15 @@ class CudaLlama(Llama):
 
 def _normalized(x: Tensor, added: Tensor | None, norm: RMSNorm) -> tuple[Tensor, Tensor]:
     return normalized(x, added, norm.weight, norm.eps)
+
+
+def int4_weight_bytes(checkpoint: Checkpoint) -> int:
+    """Return the size of all weights of a CudaLlama in 4 bits."""
+    total = 0
+    for name, parts in weight_parts(checkpoint).items():
+        num_rows, shape = sum(part.shape[0] for part in parts), parts[0].shape[1:]
+        if name.startswith("layers.") and shape and grid_bits(checkpoint, parts) != 8:
+            total += int4_bytes(num_rows, shape[0])
+        else:
+            total += num_rows * math.prod(shape) * torch.bfloat16.itemsize
+    return total

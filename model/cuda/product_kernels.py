@@ -1,8 +1,9 @@
 """Matrix products in Triton with fixed tiles: every element is summed over K in one order, for any number of rows.
 
 A program computes ROWS rows of x times COLUMNS rows of the weight. It walks along K in steps of INPUTS and adds each
-step's matrix instructions to one sum in float32. ROWS is at least 64, so that one family of matrix instructions computes
-all batches of an architecture (mma.sync on sm_80, wgmma on sm_90, tcgen05 on sm_100). There is no split of K.
+step's matrix instructions to one sum in float32. ROWS is at least 64, so that one family of matrix instructions
+computes all batches of an architecture (mma.sync on sm_80, wgmma on sm_90, tcgen05 on sm_100). There is no split
+of K. One binary computes all numbers of rows that share a tile.
 """
 
 from typing import NamedTuple
@@ -34,7 +35,7 @@ def product_tile(num_rows: int, bytes_per_number: int) -> ProductTile:
     return ProductTile(64, 128, 4, 4) if num_rows <= 512 else ProductTile(128, 256, 8, 3)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def multiply(
     x,  # [M, K], rows x_stride apart
     weight,  # [N, K]
@@ -79,7 +80,7 @@ def multiply(
     tl.store(place, total.to(output.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def multiply_int4(
     x,  # [M, K], rows x_stride apart
     packed,  # [N, ceil(K / 64) * 32] uint8: byte j of a block has the weights of inputs j (low bits) and j + 32

@@ -14,6 +14,7 @@ from caravan.model.cpu.build import KernelsUnavailable, build_kernels
 from caravan.model.cpu.kernels import WeightFormat
 from caravan.model.cpu.linear import PackedLinear
 from caravan.model.cpu.llama import CpuLlama
+from caravan.model.cuda.requirements import missing_for_kernels
 from caravan.model.kv_cache import POOL_DTYPES, KVCache, choose_kv_dtype, kv_bytes_per_token
 from caravan.model.llama import Llama
 from caravan.model.loader import load_model, open_checkpoint
@@ -158,13 +159,42 @@ def test_a_pool_in_eight_bits_takes_half_and_its_size_is_known_before() -> None:
     assert sizes[torch.int8] / sizes[torch.bfloat16] == pytest.approx(0.53, abs=0.005)
 
 
-def test_a_gpu_computes_in_plain_pytorch_and_takes_no_quantization(tiny_model_path: Path) -> None:
+def test_a_gpu_without_triton_computes_in_plain_pytorch_with_a_warning(
+    tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("caravan.model.backend.missing_for_kernels", lambda: "Triton is not installed.")
     backend = choose(tiny_model_path, is_gpu=True)
+    assert "Triton is not installed. The model runs in plain PyTorch" in caplog.text
     assert (backend.dtype, backend.quantization) == (torch.bfloat16, "none")
     assert choose(tiny_model_path, is_gpu=True, dtype="float32").dtype == torch.float32
     assert type(backend.make_model(TINY)) is Llama
-    with pytest.raises(ValueError, match="--quantization int8 needs the CPU kernels"):
-        choose(tiny_model_path, is_gpu=True, quantization="int8")
+    with pytest.raises(ValueError, match="int4 needs kernels for the GPU. Triton is not installed"):
+        choose(tiny_model_path, is_gpu=True, quantization="int4")
+
+
+def test_options_that_a_device_does_not_have_are_refused(tiny_model_path: Path) -> None:
+    for quantization in ("native", "int8"):
+        with pytest.raises(ValueError, match=f"--quantization {quantization} needs the CPU kernels; a GPU has auto"):
+            choose(tiny_model_path, is_gpu=True, quantization=quantization)
+    with pytest.raises(ValueError, match="cannot be combined with --dtype float32"):
+        choose(tiny_model_path, is_gpu=True, quantization="int4", dtype="float32")
+    with pytest.raises(ValueError, match="--fast-matmul needs weights in bfloat16"):
+        choose(tiny_model_path, is_gpu=True, quantization="int4", fast_matmul=True)
+    with pytest.raises(ValueError, match="--fast-matmul needs a GPU"):
+        choose(tiny_model_path, fast_matmul=True)
+
+
+def test_kernels_for_gpus_need_triton_and_a_c_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert missing_for_kernels() == "Triton is not installed."
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert (
+        missing_for_kernels({"CC": "no-such-compiler"}) == "Triton needs a C compiler, and CC=no-such-compiler is none."
+    )
+    assert missing_for_kernels({}) == "Triton needs a C compiler: gcc, clang or the one that CC names."
+    (tmp_path / "clang").touch(0o755)
+    assert missing_for_kernels({}) is missing_for_kernels({"CC": "clang"}) is None
 
 
 def test_the_device_is_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,6 @@ import triton.language as tl
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 _binary_op: Callable[..., Any] = InterpreterBuilder.binary_op
-_unary_op: Callable[..., Any] = InterpreterBuilder.unary_op
 _create_dot: Callable[..., Any] = InterpreterBuilder.create_dot
 _cast_impl: Callable[..., Any] = InterpreterBuilder.cast_impl
 _create_fp_to_fp: Callable[..., Any] = InterpreterBuilder.create_fp_to_fp
@@ -26,7 +25,7 @@ _create_fp_to_fp: Callable[..., Any] = InterpreterBuilder.create_fp_to_fp
 def repaired_interpreter() -> Iterator[None]:
     """Compute as a GPU does, inside the context."""
     with ExitStack() as stack:
-        for repair in (binary_op, unary_op, create_dot, cast_impl, create_fp_to_fp):
+        for repair in (binary_op, create_dot, cast_impl, create_fp_to_fp):
             stack.enter_context(mock.patch.object(InterpreterBuilder, repair.__name__, repair))
         yield
 
@@ -53,12 +52,6 @@ def binary_op(self: Any, lhs: Any, rhs: Any, op: Any) -> Any:
         return _binary_op(self, lhs, rhs, op)
     result = _binary_op(self, widened(lhs), widened(rhs), op)
     return result if result.data.dtype == np.bool_ else TensorHandle(narrowed(result.data), tl.bfloat16)
-
-
-def unary_op(self: Any, arg: Any, op: Any) -> Any:
-    """Return op(arg)."""
-    result = _unary_op(self, widened(arg), op)
-    return TensorHandle(narrowed(result.data), tl.bfloat16) if arg.dtype.scalar == tl.bfloat16 else result
 
 
 def create_dot(self: Any, a: Any, b: Any, d: Any, *options: Any) -> Any:
