@@ -125,8 +125,12 @@ def product_launches(num_rows: int) -> list[Launch]:
     num_outputs, num_inputs = LLAMA_8B.products()["qkv"]
     x = _numbers(num_rows, num_inputs)
     packed = Int4Linear(Linear(num_inputs, num_outputs, has_bias=False))
-    packed.weight = nn.Parameter(torch.empty(num_outputs, num_inputs // 2, dtype=torch.uint8), requires_grad=False)
-    packed.scales = packed.offsets = torch.empty(num_outputs, num_inputs // 32, dtype=torch.float16)
+
+    def parameter(width: int, dtype: torch.dtype) -> nn.Parameter:
+        return nn.Parameter(torch.empty(num_outputs, width, dtype=dtype), requires_grad=False)
+
+    packed.weight = parameter(num_inputs // 2, torch.uint8)
+    packed.scales = packed.offsets = parameter(num_inputs // 32, torch.float16)
 
     def run() -> None:
         product(x, _numbers(num_outputs, num_inputs))
