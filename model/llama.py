@@ -129,6 +129,7 @@ class Block(nn.Module):
 class Llama(nn.Module):
     """The whole model, from tokens, positions and cache slots to logits. It knows nothing of requests and text."""
 
+    can_be_graph = False  # attention reads lengths on the host, so a step cannot be recorded as a CUDA graph
     rope_cos: Tensor  # [max_position, head_dim / 2]
     rope_sin: Tensor
 

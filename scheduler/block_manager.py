@@ -31,6 +31,8 @@ class BlockManager:
         """Allocate the blocks of the next num_tokens tokens; False, with nothing changed, if too few are free."""
         num_tokens += sequence.num_computed_tokens
         num_blocks = num_blocks_for(num_tokens, self.block_size) - len(sequence.block_table)
+        if num_blocks <= 0:
+            return True
         if num_blocks > self.pool.num_free:
             return False
         sequence.block_table.extend(self.pool.allocate() for _ in range(num_blocks))

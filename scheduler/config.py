@@ -1,5 +1,6 @@
 """EngineConfig: the limits of one engine, chosen by the operator or from the free memory."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -55,15 +56,36 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 class EngineLimits(msgspec.Struct, frozen=True, kw_only=True):
     """The limits that the operator sets; None leaves the choice to the engine."""
 
-    kv_cache_memory_bytes: int | None = None  # None: half of the memory that is free after loading
+    kv_cache_memory_bytes: int | None = None  # None: the device's share of the memory that is free after loading
     max_model_len: int | None = None  # None: what the model was trained for, at most DEFAULT_MAX_MODEL_LEN
     block_size: int = 16
-    max_batch_tokens: int = 512
-    max_num_seqs: int = 64
+    max_batch_tokens: int | None = None  # None: the default of the device
+    max_num_seqs: int | None = None  # the same
     speculation: Speculation = "auto"  # draft tokens from the text where they pay
     max_inter_token_seconds: float | None = None  # target of running streams while prompts are computed
     is_shared: bool = False  # by several API keys
     has_standby: bool = False  # leave memory for a second process with the same weights
+
+
+class DeviceDefaults(msgspec.Struct, frozen=True, kw_only=True):
+    """The limits of a kind of device where the operator sets none."""
+
+    max_batch_tokens: int
+    max_num_seqs: int
+    pool_share: float  # of the memory that is free after loading
+
+
+CPU_DEFAULTS = DeviceDefaults(max_batch_tokens=512, max_num_seqs=64, pool_share=0.5)
+GPU_DEFAULTS = DeviceDefaults(max_batch_tokens=8192, max_num_seqs=256, pool_share=0.9)
+
+
+def with_defaults(limits: EngineLimits, defaults: DeviceDefaults) -> EngineLimits:
+    """Return limits with those of a device in place of None."""
+    return msgspec.structs.replace(
+        limits,
+        max_batch_tokens=limits.max_batch_tokens if limits.max_batch_tokens is not None else defaults.max_batch_tokens,
+        max_num_seqs=limits.max_num_seqs if limits.max_num_seqs is not None else defaults.max_num_seqs,
+    )
 
 
 def standby_bytes(weight_bytes: int) -> int:
@@ -90,12 +112,15 @@ def plan_engine(
     free_memory_bytes: int,
     weight_bytes: int,
     max_draft_position: int = 0,
+    defaults: DeviceDefaults = CPU_DEFAULTS,
+    step_bytes: Callable[[int, int], int] | None = None,
 ) -> EngineConfig:
     """Return the engine's configuration; raises ValueError, with the way out, if the limits contradict each other.
 
-    `free_memory_bytes` is what is free once the weights are loaded. A standby takes `weight_bytes` of it again, and
-    memory for its process. With a draft model, which was trained for max_draft_position tokens, kv_bytes_per_token is
-    that of both models.
+    `free_memory_bytes` is what is free once the weights are loaded. The pool leaves step_bytes(max_batch_tokens,
+    max_num_seqs) of its share to the tensors of a step, unless the operator chooses its size. A standby takes
+    `weight_bytes` of it again, and memory for its process. With a draft model, which was trained for max_draft_position
+    tokens, kv_bytes_per_token is that of both models.
     """
     if limits.has_standby:
         needed_bytes = standby_bytes(weight_bytes)
@@ -104,7 +129,14 @@ def plan_engine(
                 f"A standby needs {needed_bytes:,} bytes, but only {free_memory_bytes:,} are free. Leave out --standby."
             )
         free_memory_bytes -= needed_bytes
-    pool_bytes = limits.kv_cache_memory_bytes if limits.kv_cache_memory_bytes is not None else free_memory_bytes // 2
+    limits = with_defaults(limits, defaults)
+    assert limits.max_batch_tokens is not None
+    assert limits.max_num_seqs is not None
+    pool_bytes = int(free_memory_bytes * defaults.pool_share)
+    if step_bytes is not None:
+        pool_bytes = max(pool_bytes - step_bytes(limits.max_batch_tokens, limits.max_num_seqs), 0)
+    if limits.kv_cache_memory_bytes is not None:
+        pool_bytes = limits.kv_cache_memory_bytes
     if pool_bytes > free_memory_bytes:
         raise ValueError(
             f"The KV pool needs {pool_bytes:,} bytes, but only {free_memory_bytes:,} are free. Lower --kv-cache-memory."

@@ -13,6 +13,7 @@ from caravan.scheduler.batch import BatchBuilder
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.constrained_rows import draw_rows
 from caravan.scheduler.draft_model import DraftModel
+from caravan.scheduler.faults import is_fatal
 from caravan.scheduler.grammar import Grammars
 from caravan.scheduler.isolation import run_isolated
 from caravan.scheduler.messages import Request, StepOutput
@@ -20,6 +21,7 @@ from caravan.scheduler.profile import Profile
 from caravan.scheduler.prompt_logprobs import PromptResult, compute_prompts
 from caravan.scheduler.scheduler import Scheduler
 from caravan.scheduler.sequence import ScheduledSequence
+from caravan.scheduler.smaller_pool import shrink_pool
 from caravan.scheduler.step_result import StepResult
 
 logger = logging.getLogger(__name__)
@@ -39,11 +41,14 @@ class Engine:
         profile: Profile | None = None,
         grammars: Grammars | None = None,
         draft_model: DraftModel | None = None,
+        num_padding_blocks: int = 0,
     ) -> None:
-        """Without `grammars`, requests must not have one."""
+        """Without `grammars`, requests must not have one. Blocks for padding come after those of the pool."""
         self.model = model
-        self.kv_cache = KVCache(model.config, config.num_blocks, config.block_size, kv_dtype, device)
         self.config = config
+        self._device = device
+        self._num_padding_blocks = num_padding_blocks
+        self.kv_cache = self._make_kv_cache(kv_dtype)
         self.scheduler = Scheduler(config)
         self._batch_builder = BatchBuilder(config.max_num_seqs, config.max_num_blocks, config.block_size, device)
         self._grammars = grammars
@@ -55,6 +60,11 @@ class Engine:
     def kv_caches(self) -> list[KVCache]:
         """The KV cache of the model, and that of the draft model if there is one."""
         return [self.kv_cache, *([self._draft_model.kv_cache] if self._draft_model is not None else [])]
+
+    @property
+    def has_work(self) -> bool:
+        """Whether the next step has something to do."""
+        return self.scheduler.has_work
 
     def add(self, request: Request) -> None:
         """Append a request to the queue."""
@@ -70,22 +80,40 @@ class Engine:
         result = self.run(plan)
         return self.scheduler.commit(plan, result)
 
+    def shrink_pool(self) -> None:
+        """Make the pool smaller and compute all running sequences again: for a GPU with too little memory for a step.
+
+        Raises MemoryError if the pool is as small as it can be.
+        """
+        self.config = shrink_pool(self.scheduler)
+        kv_dtype = self.kv_cache.keys[0].dtype
+        del self.kv_cache  # before its successor is allocated
+        self.kv_cache = self._make_kv_cache(kv_dtype)
+
     def run(self, plan: list[ScheduledSequence]) -> StepResult:
         """Announce a plan and compute it, sequence by sequence if computing it at once fails.
 
         Unknown draft tokens of the plan are replaced by those of the draft model.
         """
         self._lap("schedule")
-        self._announce(plan)
-        self._clear_poisoned_blocks()
-        if self._grammars is not None:
-            self._grammars.end_slow_calls()
+        self._prepare(plan)
         self._complete(plan)
         if plan:
             return run_isolated(self.compute, plan)
         if self.scheduler.waiting:
             time.sleep(GRAMMAR_PAUSE_SECONDS)  # all requests wait for their grammars
         return StepResult([])
+
+    def _make_kv_cache(self, kv_dtype: torch.dtype) -> KVCache:
+        num_blocks = self.config.num_blocks + self._num_padding_blocks
+        return KVCache(self.model.config, num_blocks, self.config.block_size, kv_dtype, self._device)
+
+    def _prepare(self, plan: list[ScheduledSequence]) -> None:
+        """Do what comes before the computation of a plan."""
+        self._announce([scheduled.sequence.request.request_id for scheduled in plan])
+        self._clear_poisoned_blocks()
+        if self._grammars is not None:
+            self._grammars.end_slow_calls()
 
     def _complete(self, plan: list[ScheduledSequence]) -> None:
         """Put the tokens of the draft model into a plan. If it fails, it is not used again: wrong drafts do no harm."""
@@ -94,9 +122,9 @@ class Engine:
             return
         try:
             self._draft_model.complete(plan, drafts.policy.observe_run)
-        except MemoryError:
-            raise
-        except Exception:
+        except Exception as error:
+            if is_fatal(error):
+                raise
             logger.exception("The draft model failed; the engine continues without it.")
             assert self.scheduler.draft_tokens is not None
             self.scheduler.draft_tokens.model = None
@@ -117,14 +145,16 @@ class Engine:
         self._lap("sample")
         return samples, prompts
 
-    def _announce(self, plan: list[ScheduledSequence]) -> None:
-        """Report the requests that the engine works on: those of the plan, and those whose grammars it compiles."""
-        compiling = self.scheduler.waiting.compiling
-        self.on_batch([*(scheduled.sequence.request.request_id for scheduled in plan), *compiling])
+    def _announce(self, request_ids: list[int]) -> None:
+        """Report the requests that the engine works on: those of a plan, and those whose grammars it compiles."""
+        self.on_batch([*request_ids, *self.scheduler.waiting.compiling])
 
     def _clear_poisoned_blocks(self) -> None:
         for block in self.scheduler.blocks.take_poisoned():
-            for kv_cache in self.kv_caches:
-                kv_cache.clear_block(block)
+            self._clear_block(block)
             if (drafts := self.scheduler.model_drafts) is not None:
                 drafts.forget(block)
+
+    def _clear_block(self, block: int) -> None:
+        for kv_cache in self.kv_caches:
+            kv_cache.clear_block(block)

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 
 from caravan.model.sampling.sample import Sample
+from caravan.scheduler.faults import is_fatal
 from caravan.scheduler.prompt_logprobs import PromptResult
 from caravan.scheduler.sequence import ScheduledSequence
 from caravan.scheduler.step_result import StepResult
@@ -18,13 +19,13 @@ def run_isolated(compute: Compute, plan: list[ScheduledSequence]) -> StepResult:
     """Return the result of a plan.
 
     A row's numbers do not depend on its batch, so computing it again alone gives the same ones; keys and values are
-    written to the KV cache again. A MemoryError is no sequence's fault and is raised.
+    written to the KV cache again. An error that is no sequence's fault, such as a MemoryError, is raised.
     """
     try:
         return StepResult(*compute(plan))
-    except MemoryError:
-        raise
-    except Exception:
+    except Exception as error:
+        if is_fatal(error):
+            raise
         logger.exception("A step failed; its %d sequences are run one by one.", len(plan))
     samples: list[Sample | None] = []
     prompts: dict[int, PromptResult] = {}
@@ -32,9 +33,9 @@ def run_isolated(compute: Compute, plan: list[ScheduledSequence]) -> StepResult:
     for index, scheduled in enumerate(plan):
         try:
             own_samples, own_prompt = compute([scheduled])
-        except MemoryError:
-            raise
         except Exception as error:
+            if is_fatal(error):
+                raise
             failures[index] = described(error)
             continue
         samples += own_samples

@@ -1,6 +1,7 @@
 """LoadedModel: a model in memory, before there is a KV pool for it."""
 
 import functools
+import gc
 import os
 import sys
 import time
@@ -18,14 +19,18 @@ from caravan.model.loader import load_model, open_checkpoint
 from caravan.model.tokenizer.grammar_tokenizer import grammar_tokenizer
 from caravan.model.tokenizer.loader import load_tokenizer
 from caravan.model.weights_files import weights_files, weights_folder
-from caravan.scheduler.config import choose_max_model_len, plan_engine
+from caravan.scheduler.config import CPU_DEFAULTS, GPU_DEFAULTS, EngineConfig, choose_max_model_len, plan_engine
 from caravan.scheduler.draft_loading import LoadedDraft, load_draft, open_draft
 from caravan.scheduler.draft_model import DraftModel
 from caravan.scheduler.engine import Engine
 from caravan.scheduler.grammar import Grammars
-from caravan.scheduler.memory import free_gpu_memory_bytes, free_memory_bytes, give_back_freed_memory
+from caravan.scheduler.memory import free_gpu_memory_bytes, free_memory_bytes, give_back_freed_memory, gpu_step_bytes
+from caravan.scheduler.memory_shortage import explained_shortage
 from caravan.scheduler.messages import EngineReady, StartEngine
+from caravan.scheduler.overlapped_engine import OverlappedEngine
 from caravan.scheduler.profile import Profile
+from caravan.scheduler.sampling_launch import HostSampler
+from caravan.scheduler.step_graph import capture_cuda_graph, without_graph
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,15 +65,18 @@ class LoadedModel:
             free_memory_bytes=free_bytes,
             weight_bytes=unshared_bytes + (draft.weight_bytes if draft else 0),
             max_draft_position=draft.model.config.max_position if draft else 0,
+            defaults=CPU_DEFAULTS if is_cpu else GPU_DEFAULTS,
+            step_bytes=None if is_cpu else functools.partial(gpu_step_bytes, model.config),
         )
-        draft_model = DraftModel(draft.model, config, draft.kv_dtype, self.device) if draft else None
         profile = Profile(model, sys.stderr.write) if self.start.is_profiled else None
         model_path = Path(self.start.model_path)
         grammars = Grammars(
             lambda: grammar_tokenizer(load_tokenizer(model_path).resized(model.config.vocab_size)),
             torch.get_num_threads(),
         )
-        engine = Engine(model, config, self.kv_dtype, self.device, profile, grammars, draft_model)
+        with explained_shortage("the KV pool and the tensors of a step"):
+            draft_model = DraftModel(draft.model, config, draft.kv_dtype, self.device) if draft else None
+            engine = self._make_engine(config, profile, grammars, draft_model)
         weights = self.backend.text
         ready = EngineReady(
             config=config,
@@ -82,6 +90,28 @@ class LoadedModel:
             draft_model=draft.text if draft else "",
         )
         return engine, ready, profile
+
+    def _make_engine(
+        self, config: EngineConfig, profile: Profile | None, grammars: Grammars, draft_model: DraftModel | None
+    ) -> Engine:
+        """Return the engine for the device: on a GPU its steps overlap, and those that can be graphs are recorded."""
+        if self.device.type == "cpu":
+            return Engine(self.model, config, self.kv_dtype, self.device, profile, grammars, draft_model)
+        engine = OverlappedEngine(
+            self.model,
+            config,
+            self.kv_dtype,
+            self.device,
+            HostSampler(),
+            profile=profile,
+            grammars=grammars,
+            draft_model=draft_model,
+            capture=capture_cuda_graph if self.model.can_be_graph else without_graph,
+        )
+        engine.device_steps.warm_up()
+        gc.collect()
+        gc.freeze()  # else the garbage collector passes over all modules now and then, for as long as ten steps
+        return engine
 
 
 def load(start: StartEngine, *, must_fit: bool = False) -> LoadedModel:
@@ -113,10 +143,11 @@ def load(start: StartEngine, *, must_fit: bool = False) -> LoadedModel:
         unshared_bytes = 0 if is_shared else backend.weight_bytes
         check_weights_fit(unshared_bytes + (draft_backend.weight_bytes if draft_backend is not None else 0), device)
     kv_dtype = choose_kv_dtype(start.kv_cache_dtype, backend.dtype)
-    model = load_model(checkpoint, backend.dtype, device, max_model_len, backend.make_model, cache)
     draft: LoadedDraft | None = None
-    if draft_checkpoint is not None and draft_backend is not None:
-        draft = load_draft(draft_checkpoint, draft_backend, start, max_model_len, device)
+    with explained_shortage("the weights"):
+        model = load_model(checkpoint, backend.dtype, device, max_model_len, backend.make_model, cache)
+        if draft_checkpoint is not None and draft_backend is not None:
+            draft = load_draft(draft_checkpoint, draft_backend, start, max_model_len, device)
     give_back_freed_memory()
     return LoadedModel(
         start=start,

@@ -1,4 +1,4 @@
-"""Free memory for the KV pool."""
+"""Free memory for the KV pool, and what a step needs beside it."""
 
 import ctypes
 import re
@@ -6,6 +6,11 @@ from pathlib import Path
 
 import psutil
 import torch
+
+from caravan.model.config import ModelConfig
+
+FLOATS_PER_LOGIT = 6  # the logit itself and what the sampler keeps
+LIBRARY_BYTES = 2**29  # of libraries, loaded kernels and CUDA graphs
 
 
 def free_memory_bytes(cgroup: Path = Path("/sys/fs/cgroup"), *, mapped_bytes: int = 0) -> int:
@@ -30,6 +35,19 @@ def give_back_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc; other C libraries keep less
     if trim is not None:
         trim(0)
+
+
+def gpu_step_bytes(config: ModelConfig, max_batch_tokens: int, max_num_seqs: int) -> int:
+    """Return an upper estimate of the memory of a step's tensors on a GPU, the KV pool and the weights apart.
+
+    For each token what a layer holds at once, in float32 at most: the residual stream, its norm, queries, keys, values
+    and their mixture, and the feed-forward network's gate, up and product. For each sequence its logits, and what the
+    sampler makes of them. The tensors of one layer are freed before the next one's.
+    """
+    heads = (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    token_bytes = 4 * (3 * config.hidden_size + heads + 4 * config.intermediate_size)
+    row_bytes = 4 * (FLOATS_PER_LOGIT * config.vocab_size)
+    return max_batch_tokens * token_bytes + max_num_seqs * row_bytes + LIBRARY_BYTES
 
 
 def free_gpu_memory_bytes(device: torch.device) -> int:

@@ -7,6 +7,7 @@ import time
 
 from caravan.scheduler.engine import Engine
 from caravan.scheduler.loaded_model import LoadedModel, load
+from caravan.scheduler.memory_shortage import step_with_room
 from caravan.scheduler.message_sender import HEARTBEAT_SECONDS, MessageSender
 from caravan.scheduler.messages import Abort, Request, Subscribe
 from caravan.scheduler.parent_connection import Inbox, open_connection, reported_failures, run_process
@@ -47,7 +48,7 @@ def run_engine(loaded: LoadedModel, inbox: Inbox, sender: MessageSender) -> None
         _take_messages(engine, inbox, snapshots)
         if profile:
             profile.start_step()
-        output = engine.step()
+        output = step_with_room(engine)
         if profile:
             profile.lap("commit")
         sender.send(output)
@@ -81,7 +82,7 @@ def _prefault(engine: Engine) -> None:
 
 def _take_messages(engine: Engine, inbox: Inbox, snapshots: SnapshotClock) -> None:
     """Handle every received message. An idle engine waits for the first one, at most half a heartbeat period."""
-    timeout = 0.0 if engine.scheduler.has_work else HEARTBEAT_SECONDS / 2
+    timeout = 0.0 if engine.has_work else HEARTBEAT_SECONDS / 2
     while True:
         try:
             message = inbox.get(timeout=timeout) if timeout else inbox.get_nowait()

@@ -12,17 +12,18 @@ from caravan.model.sampling.sample import LATE, Sample
 from caravan.scheduler.block_manager import BlockManager, CachedPrefix
 from caravan.scheduler.block_pool import BlockPool
 from caravan.scheduler.config import EngineConfig
+from caravan.scheduler.decode_step import commit_decode, decoded_samples
 from caravan.scheduler.displacement import displaced_by_waiting
 from caravan.scheduler.draft_tokens import DraftTokens
 from caravan.scheduler.events import EventLog
 from caravan.scheduler.grammar import Matcher
-from caravan.scheduler.messages import ErrorKind, FinishReason, Request, SequenceOutput, StepOutput, StepStats
+from caravan.scheduler.messages import FinishReason, Request, SequenceOutput, StepOutput, StepStats
 from caravan.scheduler.model_drafts import ModelDrafts
 from caravan.scheduler.prefill_budget import Place, PrefillBudget, prefill_budget
 from caravan.scheduler.prefill_limiter import PrefillLimiter
 from caravan.scheduler.prompt_logprobs import PromptResult
 from caravan.scheduler.sequence import ScheduledSequence, Sequence
-from caravan.scheduler.step_counters import StepCounters
+from caravan.scheduler.step_counters import StepRecord
 from caravan.scheduler.step_result import StepResult
 from caravan.scheduler.waiting_queue import WaitingQueue
 
@@ -41,15 +42,15 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.waiting = WaitingQueue(self.running)
         self.draft_tokens = DraftTokens(config, self.blocks) if config.speculation == "auto" else None
-        self._unreported: dict[int, Sequence] = {}  # wait "behind others", unless this step looks at them
+        self.unreported: dict[int, Sequence] = {}  # wait "behind others", unless the next step looks at them
         self._rejected: list[SequenceOutput] = []  # errors of waiting requests, for the next commit
         self._events = EventLog()
         self._turns: dict[Place, int] = {}  # when each place last had a share of a step's prompt tokens
         self._limiter = PrefillLimiter(config.max_inter_token_seconds, is_shared=config.is_shared)
         self._step = 0
-        self._step_started_seconds = 0.0
+        self._committed_at_seconds = 0.0
         self.last_plan: list[ScheduledSequence] = []
-        self._counters = StepCounters()
+        self.record = StepRecord()  # of the step that was scheduled last, or that is being committed
 
     def add(self, request: Request, matcher: Matcher | None = None) -> None:
         """Append a request to the queue, with the matcher of its grammar if it has one."""
@@ -58,7 +59,7 @@ class Scheduler:
         num_tokens = sequence.num_tokens + min(request.params.max_tokens, 1)
         assert num_tokens <= self.config.max_model_len, "the server rejects prompts that leave no token for output"
         self.waiting.append(sequence)
-        self._unreported[request.request_id] = sequence
+        self.unreported[request.request_id] = sequence
 
     def abort(self, request_id: int) -> None:
         """Drop a request, running or waiting. A request that has already ended is ignored."""
@@ -85,13 +86,11 @@ class Scheduler:
 
     def schedule(self) -> list[ScheduledSequence]:
         """Return what the next step computes. All blocks that it needs are in the block tables."""
-        self._step_started_seconds = self.clock()
-        self._counters = StepCounters()
+        self.record = StepRecord(self.clock())
         num_evicted = self.pool.num_evicted
-        self._unreported |= {sequence.request.request_id: sequence for sequence in self.waiting.line_up()}
-        displaced = displaced_by_waiting(self.running, self.waiting, self.blocks, self.config)
+        displaced = self.find_displaced()
         if displaced is not None:
-            self._preempt(displaced)
+            self.preempt(displaced)
         plan: list[ScheduledSequence] = []
         budget = self.config.max_batch_tokens
         prefill = prefill_budget(self.running, self.waiting, self.blocks, self._limiter, self.config, self._turns)
@@ -100,28 +99,33 @@ class Scheduler:
             sequence = self.running[index]
             index += 1
             num_tokens = min(sequence.num_missing_tokens, budget)
-            if num_tokens > 1:
+            if num_tokens != 1:  # 0: it ends with a step that is not committed yet
                 num_tokens = min(num_tokens, prefill.left_of(sequence))
                 prefill.spend(sequence, num_tokens)
                 if not num_tokens:
                     continue
             while not self.blocks.extend(sequence, num_tokens):
                 youngest = self.running[-1]
-                self._preempt(youngest)
+                self.preempt(youngest)
                 if youngest is sequence:
                     break
             else:
                 plan.append(ScheduledSequence(sequence, num_tokens))
                 budget -= num_tokens
-        if self._counters.num_preemptions == (displaced is not None):  # else a joining sequence would be preempted next
+        counters = self.record.counters
+        if counters.num_preemptions == (displaced is not None):  # else a joining sequence would be preempted next
             plan += self._join_waiting(budget, prefill)
         if self.draft_tokens is not None:
             plan = self.draft_tokens.add_to(plan, len(self.running))
-        for scheduled in plan:
-            self._counters.count(scheduled)
-        self._counters.num_evicted_blocks = self.pool.num_evicted - num_evicted
+        counters.count(plan)
+        counters.num_evicted_blocks = self.pool.num_evicted - num_evicted
         self.last_plan = plan
         return plan
+
+    def find_displaced(self) -> Sequence | None:
+        """Return the sequence that makes way for another key in the next step, or None."""
+        self.unreported |= {sequence.request.request_id: sequence for sequence in self.waiting.line_up()}
+        return displaced_by_waiting(self.running, self.waiting, self.blocks, self.config)
 
     def commit(self, plan: list[ScheduledSequence], result: StepResult) -> StepOutput:
         """Apply the result of a plan to its sequences and return the output of the step.
@@ -129,20 +133,25 @@ class Scheduler:
         A sequence that failed, or whose logits were not finite, ends with an error, and its blocks are not cached.
         """
         outputs, self._rejected = self._rejected, []
+        if decoded := decoded_samples(plan, result):
+            max_model_len = self.config.max_model_len
+            outputs += commit_decode(plan, decoded, self.blocks, self.waiting, max_model_len, self._end)
         samples = iter(result.samples)
-        for index, scheduled in enumerate(plan):
+        for index, scheduled in enumerate(plan if not decoded else ()):
             if index in result.failures:
                 outputs.append(self._fail(scheduled.sequence, result.failures[index]))
                 continue
             outputs += self._apply(scheduled, list(islice(samples, scheduled.num_logits)), result.prompts.get(index))
         self._step += bool(plan)
-        step_seconds = self.clock() - self._step_started_seconds
+        started_seconds = max(self.record.started_seconds, self._committed_at_seconds)  # steps may overlap
+        step_seconds = (now := self.clock()) - started_seconds
+        self._committed_at_seconds = now
         drafts = self.model_drafts
         draft_seconds = drafts.policy.draft_seconds if drafts is not None else 0.0
-        self._limiter.observe(self._counters, step_seconds - draft_seconds)  # steps with prompts have no drafts
+        self._limiter.observe(self.record.counters, step_seconds - draft_seconds)  # steps with prompts have no drafts
         if drafts is not None:
             drafts.policy.observe_step(sum(scheduled.num_rows for scheduled in plan), step_seconds)
-            self._counters.draft_model_seconds = draft_seconds
+            self.record.counters.draft_model_seconds = draft_seconds
         return StepOutput(outputs=outputs, stats=self.stats(step_seconds), events=self._events.take())
 
     def stats(self, step_seconds: float = 0.0) -> StepStats:
@@ -155,7 +164,7 @@ class Scheduler:
             num_used_blocks=self.pool.num_blocks - self.pool.num_free,
             num_cached_blocks=self.pool.num_cached,
             step_seconds=step_seconds,
-            **vars(self._counters),
+            **vars(self.record.counters),
         )
 
     def _join_waiting(self, budget: int, prefill: PrefillBudget) -> list[ScheduledSequence]:
@@ -197,11 +206,11 @@ class Scheduler:
         for scheduled in joined:
             self.waiting.remove(scheduled.sequence.request.request_id)
             self.waiting.count_prompt(scheduled.sequence)
-        for request_id, sequence in self._unreported.items():
+        for request_id, sequence in self.unreported.items():
             if request_id not in looked_at and self.waiting.has(request_id):
                 is_compiling = request_id in self.waiting.compiling
                 self._events.wait(sequence, "grammar being compiled" if is_compiling else "behind others")
-        self._unreported = looked_at
+        self.unreported = looked_at
         return joined
 
     def _has_grammar(self, sequence: Sequence, matcher: Matcher) -> bool:
@@ -220,8 +229,8 @@ class Scheduler:
         sequence.scheduled_at_seconds = self.clock()
         if sequence.num_output_tokens == 0:
             sequence.num_cached_tokens = sequence.num_computed_tokens
-        self._counters.prefix_cache_queries += sequence.num_tokens
-        self._counters.prefix_cache_hits += sequence.num_computed_tokens
+        self.record.counters.prefix_cache_queries += sequence.num_tokens
+        self.record.counters.prefix_cache_hits += sequence.num_computed_tokens
         num_tokens = min(sequence.num_missing_tokens, budget)
         is_extended = self.blocks.extend(sequence, num_tokens)
         assert is_extended, "can_allocate counted the free blocks"
@@ -240,13 +249,13 @@ class Scheduler:
         self.running.remove(sequence)
         self.blocks.release(sequence)
 
-    def _preempt(self, sequence: Sequence) -> None:
+    def preempt(self, sequence: Sequence) -> None:
         """Put a running sequence back into the queue, without its blocks."""
         self._events.preempt(sequence, sequence.num_computed_tokens)
         self._stop(sequence)
         self.waiting.put_back(sequence)
-        self._unreported[sequence.request.request_id] = sequence
-        self._counters.num_preemptions += 1
+        self.unreported[sequence.request.request_id] = sequence
+        self.record.counters.num_preemptions += 1
 
     def _apply(
         self, scheduled: ScheduledSequence, samples: list[Sample | None], prompt: PromptResult | None
@@ -259,7 +268,7 @@ class Scheduler:
         sequence = scheduled.sequence
         if sequence.matcher is not None and sequence.matcher.problem:
             self._stop(sequence)
-            return [self._error_output(sequence, sequence.matcher.problem, "grammar")]
+            return [sequence.end_with_error(sequence.matcher.problem, "grammar")]
         accepted: list[Sample] = []
         reason: FinishReason | None = None
         is_finite = True
@@ -291,7 +300,7 @@ class Scheduler:
         if not is_finite:
             return [*outputs, self._fail(sequence, NOT_FINITE)]
         num_accepted_drafts = max(len(accepted) - 1, 0)
-        self._counters.count_accepted(scheduled.draft_source, num_accepted_drafts)
+        self.record.counters.count_accepted(scheduled.draft_source, num_accepted_drafts)
         sequence.num_computed_tokens += scheduled.num_tokens + num_accepted_drafts - is_late
         self._events.compute(scheduled)
         self.blocks.mark_pending(sequence)
@@ -306,10 +315,4 @@ class Scheduler:
         """End a running sequence whose numbers are wrong, and take its blocks out of the cache."""
         self.running.remove(sequence)
         self.blocks.poison(sequence)
-        return self._error_output(sequence, error, "engine")
-
-    def _error_output(self, sequence: Sequence, error: str, kind: ErrorKind) -> SequenceOutput:
-        """Return the last output of a sequence that has ended early."""
-        if sequence.matcher is not None:
-            sequence.matcher.close()
-        return sequence.error_output(error, kind)
+        return sequence.end_with_error(error, "engine")

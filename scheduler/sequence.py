@@ -103,14 +103,32 @@ class Sequence:
             scheduled_at_seconds=self.scheduled_at_seconds,
         )
 
+    def token_output(self, sample: Sample, reason: FinishReason | None) -> SequenceOutput:
+        """Return the message to the API process about a sample of a step without anything else."""
+        if sample.logprob is not None:
+            return self.output([sample], reason)
+        return SequenceOutput(
+            request_id=self.request.request_id,
+            token_ids=[sample.token_id],
+            finish_reason=reason,
+            num_cached_tokens=self.num_cached_tokens,
+            scheduled_at_seconds=self.scheduled_at_seconds,
+        )
+
     def finish_reason(self, max_model_len: int) -> FinishReason | None:
         """Return why the sequence ends with its newest token, or None."""
-        params = self.request.params
+        params, num_tokens = self.request.params, len(self.token_ids)
         if self.token_ids[-1] in params.stop_token_ids or (self.matcher and self.matcher.is_complete):
             return "stop"
-        if self.num_output_tokens >= params.max_tokens or self.num_tokens >= max_model_len:
+        if num_tokens - len(self.request.prompt_token_ids) >= params.max_tokens or num_tokens >= max_model_len:
             return "length"
         return None
+
+    def end_with_error(self, error: str, kind: ErrorKind) -> SequenceOutput:
+        """Close the matcher of a sequence that has left the batch, and return its error_output."""
+        if self.matcher is not None:
+            self.matcher.close()
+        return self.error_output(error, kind)
 
     def error_output(self, error: str, kind: ErrorKind = "engine") -> SequenceOutput:
         """Return the message to the API process about a sequence that ends with an error."""
@@ -162,7 +180,9 @@ class ScheduledSequence(NamedTuple):
     @property
     def wants_logits(self) -> bool:
         """Whether this step samples the token after the last one."""
-        return self.reaches_end and self.sequence.request.params.max_tokens > 0
+        sequence = self.sequence  # a decode step asks for each row: reaches_end is spelled out
+        is_last = sequence.num_computed_tokens + self.num_tokens == len(sequence.token_ids)
+        return is_last and sequence.request.params.max_tokens > 0
 
     @property
     def num_logits(self) -> int:

@@ -29,7 +29,7 @@ class StepCost:
             together = self._xy / self._weight - self._x * self._y / self._weight**2
             self._slope = max(together / spread, 1e-6)
         elif x >= LEAST_SPREAD:  # all steps are alike: what is not known of the constant goes to the tokens
-            self._slope = min(self._slope, seconds / x)
+            self._slope = max(min(self._slope, seconds / x), 1e-6)
 
     @property
     def prefill_seconds(self) -> float:

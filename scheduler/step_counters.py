@@ -1,6 +1,6 @@
-"""StepCounters: the counters of one step."""
+"""StepCounters: the counters of one step, and StepRecord, with its time."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from caravan.scheduler.sequence import DraftSource, ScheduledSequence
 
@@ -23,23 +23,37 @@ class StepCounters:
     num_model_accepted_tokens: int = 0
     draft_model_seconds: float = 0.0
 
-    def count(self, scheduled: ScheduledSequence) -> None:
-        """Add the tokens of a scheduled sequence.
+    def count(self, plan: list[ScheduledSequence]) -> None:
+        """Add the tokens of a plan.
 
         A single last token and draft tokens are decode; all other tokens are prefill, also after a preemption.
         """
-        num_drafted = len(scheduled.draft_token_ids)
-        self.num_draft_tokens += num_drafted
-        self.num_decode_tokens += num_drafted
-        self.num_answer_draft_tokens += num_drafted * (scheduled.draft_source == "answers")
-        self.num_model_draft_tokens += scheduled.num_model_draft_tokens
-        if scheduled.wants_logits and scheduled.num_tokens == 1 and scheduled.sequence.num_output_tokens > 0:
-            self.num_decode_tokens += 1
-        else:
-            self.num_prefill_tokens += scheduled.num_tokens
+        for scheduled in plan:
+            if scheduled.num_tokens == 1 and not scheduled.draft_token_ids:
+                is_decode = scheduled.wants_logits and scheduled.sequence.num_output_tokens > 0
+                self.num_decode_tokens += is_decode
+                self.num_prefill_tokens += not is_decode
+                continue
+            num_drafted = len(scheduled.draft_token_ids)
+            self.num_draft_tokens += num_drafted
+            self.num_decode_tokens += num_drafted
+            self.num_answer_draft_tokens += num_drafted * (scheduled.draft_source == "answers")
+            self.num_model_draft_tokens += scheduled.num_model_draft_tokens
+            if scheduled.wants_logits and scheduled.num_tokens == 1 and scheduled.sequence.num_output_tokens > 0:
+                self.num_decode_tokens += 1
+            else:
+                self.num_prefill_tokens += scheduled.num_tokens
 
     def count_accepted(self, source: DraftSource, num_tokens: int) -> None:
         """Add accepted draft tokens from a source."""
         self.num_accepted_tokens += num_tokens
         self.num_answer_accepted_tokens += num_tokens * (source == "answers")
         self.num_model_accepted_tokens += num_tokens * (source == "model")
+
+
+@dataclass
+class StepRecord:
+    """What is recorded of a step while it is scheduled and committed."""
+
+    started_seconds: float = 0.0  # on the scheduler's clock
+    counters: StepCounters = field(default_factory=StepCounters)

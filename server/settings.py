@@ -74,7 +74,10 @@ class MemorySettings(BaseModel):
     """Memory."""
 
     kv_cache_memory: ByteSize | None = Field(
-        None, ge=1, description="KV cache size, such as 4GiB. Default: half of the memory free after loading."
+        None,
+        ge=1,
+        description="KV cache size, such as 4GiB. Default: half of the memory free after loading, on a GPU 90 % of "
+        "it less what a step needs.",
     )
     kv_cache_dtype: Literal["auto", "bfloat16", "int8"] = Field(
         "auto", description="KV cache data type. int8 takes about half of the memory. auto: the same as --dtype."
@@ -98,8 +101,14 @@ class LimitSettings(BaseModel):
         ge=2,
         description="Maximum length of prompt and output together, in tokens. Default: the model's, up to 8192.",
     )
-    max_num_seqs: int = Field(64, ge=1, description="Maximum number of sequences in a batch.")
-    max_batch_tokens: int = Field(512, ge=1, description="Maximum number of tokens in a step, over all sequences.")
+    max_num_seqs: int | None = Field(
+        None, ge=1, description="Maximum number of sequences in a batch. Default: 64, on a GPU 256."
+    )
+    max_batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Maximum number of tokens in a step, over all sequences. Default: 512, on a GPU 8192.",
+    )
     max_queued_requests: int = Field(
         512, ge=0, description="Maximum number of waiting sequences. Requests over the limit get status 429."
     )

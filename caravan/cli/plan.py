@@ -1,10 +1,11 @@
 """caravan plan."""
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
 from caravan.cli.fail import USAGE_ERROR, fail
+from caravan.cli.gpu_memory import GpuName, gpu_memory_bytes
 from caravan.cli.model_argument import Model, resolved
 from caravan.cli.serve_options import like_serve
 from caravan.download.resolve import DEFAULT_MODEL
@@ -17,6 +18,13 @@ def plan(
         str | None,
         typer.Option(
             help="Memory for weights and KV cache, such as 24GiB. Default: the free memory.", metavar="<size>"
+        ),
+    ] = None,
+    device: Annotated[
+        GpuName | None,
+        typer.Option(
+            help="GPU to plan for, which need not be there. Default: the CPU.",
+            metavar=f"<{'|'.join(get_args(GpuName))}>",
         ),
     ] = None,
     prompt: Annotated[int, typer.Option(help="Prompt length, in tokens.", min=1)] = 512,
@@ -33,6 +41,8 @@ def plan(
     draft_model: Annotated[str | None, like_serve("draft_model")] = None,
 ) -> None:
     """Compute how many requests of a model fit into memory."""
+    if device is not None and memory is not None:
+        fail("--device has the memory of that GPU; it cannot be combined with --memory.", USAGE_ERROR)
     flags = {
         "kv_cache_memory": kv_cache_memory,
         "dtype": dtype,
@@ -53,12 +63,13 @@ def plan(
     from caravan.cli.report import plan_model, text_of
     from caravan.scheduler.memory import free_memory_bytes
 
+    available = gpu_memory_bytes(device) if device is not None else memory_bytes
     path = resolved(model)
     draft_path = None if settings.draft_model is None else resolved(settings.draft_model)
     try:
         rows = plan_model(
             path,
-            memory_bytes=free_memory_bytes() if memory_bytes is None else int(memory_bytes),
+            memory_bytes=free_memory_bytes() if available is None else int(available),
             prompt_tokens=prompt,
             output_tokens=output,
             dtype=settings.dtype,
@@ -66,6 +77,7 @@ def plan(
             kv_cache_dtype=settings.kv_cache_dtype,
             limits=settings.start_engine(path).limits,
             draft_path=draft_path,
+            gpu=device,
         )
     except (ValueError, OSError) as error:
         fail(f"Cannot plan {model}: {error}")

@@ -1,5 +1,6 @@
 """The reports of `caravan inspect` and `caravan plan`, made without reading the weights."""
 
+import functools
 import math
 import re
 from collections import Counter
@@ -14,8 +15,9 @@ from caravan.model.loader import open_checkpoint
 from caravan.model.rope_scaling import RopeScaling
 from caravan.model.tokenizer.loader import load_tokenizer
 from caravan.model.tokenizer.tokenizer import Tokenizer
-from caravan.scheduler.config import EngineLimits, plan_engine, standby_bytes
+from caravan.scheduler.config import CPU_DEFAULTS, GPU_DEFAULTS, EngineLimits, plan_engine, standby_bytes
 from caravan.scheduler.draft_loading import open_draft
+from caravan.scheduler.memory import gpu_step_bytes
 
 Row = tuple[str, str]
 _BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2}
@@ -59,37 +61,45 @@ def plan_model(
     kv_cache_dtype: KVDtype,
     limits: EngineLimits,
     draft_path: Path | None = None,
+    gpu: str | None = None,
 ) -> list[Row]:
     """Return how many requests fit into `memory_bytes`, computed as the engine does when it allocates memory.
 
-    The weights and the KV cache of a draft model at `draft_path` are counted, too.
+    With the name of a GPU, its memory is planned as an engine on a GPU does: the pool gets more of it, and a step more
+    sequences and tokens. The weights and the KV cache of a draft model at `draft_path` are counted, too.
     Raises ValueError, with the way out, when the model or the limits do not fit.
     """
     checkpoint = open_checkpoint(path)
     config = checkpoint.config
-    backend = choose_backend(checkpoint, dtype=dtype, quantization=quantization, block_size=limits.block_size)
+    choose = functools.partial(
+        choose_backend, dtype=dtype, quantization=quantization, block_size=limits.block_size, is_gpu=gpu is not None
+    )
+    backend = choose(checkpoint)
     kv_dtype = choose_kv_dtype(kv_cache_dtype, backend.dtype)
     bytes_per_token, weight_bytes = kv_bytes_per_token(config, kv_dtype), backend.weight_bytes
     drafts: list[Row] = []
     if draft_path is not None:
         draft = open_draft(draft_path, checkpoint)
-        draft_backend = choose_backend(draft, dtype=dtype, quantization=quantization, block_size=limits.block_size)
+        draft_backend = choose(draft)
         draft_bytes = kv_bytes_per_token(draft.config, choose_kv_dtype(kv_cache_dtype, draft_backend.dtype))
         share = f"{draft_bytes:,} of the {bytes_per_token + draft_bytes:,} bytes of a token in the KV pool"
         drafts = [("Draft", f"{draft_backend.weight_bytes / 1e6:,.0f} MB, {draft_backend.text}; {share}")]
         bytes_per_token += draft_bytes
         weight_bytes += draft_backend.weight_bytes
     if weight_bytes > memory_bytes:
+        way_out = "Raise --memory, or set --quantization." if gpu is None else "Choose another --device."
         raise ValueError(
-            f"The weights take {weight_bytes:,} bytes, more than the {memory_bytes:,} available. "
-            "Raise --memory, or set --quantization."
+            f"The weights take {weight_bytes:,} bytes, more than the {memory_bytes:,} available. {way_out}"
         )
+    step_bytes = functools.partial(gpu_step_bytes, config)
     engine = plan_engine(
         limits,
         kv_bytes_per_token=bytes_per_token,
         max_position=config.max_position,
         free_memory_bytes=memory_bytes - weight_bytes,
         weight_bytes=weight_bytes,
+        defaults=CPU_DEFAULTS if gpu is None else GPU_DEFAULTS,
+        step_bytes=None if gpu is None else step_bytes,
     )
     length = prompt_tokens + output_tokens
     if length > engine.max_model_len:
@@ -100,8 +110,11 @@ def plan_model(
     at_once = min(fits, engine.max_num_seqs)
     pool_bytes = engine.num_tokens * bytes_per_token
     standby = [("Standby", f"{standby_bytes(weight_bytes) / 1e6:,.0f} MB, the weights again included")]
+    reserve = step_bytes(engine.max_batch_tokens, engine.max_num_seqs)
+    device = [("GPU", f"{gpu}, {memory_bytes / 1e9:,.0f} GB; {reserve / 1e6:,.0f} MB of it for the tensors of a step")]
     steps = math.ceil(at_once * prompt_tokens / engine.max_batch_tokens)
     return [
+        *(device if gpu is not None else []),
         ("Weights", f"{backend.weight_bytes / 1e6:,.0f} MB, {backend.text}"),
         *drafts,
         *(standby if limits.has_standby else []),

@@ -114,8 +114,10 @@ class LocalEngine:
                 engine.scheduler.abort(message.request_id)
 
     def _run_step(self, engine: "Engine") -> None:
+        from caravan.scheduler.memory_shortage import step_with_room  # PyTorch is imported by now
+
         self._take_messages(engine)
-        for output in engine.step().outputs:
+        for output in step_with_room(engine).outputs:
             stream = self._streams.get(output.request_id)
             if stream is None:  # aborted during the step
                 continue

@@ -40,6 +40,7 @@ CASES: dict[int, list[list[str]]] = {
         ["serve", "--host", "0.0.0.0"],
         ["serve", "--config", "/no/such.yaml"],
         ["plan", "--dtype", "float16"],
+        ["plan", "--device", "h200", "--memory", "3GiB"],
         ["rm"],
         ["explain"],
         ["chat", "--temperature", "3"],

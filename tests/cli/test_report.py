@@ -4,14 +4,21 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import gguf
 import pytest
+import torch
 
+from benchmarks.gpu_shapes import GPUS
+from caravan.cli.gpu_memory import GpuName, gpu_memory_bytes
 from caravan.cli.report import inspect_model, plan_model, text_of
+from caravan.model.backend import choose_backend
 from caravan.model.config import UnsupportedModel
+from caravan.model.kv_cache import kv_bytes_per_token
+from caravan.model.loader import open_checkpoint
 from caravan.scheduler.config import EngineLimits
+from caravan.scheduler.memory import gpu_step_bytes
 from tests.support.gguf_blocks import random_blocks
 from tests.support.gguf_files import Tensors, write_tiny_llama
 from tests.support.running_server import running_server
@@ -52,6 +59,55 @@ def test_a_plan_counts_the_draft_model(tiny_model_path: Path) -> None:
     assert tokens[1] < tokens[0] / 2
     with pytest.raises(ValueError, match="The weights take"):
         plan_with_draft(tiny_model_path, int(1.5 * weights), tiny_model_path)
+
+
+def test_a_gpu_that_is_not_there_is_planned_as_an_engine_on_it_would(tiny_model_path: Path) -> None:
+    rows = dict(
+        plan_model(
+            tiny_model_path,
+            memory_bytes=gpu_memory_bytes("h200"),
+            prompt_tokens=400,
+            output_tokens=100,
+            dtype="auto",
+            quantization="auto",
+            kv_cache_dtype="auto",
+            limits=EngineLimits(),
+            gpu="h200",
+        )
+    )
+    config = open_checkpoint(tiny_model_path).config
+    reserve = gpu_step_bytes(config, 8192, 256)
+    weights = choose_backend(
+        open_checkpoint(tiny_model_path), dtype="auto", quantization="auto", block_size=16, is_gpu=True
+    ).weight_bytes
+    pool = int((141e9 - weights) * 0.9) - reserve
+    tokens = pool // (16 * kv_bytes_per_token(config, torch.bfloat16)) * 16
+    assert rows["GPU"] == f"h200, 141 GB; {reserve / 1e6:,.0f} MB of it for the tensors of a step"
+    assert rows["KV pool"].startswith(f"{tokens:,} tokens")
+    assert "max_num_seqs 256" in rows["Batch"]
+    assert rows["Prefill"].startswith("13 steps of 8192 tokens")
+
+
+def test_a_model_that_a_gpu_cannot_hold_is_refused_with_the_way_out(tiny_model_path: Path) -> None:
+    with pytest.raises(ValueError, match="The weights take .* Choose another --device"):
+        plan_model(
+            tiny_model_path,
+            memory_bytes=1000,
+            prompt_tokens=400,
+            output_tokens=100,
+            dtype="auto",
+            quantization="auto",
+            kv_cache_dtype="auto",
+            limits=EngineLimits(),
+            gpu="h200",
+        )
+
+
+@pytest.mark.parametrize("name", get_args(GpuName))
+def test_the_memory_of_a_gpu_is_the_published_one(name: GpuName) -> None:
+    published = {gpu.name.lower(): gpu.memory_bytes for gpu in GPUS}
+    assert gpu_memory_bytes(name) == published[name]
+    assert published.keys() == set(get_args(GpuName))
 
 
 def test_a_model_is_described(tiny_model_path: Path) -> None:

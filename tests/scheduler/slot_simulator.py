@@ -4,15 +4,18 @@ Each slot remembers which text it was computed from. A step reads every position
 block shared too early, reused too soon or mapped to the wrong sequence is seen at once.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from caravan.model.sampling.sample import Sample
 from caravan.scheduler.config import EngineConfig
-from caravan.scheduler.messages import Request, SequenceOutput
+from caravan.scheduler.messages import Request, SequenceEvent, SequenceOutput
+from caravan.scheduler.overlap import UNKNOWN_TOKEN, Overlap
 from caravan.scheduler.scheduler import Scheduler
 from caravan.scheduler.sequence import ScheduledSequence, Sequence
 from caravan.scheduler.step_result import StepResult
 from tests.scheduler.requests import FakeClock
+from tests.support.fake_device import FakeDevice, FakePending
 
 
 def prefix_record(salt: str, token_ids: list[int]) -> int:
@@ -39,19 +42,45 @@ def solo_output(
             return output, "length"
 
 
+class CheckedScheduler(Scheduler):
+    """A scheduler whose plans are checked."""
+
+    check: Callable[[list[ScheduledSequence], set[Sequence]], None]  # gets a plan and the sequences that have joined
+
+    def schedule(self) -> list[ScheduledSequence]:
+        waiting = set(self.waiting)
+        plan = super().schedule()
+        self.check(plan, waiting.intersection(self.running))
+        return plan
+
+
 @dataclass
 class SlotSimulator:
-    """Runs a scheduler against recorded slots and collects what each request got."""
+    """Runs a scheduler against recorded slots and collects what each request got.
+
+    If it is overlapped, a step is computed as late as possible: when its result is asked for.
+    """
 
     config: EngineConfig
     vocab_size: int = 7
     lookback: int | None = None
+    is_overlapped: bool = False
+    fails: Callable[[int], bool] = lambda number: False  # whether the computation with this number, from 0, fails
     outputs: dict[int, list[int]] = field(default_factory=dict)
     finish_reasons: dict[int, str] = field(default_factory=dict)
+    events: list[SequenceEvent] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.clock = FakeClock()
-        self.scheduler = Scheduler(self.config, self.clock)
+        self.scheduler = CheckedScheduler(self.config, self.clock)
+        self.scheduler.check = self._check
+        self.device = FakeDevice()
+        self.overlap = Overlap(self.scheduler, self._launch, self._run)
+        self.last_tokens: dict[int, int] = {}  # of each request, on the device
+        self.num_computations = 0
+        self.num_steps_ahead = 0
+        self.num_failures = 0
+        self.violations: list[str] = []  # seen by the device
         self.slots: list[int | None] = [None] * (self.config.num_blocks * self.config.block_size)
         self.num_preemptions = 0
         self.num_prefix_hits = 0
@@ -65,14 +94,15 @@ class SlotSimulator:
 
     def step(self) -> list[SequenceOutput]:
         """Schedule, "compute" and commit once, checking every invariant on the way."""
-        waiting = set(self.scheduler.waiting)
-        plan = self.scheduler.schedule()
-        self._check_plan(plan)
-        self._check_nobody_joined_too_early(waiting.intersection(self.scheduler.running))
-        self.clock.seconds += 0.01 + 0.002 * self.scheduler.stats().num_prefill_tokens
-        samples = [sample for scheduled in plan for sample in self._compute(scheduled)]
-        output = self.scheduler.commit(plan, StepResult(samples))
+        if self.is_overlapped:
+            output = self.overlap.step()
+            self.num_steps_ahead += bool(self.overlap.ahead)
+        else:
+            plan = self.scheduler.schedule()
+            output = self.scheduler.commit(plan, self._run(plan))
+        assert not self.violations
         self.scheduler.pool.check()
+        self.events += output.events
         self.num_preemptions += output.stats.num_preemptions
         self.num_prefix_hits += output.stats.prefix_cache_hits
         self.num_draft_tokens += output.stats.num_draft_tokens
@@ -83,6 +113,42 @@ class SlotSimulator:
                 self.finish_reasons[sequence_output.request_id] = sequence_output.finish_reason
         return output.outputs
 
+    def _run(self, plan: list[ScheduledSequence]) -> StepResult:
+        """Compute a plan at once."""
+        self.clock.seconds += self._seconds()
+        return StepResult([sample for scheduled in plan for sample in self._computation(scheduled)()])
+
+    def _launch(self, plan: list[ScheduledSequence], num_logits: list[int]) -> FakePending[list[Sample | None]]:
+        """Compute a plan on the device."""
+        seconds = self._seconds()
+        assert num_logits == [scheduled.num_logits for scheduled in plan]
+        computations = [self._computation(scheduled) for scheduled in plan]
+        number = self.num_computations
+        self.num_computations += 1
+
+        def compute() -> list[Sample | None]:
+            self.clock.seconds += seconds
+            if self.fails(number):
+                self.num_failures += 1
+                self.last_tokens.clear()
+                raise RuntimeError("the device failed once")
+            try:
+                return [sample for compute_one in computations for sample in compute_one()]
+            except (AssertionError, KeyError) as error:
+                if not self.fails(number - 1):  # then the tokens of the last step are missing
+                    self.violations.append(str(error))  # the loop runs a failed step again
+                raise
+
+        return self.device.launch(compute)
+
+    def _seconds(self) -> float:
+        """Return how long the scheduled step takes."""
+        return 0.01 + 0.002 * self.scheduler.stats().num_prefill_tokens
+
+    def _check(self, plan: list[ScheduledSequence], joined: set[Sequence]) -> None:
+        self._check_plan(plan)
+        self._check_nobody_joined_too_early(joined)
+
     def _check_plan(self, plan: list[ScheduledSequence]) -> None:
         config, scheduler = self.config, self.scheduler
         scheduler.pool.check()
@@ -90,7 +156,8 @@ class SlotSimulator:
         assert len(scheduler.running) <= config.max_num_seqs
         assert all(s.num_tokens >= 1 for s in plan)
         assert [s.sequence for s in plan] == [s for s in scheduler.running if s in {p.sequence for p in plan}]
-        if scheduler.has_work:
+        is_ahead = any(s.num_missing_tokens == 0 or s.token_ids[-1] == UNKNOWN_TOKEN for s in scheduler.running)
+        if scheduler.has_work and not is_ahead:
             assert plan, "work is waiting, but the step does nothing"
         held: dict[int, int] = {}
         for sequence in scheduler.running:
@@ -118,25 +185,37 @@ class SlotSimulator:
                     is_computing = earlier.num_computed_tokens < num_blocks * block_size <= earlier.num_tokens
                     assert not is_computing or text(earlier, num_blocks) != text(sequence, num_blocks)
 
-    def _compute(self, scheduled: ScheduledSequence) -> list[Sample]:
-        """Write this step's slots, read the whole context, and sample after the last token and each draft token."""
+    def _computation(self, scheduled: ScheduledSequence) -> Callable[[], list[Sample]]:
+        """Return what computes a scheduled sequence, perhaps later, when the sequence has changed.
+
+        It writes this step's slots, reads the whole context, and samples after the last token and each draft token.
+        """
         sequence, block_size = scheduled.sequence, self.config.block_size
-        if scheduled.copied_block is not None:
-            source, target = scheduled.copied_block * block_size, scheduled.first_block(block_size) * block_size
-            self.slots[target : target + block_size] = self.slots[source : source + block_size]
-            self.num_copies += 1
-        text = [*sequence.token_ids, *scheduled.draft_token_ids]
-        end = sequence.num_computed_tokens + scheduled.num_rows
-        salt = sequence.request.cache_salt
-        for position in range(end):
-            slot = sequence.block_table[position // block_size] * block_size + position % block_size
-            record = prefix_record(salt, text[: position + 1])
-            if position >= sequence.num_computed_tokens:
-                self.slots[slot] = record
-            assert self.slots[slot] == record, "the cache holds another text at this position"
-        if not scheduled.num_logits:
-            return []
-        return [
-            Sample(next_token(text[:length], self.vocab_size, self.lookback))
-            for length in range(sequence.num_tokens, end + 1)
-        ]
+        request_id, salt = sequence.request.request_id, sequence.request.cache_salt
+        table, text = [*sequence.block_table], [*sequence.token_ids, *scheduled.draft_token_ids]
+        start, num_tokens, num_logits = sequence.num_computed_tokens, sequence.num_tokens, scheduled.num_logits
+        end, source = start + scheduled.num_rows, scheduled.copied_block
+        target = table[start // block_size]
+
+        def compute() -> list[Sample]:
+            if source is not None:
+                copied = self.slots[source * block_size : (source + 1) * block_size]
+                self.slots[target * block_size : (target + 1) * block_size] = copied
+                self.num_copies += 1
+            if text[-1] == UNKNOWN_TOKEN:
+                text[-1] = self.last_tokens[request_id]
+            for position in range(end):
+                slot = table[position // block_size] * block_size + position % block_size
+                record = prefix_record(salt, text[: position + 1])
+                if position >= start:
+                    self.slots[slot] = record
+                assert self.slots[slot] == record, "the cache holds another text at this position"
+            samples = [
+                Sample(next_token(text[:length], self.vocab_size, self.lookback))
+                for length in range(num_tokens, end + 1)
+            ]
+            if samples:
+                self.last_tokens[request_id] = samples[-1].token_id
+            return samples if num_logits else []
+
+        return compute

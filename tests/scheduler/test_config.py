@@ -2,7 +2,15 @@
 
 import pytest
 
-from caravan.scheduler.config import PROCESS_BYTES, EngineConfig, EngineLimits, plan_engine
+from caravan.scheduler.config import (
+    CPU_DEFAULTS,
+    GPU_DEFAULTS,
+    PROCESS_BYTES,
+    EngineConfig,
+    EngineLimits,
+    plan_engine,
+    with_defaults,
+)
 
 
 def plan(limits: EngineLimits, free: int = 1_000_000, max_position: int = 2048) -> EngineConfig:
@@ -11,6 +19,34 @@ def plan(limits: EngineLimits, free: int = 1_000_000, max_position: int = 2048) 
 
 def test_the_pool_takes_half_of_the_free_memory_by_default() -> None:
     assert plan(EngineLimits(block_size=16)).num_blocks == 500_000 // 160
+
+
+def plan_gpu(limits: EngineLimits, free: int = 1_000_000) -> EngineConfig:
+    return plan_engine(
+        limits,
+        kv_bytes_per_token=10,
+        max_position=2048,
+        free_memory_bytes=free,
+        weight_bytes=0,
+        defaults=GPU_DEFAULTS,
+        step_bytes=lambda max_batch_tokens, max_num_seqs: 10 * max_batch_tokens + 1000 * max_num_seqs,
+    )
+
+
+def test_the_pool_on_a_gpu_takes_nine_tenths_of_the_free_memory_less_what_a_step_needs() -> None:
+    assert plan_gpu(EngineLimits()).num_blocks == (900_000 - 81_920 - 256_000) // 160
+    assert plan_gpu(EngineLimits(max_num_seqs=4, max_batch_tokens=100)).num_blocks == (900_000 - 1_000 - 4_000) // 160
+    assert plan_gpu(EngineLimits(kv_cache_memory_bytes=950_000)).num_blocks == 950_000 // 160
+    with pytest.raises(ValueError, match="Lower --max-model-len or raise --kv-cache-memory"):
+        plan_gpu(EngineLimits(), free=200_000)
+
+
+def test_each_kind_of_device_has_its_own_default_limits() -> None:
+    cpu, gpu = (plan(EngineLimits()), plan_gpu(EngineLimits()))
+    assert (cpu.max_num_seqs, cpu.max_batch_tokens) == (64, 512)
+    assert (gpu.max_num_seqs, gpu.max_batch_tokens) == (256, 8192)
+    own = EngineLimits(max_num_seqs=7, max_batch_tokens=9)
+    assert with_defaults(own, CPU_DEFAULTS) == with_defaults(own, GPU_DEFAULTS) == own
 
 
 def test_the_pool_takes_what_was_asked_for() -> None:

@@ -17,6 +17,7 @@ from tests.support.tiny_llama import Transcript, run_to_end
 pytestmark = pytest.mark.slow
 
 KINDS += [f"{kind}, int8 pool" for kind in ("bfloat16", "float32 attention", "none", "int8")]
+KINDS += [f"{kind}, overlapped" for kind in ("float32", "none", "int8, int8 pool")]
 PARAMS: list[dict[str, float]] = [
     {},
     {"temperature": 0.0},
@@ -28,7 +29,7 @@ PARAMS: list[dict[str, float]] = [
 
 
 def solo(kind: str, request: Request) -> Transcript:
-    return run_to_end(engine_of(kind, block_size=16), [request])[request.request_id]
+    return run_to_end(engine_of(kind.removesuffix(", overlapped"), block_size=16), [request])[request.request_id]
 
 
 def sampled(request_id: int, prompt: list[int], **params: Any) -> Request:

@@ -143,7 +143,7 @@ def test_a_waiting_sequence_computes_a_prefix_itself_when_the_one_computing_it_e
         case "failure":
             scheduler.commit(plan, StepResult([None]))
         case "preemption":
-            scheduler._preempt(plan[0].sequence)
+            scheduler.preempt(plan[0].sequence)
             scheduler.abort(0)
     assert step(scheduler)[0] == {1: 6}
     assert scheduler.pool.num_pending == 0

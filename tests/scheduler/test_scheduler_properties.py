@@ -71,10 +71,13 @@ def workloads(draw: st.DrawFn) -> Workload:
     return Workload(config, arrivals, aborts, lookback)
 
 
+@pytest.mark.parametrize("is_overlapped", [False, True], ids=["serial", "overlapped"])
 @settings(max_examples=2500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(workloads())
-def test_every_request_of_a_random_workload_gets_its_solo_answer_and_no_block_leaks(workload: Workload) -> None:
-    simulator = SlotSimulator(workload.config, VOCAB_SIZE, workload.lookback)
+@given(workload=workloads(), failures=st.sets(st.integers(0, 30), max_size=2))
+def test_every_request_of_a_random_workload_gets_its_solo_answer_and_no_block_leaks(
+    workload: Workload, failures: set[int], is_overlapped: bool
+) -> None:
+    simulator = SlotSimulator(workload.config, VOCAB_SIZE, workload.lookback, is_overlapped, failures.__contains__)
     aborted: set[int] = set()
     num_steps = 0
     last_arrival = max(step for step, _ in workload.arrivals)
@@ -105,3 +108,5 @@ def test_every_request_of_a_random_workload_gets_its_solo_answer_and_no_block_le
     event(f"draft accepted: {simulator.num_accepted_tokens > 0}")
     event(f"draft rejected: {simulator.num_draft_tokens > simulator.num_accepted_tokens}")
     event(f"aborted: {bool(aborted)}")
+    event(f"steps ahead: {min(simulator.num_steps_ahead, 3)}")
+    event(f"failed steps: {simulator.num_failures}")

@@ -12,6 +12,7 @@ from caravan.model.cpu.llama import CpuLlama
 from caravan.model.llama import Llama
 from caravan.model.loader import plain_llama
 from caravan.scheduler.engine import Engine
+from tests.support.fake_device import FakeDevice
 from tests.support.tiny_llama import MakeModel, tiny_engine, tiny_llama
 
 # plain PyTorch in two dtypes, the kernel of attention alone, and all kernels with weights in 16, 8 and 4 bits
@@ -25,7 +26,7 @@ def model_in(kind: str, **changes: Any) -> Llama:
 
 
 def maker(kind: str) -> MakeModel:
-    match kind.removesuffix(", int8 pool"):
+    match kind.removesuffix(", overlapped").removesuffix(", int8 pool"):
         case "float32" | "bfloat16":
             return plain_llama
         case "float32 attention":
@@ -39,12 +40,14 @@ def maker(kind: str) -> MakeModel:
 
 
 def block_sizes(kind: str) -> list[int]:
-    return [4, 8, 16] if kind.removesuffix(", int8 pool") in ("float32", "bfloat16") else [16, 32]
+    return [4, 8, 16] if kind.split(", ")[0] in ("float32", "bfloat16") else [16, 32]
 
 
 def engine_of(kind: str, model: Llama | None = None, **limits: Any) -> Engine:
-    kv_dtype = torch.int8 if kind.endswith("int8 pool") else None
-    return tiny_engine(model or model_in(kind), kv_dtype, **limits)
+    """Return an engine; with "overlapped" in its kind, a fake device computes its steps as late as possible."""
+    kv_dtype = torch.int8 if "int8 pool" in kind else None
+    fake_device = FakeDevice() if kind.endswith("overlapped") else None
+    return tiny_engine(model or model_in(kind), kv_dtype, fake_device=fake_device, **limits)
 
 
 def random_prompt(seed: int, length: int) -> list[int]:

@@ -14,6 +14,10 @@ from caravan.scheduler.draft_model import DraftModel
 from caravan.scheduler.engine import Engine
 from caravan.scheduler.grammar import Grammars
 from caravan.scheduler.messages import Request, SequenceOutput, StepOutput, TokenLogprobs
+from caravan.scheduler.overlapped_engine import OverlappedEngine
+from caravan.scheduler.sampling_launch import HostSampler
+from caravan.scheduler.step_graph import Capture, without_graph
+from tests.support.fake_device import FakeDevice
 
 TINY = ModelConfig(
     vocab_size=300,
@@ -57,9 +61,14 @@ def tiny_engine(
     kv_dtype: torch.dtype | None = None,
     grammars: Grammars | None = None,
     draft: Llama | None = None,
+    fake_device: FakeDevice | None = None,
+    capture: Capture = without_graph,
     **limits: Any,
 ) -> Engine:
-    """Return an engine for a tiny model, perhaps with a draft model, with room for a few hundred tokens by default."""
+    """Return an engine for a tiny model, perhaps with a draft model, with room for a few hundred tokens by default.
+
+    With a fake device its steps overlap.
+    """
     defaults: dict[str, Any] = {
         "num_blocks": 64,
         "block_size": 8,
@@ -73,6 +82,18 @@ def tiny_engine(
     table = model.embedding.weight
     kv_dtype = kv_dtype or table.dtype
     draft_model = None if draft is None else DraftModel(draft, config, kv_dtype, table.device)
+    if fake_device is not None:
+        return OverlappedEngine(
+            model,
+            config,
+            kv_dtype,
+            table.device,
+            HostSampler(),
+            grammars=grammars,
+            draft_model=draft_model,
+            capture=capture,
+            submit=fake_device.submit,
+        )
     return Engine(model, config, kv_dtype, table.device, grammars=grammars, draft_model=draft_model)
 
 

@@ -1,0 +1,224 @@
+"""DeviceSteps: steps that are launched without waiting for the device, and read nothing back before their tokens.
+
+Block tables and the last token of each sequence stay on the device. A step brings one array of numbers, which is copied
+once: new entries of block tables, and tokens, positions and rows. A decode step is padded to a size of a ladder, so
+that it is the same sequence of operations on the same tensors each time, which a graph can record.
+"""
+
+from itertools import accumulate, compress
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from caravan.model.forward_batch import ForwardBatch
+from caravan.model.kv_cache import KVCache
+from caravan.model.llama import Llama
+from caravan.model.sampling.sampler import SamplingRow
+from caravan.scheduler.config import EngineConfig
+from caravan.scheduler.device_rows import DeviceRows
+from caravan.scheduler.sampling_launch import HostSamples, LaunchedSampler, PendingSamples
+from caravan.scheduler.sequence import ScheduledSequence
+from caravan.scheduler.step_graph import Capture, Decode, ladder, padded_size, without_graph
+
+NUM_PADDING_BLOCKS = 1  # after those of the pool: padding rows write there, and nothing else reads it
+NUM_STAGES = 2  # a step is staged while the one before it may still be copied
+
+
+class StagedStep(NamedTuple):
+    """A step as the device needs it: nothing in it changes with the scheduler."""
+
+    words: Tensor  # [N] int64 on the host; the sections of DeviceSteps.stage
+    sizes: list[int]  # of the sections, the last two being the new entries of block tables
+    num_seqs: int
+    decode_size: int  # of the ladder; 0: the step computes prompts
+    sampling_rows: list[SamplingRow]
+    copied_blocks: list[tuple[int, int]]  # from, to
+
+
+class DeviceSteps:
+    """The tensors that stay on the device, and the two halves of a step: staged on the host, run on the device."""
+
+    def __init__(
+        self,
+        model: Llama,
+        kv_cache: KVCache,
+        config: EngineConfig,
+        device: torch.device,
+        sampler: LaunchedSampler,
+        capture: Capture = without_graph,
+    ) -> None:
+        """kv_cache has NUM_PADDING_BLOCKS more blocks than the pool; `capture` records decode steps."""
+        self._model, self._kv_cache, self._config, self._sampler = model, kv_cache, config, sampler
+        self._capture = capture
+        self._ladder = ladder(config.max_num_seqs)
+        self._decodes: dict[int, Decode] = {}  # by size
+        self._rows = DeviceRows(config.max_num_seqs, config.max_num_blocks)
+        self._padding_row = config.max_num_seqs
+        num_rows, max_tokens = config.max_num_seqs + 1, config.max_batch_tokens
+        max_updates = 2 * num_rows + max_tokens // config.block_size + config.max_num_blocks  # more are copied apart
+        num_words = 5 * num_rows + 3 * max_tokens + 2 * max_updates
+        is_pinned = device.type == "cuda"
+        self._stages = [torch.empty(num_words, dtype=torch.int64, pin_memory=is_pinned) for _ in range(NUM_STAGES)]
+        self._words = torch.zeros(num_words, dtype=torch.int64, device=device)
+        self._last_tokens = torch.zeros(num_rows, dtype=torch.int64, device=device)
+        self._block_tables = torch.full(
+            (num_rows, config.max_num_blocks), config.num_blocks, dtype=torch.int32, device=device
+        )
+        self._counts = torch.arange(num_rows, dtype=torch.int32, device=device)
+        self._wanted = torch.arange(num_rows, dtype=torch.int64, device=device)
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Record the decode steps of all sizes, the largest first, with padding rows alone."""
+        for size in reversed(self._ladder):
+            words = np.array([self._padding_row, 0, 0]).repeat(size)
+            self._words[: 3 * size].copy_(torch.from_numpy(words))
+            self._decode(size)
+
+    def stage(self, plan: list[ScheduledSequence], num_logits: list[int]) -> StagedStep:
+        """Return a plan that is not empty, with num_logits samples (0 or 1) of each sequence, as its step's numbers.
+
+        Sections of a decode step: rows, token ids, positions, each padded. Of others, for B sequences, T tokens and S
+        samples: rows [B], query_start_loc [B + 1], seq_lens [B], token ids [T], positions [T], row of each token [T],
+        tokens to sample after [S], their rows [S]. Then for both the places and blocks of new entries.
+        A token that the host does not know is negative.
+        """
+        rows, places, blocks = self._rows.assign(plan)
+        computed = [scheduled.sequence.num_computed_tokens for scheduled in plan]
+        sampling_rows = [
+            SamplingRow(sequence.request.params, len(sequence.token_ids) - len(sequence.request.prompt_token_ids))
+            for sequence, *_ in compress(plan, num_logits)
+        ]
+        decode_size = 0
+        if len(sampling_rows) == len(plan) and all(scheduled.num_tokens == 1 for scheduled in plan):
+            decode_size = padded_size(len(plan), self._ladder)
+            num_more = decode_size - len(plan)
+            token_ids = [s.sequence.token_ids[start] for s, start in zip(plan, computed, strict=True)]
+            sections = [
+                rows + [self._padding_row] * num_more,
+                token_ids + [0] * num_more,
+                computed + [0] * num_more,
+            ]
+        else:
+            sections = _prompt_sections(plan, num_logits, rows, computed)
+        sections += [places, blocks]
+        return StagedStep(
+            words=self._stage_words(sections),
+            sizes=[len(section) for section in sections],
+            num_seqs=len(plan),
+            decode_size=decode_size,
+            sampling_rows=sampling_rows,
+            copied_blocks=[
+                (scheduled.copied_block, scheduled.first_block(self._config.block_size))
+                for scheduled in plan
+                if scheduled.copied_block is not None
+            ],
+        )
+
+    @torch.inference_mode()
+    def run(self, staged: StagedStep) -> PendingSamples:
+        """Start a staged step and return its samples to be. Steps must be run in the order in which they were staged.
+
+        On a GPU this enqueues work and waits for none of it.
+        """
+        for source, target in staged.copied_blocks:
+            self._kv_cache.copy_block(source, target)
+        num_words = staged.words.shape[0]
+        words = self._words[:num_words]
+        if num_words > self._words.shape[0]:  # sequences with long cached prefixes have joined
+            words = staged.words.to(self._words.device)
+            self._words[: 3 * staged.decode_size].copy_(words[: 3 * staged.decode_size])
+        else:
+            words.copy_(staged.words, non_blocking=True)
+        *sections, places, blocks = torch.split(words, staged.sizes)  # type: ignore[no-untyped-call]
+        if places.shape[0]:
+            self._block_tables.view(-1).index_copy_(0, places, blocks.to(torch.int32))
+        if staged.decode_size:
+            logits = self._decode(staged.decode_size)[: staged.num_seqs]
+            rows = sections[0][: staged.num_seqs]
+        else:
+            hidden, rows = self._hidden_states(sections), sections[-1]
+            if not staged.sampling_rows:
+                return HostSamples(rows, [])  # there are no rows
+            logits = self._model.logits(hidden)
+        pending = self._sampler.launch(logits, staged.sampling_rows)
+        self._last_tokens.index_copy_(0, rows, pending.token_ids.clamp(min=0))
+        return pending
+
+    def _stage_words(self, sections: list[list[int]]) -> Tensor:
+        """Return the sections end to end, in the staging buffer whose turn it is if they fit."""
+        num_words = sum(map(len, sections))
+        self._stages.append(self._stages.pop(0))
+        stage = self._stages[0] if num_words <= self._stages[0].shape[0] else torch.empty(num_words, dtype=torch.int64)
+        array = stage.numpy()
+        start = 0
+        for section in sections:
+            array[start : start + len(section)] = section
+            start += len(section)
+        return stage[:num_words]
+
+    def _decode(self, size: int) -> Tensor:
+        """Return the logits [size, vocab_size] of the decode step that the words describe."""
+        decode = self._decodes.get(size)
+        if decode is None:
+            decode = self._decodes[size] = self._capture(lambda: self._decode_rows(size))
+        return decode()
+
+    @torch.inference_mode()
+    def _decode_rows(self, size: int) -> Tensor:
+        """Compute a decode step from the tensors that stay on the device alone: a graph records this."""
+        rows, token_ids, positions = self._words[: 3 * size].view(3, size)
+        block_tables = self._block_tables.index_select(0, rows)  # [size, max_num_blocks]
+        block_size = self._config.block_size
+        blocks = block_tables.gather(1, (positions // block_size).unsqueeze(1)).squeeze(1)
+        batch = ForwardBatch(
+            token_ids=self._known(token_ids, rows),
+            positions=positions,
+            slot_mapping=blocks.to(torch.int64) * block_size + positions % block_size,
+            query_start_loc=self._counts[: size + 1],
+            seq_lens=(positions + 1).to(torch.int32),
+            block_tables=block_tables,
+            wanted_rows=self._wanted[:size],
+        )
+        return self._model.logits(self._model.hidden_states(batch, self._kv_cache))
+
+    def _hidden_states(self, sections: list[Tensor]) -> Tensor:
+        """Return the hidden states [S, hidden_size] to sample from, of a step with prompts."""
+        rows, query_start_loc, seq_lens, token_ids, positions, token_rows, wanted, _ = sections
+        block_size = self._config.block_size
+        blocks = self._block_tables[token_rows, positions // block_size]  # [T]
+        batch = ForwardBatch(
+            token_ids=self._known(token_ids, token_rows),
+            positions=positions,
+            slot_mapping=blocks.to(torch.int64) * block_size + positions % block_size,
+            query_start_loc=query_start_loc.to(torch.int32),
+            seq_lens=seq_lens.to(torch.int32),
+            block_tables=self._block_tables.index_select(0, rows),
+            wanted_rows=wanted,
+        )
+        return self._model.hidden_states(batch, self._kv_cache)
+
+    def _known(self, token_ids: Tensor, rows: Tensor) -> Tensor:
+        """Return token ids [T], those that the host does not know from the last tokens of their rows [T]."""
+        return torch.where(token_ids < 0, self._last_tokens.index_select(0, rows), token_ids)
+
+
+def _prompt_sections(
+    plan: list[ScheduledSequence], num_logits: list[int], rows: list[int], computed: list[int]
+) -> list[list[int]]:
+    """Return the sections of a step with prompts, for sequences with these rows and computed tokens."""
+    lengths = [scheduled.num_tokens for scheduled in plan]
+    ends = [*accumulate(lengths)]
+    sampled = [index for index, count in enumerate(num_logits) if count]
+    return [
+        rows,
+        [0, *ends],
+        [start + length for start, length in zip(computed, lengths, strict=True)],
+        [token_id for scheduled in plan for token_id in scheduled.token_ids],
+        [p for start, length in zip(computed, lengths, strict=True) for p in range(start, start + length)],
+        [row for row, length in zip(rows, lengths, strict=True) for _ in range(length)],
+        [ends[index] - 1 for index in sampled],
+        [rows[index] for index in sampled],
+    ]

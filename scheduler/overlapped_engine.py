@@ -1,0 +1,99 @@
+"""OverlappedEngine: schedule, launch, commit the step before. For devices that compute while Python goes on: GPUs."""
+
+from collections.abc import Callable
+
+import torch
+from typing_extensions import override
+
+from caravan.model.llama import Llama
+from caravan.scheduler.config import EngineConfig
+from caravan.scheduler.device_step import NUM_PADDING_BLOCKS, DeviceSteps
+from caravan.scheduler.draft_model import DraftModel
+from caravan.scheduler.engine import Engine
+from caravan.scheduler.grammar import Grammars
+from caravan.scheduler.messages import StepOutput
+from caravan.scheduler.overlap import Overlap, Pending
+from caravan.scheduler.profile import Profile
+from caravan.scheduler.sampling_launch import HostSamples, LaunchedSampler
+from caravan.scheduler.sequence import ScheduledSequence
+from caravan.scheduler.step_graph import Capture, without_graph
+
+Submit = Callable[[Callable[[], Pending]], Pending]  # lets the device do work, in the order of the calls
+
+
+def enqueue(work: Callable[[], Pending]) -> Pending:
+    """Do work that only enqueues kernels, as PyTorch does on a GPU."""
+    return work()
+
+
+class OverlappedEngine(Engine):
+    """An engine that has the next step on the device while it commits the last one.
+
+    Its answers are those of Engine. Steps that need the host in the middle run as they do there, one after another.
+    """
+
+    def __init__(
+        self,
+        model: Llama,
+        config: EngineConfig,
+        kv_dtype: torch.dtype,
+        device: torch.device,
+        sampler: LaunchedSampler,
+        *,
+        profile: Profile | None = None,
+        grammars: Grammars | None = None,
+        draft_model: DraftModel | None = None,
+        capture: Capture = without_graph,
+        submit: Submit = enqueue,
+    ) -> None:
+        """`capture` records decode steps as graphs. `submit` may do its work later, in another thread."""
+        super().__init__(model, config, kv_dtype, device, profile, grammars, draft_model, NUM_PADDING_BLOCKS)
+        self._submit, self._sampler, self._capture = submit, sampler, capture
+        self._start_over()
+
+    @property
+    @override
+    def has_work(self) -> bool:
+        return super().has_work or bool(self._overlap.ahead)
+
+    @override
+    def step(self) -> StepOutput:
+        return self._overlap.step()
+
+    @override
+    def shrink_pool(self) -> None:
+        del self.device_steps  # it has the old pool
+        super().shrink_pool()
+        self._start_over()
+
+    def launch(self, plan: list[ScheduledSequence], num_logits: list[int]) -> Pending:
+        """Announce a plan, with the number of samples of each sequence, and let the device compute it."""
+        self._lap("schedule")
+        self._prepare(plan)
+        staged = self.device_steps.stage(plan, num_logits)
+        self._lap("batch")
+        pending = self._submit(lambda: self.device_steps.run(staged))
+        self._lap("launch")
+        return pending
+
+    def _start_over(self) -> None:
+        """Forget what is launched, and keep the tensors of steps for the KV cache as it is."""
+        self.device_steps = DeviceSteps(
+            self.model, self.kv_cache, self.config, self._device, self._sampler, self._capture
+        )
+        self._overlap = Overlap(self.scheduler, self.launch, self.run)
+
+    @override
+    def _announce(self, request_ids: list[int]) -> None:
+        """Report the requests of a step and of the one before it, which the device may still compute."""
+        known = set(request_ids)
+        earlier = [scheduled.sequence.request.request_id for scheduled in self._overlap.ahead]
+        super()._announce(request_ids + [request_id for request_id in earlier if request_id not in known])
+
+    @override
+    def _clear_block(self, block: int) -> None:
+        self._submit(lambda: self._cleared(block))  # after all that was launched, which may write to the block
+
+    def _cleared(self, block: int) -> Pending:
+        super()._clear_block(block)
+        return HostSamples(torch.empty(0), [])

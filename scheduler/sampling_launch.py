@@ -1,0 +1,54 @@
+"""Sampling behind a launch: what a step needs of a sampler whose tokens stay on the device."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from caravan.model.sampling.sample import Sample
+from caravan.model.sampling.sampler import SamplingRow, sample
+
+
+class PendingSamples(Protocol):
+    """The samples of a launch. The next launch may read token_ids; the host waits only in `result`."""
+
+    @property
+    def token_ids(self) -> Tensor:
+        """[S] int64 on the device of the logits; -1 for a row whose logits are not finite."""
+        ...
+
+    def result(self) -> list[Sample | None]:
+        """Wait and return what `caravan.model.sampling.sampler.sample` returns for the same logits and rows."""
+        ...
+
+
+class LaunchedSampler(Protocol):
+    """A sampler that starts sampling and does not wait for it."""
+
+    def launch(self, logits: Tensor, rows: Sequence[SamplingRow]) -> PendingSamples:
+        """Start to sample rows of logits [S, vocab_size] without grammars. The logits may change after the launch."""
+        ...
+
+
+@dataclass(frozen=True)
+class HostSamples:
+    """Samples that are known already."""
+
+    token_ids: Tensor  # [S] int64
+    samples: list[Sample | None]
+
+    def result(self) -> list[Sample | None]:
+        """Return the samples."""
+        return self.samples
+
+
+class HostSampler:
+    """The sampler of model/sampling, as a LaunchedSampler that waits: for the CPU, and for tests."""
+
+    def launch(self, logits: Tensor, rows: Sequence[SamplingRow]) -> HostSamples:
+        """Sample rows of logits [S, vocab_size]."""
+        samples = sample(logits, rows)
+        token_ids = [one.token_id if one is not None else -1 for one in samples]
+        return HostSamples(torch.tensor(token_ids, dtype=torch.int64).to(logits.device), samples)

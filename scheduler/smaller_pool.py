@@ -1,0 +1,39 @@
+"""A smaller KV pool, for a GPU whose memory is too small for the steps beside it."""
+
+import msgspec
+
+from caravan.scheduler.block_manager import BlockManager
+from caravan.scheduler.block_pool import BlockPool
+from caravan.scheduler.config import EngineConfig
+from caravan.scheduler.draft_tokens import DraftTokens
+from caravan.scheduler.scheduler import Scheduler
+
+KEPT_SHARE = 0.9  # of the blocks
+
+
+def smaller_config(config: EngineConfig) -> EngineConfig:
+    """Return a configuration with fewer blocks; raises MemoryError, with the way out, if no request would fit."""
+    num_blocks = int(KEPT_SHARE * config.num_blocks)
+    if num_blocks < config.max_num_blocks:
+        raise MemoryError(
+            f"The GPU has too little memory for a step, and the KV pool of {config.num_tokens:,} tokens cannot be "
+            f"smaller with requests of {config.max_model_len:,} tokens. Lower --max-batch-tokens, --max-num-seqs or "
+            "--max-model-len."
+        )
+    return msgspec.structs.replace(config, num_blocks=num_blocks)
+
+
+def shrink_pool(scheduler: Scheduler) -> EngineConfig:
+    """Preempt all running sequences, give the scheduler a smaller pool and return its new configuration.
+
+    Nothing is lost but time: sequences compute their tokens again. Raises MemoryError; see smaller_config.
+    """
+    config = smaller_config(scheduler.config)
+    for sequence in reversed(scheduler.running[:]):  # the oldest last: it comes first in the queue
+        scheduler.preempt(sequence)
+    scheduler.config = config
+    scheduler.pool = BlockPool(config.num_blocks)
+    scheduler.blocks = BlockManager(scheduler.pool, config.block_size)
+    if scheduler.draft_tokens is not None:
+        scheduler.draft_tokens = DraftTokens(config, scheduler.blocks)
+    return config
