@@ -77,6 +77,10 @@ class DeviceSteps:
             self._words[: 3 * size].copy_(torch.from_numpy(words))
             self._decode(size)
 
+    def forget_rows(self) -> None:
+        """Let the next step bring all block tables, as one that was staged has failed."""
+        self._rows = DeviceRows(self._config.max_num_seqs, self._config.max_num_blocks)
+
     def stage(self, plan: list[ScheduledSequence], num_logits: list[int]) -> StagedStep:
         """Return a plan that is not empty, with num_logits samples (0 or 1) of each sequence, as its step's numbers.
 
@@ -132,7 +136,7 @@ class DeviceSteps:
             self._words[: 3 * staged.decode_size].copy_(words[: 3 * staged.decode_size])
         else:
             words.copy_(staged.words, non_blocking=True)
-        *sections, places, blocks = torch.split(words, staged.sizes)  # type: ignore[no-untyped-call]
+        *sections, places, blocks = torch.split(words, staged.sizes)
         if places.shape[0]:
             self._block_tables.view(-1).index_copy_(0, places, blocks.to(torch.int32))
         if staged.decode_size:

@@ -63,11 +63,14 @@ class LaunchedStep:
 class Overlap:
     """The step loop of a scheduler with one step ahead. Between two calls of `step` at most one step is launched."""
 
-    def __init__(self, scheduler: Scheduler, launch: Launch, run: Run) -> None:
+    def __init__(self, scheduler: Scheduler, launch: Launch, run: Run, on_failure: Callable[[], None]) -> None:
+        """`on_failure` is called after a launched step has failed, when nothing is launched."""
         self.scheduler = scheduler
         self._launch = launch
         self._run = run
+        self._on_failure = on_failure
         self._ahead: LaunchedStep | None = None
+        self._has_failed = False
 
     @property
     def ahead(self) -> list[ScheduledSequence]:
@@ -94,7 +97,8 @@ class Overlap:
             except Exception as error:
                 if is_fatal(error):
                     raise
-                logger.exception("A step could not be launched.")
+                logger.exception("A step could not be launched; it is run after the one before it.")
+                self._has_failed = True
         is_decode = is_decode or (all(num_logits) and all(scheduled.num_tokens == 1 for scheduled in plan))
         return LaunchedStep(plan, tables, num_logits, self.scheduler.record, pending, is_decode)
 
@@ -121,8 +125,12 @@ class Overlap:
                     raise
                 logger.exception("A launched step failed; it and the step after it are run again.")
                 self._drop_ahead()
+                self._has_failed = True
             else:
                 return alive_part(launched, samples)
+        if self._has_failed:
+            self._has_failed = False
+            self._on_failure()
         plan = [*compress(launched.plan, launched.are_alive())]
         return plan, self._run(plan)
 

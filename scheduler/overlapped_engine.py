@@ -81,7 +81,7 @@ class OverlappedEngine(Engine):
         self.device_steps = DeviceSteps(
             self.model, self.kv_cache, self.config, self._device, self._sampler, self._capture
         )
-        self._overlap = Overlap(self.scheduler, self.launch, self.run)
+        self._overlap = Overlap(self.scheduler, self.launch, self.run, self.device_steps.forget_rows)
 
     @override
     def _announce(self, request_ids: list[int]) -> None:

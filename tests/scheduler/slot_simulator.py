@@ -75,7 +75,7 @@ class SlotSimulator:
         self.scheduler = CheckedScheduler(self.config, self.clock)
         self.scheduler.check = self._check
         self.device = FakeDevice()
-        self.overlap = Overlap(self.scheduler, self._launch, self._run)
+        self.overlap = Overlap(self.scheduler, self._launch, self._run, on_failure=lambda: None)
         self.last_tokens: dict[int, int] = {}  # of each request, on the device
         self.num_computations = 0
         self.num_steps_ahead = 0
