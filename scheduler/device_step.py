@@ -62,6 +62,7 @@ class DeviceSteps:
         is_pinned = device.type == "cuda"
         self._stages = [torch.empty(num_words, dtype=torch.int64, pin_memory=is_pinned) for _ in range(NUM_STAGES)]
         self._words = torch.zeros(num_words, dtype=torch.int64, device=device)
+        self._logits = torch.empty(config.max_num_seqs, model.config.vocab_size, device=device)  # of all graphs
         self._last_tokens = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self._block_tables = torch.full(
             (num_rows, config.max_num_blocks), config.num_blocks, dtype=torch.int32, device=device
@@ -186,7 +187,8 @@ class DeviceSteps:
             block_tables=block_tables,
             wanted_rows=self._wanted[:size],
         )
-        return self._model.logits(self._model.hidden_states(batch, self._kv_cache))
+        logits = self._model.logits(self._model.hidden_states(batch, self._kv_cache))
+        return self._logits[:size].copy_(logits)
 
     def _hidden_states(self, sections: list[Tensor]) -> Tensor:
         """Return the hidden states [S, hidden_size] to sample from, of a step with prompts."""

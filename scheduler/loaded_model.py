@@ -30,7 +30,7 @@ from caravan.scheduler.messages import EngineReady, StartEngine
 from caravan.scheduler.overlapped_engine import OverlappedEngine
 from caravan.scheduler.profile import Profile
 from caravan.scheduler.sampling_launch import HostSampler
-from caravan.scheduler.step_graph import capture_cuda_graph, without_graph
+from caravan.scheduler.step_graph import cuda_graph_capture, without_graph
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,9 +106,10 @@ class LoadedModel:
             profile=profile,
             grammars=grammars,
             draft_model=draft_model,
-            capture=capture_cuda_graph if self.model.can_be_graph else without_graph,
+            capture=cuda_graph_capture() if self.model.can_be_graph else without_graph,
         )
-        engine.device_steps.warm_up()
+        if self.model.can_be_graph:
+            engine.device_steps.warm_up()
         gc.collect()
         gc.freeze()  # else the garbage collector passes over all modules now and then, for as long as ten steps
         return engine

@@ -53,6 +53,7 @@ class LaunchedStep:
     record: StepRecord
     pending: Pending | None  # None: it is computed when it is committed
     is_decode: bool  # every sequence computes its last token and gets the next one
+    is_ahead: bool = False  # planned before the step before it was committed
 
     def are_alive(self) -> list[bool]:
         """Return whether each sequence of the plan is still running, and was not preempted since."""
@@ -71,6 +72,7 @@ class Overlap:
         self._on_failure = on_failure
         self._ahead: LaunchedStep | None = None
         self._has_failed = False
+        self.runs_late = False  # whether the plan that runs at once was made before the last commit
 
     @property
     def ahead(self) -> list[ScheduledSequence]:
@@ -109,10 +111,11 @@ class Overlap:
         with committed_in_advance(launched, self.scheduler.config.max_model_len):
             if not can_schedule(self.scheduler):
                 return None
-            if is_repeated(self.scheduler, launched):
-                return self._start(schedule_again(self.scheduler, launched.plan), is_decode=True)
-            plan = self.scheduler.schedule()
-            return self._start(plan) if plan else None
+            is_decode = is_repeated(self.scheduler, launched)
+            plan = schedule_again(self.scheduler, launched.plan) if is_decode else self.scheduler.schedule()
+            following = self._start(plan, is_decode=is_decode)
+        following.is_ahead = True
+        return following if plan else None
 
     def _finish(self, launched: LaunchedStep) -> tuple[list[ScheduledSequence], StepResult]:
         """Return the part of a launched step's plan that is still wanted, and its result."""
@@ -132,6 +135,7 @@ class Overlap:
             self._has_failed = False
             self._on_failure()
         plan = [*compress(launched.plan, launched.are_alive())]
+        self.runs_late = launched.is_ahead
         return plan, self._run(plan)
 
     def _drop_ahead(self) -> None:

@@ -1,4 +1,4 @@
-"""The campaigns of faults and of a tiny pool, short, with an engine whose steps overlap on a device that is a thread."""
+"""Short campaigns of faults and of a tiny pool, with an engine whose steps overlap on a device that is a thread."""
 
 from pathlib import Path
 

@@ -223,6 +223,18 @@ def test_events_and_counters_are_those_of_the_serial_loop_where_nothing_is_scarc
     assert run(overlapped()[0]) == run(engine_of("float32", **LIMITS))
 
 
+def test_a_profile_separates_the_launch_of_a_step_from_the_wait_for_the_one_before() -> None:
+    laps: list[str] = []
+    engine, _ = overlapped()
+    engine._lap = laps.append
+    for request in plain_requests():
+        engine.add(request)
+    engine.step()
+    engine.step()
+    step = ["schedule", "batch", "launch"]
+    assert laps == [*step, *step, "wait", *step, "wait"]
+
+
 def test_on_a_device_that_computes_at_once_the_answers_are_the_same() -> None:
     model = tiny_llama()
     config = EngineConfig(num_blocks=64, block_size=8, max_batch_tokens=32, max_num_seqs=8, max_model_len=96)
