@@ -78,6 +78,10 @@ class DeviceSteps:
             self._words[: 3 * size].copy_(torch.from_numpy(words))
             self._decode(size)
 
+    def release_graphs(self) -> None:
+        """Release what was recorded: it holds this object, and so the KV cache, until then."""
+        self._decodes.clear()
+
     def forget_rows(self) -> None:
         """Let the next step bring all block tables, as one that was staged has failed."""
         self._rows = DeviceRows(self._config.max_num_seqs, self._config.max_num_blocks)

@@ -17,7 +17,7 @@ from typing import Protocol
 from caravan.model.sampling.sample import Sample
 from caravan.model.sampling.sampler import needs_history
 from caravan.scheduler.block_pool import num_blocks_for
-from caravan.scheduler.faults import is_fatal
+from caravan.scheduler.faults import is_fatal, is_out_of_memory
 from caravan.scheduler.messages import StepOutput
 from caravan.scheduler.scheduler import Scheduler
 from caravan.scheduler.sequence import ScheduledSequence, Sequence
@@ -85,6 +85,15 @@ class Overlap:
         self._ahead = self._start_after(launched)
         return self.scheduler.commit(*self._finish(launched))
 
+    def abandon(self) -> None:
+        """Wait for what is launched and forget it, though memory may be short. Its sequences are to be preempted."""
+        try:
+            self._drop_ahead()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        self._ahead = None
+
     def _start(self, plan: list[ScheduledSequence], *, is_decode: bool = False) -> LaunchedStep:
         """Launch a plan, unless it must run at once or launching fails: then it runs when it is committed.
 
@@ -139,7 +148,7 @@ class Overlap:
         return plan, self._run(plan)
 
     def _drop_ahead(self) -> None:
-        """Wait for the step ahead, which has computed with wrong tokens, and let it run again when it is committed."""
+        """Wait for the step ahead, whose result is not wanted, and let it run again when it is committed."""
         if self._ahead is None or self._ahead.pending is None:
             return
         try:

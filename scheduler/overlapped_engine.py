@@ -80,7 +80,9 @@ class OverlappedEngine(Engine):
 
     @override
     def shrink_pool(self) -> None:
-        del self.device_steps  # it has the old pool
+        self._overlap.abandon()
+        self.device_steps.release_graphs()
+        del self.device_steps, self._overlap  # they have the old pool
         super().shrink_pool()
         self._start_over()
 
@@ -89,9 +91,10 @@ class OverlappedEngine(Engine):
         self._lap("schedule")
         self._overlap.runs_late = False
         self._prepare(plan)
-        staged = self.device_steps.stage(plan, num_logits)
+        device_steps = self.device_steps
+        staged = device_steps.stage(plan, num_logits)
         self._lap("batch")
-        pending = self._submit(lambda: self.device_steps.run(staged))
+        pending = self._submit(lambda: device_steps.run(staged))
         self._lap("launch")
         return TimedPending(pending, self._lap)
 
@@ -100,7 +103,10 @@ class OverlappedEngine(Engine):
         self.device_steps = DeviceSteps(
             self.model, self.kv_cache, self.config, self._device, self._sampler, self._capture
         )
-        self._overlap = Overlap(self.scheduler, self.launch, self.run, self.device_steps.forget_rows)
+        self._overlap = Overlap(self.scheduler, self.launch, self.run, self._forget_rows)
+
+    def _forget_rows(self) -> None:
+        self.device_steps.forget_rows()  # those of now: a bound method would keep the old pool
 
     @override
     def _announce(self, request_ids: list[int]) -> None:
