@@ -52,7 +52,7 @@ class LaunchedStep:
     num_logits: list[int]  # of each scheduled sequence
     record: StepRecord
     pending: Pending | None  # None: it is computed when it is committed
-    is_decode: bool  # every sequence computes its last token and gets the next one
+    is_decode: bool  # every sequence computes its last token and gets the next one; nothing is copied
     is_ahead: bool = False  # planned before the step before it was committed
 
     def are_alive(self) -> list[bool]:
@@ -110,7 +110,9 @@ class Overlap:
                     raise
                 logger.exception("A step could not be launched; it is run after the one before it.")
                 self._has_failed = True
-        is_decode = is_decode or (all(num_logits) and all(scheduled.num_tokens == 1 for scheduled in plan))
+        is_decode = is_decode or (
+            all(num_logits) and all(one.num_tokens == 1 and one.copied_block is None for one in plan)
+        )
         return LaunchedStep(plan, tables, num_logits, self.scheduler.record, pending, is_decode)
 
     def _start_after(self, launched: LaunchedStep) -> LaunchedStep | None:

@@ -82,6 +82,15 @@ def test_steps_with_many_rows_overlap_though_speculation_is_on() -> None:
     assert device.max_queued == 2
 
 
+def test_choices_of_one_prompt_copy_its_last_block_once() -> None:
+    requests = [
+        make_request(i, random_prompt(1, 18), group=1, max_tokens=12, temperature=0.9, seed=i) for i in range(6)
+    ]
+    engine, device = overlapped()
+    assert run_to_end(engine, requests) == serial(requests)
+    assert device.max_queued == 2
+
+
 def test_a_stop_token_throws_away_the_row_that_was_launched_after_it() -> None:
     [request] = plain_requests(1, temperature=0.0)
     stop = serial([request])[0].token_ids[4]
