@@ -36,24 +36,30 @@ class DeviceRows:
 
     def assign(self, plan: list[ScheduledSequence]) -> RowUpdates:
         """Return the rows of a plan's sequences; whatever changed in their block tables counts as written then."""
-        before = self._rows
-        now: dict[Sequence, _Row | None] = {}
-        for scheduled in plan:
-            now[scheduled.sequence] = before.pop(scheduled.sequence, None)
-        self._free += [row.index for row in before.values()]
-        self._rows = {}
-        updates = RowUpdates([], [], [])
-        for sequence, row in now.items():
-            if row is None:
-                row = _Row(self._free.pop())
-            self._rows[sequence] = row
-            updates.rows.append(row.index)
-            blocks = sequence.block_table
-            if row.block_table is not blocks:
-                row.block_table, row.num_copied = blocks, 0
-            if row.num_copied < len(blocks):
-                start = row.index * self._max_num_blocks
-                updates.places.extend(range(start + row.num_copied, start + len(blocks)))
-                updates.blocks.extend(blocks[row.num_copied :])
-                row.num_copied = len(blocks)
+        sequences = [scheduled.sequence for scheduled in plan]
+        if [*self._rows] != sequences:
+            self._assign_rows(sequences)
+        rows: list[int] = []
+        updates = RowUpdates(rows, [], [])
+        for sequence, row in self._rows.items():
+            rows.append(row.index)
+            if row.block_table is not sequence.block_table or row.num_copied < len(sequence.block_table):
+                self._update(sequence, row, updates)
         return updates
+
+    def _assign_rows(self, sequences: list[Sequence]) -> None:
+        """Give the rows of sequences that are left out to new ones."""
+        before = self._rows
+        kept = {sequence: before.pop(sequence, None) for sequence in sequences}
+        self._free += [row.index for row in before.values()]
+        self._rows = {sequence: row or _Row(self._free.pop()) for sequence, row in kept.items()}
+
+    def _update(self, sequence: Sequence, row: _Row, updates: RowUpdates) -> None:
+        """Add the blocks of a sequence that are not on the device."""
+        blocks = sequence.block_table
+        if row.block_table is not blocks:
+            row.block_table, row.num_copied = blocks, 0
+        start = row.index * self._max_num_blocks
+        updates.places.extend(range(start + row.num_copied, start + len(blocks)))
+        updates.blocks.extend(blocks[row.num_copied :])
+        row.num_copied = len(blocks)

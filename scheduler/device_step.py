@@ -62,6 +62,7 @@ class DeviceSteps:
         is_pinned = device.type == "cuda"
         self._stages = [torch.empty(num_words, dtype=torch.int64, pin_memory=is_pinned) for _ in range(NUM_STAGES)]
         self._words = torch.zeros(num_words, dtype=torch.int64, device=device)
+        self._logits = torch.empty(config.max_num_seqs, model.config.vocab_size, device=device)  # of all graphs
         self._last_tokens = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self._block_tables = torch.full(
             (num_rows, config.max_num_blocks), config.num_blocks, dtype=torch.int32, device=device
@@ -76,6 +77,14 @@ class DeviceSteps:
             words = np.array([self._padding_row, 0, 0]).repeat(size)
             self._words[: 3 * size].copy_(torch.from_numpy(words))
             self._decode(size)
+
+    def release_graphs(self) -> None:
+        """Release what was recorded: it holds this object, and so the KV cache, until then."""
+        self._decodes.clear()
+
+    def forget_rows(self) -> None:
+        """Let the next step bring all block tables, as one that was staged has failed."""
+        self._rows = DeviceRows(self._config.max_num_seqs, self._config.max_num_blocks)
 
     def stage(self, plan: list[ScheduledSequence], num_logits: list[int]) -> StagedStep:
         """Return a plan that is not empty, with num_logits samples (0 or 1) of each sequence, as its step's numbers.
@@ -132,7 +141,7 @@ class DeviceSteps:
             self._words[: 3 * staged.decode_size].copy_(words[: 3 * staged.decode_size])
         else:
             words.copy_(staged.words, non_blocking=True)
-        *sections, places, blocks = torch.split(words, staged.sizes)  # type: ignore[no-untyped-call]
+        *sections, places, blocks = torch.split(words, staged.sizes)
         if places.shape[0]:
             self._block_tables.view(-1).index_copy_(0, places, blocks.to(torch.int32))
         if staged.decode_size:
@@ -182,7 +191,8 @@ class DeviceSteps:
             block_tables=block_tables,
             wanted_rows=self._wanted[:size],
         )
-        return self._model.logits(self._model.hidden_states(batch, self._kv_cache))
+        logits = self._model.logits(self._model.hidden_states(batch, self._kv_cache))
+        return self._logits[:size].copy_(logits)
 
     def _hidden_states(self, sections: list[Tensor]) -> Tensor:
         """Return the hidden states [S, hidden_size] to sample from, of a step with prompts."""

@@ -32,6 +32,8 @@ GRAMMAR_PAUSE_SECONDS = 0.001  # between two checks whether a grammar is compile
 class Engine:
     """A model, its KV cache and the scheduler that shares them between requests."""
 
+    scheduler_type = Scheduler
+
     def __init__(
         self,
         model: Llama,
@@ -49,7 +51,7 @@ class Engine:
         self._device = device
         self._num_padding_blocks = num_padding_blocks
         self.kv_cache = self._make_kv_cache(kv_dtype)
-        self.scheduler = Scheduler(config)
+        self.scheduler = self.scheduler_type(config)
         self._batch_builder = BatchBuilder(config.max_num_seqs, config.max_num_blocks, config.block_size, device)
         self._grammars = grammars
         self._draft_model = draft_model

@@ -27,10 +27,7 @@ from caravan.scheduler.grammar import Grammars
 from caravan.scheduler.memory import free_gpu_memory_bytes, free_memory_bytes, give_back_freed_memory, gpu_step_bytes
 from caravan.scheduler.memory_shortage import explained_shortage
 from caravan.scheduler.messages import EngineReady, StartEngine
-from caravan.scheduler.overlapped_engine import OverlappedEngine
 from caravan.scheduler.profile import Profile
-from caravan.scheduler.sampling_launch import HostSampler
-from caravan.scheduler.step_graph import capture_cuda_graph, without_graph
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +94,11 @@ class LoadedModel:
         """Return the engine for the device: on a GPU its steps overlap, and those that can be graphs are recorded."""
         if self.device.type == "cpu":
             return Engine(self.model, config, self.kv_dtype, self.device, profile, grammars, draft_model)
+        # Imported late: an engine on a CPU starts without them.
+        from caravan.scheduler.overlapped_engine import OverlappedEngine
+        from caravan.scheduler.sampling_launch import HostSampler
+        from caravan.scheduler.step_graph import cuda_graph_capture, without_graph
+
         engine = OverlappedEngine(
             self.model,
             config,
@@ -106,9 +108,10 @@ class LoadedModel:
             profile=profile,
             grammars=grammars,
             draft_model=draft_model,
-            capture=capture_cuda_graph if self.model.can_be_graph else without_graph,
+            capture=cuda_graph_capture() if self.model.can_be_graph else without_graph,
         )
-        engine.device_steps.warm_up()
+        if self.model.can_be_graph:
+            engine.device_steps.warm_up()
         gc.collect()
         gc.freeze()  # else the garbage collector passes over all modules now and then, for as long as ten steps
         return engine

@@ -17,7 +17,7 @@ from typing import Protocol
 from caravan.model.sampling.sample import Sample
 from caravan.model.sampling.sampler import needs_history
 from caravan.scheduler.block_pool import num_blocks_for
-from caravan.scheduler.faults import is_fatal
+from caravan.scheduler.faults import is_fatal, is_out_of_memory
 from caravan.scheduler.messages import StepOutput
 from caravan.scheduler.scheduler import Scheduler
 from caravan.scheduler.sequence import ScheduledSequence, Sequence
@@ -52,7 +52,8 @@ class LaunchedStep:
     num_logits: list[int]  # of each scheduled sequence
     record: StepRecord
     pending: Pending | None  # None: it is computed when it is committed
-    is_decode: bool  # every sequence computes its last token and gets the next one
+    is_decode: bool  # every sequence computes its last token and gets the next one; nothing is copied
+    is_ahead: bool = False  # planned before the step before it was committed
 
     def are_alive(self) -> list[bool]:
         """Return whether each sequence of the plan is still running, and was not preempted since."""
@@ -63,11 +64,15 @@ class LaunchedStep:
 class Overlap:
     """The step loop of a scheduler with one step ahead. Between two calls of `step` at most one step is launched."""
 
-    def __init__(self, scheduler: Scheduler, launch: Launch, run: Run) -> None:
+    def __init__(self, scheduler: Scheduler, launch: Launch, run: Run, on_failure: Callable[[], None]) -> None:
+        """`on_failure` is called after a launched step has failed, when nothing is launched."""
         self.scheduler = scheduler
         self._launch = launch
         self._run = run
+        self._on_failure = on_failure
         self._ahead: LaunchedStep | None = None
+        self._has_failed = False
+        self.runs_late = False  # whether the plan that runs at once was made before the last commit
 
     @property
     def ahead(self) -> list[ScheduledSequence]:
@@ -79,6 +84,15 @@ class Overlap:
         launched = self._ahead = self._ahead or self._start(self.scheduler.schedule())
         self._ahead = self._start_after(launched)
         return self.scheduler.commit(*self._finish(launched))
+
+    def abandon(self) -> None:
+        """Wait for what is launched and forget it, though memory may be short. Its sequences are to be preempted."""
+        try:
+            self._drop_ahead()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        self._ahead = None
 
     def _start(self, plan: list[ScheduledSequence], *, is_decode: bool = False) -> LaunchedStep:
         """Launch a plan, unless it must run at once or launching fails: then it runs when it is committed.
@@ -94,8 +108,11 @@ class Overlap:
             except Exception as error:
                 if is_fatal(error):
                     raise
-                logger.exception("A step could not be launched.")
-        is_decode = is_decode or (all(num_logits) and all(scheduled.num_tokens == 1 for scheduled in plan))
+                logger.exception("A step could not be launched; it is run after the one before it.")
+                self._has_failed = True
+        is_decode = is_decode or (
+            all(num_logits) and all(one.num_tokens == 1 and one.copied_block is None for one in plan)
+        )
         return LaunchedStep(plan, tables, num_logits, self.scheduler.record, pending, is_decode)
 
     def _start_after(self, launched: LaunchedStep) -> LaunchedStep | None:
@@ -105,10 +122,11 @@ class Overlap:
         with committed_in_advance(launched, self.scheduler.config.max_model_len):
             if not can_schedule(self.scheduler):
                 return None
-            if is_repeated(self.scheduler, launched):
-                return self._start(schedule_again(self.scheduler, launched.plan), is_decode=True)
-            plan = self.scheduler.schedule()
-            return self._start(plan) if plan else None
+            is_decode = is_repeated(self.scheduler, launched)
+            plan = schedule_again(self.scheduler, launched.plan) if is_decode else self.scheduler.schedule()
+            following = self._start(plan, is_decode=is_decode)
+        following.is_ahead = True
+        return following if plan else None
 
     def _finish(self, launched: LaunchedStep) -> tuple[list[ScheduledSequence], StepResult]:
         """Return the part of a launched step's plan that is still wanted, and its result."""
@@ -121,13 +139,18 @@ class Overlap:
                     raise
                 logger.exception("A launched step failed; it and the step after it are run again.")
                 self._drop_ahead()
+                self._has_failed = True
             else:
                 return alive_part(launched, samples)
+        if self._has_failed:
+            self._has_failed = False
+            self._on_failure()
         plan = [*compress(launched.plan, launched.are_alive())]
+        self.runs_late = launched.is_ahead
         return plan, self._run(plan)
 
     def _drop_ahead(self) -> None:
-        """Wait for the step ahead, which has computed with wrong tokens, and let it run again when it is committed."""
+        """Wait for the step ahead, whose result is not wanted, and let it run again when it is committed."""
         if self._ahead is None or self._ahead.pending is None:
             return
         try:

@@ -1,12 +1,15 @@
 """OverlappedEngine: schedule, launch, commit the step before. For devices that compute while Python goes on: GPUs."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from typing_extensions import override
 
 from caravan.model.llama import Llama
+from caravan.model.sampling.sample import Sample
 from caravan.scheduler.config import EngineConfig
+from caravan.scheduler.decode_step import DecodeScheduler
 from caravan.scheduler.device_step import NUM_PADDING_BLOCKS, DeviceSteps
 from caravan.scheduler.draft_model import DraftModel
 from caravan.scheduler.engine import Engine
@@ -26,11 +29,26 @@ def enqueue(work: Callable[[], Pending]) -> Pending:
     return work()
 
 
+class TimedPending(NamedTuple):
+    """Samples to be, for which the wait is a lap of the profile."""
+
+    pending: Pending
+    lap: Callable[[str], None]
+
+    def result(self) -> list[Sample | None]:
+        """See Pending."""
+        samples = self.pending.result()
+        self.lap("wait")
+        return samples
+
+
 class OverlappedEngine(Engine):
     """An engine that has the next step on the device while it commits the last one.
 
     Its answers are those of Engine. Steps that need the host in the middle run as they do there, one after another.
     """
+
+    scheduler_type = DecodeScheduler
 
     def __init__(
         self,
@@ -62,26 +80,33 @@ class OverlappedEngine(Engine):
 
     @override
     def shrink_pool(self) -> None:
-        del self.device_steps  # it has the old pool
+        self._overlap.abandon()
+        self.device_steps.release_graphs()
+        del self.device_steps, self._overlap  # they have the old pool
         super().shrink_pool()
         self._start_over()
 
     def launch(self, plan: list[ScheduledSequence], num_logits: list[int]) -> Pending:
         """Announce a plan, with the number of samples of each sequence, and let the device compute it."""
         self._lap("schedule")
+        self._overlap.runs_late = False
         self._prepare(plan)
-        staged = self.device_steps.stage(plan, num_logits)
+        device_steps = self.device_steps
+        staged = device_steps.stage(plan, num_logits)
         self._lap("batch")
-        pending = self._submit(lambda: self.device_steps.run(staged))
+        pending = self._submit(lambda: device_steps.run(staged))
         self._lap("launch")
-        return pending
+        return TimedPending(pending, self._lap)
 
     def _start_over(self) -> None:
         """Forget what is launched, and keep the tensors of steps for the KV cache as it is."""
         self.device_steps = DeviceSteps(
             self.model, self.kv_cache, self.config, self._device, self._sampler, self._capture
         )
-        self._overlap = Overlap(self.scheduler, self.launch, self.run)
+        self._overlap = Overlap(self.scheduler, self.launch, self.run, self._forget_rows)
+
+    def _forget_rows(self) -> None:
+        self.device_steps.forget_rows()  # those of now: a bound method would keep the old pool
 
     @override
     def _announce(self, request_ids: list[int]) -> None:
@@ -91,8 +116,13 @@ class OverlappedEngine(Engine):
         super()._announce(request_ids + [request_id for request_id in earlier if request_id not in known])
 
     @override
+    def _clear_poisoned_blocks(self) -> None:
+        if not self._overlap.runs_late:  # else the plan uses none of them, but may copy what was in one
+            super()._clear_poisoned_blocks()
+
+    @override
     def _clear_block(self, block: int) -> None:
-        self._submit(lambda: self._cleared(block))  # after all that was launched, which may write to the block
+        self._submit(lambda: self._cleared(block)).result()  # after all that was launched, which may write to the block
 
     def _cleared(self, block: int) -> Pending:
         super()._clear_block(block)

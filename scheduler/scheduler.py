@@ -12,7 +12,6 @@ from caravan.model.sampling.sample import LATE, Sample
 from caravan.scheduler.block_manager import BlockManager, CachedPrefix
 from caravan.scheduler.block_pool import BlockPool
 from caravan.scheduler.config import EngineConfig
-from caravan.scheduler.decode_step import commit_decode, decoded_samples
 from caravan.scheduler.displacement import displaced_by_waiting
 from caravan.scheduler.draft_tokens import DraftTokens
 from caravan.scheduler.events import EventLog
@@ -133,19 +132,10 @@ class Scheduler:
         A sequence that failed, or whose logits were not finite, ends with an error, and its blocks are not cached.
         """
         outputs, self._rejected = self._rejected, []
-        if decoded := decoded_samples(plan, result):
-            max_model_len = self.config.max_model_len
-            outputs += commit_decode(plan, decoded, self.blocks, self.waiting, max_model_len, self._end)
-        samples = iter(result.samples)
-        for index, scheduled in enumerate(plan if not decoded else ()):
-            if index in result.failures:
-                outputs.append(self._fail(scheduled.sequence, result.failures[index]))
-                continue
-            outputs += self._apply(scheduled, list(islice(samples, scheduled.num_logits)), result.prompts.get(index))
+        outputs += self.apply(plan, result)
         self._step += bool(plan)
-        started_seconds = max(self.record.started_seconds, self._committed_at_seconds)  # steps may overlap
-        step_seconds = (now := self.clock()) - started_seconds
-        self._committed_at_seconds = now
+        step_seconds = (now := self.clock()) - max(self.record.started_seconds, self._committed_at_seconds)
+        self._committed_at_seconds = now  # the next step may have been started before
         drafts = self.model_drafts
         draft_seconds = drafts.policy.draft_seconds if drafts is not None else 0.0
         self._limiter.observe(self.record.counters, step_seconds - draft_seconds)  # steps with prompts have no drafts
@@ -153,6 +143,17 @@ class Scheduler:
             drafts.policy.observe_step(sum(scheduled.num_rows for scheduled in plan), step_seconds)
             self.record.counters.draft_model_seconds = draft_seconds
         return StepOutput(outputs=outputs, stats=self.stats(step_seconds), events=self._events.take())
+
+    def apply(self, plan: list[ScheduledSequence], result: StepResult) -> list[SequenceOutput]:
+        """Apply the result of a plan to its sequences and return their outputs."""
+        outputs: list[SequenceOutput] = []
+        samples = iter(result.samples)
+        for index, scheduled in enumerate(plan):
+            if index in result.failures:
+                outputs.append(self._fail(scheduled.sequence, result.failures[index]))
+                continue
+            outputs += self._apply(scheduled, list(islice(samples, scheduled.num_logits)), result.prompts.get(index))
+        return outputs
 
     def stats(self, step_seconds: float = 0.0) -> StepStats:
         """Return the state of queue and pool, with the counters of the last step."""

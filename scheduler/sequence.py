@@ -103,18 +103,6 @@ class Sequence:
             scheduled_at_seconds=self.scheduled_at_seconds,
         )
 
-    def token_output(self, sample: Sample, reason: FinishReason | None) -> SequenceOutput:
-        """Return the message to the API process about a sample of a step without anything else."""
-        if sample.logprob is not None:
-            return self.output([sample], reason)
-        return SequenceOutput(
-            request_id=self.request.request_id,
-            token_ids=[sample.token_id],
-            finish_reason=reason,
-            num_cached_tokens=self.num_cached_tokens,
-            scheduled_at_seconds=self.scheduled_at_seconds,
-        )
-
     def finish_reason(self, max_model_len: int) -> FinishReason | None:
         """Return why the sequence ends with its newest token, or None."""
         params, num_tokens = self.request.params, len(self.token_ids)

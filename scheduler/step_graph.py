@@ -29,24 +29,28 @@ def without_graph(decode: Decode) -> Decode:
     return decode
 
 
-def capture_cuda_graph(decode: Decode) -> Decode:
-    """Record a decode step as a CUDA graph and return what replays it.
+def cuda_graph_capture() -> Capture:
+    """Return what records decode steps as CUDA graphs, which share their memory: only one runs at a time.
 
-    It runs once before, as libraries allocate memory in their first call. All its tensors must stay where they are, and
-    nothing may be read back: then the recording fails.
+    All tensors of a step must stay where they are, and nothing may be read back: then the recording fails.
     Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
     """
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no types for it
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        decode()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        logits = decode()
+    pool = torch.cuda.graph_pool_handle()
 
-    def replay() -> Tensor:
-        graph.replay()
-        return logits
+    def capture(decode: Decode) -> Decode:
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no types for it
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            decode()  # once before: libraries allocate memory in their first call
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):
+            logits = decode()
 
-    return replay
+        def replay() -> Tensor:
+            graph.replay()
+            return logits
+
+        return replay
+
+    return capture

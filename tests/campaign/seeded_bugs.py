@@ -36,6 +36,8 @@ _SCHEDULER = (
     "block_pool",
     "prefill_budget",
     "displacement",
+    "overlapped_engine",
+    "faults",
 )
 
 GATES = {
@@ -80,7 +82,14 @@ BUGS = [
     Bug("a preempted sequence goes to the end of the queue", "scheduler/scheduler.py",
         "self.waiting.put_back(sequence)", "self.waiting.append(sequence)", "scheduler"),
     Bug("one token too many is generated", "scheduler/sequence.py",
-        "self.num_output_tokens >= params.max_tokens", "self.num_output_tokens > params.max_tokens", "scheduler"),
+        "len(self.request.prompt_token_ids) >= params.max_tokens",
+        "len(self.request.prompt_token_ids) > params.max_tokens", "scheduler"),
+    Bug("a token of a sequence that has left the batch is kept", "scheduler/overlap.py",
+        "scheduled.sequence.block_table is table for", "True for", "scheduler"),
+    Bug("a sequence is preempted while its token is on the device", "scheduler/overlap.py",
+        "find_displaced() is None and has_blocks(scheduler, running)", "find_displaced() is None", "scheduler"),
+    Bug("a full GPU fails single requests", "scheduler/faults.py",
+        "isinstance(error, torch.OutOfMemoryError)", "False", "scheduler"),
     Bug("tenants share prefixes", "scheduler/block_pool.py",
         "return hashlib.sha256(salt.encode()).digest()", "return hashlib.sha256(b\"\").digest()", "scheduler"),
     Bug("draft tokens are not verified", "scheduler/scheduler.py",

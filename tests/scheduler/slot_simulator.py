@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from caravan.model.sampling.sample import Sample
 from caravan.scheduler.config import EngineConfig
+from caravan.scheduler.decode_step import DecodeScheduler
 from caravan.scheduler.messages import Request, SequenceEvent, SequenceOutput
 from caravan.scheduler.overlap import UNKNOWN_TOKEN, Overlap
 from caravan.scheduler.scheduler import Scheduler
@@ -54,6 +55,10 @@ class CheckedScheduler(Scheduler):
         return plan
 
 
+class CheckedDecodeScheduler(CheckedScheduler, DecodeScheduler):
+    """The scheduler of an overlapped engine."""
+
+
 @dataclass
 class SlotSimulator:
     """Runs a scheduler against recorded slots and collects what each request got.
@@ -72,10 +77,11 @@ class SlotSimulator:
 
     def __post_init__(self) -> None:
         self.clock = FakeClock()
-        self.scheduler = CheckedScheduler(self.config, self.clock)
+        make = CheckedDecodeScheduler if self.is_overlapped else CheckedScheduler
+        self.scheduler: CheckedScheduler = make(self.config, self.clock)
         self.scheduler.check = self._check
         self.device = FakeDevice()
-        self.overlap = Overlap(self.scheduler, self._launch, self._run)
+        self.overlap = Overlap(self.scheduler, self._launch, self._run, on_failure=lambda: None)
         self.last_tokens: dict[int, int] = {}  # of each request, on the device
         self.num_computations = 0
         self.num_steps_ahead = 0

@@ -1,11 +1,14 @@
 """Errors of a GPU are the fault of no request: memory makes the pool smaller, a fault of the device ends the engine."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
+from caravan.model.kv_cache import KVCache
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.engine import Engine
 from caravan.scheduler.faults import is_device_fault, is_fatal, is_out_of_memory
@@ -81,6 +84,29 @@ def test_too_little_memory_shrinks_the_pool_and_changes_no_answer(form: str, fai
         num_blocks = int(0.9 * num_blocks)
     assert engine.config.num_blocks == engine.scheduler.pool.num_blocks == num_blocks
     assert len(engine.kv_cache.keys[0]) == num_blocks + (form != "float32")  # one block is for padding rows
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_old_pool_is_freed_before_the_new_one_is_allocated(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of(form, **LIMITS)
+    for request in requests():
+        engine.add(request)
+    for _ in range(4):
+        engine.step()
+    old = weakref.ref(engine.kv_cache)
+    make, were_freed = engine._make_kv_cache, list[bool]()
+
+    def observed(kv_dtype: torch.dtype) -> KVCache:
+        were_freed.append(old() is None)
+        return make(kv_dtype)
+
+    monkeypatch.setattr(engine, "_make_kv_cache", observed)
+    gc.disable()  # it does not come in time
+    try:
+        engine.shrink_pool()
+    finally:
+        gc.enable()
+    assert were_freed == [True]
 
 
 def test_a_pool_that_cannot_shrink_ends_the_engine_with_the_options_that_help() -> None:

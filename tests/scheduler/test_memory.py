@@ -5,7 +5,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from caravan.scheduler.memory import free_memory_bytes, give_back_freed_memory
+from caravan.model.config import ModelConfig
+from caravan.scheduler.memory import free_memory_bytes, give_back_freed_memory, gpu_step_bytes
 
 
 def test_outside_a_container_the_free_memory_of_the_machine_counts(tmp_path: Path) -> None:
@@ -44,3 +45,20 @@ def test_freed_memory_is_returned_to_the_system() -> None:
     give_back_freed_memory()
     assert psutil.Process().memory_info().rss < before - 80_000_000
     assert len(last) == 60_000
+
+
+def test_a_step_of_a_model_of_8b_parameters_needs_a_few_gigabytes_of_a_gpu() -> None:
+    config = ModelConfig(
+        vocab_size=128_256,
+        hidden_size=4096,
+        intermediate_size=14_336,
+        num_layers=32,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        max_position=131_072,
+    )
+    assert 3e9 < gpu_step_bytes(config, 8192, 256) < 5e9
+    token_bytes = gpu_step_bytes(config, 513, 64) - gpu_step_bytes(config, 512, 64)
+    assert token_bytes > 4 * (4096 + 3 * 14_336)  # at least a residual stream, and gate, up and their product
+    assert gpu_step_bytes(config, 512, 65) - gpu_step_bytes(config, 512, 64) > 2 * 4 * 128_256

@@ -82,6 +82,15 @@ def test_steps_with_many_rows_overlap_though_speculation_is_on() -> None:
     assert device.max_queued == 2
 
 
+def test_choices_of_one_prompt_copy_its_last_block_once() -> None:
+    requests = [
+        make_request(i, random_prompt(1, 18), group=1, max_tokens=12, temperature=0.9, seed=i) for i in range(6)
+    ]
+    engine, device = overlapped()
+    assert run_to_end(engine, requests) == serial(requests)
+    assert device.max_queued == 2
+
+
 def test_a_stop_token_throws_away_the_row_that_was_launched_after_it() -> None:
     [request] = plain_requests(1, temperature=0.0)
     stop = serial([request])[0].token_ids[4]
@@ -144,17 +153,18 @@ def test_the_requests_on_the_device_are_announced_with_those_of_the_next_step() 
     assert announced[-1] == [1]
 
 
+@pytest.mark.parametrize("number", range(2, 14))
 @pytest.mark.parametrize("fault", ["launch", "result"])
 def test_a_step_that_fails_once_on_the_device_changes_no_answer(
-    fault: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    fault: str, number: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, _ = overlapped()
+    engine, _ = overlapped(block_size=2)  # most steps write block tables
     steps = engine.device_steps
     name = "stage" if fault == "launch" else "run"
     original, calls = getattr(steps, name), iter(range(1000))
 
     def failing_once(*arguments: Any) -> Any:
-        if next(calls) == 5:
+        if next(calls) == number:
             raise IndexError("once")
         return original(*arguments)
 
@@ -220,6 +230,18 @@ def test_events_and_counters_are_those_of_the_serial_loop_where_nothing_is_scarc
         return sorted(events), counts
 
     assert run(overlapped()[0]) == run(engine_of("float32", **LIMITS))
+
+
+def test_a_profile_separates_the_launch_of_a_step_from_the_wait_for_the_one_before() -> None:
+    laps: list[str] = []
+    engine, _ = overlapped()
+    engine._lap = laps.append
+    for request in plain_requests():
+        engine.add(request)
+    engine.step()
+    engine.step()
+    step = ["schedule", "batch", "launch"]
+    assert laps == [*step, *step, "wait", *step, "wait"]
 
 
 def test_on_a_device_that_computes_at_once_the_answers_are_the_same() -> None:

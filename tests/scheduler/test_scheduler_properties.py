@@ -110,3 +110,26 @@ def test_every_request_of_a_random_workload_gets_its_solo_answer_and_no_block_le
     event(f"aborted: {bool(aborted)}")
     event(f"steps ahead: {min(simulator.num_steps_ahead, 3)}")
     event(f"failed steps: {simulator.num_failures}")
+
+
+@pytest.mark.parametrize("is_overlapped", [False, True], ids=["serial", "overlapped"])
+@settings(max_examples=300, deadline=None)
+@given(
+    block_size=st.integers(2, 6),
+    prompt=st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=2, max_size=20),
+    lengths=st.lists(st.integers(1, 14), min_size=2, max_size=6),
+    max_num_seqs=st.integers(2, 6),
+)
+def test_choices_of_one_prompt_get_their_solo_answers(
+    block_size: int, prompt: list[int], lengths: list[int], max_num_seqs: int, is_overlapped: bool
+) -> None:
+    config = EngineConfig(num_blocks=120, block_size=block_size, max_num_seqs=max_num_seqs, max_model_len=40)
+    simulator = SlotSimulator(config, VOCAB_SIZE, is_overlapped=is_overlapped)
+    requests = [make_request(i, prompt, group=1, max_tokens=length) for i, length in enumerate(lengths)]
+    for request in requests:
+        simulator.add(request)
+    while simulator.scheduler.has_work:
+        simulator.step()
+    for request in requests:
+        assert simulator.outputs[request.request_id] == solo_output(request, VOCAB_SIZE, 40)[0]
+    event(f"copies: {simulator.num_copies}")
