@@ -94,17 +94,22 @@ class LoadedModel:
         """Return the engine for the device: on a GPU its steps overlap, and those that can be graphs are recorded."""
         if self.device.type == "cpu":
             return Engine(self.model, config, self.kv_dtype, self.device, profile, grammars, draft_model)
-        # Imported late: an engine on a CPU starts without them.
+        # Imported late: an engine on a CPU starts without them, and Triton is needed for the kernels alone.
         from caravan.scheduler.overlapped_engine import OverlappedEngine
-        from caravan.scheduler.sampling_launch import HostSampler
+        from caravan.scheduler.sampling_launch import HostSampler, LaunchedSampler
         from caravan.scheduler.step_graph import cuda_graph_capture, without_graph
 
+        sampler: LaunchedSampler = HostSampler()
+        if self.model.can_be_graph:
+            from caravan.model.cuda.sampler import CudaSampler
+
+            sampler = CudaSampler(config.max_num_seqs, self.model.config.vocab_size, self.device)
         engine = OverlappedEngine(
             self.model,
             config,
             self.kv_dtype,
             self.device,
-            HostSampler(),
+            sampler,
             profile=profile,
             grammars=grammars,
             draft_model=draft_model,

@@ -29,6 +29,8 @@ class CudaLlama(Llama):
     fast_matmul, where cuBLAS multiplies.
     """
 
+    can_be_graph = True
+
     def __init__(
         self, config: ModelConfig, device: torch.device, quantization: CudaQuantization, *, fast_matmul: bool
     ) -> None:
