@@ -8,11 +8,15 @@ import torch
 from caravan.model.backend import choose_backend
 from caravan.model.cuda.linear import CudaLinear, Int4Linear
 from caravan.model.cuda.llama import CudaLlama, CudaQuantization
+from caravan.model.cuda.sampler import CudaSampler
 from caravan.model.llama import Llama
 from caravan.model.loader import load_model, open_checkpoint
 from caravan.model.quantization import dequantize, quantize
 from caravan.scheduler.messages import Request
+from caravan.scheduler.overlapped_engine import OverlappedEngine
+from caravan.scheduler.step_graph import without_graph
 from tests.scheduler.requests import make_request
+from tests.support.fake_device import FakeDevice
 from tests.support.tiny_llama import MakeModel, Transcript, run_to_end, tiny_engine, tiny_llama
 
 pytestmark = [pytest.mark.proofs, pytest.mark.usefixtures("as_on_a_gpu")]
@@ -145,3 +149,20 @@ def test_a_matrix_on_a_grid_of_8_bits_keeps_its_numbers_in_bfloat16() -> None:
     assert isinstance(linear, CudaLinear)
     assert torch.equal(linear.weight, dequantize(quantize(weight, 8)).bfloat16())
     assert linear.bias is bias
+
+
+def test_with_the_sampler_on_the_device_and_overlapped_steps_a_request_gets_the_same() -> None:
+    tiny = model(torch.bfloat16)
+    expected = finished(run_to_end(tiny_engine(tiny), requests(12)), 12)
+    device = FakeDevice()
+    serial = tiny_engine(tiny)
+    sampler = CudaSampler(serial.config.max_num_seqs, SHAPE["vocab_size"], torch.device("cpu"))
+    engine = OverlappedEngine(
+        tiny, serial.config, torch.bfloat16, torch.device("cpu"), sampler, submit=device.submit, capture=without_graph
+    )
+    found = finished(run_to_end(engine, requests(12), arrive_every=2), 12)
+    assert device.max_queued == 2
+    for request_id, transcript in expected.items():
+        assert found[request_id].token_ids == transcript.token_ids
+        for ours, theirs in zip(found[request_id].logprobs, transcript.logprobs, strict=True):
+            assert ours.top_logprobs == pytest.approx(theirs.top_logprobs, abs=1e-5)
