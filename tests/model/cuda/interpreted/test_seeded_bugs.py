@@ -117,7 +117,7 @@ class OtherSplits:
 
 @pytest.mark.parametrize("split_tokens", [256, 1024])
 def test_another_split_size_in_chunks_is_noticed(split_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "attend_chunk", OtherSplits(attention.attend_chunk, split_tokens))
+    monkeypatch.setattr(attention, "attend_chunk", OtherSplits(attention_kernels.attend_chunk, split_tokens))
     sequence = Sequence()
     assert sequence.is_like_the_reference(3)  # only the bits differ
     assert not sequence.has_the_same_bits_decoded_and_in_a_chunk()
