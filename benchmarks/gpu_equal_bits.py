@@ -8,6 +8,7 @@ from torch import Tensor
 
 from benchmarks.gpu_inputs import int4_linear, numbers, paged_case, weight
 from benchmarks.gpu_oracle import attended
+from benchmarks.gpu_results import guarded
 from benchmarks.gpu_sizes import Sizes, random_llama
 from benchmarks.gpu_streams import StepTimes, make_engine, model_len, variants
 from caravan.model.cuda.attention import CudaAttention
@@ -25,14 +26,19 @@ MOST_ANSWERS = 32
 @torch.inference_mode()
 def compare_bits(sizes: Sizes) -> Iterator[dict[str, Any]]:
     """Yield for each computation how many of the compared numbers have other bits."""
+    yield from guarded("rows", _rows(sizes))
+    yield from guarded("attention", _attention(sizes))
+    yield from guarded("answers", _answers(sizes))
+
+
+def _rows(sizes: Sizes) -> Iterator[dict[str, Any]]:
+    """Yield the results of what is computed row by row, in batches of each size."""
     for name, (width, compute) in _row_functions(sizes).items():
         x = numbers(max(sizes.row_counts), width, device=sizes.device)
         whole = compute(x)
         parts = {count: slice(min(7, len(x) - count), min(7, len(x) - count) + count) for count in sizes.row_counts}
         pairs = [(compute(x[rows]), whole[rows]) for rows in parts.values()]
         yield _result(f"{name}: rows in batches of {', '.join(map(str, parts))}", pairs)
-    yield from _attention(sizes)
-    yield _answers(sizes)
 
 
 def _row_functions(sizes: Sizes) -> dict[str, tuple[int, Callable[[Tensor], Tensor]]]:
@@ -75,8 +81,8 @@ def _attention(sizes: Sizes) -> Iterator[dict[str, Any]]:
         yield _result(f"attention{pool}: tokens decoded and in a chunk", pairs)
 
 
-def _answers(sizes: Sizes) -> dict[str, Any]:
-    """Return how many answers of a whole engine differ, each alone and all at once."""
+def _answers(sizes: Sizes) -> Iterator[dict[str, Any]]:
+    """Yield how many answers of a whole engine differ, each alone and all at once."""
     model = random_llama(sizes, "none", sizes.equal_layers, max_position=model_len(sizes))
     variant = variants(sizes)[0]
     engine = make_engine(model, sizes, variant, StepTimes(model.device, waits=False))
@@ -87,7 +93,7 @@ def _answers(sizes: Sizes) -> dict[str, Any]:
         for index, request in enumerate(_request(sizes, index, "alone") for index in range(len(requests)))
     )
     endings = sorted({str(answer[2]) for answer in together.values()})
-    return {
+    yield {
         "compared": f"answers of an engine, {variant.name}: each alone and all at once",
         "answers": len(requests),
         "differing": differing,

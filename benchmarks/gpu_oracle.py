@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.gpu_inputs import BLOCK_SIZE, PagedCase, int4_linear, numbers, paged_case, weight
+from benchmarks.gpu_results import guarded
 from benchmarks.gpu_sizes import Sizes
 from caravan.model.attention.reference import ReferenceAttention
 from caravan.model.cuda.attention import CudaAttention
@@ -31,13 +32,13 @@ SAMPLER_ROWS = 8
 def compare_kernels(sizes: Sizes) -> Iterator[dict[str, Any]]:
     """Yield the greatest error of each kernel, and its limit. An error is relative to 1 + the right number."""
     for dtype in DTYPES:
-        yield from _rows(sizes, dtype)
-        yield from _products(sizes, dtype)
-        yield from _heads(sizes, dtype)
+        yield from guarded(f"rows, {dtype}", _rows(sizes, dtype))
+        yield from guarded(f"products, {dtype}", _products(sizes, dtype))
+        yield from guarded(f"heads, {dtype}", _heads(sizes, dtype))
         for window in (None, sizes.lengths[0] // 2):
-            yield from _attention(sizes, dtype, window)
-    yield from _attention(sizes, torch.bfloat16, None, is_int8=True)
-    yield _sampler(sizes)
+            yield from guarded(f"attention, {dtype}, window {window}", _attention(sizes, dtype, window))
+    yield from guarded("attention, int8 pool", _attention(sizes, torch.bfloat16, None, is_int8=True))
+    yield from guarded("sampler", _sampler(sizes))
 
 
 def _rows(sizes: Sizes, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
@@ -118,8 +119,8 @@ def attended(attention: CudaAttention | ReferenceAttention, case: PagedCase, win
     return attention(case.queries, case.keys, case.values, case.batch, window)
 
 
-def _sampler(sizes: Sizes) -> dict[str, Any]:
-    """Return for how many rows the device's sampler draws another token than the CPU's."""
+def _sampler(sizes: Sizes) -> Iterator[dict[str, Any]]:
+    """Yield for how many rows the device's sampler draws another token than the CPU's."""
     choose = random.Random(0)
     sampler = CudaSampler(SAMPLER_ROWS, sizes.shapes.vocab_size, torch.device(sizes.device))
     differing = 0
@@ -132,7 +133,7 @@ def _sampler(sizes: Sizes) -> dict[str, Any]:
             for ours, theirs in zip(found, expected, strict=True)
         )
     count = SAMPLER_ROWS * sizes.sampler_rounds
-    return {"kernel": "sampler", "rows": count, "differing": differing, "is_right": differing == 0}
+    yield {"kernel": "sampler", "rows": count, "differing": differing, "is_right": differing == 0}
 
 
 def _params(choose: random.Random) -> SamplingParams:

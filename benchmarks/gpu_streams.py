@@ -158,9 +158,8 @@ def model_len(sizes: Sizes) -> int:
     return num_blocks_for(sizes.context + num_steps + 2 * num_prefill_steps + 32, BLOCK_SIZE) * BLOCK_SIZE
 
 
-def start_decoding(engine: Engine) -> None:
+def start_decoding(engine: Engine, num_streams: int) -> None:
     """Compute all prompts, until each stream decodes."""
-    num_streams = len(engine.scheduler.unreported)
     while len(engine.scheduler.running) < num_streams or not all(
         sequence.num_output_tokens for sequence in engine.scheduler.running
     ):
@@ -188,7 +187,7 @@ def _measure(engine: Engine, sizes: Sizes, times: StepTimes) -> Iterator[dict[st
     """Yield the speed of prompts, then of decode steps from the most streams to the fewest."""
     device = torch.device(sizes.device)
     started = time.perf_counter()
-    start_decoding(engine)
+    start_decoding(engine, sizes.streams[-1])
     seconds = time.perf_counter() - started
     yield {"prompt_tokens_per_second": round(sizes.context * sizes.streams[-1] / seconds, 1)}
     for number in reversed(sizes.streams):
@@ -197,8 +196,8 @@ def _measure(engine: Engine, sizes: Sizes, times: StepTimes) -> Iterator[dict[st
         wait_for(device)
         started = time.perf_counter()
         num_tokens = sum(checked_step(engine) for _ in range(sizes.decode_steps))
+        wait_for(device)  # as at the start, a step that is ahead is over
         seconds = time.perf_counter() - started
-        wait_for(device)
         contexts = [len(sequence.token_ids) for sequence in engine.scheduler.running]
         yield {
             "streams": number,

@@ -14,6 +14,7 @@ from benchmarks.gpu_clock import launch_seconds
 from benchmarks.gpu_costs import Cost, decode_costs, prefill_costs
 from benchmarks.gpu_inputs import BLOCK_SIZE, int4_linear, numbers, paged_case, weight
 from benchmarks.gpu_oracle import attended
+from benchmarks.gpu_results import guarded
 from benchmarks.gpu_shapes import BFLOAT16, INT4, Gpu
 from benchmarks.gpu_sizes import Sizes
 from caravan.model.cuda.attention import CudaAttention
@@ -46,7 +47,7 @@ class TimedKernel:
 def time_kernels(sizes: Sizes, gpu: Gpu | None) -> Iterator[dict[str, Any]]:
     """Yield the time of a launch of each kernel, and its share of the peaks if the GPU's are known."""
     for kernel in _peaks(sizes):
-        yield _result(sizes, gpu, kernel)
+        yield from guarded(kernel.name, _results(sizes, gpu, kernel))
     for streams in sizes.streams:
         costs = {
             cost.kernel: cost for cost in decode_costs(sizes.shapes, BFLOAT16, streams, NO_INSTRUCTIONS, sizes.context)
@@ -55,22 +56,25 @@ def time_kernels(sizes: Sizes, gpu: Gpu | None) -> Iterator[dict[str, Any]]:
             cost.kernel: cost for cost in decode_costs(sizes.shapes, INT4, streams, NO_INSTRUCTIONS, sizes.context)
         }
         for kernel in (*_products(sizes, streams, costs, packed), *_others(sizes, streams, costs)):
-            yield {"streams": streams, **_result(sizes, gpu, kernel)}
+            for result in guarded(kernel.name, _results(sizes, gpu, kernel)):
+                yield {"streams": streams, **result}
     costs = {cost.kernel: cost for cost in prefill_costs(sizes.shapes, BFLOAT16, sizes.prompt, NO_INSTRUCTIONS)}
     packed = {cost.kernel: cost for cost in prefill_costs(sizes.shapes, INT4, sizes.prompt, NO_INSTRUCTIONS)}
     del costs["product: head"]  # of one row
     for kernel in (*_products(sizes, sizes.prompt, costs, packed), _chunk(sizes, costs)):
-        yield {"prompt": sizes.prompt, **_result(sizes, gpu, kernel)}
+        for result in guarded(kernel.name, _results(sizes, gpu, kernel)):
+            yield {"prompt": sizes.prompt, **result}
 
 
-def _result(sizes: Sizes, gpu: Gpu | None, kernel: TimedKernel) -> dict[str, Any]:
+def _results(sizes: Sizes, gpu: Gpu | None, kernel: TimedKernel) -> Iterator[dict[str, Any]]:
+    """Yield the time of a kernel."""
     cost = kernel.cost
     count = sizes.launches
     copies = min(count, math.ceil(sizes.cold_bytes / max(cost.num_bytes, 1)))
     launches = [kernel.make() for _ in range(max(copies, 1))]
     seconds = launch_seconds(launches, count, torch.device(sizes.device))
     share = {} if gpu is None else {"share": round(cost.seconds(gpu) / seconds, 3)}
-    return {
+    yield {
         "kernel": kernel.name,
         "us": round(1e6 * seconds, 2),
         "GB/s": round(1e-9 * cost.num_bytes / seconds, 1),

@@ -36,7 +36,7 @@ def trace_steps(sizes: Sizes, out: Path) -> Iterator[dict[str, Any]]:
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if sizes.is_gpu else [])]
     path = out / "trace.json.gz"
     with running_engine(model, sizes, variant, StepTimes(model.device, waits=False)) as engine:
-        start_decoding(engine)
+        start_decoding(engine, sizes.streams[-1])
         keep_streams(engine, sizes, streams)
         with profile(activities=activities) as profiler:
             for _ in range(sizes.trace_steps):
