@@ -46,7 +46,7 @@ test-fast: .venv/dev.stamp
 # Triton decides when it is imported whether kernels are interpreted, so each kind has a process of its own.
 proofs: .venv/dev.stamp
 	TRITON_INTERPRET=1 $(BIN)/pytest -m proofs tests/model/cuda/interpreted
-	$(BIN)/pytest -m proofs tests/model/cuda/compiled
+	$(BIN)/pytest -m proofs tests/model/cuda/compiled tests/model/cuda/traced
 
 check: .venv/dev.stamp
 	$(BIN)/ruff format --check .

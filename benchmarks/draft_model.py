@@ -31,7 +31,7 @@ from caravan.scheduler.scheduler import Scheduler
 
 WIDE_SIZE = 16_384
 MAX_LEN = 512
-CONFIG = EngineConfig(num_blocks=512, max_model_len=MAX_LEN, speculation="auto")
+CONFIG = EngineConfig(num_blocks=512, max_model_len=MAX_LEN, speculation="on")
 CPU = torch.device("cpu")
 
 

@@ -67,13 +67,13 @@ def main() -> None:
     limits = EngineLimits(kv_cache_memory_bytes=2**28, max_model_len=2048)
     engine = start_engine(StartEngine(model_path=str(path), quantization=arguments.quantization, limits=limits))[0]
     config = engine.scheduler.config
-    print("task        streams   off tokens/s  auto tokens/s  ratio   steps of off  draft tokens accepted")
+    print("task        streams   off tokens/s    on tokens/s  ratio   steps of off  draft tokens accepted")
     for task, instruction in (("repetitive", REPETITIVE), ("ordinary", ORDINARY)):
         for num_streams in (1, 8):
             prompts = [
                 tokenizer.encode(chat(instruction.format(place)), parse_special=True) for place in PLACES[:num_streams]
             ]
-            rates: dict[str, list[float]] = {"off": [], "auto": []}
+            rates: dict[str, list[float]] = {"off": [], "on": []}
             found: dict[str, tuple[list[list[int]], list[StepStats]]] = {}
             for _ in range(NUM_ROUNDS):
                 for speculation in rates:
@@ -81,13 +81,13 @@ def main() -> None:
                     seconds, answers, stats = run(engine, prompts)
                     rates[speculation].append(sum(map(len, answers)) / seconds)
                     found[speculation] = answers, stats
-            assert found["off"][0] == found["auto"][0], "speculation changed a text"
-            off, auto = (statistics.median(rates[speculation]) for speculation in rates)
-            steps = len(found["auto"][1]) / len(found["off"][1])
-            num_drafted = sum(one.num_draft_tokens for one in found["auto"][1])
-            num_accepted = sum(one.num_accepted_tokens for one in found["auto"][1])
+            assert found["off"][0] == found["on"][0], "speculation changed a text"
+            off, on = (statistics.median(rates[speculation]) for speculation in rates)
+            steps = len(found["on"][1]) / len(found["off"][1])
+            num_drafted = sum(one.num_draft_tokens for one in found["on"][1])
+            num_accepted = sum(one.num_accepted_tokens for one in found["on"][1])
             print(
-                f"{task:10} {num_streams:8} {off:14.0f} {auto:14.0f} {auto / off:6.2f} {steps:14.0%} "
+                f"{task:10} {num_streams:8} {off:14.0f} {on:14.0f} {on / off:6.2f} {steps:14.0%} "
                 f"{num_accepted:6} of {num_drafted}"
             )
 

@@ -7,7 +7,7 @@ import msgspec
 
 from caravan.scheduler.block_pool import num_blocks_for
 
-Speculation = Literal["auto", "off"]
+Speculation = Literal["auto", "on", "off"]  # as the operator chooses; `chosen_speculation` says what auto is
 
 PROCESS_BYTES = 250_000_000  # of an engine process without weights and KV pool
 DEFAULT_MAX_MODEL_LEN = 8192  # the default, even if the model was trained for more
@@ -21,7 +21,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_batch_tokens: int = 512  # tokens computed in one step, over all sequences
     max_num_seqs: int = 64  # sequences running at once
     max_model_len: int = 2048  # prompt and output of one sequence
-    speculation: Speculation = "off"
+    speculation: Literal["on", "off"] = "off"  # on: draft tokens where they pay
     max_inter_token_seconds: float | None = None  # target of a step while sequences decode; None: no target
     is_shared: bool = False  # by several API keys
     max_draft_model_len: int = 0  # tokens that the draft model can read; 0: there is none
@@ -61,7 +61,7 @@ class EngineLimits(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int = 16
     max_batch_tokens: int | None = None  # None: the default of the device
     max_num_seqs: int | None = None  # the same
-    speculation: Speculation = "auto"  # draft tokens from the text where they pay
+    speculation: Speculation = "auto"
     max_inter_token_seconds: float | None = None  # target of running streams while prompts are computed
     is_shared: bool = False  # by several API keys
     has_standby: bool = False  # leave memory for a second process with the same weights
@@ -73,10 +73,12 @@ class DeviceDefaults(msgspec.Struct, frozen=True, kw_only=True):
     max_batch_tokens: int
     max_num_seqs: int
     pool_share: float  # of the memory that is free after loading
+    has_text_drafts: bool  # whether draft tokens come from texts, without a draft model
 
 
-CPU_DEFAULTS = DeviceDefaults(max_batch_tokens=512, max_num_seqs=64, pool_share=0.5)
-GPU_DEFAULTS = DeviceDefaults(max_batch_tokens=8192, max_num_seqs=256, pool_share=0.9)
+CPU_DEFAULTS = DeviceDefaults(max_batch_tokens=512, max_num_seqs=64, pool_share=0.5, has_text_drafts=True)
+# Steps that could have draft tokens do not overlap on a GPU, and when drafts pay was measured on CPUs.
+GPU_DEFAULTS = DeviceDefaults(max_batch_tokens=8192, max_num_seqs=256, pool_share=0.9, has_text_drafts=False)
 
 
 def with_defaults(limits: EngineLimits, defaults: DeviceDefaults) -> EngineLimits:
@@ -86,6 +88,15 @@ def with_defaults(limits: EngineLimits, defaults: DeviceDefaults) -> EngineLimit
         max_batch_tokens=limits.max_batch_tokens if limits.max_batch_tokens is not None else defaults.max_batch_tokens,
         max_num_seqs=limits.max_num_seqs if limits.max_num_seqs is not None else defaults.max_num_seqs,
     )
+
+
+def chosen_speculation(
+    speculation: Speculation, defaults: DeviceDefaults, *, has_draft_model: bool
+) -> Literal["on", "off"]:
+    """Return whether there are draft tokens. auto: on, where they come from texts by default or from a draft model."""
+    if speculation == "auto":
+        return "on" if defaults.has_text_drafts or has_draft_model else "off"
+    return speculation
 
 
 def standby_bytes(weight_bytes: int) -> int:
@@ -149,7 +160,7 @@ def plan_engine(
         max_batch_tokens=limits.max_batch_tokens,
         max_num_seqs=limits.max_num_seqs,
         max_model_len=max_model_len,
-        speculation=limits.speculation,
+        speculation=chosen_speculation(limits.speculation, defaults, has_draft_model=max_draft_position > 0),
         max_inter_token_seconds=limits.max_inter_token_seconds,
         is_shared=limits.is_shared,
         max_draft_model_len=min(max_draft_position, max_model_len),

@@ -40,7 +40,7 @@ class Scheduler:
         self.blocks = BlockManager(self.pool, config.block_size)
         self.running: list[Sequence] = []
         self.waiting = WaitingQueue(self.running)
-        self.draft_tokens = DraftTokens(config, self.blocks) if config.speculation == "auto" else None
+        self.draft_tokens = DraftTokens(config, self.blocks) if config.speculation == "on" else None
         self.unreported: dict[int, Sequence] = {}  # wait "behind others", unless the next step looks at them
         self._rejected: list[SequenceOutput] = []  # errors of waiting requests, for the next commit
         self._events = EventLog()

@@ -55,7 +55,7 @@ class LLM:
         max_num_seqs: int | None = None,
         max_batch_tokens: int | None = None,
         block_size: int = 16,
-        speculation: Literal["auto", "off"] = "auto",
+        speculation: Literal["auto", "on", "off"] = "auto",
         draft_model: str | Path | None = None,
         num_threads: int | None = None,
     ) -> None:

@@ -79,7 +79,7 @@ def test_every_setting_is_in_one_group_and_described() -> None:
         ("kv_cache_memory", "--kv-cache-memory <size>", "env: CARAVAN_KV_CACHE_MEMORY; at least 1"),
         ("max_inter_token_latency", "--max-inter-token-latency <duration>", "env: CARAVAN_MAX_INTER_TOKEN_LATENCY"),
         ("device", "--device <auto|cpu|cuda>", "env: CARAVAN_DEVICE; default: auto"),
-        ("speculation", "--speculation <auto|off>", "env: CARAVAN_SPECULATION; default: auto"),
+        ("speculation", "--speculation <auto|on|off>", "env: CARAVAN_SPECULATION; default: auto"),
         ("tls_key", "--tls-key <path>", "env: CARAVAN_TLS_KEY"),
         ("trusted_proxies", "--trusted-proxies <str>", "env: CARAVAN_TRUSTED_PROXIES"),
         ("insecure", "--insecure", "env: CARAVAN_INSECURE"),

@@ -8,6 +8,7 @@ from caravan.scheduler.config import (
     PROCESS_BYTES,
     EngineConfig,
     EngineLimits,
+    Speculation,
     plan_engine,
     with_defaults,
 )
@@ -47,6 +48,31 @@ def test_each_kind_of_device_has_its_own_default_limits() -> None:
     assert (gpu.max_num_seqs, gpu.max_batch_tokens) == (256, 8192)
     own = EngineLimits(max_num_seqs=7, max_batch_tokens=9)
     assert with_defaults(own, CPU_DEFAULTS) == with_defaults(own, GPU_DEFAULTS) == own
+
+
+@pytest.mark.parametrize(
+    ("speculation", "has_draft_model", "on_a_cpu", "on_a_gpu"),
+    [
+        ("auto", False, "on", "off"),
+        ("auto", True, "on", "on"),
+        ("on", False, "on", "on"),
+        ("off", False, "off", "off"),
+    ],
+)
+def test_draft_tokens_come_from_texts_on_a_cpu_and_on_a_gpu_only_if_asked(
+    speculation: Speculation, has_draft_model: bool, on_a_cpu: str, on_a_gpu: str
+) -> None:
+    for defaults, expected in ((CPU_DEFAULTS, on_a_cpu), (GPU_DEFAULTS, on_a_gpu)):
+        config = plan_engine(
+            EngineLimits(speculation=speculation),
+            kv_bytes_per_token=1,
+            max_position=2048,
+            free_memory_bytes=1_000_000,
+            weight_bytes=0,
+            max_draft_position=2048 * has_draft_model,
+            defaults=defaults,
+        )
+        assert config.speculation == expected
 
 
 def test_the_pool_takes_what_was_asked_for() -> None:

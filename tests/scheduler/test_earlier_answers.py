@@ -136,7 +136,7 @@ def stats_of(scheduler: Scheduler, request_id: int, key: str, salt: str = "") ->
 
 
 def test_the_second_answer_of_a_key_takes_fewer_steps_and_those_of_others_do_not() -> None:
-    scheduler = Scheduler(EngineConfig(num_blocks=64, max_model_len=64, speculation="auto"))
+    scheduler = Scheduler(EngineConfig(num_blocks=64, max_model_len=64, speculation="on"))
     assert len(stats_of(scheduler, 1, "a")) == 30
     again = stats_of(scheduler, 2, "a")
     assert len(again) < 15
@@ -147,7 +147,7 @@ def test_the_second_answer_of_a_key_takes_fewer_steps_and_those_of_others_do_not
 
 
 def test_an_aborted_answer_is_kept_and_a_preempted_one_is_not_kept_twice() -> None:
-    scheduler = Scheduler(EngineConfig(num_blocks=64, max_model_len=64, speculation="auto"))
+    scheduler = Scheduler(EngineConfig(num_blocks=64, max_model_len=64, speculation="on"))
     scheduler.add(make_request(1, [1, 2], key="a", max_tokens=30))
     for _ in range(20):
         plan = scheduler.schedule()
@@ -176,6 +176,6 @@ def test_bits_are_equal_when_earlier_answers_are_followed() -> None:
         return transcripts, sum(one.num_answer_accepted_tokens for one in stats)
 
     plain, _ = run([0, 1, 2, 3], "off")
-    followed, num_accepted = run([0, 1, 2, 3], "auto")
+    followed, num_accepted = run([0, 1, 2, 3], "on")
     assert followed == plain
     assert num_accepted > 0

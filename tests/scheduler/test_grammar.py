@@ -69,7 +69,7 @@ def test_logprobs_are_those_of_the_model_itself() -> None:
     )
 
 
-@pytest.mark.parametrize("speculation", ["auto", "off"])
+@pytest.mark.parametrize("speculation", ["on", "off"])
 def test_rows_get_the_same_bits_alone_and_in_a_mixed_batch(speculation: str) -> None:
     requests = [constrained(i, LETTERS if i % 2 else "", max_tokens=40, num_logprobs=2) for i in range(8)]
     alone = {r.request_id: run_to_end(constrained_engine(), [r])[r.request_id] for r in requests}

@@ -69,14 +69,14 @@ def test_embeddings_run_beside_overlapped_steps() -> None:
 
 
 def test_steps_with_few_rows_run_serially_where_they_can_have_draft_tokens() -> None:
-    engine, device = overlapped(speculation="auto")
+    engine, device = overlapped(speculation="on")
     requests = plain_requests(3, temperature=0.0)
     assert run_to_end(engine, requests) == serial(requests)
     assert device.max_queued == 1
 
 
 def test_steps_with_many_rows_overlap_though_speculation_is_on() -> None:
-    engine, device = overlapped(speculation="auto", max_num_seqs=40, num_blocks=128)
+    engine, device = overlapped(speculation="on", max_num_seqs=40, num_blocks=128)
     requests = [make_request(i, random_prompt(i, 5), max_tokens=12, temperature=0.5, seed=i) for i in range(40)]
     assert run_to_end(engine, requests) == serial(requests, max_num_seqs=40, num_blocks=128)
     assert device.max_queued == 2

@@ -35,7 +35,7 @@ def workloads(draw: st.DrawFn) -> Workload:
         max_batch_tokens=draw(st.integers(1, 20)),
         max_num_seqs=draw(st.integers(1, 6)),
         max_model_len=max_model_len,
-        speculation=draw(st.sampled_from(["auto", "off"])),
+        speculation=draw(st.sampled_from(["on", "off"])),
         max_inter_token_seconds=draw(st.sampled_from([None, 0.001, 1.0])),
         is_shared=draw(st.booleans()),
         max_draft_model_len=draw(st.sampled_from([0, 8, max_model_len])),  # one that always drafts token 0

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from caravan.model.sampling.sample import Sample
-from caravan.scheduler.config import EngineConfig, Speculation
+from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.messages import StepOutput, StepStats
 from caravan.scheduler.scheduler import Scheduler
 from caravan.scheduler.sequence import ScheduledSequence
@@ -37,7 +37,7 @@ def speculating(**limits: int) -> Scheduler:
         "max_num_seqs": 4,
         "max_model_len": 64,
     }
-    return Scheduler(EngineConfig(**defaults | limits, speculation="auto"))
+    return Scheduler(EngineConfig(**defaults | limits, speculation="on"))
 
 
 def after_period(token_ids: list[int]) -> int:
@@ -244,7 +244,7 @@ def test_answers_have_the_same_bits_with_and_without_draft_tokens(draw: st.DataO
     plain = run_to_end(tiny_engine(model_in(kind), **limits), requests)
     arrive_every = draw.draw(st.integers(0, 3))
     stats: list[StepStats] = []
-    engine = tiny_engine(model_in(kind), **limits, speculation="auto")
+    engine = tiny_engine(model_in(kind), **limits, speculation="on")
     assert run_to_end(engine, requests, arrive_every, lambda step: stats.append(step.stats)) == plain
     num_drafted, num_accepted = sum(s.num_draft_tokens for s in stats), sum(s.num_accepted_tokens for s in stats)
     event(f"accepted {num_accepted > 0}, rejected {num_drafted > num_accepted}")
@@ -254,7 +254,7 @@ def test_answers_have_the_same_bits_with_and_without_draft_tokens(draw: st.DataO
 def test_a_repeating_text_takes_fewer_steps() -> None:
     request = make_request(0, PERIOD * 5, max_tokens=120, temperature=1.0, logit_bias={3: 90.0, 4: 100.0})
 
-    def run(speculation: Speculation) -> tuple[Transcript, int, int, int]:
+    def run(speculation: Literal["on", "off"]) -> tuple[Transcript, int, int, int]:
         steps: list[StepOutput] = []
         engine = tiny_engine(model_in("float32"), speculation=speculation)
         transcript = run_to_end(engine, [request], on_step=steps.append)[0]
@@ -262,7 +262,7 @@ def test_a_repeating_text_takes_fewer_steps() -> None:
         return transcript, len(steps), drafted, sum(step.stats.num_accepted_tokens for step in steps)
 
     plain, num_plain_steps, _, _ = run("off")
-    speculated, num_steps, num_drafted, num_accepted = run("auto")
+    speculated, num_steps, num_drafted, num_accepted = run("on")
     assert speculated == plain
     assert 0 < num_accepted <= num_drafted
     assert num_steps == num_plain_steps - num_accepted

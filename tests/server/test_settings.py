@@ -119,6 +119,13 @@ def test_a_draft_model_needs_speculation() -> None:
         load_settings({"draft_model": "smollm2", "speculation": "off"}).check_draft_model()
 
 
+@pytest.mark.parametrize("word", ["auto", "on", "off"])
+def test_a_word_that_yaml_reads_as_a_truth_value_stays_a_word(tmp_path: Path, word: str) -> None:
+    file = tmp_path / "caravan.yaml"
+    file.write_text(f"speculation: {word}\n")
+    assert load_settings({"config": str(file)}).speculation == word
+
+
 def test_an_engine_that_waits_gives_its_core_away_unless_its_user_says_otherwise() -> None:
     assert engine_environment({})["GOMP_SPINCOUNT"] == "1000"
     assert engine_environment({"GOMP_SPINCOUNT": "7", "HOME": "/"})["GOMP_SPINCOUNT"] == "7"

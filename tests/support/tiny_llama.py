@@ -77,7 +77,7 @@ def tiny_engine(
         "max_model_len": 256,
     }
     if draft is not None:
-        defaults |= {"speculation": "auto", "max_draft_model_len": 256}
+        defaults |= {"speculation": "on", "max_draft_model_len": 256}
     config = EngineConfig(**defaults | limits)
     table = model.embedding.weight
     kv_dtype = kv_dtype or table.dtype

@@ -7,9 +7,9 @@ import pytest
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out the files of the other kind: kernels are interpreted or compiled, in processes of their own."""
+    """Leave out the files of the other kind: kernels are interpreted, or compiled and traced, each in its process."""
     if not collection_path.name.startswith("test_"):
         return None
-    wanted = "interpreted" if os.environ.get("TRITON_INTERPRET") == "1" else "compiled"
-    is_wanted = collection_path.parent.name == wanted and config.getoption("markexpr") == "proofs"
+    wanted = ("interpreted",) if os.environ.get("TRITON_INTERPRET") == "1" else ("compiled", "traced")
+    is_wanted = collection_path.parent.name in wanted and config.getoption("markexpr") == "proofs"
     return None if is_wanted else True

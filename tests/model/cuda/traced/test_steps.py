@@ -1,0 +1,224 @@
+"""Steps of whole engines on a GPU that does not exist: nothing goes back to the host but tokens, and nothing waits.
+
+Tensors on the GPU have shapes and no numbers (tests/support/fake_gpu.py), and Triton's launches are noted, not run. So
+every number that the host reads of them is an error. This does not prove that a kernel reads and writes what it should,
+that tensors have the types and the sizes that a kernel expects, that memory is not used again too early, nor anything
+of CUDA itself: its graphs, streams, events and pinned memory. docs/gpu.md says so, too.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks.gpu_shapes import LLAMA_8B
+from caravan.model.config import ModelConfig
+from caravan.model.cuda.linear import Int4Linear
+from caravan.model.cuda.llama import CudaLlama
+from caravan.model.cuda.sampler import CudaSampler
+from caravan.model.sampling.sample import Sample
+from caravan.scheduler.config import EngineConfig
+from caravan.scheduler.device_step import DeviceSteps
+from caravan.scheduler.overlapped_engine import OverlappedEngine
+from caravan.scheduler.step_graph import Capture, Decode, without_graph
+from caravan.scheduler.step_result import StepResult
+from tests.scheduler.requests import make_request
+from tests.support.fake_gpu import GPU, HOST_READS, Copy, FakeGpu, Launch, Wait
+
+pytestmark = pytest.mark.proofs
+
+NUM_LAYERS = 2
+SHAPES = asdict(LLAMA_8B) | {"num_layers": NUM_LAYERS}
+NUM_SAMPLER_LAUNCHES = 7
+KINDS: dict[str, dict[str, Any]] = {
+    "Llama": {},
+    "Qwen3": {"has_query_key_norm": True, "has_qkv_bias": True, "has_output_bias": True, "tie_embeddings": True},
+    "Mistral": {"sliding_window": 100},
+    "int4": {"quantization": "int4"},
+    "int8 pool": {"pool": torch.int8},
+    "cuBLAS": {"fast_matmul": True},
+}
+
+
+@pytest.fixture
+def gpu() -> Iterator[FakeGpu]:
+    gpu = FakeGpu()
+    with gpu.on():
+        yield gpu
+
+
+def model(quantization: Any = "none", *, fast_matmul: bool = False, **changes: Any) -> CudaLlama:
+    """Return a model on the GPU that is not there, with weights of the right shapes."""
+    config = ModelConfig(**SHAPES | changes, max_position=8192)
+    with torch.device("meta"):
+        made = CudaLlama(config, GPU, quantization, fast_matmul=fast_matmul)
+    for module in list(made.modules()):
+        for name, weight in list(module.named_parameters(recurse=False)):
+            shape = tuple(weight.shape)
+            if isinstance(module, Int4Linear) and name != "bias":
+                shape = (module.out_features, module.in_features // (2 if name == "weight" else 32))
+            dtype = weight.dtype if isinstance(module, Int4Linear) and name != "bias" else torch.bfloat16
+            setattr(module, name, nn.Parameter(torch.empty(shape, dtype=dtype, device=GPU), requires_grad=False))
+    made.set_max_position(config.max_position, GPU)
+    return made
+
+
+def engine(
+    pool: torch.dtype = torch.bfloat16, capture: Capture = without_graph, max_batch_tokens: int = 8192, **kind: Any
+) -> OverlappedEngine:
+    config = EngineConfig(
+        num_blocks=2048, max_num_seqs=256, max_batch_tokens=max_batch_tokens, max_model_len=8192, speculation="off"
+    )
+    sampler = CudaSampler(config.max_num_seqs, SHAPES["vocab_size"], GPU)
+    return OverlappedEngine(model(**kind), config, pool, GPU, sampler, capture=capture)
+
+
+def decode_step(gpu: FakeGpu, engine: OverlappedEngine, num_seqs: int) -> list[Copy | Launch | Wait]:
+    """Return what happens in a decode step of num_seqs new sequences, whose prompts count as computed."""
+    scheduler = engine.scheduler
+    for i in range(num_seqs):
+        engine.add(make_request(i, [i, 1, 2], max_tokens=4))
+    plan = scheduler.schedule()
+    scheduler.commit(plan, StepResult([Sample(0)] * num_seqs))
+    gpu.take()
+    engine.launch(scheduler.schedule(), [1] * num_seqs)
+    return gpu.take()
+
+
+def copies(events: list[Copy | Launch | Wait]) -> list[Copy]:
+    return [event for event in events if isinstance(event, Copy)]
+
+
+def launches(events: list[Copy | Launch | Wait]) -> list[Launch]:
+    return [event for event in events if isinstance(event, Launch)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_decode_step_gives_the_host_four_bytes_a_row_and_waits_for_nothing(gpu: FakeGpu, kind: str) -> None:
+    events = decode_step(gpu, engine(**KINDS[kind]), 3)
+    words, parameters, tokens = copies(events)
+    assert words == Copy(is_to_host=False, num_bytes=8 * (3 * 4 + 2 * 3), waits=False)  # padded to 4; 3 new blocks
+    assert (parameters.is_to_host, parameters.waits) == (False, False)
+    assert tokens == Copy(is_to_host=True, num_bytes=4 * 3, waits=False)
+    assert Wait() not in events
+    assert {device for launch in launches(events) for device in launch.devices} == {GPU}
+    per_layer = {"Qwen3": 11, "cuBLAS": 6}.get(kind, 10)
+    head = 1 if kind == "cuBLAS" else 2  # the last norm, and its product
+    assert len(launches(events)) == NUM_LAYERS * per_layer + head + NUM_SAMPLER_LAUNCHES
+
+
+@pytest.mark.parametrize("num_seqs", [1, 2, 256])
+def test_batches_of_every_size_are_alike(gpu: FakeGpu, num_seqs: int) -> None:
+    events = decode_step(gpu, engine(), num_seqs)
+    assert [copy.waits for copy in copies(events)] == [False] * 3
+    assert copies(events)[2].num_bytes == 4 * num_seqs
+    assert len(launches(events)) == NUM_LAYERS * 10 + 2 + NUM_SAMPLER_LAUNCHES
+
+
+def test_a_whole_run_waits_for_the_tokens_of_a_step_after_the_next_one_is_launched(gpu: FakeGpu) -> None:
+    """With prompts in several chunks, a prefix that is copied, drawn tokens, biases and log-probabilities."""
+    made = engine(max_batch_tokens=64)
+    kinds: list[dict[str, Any]] = [
+        {"num_logprobs": 5},
+        {"temperature": 0.7, "top_p": 0.9},
+        {"logit_bias": {7: 1.0}, "min_tokens": 2, "stop_token_ids": (9,)},
+    ]
+    for i, kind in enumerate(kinds):
+        made.add(make_request(i, list(range(100)), max_tokens=12, **kind))
+    gpu.take()
+    ends: dict[int, str | None] = {}
+    num_waits = 0
+    while made.has_work:
+        output = made.step()
+        for sequence in output.outputs:
+            assert (sequence.error, sequence.token_ids) == (None, [0])  # a copy gives zeros
+            ends[sequence.request_id] = sequence.finish_reason
+        events = gpu.take()
+        assert not any(copy.waits for copy in copies(events))
+        if Wait() in events:  # the first step with chunks of prompts gives no tokens
+            assert events.index(Wait()) == len(events) - 1
+            num_waits += 1
+    assert ends == dict.fromkeys(range(3), "length")
+    assert num_waits >= 12
+
+
+def test_what_a_graph_records_are_launches_with_the_same_numbers_in_every_step(gpu: FakeGpu) -> None:
+    recorded: list[list[Copy | Launch | Wait]] = []
+
+    def capture(decode: Decode) -> Decode:
+        def run() -> Tensor:
+            num_before = len(gpu.events)
+            logits = decode()
+            recorded.append(gpu.events[num_before:])
+            return logits
+
+        return run
+
+    made = engine(capture=capture)
+    for i in range(4):
+        made.add(make_request(i, [i] * (1 + 700 * i), max_tokens=5))
+    while made.has_work:
+        made.step()
+    first, *others = recorded
+    assert len(launches(first)) == len(first) == NUM_LAYERS * 10 + 2
+    assert len(others) >= 3
+    assert all(other == first for other in others)
+
+
+# What must not be in a step: it gives numbers to the host, or waits.
+READS: dict[str, Callable[[Tensor], object]] = {
+    "item": lambda x: x.max().item(),
+    "int": lambda x: int(x.max()),
+    "truth": lambda x: 1 if (x < 0).any() else 2,
+    "tolist": lambda x: x.tolist(),
+    "numpy": lambda x: x.numpy(),
+    "cpu": lambda x: x.cpu(),
+    "to": lambda x: x.to("cpu", non_blocking=True),
+    "copy_": lambda x: torch.empty(x.shape, dtype=x.dtype).copy_(x),
+    "a shape that depends on numbers": lambda x: x[x < 0],
+    "a copy from memory that is not pinned": lambda x: torch.zeros(3).to(x.device),
+    "a new tensor from numbers of the host": lambda x: torch.tensor([1, 2], device=x.device),
+}
+PLACES: dict[str, tuple[type, str]] = {
+    "tokens of the step": (DeviceSteps, "_known"),
+    "layers": (CudaLlama, "run_layers"),
+    "sampler": (CudaSampler, "_samples"),
+}
+
+
+def are_clean(events: list[Copy | Launch | Wait]) -> bool:
+    """Return whether a decode step has two copies to the device and one to the host, and waits for none."""
+    return [(copy.is_to_host, copy.waits) for copy in copies(events)] == [(False, False), (False, False), (True, False)]
+
+
+@pytest.mark.parametrize("read", READS)
+@pytest.mark.parametrize("place", PLACES)
+def test_a_host_read_in_a_step_is_noticed(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, place: str, read: str) -> None:
+    owner, name = PLACES[place]
+    original = getattr(owner, name)
+
+    def reads(self: Any, first: Tensor, *rest: Any) -> Any:
+        READS[read](first.flatten().narrow(0, 0, 2))
+        return original(self, first, *rest)
+
+    made = engine()
+    monkeypatch.setattr(owner, name, reads)
+    try:
+        events = decode_step(gpu, made, 3)
+    except HOST_READS:
+        return
+    assert not are_clean(events)
+
+
+def test_a_step_without_host_reads_is_clean(gpu: FakeGpu) -> None:
+    assert are_clean(decode_step(gpu, engine(), 3))
+
+
+def test_a_kernel_that_gets_a_tensor_of_the_host_is_noticed(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = engine()
+    monkeypatch.setattr(made.model, "rope_cos", torch.zeros(8192, 64))
+    events = decode_step(gpu, made, 3)
+    assert {launch.name for launch in launches(events) if launch.devices != {GPU}} == {"rotate_and_write"}
