@@ -1,5 +1,6 @@
 """Part `equal bits`: a row alone and among others, decoded and in a chunk, in tiles of every width."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -47,7 +48,7 @@ def _row_functions(sizes: Sizes) -> dict[str, tuple[int, Callable[[Tensor], Tens
     functions: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {}
     for name, (outputs, inputs) in shapes.products().items():
         plain = weight(outputs, inputs, device=sizes.device)
-        functions[f"product {name}"] = inputs, lambda x, plain=plain: product(x, plain)
+        functions[f"product {name}"] = inputs, functools.partial(product, weight=plain)
         functions[f"product {name}, int4"] = inputs, int4_linear(plain, sizes.device)
     head = weight(shapes.vocab_size, shapes.hidden_size, device=sizes.device)
     functions["product head"] = shapes.hidden_size, lambda x: product(x, head, dtype=torch.float32)

@@ -1,5 +1,6 @@
 """Inputs of kernels: random numbers, weights of 4 bits, and sequences in scattered blocks of a KV pool."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -27,7 +28,7 @@ def numbers(*shape: int, device: Device, dtype: torch.dtype = torch.bfloat16, se
 
 def weight(num_outputs: int, num_inputs: int, *, device: Device, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """Return a random weight [num_outputs, num_inputs] that keeps the size of what it multiplies."""
-    return numbers(num_outputs, num_inputs, device=device, dtype=dtype, seed=1) / num_inputs**0.5
+    return numbers(num_outputs, num_inputs, device=device, dtype=dtype, seed=1) / math.sqrt(num_inputs)
 
 
 def int4_linear(plain: Tensor, device: Device) -> Int4Linear:

@@ -48,7 +48,8 @@ def _rows(sizes: Sizes, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
     x, added = (numbers(sizes.oracle_rows, width, device="cpu", dtype=dtype, seed=seed) for seed in (0, 1))
     norm = RMSNorm(width, 1e-5)
     norm.weight.data = 1 + numbers(width, device="cpu", dtype=dtype) / 10
-    total, found = normalized(*(one.to(sizes.device) for one in (x, added, norm.weight.data)), norm.eps)
+    on_device, other, scales = (one.to(sizes.device) for one in (x, added, norm.weight.data))
+    total, found = normalized(on_device, other, scales, norm.eps)
     yield _result("residual", dtype, total, x + added, 0)
     yield _result("norm", dtype, found, norm(x + added), limit)
     gates = 3 * numbers(sizes.oracle_rows, 2 * sizes.shapes.intermediate_size, device="cpu", dtype=dtype)
@@ -79,7 +80,7 @@ def _heads(sizes: Sizes, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
     """Yield the results of RoPE and of writing the pool: multiplied and rounded once each, so equal."""
     shapes, rows = sizes.shapes, sizes.oracle_rows
     qkv = numbers(rows, shapes.num_heads + 2 * shapes.num_kv_heads, shapes.head_dim, device="cpu", dtype=dtype)
-    queries, keys, values = qkv.split((shapes.num_heads, shapes.num_kv_heads, shapes.num_kv_heads), dim=1)
+    queries, keys, values = torch.split(qkv, [shapes.num_heads, shapes.num_kv_heads, shapes.num_kv_heads], dim=1)
     table = rope_table(shapes.head_dim, 4 * rows, 500_000.0)
     positions = torch.arange(rows) * 3
     slots = torch.randperm(-(-rows // BLOCK_SIZE) * BLOCK_SIZE, generator=torch.Generator().manual_seed(0))[:rows]
