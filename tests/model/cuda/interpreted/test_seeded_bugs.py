@@ -93,7 +93,6 @@ def test_without_a_bug_nothing_is_noticed() -> None:
         ("(distance >= 0) &", "(distance >= -1) &"),  # a query sees the token after it
         ("(distance < window) &", "(distance <= window) &"),  # one position more than the window
         ("(at >= first) & (at < end)", "(at >= first) & (at < end - 1)"),  # not the last position
-        ("(distance < window) & is_inside[None, :]", "(distance < window)"),  # scores of zero behind the end
     ],
 )
 def test_a_wrong_mask_is_noticed(
