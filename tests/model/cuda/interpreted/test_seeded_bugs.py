@@ -16,6 +16,7 @@ from torch import Tensor
 from caravan.model.attention.reference import ReferenceAttention
 from caravan.model.cuda import attention, attention_kernels
 from caravan.model.cuda.attention import CudaAttention
+from caravan.model.cuda.attention_kernels import attend_chunk
 from caravan.model.forward_batch import ForwardBatch
 
 pytestmark = [pytest.mark.proofs, pytest.mark.usefixtures("as_on_a_gpu")]
@@ -117,7 +118,7 @@ class OtherSplits:
 
 @pytest.mark.parametrize("split_tokens", [256, 1024])
 def test_another_split_size_in_chunks_is_noticed(split_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "attend_chunk", OtherSplits(attention_kernels.attend_chunk, split_tokens))
+    monkeypatch.setattr(attention, "attend_chunk", OtherSplits(attend_chunk, split_tokens))
     sequence = Sequence()
     assert sequence.is_like_the_reference(3)  # only the bits differ
     assert not sequence.has_the_same_bits_decoded_and_in_a_chunk()

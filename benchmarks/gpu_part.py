@@ -1,0 +1,96 @@
+"""One part of benchmarks/gpu.py, in a process of its own: a fault of a GPU ends the process that meets it.
+
+Each result is a line of JSON on standard output. Exit status 3: there was no time for all results.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.gpu_shapes import GPUS, Gpu
+
+if TYPE_CHECKING:
+    from benchmarks.gpu_sizes import Sizes
+
+CUT = 3  # exit status
+STARTING_SHARE = 0.85  # of its seconds in which a part starts further measurements
+
+
+def results_of(part: str, sizes: "Sizes", out: Path) -> Iterator[dict[str, Any]]:
+    """Return the results of a part; modules are imported late, as each can fail."""
+    gpu = published(device_name(sizes))
+    if part == "kernels":
+        from benchmarks.gpu_oracle import compare_kernels
+
+        return compare_kernels(sizes)
+    if part == "equal bits":
+        from benchmarks.gpu_equal_bits import compare_bits
+
+        return compare_bits(sizes)
+    if part == "times":
+        from benchmarks.gpu_times import time_kernels
+
+        return time_kernels(sizes, gpu)
+    if part == "trace":
+        from benchmarks.gpu_trace import trace_steps
+
+        return trace_steps(sizes, out)
+    from benchmarks.gpu_streams import measure_bf16, measure_int4
+
+    return {"engine bf16": measure_bf16, "engine int4": measure_int4}[part](sizes, gpu)
+
+
+def device_name(sizes: "Sizes") -> str:
+    """Return the GPU's name, or an empty one where kernels are interpreted."""
+    import torch
+
+    return torch.cuda.get_device_name(0) if sizes.is_gpu else ""
+
+
+def published(name: str) -> Gpu | None:
+    """Return the published figures of a GPU with this name, such as `NVIDIA H200`, if they are known."""
+    return next((gpu for gpu in GPUS if re.search(rf"\b{gpu.name}\b", name)), None)
+
+
+def started(part: str, out: Path, *, is_tiny: bool, stack: ExitStack) -> Iterator[dict[str, Any]]:
+    """Return the results of a part; with is_tiny the interpreter computes as a GPU does while `stack` is open."""
+    if part in ("environment", "tests"):  # these need no Triton
+        from benchmarks.gpu_environment import describe_environment, run_tests
+
+        return run_tests() if part == "tests" else describe_environment("cpu" if is_tiny else "cuda")
+    if is_tiny:
+        from tests.support.repaired_interpreter import repaired_interpreter
+
+        assert os.environ.get("TRITON_INTERPRET") == "1", "Triton reads it when it is imported"
+        stack.enter_context(repaired_interpreter())
+    from benchmarks.gpu_sizes import FULL, TINY
+
+    return results_of(part, TINY if is_tiny else FULL, out)
+
+
+def main() -> int:
+    """Run the part that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part")
+    parser.add_argument("seconds", type=float)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--tiny", action="store_true")
+    options = parser.parse_args()
+    limit = time.monotonic() + STARTING_SHARE * options.seconds
+    with ExitStack() as stack:
+        for result in started(options.part, options.out, is_tiny=options.tiny, stack=stack):
+            print(json.dumps(result), flush=True)
+            if time.monotonic() > limit:
+                return CUT
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
