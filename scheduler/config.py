@@ -73,11 +73,10 @@ class DeviceDefaults(msgspec.Struct, frozen=True, kw_only=True):
     max_batch_tokens: int
     max_num_seqs: int
     pool_share: float  # of the memory that is free after loading
-    has_text_drafts: bool  # whether draft tokens come from texts, without a draft model
+    has_text_drafts: bool  # without a draft model; not on a GPU, where steps that could have some do not overlap
 
 
 CPU_DEFAULTS = DeviceDefaults(max_batch_tokens=512, max_num_seqs=64, pool_share=0.5, has_text_drafts=True)
-# Steps that could have draft tokens do not overlap on a GPU, and when drafts pay was measured on CPUs.
 GPU_DEFAULTS = DeviceDefaults(max_batch_tokens=8192, max_num_seqs=256, pool_share=0.9, has_text_drafts=False)
 
 
@@ -90,13 +89,10 @@ def with_defaults(limits: EngineLimits, defaults: DeviceDefaults) -> EngineLimit
     )
 
 
-def chosen_speculation(
-    speculation: Speculation, defaults: DeviceDefaults, *, has_draft_model: bool
-) -> Literal["on", "off"]:
+def chosen_speculation(choice: Speculation, defaults: DeviceDefaults, *, has_draft: bool) -> Literal["on", "off"]:
     """Return whether there are draft tokens. auto: on, where they come from texts by default or from a draft model."""
-    if speculation == "auto":
-        return "on" if defaults.has_text_drafts or has_draft_model else "off"
-    return speculation
+    is_on = (defaults.has_text_drafts or has_draft) if choice == "auto" else choice == "on"
+    return "on" if is_on else "off"
 
 
 def standby_bytes(weight_bytes: int) -> int:
@@ -160,7 +156,7 @@ def plan_engine(
         max_batch_tokens=limits.max_batch_tokens,
         max_num_seqs=limits.max_num_seqs,
         max_model_len=max_model_len,
-        speculation=chosen_speculation(limits.speculation, defaults, has_draft_model=max_draft_position > 0),
+        speculation=chosen_speculation(limits.speculation, defaults, has_draft=max_draft_position > 0),
         max_inter_token_seconds=limits.max_inter_token_seconds,
         is_shared=limits.is_shared,
         max_draft_model_len=min(max_draft_position, max_model_len),
