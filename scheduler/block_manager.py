@@ -25,7 +25,7 @@ class BlockManager:
     def __init__(self, pool: BlockPool, block_size: int) -> None:
         self.pool = pool
         self.block_size = block_size
-        self._poisoned: list[int] = []
+        self.poisoned: list[int] = []
 
     def extend(self, sequence: Sequence, num_tokens: int) -> bool:
         """Allocate the blocks of the next num_tokens tokens; False, with nothing changed, if too few are free."""
@@ -123,11 +123,11 @@ class BlockManager:
         for block in blocks:
             self.pool.forget(block)
         self.release(sequence)
-        self._poisoned += filter(self.pool.is_free, blocks)
+        self.poisoned += filter(self.pool.is_free, blocks)
 
     def take_poisoned(self) -> list[int]:
         """Return the blocks poisoned since the last call that no other sequence held; clear them before use."""
-        poisoned, self._poisoned = self._poisoned, []
+        poisoned, self.poisoned = self.poisoned, []
         return poisoned
 
     def _hashes(self, sequence: Sequence, num_blocks: int) -> list[bytes]:

@@ -174,13 +174,16 @@ def can_schedule(scheduler: Scheduler) -> bool:
     """Return whether the next step can be planned before the last one is committed.
 
     Not if it could preempt a sequence, as the commit may free the blocks or the place; nor if it could have draft
-    tokens, which continue a known text: those are only for steps with few rows.
+    tokens, which continue a known text: those are only for steps with few rows; nor before poisoned blocks are cleared,
+    which a plan could give to a sequence.
     """
     config, running = scheduler.config, scheduler.running
     if scheduler.draft_tokens is not None:
-        num_rows = sum(sequence.num_missing_tokens > 0 for sequence in running)
+        num_rows = sum(sequence.num_missing_tokens == 1 for sequence in running)  # prompts may have to wait
         if num_rows < min(MAX_ROWS, config.max_batch_tokens):
             return False
+    if scheduler.blocks.poisoned:
+        return False
     return scheduler.find_displaced() is None and has_blocks(scheduler, running)
 
 

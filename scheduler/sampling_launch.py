@@ -38,9 +38,12 @@ class HostSamples:
 
     token_ids: Tensor  # [S] int64
     samples: list[Sample | None]
+    finished: torch.cuda.Event | None = None  # of a step that a GPU may still compute
 
     def result(self) -> list[Sample | None]:
-        """Return the samples."""
+        """Wait for the step and return the samples."""
+        if self.finished is not None:
+            self.finished.synchronize()
         return self.samples
 
 

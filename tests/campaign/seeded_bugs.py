@@ -75,7 +75,7 @@ BUGS = [
     Bug("blocks of a failed request stay in the cache", "scheduler/block_manager.py",
         "            self.pool.forget(block)", "            pass", "scheduler"),
     Bug("blocks of a failed request are not cleared", "scheduler/block_manager.py",
-        "        self._poisoned += filter(self.pool.is_free, blocks)\n", "", "scheduler"),
+        "        self.poisoned += filter(self.pool.is_free, blocks)\n", "", "scheduler"),
     Bug("a failing row fails the whole batch", "scheduler/isolation.py",
         "            failures[index] = described(error)\n            continue",
         "            return StepResult([], {}, dict.fromkeys(range(len(plan)), str(error)))", "scheduler"),
