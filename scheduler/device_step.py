@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from caravan.model.cuda.recorded_event import recorded_event
 from caravan.model.forward_batch import ForwardBatch
 from caravan.model.kv_cache import KVCache
 from caravan.model.llama import Llama
@@ -150,7 +151,7 @@ class DeviceSteps:
         else:
             hidden, rows = self._hidden_states(sections), sections[-1]
             if not staged.sampling_rows:
-                return HostSamples(rows, [], _recorded_event(rows.device))  # its staging buffer is in use until then
+                return HostSamples(rows, [], recorded_event(rows.device))  # its staging buffer is in use until then
             logits = self._model.logits(hidden)
         pending = self._sampler.launch(logits, staged.sampling_rows)
         self._last_tokens.index_copy_(0, rows, pending.token_ids.clamp(min=0))
@@ -232,12 +233,3 @@ def _prompt_sections(
         [ends[index] - 1 for index in sampled],
         [rows[index] for index in sampled],
     ]
-
-
-def _recorded_event(device: torch.device) -> torch.cuda.Event | None:
-    """Return an event after all work that a GPU has been given; None on other devices, which are done already."""
-    if device.type != "cuda":
-        return None
-    event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch has no types for it
-    event.record()
-    return event

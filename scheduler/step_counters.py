@@ -29,17 +29,13 @@ class StepCounters:
         A single last token and draft tokens are decode; all other tokens are prefill, also after a preemption.
         """
         for scheduled in plan:
-            if scheduled.num_tokens == 1 and not scheduled.draft_token_ids:
-                is_decode = scheduled.wants_logits and scheduled.sequence.num_output_tokens > 0
-                self.num_decode_tokens += is_decode
-                self.num_prefill_tokens += not is_decode
-                continue
-            num_drafted = len(scheduled.draft_token_ids)
-            self.num_draft_tokens += num_drafted
-            self.num_decode_tokens += num_drafted
-            self.num_answer_draft_tokens += num_drafted * (scheduled.draft_source == "answers")
-            self.num_model_draft_tokens += scheduled.num_model_draft_tokens
-            if scheduled.wants_logits and scheduled.num_tokens == 1 and scheduled.sequence.num_output_tokens > 0:
+            if scheduled.draft_token_ids:
+                num_drafted = len(scheduled.draft_token_ids)
+                self.num_draft_tokens += num_drafted
+                self.num_decode_tokens += num_drafted
+                self.num_answer_draft_tokens += num_drafted * (scheduled.draft_source == "answers")
+                self.num_model_draft_tokens += scheduled.num_model_draft_tokens
+            if scheduled.num_tokens == 1 and scheduled.wants_logits and scheduled.sequence.num_output_tokens > 0:
                 self.num_decode_tokens += 1
             else:
                 self.num_prefill_tokens += scheduled.num_tokens

@@ -1,6 +1,7 @@
 """Paged attention on a GPU, by the kernels of model/cuda/attention_kernels.py."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ class CudaAttention:
     ) -> None:
         """Write the rows of the sequences with several queries."""
         num_tokens, num_heads, head_dim = queries.shape
-        _, block_size, num_kv_heads, row_size = keys.shape
+        num_kv_heads = keys.shape[2]
         num_seqs, group = batch.seq_lens.shape[0], num_heads // num_kv_heads
         shape = tile_shape(head_dim, keys.itemsize)
         attend_chunk[(num_tokens * group // shape.chunk_rows + num_seqs, num_kv_heads)](
@@ -74,19 +75,8 @@ class CudaAttention:
             num_seqs,
             window,
             _score_scale(head_dim),
-            GROUP=group,
-            HEAD_DIM=head_dim,
-            DIM=padded_dim(head_dim),
             ROWS=shape.chunk_rows,
-            SPLIT=SPLIT_TOKENS,
-            TILE=TILE,
-            BLOCK_SIZE=block_size,
-            NUM_KV_HEADS=num_kv_heads,
-            ROW_SIZE=row_size,
-            IS_INT8=keys.dtype == torch.int8,
-            num_warps=shape.num_warps,
-            num_stages=NUM_STAGES,
-            enable_fp_fusion=False,
+            **_pair_options(queries, keys),
         )
 
     def _decode(
@@ -97,7 +87,7 @@ class CudaAttention:
         The sums of the splits take num_seqs * num_heads * num_splits * (head_dim + 2) * 4 bytes.
         """
         _, num_heads, head_dim = queries.shape
-        _, block_size, num_kv_heads, row_size = keys.shape
+        _, block_size, num_kv_heads, _ = keys.shape
         num_seqs, group = batch.seq_lens.shape[0], num_heads // num_kv_heads
         num_splits = math.ceil(batch.block_tables.shape[1] * block_size / SPLIT_TOKENS)
         sums = torch.empty(num_seqs, num_heads, num_splits, head_dim + 2, dtype=torch.float32, device=queries.device)
@@ -119,19 +109,8 @@ class CudaAttention:
             num_splits,
             window,
             _score_scale(head_dim),
-            GROUP=group,
-            HEAD_DIM=head_dim,
-            DIM=padded_dim(head_dim),
             ROWS=DECODE_ROWS,
-            SPLIT=SPLIT_TOKENS,
-            TILE=TILE,
-            BLOCK_SIZE=block_size,
-            NUM_KV_HEADS=num_kv_heads,
-            ROW_SIZE=row_size,
-            IS_INT8=keys.dtype == torch.int8,
-            num_warps=tile_shape(head_dim, keys.itemsize).num_warps,
-            num_stages=NUM_STAGES,
-            enable_fp_fusion=False,
+            **_pair_options(queries, keys),
         )
         merge_splits[(num_seqs, num_heads)](
             tops,
@@ -153,3 +132,23 @@ class CudaAttention:
 def _score_scale(head_dim: int) -> float:
     """Return the factor of scores whose exponential is a power of two."""
     return math.log2(math.e) / math.sqrt(head_dim)
+
+
+def _pair_options(queries: Tensor, keys: Tensor) -> dict[str, Any]:
+    """Return what both kernels of the pair must have alike, or a row would have other bits in a chunk."""
+    _, num_heads, head_dim = queries.shape
+    _, block_size, num_kv_heads, row_size = keys.shape
+    return {
+        "GROUP": num_heads // num_kv_heads,
+        "HEAD_DIM": head_dim,
+        "DIM": padded_dim(head_dim),
+        "SPLIT": SPLIT_TOKENS,
+        "TILE": TILE,
+        "BLOCK_SIZE": block_size,
+        "NUM_KV_HEADS": num_kv_heads,
+        "ROW_SIZE": row_size,
+        "IS_INT8": keys.dtype == torch.int8,
+        "num_warps": tile_shape(head_dim, keys.itemsize).num_warps,
+        "num_stages": NUM_STAGES,
+        "enable_fp_fusion": False,
+    }

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from caravan.model.cuda.recorded_event import recorded_event
 from caravan.model.cuda.sampler_launches import SamplerKernels
 from caravan.model.cuda.sampling_kernels import KIND, MASK
 from caravan.model.cuda.token_history import TokenHistory
@@ -111,14 +112,9 @@ class CudaSampler:
         if any(limit is not None for limit in limits):
             width = max(1, *(limit or 0 for limit in limits))
             parts += self.kernels.launch_logprobs(logits, width)
-        copied: torch.cuda.Event | None = None
-        if self._device.type == "cuda":
-            parts = tuple(_copied(part) for part in parts)
-            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            copied.record()
-        else:
-            parts = tuple(part.clone() for part in parts)
-        return CudaSamples(tokens.to(torch.int64), parts, limits, copied)
+        copy = _copied if self._device.type == "cuda" else torch.clone
+        parts = tuple(copy(part) for part in parts)
+        return CudaSamples(tokens.to(torch.int64), parts, limits, recorded_event(self._device))
 
 
 def _copied(part: Tensor) -> Tensor:

@@ -61,11 +61,11 @@ def test_a_plan_counts_the_draft_model(tiny_model_path: Path) -> None:
         plan_with_draft(tiny_model_path, int(1.5 * weights), tiny_model_path)
 
 
-def test_a_gpu_that_is_not_there_is_planned_as_an_engine_on_it_would(tiny_model_path: Path) -> None:
-    rows = dict(
+def plan_for_h200(path: Path, memory_bytes: int) -> dict[str, str]:
+    return dict(
         plan_model(
-            tiny_model_path,
-            memory_bytes=gpu_memory_bytes("h200"),
+            path,
+            memory_bytes=memory_bytes,
             prompt_tokens=400,
             output_tokens=100,
             dtype="auto",
@@ -75,6 +75,10 @@ def test_a_gpu_that_is_not_there_is_planned_as_an_engine_on_it_would(tiny_model_
             gpu="h200",
         )
     )
+
+
+def test_a_gpu_that_is_not_there_is_planned_as_an_engine_on_it_would(tiny_model_path: Path) -> None:
+    rows = plan_for_h200(tiny_model_path, gpu_memory_bytes("h200"))
     config = open_checkpoint(tiny_model_path).config
     reserve = gpu_step_bytes(config, 8192, 256)
     weights = choose_backend(
@@ -90,17 +94,7 @@ def test_a_gpu_that_is_not_there_is_planned_as_an_engine_on_it_would(tiny_model_
 
 def test_a_model_that_a_gpu_cannot_hold_is_refused_with_the_way_out(tiny_model_path: Path) -> None:
     with pytest.raises(ValueError, match="The weights take .* Choose another --device"):
-        plan_model(
-            tiny_model_path,
-            memory_bytes=1000,
-            prompt_tokens=400,
-            output_tokens=100,
-            dtype="auto",
-            quantization="auto",
-            kv_cache_dtype="auto",
-            limits=EngineLimits(),
-            gpu="h200",
-        )
+        plan_for_h200(tiny_model_path, 1000)
 
 
 @pytest.mark.parametrize("name", get_args(GpuName))
