@@ -72,7 +72,12 @@ def plan_model(
     checkpoint = open_checkpoint(path)
     config = checkpoint.config
     choose = functools.partial(
-        choose_backend, dtype=dtype, quantization=quantization, block_size=limits.block_size, is_gpu=gpu is not None
+        choose_backend,
+        dtype=dtype,
+        quantization=quantization,
+        block_size=limits.block_size,
+        is_gpu=gpu is not None,
+        is_plan=True,
     )
     backend = choose(checkpoint)
     kv_dtype = choose_kv_dtype(kv_cache_dtype, backend.dtype)

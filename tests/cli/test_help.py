@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from caravan import __version__
 from caravan.cli.main import make_app
 from caravan.cli.serve_options import serve_options
-from caravan.server.settings import GROUPS, Settings
+from caravan.server.option_groups import GROUPS
+from caravan.server.settings import Settings
 
 pytestmark = pytest.mark.slow
 
