@@ -67,7 +67,7 @@ def published(name: str) -> Gpu | None:
 
 
 def started(part: str, seconds: float, out: Path, *, is_tiny: bool, stack: ExitStack) -> Iterator[dict[str, Any]]:
-    """Return the results of a part, which tests have so many seconds for.
+    """Return the results of a part; `seconds` are for the tests, which end then.
 
     With is_tiny the interpreter computes as a GPU does while `stack` is open.
     """
