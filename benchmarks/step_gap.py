@@ -1,7 +1,9 @@
 """Measure the processor time between two decode steps of a GPU: `python -m benchmarks.step_gap`.
 
 NUM_SEQS sequences decode, and others wait. The device computes nothing, and its tokens are known at once: what is left
-is what the host does for each step, which a GPU must not wait for. Times are those of the processor, not of the clock.
+is what the host does for each step, which a GPU must not wait for. It leaves out the launches themselves: the copies to
+the device, the replay of a graph, the sampler's kernels and its parameters, the events. Times are those of the
+processor, not of the clock.
 """
 
 import gc
