@@ -158,7 +158,7 @@ def make_engine(model: CudaLlama, sizes: Sizes, variant: Variant, times: StepTim
         submit=times.submit,
     )
     if variant.has_graphs:
-        engine.device_steps.warm_up()
+        engine.warm_up()
     return engine
 
 

@@ -83,11 +83,11 @@ class Scheduler:
         """Whether there are running or waiting sequences."""
         return bool(self.running or self.waiting)
 
-    def schedule(self) -> list[ScheduledSequence]:
+    def schedule(self, *, may_displace: bool = True) -> list[ScheduledSequence]:
         """Return what the next step computes. All blocks that it needs are in the block tables."""
         self.record = StepRecord(self.clock())
         num_evicted = self.pool.num_evicted
-        displaced = self.find_displaced()
+        displaced = self.find_displaced() if may_displace else None
         if displaced is not None:
             self.preempt(displaced)
         plan: list[ScheduledSequence] = []

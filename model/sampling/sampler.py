@@ -28,6 +28,7 @@ BELOW_ONE = math.nextafter(1.0, 0.0)
 
 Masks = NDArray[np.uint8]  # [N, bytes], a bit for each token that may be drawn, the lowest of a byte first
 FindMasks = Callable[[list[int]], Masks]  # of the grammars of these rows
+Draw = Callable[[Tensor, Sequence["SamplingRow"], FindMasks | None], list[Sample | None]]  # see `sample`
 
 
 class SamplingRow(NamedTuple):

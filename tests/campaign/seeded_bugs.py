@@ -89,7 +89,7 @@ BUGS = [
     Bug("a sequence is preempted while its token is on the device", "scheduler/overlap.py",
         "find_displaced() is None and has_blocks(scheduler, running)", "find_displaced() is None", "scheduler"),
     Bug("a full GPU fails single requests", "scheduler/faults.py",
-        "isinstance(error, torch.OutOfMemoryError)", "False", "scheduler"),
+        "is_out_of_memory(error) or is_device_fault(error)", "is_device_fault(error)", "scheduler"),
     Bug("tenants share prefixes", "scheduler/block_pool.py",
         "return hashlib.sha256(salt.encode()).digest()", "return hashlib.sha256(b\"\").digest()", "scheduler"),
     Bug("draft tokens are not verified", "scheduler/scheduler.py",

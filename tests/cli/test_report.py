@@ -80,7 +80,7 @@ def plan_for_h200(path: Path, memory_bytes: int) -> dict[str, str]:
 def test_a_gpu_that_is_not_there_is_planned_as_an_engine_on_it_would(tiny_model_path: Path) -> None:
     rows = plan_for_h200(tiny_model_path, gpu_memory_bytes("h200"))
     config = open_checkpoint(tiny_model_path).config
-    reserve = gpu_step_bytes(config, 8192, 256)
+    reserve = gpu_step_bytes(config, None, 8192, 256, min(config.max_position, 8192))
     weights = choose_backend(
         open_checkpoint(tiny_model_path), dtype="auto", quantization="auto", block_size=16, is_gpu=True, is_plan=True
     ).weight_bytes
