@@ -59,7 +59,13 @@ async def run_server(
         defaults = load_generation_defaults(model_path)
         report = await engine.ready()
         names = settings.names
-        metrics = Metrics(names[0], report.config, keys.names if keys else (), engine.is_standby_ready)
+        metrics = Metrics(
+            names[0],
+            report.config,
+            keys.names if keys else (),
+            engine.is_standby_ready,
+            is_restricted=keys is not None and keys.is_scraping_limited,
+        )
         admission = Admission(report.config, metrics, settings.queue_limits)
         history, live_view = RequestHistory(), LiveView(engine.subscribe)
         bodies = BodyMemory(int(settings.max_body_memory))

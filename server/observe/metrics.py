@@ -22,6 +22,7 @@ from caravan.server.engine.listener import EngineListener
 from caravan.server.observe import buckets
 from caravan.server.observe.choice_record import ChoiceRecord
 from caravan.server.observe.histogram import TokenHistogram
+from caravan.server.observe.prefix_misses import PrefixMissCounter
 
 _PREFIX = "caravan_"
 
@@ -43,10 +44,13 @@ class Metrics(EngineListener):
         config: EngineConfig,
         key_names: Sequence[str] = (),
         is_standby_ready: Callable[[], bool] = lambda: False,
+        *,
+        is_restricted: bool = False,
     ) -> None:
         """`key_names` are the names of the API keys; each has its own series.
 
-        `is_standby_ready` is called when the metrics are scraped.
+        `is_standby_ready` is called when the metrics are scraped. `is_restricted` if only keys of the operator can
+        scrape: some counts would reveal texts of one key to another.
         """
         self.registry = CollectorRegistry()
         self._model_name = model_name
@@ -64,6 +68,9 @@ class Metrics(EngineListener):
         self._generation_tokens = self._counter("generation_tokens", "Tokens generated.")
         self._prefix_cache_queries = self._counter("prefix_cache_queries", "Tokens looked up in the prefix cache.")
         self._prefix_cache_hits = self._counter("prefix_cache_hits", "Tokens found in the prefix cache.")
+        self._prefix_misses = PrefixMissCounter(
+            self.registry, _PREFIX + "prefix_cache_misses", model_name, names_other_keys=is_restricted
+        )
         self._num_draft_tokens = self._counter("spec_decode_num_draft_tokens", "Draft tokens proposed.")
         self._num_accepted_tokens = self._counter("spec_decode_num_accepted_tokens", "Draft tokens accepted.")
         self._num_drafted = self._by_source("draft_tokens", "Draft tokens proposed, by source.")
@@ -163,6 +170,7 @@ class Metrics(EngineListener):
         if stats.prefix_cache_queries:  # zero in most steps
             self._prefix_cache_queries.inc(stats.prefix_cache_queries)
             self._prefix_cache_hits.inc(stats.prefix_cache_hits)
+        self._prefix_misses.count(output.events)
         if stats.num_draft_tokens:
             self._num_draft_tokens.inc(stats.num_draft_tokens)
             self._num_accepted_tokens.inc(stats.num_accepted_tokens)

@@ -48,6 +48,7 @@ COUNTERS: dict[str, set[str]] = {
     "generation_tokens": set(),
     "prefix_cache_queries": set(),
     "prefix_cache_hits": set(),
+    "prefix_cache_misses": {"reason"},
     "num_preemptions": set(),
     "spec_decode_num_draft_tokens": set(),
     "spec_decode_num_accepted_tokens": set(),
