@@ -57,10 +57,10 @@ class Metrics(EngineListener):
         lengths = buckets.one_two_five(config.max_model_len)
 
         # Of the latest step; gauges read it when they are scraped.
-        self._stats = StepStats(num_blocks=config.num_blocks)
-        self._gauge("num_requests_running", "Sequences in the engine's batch.", lambda: self._stats.num_running)
-        self._gauge("num_requests_waiting", "Sequences in the engine's queue.", lambda: self._stats.num_waiting)
-        self._gauge("kv_cache_usage_perc", "Fraction of the KV pool in use, 0 to 1.", self._kv_cache_usage)
+        self.stats = StepStats(num_blocks=config.num_blocks)
+        self._gauge("num_requests_running", "Sequences in the engine's batch.", lambda: self.stats.num_running)
+        self._gauge("num_requests_waiting", "Sequences in the engine's queue.", lambda: self.stats.num_waiting)
+        self._gauge("kv_cache_usage_perc", "Fraction of the KV pool in use, 0 to 1.", self.kv_cache_usage)
         self._kv_cache_blocks()
         self._set_cache_config(config)
 
@@ -153,6 +153,11 @@ class Metrics(EngineListener):
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
 
+    def add_queue_gauge(self, num_queued_tokens: Callable[[], float]) -> None:
+        """Add a gauge that calls `num_queued_tokens` when it is scraped."""
+        text = "Prompt tokens, and output tokens as predicted, of sequences without a first token."
+        self._gauge("queued_tokens", text, num_queued_tokens)
+
     def add_ready_gauge(self, is_ready: Callable[[], bool]) -> None:
         """Add a gauge that calls `is_ready` when it is scraped."""
         self._gauge("ready", "Whether the server is ready, as in /readyz: 1 or 0.", is_ready)
@@ -160,12 +165,12 @@ class Metrics(EngineListener):
     @override
     def on_disconnect(self) -> None:
         """Reset the gauges: there is no engine."""
-        self._stats = StepStats(num_blocks=self._stats.num_blocks)
+        self.stats = StepStats(num_blocks=self.stats.num_blocks)
 
     @override
     def on_step(self, output: StepOutput) -> None:
         """Count the result of one step."""
-        self._stats = stats = output.stats
+        self.stats = stats = output.stats
         self._generation_tokens.inc(sum(len(sequence.token_ids) for sequence in output.outputs))
         if stats.prefix_cache_queries:  # zero in most steps
             self._prefix_cache_queries.inc(stats.prefix_cache_queries)
@@ -260,17 +265,18 @@ class Metrics(EngineListener):
         """Return all series in the Prometheus text format 0.0.4."""
         return generate_latest(self.registry)
 
-    def _kv_cache_usage(self) -> float:
-        return self._stats.num_used_blocks / self._stats.num_blocks if self._stats.num_blocks else 0.0
+    def kv_cache_usage(self) -> float:
+        """Return the fraction of the KV pool in use."""
+        return self.stats.num_used_blocks / self.stats.num_blocks if self.stats.num_blocks else 0.0
 
     def _kv_cache_blocks(self) -> None:
         """Add the gauges of the pool's blocks by state."""
         text = "Blocks of the KV pool by state: used by sequences, cached (free with a reusable prefix), or free."
         family = Gauge(_PREFIX + "kv_cache_blocks", text, ["model_name", "state"], registry=self.registry)
         for state, value in {
-            "used": lambda: self._stats.num_used_blocks,
-            "cached": lambda: self._stats.num_cached_blocks,
-            "free": lambda: self._stats.num_blocks - self._stats.num_used_blocks - self._stats.num_cached_blocks,
+            "used": lambda: self.stats.num_used_blocks,
+            "cached": lambda: self.stats.num_cached_blocks,
+            "free": lambda: self.stats.num_blocks - self.stats.num_used_blocks - self.stats.num_cached_blocks,
         }.items():
             family.labels(self._model_name, state).set_function(value)
 

@@ -34,7 +34,7 @@ class PrefixMissCounter:
     def __init__(self, registry: CollectorRegistry, name: str, model_name: str, *, names_other_keys: bool) -> None:
         """Without `names_other_keys`, tokens that another key has in the cache are counted as not seen.
 
-        Whoever reads the metric could find out the texts of other keys by guesses.
+        By guesses, a reader of the metric could find out the texts of other keys.
         """
         self._names_other_keys = names_other_keys
         text = "Tokens not found in the prefix cache, by the reason of the first one."
