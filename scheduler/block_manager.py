@@ -103,13 +103,11 @@ class BlockManager:
         """Cache the pending blocks that are computed completely."""
         num_full = sequence.num_computed_tokens // self.block_size
         if num_full > sequence.num_cached_blocks:
-            hashes, pool = self._hashes(sequence, num_full), self.pool
-            indices = range(sequence.num_cached_blocks, num_full)
-            new = [i for i in indices if pool.cache_block(sequence.block_table[i], hashes[i])]
-            for blocks in [indices] if len(new) == len(indices) else [[i] for i in new]:
-                parents = [self._parent(sequence, blocks[0]), *hashes[blocks[0] : blocks[-1]]]
-                start, end = blocks[0] * self.block_size, (blocks[-1] + 1) * self.block_size
-                pool.history.add(parents, sequence.token_ids[start:end], is_first=not start)
+            hashes, size = self._hashes(sequence, num_full), self.block_size
+            for i in range(sequence.num_cached_blocks, num_full):
+                if self.pool.cache_block(sequence.block_table[i], hashes[i]):
+                    content = sequence.token_ids[i * size : (i + 1) * size]
+                    self.pool.history.add(self._parent(sequence, i), content, is_first=not i)
             self.pool.remove_pending(hashes[sequence.num_cached_blocks :])
             sequence.num_cached_blocks = num_full
         if sequence.is_tail_pending and sequence.num_computed_tokens >= sequence.num_prompt_tokens:

@@ -30,8 +30,8 @@ class PrefixHistory:
 
     Its size is bounded: each table has two sections, and the older one is dropped as a whole when the other is full.
     At most 2 * MAX_REMOVED hashes are kept, 2 * MAX_FIRST first blocks, and MAX_NEXT blocks after each of
-    2 * MAX_PARENTS, and of the blocks that one step has added. All hashes are known that were removed since the older
-    section was full: for as long, "not seen" means that a block was not in the cache.
+    2 * MAX_PARENTS. All hashes are known that were removed since the older section was full: for as long, "not seen"
+    means that a block was not in the cache.
     """
 
     def __init__(self, num_blocks: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -46,24 +46,17 @@ class PrefixHistory:
         self._first: dict[bytes, bytes] = {}  # content of a first block -> the root hash of the last one
         self._first_before: dict[bytes, bytes] = {}
 
-    def add(self, parents: Seq[bytes], token_ids: Seq[int], *, is_first: bool) -> None:
-        """Record that consecutive blocks were cached: one after each of `parents`, with these tokens together.
-
-        `is_first` if the first parent is a root hash.
-        """
-        now, content = self._clock(), array("I", token_ids).tobytes()
-        num_bytes = len(content) // len(parents)
+    def add(self, parent: bytes, token_ids: Seq[int], *, is_first: bool) -> None:
+        """Record that the block after `parent` with these tokens was cached; a first block's parent is its root."""
+        content = array("I", token_ids).tobytes()
         if len(self._next) >= MAX_PARENTS:
             self._next, self._next_before = {}, self._next
-        start = 0
-        for parent in parents:
-            others = self._next.get(parent) or self._next_before.get(parent, ())
-            self._next[parent] = (*others[1 - MAX_NEXT :], (now, content[start : start + num_bytes]))
-            start += num_bytes
+        others = self._next.get(parent) or self._next_before.get(parent, ())
+        self._next[parent] = (*others[1 - MAX_NEXT :], (self._clock(), content))
         if is_first:
             if len(self._first) >= MAX_FIRST:
                 self._first, self._first_before = {}, self._first
-            self._first[content[:num_bytes]] = parents[0]
+            self._first[content] = parent
 
     def remove(self, block_hash: bytes) -> None:
         """Record that a block was removed from the cache: evicted, or not valid."""

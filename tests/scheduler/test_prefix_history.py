@@ -155,7 +155,7 @@ def test_a_new_engine_says_for_how_long_it_knows() -> None:
     assert miss == PrefixMiss("not seen", 0, 0.25, 13)
 
 
-def test_blocks_that_are_cached_between_others_are_recorded_one_by_one() -> None:
+def test_a_block_that_was_cached_before_is_not_recorded_again() -> None:
     clock = FakeClock()
     pool = BlockPool(8, clock)
     blocks = BlockManager(pool, 4)
@@ -175,7 +175,6 @@ class CheckedHistory(PrefixHistory):
     def __init__(self, num_blocks: int, clock: FakeClock) -> None:
         super().__init__(num_blocks, clock)
         self.clock = clock
-        self.block_size = 1
         self.reasons: set[str] = set()
         self.cached: list[tuple[float, bytes, tuple[int, ...], bool]] = []  # when, parent, tokens, is first
         self.removed_at: dict[bytes, float] = {}
@@ -183,13 +182,10 @@ class CheckedHistory(PrefixHistory):
         self.num_removed = 0
 
     @override
-    def add(self, parents: Sequence[bytes], token_ids: Sequence[int], *, is_first: bool) -> None:
-        super().add(parents, token_ids, is_first=is_first)
-        assert len(token_ids) == len(parents) * self.block_size
-        for index, parent in enumerate(parents):
-            content = tuple(token_ids[index * self.block_size : (index + 1) * self.block_size])
-            self.cached.append((self.clock(), parent, content, is_first and not index))
-            self.live.add(hash_block(parent, content))
+    def add(self, parent: bytes, token_ids: Sequence[int], *, is_first: bool) -> None:
+        super().add(parent, token_ids, is_first=is_first)
+        self.cached.append((self.clock(), parent, tuple(token_ids), is_first))
+        self.live.add(hash_block(parent, token_ids))
 
     @override
     def remove(self, block_hash: bytes) -> None:
@@ -224,11 +220,11 @@ class CheckedHistory(PrefixHistory):
                 assert miss.reason == "other key"
         return miss
 
-    def check_size(self, max_step_blocks: int) -> None:
+    def check_size(self) -> None:
         for section in (self._removed, self._removed_before):
             assert len(section) <= self._max_removed
         for nexts in (self._next, self._next_before):
-            assert len(nexts) < prefix_history.MAX_PARENTS + max_step_blocks
+            assert len(nexts) <= prefix_history.MAX_PARENTS
             assert all(len(blocks) <= prefix_history.MAX_NEXT for blocks in nexts.values())
         for first in (self._first, self._first_before):
             assert len(first) <= prefix_history.MAX_FIRST
@@ -262,7 +258,6 @@ def test_every_reason_is_true_and_the_history_stays_within_its_limits(
         clock = scheduler.clock
         assert isinstance(clock, FakeClock)
         history = scheduler.pool.history = CheckedHistory(num_blocks * maximum, clock)
-        history.block_size = block_size
         for request_id, ((salt, prompt), pause) in enumerate(zip(prompts, pauses, strict=False)):
             scheduler.add(make_request(request_id, prompt[: max_model_len - 1], salt=salt, max_tokens=3))
             for _ in range(pause):
@@ -277,6 +272,6 @@ def test_every_reason_is_true_and_the_history_stays_within_its_limits(
 def check_step(scheduler: Scheduler, history: CheckedHistory) -> None:
     step(scheduler)
     advance(scheduler, 1.0)
-    history.check_size(scheduler.config.num_blocks)
+    history.check_size()
     assert history.live == {one for one in history.live if scheduler.pool.lookup(one) is not None}
     assert len(history.live) == len(scheduler.pool._hash_of), "each cached block is recorded"
