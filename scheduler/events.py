@@ -1,6 +1,6 @@
 """EventLog: what happens to sequences between their outputs, for explanations of their latency."""
 
-from caravan.scheduler.messages import SequenceEvent, WaitReason
+from caravan.scheduler.messages import PrefixMiss, SequenceEvent, WaitReason
 from caravan.scheduler.sequence import ScheduledSequence, Sequence
 
 
@@ -21,10 +21,11 @@ class EventLog:
             sequence.wait_reason = reason
             self._events.append(SequenceEvent(sequence.request.request_id, "wait", reason=reason))
 
-    def join(self, sequence: Sequence) -> None:
-        """Record that a sequence left the queue."""
+    def join(self, sequence: Sequence, miss: PrefixMiss) -> None:
+        """Record that a sequence left the queue, and why no more of it was in the prefix cache."""
         sequence.wait_reason = None
-        self._events.append(SequenceEvent(sequence.request.request_id, "join", sequence.num_computed_tokens))
+        request_id = sequence.request.request_id
+        self._events.append(SequenceEvent(request_id, "join", sequence.num_computed_tokens, miss=miss))
 
     def preempt(self, sequence: Sequence, num_lost_tokens: int) -> None:
         """Record that a sequence lost its blocks."""

@@ -37,7 +37,11 @@ def shrink_pool(scheduler: Scheduler, kv_caches: Sequence[KVCache]) -> EngineCon
     for sequence in reversed(scheduler.running[:]):  # the oldest last: it comes first in the queue
         scheduler.preempt(sequence)
     scheduler.config = config
-    scheduler.pool = BlockPool(config.num_blocks)
+    for block in scheduler.pool.cached_blocks():
+        scheduler.pool.forget(block)
+    history = scheduler.pool.history
+    scheduler.pool = BlockPool(config.num_blocks, scheduler.clock)
+    scheduler.pool.history = history
     scheduler.blocks = BlockManager(scheduler.pool, config.block_size)
     if scheduler.draft_tokens is not None:
         has_draft_model = scheduler.draft_tokens.model is not None  # it may have failed

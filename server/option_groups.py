@@ -182,13 +182,17 @@ class SecuritySettings(BaseModel):
 
 
 class LogSettings(BaseModel):
-    """Logs."""
+    """Logs and metrics."""
 
     log_format: Literal["auto", "json", "text"] = Field(
         "auto", description="Format of the log on standard error. auto: text in a terminal, otherwise JSON."
     )
     access_log: bool = Field(
         False, description="Log every request, including health checks and metrics, not only POST requests."
+    )
+    metrics_names: Literal["caravan", "vllm"] = Field(
+        "caravan",
+        description="Names of metrics. vllm: four gauges have vLLM's names, too, for routers that read those.",
     )
     profile: bool = Field(False, description="Print how the time of engine steps is spent, every few seconds.")
 

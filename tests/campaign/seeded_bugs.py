@@ -36,6 +36,7 @@ _SCHEDULER = (
     "block_pool",
     "prefill_budget",
     "displacement",
+    "prefix_history",
     "overlapped_engine",
     "faults",
 )
@@ -92,6 +93,10 @@ BUGS = [
         "is_out_of_memory(error) or is_device_fault(error)", "is_device_fault(error)", "scheduler"),
     Bug("tenants share prefixes", "scheduler/block_pool.py",
         "return hashlib.sha256(salt.encode()).digest()", "return hashlib.sha256(b\"\").digest()", "scheduler"),
+    Bug("an explanation reveals what another key has in the cache", "server/observe/prefix_misses.py",
+        'return "not seen" if reason == "other key" else reason', "return reason", "server"),
+    Bug("an evicted prefix is not seen", "scheduler/block_pool.py",
+        "            self.history.remove(block_hash)\n", "", "scheduler"),
     Bug("draft tokens are not verified", "scheduler/scheduler.py",
         "if reason is not None or sample.token_id != draft:", "if reason is not None or draft is None:", "scheduler"),
     Bug("the latency target is ignored", "scheduler/prefill_limiter.py",
