@@ -90,6 +90,15 @@ class MemorySettings(BaseModel):
         "auto", description="KV cache data type. int8 takes about half of the memory. auto: the same as --dtype."
     )
     block_size: int = Field(16, ge=1, description="Number of tokens in a KV cache block.")
+    kv_spill: ByteSize | None = Field(
+        None,
+        ge=1,
+        description="Size of a file that keeps cached blocks when the engine ends, such as 4GiB. It has users' text in "
+        "another form. Default: none.",
+    )
+    kv_spill_path: Path | None = Field(
+        None, description="The file of --kv-spill. Default: one in the cache for each model."
+    )
     weights_cache_size: ByteSize = Field(
         ByteSize(16 * 2**30), ge=0, description="Disk space for packed weights, for faster starts. 0: none are kept."
     )
@@ -275,6 +284,11 @@ class Settings(
         if self.draft_model is not None and self.speculation == "off":
             raise WrongSettings("--draft-model needs --speculation auto or on. Remove one of the options.")
 
+    def check_kv_spill(self) -> None:
+        """Raise WrongSettings for the path of a spill file without its size."""
+        if self.kv_spill_path is not None and self.kv_spill is None:
+            raise WrongSettings("--kv-spill-path needs --kv-spill, the size of the file. Set both or neither.")
+
     def start_engine(
         self, model_path: Path, draft_model_path: Path | None = None, *, is_shared: bool = False
     ) -> StartEngine:
@@ -288,6 +302,8 @@ class Settings(
             fast_matmul=self.fast_matmul,
             kv_cache_dtype=self.kv_cache_dtype,
             num_threads=self.num_threads,
+            kv_spill_bytes=int(self.kv_spill or 0),
+            kv_spill_path=str(self.kv_spill_path or ""),
             weights_cache_bytes=int(self.weights_cache_size),
             is_profiled=self.profile,
             limits=EngineLimits(
