@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from typing_extensions import override
@@ -32,6 +33,7 @@ from caravan.server.engine.output_queue import EngineUnavailable
 from caravan.server.engine.process import STANDBY_PROGRAM
 
 VOCABULARY = 1000  # token ids are drawn below it
+FILE_BYTES = 4 * 2**30
 WRITING_SECONDS = 2.0  # for the thread to write the last blocks, before an engine is stopped
 Tokens = list[tuple[int, float]]  # ids and log-probabilities
 
@@ -124,10 +126,12 @@ async def answer_to(client: EngineClient, request: Request, replays: Replays | N
     return tokens, first_seconds
 
 
-async def measure_restarts(start: StartEngine, spilled: StartEngine, num_tokens: int, rounds: int) -> None:
-    """Print the time of a prompt's first token in a new engine, with the file and without it."""
+async def measure_restarts(
+    start: StartEngine, spilled: StartEngine, num_tokens: int, num_rounds: int
+) -> dict[str, list[float]]:
+    """Return the seconds until a prompt's first token in a new engine, with the file and without it."""
     seconds: dict[str, list[float]] = {"with": [], "without": []}
-    for number in range(rounds):
+    for number in range(num_rounds):
         request = prompt_request(100 + number, num_tokens, 16)
         async with running_engine(spilled) as client:
             expected, _ = await answer_to(client, request)
@@ -137,11 +141,7 @@ async def measure_restarts(start: StartEngine, spilled: StartEngine, num_tokens:
                 tokens, first_seconds = await answer_to(client, request)
             assert tokens == expected, "the bits are equal"
             seconds[name].append(first_seconds)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    for name, values in seconds.items():
-        shown = ", ".join(f"{1000 * value:.0f}" for value in values)
-        print(f"first token of {num_tokens} tokens after a restart, {name} the file: {shown} ms")
-    print(f"median: {medians['with'] / medians['without']:.1%}", flush=True)
+    return seconds
 
 
 async def kill_engines(start: StartEngine, bodies: list[Request], num_kills: int, seed: int) -> KillReport:
@@ -182,6 +182,29 @@ async def kill_engines(start: StartEngine, bodies: list[Request], num_kills: int
     return report
 
 
+async def measure(
+    model: Path,
+    *,
+    num_rounds: int = 3,
+    num_prompt_tokens: int = 1000,
+    num_kills: int = 50,
+    num_streams: int = 32,
+    num_tokens: int = 256,
+) -> dict[str, Any]:
+    """Return both measurements; streams have num_tokens tokens of prompt, and as many of output."""
+    start = StartEngine(model_path=str(model), limits=EngineLimits(kv_cache_memory_bytes=2**30, max_model_len=2048))
+    result: dict[str, Any] = {"num_prompt_tokens": num_prompt_tokens, "num_streams": num_streams}
+    with tempfile.TemporaryDirectory(prefix="caravan-spill-") as folder:
+        path = str(Path(folder) / "kv.blocks")
+        spilled = msgspec.structs.replace(start, kv_spill_bytes=FILE_BYTES, kv_spill_path=path)
+        result["restarts"] = await measure_restarts(start, spilled, num_prompt_tokens, num_rounds)
+        bodies = [prompt_request(index, num_tokens, num_tokens) for index in range(num_streams)]
+        for name, options in (("with", spilled), ("without", start)):
+            result[name] = vars(await kill_engines(options, bodies, num_kills, seed=1))
+            print(f"{name} the file: {result[name]}", file=sys.stderr, flush=True)
+    return result
+
+
 def main() -> None:
     """Print both measurements."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -191,30 +214,28 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--streams", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=256, help="of each answer, and of each prompt of a stream")
-    parser.add_argument("--quantization", default="auto")
     arguments = parser.parse_args()
-    model = arguments.file or resolve_model(DEFAULT_MODEL, lambda text: print(text, file=sys.stderr))
-    limits = EngineLimits(kv_cache_memory_bytes=2**30, max_model_len=2048)
-    start = StartEngine(model_path=str(model), quantization=arguments.quantization, limits=limits)
-    with tempfile.TemporaryDirectory(prefix="caravan-spill-") as folder:
-        path = Path(folder) / "kv.blocks"
-        spilled = msgspec.structs.replace(start, kv_spill_bytes=4 * 2**30, kv_spill_path=str(path))
-        if arguments.rounds:
-            asyncio.run(measure_restarts(start, spilled, arguments.prompt, arguments.rounds))
-        shares = []
-        bodies = [prompt_request(index, arguments.tokens, arguments.tokens) for index in range(arguments.streams)]
-        for name, options in (("with", spilled), ("without", start)) if arguments.kills else ():
-            report = asyncio.run(kill_engines(options, bodies, arguments.kills, seed=1))
-            shares.append(report.num_recomputed_tokens / max(report.num_replayed_tokens, 1))
-            print(
-                f"{name} the file: {report.num_kills} kills, {report.num_answers} answers, {report.num_wrong} wrong; "
-                f"{report.num_replayed:,} sequences with {report.num_replayed_tokens:,} tokens were replayed, of which "
-                f"{report.num_recomputed_tokens:,} were computed again ({shares[-1]:.1%}); until the last stream went "
-                f"on: median {statistics.median(report.seconds):.2f} s, most {max(report.seconds):.2f} s",
-                flush=True,
-            )
-        if len(shares) == 2:
-            print(f"computed again with the file, of those without it: {shares[0] / shares[1]:.1%}")
+    result = asyncio.run(
+        measure(
+            arguments.file or resolve_model(DEFAULT_MODEL, lambda text: print(text, file=sys.stderr)),
+            num_rounds=arguments.rounds,
+            num_prompt_tokens=arguments.prompt,
+            num_kills=arguments.kills,
+            num_streams=arguments.streams,
+            num_tokens=arguments.tokens,
+        )
+    )
+    for name, seconds in result["restarts"].items():
+        shown = ", ".join(f"{1000 * value:.0f}" for value in seconds)
+        print(f"first token of {arguments.prompt} tokens after a restart, {name} the file: {shown} ms")
+    for name in ("with", "without") if arguments.kills else ():
+        report = KillReport(**result[name])
+        print(
+            f"{name} the file: {report.num_kills} kills, {report.num_answers} answers, {report.num_wrong} wrong; "
+            f"{report.num_replayed:,} sequences with {report.num_replayed_tokens:,} tokens were replayed, of which "
+            f"{report.num_recomputed_tokens:,} were computed again; until the last stream went on: median "
+            f"{statistics.median(report.seconds):.2f} s, most {max(report.seconds):.2f} s"
+        )
 
 
 if __name__ == "__main__":

@@ -92,16 +92,17 @@ class SpillFile:
             return Found.NO
         try:
             entry = self._entry(slot)
+            is_damaged = self.is_writer  # else the writer may have used the slot again
             if entry[:32] == block_hash:
                 num_read = os.preadv(self._descriptor, [buffer], self._slot_offset(slot))
                 if num_read == len(buffer) and entry[32:64] == self._checksum(block_hash, buffer):
                     return Found.YES
-            is_damaged = self.is_writer or entry == self._entry(slot)
+                is_damaged = is_damaged or entry == self._entry(slot)
         except OSError:  # of a disk that cannot read
             is_damaged = True
         with contextlib.suppress(OSError):
             self._drop(slot)
-        return Found.DAMAGED if is_damaged else Found.NO  # NO: the writer has used the slot again
+        return Found.DAMAGED if is_damaged else Found.NO
 
     def write(self, block_hash: bytes, block: memoryview) -> None:
         """Write a block of block_bytes, in the place of the least recently used one. Only for the writer.

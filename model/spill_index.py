@@ -71,7 +71,7 @@ class SpillIndex:
             slot = self._free.pop()
             if self._hashes[slot] is None:
                 return slot
-        return next(iter(self._slots.values()))
+        return self._slots[next(iter(self._slots))]
 
     def give_back(self, slot: int) -> None:
         """Record that a slot is free."""

@@ -65,7 +65,7 @@ class BlockSpill:
         ends = np.cumsum([row.shape[1] for row in rows])
         assert ends[-1] == len(buffer), "a slot holds one block"
         self._file, self._pool = file, pool
-        self._buffer = memoryview(buffer)  # the block that is read or written
+        self._buffer = buffer.data  # the block that is read or written
         self._parts = [*zip(rows, np.split(buffer, ends[:-1]), strict=True)]
         self._inbox: queue.PriorityQueue[tuple[int, int, _Message]] = queue.PriorityQueue()
         self._order = itertools.count()
