@@ -26,7 +26,7 @@ class SpillIndex:
     def __init__(self, num_slots: int) -> None:
         self._slots: OrderedDict[bytes, int] = OrderedDict()
         self._hashes: list[bytes | None] = [None] * num_slots
-        self._free = [*range(num_slots - 1, -1, -1)]  # used from the end; only the writer needs it
+        self._free: list[int] = [*range(num_slots - 1, -1, -1)]  # used from the end; only the writer needs it
         self.time = 0  # of the last use
 
     def __contains__(self, block_hash: object) -> bool:

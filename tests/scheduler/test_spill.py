@@ -55,7 +55,7 @@ def test_a_crowded_pool_with_a_small_file_gives_the_same_bits(draw: st.DataObjec
     expected = {request.request_id: solo("float32", request) for request in requests}
     num_bytes = draw.draw(st.sampled_from([48 * 1024, 2**20]))
     for _ in range(3):
-        limits = {"num_blocks": draw.draw(st.sampled_from([32, 16, 9])), "max_model_len": 130}
+        limits: dict[str, Any] = {"num_blocks": draw.draw(st.sampled_from([32, 16, 9])), "max_model_len": 130}
         limits["max_batch_tokens"] = draw.draw(st.sampled_from([7, 33, 256]))
         with spilling_engine(path, num_bytes=num_bytes, block_size=16, **limits) as engine:
             together = run_to_end(engine, requests, arrive_every=draw.draw(st.integers(0, 3)))

@@ -11,9 +11,9 @@ import msgspec
 import pytest
 import torch
 
-from caravan.model.loader import open_checkpoint
+from caravan.model.loader import load_model, open_checkpoint
 from caravan.model.spill_files import spill_files
-from caravan.scheduler import loaded_model
+from caravan.scheduler import loaded_model, spill_start
 from caravan.scheduler.config import EngineLimits
 from caravan.scheduler.engine import Engine
 from caravan.scheduler.loaded_model import load
@@ -30,7 +30,7 @@ def start(tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """A model of its own, and a cache of its own."""
     path = tmp_path / "model.gguf"
     path.write_bytes(tiny_model_path.read_bytes())
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(spill_start, "spill_folder", lambda _: tmp_path / "cache/kv")
     time.sleep(0.02)  # a file that changes in the tick of the start is not trusted
     limits = EngineLimits(kv_cache_memory_bytes=2**20, max_model_len=128)
     return StartEngine(model_path=str(path), num_threads=1, kv_spill_bytes=SIZE, limits=limits)
@@ -65,7 +65,7 @@ def test_the_next_engine_of_a_model_finds_the_file_in_the_cache(
     start: StartEngine, opened: list[Engine], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    folder = tmp_path / "cache/caravan/kv"
+    folder = tmp_path / "cache/kv"
     first = started(start, opened)
     assert num_found(first) == 0
     second = started(start, opened)  # reads only
@@ -131,7 +131,6 @@ def test_a_model_that_changes_while_it_is_loaded_has_no_file(
 def test_a_model_whose_files_are_gone_has_no_file(
     start: StartEngine, opened: list[Engine], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    load_model = loaded_model.load_model
 
     def load_then_remove(*arguments: Any) -> Any:
         model = load_model(*arguments)

@@ -21,7 +21,7 @@ def start(tiny_model_path: Path) -> StartEngine:
 
 @pytest.fixture
 def spilled(start: StartEngine, tmp_path: Path) -> StartEngine:
-    return msgspec.structs.replace(start, kv_spill_bytes=2**24, kv_spill_path=str(tmp_path / "kv"))
+    return msgspec.structs.replace(start, kv_spill_bytes=2**24, kv_spill_path=str(tmp_path / "kv.blocks"))
 
 
 @pytest.fixture(autouse=True)
@@ -43,12 +43,17 @@ async def test_threat_34_a_file_that_is_damaged_while_engines_are_killed_changes
     async with running_engine(spilled) as client:
         expected, _ = await answer_to(client, request)
     for _ in range(3):
-        contents = bytearray(path.read_bytes())
-        for _ in range(200):
-            contents[dice.randrange(len(contents.rstrip(b"\0")))] ^= 1 << dice.randrange(8)
-        path.write_bytes(contents[: dice.randrange(len(contents))])
+        damage(path, dice)
         async with running_engine(spilled) as client:
             assert (await answer_to(client, request))[0] == expected
+
+
+def damage(path: Path, dice: random.Random) -> None:
+    contents = bytearray(path.read_bytes())
+    num_used = len(contents.rstrip(b"\0"))
+    for _ in range(200):
+        contents[dice.randrange(num_used)] ^= 1 << dice.randrange(8)
+    path.write_bytes(contents[: dice.randrange(num_used, len(contents))])
 
 
 async def test_streams_of_a_killed_engine_are_read_instead_of_computed(
