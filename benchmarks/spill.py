@@ -48,7 +48,12 @@ class KillReport:
     num_replayed: int = 0  # sequences
     num_replayed_tokens: int = 0  # that they had
     num_recomputed_tokens: int = 0  # of those, not found in the cache or in the file
-    seconds: list[float] = field(default_factory=list)  # from a kill until the last stream has got a token
+    seconds: list[float] = field(default_factory=list)  # from a kill until every stream is in a batch again
+
+    def summary(self) -> dict[str, Any]:
+        """Return the counts, and the median and the longest time."""
+        times = {"median_seconds": statistics.median(self.seconds), "max_seconds": max(self.seconds)}
+        return {name: value for name, value in vars(self).items() if name != "seconds"} | times
 
 
 class Replays(EngineListener):
@@ -200,7 +205,7 @@ async def measure(
         result["restarts"] = await measure_restarts(start, spilled, num_prompt_tokens, num_rounds)
         bodies = [prompt_request(index, num_tokens, num_tokens) for index in range(num_streams)]
         for name, options in (("with", spilled), ("without", start)):
-            result[name] = vars(await kill_engines(options, bodies, num_kills, seed=1))
+            result[name] = (await kill_engines(options, bodies, num_kills, seed=1)).summary()
             print(f"{name} the file: {result[name]}", file=sys.stderr, flush=True)
     return result
 
@@ -228,14 +233,9 @@ def main() -> None:
     for name, seconds in result["restarts"].items():
         shown = ", ".join(f"{1000 * value:.0f}" for value in seconds)
         print(f"first token of {arguments.prompt} tokens after a restart, {name} the file: {shown} ms")
-    for name in ("with", "without") if arguments.kills else ():
-        report = KillReport(**result[name])
-        print(
-            f"{name} the file: {report.num_kills} kills, {report.num_answers} answers, {report.num_wrong} wrong; "
-            f"{report.num_replayed:,} sequences with {report.num_replayed_tokens:,} tokens were replayed, of which "
-            f"{report.num_recomputed_tokens:,} were computed again; until the last stream went on: median "
-            f"{statistics.median(report.seconds):.2f} s, most {max(report.seconds):.2f} s"
-        )
+    for name in ("with", "without"):
+        shown = ", ".join(f"{fact.replace('_', ' ')} {value:,g}" for fact, value in result[name].items())
+        print(f"kills {name} the file: {shown}")
 
 
 if __name__ == "__main__":

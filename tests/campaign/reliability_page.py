@@ -238,10 +238,10 @@ answer is compared with that of an undisturbed run, tokens and log-probabilities
 | sequences given to another engine | {without["num_replayed"]:,} | {with_file["num_replayed"]:,} |
 | tokens they had | {without["num_replayed_tokens"]:,} | {with_file["num_replayed_tokens"]:,} |
 | **of these computed again** | {again["without"]:,} ({per_token["without"]:.0%}) | **{again["with"]:,} ({per_token["with"]:.1%})** |
-| from the kill until every stream is in a batch again, median | {median(without["seconds"]):.1f} s | {median(with_file["seconds"]):.1f} s |
+| from the kill until every stream is in a batch again, median | {without["median_seconds"]:.1f} s | {with_file["median_seconds"]:.1f} s |
 
 Computed again is what no full block of the file has: the rest of a text after its last full block, and blocks that the thread
-had not written yet. A file that is damaged, cut off, of another model or on a full disk costs time and changes no answer
+had not written yet. {result.get("remark", "")}A file that is damaged, cut off, of another model or on a full disk costs time and changes no answer
 (`tests/scheduler/test_spill.py`)."""
 
 

@@ -282,6 +282,8 @@ def test_blocks_that_are_evicted_before_they_are_copied_are_dropped(
         reads = engine.scheduler.blocks.reads
         assert reads is not None
         wait_until(reads.spill._inbox.empty)
+        counted(engine.step())
+    assert counted.total.num_dropped > 0
     with spilling_engine(tmp_path / "kv.blocks") as engine:
         assert run_to_end(engine, requests) == expected
 
