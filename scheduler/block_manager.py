@@ -7,7 +7,6 @@ from typing import NamedTuple
 from caravan.scheduler.block_pool import BlockPool, hash_block, num_blocks_for, root_hash
 from caravan.scheduler.events import EventLog
 from caravan.scheduler.messages import SpillCounts
-from caravan.scheduler.prefix_reads import PrefixReads
 from caravan.scheduler.sequence import Sequence
 
 
@@ -29,7 +28,6 @@ class BlockManager:
         self.pool = pool
         self.block_size = block_size
         self.poisoned: list[int] = []
-        self.reads: PrefixReads | None = None  # set where there is a spill file
 
     def extend(self, sequence: Sequence, num_tokens: int) -> bool:
         """Allocate the blocks of the next num_tokens tokens; False, with nothing changed, if too few are free."""
@@ -76,26 +74,17 @@ class BlockManager:
         """Return whether the block that a sequence waits for is still pending."""
         return sequence.awaited_hash is not None and self.pool.is_pending(sequence.awaited_hash)
 
-    def read_prefix(self, sequence: Sequence, prefix: CachedPrefix) -> bool:
-        """Start to read what follows the cached prefix from the spill file; False if nothing is to be waited for.
-
-        The sequence must fit into the pool. Sets its awaited_hash.
-        """
-        if self.reads is None:
-            return False
-        hashes = self._hashes(sequence, sequence.num_reusable_tokens // self.block_size)
-        return self.reads.start(sequence, hashes[len(prefix.blocks) :], prefix.blocks)
-
     def finish_reads(self, events: EventLog) -> SpillCounts | None:
-        """Cache what has been read from the spill file; return what happened to it, None if there is none."""
-        return self.reads.finish(events) if self.reads is not None else None
+        """Cache what has been read from a spill file (see spilling_blocks.py); here there is none."""
+
+    def read_prefix(self, sequence: Sequence, prefix: CachedPrefix) -> bool:  # noqa: ARG002
+        """Start to read what follows a prefix from a spill file; return False if nothing is to be waited for."""
+        return False
 
     def attach(self, sequence: Sequence, prefix: CachedPrefix) -> None:
         """Give a sequence the blocks of its cached prefix; its other full blocks become pending."""
         for block in prefix.blocks:
             self.pool.share(block)
-        if self.reads is not None and prefix.blocks:
-            self.reads.spill.keep_hits(self._hashes(sequence, len(prefix.blocks)), prefix.blocks[:])
         sequence.block_table = prefix.blocks
         num_cached_tokens = len(prefix.blocks) * self.block_size
         sequence.num_computed_tokens = num_cached_tokens if prefix.tail is None else sequence.num_prompt_tokens - 1
@@ -121,8 +110,6 @@ class BlockManager:
             hashes = self._hashes(sequence, num_full)
             for i in range(sequence.num_cached_blocks, num_full):
                 self.pool.cache_block(sequence.block_table[i], hashes[i])
-            if self.reads is not None:
-                self.reads.keep(hashes[sequence.num_cached_blocks :])
             self.pool.remove_pending(hashes[sequence.num_cached_blocks :])
             sequence.num_cached_blocks = num_full
         if sequence.is_tail_pending and sequence.num_computed_tokens >= sequence.num_prompt_tokens:
@@ -136,15 +123,12 @@ class BlockManager:
         self.pool.remove_pending(sequence.block_hashes[sequence.num_cached_blocks : sequence.num_pending_blocks])
         self.pool.release(sequence.block_table)
         sequence.block_table = []
-        sequence.has_read_prefix = False
         sequence.num_computed_tokens = sequence.num_draft_computed_tokens = 0
         sequence.num_cached_blocks = sequence.num_pending_blocks = 0
 
     def poison(self, sequence: Sequence) -> None:
         """Release a sequence whose keys and values may not be finite; none of its blocks stays in the cache."""
         blocks = sequence.block_table
-        if self.reads is not None:
-            self.reads.spill.drop(sequence.block_hashes[:])
         for block in blocks:
             self.pool.forget(block)
         self.release(sequence)

@@ -31,7 +31,7 @@ class _Pending:
 
 
 class PrefixReads:
-    """The reads of an engine, and what it lets the file keep."""
+    """The reads of an engine."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class PrefixReads:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`clock` returns seconds, as time.monotonic does."""
-        self.spill = spill
+        self._spill = spill
         self._pool = pool
         self._block_size = block_size
         self._clock = clock
@@ -60,30 +60,23 @@ class PrefixReads:
         for block_hash in block_hashes:
             if self._pool.lookup(block_hash) is not None:
                 continue  # it was not evicted, other than one before it
-            if self._pool.is_pending(block_hash) or not self.spill.has(block_hash):
+            if self._pool.is_pending(block_hash) or not self._spill.has(block_hash):
                 break
             wanted.append(block_hash)
         if not wanted:
             return False
         for block in cached_blocks:  # so that none of them is allocated
             self._pool.share(block)
-        read = self.spill.read(wanted, [self._pool.allocate() for _ in wanted])
+        read = self._spill.read(wanted, [self._pool.allocate() for _ in wanted])
         self._pool.release(cached_blocks)
         self._pool.add_pending(wanted)
         self._pending.append(_Pending(sequence, read))
         sequence.awaited_hash = wanted[-1]
         return True
 
-    def keep(self, block_hashes: Seq[bytes]) -> None:
-        """Have blocks written that have just been cached."""
-        for block_hash in block_hashes:
-            block = self._pool.lookup(block_hash)
-            if block is not None:
-                self.spill.keep(block_hash, block)
-
     def finish(self, events: EventLog) -> SpillCounts:
         """Cache the blocks that were found since the last call; return what happened to the file meanwhile."""
-        finished = self.spill.take_finished() if self._pending else []
+        finished = self._spill.take_finished() if self._pending else []
         for pending in [one for one in self._pending if one.read in finished]:
             self._pending.remove(pending)
             self._finish(pending)
@@ -93,7 +86,7 @@ class PrefixReads:
             if not pending.is_stuck and self._clock() - pending.read.progressed_at_seconds > STUCK_SECONDS:
                 pending.is_stuck = True  # the thread may still write to the blocks: they stay held
                 self._pool.remove_pending(pending.read.block_hashes)
-        return self.spill.take_counts()
+        return self._spill.take_counts()
 
     def _finish(self, pending: _Pending) -> None:
         read = pending.read

@@ -35,7 +35,7 @@ def unchanged_spill_key(
     examined: nobody knows then which weights those are.
     """
     attention = model.paged_attention
-    library = attention.library if isinstance(attention, CpuAttention) else torch.backends.cpu.get_cpu_capability()
+    library = str(attention.kernels) if isinstance(attention, CpuAttention) else torch.backends.cpu.get_cpu_capability()
     try:
         weights = weights_key(checkpoint, model, dtype)
     except OSError as error:

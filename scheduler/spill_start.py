@@ -11,7 +11,7 @@ from caravan.model.spill_header import SpillKey
 from caravan.scheduler.block_spill import BlockSpill
 from caravan.scheduler.engine import Engine
 from caravan.scheduler.messages import StartEngine
-from caravan.scheduler.prefix_reads import PrefixReads
+from caravan.scheduler.spilling_blocks import use_spill
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def attach_spill(engine: Engine, start: StartEngine, key: SpillKey, environ: Map
         logger.warning("The spill file is not used: %s: %s.", path, fact)
         return
     spill = BlockSpill(file, engine.kv_cache.block_rows(), engine.scheduler.pool)
-    engine.scheduler.blocks.reads = PrefixReads(engine.scheduler.pool, spill, engine.config.block_size)
+    use_spill(engine.scheduler, spill)
     spill.start()
     logger.info(
         "The spill file %s has %d of at most %d blocks%s%s.",

@@ -14,13 +14,7 @@ from caravan.server.observe.explanation import Explanation
 
 MAX_EVENTS = 400  # of one request; beyond it only the first event of each kind per choice is stored
 
-_WORDS = {
-    "wait": "waits",
-    "read": "read from the file",
-    "join": "joined",
-    "chunk": "computed",
-    "preempt": "preempted",
-}
+_WORDS = {"wait": "waits", "read": "read from file", "join": "joined", "chunk": "computed", "preempt": "preempted"}
 
 
 class RequestRecord:

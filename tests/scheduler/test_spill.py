@@ -16,16 +16,24 @@ from hypothesis import strategies as st
 from caravan.model.spill_file import Found, SpillFile
 from caravan.scheduler import block_spill, prefix_reads
 from caravan.scheduler.engine import Engine
-from caravan.scheduler.messages import SequenceEvent, StepOutput
+from caravan.scheduler.messages import Request, SequenceEvent, StepOutput
 from tests.scheduler.requests import make_request
-from tests.scheduler.test_determinism import sampled, solo
 from tests.support.engine_kinds import engine_of, random_prompt
-from tests.support.spill_engines import Counted, other_key, spilling_engine
-from tests.support.tiny_llama import run_to_end
+from tests.support.spill_engines import Counted, other_key, spill_of, spilling_engine
+from tests.support.tiny_llama import Transcript, run_to_end
 
 POOLS = ["float32", "bfloat16", "float32 attention", "none", "int8", "int4"]
 POOLS += [f"{kind}, int8 pool" for kind in ("bfloat16", "float32 attention", "none", "int8")]
 PROMPT = random_prompt(4, 100)
+
+
+def sampled(request_id: int, prompt: list[int], max_tokens: int = 12) -> Request:
+    return make_request(request_id, prompt, temperature=0.9, seed=request_id, num_logprobs=3, max_tokens=max_tokens)
+
+
+def solo(kind: str, request: Request) -> Transcript:
+    """Return what a request gets alone, in an engine without a file."""
+    return run_to_end(engine_of(kind, block_size=16), [request])[request.request_id]
 
 
 @pytest.mark.parametrize("kind", POOLS)
@@ -279,9 +287,9 @@ def test_blocks_that_are_evicted_before_they_are_copied_are_dropped(
         counted = Counted()
         assert run_to_end(engine, requests, on_step=counted) == expected
         may_write.set()
-        reads = engine.scheduler.blocks.reads
-        assert reads is not None
-        wait_until(reads.spill._inbox.empty)
+        spill = spill_of(engine)
+        assert spill is not None
+        wait_until(spill._inbox.empty)
         counted(engine.step())
     assert counted.total.num_dropped > 0
     with spilling_engine(tmp_path / "kv.blocks") as engine:
@@ -300,11 +308,11 @@ def test_more_blocks_than_may_wait_are_dropped(tmp_path: Path, monkeypatch: pyte
 
 def test_a_copy_during_which_a_block_leaves_the_cache_is_not_used(tmp_path: Path) -> None:
     with spilling_engine(tmp_path / "kv.blocks") as engine:
-        reads = engine.scheduler.blocks.reads
-        assert reads is not None
+        spill = spill_of(engine)
+        assert spill is not None
         run_to_end(engine, [make_request(0, PROMPT)])
-        wait_until(reads.spill._inbox.empty)
-        pool, spill = engine.scheduler.pool, reads.spill
+        wait_until(spill._inbox.empty)
+        pool = engine.scheduler.pool
         block_hash = next(iter(pool._block_of))
         block = pool.lookup(block_hash)
         assert block is not None
@@ -328,8 +336,8 @@ def test_blocks_of_a_sequence_whose_numbers_were_not_finite_leave_the_file(
         while not engine.step().outputs:
             pass
         engine.scheduler._fail(engine.scheduler.running[0], "not finite")
-        reads = engine.scheduler.blocks.reads
-        assert reads is not None
+        spill = spill_of(engine)
+        assert spill is not None
         again = run_to_end(engine, [make_request(2, PROMPT)])[2]
         assert again.num_cached_tokens == 0
         assert again == run_to_end(engine_of("float32"), [make_request(2, PROMPT)])[2]

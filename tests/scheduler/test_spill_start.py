@@ -19,6 +19,7 @@ from caravan.scheduler.engine import Engine
 from caravan.scheduler.loaded_model import load
 from caravan.scheduler.messages import StartEngine
 from tests.scheduler.requests import make_request
+from tests.support.spill_engines import spill_of
 from tests.support.tiny_llama import run_to_end
 
 SIZE = 2**20
@@ -46,9 +47,9 @@ def opened() -> Iterator[list[Engine]]:
 
 
 def close(engine: Engine) -> None:
-    if (reads := engine.scheduler.blocks.reads) is not None:
-        engine.scheduler.blocks.reads = None
-        reads.spill.close()
+    spill = spill_of(engine)
+    if spill is not None and spill._thread.is_alive():
+        spill.close()
 
 
 def started(start: StartEngine, opened: list[Engine], **changes: Any) -> Engine:
@@ -124,7 +125,7 @@ def test_a_model_that_changes_while_it_is_loaded_has_no_file(
         return checkpoint
 
     monkeypatch.setattr(loaded_model, "open_checkpoint", open_then_change)
-    assert started(start, opened).scheduler.blocks.reads is None
+    assert spill_of(started(start, opened)) is None
     assert caplog.messages == [f"There is no spill file: {start.model_path} changed while it was loaded."]
 
 
@@ -172,7 +173,7 @@ def test_the_first_engine_does_not_start_without_its_file_and_a_replacement_does
     with pytest.raises(ValueError, match=rf"--kv-spill [\d,]+ bytes: .* cannot be used: {reason}"):
         started(start, opened)
     engine = started(start, opened, is_replacement=True)
-    assert engine.scheduler.blocks.reads is None
+    assert spill_of(engine) is None
     assert num_found(engine) == 0
     assert reason in caplog.messages[-1]
 

@@ -14,7 +14,7 @@ from caravan.model.weights_header import WeightsKey
 from caravan.scheduler.block_spill import BlockSpill
 from caravan.scheduler.engine import Engine
 from caravan.scheduler.messages import SpillCounts, StepOutput
-from caravan.scheduler.prefix_reads import PrefixReads
+from caravan.scheduler.spilling_blocks import SpillingBlocks, use_spill
 from tests.support.engine_kinds import engine_of
 
 SIZE = 2**20
@@ -50,12 +50,18 @@ def spilling_engine(
     block_bytes = sum(row.shape[1] for row in rows)
     file = SpillFile(path, key or other_key(backend=kind), "/model", block_bytes, num_bytes)
     spill = BlockSpill(file, rows, engine.scheduler.pool)
-    engine.scheduler.blocks.reads = PrefixReads(engine.scheduler.pool, spill, 16)
+    use_spill(engine.scheduler, spill)
     spill.start()
     try:
         yield engine
     finally:
         spill.close()
+
+
+def spill_of(engine: Engine) -> BlockSpill | None:
+    """Return the spill file of an engine, None if it has none."""
+    blocks = engine.scheduler.blocks
+    return blocks.spill if isinstance(blocks, SpillingBlocks) else None
 
 
 class Counted:

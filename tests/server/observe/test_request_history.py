@@ -189,7 +189,7 @@ def test_tokens_from_the_spill_file_are_an_event() -> None:
     history.on_step(StepOutput(outputs=[], stats=StepStats(), events=[*events_of_step, SequenceEvent(1, "join", 96)]))
     waits, read, joined = record.explanation().timeline[-3:]
     assert (waits["event"], waits["reason"]) == ("waits", "prefix being read")
-    assert (read["event"], read["tokens"]) == ("read from the file", 96)
+    assert (read["event"], read["tokens"]) == ("read from file", 96)
     assert (joined["event"], joined["cached_tokens"]) == ("joined", 96)
 
 
