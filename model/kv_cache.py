@@ -3,7 +3,9 @@
 import math
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from caravan.model.config import ModelConfig
@@ -75,6 +77,11 @@ class KVCache:
         if pools[0].device.type == "cpu":
             for pool in pools:
                 prefault_pages(pool, num_bytes // len(pools))
+
+    def block_rows(self) -> list[NDArray[np.uint8]]:
+        """Return the memory of each layer's keys, then values, [num_blocks, bytes of a block], on a CPU."""
+        pools = [pool for layer in zip(self.keys, self.values, strict=True) for pool in layer]
+        return [pool.view(pool.shape[0], -1).view(torch.uint8).numpy() for pool in pools]
 
     def copy_block(self, source: int, target: int) -> None:
         """Copy the keys and values of a block."""

@@ -5,7 +5,8 @@ from collections.abc import Sequence as Seq
 from typing import NamedTuple
 
 from caravan.scheduler.block_pool import BlockPool, hash_block, num_blocks_for, root_hash
-from caravan.scheduler.messages import PrefixMiss
+from caravan.scheduler.events import EventLog
+from caravan.scheduler.messages import PrefixMiss, SpillCounts
 from caravan.scheduler.sequence import Sequence
 
 
@@ -72,6 +73,13 @@ class BlockManager:
     def is_prefix_pending(self, sequence: Sequence) -> bool:
         """Return whether the block that a sequence waits for is still pending."""
         return sequence.awaited_hash is not None and self.pool.is_pending(sequence.awaited_hash)
+
+    def finish_reads(self, events: EventLog) -> SpillCounts | None:
+        """Cache what has been read from a spill file (see spilling_blocks.py); here there is none."""
+
+    def read_prefix(self, sequence: Sequence, prefix: CachedPrefix) -> bool:  # noqa: ARG002
+        """Start to read what follows a prefix from a spill file; return False if nothing is to be waited for."""
+        return False
 
     def attach(self, sequence: Sequence, prefix: CachedPrefix) -> PrefixMiss:
         """Give a sequence the blocks of its cached prefix; its other full blocks become pending.

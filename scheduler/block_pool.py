@@ -53,7 +53,8 @@ class BlockPool:
         self._tail_blocks: dict[bytes, int] = {}  # hash of a prompt's end -> the held block that begins with it
         self._tail_of: dict[int, bytes] = {}
         self._pending: Counter[bytes] = Counter()  # hash -> running sequences that are computing its block
-        self.num_evicted = 0  # cached blocks that were allocated for something else, since the start
+        self.num_forgotten = 0  # cached blocks that left the cache, since the start
+        self.num_evicted = 0  # of them, those that were allocated for something else
 
     @property
     def num_free(self) -> int:
@@ -150,6 +151,7 @@ class BlockPool:
         if block_hash is not None:
             del self._block_of[block_hash]
             self.history.remove(block_hash)
+            self.num_forgotten += 1
 
     def _forget_tail(self, block: int) -> None:
         tail_hash = self._tail_of.pop(block, None)

@@ -21,6 +21,10 @@ class EventLog:
             sequence.wait_reason = reason
             self._events.append(SequenceEvent(sequence.request.request_id, "wait", reason=reason))
 
+    def read(self, sequence: Sequence, num_tokens: int) -> None:
+        """Record that the blocks of num_tokens tokens were read from the spill file for a waiting sequence."""
+        self._events.append(SequenceEvent(sequence.request.request_id, "read", num_tokens))
+
     def join(self, sequence: Sequence, miss: PrefixMiss) -> None:
         """Record that a sequence left the queue, and why no more of it was in the prefix cache."""
         sequence.wait_reason = None

@@ -16,6 +16,7 @@ from caravan.model.cpu.weights_cache import WeightsCache
 from caravan.model.kv_cache import choose_kv_dtype, kv_bytes_per_token
 from caravan.model.llama import Llama
 from caravan.model.loader import load_model, open_checkpoint
+from caravan.model.spill_header import SpillKey
 from caravan.model.tokenizer.grammar_tokenizer import grammar_tokenizer
 from caravan.model.tokenizer.loader import load_tokenizer
 from caravan.model.weights_files import weights_files, weights_folder
@@ -41,6 +42,7 @@ class LoadedModel:
     kv_dtype: torch.dtype
     model: Llama
     cache: WeightsCache
+    spill_key: SpillKey | None  # None: there is no spill file
     draft: LoadedDraft | None
     num_parameters: int
     load_seconds: float
@@ -77,6 +79,10 @@ class LoadedModel:
         with explained_shortage("the KV pool and the tensors of a step"):
             draft_model = DraftModel(draft.model, config, draft.kv_dtype, self.device) if draft else None
             engine = self._make_engine(config, profile, grammars, draft_model)
+        if self.spill_key is not None:
+            from caravan.scheduler.spill_start import attach_spill  # here: most engines have none
+
+            attach_spill(engine, self.start, self.spill_key)
         weights = self.backend.text
         ready = EngineReady(
             config=config,
@@ -137,6 +143,8 @@ def load(start: StartEngine, *, must_fit: bool = False) -> LoadedModel:
     if start.num_threads:
         torch.set_num_threads(start.num_threads)
     device = choose_device(start.device)
+    if start.kv_spill_bytes and device.type != "cpu":
+        raise ValueError("--kv-spill keeps blocks of the CPU's memory; it cannot be combined with a GPU. Remove it.")
     checkpoint = open_checkpoint(Path(start.model_path))
     draft_checkpoint = open_draft(Path(start.draft_model_path), checkpoint) if start.draft_model_path else None
     max_model_len = choose_max_model_len(start.limits, checkpoint.config.max_position)
@@ -160,6 +168,13 @@ def load(start: StartEngine, *, must_fit: bool = False) -> LoadedModel:
         model = load_model(checkpoint, backend.dtype, device, max_model_len, backend.make_model, cache)
         if draft_checkpoint is not None and draft_backend is not None:
             draft = load_draft(draft_checkpoint, draft_backend, start, max_model_len, device)
+    spill_key: SpillKey | None = None
+    if start.kv_spill_bytes:
+        from caravan.scheduler.spill_key import unchanged_spill_key
+
+        spill_key = unchanged_spill_key(
+            cache.opened_ns, checkpoint, model, backend.dtype, kv_dtype, start.limits.block_size, max_model_len
+        )
     give_back_freed_memory()
     return LoadedModel(
         start=start,
@@ -168,6 +183,7 @@ def load(start: StartEngine, *, must_fit: bool = False) -> LoadedModel:
         kv_dtype=kv_dtype,
         model=model,
         cache=cache,
+        spill_key=spill_key,
         draft=draft,
         num_parameters=num_parameters(checkpoint),
         load_seconds=time.monotonic() - started,

@@ -23,6 +23,9 @@ class StartEngine(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     fast_matmul: bool = False  # multiply matrices on a GPU with cuBLAS
     kv_cache_dtype: Literal["auto", "bfloat16", "int8"] = "auto"
     num_threads: int | None = None  # None: one per core
+    kv_spill_bytes: int = 0  # size of the spill file; 0: there is none
+    kv_spill_path: str = ""  # empty: in the cache
+    is_replacement: bool = False  # of an engine that has failed; it starts also if the spill file cannot be used
     weights_cache_bytes: int = 0  # limit of all files of packed weights; 0: none is read or written
     draft_model_path: str = ""  # empty: there is no draft model
     is_profiled: bool = False  # write the time of each part of a step to standard error
@@ -101,6 +104,17 @@ class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True, array_like=True)
     error_kind: ErrorKind = "engine"
 
 
+class SpillCounts(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """What happened to the blocks of the spill file since the step before, and its size."""
+
+    num_written: int = 0
+    num_read: int = 0  # each with a checksum that fits
+    num_dropped: int = 0  # not written: too many waited, or evicted before they were copied
+    num_damaged: int = 0  # not used: the checksum does not fit
+    used_bytes: int = 0  # of the blocks in the file
+    free_bytes: int = 0  # of its other slots; both are 0 after an error
+
+
 class StepStats(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Statistics of one step; counters hold what this step added."""
 
@@ -124,6 +138,7 @@ class StepStats(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     num_model_draft_tokens: int = 0  # and those from the draft model; the rest is from the text itself
     num_model_accepted_tokens: int = 0
     draft_model_seconds: float = 0.0  # of the step
+    spill: SpillCounts | None = None  # None: there is no spill file
 
     def draft_tokens_by_source(self) -> dict[str, tuple[int, int]]:
         """Return how many draft tokens came from where, and how many of them were accepted."""
@@ -137,9 +152,15 @@ class StepStats(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
 
 WaitReason = Literal[
-    "behind others", "batch full", "token budget", "no free blocks", "prefix being computed", "grammar being compiled"
+    "behind others",
+    "batch full",
+    "token budget",
+    "no free blocks",
+    "prefix being computed",
+    "prefix being read",
+    "grammar being compiled",
 ]
-EventKind = Literal["wait", "join", "chunk", "preempt", "abort"]
+EventKind = Literal["wait", "read", "join", "chunk", "preempt", "abort"]
 
 
 class PrefixMiss(msgspec.Struct, frozen=True, array_like=True):
@@ -156,7 +177,9 @@ class SequenceEvent(msgspec.Struct, frozen=True, array_like=True):
 
     request_id: int
     kind: EventKind
-    num_tokens: int = 0  # join: found in the prefix cache; chunk: computed in this step; preempt: to be computed again
+    # read: found in the spill file; join: found in the prefix cache; chunk: computed in this step;
+    # preempt: to be computed again
+    num_tokens: int = 0
     num_computed_tokens: int = 0  # chunk: all that are computed after it
     reason: WaitReason | None = None  # wait: why it does not join; reported when it changes
     miss: PrefixMiss | None = None  # join: why no more was found

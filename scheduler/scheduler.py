@@ -65,10 +65,8 @@ class Scheduler:
         sequence = next((one for one in self.running if one.request.request_id == request_id), None)
         if sequence is not None:
             self._end(sequence)
-        else:
-            sequence = self.waiting.remove(request_id)
-            if sequence is None:
-                return
+        elif (sequence := self.waiting.remove(request_id)) is None:
+            return
         if sequence.matcher is not None:
             sequence.matcher.close()
         self._events.abort(request_id)
@@ -86,6 +84,7 @@ class Scheduler:
     def schedule(self, *, may_displace: bool = True) -> list[ScheduledSequence]:
         """Return what the next step computes. All blocks that it needs are in the block tables."""
         self.record = StepRecord(self.clock())
+        self.record.counters.spill = self.blocks.finish_reads(self._events)
         num_evicted = self.pool.num_evicted
         displaced = self.find_displaced() if may_displace else None
         if displaced is not None:
@@ -131,8 +130,7 @@ class Scheduler:
 
         A sequence that failed, or whose logits were not finite, ends with an error, and its blocks are not cached.
         """
-        outputs, self._rejected = self._rejected, []
-        outputs += self.apply(plan, result)
+        outputs, self._rejected = self._rejected + self.apply(plan, result), []
         self._step += bool(plan)
         step_seconds = (now := self.clock()) - max(self.record.started_seconds, self._committed_at_seconds)
         self._committed_at_seconds = now  # the next step may have been started before
@@ -171,9 +169,8 @@ class Scheduler:
     def _join_waiting(self, budget: int, prefill: PrefillBudget) -> list[ScheduledSequence]:
         """Let waiting sequences join, in the order of the queue, as long as the budget and the pool allow.
 
-        A sequence whose prefix a running sequence is computing waits until the blocks are cached or no longer pending,
-        and later ones pass it. Running sequences never wait, so its turn comes; and a later one with the same prefix
-        would wait for the same block. A step looks at a bounded number of waiting sequences.
+        A sequence whose prefix is being computed or read waits until the blocks are cached or no longer pending, and
+        later ones pass it: with the same prefix they wait for the same block. A step looks at a bounded number.
         """
         joined: list[ScheduledSequence] = []
         looked_at: dict[int, Sequence] = {}
@@ -198,6 +195,9 @@ class Scheduler:
             if not self.blocks.can_allocate(sequence, self.running, prefix.blocks):
                 self._events.wait(sequence, "no free blocks")
                 break
+            if self.blocks.read_prefix(sequence, prefix):
+                self._events.wait(sequence, "prefix being read")
+                continue
             scheduled = self._join(sequence, prefix, num_left)
             joined.append(scheduled)
             budget -= scheduled.num_tokens

@@ -31,6 +31,7 @@ class Sequence:
     num_pending_blocks: int = 0  # cached blocks, and full blocks that this sequence will compute
     is_tail_pending: bool = False  # other choices may wait for the block that the prompt ends in
     awaited_hash: bytes | None = None  # of the pending block that it waited for when the scheduler last looked at it
+    has_read_prefix: bool = False  # from the spill file, or looked for it there, since it last left the batch
     wait_reason: WaitReason | None = None  # the last one reported
     lookup: PromptLookup | None = None  # set when draft tokens are first considered
     answer_lookup: AnswerLookup | None = None  # the same in earlier answers

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from caravan.scheduler.messages import SpillCounts
 from caravan.scheduler.sequence import DraftSource, ScheduledSequence
 
 
@@ -22,6 +23,7 @@ class StepCounters:
     num_model_draft_tokens: int = 0
     num_model_accepted_tokens: int = 0
     draft_model_seconds: float = 0.0
+    spill: SpillCounts | None = None
 
     def count(self, plan: list[ScheduledSequence]) -> None:
         """Add the tokens of a plan.

@@ -75,6 +75,15 @@ class MemorySettings(BaseModel):
         "auto", description="KV cache data type. int8 takes about half of the memory. auto: the same as --dtype."
     )
     block_size: int = Field(16, ge=1, description="Number of tokens in a KV cache block.")
+    kv_spill: ByteSize | None = Field(
+        None,
+        ge=1,
+        description="Size of a file that keeps cached blocks when the engine ends, such as 4GiB. It has users' text in "
+        "another form. Default: none.",
+    )
+    kv_spill_path: Path | None = Field(
+        None, description="The file of --kv-spill. Default: one in the cache for each model."
+    )
     weights_cache_size: ByteSize = Field(
         ByteSize(16 * 2**30), ge=0, description="Disk space for packed weights, for faster starts. 0: none are kept."
     )

@@ -95,6 +95,11 @@ class Settings(
         if self.draft_model is not None and self.speculation == "off":
             raise WrongSettings("--draft-model needs --speculation auto or on. Remove one of the options.")
 
+    def check_kv_spill(self) -> None:
+        """Raise WrongSettings for the path of a spill file without its size."""
+        if self.kv_spill_path is not None and self.kv_spill is None:
+            raise WrongSettings("--kv-spill-path needs --kv-spill, the size of the file. Set both or neither.")
+
     def start_engine(
         self, model_path: Path, draft_model_path: Path | None = None, *, is_shared: bool = False
     ) -> StartEngine:
@@ -108,6 +113,8 @@ class Settings(
             fast_matmul=self.fast_matmul,
             kv_cache_dtype=self.kv_cache_dtype,
             num_threads=self.num_threads,
+            kv_spill_bytes=int(self.kv_spill or 0),
+            kv_spill_path=str(self.kv_spill_path or ""),
             weights_cache_bytes=int(self.weights_cache_size),
             is_profiled=self.profile,
             limits=EngineLimits(

@@ -19,7 +19,8 @@ def list_models(
     Other commands accept a NAME of this list as MODEL. Models come from
     Caravan's cache and from the Hugging Face cache, which other programs may
     share. KIND `packed` are weights as the kernels read them, kept by
-    `caravan serve`; their time is that of the last use.
+    `caravan serve`, `kv blocks` what its --kv-spill keeps; their time is
+    that of the last use.
     """
     from caravan.download.cached_models import cached_models, with_packed_weights
 

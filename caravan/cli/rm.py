@@ -10,13 +10,15 @@ from caravan.cli.fail import fail
 from caravan.cli.model_argument import complete_fetched
 from caravan.cli.sizes import readable_size
 
+_PARTS = {"packed": "packed weights", "kv blocks": "cached blocks"}
+
 
 def rm(
     name: Annotated[
         str,
         typer.Argument(
             help="Name that `caravan list` shows; org/name stands for all models of that repository. "
-            "Of a path only the packed weights are removed.",
+            "Of a path only packed weights and cached blocks are removed.",
             metavar="NAME",
             autocompletion=complete_fetched,
         ),
@@ -25,7 +27,7 @@ def rm(
 ) -> None:
     """Remove a fetched model from the cache.
 
-    Its packed weights are removed, too. Only the caches that `caravan list`
+    Its packed weights and cached blocks are removed, too. Only the caches that `caravan list`
     shows are touched, never a file or a folder of your own.
     """
     from caravan.download.cached_models import (
@@ -56,8 +58,9 @@ def rm(
         num_bytes = remove_models(models)
     except OSError as error:
         fail(f"Cannot remove {name}: {error}")
-    names = dict.fromkeys(model.name for model in models if model.kind != "packed")
-    removed = ", ".join(names) or f"the packed weights of {name}"
+    names = dict.fromkeys(model.name for model in models if model.kind not in _PARTS)
+    parts = dict.fromkeys(_PARTS[model.kind] for model in models if model.kind in _PARTS)
+    removed = ", ".join(names) or f"the {' and '.join(parts)} of {name}"
     typer.echo(f"Removed {removed}, which frees {readable_size(num_bytes)}.")
 
 

@@ -22,6 +22,7 @@ def serve(ctx: typer.Context) -> None:
         keys = settings.load_keys()
         settings.check_tls()
         settings.check_draft_model()
+        settings.check_kv_spill()
     except WrongSettings as error:
         fail(str(error), USAGE_ERROR)
     # Imported late, so that a wrong option is an error at once; the web framework comes while the engine loads.

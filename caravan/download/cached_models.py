@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from caravan.download.errors import ModelNotFound
 from caravan.download.hub import choose_gguf, has_hub_cache
 from caravan.download.resolve import ALIASES, models_folder
-from caravan.model.weights_files import weights_files, weights_folder
+from caravan.model.spill_files import SpillFileInfo, spill_files, spill_folder
+from caravan.model.weights_files import WeightsFile, weights_files, weights_folder
 
 if TYPE_CHECKING:
     from huggingface_hub import CachedFileInfo, CachedRepoInfo, HFCacheInfo
@@ -20,10 +21,10 @@ _SAFETENSORS_SUFFIXES = {".safetensors", ".json", ".jinja"}  # with tokenizer.mo
 
 @dataclass(frozen=True, kw_only=True)
 class CachedModel:
-    """A model that can be served without a network, or the packed weights of one."""
+    """A model that can be served without a network, or the packed weights or cached blocks of one."""
 
     name: str  # for the argument MODEL
-    kind: str  # GGUF, safetensors or packed
+    kind: str  # GGUF, safetensors, packed or kv blocks
     num_bytes: int
     fetched_at: float  # seconds since the epoch; of packed weights, the last use
     path: Path
@@ -62,24 +63,27 @@ def with_packed_weights(
 
 
 def packed_weights(path: Path | None, environ: Mapping[str, str]) -> list[CachedModel]:
-    """Return the packed weights of the model that was served from a path, of all models without a path.
+    """Return packed weights and spill files of the model that was served from a path, of all models without a path.
 
     Their names are paths.
     """
     try:
-        found = weights_files(weights_folder(environ))
+        found: list[tuple[str, WeightsFile | SpillFileInfo]] = [
+            *(("packed", file) for file in weights_files(weights_folder(environ))),
+            *(("kv blocks", file) for file in spill_files(spill_folder(environ))),
+        ]
     except OSError:  # without a home folder there are none
         return []
     resolved = None if path is None else str(path.resolve())
     return [
         CachedModel(
             name=file.header.model_path,
-            kind="packed",
+            kind=kind,
             num_bytes=file.num_bytes,
             fetched_at=file.used_at,
             path=file.path,
         )
-        for file in found
+        for kind, file in found
         if file.header is not None and resolved in (None, file.header.model_path)
     ]
 

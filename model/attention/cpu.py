@@ -19,17 +19,17 @@ class CpuAttention:
     """
 
     def __init__(self, kernels: Kernels) -> None:
-        self._kernels = kernels
+        self.kernels = kernels
 
     def write(self, keys: Tensor, values: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor) -> None:
         """Store keys and values, each [T, num_kv_heads, head_dim], at the slots [T]."""
-        self._kernels.write(keys, values, slot_mapping, key_cache, value_cache)
+        self.kernels.write(keys, values, slot_mapping, key_cache, value_cache)
 
     def __call__(
         self, queries: Tensor, key_cache: Tensor, value_cache: Tensor, batch: ForwardBatch, window: int | None = None
     ) -> Tensor:
         """Return the attention of every query over its own sequence, shape [T, num_heads, head_dim]."""
-        return self._kernels.attend(
+        return self.kernels.attend(
             queries,
             key_cache,
             value_cache,

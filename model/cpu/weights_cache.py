@@ -44,7 +44,7 @@ class WeightsCache:
         self._limit_bytes = limit_bytes
         self._min_bytes = min_bytes
         self._environ = environ
-        self._opened_ns = _file_clock_ns()
+        self.opened_ns = file_clock_ns()  # a file that changes later may be of two versions
         self._key: WeightsKey | None = None
         self._is_unusable = False  # the file of that key
         self._packed: tuple[CpuLlama, WeightsKey, Checkpoint] | None = None  # to be written
@@ -133,7 +133,7 @@ class WeightsCache:
         started = time.monotonic()
         path = folder / key.file_name
         # Of the time in which the model was loaded: its weights could be of two versions of a file.
-        if any(file.changed_ns >= self._opened_ns for file in key.files) or (
+        if any(file.changed_ns >= self.opened_ns for file in key.files) or (
             weights_key(checkpoint, model, getattr(torch, key.dtype)).files != key.files
         ):
             logger.warning("The packed weights are not kept: %s changed while it was loaded.", checkpoint.path)
@@ -167,7 +167,7 @@ class WeightsCache:
         )
 
 
-def _file_clock_ns() -> int:
+def file_clock_ns() -> int:
     """Return a time that is not after the one recorded for a file that changes now.
 
     Linux records the time of the last tick, or a finer one.

@@ -1,4 +1,7 @@
-"""The key of packed weights: the model's files, how they are packed, by which code and for which processor."""
+"""The key of packed weights: the model's files, how they are packed, by which code and for which processor.
+
+The blocks of a spill file depend on the same and more (scheduler/spill_key.py).
+"""
 
 import hashlib
 import importlib.metadata
@@ -9,14 +12,18 @@ import torch
 from caravan.model.checkpoint.checkpoint import Checkpoint
 from caravan.model.cpu.build import processor_features
 from caravan.model.cpu.llama import CpuLlama
+from caravan.model.llama import Llama
 from caravan.model.weights_header import WeightsKey, file_identity
 
 _SOURCES = Path(__file__).parent.parent
 _LIBRARIES = ("torch", "gguf", "numpy", "safetensors")  # which read, round and order weights
 
 
-def weights_key(checkpoint: Checkpoint, model: CpuLlama, dtype: torch.dtype) -> WeightsKey:
-    """Return the key of a model's packed weights; raises OSError if its files cannot be examined."""
+def weights_key(checkpoint: Checkpoint, model: Llama, dtype: torch.dtype) -> WeightsKey:
+    """Return the key of a model's weights; raises OSError if its files cannot be examined.
+
+    Only those of CpuLlama are packed; for others it names what they were read from and by.
+    """
     described = (
         checkpoint.format,
         checkpoint.config,
@@ -29,11 +36,12 @@ def weights_key(checkpoint: Checkpoint, model: CpuLlama, dtype: torch.dtype) -> 
     return WeightsKey(
         files=[file_identity(path) for path in _files(checkpoint)],
         tensors=hashlib.sha256(repr(described).encode()).hexdigest(),
-        quantization=model.quantization,
+        quantization=model.quantization if isinstance(model, CpuLlama) else "none",
         dtype=str(dtype).removeprefix("torch."),
-        code=_code_hash(),
+        code=sources_hash(_SOURCES),
         libraries={name: importlib.metadata.version(name) for name in _LIBRARIES},
-        features=processor_features() | {"byte products of the kernels": model.has_byte_products},
+        features=processor_features()
+        | {"byte products of the kernels": isinstance(model, CpuLlama) and model.has_byte_products},
     )
 
 
@@ -44,10 +52,10 @@ def _files(checkpoint: Checkpoint) -> list[Path]:
     return list(checkpoint.files)
 
 
-def _code_hash() -> str:
-    """Return a hash of all sources of caravan.model: readers, packers and kernels decide on the bytes together."""
+def sources_hash(folder: Path) -> str:
+    """Return a hash of all sources in a folder: readers, packers and kernels decide on the bytes together."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in _SOURCES.rglob("*") if path.suffix in (".py", ".cpp", ".h")):
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".cpp", ".h")):
         source = path.read_bytes()
-        digest.update(f"{path.relative_to(_SOURCES)} {len(source)}\n".encode() + source)
+        digest.update(f"{path.relative_to(folder)} {len(source)}\n".encode() + source)
     return digest.hexdigest()

@@ -105,7 +105,7 @@ class EngineClient:
             max_model_len=report.config.max_model_len,
             has_standby=False,
         )
-        self._start = msgspec.structs.replace(self._start, limits=limits)
+        self._start = msgspec.structs.replace(self._start, limits=limits, is_replacement=True)
         self._connect()
         if self.standby is not None:
             self.standby.start()

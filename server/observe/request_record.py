@@ -15,7 +15,7 @@ from caravan.server.observe.prefix_misses import client_facts
 
 MAX_EVENTS = 400  # of one request; beyond it only the first event of each kind per choice is stored
 
-_WORDS = {"wait": "waits", "join": "joined", "chunk": "computed", "preempt": "preempted"}
+_WORDS = {"wait": "waits", "read": "read from file", "join": "joined", "chunk": "computed", "preempt": "preempted"}
 
 
 class RequestRecord:
@@ -79,6 +79,8 @@ class RequestRecord:
         match event.kind:
             case "wait":
                 facts["reason"] = event.reason
+            case "read":
+                facts["tokens"] = event.num_tokens
             case "join":
                 waited_ms = max(0.0, 1000 * (time.monotonic() - seconds_ago - choice.queued_at_seconds))
                 facts |= {"waited_ms": round(waited_ms, 1), "cached_tokens": event.num_tokens}

@@ -154,6 +154,8 @@ def _text(event: SequenceEvent) -> str:
     match event.kind:
         case "wait":
             return event.reason or ""
+        case "read":
+            return f"{_counted(event.num_tokens, 'token')} from the spill file"
         case "join" if event.num_tokens:
             return f"prefix hit, {_counted(event.num_tokens, 'token')} from the cache"
         case "chunk":

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine
+from benchmarks.spill import measure
 from caravan.download.resolve import resolve_model
 from tests.campaign.body_flood import flood, large_bodies
 from tests.campaign.cuts import cut_campaign
@@ -159,12 +160,18 @@ async def seeded_bugs(_: Path) -> Result:
         return result
 
 
+async def spill(model: Path) -> Result:
+    """A restart, and 50 kills under 32 streams, with a spill file and without one."""
+    return await measure(model)
+
+
 REAL_PARTS: dict[str, Callable[[Path], Any]] = {
     "engine_faults": engine_faults,
     "tiny_pool": tiny_pool,
     "overload": overload,
     "long_prompt": long_prompt,
     "input_floods": input_floods,
+    "spill": spill,
 }
 TINY_PARTS: dict[str, Callable[[Path], Any]] = {
     "shutdown": shutdown,

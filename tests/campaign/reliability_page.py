@@ -217,8 +217,37 @@ def _seeded_bugs(result: Part) -> str:
 {chr(10).join(rows)}"""
 
 
+def _spill(result: Part) -> str:
+    with_file, without = result["with"], result["without"]
+    first = {name: median(result["restarts"][name]) for name in ("with", "without")}
+    again = {name: result[name]["num_recomputed_tokens"] for name in ("with", "without")}
+    per_token = {name: again[name] / result[name]["num_replayed_tokens"] for name in again}
+    return f"""## Blocks that outlive the engine
+
+`--kv-spill` keeps cached blocks in a file ([how](decisions/0063-blocks-in-a-file.md)): each block is written when it becomes
+cached, by a thread; a new engine reads it where its own cache misses, verifies the copy and then uses it. A restart: a
+prompt of {result["num_prompt_tokens"]:,} tokens is asked for again. Kills: SIGKILL at random moments under {result["num_streams"]} streams, with a standby; each
+answer is compared with that of an undisturbed run, tokens and log-probabilities, bit for bit.
+
+| | without the file | with it |
+|---|---|---|
+| first token after a restart | {first["without"]:.2f} s | {first["with"]:.2f} s ({first["with"] / first["without"]:.1%}) |
+| SIGKILL | {without["num_kills"]} | {with_file["num_kills"]} |
+| answers | {without["num_answers"]} | {with_file["num_answers"]} |
+| **lost, cut or changed** | **{without["num_wrong"]}** | **{with_file["num_wrong"]}** |
+| sequences given to another engine | {without["num_replayed"]:,} | {with_file["num_replayed"]:,} |
+| tokens they had | {without["num_replayed_tokens"]:,} | {with_file["num_replayed_tokens"]:,} |
+| **of these computed again** | {again["without"]:,} ({per_token["without"]:.0%}) | **{again["with"]:,} ({per_token["with"]:.1%})** |
+| from the kill until every stream is in a batch again, median | {without["median_seconds"]:.1f} s | {with_file["median_seconds"]:.1f} s |
+
+Computed again is what no full block of the file has: the rest of a text after its last full block, and blocks that the thread
+had not written yet. {result.get("remark", "")}A file that is damaged, cut off, of another model or on a full disk costs time and changes no answer
+(`tests/scheduler/test_spill.py`)."""
+
+
 _SECTIONS = {
     "engine_faults": _engine_faults,
+    "spill": _spill,
     "tiny_pool": _tiny_pool,
     "overload": _overload,
     "long_prompt": _long_prompt,

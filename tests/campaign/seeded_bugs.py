@@ -71,7 +71,7 @@ BUGS = [
         "num_full = sequence.num_computed_tokens // self", "num_full = sequence.num_tokens // self",
         "scheduler"),
     Bug("an aborted request keeps its blocks", "scheduler/scheduler.py",
-        "            self._end(sequence)\n        else:", "            self.running.remove(sequence)\n        else:",
+        "            self._end(sequence)\n        elif", "            self.running.remove(sequence)\n        elif",
         "scheduler"),
     Bug("blocks of a failed request stay in the cache", "scheduler/block_manager.py",
         "            self.pool.forget(block)", "            pass", "scheduler"),

@@ -11,7 +11,9 @@ from caravan.cli.main import make_app
 from caravan.cli.sizes import readable_size
 from caravan.download.cached_models import packed_weights
 from caravan.download.resolve import ALIASES, DEFAULT_MODEL
+from caravan.model.spill_file import SpillFile
 from caravan.model.weights_header import WeightsHeader, WeightsKey, encode_header
+from tests.support.spill_engines import KEY
 
 
 @pytest.fixture
@@ -117,6 +119,22 @@ class TestPackedWeights:
 
         monkeypatch.setattr(Path, "home", no_home)
         assert packed_weights(None, {}) == []
+
+    def test_cached_blocks_are_listed_and_removed_with_them(
+        self, packed: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (folder := packed.parent.parent / "kv").mkdir()
+        for path in (model, tmp_path / "own.gguf"):
+            SpillFile(folder / f"{path.stem}.blocks", KEY, str(path), 1000, 65_536).close()
+        rows = [line.split()[:3] for line in caravan("list")[1].splitlines()]
+        assert ["smollm2", "kv", "blocks"] in rows
+        assert [str(tmp_path / "own.gguf"), "kv", "blocks"] in rows
+        assert caravan("rm", "--yes", "smollm2")[1].startswith("Removed smollm2, which frees ")
+        assert [path.name for path in folder.iterdir()] == ["own.blocks"]
+        monkeypatch.chdir(tmp_path)
+        removed = "Removed the packed weights and cached blocks of ./own.gguf, which frees "
+        assert caravan("rm", "--yes", "./own.gguf")[1].startswith(removed)
+        assert not [*folder.iterdir()]
 
 
 def write_packed(cache: Path, model: Path, num_bytes: int) -> Path:

@@ -110,6 +110,19 @@ def test_the_engine_gets_all_its_limits() -> None:
     assert start.limits == msgspec.structs.replace(limits, has_standby=True)
 
 
+def test_a_spill_file_has_a_size_and_perhaps_a_path() -> None:
+    settings = load_settings({"kv_spill": "4MiB", "kv_spill_path": "/tmp/kv"})
+    settings.check_kv_spill()
+    start = settings.start_engine(Path("m"))
+    assert (start.kv_spill_bytes, start.kv_spill_path, start.is_replacement) == (4 * 2**20, "/tmp/kv", False)
+    start = load_settings({}).start_engine(Path("m"))
+    assert (start.kv_spill_bytes, start.kv_spill_path) == (0, "")
+    with pytest.raises(WrongSettings, match="--kv-spill-path needs --kv-spill"):
+        load_settings({"kv_spill_path": "/tmp/kv"}).check_kv_spill()
+    with pytest.raises(WrongSettings, match="--kv-spill"):
+        load_settings({"kv_spill": "0"})
+
+
 def test_a_draft_model_needs_speculation() -> None:
     settings = load_settings({"draft_model": "smollm2"})
     settings.check_draft_model()

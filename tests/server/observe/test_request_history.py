@@ -182,6 +182,17 @@ def test_scheduler_events_have_the_time_of_the_step_start() -> None:
     assert first["batch"] == 1  # it was in the batch, though it has left
 
 
+def test_tokens_from_the_spill_file_are_an_event() -> None:
+    history = RequestHistory()
+    record = begin(history, 1)
+    events_of_step = [SequenceEvent(1, "wait", reason="prefix being read"), SequenceEvent(1, "read", 96)]
+    history.on_step(StepOutput(outputs=[], stats=StepStats(), events=[*events_of_step, SequenceEvent(1, "join", 96)]))
+    waits, read, joined = record.explanation().timeline[-3:]
+    assert (waits["event"], waits["reason"]) == ("waits", "prefix being read")
+    assert (read["event"], read["tokens"]) == ("read from file", 96)
+    assert (joined["event"], joined["cached_tokens"]) == ("joined", 96)
+
+
 def test_the_total_number_of_choices_is_limited() -> None:
     history = RequestHistory(max_records=10, max_choices=5)
     for number in range(1, 7):
