@@ -1,0 +1,79 @@
+"""Calibration: measure the costs of a model on this machine."""
+
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.machine import machine
+from benchmarks.simulation.api_cost import ApiCost
+from benchmarks.simulation.arrivals import Load, burst, poisson
+from benchmarks.simulation.cost_file import CostFile
+from benchmarks.simulation.recorder import record
+from benchmarks.simulation.step_cost import MeasuredStep, fit, median_error
+from caravan.cli.bench.lengths import parse_lengths
+from caravan.scheduler.engine import Engine
+from caravan.scheduler.loaded_model import start_engine
+from caravan.scheduler.messages import StartEngine
+
+LOAD_PARTS = (0.4, 0.7)  # of the saturated rate, after a burst
+PROMPT, OUTPUT = "16-900", "8-120"
+WARM_UP_REQUESTS = 4
+ROOM = 16  # tokens that a prompt leaves free of max_model_len, at least
+
+
+def calibrate(
+    start: StartEngine, *, model: str, seconds: float, seed: int, report: Callable[[str], object]
+) -> CostFile:
+    """Run a burst and then two loads of `seconds` seconds each, and return the costs that fit all steps of the three.
+
+    Raises what `loaded_model.start_engine` raises, and ValueError if there are too few steps.
+    """
+    engine, ready, _ = start_engine(start)
+    report(f"{model}: {ready.weights}; {ready.config.num_tokens:,} tokens in the pool")
+    warm_up(engine)
+    steps: list[MeasuredStep] = []
+    prompt, output = parse_lengths(PROMPT), parse_lengths(OUTPUT)
+    num_requests = engine.config.max_num_seqs
+    loads = [Load(planned=burst(prompt, output, num_requests, seed), seed=seed)]
+    while loads:
+        load = loads.pop(0)
+        journal, measured = record(engine, load.arrivals(), load.prompts())
+        figures = journal.figures()
+        report(f"{figures.num_requests} requests in {figures.seconds:.1f} s, {len(measured)} steps")
+        if not steps:
+            rates = [part * figures.requests_per_second for part in LOAD_PARTS]
+            loads = [
+                Load(planned=poisson(prompt, output, rate, seconds, seed + number), seed=seed + number)
+                for number, rate in enumerate(rates, 1)
+            ]
+        steps += measured
+    cost = fit(steps)
+    return CostFile(
+        model=model,
+        weights=ready.weights,
+        measured=f"{time.strftime('%Y-%m-%d')}, commit {commit()}",
+        machine=machine(),
+        start=start,
+        config=engine.config,
+        kv_bytes_per_token=ready.kv_cache_bytes // ready.config.num_tokens,
+        cost=cost,
+        api=ApiCost(),
+        num_steps=len(steps),
+        median_step_error=median_error(cost, steps),
+    )
+
+
+def warm_up(engine: Engine) -> None:
+    """Run some requests, so that memory is allocated and kernels are loaded."""
+    longest = min(600, engine.config.max_model_len - ROOM)
+    planned = burst(parse_lengths(str(longest)), parse_lengths("8"), WARM_UP_REQUESTS, seed=-1)
+    load = Load(planned=planned, seed=-1)
+    record(engine, load.arrivals(), load.prompts())
+
+
+def commit() -> str:
+    """Return the commit of this source, with a mark if it was changed."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=7"]
+    found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
