@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODEL ?= smollm2
 BENCH ?= --concurrency 1,8,32
+PROOF_SECONDS ?= 360
 # Every start of a server imports a thousand modules: compiled once, they take a third of the time.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -45,8 +46,12 @@ test-fast: .venv/dev.stamp
 
 # Triton decides when it is imported whether kernels are interpreted, so each kind has a process of its own.
 proofs: .venv/dev.stamp
-	TRITON_INTERPRET=1 $(BIN)/pytest -m proofs tests/model/cuda/interpreted
-	$(BIN)/pytest -m proofs tests/model/cuda/compiled tests/model/cuda/traced
+	@timeout $(PROOF_SECONDS) sh -exc '\
+	TRITON_INTERPRET=1 $(BIN)/pytest -m proofs tests/model/cuda/interpreted; \
+	$(BIN)/pytest -m proofs tests/model/cuda/compiled tests/model/cuda/traced' & \
+	trap "kill $$!" INT TERM; wait $$! || { status=$$?; test $$status != 124 || \
+	echo "make proofs took longer than $(PROOF_SECONDS) seconds, its limit on two cores; PROOF_SECONDS sets another."; \
+	exit $$status; }
 
 check: .venv/dev.stamp
 	$(BIN)/ruff format --check .

@@ -57,7 +57,7 @@ def run_part(part: str, seconds: float, out: Path, *, is_tiny: bool) -> dict[str
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
             process.wait()
-    results = read_results(results_path.read_text("utf-8"))
+    results = read_results(results_path.read_text("utf-8", errors="replace"))
     line: dict[str, Any] = {"part": part, "seconds": round(time.monotonic() - started, 1)}
     if status == 0:
         line["state"] = "complete"
@@ -66,7 +66,8 @@ def run_part(part: str, seconds: float, out: Path, *, is_tiny: bool) -> dict[str
         line["limit"] = round(seconds, 1)
     else:
         line["state"] = "failed"
-        line["error"] = last_line(log_path.read_text("utf-8", errors="replace")) or f"exit status {status}"
+        text = last_line(log_path.read_text("utf-8", errors="replace"))
+        line["error"] = text if status == 1 and text else f"{ending(status)}: {text}".removesuffix(": ")
     wrong = sum(not result.get("is_right", True) for result in results)
     return {**line, "wrong": wrong, "results": results}
 
@@ -87,15 +88,25 @@ def last_line(text: str) -> str:
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
 
 
+def ending(status: int) -> str:
+    """Return how a process ended: with an exit status that is not 0, or by a signal, such as a fault in a driver."""
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return f"ended by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"ended by signal {-status}"
+
+
 def obstacle() -> str | None:
     """Return a sentence on what this machine lacks to run kernels on a GPU, or None."""
     import torch
 
-    from caravan.model.cuda.requirements import missing_for_kernels
+    from caravan.model.gpu_requirements import missing_for_gpu
 
     if not torch.cuda.is_available():
         return "PyTorch finds no GPU on this machine. --tiny computes everything at tiny sizes on the CPU."
-    return missing_for_kernels()
+    return missing_for_gpu()
 
 
 def run_parts(parts: list[str], seconds: float, out: Path, *, is_tiny: bool) -> bool:

@@ -7,13 +7,18 @@ from pathlib import Path
 from benchmarks.gpu_costs import CONTEXT, GAP, PerWeight, decode_costs, prefill_costs, roof, step_seconds
 from benchmarks.gpu_kernels import TARGETS, Figures, figures
 from benchmarks.gpu_launches import PRODUCT_ROWS, all_launches, by_name, product_launches
-from benchmarks.gpu_shapes import BFLOAT16, FORMATS, GPUS, LLAMA_8B, Gpu
+from benchmarks.gpu_shapes import BFLOAT16, FORMATS, GPUS, INT4, LLAMA_8B, Format, Gpu
 from benchmarks.page_sections import with_section
 from caravan.model.cuda.product_kernels import INPUTS
 
 PAGE = Path(__file__).parent.parent / "docs" / "gpu.md"
 KERNELS_HEADING = "Kernels, compiled ahead of time"
 COSTS_HEADING = "Predictions"
+TARGETS_HEADING = "Targets on an H200"
+TARGET_SHARE = 0.75  # of the roof in bfloat16
+TARGET_GAIN = 2.5  # of int4 over bfloat16, for one stream
+TARGET_GAP = 50e-6  # seconds between two steps, with graphs
+TARGET_PEER = 0.8  # of vLLM's tokens a second, for the most streams
 STREAMS = (1, 32, 256)
 PROMPT = 2048
 EXAMPLE = (next(gpu for gpu in GPUS if gpu.name == "H200"), BFLOAT16, 32)
@@ -113,11 +118,58 @@ def costs_section(found: AllFigures) -> str:
     return "\n".join(lines)
 
 
+def targets_section(per_weight: PerWeight) -> str:
+    """Return the table of targets, for the instructions of a weight on an H200."""
+    gpu = EXAMPLE[0]
+
+    def predicted(weights: Format, number: int) -> float:
+        return number / step_seconds(decode_costs(LLAMA_8B, weights, number, per_weight), gpu)
+
+    lines = [
+        f"Llama 3.1 8B's shapes, {CONTEXT:,} tokens of context, tokens a second. A target is a goal, a prediction an",
+        "estimate from published peaks ([below](#predictions)). `.venv/bin/python -m benchmarks.gpu` measures all rows",
+        "but the last.",
+        "",
+        "| | target | predicted | measured |",
+        "|---|---|---|---|",
+    ]
+    for number in STREAMS:
+        most, expected = roof(LLAMA_8B, BFLOAT16, number, gpu), predicted(BFLOAT16, number)
+        streams = "1 stream" if number == 1 else f"{number} streams"
+        lines.append(
+            f"| bf16, {streams} | {TARGET_SHARE * most:,.0f} ({TARGET_SHARE:.0%} of the roof, {most:,.0f}) "
+            f"| {expected:,.0f} ({expected / most:.0%}) | not yet |"
+        )
+    gain = predicted(INT4, 1) / predicted(BFLOAT16, 1)
+    unpacking = per_weight["multiply_int4, 64 rows"]
+    num_weights = LLAMA_8B.num_layer_weights()
+    reading = num_weights * INT4.weight_bytes / gpu.bytes_per_second
+    lines += [
+        f"| int4 over bf16, 1 stream | {TARGET_GAIN} times | {gain:.1f} times | not yet |",
+        f"| gap between two steps, with graphs | under {1e6 * TARGET_GAP:.0f} microseconds "
+        f"| {1e6 * GAP:g} microseconds, assumed | not yet |",
+        f"| bf16, {STREAMS[-1]} streams, over vLLM on the same GPU | {TARGET_PEER} times | none | not yet |",
+        "",
+        f"Why int4 is predicted to miss its target: the kernel spends {unpacking:.1f} instructions on each of the",
+        f"{num_weights / 1e9:.1f} billion weights of the layers, to unpack, scale and round it. At the highest clock "
+        "they take",
+        f"{1e3 * num_weights * unpacking / gpu.instructions:.1f} ms, while the bytes of these weights are read in "
+        f"{1e3 * reading:.1f} ms. A whole step of one stream",
+        f"in bf16 takes {1e3 / predicted(BFLOAT16, 1):.1f} ms.",
+    ]
+    return "\n".join(lines)
+
+
 def page_with(page: str, found: AllFigures) -> str:
     """Return the page with its computed sections."""
-    return with_section(
-        with_section(page, KERNELS_HEADING, kernels_section(found)), COSTS_HEADING, costs_section(found)
-    )
+    targets = targets_section(instructions_per_weight(found, EXAMPLE[0].target))
+    for heading, body in (
+        (TARGETS_HEADING, targets),
+        (KERNELS_HEADING, kernels_section(found)),
+        (COSTS_HEADING, costs_section(found)),
+    ):
+        page = with_section(page, heading, body)
+    return page
 
 
 def main() -> None:

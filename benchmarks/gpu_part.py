@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 CUT = 3  # exit status
 STARTING_SHARE = 0.85  # of its seconds in which a part starts further measurements
+WHOLE_PARTS = ("tests", "trace")  # these have one result
+OTHER_CARDS = re.compile(r"\bPCIE?\b|\bNVL\b|\b40GB\b", re.IGNORECASE)  # slower than the ones with figures
 
 
 def results_of(part: str, sizes: "Sizes", out: Path) -> Iterator[dict[str, Any]]:
@@ -55,16 +57,25 @@ def device_name(sizes: "Sizes") -> str:
 
 
 def published(name: str) -> Gpu | None:
-    """Return the published figures of a GPU with this name, such as `NVIDIA H200`, if they are known."""
+    """Return the published figures of a GPU with this name, such as `NVIDIA H200`, if they are known.
+
+    A card of the same name in another form, such as `NVIDIA H100 PCIe`, has other figures.
+    """
+    if OTHER_CARDS.search(name):
+        return None
     return next((gpu for gpu in GPUS if re.search(rf"\b{gpu.name}\b", name)), None)
 
 
-def started(part: str, out: Path, *, is_tiny: bool, stack: ExitStack) -> Iterator[dict[str, Any]]:
-    """Return the results of a part; with is_tiny the interpreter computes as a GPU does while `stack` is open."""
+def started(part: str, seconds: float, out: Path, *, is_tiny: bool, stack: ExitStack) -> Iterator[dict[str, Any]]:
+    """Return the results of a part; `seconds` are for the tests, which end then.
+
+    With is_tiny the interpreter computes as a GPU does while `stack` is open.
+    """
     if part in ("environment", "tests"):  # these need no Triton
         from benchmarks.gpu_environment import describe_environment, run_tests
 
-        return run_tests() if part == "tests" else describe_environment("cpu" if is_tiny else "cuda")
+        device = "cpu" if is_tiny else "cuda"
+        return run_tests(seconds, device, out) if part == "tests" else describe_environment(device)
     if is_tiny:
         from tests.support.repaired_interpreter import repaired_interpreter
 
@@ -83,11 +94,13 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
-    limit = time.monotonic() + STARTING_SHARE * options.seconds
+    seconds = STARTING_SHARE * options.seconds
+    limit = time.monotonic() + seconds
     with ExitStack() as stack:
-        for result in started(options.part, options.out, is_tiny=options.tiny, stack=stack):
+        for result in started(options.part, seconds, options.out, is_tiny=options.tiny, stack=stack):
             print(json.dumps(result), flush=True)
-            if time.monotonic() > limit:
+            is_late = time.monotonic() > limit and options.part not in WHOLE_PARTS
+            if is_late or result.get("is_cut"):
                 return CUT
     return 0
 

@@ -80,7 +80,7 @@ TINY = Sizes(
     settling_steps=0,
     decode_steps=2,
     trace_steps=2,
-    max_batch_tokens=32,
+    max_batch_tokens=8,
     launches=1,
     cold_bytes=0,
 )

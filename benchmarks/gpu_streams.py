@@ -14,6 +14,7 @@ import torch
 
 from benchmarks.gpu_clock import Moment, moment, seconds_between, wait_for
 from benchmarks.gpu_costs import roof
+from benchmarks.gpu_results import guarded, no_logged_errors
 from benchmarks.gpu_shapes import BFLOAT16, INT4, Format, Gpu
 from benchmarks.gpu_sizes import Sizes, random_llama
 from caravan.model.cuda.llama import CudaLlama
@@ -30,6 +31,7 @@ from caravan.scheduler.step_graph import cuda_graph_capture, without_graph
 
 BLOCK_SIZE = 16
 MOST_FAILURES = 3  # messages of a result
+COMPILING_SHARE = 0.25  # of the prompts, which are not measured: kernels are compiled in their steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +87,7 @@ class StepTimes:
 
 
 def measure_streams(sizes: Sizes, weights: Format, gpu: Gpu | None) -> Iterator[dict[str, Any]]:
-    """Yield the speed of each variant of the engine at each number of streams.
+    """Yield the speed of each variant of the engine at each number of streams; a variant that fails is a result, too.
 
     `gap_us`: the median time between the end of a step on the device and the start of the next one.
     """
@@ -93,19 +95,25 @@ def measure_streams(sizes: Sizes, weights: Format, gpu: Gpu | None) -> Iterator[
         sizes, "int4" if weights.is_packed else "none", sizes.shapes.num_layers, max_position=model_len(sizes)
     )
     for variant in variants(sizes):
-        times = StepTimes(model.device, waits=not variant.overlaps)
-        with running_engine(model, sizes, variant, times) as engine:
-            for result in _measure(engine, sizes, times):
-                share = {}
-                if gpu is not None and "streams" in result:
-                    most = roof(sizes.shapes, weights, result["streams"], gpu, round(result["context"]))
-                    share = {"share_of_roof": round(result["tokens_per_second"] / most, 3)}
-                yield {"weights": weights.name, "variant": variant.name, **result, **share}
+        for result in guarded(variant.name, _results(model, sizes, variant)):
+            share = {}
+            if gpu is not None and "streams" in result:
+                most = roof(sizes.shapes, weights, result["streams"], gpu, round(result["context"]))
+                share = {"share_of_roof": round(result["tokens_per_second"] / most, 3)}
+            yield {"weights": weights.name, "variant": variant.name, **result, **share}
+        release_memory(sizes)
+
+
+def _results(model: CudaLlama, sizes: Sizes, variant: Variant) -> Iterator[dict[str, Any]]:
+    """Yield the speed of a variant. The engine ends with this generator, so there is one KV pool at a time."""
+    times = StepTimes(model.device, waits=not variant.overlaps)
+    with no_logged_errors(), running_engine(model, sizes, variant, times) as engine:
+        yield from _measure(engine, sizes, times)
 
 
 @contextmanager
 def running_engine(model: CudaLlama, sizes: Sizes, variant: Variant, times: StepTimes) -> Iterator[Engine]:
-    """Give an engine in which the most streams are waiting, and release its memory at the end."""
+    """Give an engine in which the most streams are waiting; at the end it has no graphs and can be collected."""
     engine = make_engine(model, sizes, variant, times)
     choose = random.Random(0)
     for index in range(sizes.streams[-1]):
@@ -119,11 +127,14 @@ def running_engine(model: CudaLlama, sizes: Sizes, variant: Variant, times: Step
     finally:
         if isinstance(engine, OverlappedEngine):
             engine.device_steps.release_graphs()
-        del engine
         gc.unfreeze()
-        gc.collect()
-        if sizes.is_gpu:
-            torch.cuda.empty_cache()
+
+
+def release_memory(sizes: Sizes) -> None:
+    """Release what nothing refers to any more: an engine and its parts refer to each other."""
+    gc.collect()
+    if sizes.is_gpu:
+        torch.cuda.empty_cache()
 
 
 def make_engine(model: CudaLlama, sizes: Sizes, variant: Variant, times: StepTimes) -> Engine:
@@ -147,7 +158,7 @@ def make_engine(model: CudaLlama, sizes: Sizes, variant: Variant, times: StepTim
         submit=times.submit,
     )
     if variant.has_graphs:
-        engine.device_steps.warm_up()
+        engine.warm_up()
     return engine
 
 
@@ -159,11 +170,19 @@ def model_len(sizes: Sizes) -> int:
 
 
 def start_decoding(engine: Engine, num_streams: int) -> None:
-    """Compute all prompts, until each stream decodes."""
+    """Compute the prompts that are left, until each stream decodes."""
     while len(engine.scheduler.running) < num_streams or not all(
         sequence.num_output_tokens for sequence in engine.scheduler.running
     ):
         checked_step(engine)
+
+
+def num_prompt_tokens(engine: Engine) -> int:
+    """Return the tokens of prompts that are computed."""
+    return sum(
+        min(sequence.num_computed_tokens, len(sequence.request.prompt_token_ids))
+        for sequence in engine.scheduler.running
+    )
 
 
 def keep_streams(engine: Engine, sizes: Sizes, number: int) -> None:
@@ -185,11 +204,14 @@ def checked_step(engine: Engine) -> int:
 
 def _measure(engine: Engine, sizes: Sizes, times: StepTimes) -> Iterator[dict[str, Any]]:
     """Yield the speed of prompts, then of decode steps from the most streams to the fewest."""
-    device = torch.device(sizes.device)
-    started = time.perf_counter()
+    device, num_tokens = torch.device(sizes.device), sizes.context * sizes.streams[-1]
+    while num_prompt_tokens(engine) < COMPILING_SHARE * num_tokens:
+        checked_step(engine)
+    num_left = num_tokens - num_prompt_tokens(engine)
+    started = time.perf_counter()  # a step can be ahead now, as at the end
     start_decoding(engine, sizes.streams[-1])
     seconds = time.perf_counter() - started
-    yield {"prompt_tokens_per_second": round(sizes.context * sizes.streams[-1] / seconds, 1)}
+    yield {"prompt_tokens_per_second": round(num_left / seconds, 1)}
     for number in reversed(sizes.streams):
         keep_streams(engine, sizes, number)
         times.take()

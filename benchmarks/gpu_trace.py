@@ -4,6 +4,7 @@ import gzip
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,13 @@ Span = tuple[str, float, float]  # name, start and duration in microseconds
 def trace_steps(sizes: Sizes, out: Path) -> Iterator[dict[str, Any]]:
     """Yield what a trace of decode steps says; the trace is written to `out`, for chrome://tracing or Perfetto."""
     streams = sizes.streams[len(sizes.streams) // 2]
+    sizes = replace(sizes, streams=(streams,))  # no prompts and graphs of more
     model = random_llama(sizes, "none", sizes.shapes.num_layers, max_position=model_len(sizes))
     variant = variants(sizes)[0]
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if sizes.is_gpu else [])]
     path = out / "trace.json.gz"
     with running_engine(model, sizes, variant, StepTimes(model.device, waits=False)) as engine:
-        start_decoding(engine, sizes.streams[-1])
+        start_decoding(engine, streams)
         keep_streams(engine, sizes, streams)
         with profile(activities=activities) as profiler:
             for _ in range(sizes.trace_steps):

@@ -1,6 +1,6 @@
 """Measure the kernels against what this machine can do: `python -m benchmarks.kernels`.
 
-Linear layers of the model at several numbers of rows, whole steps, attention of 16 sequences that decode at several
+Linear layers of the model at several numbers of rows, whole steps, attention of sequences that decode at several
 contexts, and of a prefill; beside each figure its part of the limit, which is reading bytes or multiplying, whichever
 takes longer.
 """
@@ -29,7 +29,8 @@ from caravan.model.loader import load_model, open_checkpoint
 
 BLOCK_SIZE = 16
 NUM_SEQUENCES = 16
-CONTEXTS = (128, 1024, 4096)
+MAX_POSITIONS = 65_536  # of all sequences together: an 8B model's keys and values of more do not fit in 24 GiB
+CONTEXTS = (128, 1024, 4096, 8192)
 NUM_ROWS = (1, 8, 32, 512)
 STEPS = ((1, 1, 128), (8, 1, 128), (32, 1, 128), (1, 512, 512))  # sequences, tokens of each, context
 MAX_BANDWIDTH_LOSS = 0.7  # part of the read bandwidth with which the keys and values of a longer context must be read
@@ -181,11 +182,12 @@ def measure_attention(config: ModelConfig, kernels: Any, machine: Machine, secon
         times: dict[int, float] = {}
         sizes: dict[int, int] = {}
         for length in CONTEXTS:
-            attention = Attention(config, kernels, kv_dtype, NUM_SEQUENCES, length)
+            num_sequences = min(NUM_SEQUENCES, MAX_POSITIONS // length)
+            attention = Attention(config, kernels, kv_dtype, num_sequences, length)
             sizes[length] = attention.num_bytes
             times[length] = best_seconds(lambda: attention.run(1), seconds)  # noqa: B023  # runs at once
-            title = f"attention, {name} pool, {NUM_SEQUENCES} at context {length:,}"
-            operations = NUM_SEQUENCES * length * per_pair
+            title = f"attention, {name} pool, {num_sequences} at context {length:,}"
+            operations = num_sequences * length * per_pair
             print_line(title, times[length], attention.num_bytes, operations, peak, machine)
         short, long = CONTEXTS[0], CONTEXTS[-1]
         allowed = (sizes[long] - sizes[short]) / (MAX_BANDWIDTH_LOSS * machine.bytes_per_second)

@@ -1,7 +1,9 @@
 """Measure the processor time between two decode steps of a GPU: `python -m benchmarks.step_gap`.
 
 NUM_SEQS sequences decode, and others wait. The device computes nothing, and its tokens are known at once: what is left
-is what the host does for each step, which a GPU must not wait for. Times are those of the processor, not of the clock.
+is what the host does for each step, which a GPU must not wait for. It leaves out the launches themselves: the copies to
+the device, the replay of a graph, the sampler's kernels and its parameters, the events. Times are those of the
+processor, not of the clock.
 """
 
 import gc
@@ -18,7 +20,7 @@ from caravan.model.kv_cache import KVCache
 from caravan.model.llama import Llama
 from caravan.model.loader import plain_llama
 from caravan.model.sampling.sample import Sample
-from caravan.model.sampling.sampler import SamplingRow
+from caravan.model.sampling.sampler import FindMasks, SamplingRow
 from caravan.model.sampling.sampling_params import SamplingParams
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.messages import Request
@@ -65,6 +67,13 @@ class IdleSampler:
         """Return the tokens as Python objects, as a copy from a GPU becomes them."""
         token_ids = torch.ones(len(logits), dtype=torch.int64)
         return HostSamples(token_ids, [Sample(token_id) for token_id in token_ids.tolist()] if rows else [])
+
+    def sample(
+        self, logits: Tensor, rows: Seq[SamplingRow], find_masks: FindMasks | None = None
+    ) -> list[Sample | None]:
+        """Return the tokens of a step that does not overlap; no row has a grammar."""
+        assert find_masks is None
+        return self.launch(logits, rows).result()
 
 
 class TimedEngine(OverlappedEngine):

@@ -17,7 +17,8 @@ from caravan.model.cpu.kernels import Kernels, WeightFormat
 from caravan.model.cpu.linear import Quantization, format_of
 from caravan.model.cpu.llama import CpuLlama
 from caravan.model.cpu.packing import BLOCK_FORMATS, num_packed_bytes
-from caravan.model.cuda.requirements import missing_for_kernels
+from caravan.model.gpu_requirements import missing_for_gpu
+from caravan.model.gpu_weights import int4_weight_bytes
 from caravan.model.llama import Llama
 from caravan.model.loader import plain_llama
 
@@ -60,15 +61,18 @@ def choose_backend(
     block_size: int,
     is_gpu: bool = False,
     fast_matmul: bool = False,
+    is_plan: bool = False,
 ) -> Backend:
     """Return the backend of a model: CudaLlama on a GPU, CpuLlama on a CPU, without kernels plain PyTorch.
+
+    A plan (`is_plan`) is for a GPU of another machine: what this one lacks to run its kernels does not count.
 
     `auto` and `native` keep weights in blocks as the file has them; a model without any is computed in bfloat16, `none`
     (docs/decisions/0034-quantization-auto.md).
     Raises ValueError for options that contradict each other.
     """
     if is_gpu:
-        return _on_gpu(checkpoint, dtype, quantization, fast_matmul=fast_matmul)
+        return _on_gpu(checkpoint, dtype, quantization, fast_matmul=fast_matmul, is_plan=is_plan)
     if fast_matmul:
         raise ValueError("--fast-matmul needs a GPU; the CPU kernels have one way to multiply. Remove the option.")
     kernels: Kernels | None = usable_kernels(block_size)
@@ -95,9 +99,14 @@ def choose_backend(
 
 
 def _on_gpu(
-    checkpoint: Checkpoint, dtype: str, quantization: Literal["auto"] | Quantization, *, fast_matmul: bool
+    checkpoint: Checkpoint,
+    dtype: str,
+    quantization: Literal["auto"] | Quantization,
+    *,
+    fast_matmul: bool,
+    is_plan: bool,
 ) -> Backend:
-    """Return CudaLlama, or plain PyTorch with a logged warning if kernels cannot be compiled. `auto` is `none`."""
+    """Return CudaLlama, or plain PyTorch with a logged warning if its kernels cannot run. `auto` is `none`."""
     if quantization in ("native", "int8"):
         raise ValueError(f"--quantization {quantization} needs the CPU kernels; a GPU has auto, none and int4.")
     if quantization == "int4" and dtype == "float32":
@@ -105,22 +114,25 @@ def _on_gpu(
     if quantization == "int4" and fast_matmul:
         raise ValueError("--fast-matmul needs weights in bfloat16; it cannot be combined with --quantization int4.")
     number = torch.float32 if dtype == "float32" else torch.bfloat16
-    missing = missing_for_kernels()
+    missing = None if is_plan else missing_for_gpu()
     if missing is not None:
         if quantization == "int4":
             raise ValueError(f"--quantization int4 needs kernels for the GPU. {missing}")
         logger.warning("%s The model runs in plain PyTorch, many times slower.", missing)
         return _plain(checkpoint, number, None)
-    # Imports Triton, which machines without a GPU need not have.
-    from caravan.model.cuda.llama import CudaLlama, CudaQuantization, int4_weight_bytes
+    chosen: Literal["none", "int4"] = "int4" if quantization == "int4" else "none"
 
-    chosen: CudaQuantization = "int4" if quantization == "int4" else "none"
+    def make_model(config: ModelConfig) -> Llama:
+        from caravan.model.cuda.llama import CudaLlama  # imports Triton, which machines without a GPU need not have
+
+        return CudaLlama(config, torch.device("cuda"), chosen, fast_matmul=fast_matmul)
+
     name = str(number).removeprefix("torch.")
     text = "int4: layers in 4 bits as the file has them or rounded to 4" if chosen == "int4" else name
     return Backend(
         dtype=number,
         quantization=chosen,
-        make_model=lambda config: CudaLlama(config, torch.device("cuda"), chosen, fast_matmul=fast_matmul),
+        make_model=make_model,
         weight_bytes=int4_weight_bytes(checkpoint)
         if chosen == "int4"
         else num_parameters(checkpoint) * number.itemsize,

@@ -50,14 +50,26 @@ class KVCache:
     def __init__(
         self, config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        shape = (num_blocks, block_size, config.num_kv_heads, _row_size(config, dtype))
+        self.num_blocks = num_blocks
+        self._block_shape = (block_size, config.num_kv_heads, _row_size(config, dtype))
+        self._num_layers, self._dtype, self._device = config.num_layers, dtype, device
+        self.allocate(num_blocks)
+
+    def allocate(self, num_blocks: int) -> None:
+        """Allocate another number of blocks. What was in the pool is lost; `release` it first to have its memory."""
+        shape = (num_blocks, *self._block_shape)
 
         def pool() -> Tensor:
             # A kernel that loads 16 numbers at a time may read past the last one.
-            return torch.empty(math.prod(shape) + 32, dtype=dtype, device=device)[:-32].view(shape)
+            return torch.empty(math.prod(shape) + 32, dtype=self._dtype, device=self._device)[:-32].view(shape)
 
-        self.keys = [pool() for _ in range(config.num_layers)]
-        self.values = [pool() for _ in range(config.num_layers)]
+        self.num_blocks = num_blocks
+        self.keys = [pool() for _ in range(self._num_layers)]
+        self.values = [pool() for _ in range(self._num_layers)]
+
+    def release(self) -> None:
+        """Release the memory of all blocks, before `allocate`."""
+        self.keys, self.values = [], []
 
     def prefault(self, num_bytes: int) -> None:
         """Prefault the memory of the first blocks, num_bytes in all; other threads may use the pool meanwhile."""

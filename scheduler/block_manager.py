@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from caravan.scheduler.block_pool import BlockPool, hash_block, num_blocks_for, root_hash
 from caravan.scheduler.events import EventLog
-from caravan.scheduler.messages import SpillCounts
+from caravan.scheduler.messages import PrefixMiss, SpillCounts
 from caravan.scheduler.sequence import Sequence
 
 
@@ -81,8 +81,11 @@ class BlockManager:
         """Start to read what follows a prefix from a spill file; return False if nothing is to be waited for."""
         return False
 
-    def attach(self, sequence: Sequence, prefix: CachedPrefix) -> None:
-        """Give a sequence the blocks of its cached prefix; its other full blocks become pending."""
+    def attach(self, sequence: Sequence, prefix: CachedPrefix) -> PrefixMiss:
+        """Give a sequence the blocks of its cached prefix; its other full blocks become pending.
+
+        Returns why no more of it was cached.
+        """
         for block in prefix.blocks:
             self.pool.share(block)
         sequence.block_table = prefix.blocks
@@ -90,6 +93,7 @@ class BlockManager:
         sequence.num_computed_tokens = num_cached_tokens if prefix.tail is None else sequence.num_prompt_tokens - 1
         sequence.num_cached_blocks = sequence.num_pending_blocks = len(prefix.blocks)
         self.mark_pending(sequence)
+        return self._miss(sequence)
 
     def mark_pending(self, sequence: Sequence) -> None:
         """Mark the full blocks of a running sequence as pending, and the block that its prompt ends in."""
@@ -107,9 +111,11 @@ class BlockManager:
         """Cache the pending blocks that are computed completely."""
         num_full = sequence.num_computed_tokens // self.block_size
         if num_full > sequence.num_cached_blocks:
-            hashes = self._hashes(sequence, num_full)
+            hashes, size = self._hashes(sequence, num_full), self.block_size
             for i in range(sequence.num_cached_blocks, num_full):
-                self.pool.cache_block(sequence.block_table[i], hashes[i])
+                if self.pool.cache_block(sequence.block_table[i], hashes[i]):
+                    content = sequence.token_ids[i * size : (i + 1) * size]
+                    self.pool.history.add(self._parent(sequence, i), content, is_first=not i)
             self.pool.remove_pending(hashes[sequence.num_cached_blocks :])
             sequence.num_cached_blocks = num_full
         if sequence.is_tail_pending and sequence.num_computed_tokens >= sequence.num_prompt_tokens:
@@ -139,14 +145,32 @@ class BlockManager:
         poisoned, self.poisoned = self.poisoned, []
         return poisoned
 
+    def _miss(self, sequence: Sequence) -> PrefixMiss:
+        """Return why no more tokens of a sequence than the computed ones were cached when it joined."""
+        start, size = sequence.num_computed_tokens, self.block_size
+        num_missing = sequence.num_missing_tokens
+        if start + size > sequence.num_tokens - 1:  # the last token is always computed
+            return PrefixMiss("too short", start, num_tokens=num_missing)
+        if start + size > sequence.num_reusable_tokens:
+            return PrefixMiss("scored", start, num_tokens=num_missing)
+        index = start // size
+        content = sequence.token_ids[start : start + size]
+        block_hash = self._hashes(sequence, index + 1)[index]
+        miss = self.pool.history.explain(self._parent(sequence, index), block_hash, content, is_first=not index)
+        return PrefixMiss(miss.reason, start + miss.offset, miss.seconds, num_missing)
+
     def _hashes(self, sequence: Sequence, num_blocks: int) -> list[bytes]:
         """Return the hashes of the first num_blocks blocks, which must be full of tokens."""
         hashes, size = sequence.block_hashes, self.block_size
         while len(hashes) < num_blocks:
             start = len(hashes) * size
-            parent = hashes[-1] if hashes else root_hash(sequence.request.cache_salt)
+            parent = self._parent(sequence, len(hashes))
             hashes.append(hash_block(parent, sequence.token_ids[start : start + size]))
         return hashes[:num_blocks]
+
+    def _parent(self, sequence: Sequence, index: int) -> bytes:
+        """Return the hash of the block before block `index`, whose hash must be known, or the root of the first one."""
+        return sequence.block_hashes[index - 1] if index else root_hash(sequence.request.cache_salt)
 
     def _tail_hash(self, sequence: Sequence) -> bytes | None:
         """Return the hash of the prompt's tokens after its full blocks, except the last token, for its group.
@@ -157,8 +181,8 @@ class BlockManager:
         num_full = end // self.block_size
         if not sequence.request.group or end == num_full * self.block_size:
             return None
-        full = self._hashes(sequence, num_full)
-        parent = full[-1] if full else root_hash(sequence.request.cache_salt)
+        self._hashes(sequence, num_full)
+        parent = self._parent(sequence, num_full)
         return hash_block(parent, [sequence.request.group, *sequence.token_ids[num_full * self.block_size : end]])
 
     def _remove_pending_tail(self, sequence: Sequence) -> bytes:

@@ -5,9 +5,12 @@ Source: PagedAttention (arXiv:2309.06180), sections 4.2 and 4.3.
 """
 
 import hashlib
+import time
 from array import array
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from caravan.scheduler.prefix_history import PrefixHistory
 
 
 def num_blocks_for(num_tokens: int, block_size: int) -> int:
@@ -38,8 +41,10 @@ class BlockPool:
     for the block instead of computing it again.
     """
 
-    def __init__(self, num_blocks: int) -> None:
+    def __init__(self, num_blocks: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock` returns seconds; the history of cached and removed blocks is timed with it."""
         self.num_blocks = num_blocks
+        self.history = PrefixHistory(num_blocks, clock)
         self._ref_counts = [0] * num_blocks
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))  # allocated from the front
         self._hash_of: dict[int, bytes] = {}  # cached block -> its hash
@@ -95,12 +100,17 @@ class BlockPool:
             self._num_cached -= 1
         self._ref_counts[block] += 1
 
-    def cache_block(self, block: int, block_hash: bytes) -> None:
-        """Make a held, completely computed block available to later requests; the first block of a hash stays."""
+    def cache_block(self, block: int, block_hash: bytes) -> bool:
+        """Make a held, completely computed block available to later requests; the first block of a hash stays.
+
+        Returns whether this block is now the one of its hash.
+        """
         assert self._ref_counts[block] > 0, "only held blocks become cached"
-        if block_hash not in self._block_of and block not in self._hash_of:
-            self._block_of[block_hash] = block
-            self._hash_of[block] = block_hash
+        if block_hash in self._block_of or block in self._hash_of:
+            return False
+        self._block_of[block_hash] = block
+        self._hash_of[block] = block_hash
+        return True
 
     def cache_tail(self, block: int, tail_hash: bytes) -> None:
         """Make the beginning of a held block available for copying, for as long as the block is held."""
@@ -141,6 +151,7 @@ class BlockPool:
         if block_hash is not None:
             del self._block_of[block_hash]
             self.num_forgotten += 1
+            self.history.remove(block_hash)
 
     def _forget_tail(self, block: int) -> None:
         tail_hash = self._tail_of.pop(block, None)

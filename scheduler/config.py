@@ -120,14 +120,14 @@ def plan_engine(
     weight_bytes: int,
     max_draft_position: int = 0,
     defaults: DeviceDefaults = CPU_DEFAULTS,
-    step_bytes: Callable[[int, int], int] | None = None,
+    step_bytes: Callable[[int, int, int], int] | None = None,
 ) -> EngineConfig:
     """Return the engine's configuration; raises ValueError, with the way out, if the limits contradict each other.
 
     `free_memory_bytes` is what is free once the weights are loaded. The pool leaves step_bytes(max_batch_tokens,
-    max_num_seqs) of its share to the tensors of a step, unless the operator chooses its size. A standby takes
-    `weight_bytes` of it again, and memory for its process. With a draft model, which was trained for max_draft_position
-    tokens, kv_bytes_per_token is that of both models.
+    max_num_seqs, max_model_len) of its share to the tensors of a step, unless the operator chooses its size. A standby
+    takes `weight_bytes` of it again, and memory for its process. With a draft model, which was trained for
+    max_draft_position tokens, kv_bytes_per_token is that of both models.
     """
     if limits.has_standby:
         needed_bytes = standby_bytes(weight_bytes)
@@ -139,9 +139,10 @@ def plan_engine(
     limits = with_defaults(limits, defaults)
     assert limits.max_batch_tokens is not None
     assert limits.max_num_seqs is not None
+    max_model_len = choose_max_model_len(limits, max_position)
     pool_bytes = int(free_memory_bytes * defaults.pool_share)
     if step_bytes is not None:
-        pool_bytes = max(pool_bytes - step_bytes(limits.max_batch_tokens, limits.max_num_seqs), 0)
+        pool_bytes = max(pool_bytes - step_bytes(limits.max_batch_tokens, limits.max_num_seqs, max_model_len), 0)
     if limits.kv_cache_memory_bytes is not None:
         pool_bytes = limits.kv_cache_memory_bytes
     if pool_bytes > free_memory_bytes:
@@ -149,7 +150,6 @@ def plan_engine(
             f"The KV pool needs {pool_bytes:,} bytes, but only {free_memory_bytes:,} are free. Lower --kv-cache-memory."
         )
     num_blocks = pool_bytes // (kv_bytes_per_token * limits.block_size)
-    max_model_len = choose_max_model_len(limits, max_position)
     return EngineConfig(
         num_blocks=max(num_blocks, 1),
         block_size=limits.block_size,

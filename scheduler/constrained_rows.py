@@ -4,14 +4,14 @@ import numpy as np
 from torch import Tensor
 
 from caravan.model.sampling.sample import LATE, Sample
-from caravan.model.sampling.sampler import Masks, sample
+from caravan.model.sampling.sampler import Draw, Masks
 from caravan.scheduler.batch import sampling_rows
 from caravan.scheduler.grammar import NOTHING_LEFT, Matcher, wait_for
 from caravan.scheduler.sequence import ScheduledSequence
 
 
-def draw_rows(plan: list[ScheduledSequence], logits: Tensor, wait_seconds: float = 0.0) -> list[Sample | None]:
-    """Return the sample of each row of logits [S, vocab_size] in the plan's order, as `sample` does.
+def draw_rows(plan: list[ScheduledSequence], logits: Tensor, draw: Draw, wait_seconds: float) -> list[Sample | None]:
+    """Return the sample of each row of logits [S, vocab_size] in the plan's order, as `draw` gives them.
 
     Waits up to wait_seconds for masks, once for each mask unless there is nothing else to do, and as long for matchers
     to consume the tokens. LATE for a row whose grammar has a problem, or whose mask or matcher is not ready in time: a
@@ -23,7 +23,7 @@ def draw_rows(plan: list[ScheduledSequence], logits: Tensor, wait_seconds: float
     matchers = [scheduled.sequence.matcher for scheduled in plan for _ in range(scheduled.num_logits)]
     constrained = [matcher for matcher in matchers if matcher is not None]
     if not constrained:
-        return sample(logits, rows)
+        return draw(logits, rows, None)
     is_alone = len(constrained) == len(plan) and all(matcher.is_late for matcher in constrained)  # and no prompts
     wait_for([matcher for matcher in constrained if is_alone or not matcher.is_late], wait_seconds)
     present = [index for index, matcher in enumerate(matchers) if matcher is None or _is_usable(matcher)]
@@ -34,7 +34,7 @@ def draw_rows(plan: list[ScheduledSequence], logits: Tensor, wait_seconds: float
             return np.stack([matcher.mask for place in places if (matcher := matchers[present[place]])])
 
         here = logits if len(present) == len(rows) else logits[present]
-        for index, drawn in zip(present, sample(here, [rows[i] for i in present], masks), strict=True):
+        for index, drawn in zip(present, draw(here, [rows[i] for i in present], masks), strict=True):
             samples[index] = drawn
     for index, (matcher, drawn) in enumerate(zip(matchers, samples, strict=True)):
         if matcher is None or drawn is LATE:

@@ -91,9 +91,10 @@ class DeviceSteps:
         """Return a plan that is not empty, with num_logits samples (0 or 1) of each sequence, as its step's numbers.
 
         Sections of a decode step: rows, token ids, positions, each padded. Of others, for B sequences, T tokens and S
-        samples: rows [B], query_start_loc [B + 1], seq_lens [B], token ids [T], positions [T], row of each token [T],
+        samples: positions [T], rows [B], query_start_loc [B + 1], seq_lens [B], token ids [T], row of each token [T],
         tokens to sample after [S], their rows [S]. Then for both the places and blocks of new entries.
-        A token that the host does not know is negative.
+        A token that the host does not know is negative. A kernel reads the positions, and is compiled for an address
+        that is a multiple of 16 bytes.
         """
         rows, places, blocks = self._rows.assign(plan)
         computed = [scheduled.sequence.num_computed_tokens for scheduled in plan]
@@ -197,7 +198,7 @@ class DeviceSteps:
 
     def _hidden_states(self, sections: list[Tensor]) -> Tensor:
         """Return the hidden states [S, hidden_size] to sample from, of a step with prompts."""
-        rows, query_start_loc, seq_lens, token_ids, positions, token_rows, wanted, _ = sections
+        positions, rows, query_start_loc, seq_lens, token_ids, token_rows, wanted, _ = sections
         block_size = self._config.block_size
         blocks = self._block_tables[token_rows, positions // block_size]  # [T]
         batch = ForwardBatch(
@@ -224,11 +225,11 @@ def _prompt_sections(
     ends = [*accumulate(lengths)]
     sampled = [index for index, count in enumerate(num_logits) if count]
     return [
+        [p for start, length in zip(computed, lengths, strict=True) for p in range(start, start + length)],
         rows,
         [0, *ends],
         [start + length for start, length in zip(computed, lengths, strict=True)],
         [token_id for scheduled in plan for token_id in scheduled.token_ids],
-        [p for start, length in zip(computed, lengths, strict=True) for p in range(start, start + length)],
         [row for row, length in zip(rows, lengths, strict=True) for _ in range(length)],
         [ends[index] - 1 for index in sampled],
         [rows[index] for index in sampled],

@@ -11,7 +11,7 @@ from caravan.model.llama import Llama
 from caravan.model.sampling.sampler import largest_logits
 from caravan.scheduler.batch import BatchBuilder, Span
 from caravan.scheduler.config import EngineConfig
-from caravan.scheduler.sequence import ScheduledSequence
+from caravan.scheduler.sequence import ScheduledSequence, Sequence
 
 
 class DraftModel:
@@ -54,6 +54,10 @@ class DraftModel:
         for index, token_ids in drafts.items():
             if token_ids:
                 plan[index] = plan[index]._replace(draft_token_ids=tuple(token_ids))
+
+    def warm_up(self, sequences: Seq[Sequence]) -> None:
+        """Compute all tokens of sequences, and the tokens after them, for nothing but that it was done once."""
+        self._run({index: Span(one, 0, one.token_ids) for index, one in enumerate(sequences)}, range(len(sequences)))
 
     def _run(self, spans: dict[int, Span], wanted: Seq[int]) -> list[int]:
         """Compute spans and return the most probable token after each of those that are wanted."""

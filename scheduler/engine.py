@@ -9,6 +9,7 @@ import torch
 from caravan.model.kv_cache import KVCache
 from caravan.model.llama import Llama
 from caravan.model.sampling.sample import Sample
+from caravan.model.sampling.sampler import Draw, sample
 from caravan.scheduler.batch import BatchBuilder
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.constrained_rows import draw_rows
@@ -49,12 +50,13 @@ class Engine:
         self.model = model
         self.config = config
         self._device = device
-        self._num_padding_blocks = num_padding_blocks
-        self.kv_cache = self._make_kv_cache(kv_dtype)
+        num_blocks = config.num_blocks + num_padding_blocks
+        self.kv_cache = KVCache(model.config, num_blocks, config.block_size, kv_dtype, device)
         self.scheduler = self.scheduler_type(config)
         self._batch_builder = BatchBuilder(config.max_num_seqs, config.max_num_blocks, config.block_size, device)
         self._grammars = grammars
         self._draft_model = draft_model
+        self._draw: Draw = sample
         self.on_batch: Callable[[list[int]], None] = lambda _: None  # gets the ids of the requests of each step
         self._lap: Callable[[str], None] = profile.lap if profile else lambda _: None
 
@@ -87,10 +89,7 @@ class Engine:
 
         Raises MemoryError if the pool is as small as it can be.
         """
-        self.config = shrink_pool(self.scheduler)
-        kv_dtype = self.kv_cache.keys[0].dtype
-        del self.kv_cache  # before its successor is allocated
-        self.kv_cache = self._make_kv_cache(kv_dtype)
+        self.config = shrink_pool(self.scheduler, self.kv_caches)
 
     def run(self, plan: list[ScheduledSequence]) -> StepResult:
         """Announce a plan and compute it, sequence by sequence if computing it at once fails.
@@ -105,10 +104,6 @@ class Engine:
         if self.scheduler.waiting:
             time.sleep(GRAMMAR_PAUSE_SECONDS)  # all requests wait for their grammars
         return StepResult([])
-
-    def _make_kv_cache(self, kv_dtype: torch.dtype) -> KVCache:
-        num_blocks = self.config.num_blocks + self._num_padding_blocks
-        return KVCache(self.model.config, num_blocks, self.config.block_size, kv_dtype, self._device)
 
     def _prepare(self, plan: list[ScheduledSequence]) -> None:
         """Do what comes before the computation of a plan."""
@@ -143,7 +138,7 @@ class Engine:
         hidden, prompts = compute_prompts(self.model, plan, hidden)
         logits = self.model.logits(hidden)  # [rows to sample from, vocab_size]
         self._lap("rest")
-        samples = draw_rows(plan, logits, self._grammars.limits.wait_seconds if self._grammars else 0.0)
+        samples = draw_rows(plan, logits, self._draw, self._grammars.limits.wait_seconds if self._grammars else 0.0)
         self._lap("sample")
         return samples, prompts
 

@@ -1,6 +1,6 @@
 """EventLog: what happens to sequences between their outputs, for explanations of their latency."""
 
-from caravan.scheduler.messages import SequenceEvent, WaitReason
+from caravan.scheduler.messages import PrefixMiss, SequenceEvent, WaitReason
 from caravan.scheduler.sequence import ScheduledSequence, Sequence
 
 
@@ -25,10 +25,11 @@ class EventLog:
         """Record that the blocks of num_tokens tokens were read from the spill file for a waiting sequence."""
         self._events.append(SequenceEvent(sequence.request.request_id, "read", num_tokens))
 
-    def join(self, sequence: Sequence) -> None:
-        """Record that a sequence left the queue."""
+    def join(self, sequence: Sequence, miss: PrefixMiss) -> None:
+        """Record that a sequence left the queue, and why no more of it was in the prefix cache."""
         sequence.wait_reason = None
-        self._events.append(SequenceEvent(sequence.request.request_id, "join", sequence.num_computed_tokens))
+        request_id = sequence.request.request_id
+        self._events.append(SequenceEvent(request_id, "join", sequence.num_computed_tokens, miss=miss))
 
     def preempt(self, sequence: Sequence, num_lost_tokens: int) -> None:
         """Record that a sequence lost its blocks."""

@@ -2,20 +2,31 @@
 
 import torch
 
+_DEVICE_ERRORS = ("CUDA error", "HIP error", "Triton Error [")  # in messages
+
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that the memory of a GPU is used up. torch's own is a RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError)
+    """Return whether an error says that the memory of a GPU is used up.
+
+    torch's allocator, CUDA, cuBLAS and Triton, which loads kernels and launches them, each have an error for it; all of
+    them are RuntimeErrors. They leave the GPU usable.
+    """
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in text or "cublas_status_alloc_failed" in text)
+    )
 
 
 def is_device_fault(error: BaseException) -> bool:
     """Return whether an error says that a GPU has failed: then every later call of the process fails, too.
 
-    torch raises AcceleratorError for errors of CUDA itself; libraries above it raise RuntimeErrors with its words.
+    torch raises AcceleratorError for errors of CUDA itself; libraries above it and Triton raise RuntimeErrors.
     """
     if is_out_of_memory(error):
         return False
-    return isinstance(error, torch.AcceleratorError) or (isinstance(error, RuntimeError) and "CUDA error" in str(error))
+    return isinstance(error, torch.AcceleratorError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _DEVICE_ERRORS)
+    )
 
 
 def is_fatal(error: BaseException) -> bool:

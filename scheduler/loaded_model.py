@@ -29,6 +29,7 @@ from caravan.scheduler.memory import free_gpu_memory_bytes, free_memory_bytes, g
 from caravan.scheduler.memory_shortage import explained_shortage
 from caravan.scheduler.messages import EngineReady, StartEngine
 from caravan.scheduler.profile import Profile
+from caravan.scheduler.speculation import MAX_ROWS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,9 @@ class LoadedModel:
             weight_bytes=unshared_bytes + (draft.weight_bytes if draft else 0),
             max_draft_position=draft.model.config.max_position if draft else 0,
             defaults=CPU_DEFAULTS if is_cpu else GPU_DEFAULTS,
-            step_bytes=None if is_cpu else functools.partial(gpu_step_bytes, model.config),
+            step_bytes=None
+            if is_cpu
+            else functools.partial(gpu_step_bytes, model.config, draft.model.config if draft else None),
         )
         profile = Profile(model, sys.stderr.write) if self.start.is_profiled else None
         model_path = Path(self.start.model_path)
@@ -109,7 +112,8 @@ class LoadedModel:
         if self.model.can_be_graph:
             from caravan.model.cuda.sampler import CudaSampler
 
-            sampler = CudaSampler(config.max_num_seqs, self.model.config.vocab_size, self.device)
+            num_rows = max(config.max_num_seqs, MAX_ROWS)  # a sequence with draft tokens has several
+            sampler = CudaSampler(num_rows, self.model.config.vocab_size, self.device)
         engine = OverlappedEngine(
             self.model,
             config,
@@ -122,7 +126,7 @@ class LoadedModel:
             capture=cuda_graph_capture() if self.model.can_be_graph else without_graph,
         )
         if self.model.can_be_graph:
-            engine.device_steps.warm_up()
+            engine.warm_up()
         gc.collect()
         gc.freeze()  # else the garbage collector passes over all modules now and then, for as long as ten steps
         return engine

@@ -8,8 +8,10 @@ import psutil
 import torch
 
 from caravan.model.config import ModelConfig
+from caravan.scheduler.speculation import MAX_ROWS
 
-FLOATS_PER_LOGIT = 6  # the logit itself and what the sampler keeps
+FLOATS_PER_LOGIT = 8  # in a step with prompts, in a graph and for both, without late rows, and what the sampler keeps
+SPLIT_TOKENS = 512  # positions that a program of the attention kernel sums up
 LIBRARY_BYTES = 2**29  # of libraries, loaded kernels and CUDA graphs
 
 
@@ -37,17 +39,39 @@ def give_back_freed_memory() -> None:
         trim(0)
 
 
-def gpu_step_bytes(config: ModelConfig, max_batch_tokens: int, max_num_seqs: int) -> int:
-    """Return an upper estimate of the memory of a step's tensors on a GPU, the KV pool and the weights apart.
+def gpu_step_bytes(
+    config: ModelConfig, draft: ModelConfig | None, max_batch_tokens: int, max_num_seqs: int, max_model_len: int
+) -> int:
+    """Return an upper estimate of the memory of a step's tensors on a GPU, the KV pools and the weights apart.
 
-    For each token what a layer holds at once, in float32 at most: the residual stream, its norm, queries, keys, values
-    and their mixture, and the feed-forward network's gate, up and product. For each sequence its logits, and what the
-    sampler makes of them. The tensors of one layer are freed before the next one's.
+    For each sequence its logits, and what the sampler makes of them; the sums of the splits of its context, in a graph
+    and in steps with prompts; and the tokens of a graph. The draft model has no graph, and uses the memory of a step
+    with prompts when that one is over, but the tensors of at most MAX_ROWS logits.
+    """
+    num_rows = max(max_num_seqs, MAX_ROWS)
+    split_bytes = max_num_seqs * _split_bytes(config, max_model_len)
+    step_bytes = max_batch_tokens * _token_bytes(config) + split_bytes
+    graph_bytes = max_num_seqs * _token_bytes(config) + split_bytes
+    logit_bytes = 4 * num_rows * FLOATS_PER_LOGIT * config.vocab_size
+    if draft is not None:
+        draft_bytes = max_batch_tokens * _token_bytes(draft) + max_num_seqs * _split_bytes(draft, max_model_len)
+        step_bytes = max(step_bytes, draft_bytes + 4 * MAX_ROWS * draft.vocab_size)
+    return step_bytes + graph_bytes + logit_bytes + LIBRARY_BYTES
+
+
+def _token_bytes(config: ModelConfig) -> int:
+    """Return what a layer holds of a token at once, in float32 at most; it is freed before the next layer's.
+
+    The residual stream, its norm, queries, keys, values and their mixture, and the feed-forward network's gate, up and
+    product.
     """
     heads = (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-    token_bytes = 4 * (3 * config.hidden_size + heads + 4 * config.intermediate_size)
-    row_bytes = 4 * (FLOATS_PER_LOGIT * config.vocab_size)
-    return max_batch_tokens * token_bytes + max_num_seqs * row_bytes + LIBRARY_BYTES
+    return 4 * (3 * config.hidden_size + heads + 4 * config.intermediate_size)
+
+
+def _split_bytes(config: ModelConfig, num_tokens: int) -> int:
+    """Return the size of the sums of one query's splits, over a context of num_tokens, in float32."""
+    return 4 * config.num_heads * -(-num_tokens // SPLIT_TOKENS) * (config.head_dim + 2)
 
 
 def free_gpu_memory_bytes(device: torch.device) -> int:

@@ -4,9 +4,8 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
-import torch
-
 from caravan.scheduler.engine import Engine
+from caravan.scheduler.faults import is_out_of_memory
 from caravan.scheduler.messages import StepOutput
 
 logger = logging.getLogger(__name__)
@@ -19,9 +18,10 @@ def step_with_room(engine: Engine) -> StepOutput:
     """
     try:
         return engine.step()
-    except torch.OutOfMemoryError as error:  # its traceback holds tensors until here
+    except Exception as error:  # its traceback holds tensors until the end
+        if not is_out_of_memory(error):
+            raise
         logger.warning("The GPU has too little memory for a step; the KV pool shrinks. %s", error)
-    torch.cuda.empty_cache()
     engine.shrink_pool()
     return StepOutput(outputs=[], stats=engine.scheduler.stats())
 
@@ -31,7 +31,9 @@ def explained_shortage(what: str) -> Iterator[None]:
     """Raise a ValueError that names the options that help, if a GPU has too little memory for `what` at the start."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         raise ValueError(
             f"The GPU has too little memory for {what}. Lower --kv-cache-memory, --max-batch-tokens or --max-num-seqs, "
             f"or choose a smaller --quantization. {error}"

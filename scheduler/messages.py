@@ -6,6 +6,7 @@ import msgspec
 
 from caravan.model.sampling.sampling_params import Pooling, SamplingParams
 from caravan.scheduler.config import EngineConfig, EngineLimits
+from caravan.scheduler.prefix_history import MissReason
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 ErrorKind = Literal["engine", "grammar"]  # "grammar": an error that the client can correct
@@ -162,6 +163,15 @@ WaitReason = Literal[
 EventKind = Literal["wait", "read", "join", "chunk", "preempt", "abort"]
 
 
+class PrefixMiss(msgspec.Struct, frozen=True, array_like=True):
+    """Why the tokens of a joining sequence are in the prefix cache no further than they are."""
+
+    reason: MissReason
+    token: int  # the first one that is not in the cache; differs: the first one that differs from a cached block
+    seconds: float | None = None  # evicted, differs: the age of that; not seen, other key: how far the history reaches
+    num_tokens: int = 0  # that are not in the cache
+
+
 class SequenceEvent(msgspec.Struct, frozen=True, array_like=True):
     """Something happened to one sequence in a step."""
 
@@ -172,6 +182,7 @@ class SequenceEvent(msgspec.Struct, frozen=True, array_like=True):
     num_tokens: int = 0
     num_computed_tokens: int = 0  # chunk: all that are computed after it
     reason: WaitReason | None = None  # wait: why it does not join; reported when it changes
+    miss: PrefixMiss | None = None  # join: why no more was found
 
 
 class StepOutput(msgspec.Struct, frozen=True, kw_only=True, tag=True):

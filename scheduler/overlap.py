@@ -123,7 +123,10 @@ class Overlap:
             if not can_schedule(self.scheduler):
                 return None
             is_decode = is_repeated(self.scheduler, launched)
-            plan = schedule_again(self.scheduler, launched.plan) if is_decode else self.scheduler.schedule()
+            if is_decode:
+                plan = schedule_again(self.scheduler, launched.plan)
+            else:  # can_schedule has found that no sequence is displaced
+                plan = self.scheduler.schedule(may_displace=False)
             following = self._start(plan, is_decode=is_decode)
         following.is_ahead = True
         return following if plan else None

@@ -13,6 +13,7 @@ from caravan.scheduler.decode_step import DecodeScheduler
 from caravan.scheduler.device_step import NUM_PADDING_BLOCKS, DeviceSteps
 from caravan.scheduler.draft_model import DraftModel
 from caravan.scheduler.engine import Engine
+from caravan.scheduler.faults import is_out_of_memory
 from caravan.scheduler.grammar import Grammars
 from caravan.scheduler.messages import StepOutput
 from caravan.scheduler.overlap import Overlap, Pending
@@ -20,6 +21,7 @@ from caravan.scheduler.profile import Profile
 from caravan.scheduler.sampling_launch import HostSamples, LaunchedSampler
 from caravan.scheduler.sequence import ScheduledSequence
 from caravan.scheduler.step_graph import Capture, without_graph
+from caravan.scheduler.warm_up import warm_up
 
 Submit = Callable[[Callable[[], Pending]], Pending]  # lets the device do work, in the order of the calls
 
@@ -67,6 +69,8 @@ class OverlappedEngine(Engine):
         """`capture` records decode steps as graphs. `submit` may do its work later, in another thread."""
         super().__init__(model, config, kv_dtype, device, profile, grammars, draft_model, NUM_PADDING_BLOCKS)
         self._submit, self._sampler, self._capture = submit, sampler, capture
+        self._draw = sampler.sample  # of serial steps: a row's bits must not tell which kind its step was
+        self._is_warm = False
         self._start_over()
 
     @property
@@ -82,9 +86,30 @@ class OverlappedEngine(Engine):
     def shrink_pool(self) -> None:
         self._overlap.abandon()
         self.device_steps.release_graphs()
-        del self.device_steps, self._overlap  # they have the old pool
+        del self.device_steps, self._overlap  # their memory is free for those that follow
         super().shrink_pool()
         self._start_over()
+        if self._is_warm and not self._has_room_to_warm_up():
+            self.shrink_pool()
+
+    def warm_up(self) -> None:
+        """Record decode steps and launch each kernel that requests can reach, before the first request; see warm_up.
+
+        It is done again, to record steps, after the pool has shrunk.
+        """
+        self._is_warm = True
+        model, steps = self.model, self.device_steps
+        warm_up(steps, self._sampler, self._draft_model, self.config, model.config.vocab_size, self._device)
+
+    def _has_room_to_warm_up(self) -> bool:
+        """Warm up, and return whether there was memory for it."""
+        try:
+            self.warm_up()
+        except Exception as error:  # its traceback holds tensors until the end
+            if not is_out_of_memory(error):
+                raise
+            return False
+        return True
 
     def launch(self, plan: list[ScheduledSequence], num_logits: list[int]) -> Pending:
         """Announce a plan, with the number of samples of each sequence, and let the device compute it."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from caravan.model.sampling.sample import Sample
-from caravan.model.sampling.sampler import SamplingRow, sample
+from caravan.model.sampling.sampler import FindMasks, SamplingRow, sample
 
 
 class PendingSamples(Protocol):
@@ -29,6 +29,12 @@ class LaunchedSampler(Protocol):
 
     def launch(self, logits: Tensor, rows: Sequence[SamplingRow]) -> PendingSamples:
         """Start to sample rows of logits [S, vocab_size] without grammars. The logits may change after the launch."""
+        ...
+
+    def sample(
+        self, logits: Tensor, rows: Sequence[SamplingRow], find_masks: FindMasks | None = None
+    ) -> list[Sample | None]:
+        """Sample rows, also with grammars, and wait: a row gets what `launch` gives it, whatever the others are."""
         ...
 
 
@@ -55,3 +61,9 @@ class HostSampler:
         samples = sample(logits, rows)
         token_ids = [one.token_id if one is not None else -1 for one in samples]
         return HostSamples(torch.tensor(token_ids, dtype=torch.int64).to(logits.device), samples)
+
+    def sample(
+        self, logits: Tensor, rows: Sequence[SamplingRow], find_masks: FindMasks | None = None
+    ) -> list[Sample | None]:
+        """Sample rows of logits [S, vocab_size]."""
+        return sample(logits, rows, find_masks)

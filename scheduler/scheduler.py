@@ -36,7 +36,7 @@ class Scheduler:
         """`clock` returns seconds; steps are timed with it."""
         self.config = config
         self.clock = clock
-        self.pool = BlockPool(config.num_blocks)
+        self.pool = BlockPool(config.num_blocks, clock)
         self.blocks = BlockManager(self.pool, config.block_size)
         self.running: list[Sequence] = []
         self.waiting = WaitingQueue(self.running)
@@ -81,12 +81,12 @@ class Scheduler:
         """Whether there are running or waiting sequences."""
         return bool(self.running or self.waiting)
 
-    def schedule(self) -> list[ScheduledSequence]:
+    def schedule(self, *, may_displace: bool = True) -> list[ScheduledSequence]:
         """Return what the next step computes. All blocks that it needs are in the block tables."""
         self.record = StepRecord(self.clock())
         self.record.counters.spill = self.blocks.finish_reads(self._events)
         num_evicted = self.pool.num_evicted
-        displaced = self.find_displaced()
+        displaced = self.find_displaced() if may_displace else None
         if displaced is not None:
             self.preempt(displaced)
         plan: list[ScheduledSequence] = []
@@ -226,7 +226,7 @@ class Scheduler:
 
     def _join(self, sequence: Sequence, prefix: CachedPrefix, budget: int) -> ScheduledSequence:
         """Move a sequence to the running ones, with its cached prefix and the blocks of its first chunk."""
-        self.blocks.attach(sequence, prefix)
+        miss = self.blocks.attach(sequence, prefix)
         sequence.scheduled_at_seconds = self.clock()
         if sequence.num_output_tokens == 0:
             sequence.num_cached_tokens = sequence.num_computed_tokens
@@ -236,7 +236,7 @@ class Scheduler:
         is_extended = self.blocks.extend(sequence, num_tokens)
         assert is_extended, "can_allocate counted the free blocks"
         self.running.append(sequence)
-        self._events.join(sequence)
+        self._events.join(sequence, miss)
         return ScheduledSequence(sequence, num_tokens, copied_block=prefix.tail)
 
     def _end(self, sequence: Sequence) -> None:

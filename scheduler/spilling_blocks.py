@@ -7,7 +7,7 @@ from caravan.scheduler.block_pool import BlockPool
 from caravan.scheduler.block_spill import BlockSpill
 from caravan.scheduler.draft_tokens import DraftTokens
 from caravan.scheduler.events import EventLog
-from caravan.scheduler.messages import SpillCounts
+from caravan.scheduler.messages import PrefixMiss, SpillCounts
 from caravan.scheduler.prefix_reads import PrefixReads
 from caravan.scheduler.scheduler import Scheduler
 from caravan.scheduler.sequence import Sequence
@@ -31,10 +31,10 @@ class SpillingBlocks(BlockManager):
         return self._reads.start(sequence, hashes[len(prefix.blocks) :], prefix.blocks)
 
     @override
-    def attach(self, sequence: Sequence, prefix: CachedPrefix) -> None:
+    def attach(self, sequence: Sequence, prefix: CachedPrefix) -> PrefixMiss:
         if prefix.blocks:
             self.spill.keep_hits(self._hashes(sequence, len(prefix.blocks)), prefix.blocks[:])
-        super().attach(sequence, prefix)
+        return super().attach(sequence, prefix)
 
     @override
     def cache_computed(self, sequence: Sequence) -> None:

@@ -111,6 +111,7 @@ def create_app(parts: AppParts) -> FastAPI:
         return concurrency_limit.is_open and engine.is_ready
 
     metrics.add_ready_gauge(is_ready)
+    metrics.add_queue_gauge(parts.admission.num_queued_tokens)
     app = FastAPI(
         title="Caravan",
         version=parts.version,

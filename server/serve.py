@@ -29,6 +29,7 @@ from caravan.server.observe.http_record import HttpRecord
 from caravan.server.observe.metrics import Metrics
 from caravan.server.observe.request_history import RequestHistory
 from caravan.server.observe.tracing import make_tracer
+from caravan.server.observe.vllm_names import add_vllm_names
 from caravan.server.operations.live_view import LiveView
 from caravan.server.sandbox.chat_template import ChatTemplate
 from caravan.server.sandbox.grammar_check import GrammarCheck
@@ -59,7 +60,15 @@ async def run_server(
         defaults = load_generation_defaults(model_path)
         report = await engine.ready()
         names = settings.names
-        metrics = Metrics(names[0], report.config, keys.names if keys else (), engine.is_standby_ready)
+        metrics = Metrics(
+            names[0],
+            report.config,
+            keys.names if keys else (),
+            engine.is_standby_ready,
+            is_restricted=keys is not None and keys.is_scraping_limited,
+        )
+        if settings.metrics_names == "vllm":
+            add_vllm_names(metrics, names[0], report.config)
         admission = Admission(report.config, metrics, settings.queue_limits)
         history, live_view = RequestHistory(), LiveView(engine.subscribe)
         bodies = BodyMemory(int(settings.max_body_memory))

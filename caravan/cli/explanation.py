@@ -10,6 +10,14 @@ from caravan.cli.client import error_message
 from caravan.cli.own_key import own_key_headers
 
 _TIMEOUT_SECONDS = 10.0
+_MISSES = {
+    "evicted": "token {token} on was evicted {seconds} ago",
+    "differs": "differs at token {token} from a block cached {seconds} ago",
+    "not seen": "token {token} on was not in the cache in the last {seconds}",
+    "scored": "token {token} on is scored",
+    "too short": "token {token} on is too short for a block",
+}
+_HIDDEN = {"at_ms", "event", "miss", "miss_token", "miss_seconds"}  # not shown as name and value
 
 
 class ExplainFailed(Exception):
@@ -38,9 +46,9 @@ def print_explanation(explanation: dict[str, Any], console: Console) -> None:
     """Print each event in a line, and the steps of each choice below."""
     table = Table("ms", "event", "", title=explanation["id"], title_justify="left", box=None)
     for event in explanation["timeline"]:
-        facts = {name: value for name, value in event.items() if name not in ("at_ms", "event") and value is not None}
-        details = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())
-        table.add_row(f"{event['at_ms']:,.1f}", event["event"], details)
+        facts = {name: value for name, value in event.items() if name not in _HIDDEN and value is not None}
+        details = [f"{name.replace('_', ' ')} {value}" for name, value in facts.items()]
+        table.add_row(f"{event['at_ms']:,.1f}", event["event"], ", ".join([*details, *_miss(event)]))
     console.print(table)
     if explanation["left_out"]:
         console.print(f"{explanation['left_out']} later events of the same kinds were not stored.")
@@ -52,3 +60,12 @@ def print_explanation(explanation: dict[str, Any], console: Console) -> None:
             + (f"; finish reason {choice['finish_reason']}." if choice["finish_reason"] else ".")
         )
     console.print("Finished." if explanation["is_finished"] else "Still running.")
+
+
+def _miss(event: dict[str, Any]) -> list[str]:
+    """Return why no more of a prompt was in the prefix cache, if the event says so."""
+    reason = event.get("miss")
+    if reason is None:
+        return []
+    seconds = f"{event.get('miss_seconds', 0):g} s"
+    return ["prefix " + _MISSES.get(reason, reason).format(token=event.get("miss_token"), seconds=seconds)]

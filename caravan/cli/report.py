@@ -72,14 +72,21 @@ def plan_model(
     checkpoint = open_checkpoint(path)
     config = checkpoint.config
     choose = functools.partial(
-        choose_backend, dtype=dtype, quantization=quantization, block_size=limits.block_size, is_gpu=gpu is not None
+        choose_backend,
+        dtype=dtype,
+        quantization=quantization,
+        block_size=limits.block_size,
+        is_gpu=gpu is not None,
+        is_plan=True,
     )
     backend = choose(checkpoint)
     kv_dtype = choose_kv_dtype(kv_cache_dtype, backend.dtype)
     bytes_per_token, weight_bytes = kv_bytes_per_token(config, kv_dtype), backend.weight_bytes
     drafts: list[Row] = []
+    draft_config: ModelConfig | None = None
     if draft_path is not None:
         draft = open_draft(draft_path, checkpoint)
+        draft_config = draft.config
         draft_backend = choose(draft)
         draft_bytes = kv_bytes_per_token(draft.config, choose_kv_dtype(kv_cache_dtype, draft_backend.dtype))
         share = f"{draft_bytes:,} of the {bytes_per_token + draft_bytes:,} bytes of a token in the KV pool"
@@ -91,7 +98,7 @@ def plan_model(
         raise ValueError(
             f"The weights take {weight_bytes:,} bytes, more than the {memory_bytes:,} available. {way_out}"
         )
-    step_bytes = functools.partial(gpu_step_bytes, config)
+    step_bytes = functools.partial(gpu_step_bytes, config, draft_config)
     engine = plan_engine(
         limits,
         kv_bytes_per_token=bytes_per_token,
@@ -110,7 +117,7 @@ def plan_model(
     at_once = min(fits, engine.max_num_seqs)
     pool_bytes = engine.num_tokens * bytes_per_token
     standby = [("Standby", f"{standby_bytes(weight_bytes) / 1e6:,.0f} MB, the weights again included")]
-    reserve = step_bytes(engine.max_batch_tokens, engine.max_num_seqs)
+    reserve = step_bytes(engine.max_batch_tokens, engine.max_num_seqs, engine.max_model_len)
     device = [("GPU", f"{gpu}, {memory_bytes / 1e9:,.0f} GB; {reserve / 1e6:,.0f} MB of it for the tensors of a step")]
     steps = math.ceil(at_once * prompt_tokens / engine.max_batch_tokens)
     return [

@@ -14,7 +14,8 @@ from typer.main import _get_param
 from typer.models import ParamMeta
 
 from caravan.cli.model_argument import complete_model
-from caravan.server.settings import ENV_PREFIX, GROUPS, Settings
+from caravan.server.option_groups import GROUPS
+from caravan.server.settings import ENV_PREFIX, Settings
 
 GENERAL = "Options"
 _TYPES = {int: "int", float: "float", ByteSize: "size", Path: "path", str: "str"}

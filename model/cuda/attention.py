@@ -90,9 +90,9 @@ class CudaAttention:
         _, block_size, num_kv_heads, _ = keys.shape
         num_seqs, group = batch.seq_lens.shape[0], num_heads // num_kv_heads
         num_splits = math.ceil(batch.block_tables.shape[1] * block_size / SPLIT_TOKENS)
-        sums = torch.empty(num_seqs, num_heads, num_splits, head_dim + 2, dtype=torch.float32, device=queries.device)
-        count = num_seqs * num_heads * num_splits
-        mixed, tops, totals = torch.split(sums.view(-1), [count * head_dim, count, count])
+        count = -(-num_seqs * num_heads * num_splits // 4) * 4  # each part starts at a multiple of 16 bytes
+        sums = torch.empty(count * (head_dim + 2), dtype=torch.float32, device=queries.device)
+        mixed, tops, totals = torch.split(sums, [count * head_dim, count, count])
         decode_splits[(num_seqs, num_kv_heads * math.ceil(group / DECODE_ROWS), num_splits)](
             queries,
             keys,

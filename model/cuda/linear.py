@@ -128,10 +128,5 @@ def packed_int4(weight: GroupedWeight) -> tuple[Tensor, Tensor, Tensor]:
     return packed.contiguous(), F.pad(weight.scales, missing), F.pad(weight.offsets, missing)
 
 
-def int4_bytes(num_outputs: int, num_inputs: int) -> int:
-    """Return the size of a packed weight with its grids."""
-    return num_outputs * -(-num_inputs // (2 * GROUP)) * (GROUP + 2 * 2 * torch.float16.itemsize)
-
-
 def _parameter(tensor: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor, requires_grad=False)

@@ -1,17 +1,15 @@
 """CudaLlama: the model of model/llama.py with its layers in Triton kernels."""
 
-import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from caravan.model.blocks import WeightPart
-from caravan.model.checkpoint.checkpoint import Checkpoint, grid_bits, weight_parts
 from caravan.model.config import ModelConfig
 from caravan.model.cuda.attention import CudaAttention
 from caravan.model.cuda.heads import rotated_queries
-from caravan.model.cuda.linear import CudaLinear, Int4Linear, int4_bytes, product
+from caravan.model.cuda.linear import CudaLinear, Int4Linear, product
 from caravan.model.cuda.rows import normalize_heads_, normalized, swiglu
 from caravan.model.forward_batch import ForwardBatch
 from caravan.model.kv_cache import KVCache
@@ -123,15 +121,3 @@ class CudaLlama(Llama):
 
 def _normalized(x: Tensor, added: Tensor | None, norm: RMSNorm) -> tuple[Tensor, Tensor]:
     return normalized(x, added, norm.weight, norm.eps)
-
-
-def int4_weight_bytes(checkpoint: Checkpoint) -> int:
-    """Return the size of all weights of a CudaLlama in 4 bits."""
-    total = 0
-    for name, parts in weight_parts(checkpoint).items():
-        num_rows, shape = sum(part.shape[0] for part in parts), parts[0].shape[1:]
-        if name.startswith("layers.") and shape and grid_bits(checkpoint, parts) != 8:
-            total += int4_bytes(num_rows, shape[0])
-        else:
-            total += num_rows * math.prod(shape) * torch.bfloat16.itemsize
-    return total

@@ -18,6 +18,8 @@ from caravan.model.cuda.token_history import TokenHistory
 from caravan.model.sampling.sample import Sample
 from caravan.model.sampling.sampler import FindMasks, Masks, SamplingRow, forbids, needs_history
 
+TOP_WIDTH = 20  # room for log-probabilities of a row, as many as the server allows: so all steps have one kernel
+
 
 @dataclass(frozen=True)
 class CudaSamples:
@@ -52,6 +54,7 @@ class CudaSampler:
         self.kernels = SamplerKernels(num_rows, vocab_size, device)
         self._device = device
 
+    @torch.inference_mode()
     def sample(
         self, logits: Tensor, rows: Sequence[SamplingRow], find_masks: FindMasks | None = None
     ) -> list[Sample | None]:
@@ -68,6 +71,7 @@ class CudaSampler:
         self._launch_masked(logits, rows, masked, find_masks(masked))
         return self._samples(logits, rows).result()
 
+    @torch.inference_mode()
     def launch(self, logits: Tensor, rows: Sequence[SamplingRow]) -> CudaSamples:
         """Start to sample rows of logits [S, vocab_size], float32, without their grammars.
 
@@ -94,6 +98,7 @@ class CudaSampler:
     def _launch_masked(self, logits: Tensor, rows: Sequence[SamplingRow], masked: list[int], masks: Masks) -> None:
         """Sample masked rows again, with another random number, after their masks [rows, bytes]."""
         kernels = self.kernels
+        masks = masks[:, : -(-kernels.vocab_size // 8)]
         assert masks.shape[1] * 8 >= kernels.vocab_size
         kernels.table.stage(rows, [-1] * len(rows), attempt=1)  # penalties are in the scores
         is_masked = np.isin(np.arange(kernels.num_rows), masked)
@@ -110,7 +115,7 @@ class CudaSampler:
         wanted = [row.params.num_logprobs for row in rows]
         limits = [None if number is None else min(number, self.kernels.vocab_size) for number in wanted]
         if any(limit is not None for limit in limits):
-            width = max(1, *(limit or 0 for limit in limits))
+            width = max(TOP_WIDTH, *(limit or 0 for limit in limits))
             parts += self.kernels.launch_logprobs(logits, width)
         copy = _copied if self._device.type == "cuda" else torch.clone
         parts = tuple(copy(part) for part in parts)

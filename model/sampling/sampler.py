@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -28,6 +29,7 @@ BELOW_ONE = math.nextafter(1.0, 0.0)
 
 Masks = NDArray[np.uint8]  # [N, bytes], a bit for each token that may be drawn, the lowest of a byte first
 FindMasks = Callable[[list[int]], Masks]  # of the grammars of these rows
+Draw = Callable[[Tensor, Sequence["SamplingRow"], FindMasks | None], list[Sample | None]]  # see `sample`
 
 
 class SamplingRow(NamedTuple):
@@ -250,8 +252,11 @@ def with_logprobs(logits: Tensor, token_ids: Sequence[int], num_logprobs: int) -
 
     They are those before penalties and temperature.
     """
+    num_tokens = logits.shape[1]
+    if logits.is_cuda:  # there PyTorch adds up a row in another order if it does not begin at a multiple of 16 bytes
+        logits = F.pad(logits, (0, -num_tokens % 4), value=-math.inf)
     logprobs = logits.log_softmax(dim=-1)
-    top = logprobs.topk(min(num_logprobs, logits.shape[1]))  # [S, num_logprobs]
+    top = logprobs.topk(min(num_logprobs, num_tokens))  # [S, num_logprobs]
     top_ids, top_logprobs = top.indices.tolist(), top.values.tolist()
     chosen = logprobs[torch.arange(len(token_ids)), list(token_ids)].tolist()
     return [

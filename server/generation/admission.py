@@ -55,6 +55,13 @@ class Admission(EngineListener):
     _cost: StepCost = field(default_factory=StepCost)
     _used_fraction: float = 1.0  # of max_tokens, moving average
 
+    def num_queued_tokens(self) -> int:
+        """Return the tokens of all sequences without a first token: their prompts, and their outputs as predicted.
+
+        Of `max_tokens`, the fraction counts that the latest sequences used.
+        """
+        return sum(one.num_prompt_tokens + self._expected_tokens(one) for one in self._waiting)
+
     @override
     def on_step(self, output: StepOutput) -> None:
         """Update the cost of steps, and which sequences are in the batch."""

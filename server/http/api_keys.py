@@ -54,7 +54,7 @@ class ApiKeys:
             self._keys[name] = ApiKey(name, _digest(key.encode()), own.may_scrape, own.min_priority)
         if len({key.digest for key in self._keys.values()}) < len(self._keys):
             raise WrongKeys("Two names have the same key; each name must have its own key.")
-        self._is_scraping_limited = any(key.may_scrape for key in self._keys.values())
+        self.is_scraping_limited = any(key.may_scrape for key in self._keys.values())
 
     @property
     def names(self) -> list[str]:
@@ -71,7 +71,7 @@ class ApiKeys:
 
     def can_scrape(self, key: ApiKey) -> bool:
         """Return whether a key may read /metrics: all may, unless some keys have the attribute `scrape`."""
-        return key.may_scrape or not self._is_scraping_limited
+        return key.may_scrape or not self.is_scraping_limited
 
 
 def load_keys(keys: Iterable[str], file: Path | None) -> ApiKeys | None:

@@ -22,6 +22,7 @@ from caravan.server.engine.listener import EngineListener
 from caravan.server.observe import buckets
 from caravan.server.observe.choice_record import ChoiceRecord
 from caravan.server.observe.histogram import TokenHistogram
+from caravan.server.observe.prefix_misses import PrefixMissCounter
 from caravan.server.observe.spill_metrics import SpillMetrics
 
 _PREFIX = "caravan_"
@@ -44,20 +45,23 @@ class Metrics(EngineListener):
         config: EngineConfig,
         key_names: Sequence[str] = (),
         is_standby_ready: Callable[[], bool] = lambda: False,
+        *,
+        is_restricted: bool = False,
     ) -> None:
         """`key_names` are the names of the API keys; each has its own series.
 
-        `is_standby_ready` is called when the metrics are scraped.
+        `is_standby_ready` is called when the metrics are scraped. `is_restricted` if only keys of the operator can
+        scrape: some counts would reveal texts of one key to another.
         """
         self.registry = CollectorRegistry()
         self._model_name = model_name
         lengths = buckets.one_two_five(config.max_model_len)
 
         # Of the latest step; gauges read it when they are scraped.
-        self._stats = StepStats(num_blocks=config.num_blocks)
-        self._gauge("num_requests_running", "Sequences in the engine's batch.", lambda: self._stats.num_running)
-        self._gauge("num_requests_waiting", "Sequences in the engine's queue.", lambda: self._stats.num_waiting)
-        self._gauge("kv_cache_usage_perc", "Fraction of the KV pool in use, 0 to 1.", self._kv_cache_usage)
+        self.stats = StepStats(num_blocks=config.num_blocks)
+        self._gauge("num_requests_running", "Sequences in the engine's batch.", lambda: self.stats.num_running)
+        self._gauge("num_requests_waiting", "Sequences in the engine's queue.", lambda: self.stats.num_waiting)
+        self._gauge("kv_cache_usage_perc", "Fraction of the KV pool in use, 0 to 1.", self.kv_cache_usage)
         self._kv_cache_blocks()
         self._set_cache_config(config)
 
@@ -65,12 +69,15 @@ class Metrics(EngineListener):
         self._generation_tokens = self._counter("generation_tokens", "Tokens generated.")
         self._prefix_cache_queries = self._counter("prefix_cache_queries", "Tokens looked up in the prefix cache.")
         self._prefix_cache_hits = self._counter("prefix_cache_hits", "Tokens found in the prefix cache.")
+        self._prefix_misses = PrefixMissCounter(
+            self.registry, _PREFIX + "prefix_cache_misses", model_name, names_other_keys=is_restricted
+        )
         self._num_draft_tokens = self._counter("spec_decode_num_draft_tokens", "Draft tokens proposed.")
         self._num_accepted_tokens = self._counter("spec_decode_num_accepted_tokens", "Draft tokens accepted.")
         self._num_drafted = self._by_source("draft_tokens", "Draft tokens proposed, by source.")
         self._num_accepted = self._by_source("accepted_draft_tokens", "Draft tokens accepted, by source.")
         self._draft_model_seconds = self._counter("draft_model_seconds", "Time in the draft model.")
-        self._spill = SpillMetrics(self.registry, model_name)
+        self._spill = SpillMetrics(self.registry, model_name, lambda: self.stats.spill)
         self._num_preemptions = self._counter("num_preemptions", "Sequences preempted because no blocks were free.")
         self._engine_restarts = self._counter("engine_restarts", "Restarts of the engine process.")
         self._gauge("standby_ready", "Whether a standby is ready to take over: 1 or 0.", is_standby_ready)
@@ -148,6 +155,11 @@ class Metrics(EngineListener):
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
 
+    def add_queue_gauge(self, num_queued_tokens: Callable[[], float]) -> None:
+        """Add a gauge that calls `num_queued_tokens` when it is scraped."""
+        text = "Prompt tokens, and output tokens as predicted, of sequences without a first token."
+        self._gauge("queued_tokens", text, num_queued_tokens)
+
     def add_ready_gauge(self, is_ready: Callable[[], bool]) -> None:
         """Add a gauge that calls `is_ready` when it is scraped."""
         self._gauge("ready", "Whether the server is ready, as in /readyz: 1 or 0.", is_ready)
@@ -155,17 +167,17 @@ class Metrics(EngineListener):
     @override
     def on_disconnect(self) -> None:
         """Reset the gauges: there is no engine."""
-        self._stats = StepStats(num_blocks=self._stats.num_blocks)
-        self._spill.observe(None)
+        self.stats = StepStats(num_blocks=self.stats.num_blocks)
 
     @override
     def on_step(self, output: StepOutput) -> None:
         """Count the result of one step."""
-        self._stats = stats = output.stats
+        self.stats = stats = output.stats
         self._generation_tokens.inc(sum(len(sequence.token_ids) for sequence in output.outputs))
         if stats.prefix_cache_queries:  # zero in most steps
             self._prefix_cache_queries.inc(stats.prefix_cache_queries)
             self._prefix_cache_hits.inc(stats.prefix_cache_hits)
+        self._prefix_misses.count(output.events)
         if stats.num_draft_tokens:
             self._num_draft_tokens.inc(stats.num_draft_tokens)
             self._num_accepted_tokens.inc(stats.num_accepted_tokens)
@@ -257,17 +269,18 @@ class Metrics(EngineListener):
         """Return all series in the Prometheus text format 0.0.4."""
         return generate_latest(self.registry)
 
-    def _kv_cache_usage(self) -> float:
-        return self._stats.num_used_blocks / self._stats.num_blocks if self._stats.num_blocks else 0.0
+    def kv_cache_usage(self) -> float:
+        """Return the fraction of the KV pool in use."""
+        return self.stats.num_used_blocks / self.stats.num_blocks if self.stats.num_blocks else 0.0
 
     def _kv_cache_blocks(self) -> None:
         """Add the gauges of the pool's blocks by state."""
         text = "Blocks of the KV pool by state: used by sequences, cached (free with a reusable prefix), or free."
         family = Gauge(_PREFIX + "kv_cache_blocks", text, ["model_name", "state"], registry=self.registry)
         for state, value in {
-            "used": lambda: self._stats.num_used_blocks,
-            "cached": lambda: self._stats.num_cached_blocks,
-            "free": lambda: self._stats.num_blocks - self._stats.num_used_blocks - self._stats.num_cached_blocks,
+            "used": lambda: self.stats.num_used_blocks,
+            "cached": lambda: self.stats.num_cached_blocks,
+            "free": lambda: self.stats.num_blocks - self.stats.num_used_blocks - self.stats.num_cached_blocks,
         }.items():
             family.labels(self._model_name, state).set_function(value)
 

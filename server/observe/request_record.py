@@ -11,6 +11,7 @@ from caravan.model.sampling.sampling_params import SamplingParams
 from caravan.scheduler.messages import SequenceEvent, SequenceOutput
 from caravan.server.observe.choice_record import ChoiceRecord
 from caravan.server.observe.explanation import Explanation
+from caravan.server.observe.prefix_misses import client_facts
 
 MAX_EVENTS = 400  # of one request; beyond it only the first event of each kind per choice is stored
 
@@ -83,6 +84,7 @@ class RequestRecord:
             case "join":
                 waited_ms = max(0.0, 1000 * (time.monotonic() - seconds_ago - choice.queued_at_seconds))
                 facts |= {"waited_ms": round(waited_ms, 1), "cached_tokens": event.num_tokens}
+                facts |= client_facts(event.miss)
                 if choice.has_joined:
                     facts["again"] = True
                 choice.has_joined = True

@@ -224,7 +224,7 @@ def _spill(result: Part) -> str:
     per_token = {name: again[name] / result[name]["num_replayed_tokens"] for name in again}
     return f"""## Blocks that outlive the engine
 
-`--kv-spill` keeps cached blocks in a file ([how](decisions/0062-blocks-in-a-file.md)): each block is written when it becomes
+`--kv-spill` keeps cached blocks in a file ([how](decisions/0063-blocks-in-a-file.md)): each block is written when it becomes
 cached, by a thread; a new engine reads it where its own cache misses, verifies the copy and then uses it. A restart: a
 prompt of {result["num_prompt_tokens"]:,} tokens is asked for again. Kills: SIGKILL at random moments under {result["num_streams"]} streams, with a standby; each
 answer is compared with that of an undisturbed run, tokens and log-probabilities, bit for bit.

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from caravan import __version__
 from caravan.cli.main import make_app
 from caravan.cli.serve_options import serve_options
-from caravan.server.settings import GROUPS, Settings
+from caravan.server.option_groups import GROUPS
+from caravan.server.settings import Settings
 
 pytestmark = pytest.mark.slow
 
@@ -55,9 +56,9 @@ class TestHelp:
 def test_the_options_of_serve_stand_in_groups() -> None:
     text = help_of(["serve"])
     groups = [str(group.__doc__).rstrip(".") for group in GROUPS]
-    assert groups == ["Model", "Memory", "Limits", "Network", "Security", "Logs"]
-    assert re.findall(r"^(\w+):$", text, re.MULTILINE) == ["Options", *groups]
-    sections = dict(zip(["Options", *groups], re.split(r"^\w+:$", text, flags=re.MULTILINE)[1:], strict=True))
+    assert groups == ["Model", "Memory", "Limits", "Network", "Security", "Logs and metrics"]
+    assert re.findall(r"^(\w[\w ]*):$", text, re.MULTILINE) == ["Options", *groups]
+    sections = dict(zip(["Options", *groups], re.split(r"^\w[\w ]*:$", text, flags=re.MULTILINE)[1:], strict=True))
     for option in serve_options():
         assert option.usage in sections[option.group], option
         assert re.search(rf"\[env:\s+{option.variable}[];]", sections[option.group])

@@ -80,9 +80,9 @@ def plan_for_h200(path: Path, memory_bytes: int) -> dict[str, str]:
 def test_a_gpu_that_is_not_there_is_planned_as_an_engine_on_it_would(tiny_model_path: Path) -> None:
     rows = plan_for_h200(tiny_model_path, gpu_memory_bytes("h200"))
     config = open_checkpoint(tiny_model_path).config
-    reserve = gpu_step_bytes(config, 8192, 256)
+    reserve = gpu_step_bytes(config, None, 8192, 256, min(config.max_position, 8192))
     weights = choose_backend(
-        open_checkpoint(tiny_model_path), dtype="auto", quantization="auto", block_size=16, is_gpu=True
+        open_checkpoint(tiny_model_path), dtype="auto", quantization="auto", block_size=16, is_gpu=True, is_plan=True
     ).weight_bytes
     pool = int((141e9 - weights) * 0.9) - reserve
     tokens = pool // (16 * kv_bytes_per_token(config, torch.bfloat16)) * 16
@@ -90,6 +90,17 @@ def test_a_gpu_that_is_not_there_is_planned_as_an_engine_on_it_would(tiny_model_
     assert rows["KV pool"].startswith(f"{tokens:,} tokens")
     assert "max_num_seqs 256" in rows["Batch"]
     assert rows["Prefill"].startswith("13 steps of 8192 tokens")
+
+
+def test_a_plan_for_a_gpu_needs_neither_triton_nor_a_compiler(
+    tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = plan_for_h200(tiny_model_path, gpu_memory_bytes("h200"))
+    monkeypatch.setitem(sys.modules, "triton", None)  # importing it fails
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert plan_for_h200(tiny_model_path, gpu_memory_bytes("h200")) == expected
+    assert expected["Weights"].endswith("MB, bfloat16")
+    assert not caplog.text
 
 
 def test_a_model_that_a_gpu_cannot_hold_is_refused_with_the_way_out(tiny_model_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ import pytest
 import torch
 
 from caravan.model.backend import choose_backend, choose_device
+from caravan.model.checkpoint.checkpoint import weight_parts
 from caravan.model.cpu.build import KernelsUnavailable, build_kernels
 from caravan.model.cpu.kernels import WeightFormat
 from caravan.model.cpu.linear import PackedLinear
 from caravan.model.cpu.llama import CpuLlama
 from caravan.model.cuda.requirements import missing_for_kernels
+from caravan.model.gpu_requirements import missing_for_gpu
 from caravan.model.kv_cache import POOL_DTYPES, KVCache, choose_kv_dtype, kv_bytes_per_token
 from caravan.model.llama import Llama
 from caravan.model.loader import load_model, open_checkpoint
@@ -162,7 +165,7 @@ def test_a_pool_in_eight_bits_takes_half_and_its_size_is_known_before() -> None:
 def test_a_gpu_without_triton_computes_in_plain_pytorch_with_a_warning(
     tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("caravan.model.backend.missing_for_kernels", lambda: "Triton is not installed.")
+    monkeypatch.setattr("caravan.model.backend.missing_for_gpu", lambda: "Triton is not installed.")
     backend = choose(tiny_model_path, is_gpu=True)
     assert "Triton is not installed. The model runs in plain PyTorch" in caplog.text
     assert (backend.dtype, backend.quantization) == (torch.bfloat16, "none")
@@ -195,6 +198,76 @@ def test_kernels_for_gpus_need_triton_and_a_c_compiler(tmp_path: Path, monkeypat
     assert missing_for_kernels({}) == "Triton needs a C compiler: gcc, clang or the one that CC names."
     (tmp_path / "clang").touch(0o755)
     assert missing_for_kernels({}) is missing_for_kernels({"CC": "clang"}) is None
+
+
+@pytest.fixture
+def ready_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make this machine look as if it had all that kernels need; return the folder of Python's headers."""
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr("caravan.model.gpu_requirements.missing_for_kernels", lambda: None)
+    monkeypatch.setattr("sysconfig.get_paths", lambda scheme: {"include": str(tmp_path)})
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA T4")
+    assert missing_for_gpu() is None
+    return tmp_path
+
+
+def test_kernels_for_gpus_need_the_headers_of_python(ready_gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (ready_gpu / "Python.h").unlink()
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert missing_for_gpu() == (
+        f"Triton needs Python's headers, and {ready_gpu} has no Python.h. Install python{version}-dev, or as your "
+        "system names it."
+    )
+    monkeypatch.setattr("caravan.model.gpu_requirements.missing_for_kernels", lambda: "Triton is not installed.")
+    assert missing_for_gpu() == "Triton is not installed."
+
+
+def test_the_headers_are_looked_for_where_triton_looks(ready_gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def paths(scheme: str) -> dict[str, str]:
+        asked.append(scheme)
+        return {"include": str(ready_gpu)}
+
+    monkeypatch.setattr("sysconfig.get_paths", paths)
+    for scheme in ("posix_local", "posix_prefix", "venv"):
+        monkeypatch.setattr("sysconfig.get_default_scheme", lambda scheme=scheme: scheme)
+        assert missing_for_gpu() is None
+    assert asked == ["posix_prefix", "posix_prefix", "venv"]
+
+
+def test_kernels_for_gpus_need_an_a100_or_newer(ready_gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    assert missing_for_gpu() == ("NVIDIA T4 has compute capability 7.5; the kernels need 8.0 (A100) or newer.")
+    for newer in ((8, 9), (9, 0), (12, 0)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda newer=newer: newer)
+        assert missing_for_gpu() is None
+
+
+@pytest.mark.parametrize("quantization", ["none", "int4"])
+def test_a_plan_for_a_gpu_needs_nothing_of_this_machine(
+    tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, quantization: str
+) -> None:
+    monkeypatch.setattr("caravan.model.backend.missing_for_gpu", lambda: "Triton is not installed.")
+    monkeypatch.setitem(sys.modules, "triton", None)  # importing it fails
+    backend = choose(tiny_model_path, is_gpu=True, is_plan=True, quantization=quantization)
+    assert backend.quantization == quantization
+    assert not caplog.text
+
+
+def test_the_weights_of_the_layers_have_4_bits_and_their_grids_on_a_gpu(tiny_model_path: Path) -> None:
+    none, int4 = (choose(tiny_model_path, is_gpu=True, is_plan=True, quantization=name) for name in ("none", "int4"))
+    shapes = {
+        name: (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+        for name, parts in weight_parts(open_checkpoint(tiny_model_path)).items()
+    }
+    saved = sum(
+        rows * inputs[0] * 2 - rows * -(-inputs[0] // 64) * 40  # 64 numbers in 32 bytes, two scales, two offsets
+        for name, (rows, *inputs) in shapes.items()
+        if name.startswith("layers.") and inputs
+    )
+    assert none.weight_bytes - int4.weight_bytes == saved > 0
 
 
 def test_the_device_is_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ def plan_gpu(limits: EngineLimits, free: int = 1_000_000) -> EngineConfig:
         free_memory_bytes=free,
         weight_bytes=0,
         defaults=GPU_DEFAULTS,
-        step_bytes=lambda max_batch_tokens, max_num_seqs: 10 * max_batch_tokens + 1000 * max_num_seqs,
+        step_bytes=lambda max_batch_tokens, max_num_seqs, _: 10 * max_batch_tokens + 1000 * max_num_seqs,
     )
 
 

@@ -1,11 +1,15 @@
 """An engine whose steps overlap, on a device that computes as late as possible, against the serial engine."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from caravan.model.sampling.sample import Sample
+from caravan.model.sampling.sampler import FindMasks, SamplingRow
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.engine import Engine
 from caravan.scheduler.messages import Request, StepOutput
@@ -60,6 +64,44 @@ def test_rows_that_need_the_host_run_serially_beside_others_and_get_their_bits(p
     together = run_to_end(engine, [*requests, special], arrive_every=2)
     assert together == serial([*requests, special])
     assert device.max_queued == 2  # after or before it
+
+
+class SevenSampler(HostSampler):
+    """Samples token 7 where it waits for the samples."""
+
+    def sample(
+        self, logits: Tensor, rows: Sequence[SamplingRow], find_masks: FindMasks | None = None
+    ) -> list[Sample | None]:
+        return [Sample(7) for _ in rows]
+
+
+def test_steps_that_run_serially_have_the_sampler_of_the_overlapped_ones() -> None:
+    """Two samplers that differ in a token would let it depend on the other requests of a step."""
+    model, config = model_in("float32"), EngineConfig(num_blocks=64, max_model_len=96)
+    engine = OverlappedEngine(model, config, torch.float32, torch.device("cpu"), SevenSampler())
+    request = make_request(0, random_prompt(0, 10), max_tokens=4, repetition_penalty=1.3)
+    assert run_to_end(engine, [request])[0].token_ids == [7] * 4
+
+
+def test_a_plan_with_unknown_tokens_asks_once_which_sequence_makes_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, device = overlapped(max_batch_tokens=16)
+    calls: list[str] = []
+    find, start = engine.scheduler.find_displaced, engine._overlap._start
+
+    def observed_find() -> Any:
+        calls.append("find")
+        return find()
+
+    def observed_start(plan: Any, **options: Any) -> Any:
+        calls.append("plan")
+        return start(plan, **options)
+
+    monkeypatch.setattr(engine.scheduler, "find_displaced", observed_find)
+    monkeypatch.setattr(engine._overlap, "_start", observed_start)
+    assert run_to_end(engine, plain_requests()) == serial(plain_requests())
+    assert device.max_queued == 2
+    assert len(calls) > 40
+    assert calls == ["find", "plan"] * (len(calls) // 2)
 
 
 def test_embeddings_run_beside_overlapped_steps() -> None:
@@ -248,7 +290,7 @@ def test_on_a_device_that_computes_at_once_the_answers_are_the_same() -> None:
     model = tiny_llama()
     config = EngineConfig(num_blocks=64, block_size=8, max_batch_tokens=32, max_num_seqs=8, max_model_len=96)
     engine = OverlappedEngine(model, config, torch.float32, torch.device("cpu"), HostSampler(), submit=enqueue)
-    engine.device_steps.warm_up()
+    engine.warm_up()
     assert run_to_end(engine, plain_requests()) == run_to_end(
         Engine(model, config, torch.float32, torch.device("cpu")), plain_requests()
     )

@@ -157,3 +157,17 @@ def test_the_address_of_a_socket_is_a_url() -> None:
     if socket.has_ipv6:
         with bind("::1", 0) as listener:
             assert address_of(listener) == f"http://[::1]:{listener.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(("attribute", "names"), [("", "caravan"), (", scrape", "vllm")])
+async def test_names_and_reasons_of_metrics_follow_the_options(
+    tiny_model_path: Path, tmp_path: Path, attribute: str, names: str
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"monitor: secret-of-monitor{attribute}\n")
+    async with serving(tiny_model_path, api_key_file=str(keys), metrics_names=names) as server:
+        headers = {"authorization": "Bearer secret-of-monitor"}
+        text = (await server.http.get("/metrics", headers=headers)).text
+    assert "\ncaravan_queued_tokens{" in text
+    assert ("\nvllm:num_requests_waiting{" in text) == (names == "vllm")
+    assert ('reason="other_key"' in text) == bool(attribute)

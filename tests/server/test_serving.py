@@ -53,6 +53,30 @@ def test_the_start_up_text_shows_the_model_and_its_capacity(server: RunningServe
     assert re.search(r"Room     for \d+ of 512 tokens each, .*; 64 run at once", server.start_text)
 
 
+def prefix_misses(server: RunningServer) -> dict[str, float]:
+    found = re.findall(r'^caravan_prefix_cache_misses_total{.*reason="(\w+)"} (\S+)$', server.metrics(), re.MULTILINE)
+    return {reason: float(count) for reason, count in found}
+
+
+def test_a_request_is_explained_why_its_prefix_was_not_found_after_a_crash_too(server: RunningServer) -> None:
+    def miss_of(prompt: list[int]) -> tuple[str, int]:
+        body = LONG | {"prompt": prompt, "max_tokens": 1, "explain": True}
+        timeline = server.http.post("/v1/completions", json=body).json()["explanation"]["timeline"]
+        (joined,) = (event for event in timeline if event["event"] == "joined")
+        return joined["miss"], joined["miss_token"]
+
+    prompt, before = [*range(5, 45)], prefix_misses(server)
+    changed = [*prompt[:20], 100, *prompt[21:]]
+    assert miss_of(prompt) == ("not seen", 0)
+    assert miss_of(prompt) == ("too short", 32)
+    assert miss_of(changed) == ("differs", 20)
+    os.kill(server.engine_pid(), signal.SIGKILL)
+    eventually(lambda: server.http.get("/readyz").status_code == 200, within_seconds=60)
+    assert miss_of(changed) == ("not seen", 0)
+    counts = {reason: count - before[reason] for reason, count in prefix_misses(server).items()}
+    assert counts == {"not_seen": 80, "too_short": 8, "differs": 24, "evicted": 0, "scored": 0}
+
+
 def test_the_api_process_does_not_load_torch(server: RunningServer) -> None:
     assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text()
     assert "libtorch" in Path(f"/proc/{server.engine_pid()}/maps").read_text()

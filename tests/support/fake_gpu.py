@@ -46,6 +46,7 @@ class Launch:
     name: str
     devices: frozenset[torch.device]  # of its tensors
     numbers: tuple[Any, ...]  # the arguments that are none
+    variant: tuple[Any, ...] = ()  # what Triton compiles the kernel for; another one is compiled anew
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class FakeGpu(TorchFunctionMode):
             given = (*arguments, *options.values())
             devices = frozenset(one.device for one in given if isinstance(one, Tensor))
             numbers = tuple(one for one in given if not isinstance(one, Tensor))
-            self.events.append(Launch(kernel.__name__, devices, numbers))
+            self.events.append(Launch(kernel.__name__, devices, numbers, _variant(kernel, arguments, options)))
 
         event = mock.patch("torch.cuda.Event", partial(_Event, self))
         with mock.patch.object(JITFunction, "run", run), event, self:
@@ -151,6 +152,23 @@ class FakeGpu(TorchFunctionMode):
     def _is_pinned(self, tensor: Tensor) -> bool:
         address = tensor.untyped_storage().data_ptr()
         return any(address == one.untyped_storage().data_ptr() for one in self._pinned)
+
+
+def _variant(kernel: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, ...]:
+    """Return types, alignments of addresses to 16 bytes, numbers as Triton specializes on them, and constants."""
+    named = dict(zip(kernel.arg_names, arguments, strict=False)) | options
+    parts: dict[str, Any] = {"kernel": kernel.__name__} | named
+    parts = {name: value for name, value in parts.items() if name not in ("grid", "warmup")}
+    for param in kernel.params:
+        value = named[param.name]
+        if isinstance(value, Tensor):
+            parts[param.name] = value.dtype, value.storage_offset() * value.itemsize % 16 == 0
+        elif isinstance(value, float) and not param.is_constexpr:
+            parts[param.name] = "float"
+        elif isinstance(value, int) and not param.is_constexpr:
+            is_plain = param.do_not_specialize
+            parts[param.name] = "int" if is_plain else 1 if value == 1 else "int" if value % 16 else "16"
+    return tuple(sorted(parts.items()))
 
 
 class _Event:

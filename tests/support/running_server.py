@@ -28,9 +28,13 @@ class RunningServer:
     def __exit__(self, *_: object) -> None:
         self.http.close()
 
+    def metrics(self) -> str:
+        """Return all metrics as text."""
+        return self.http.get("/metrics").text
+
     def metric(self, name: str) -> float:
         """Return the one sample of a gauge or counter."""
-        found = re.search(rf"^caravan_{name}\{{[^}}]*\}} (\S+)$", self.http.get("/metrics").text, re.MULTILINE)
+        found = re.search(rf"^caravan_{name}\{{[^}}]*\}} (\S+)$", self.metrics(), re.MULTILINE)
         assert found, name
         return float(found[1])
 

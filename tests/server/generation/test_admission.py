@@ -252,3 +252,16 @@ def test_num_before_counts_queued_sequences_only() -> None:
     admission.on_step(events("join", *range(6)))
     assert admit_all("b", 6) == [0, 1, 2, 3, 4, 5]
     assert admit_all("a", 2) == [1, 3]  # keys take turns, whatever they have in the batch
+
+
+def test_queued_tokens_are_those_of_sequences_without_a_first_token_with_their_predicted_outputs() -> None:
+    admission = Admission(EngineConfig(num_blocks=200), Metrics("fake", EngineConfig(num_blocks=200)))
+    assert admission.num_queued_tokens() == 0
+    first, second = admit(admission, (100, 50), (30, 50))
+    assert admission.num_queued_tokens() == 230
+    admission.count_tokens(first, 1, 0.1)
+    assert admission.num_queued_tokens() == 80
+    admission.leave(first, is_complete=True)  # with 1 of its 50 tokens
+    assert admission.num_queued_tokens() == 75  # 45 of 50 are predicted now
+    admission.leave(second, is_complete=False)
+    assert admission.num_queued_tokens() == 0

@@ -6,6 +6,7 @@ from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.messages import FinishReason, SpillCounts, StepOutput, StepStats
 from caravan.server.observe.choice_record import ChoiceRecord
 from caravan.server.observe.metrics import Metrics
+from caravan.server.observe.vllm_names import add_vllm_names
 
 # fmt: off
 SECONDS: list[float] = [0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680]
@@ -41,6 +42,7 @@ GAUGES: dict[str, set[str]] = {
     "kv_cache_blocks": {"state"},
     "kv_spill_bytes": {"state"},
     "ready": set(),
+    "queued_tokens": set(),
     "standby_ready": set(),
     "cache_config_info": {"block_size", "num_blocks", "max_batch_tokens", "max_num_seqs", "max_model_len"},
 }
@@ -49,6 +51,7 @@ COUNTERS: dict[str, set[str]] = {
     "generation_tokens": set(),
     "prefix_cache_queries": set(),
     "prefix_cache_hits": set(),
+    "prefix_cache_misses": {"reason"},
     "num_preemptions": set(),
     "spec_decode_num_draft_tokens": set(),
     "spec_decode_num_accepted_tokens": set(),
@@ -70,6 +73,7 @@ COUNTERS: dict[str, set[str]] = {
 def test_names_labels_and_buckets_are_stable() -> None:
     metrics = Metrics("m", EngineConfig(num_blocks=640, max_model_len=8192))
     metrics.add_ready_gauge(lambda: True)
+    metrics.add_queue_gauge(lambda: 0)
     reasons: tuple[FinishReason, ...] = ("stop", "length", "abort", "error")
     for reason in reasons:
         metrics.observe_end(ChoiceRecord(0, 1, 1), reason, 0.0)
@@ -132,3 +136,27 @@ def test_blocks_of_the_spill_file_are_counted_by_event_and_its_size_is_that_of_t
     assert (value("bytes", state="used"), value("bytes", state="free")) == (500, 500)
     metrics.on_disconnect()
     assert (value("bytes", state="used"), value("blocks_total", event="read")) == (0, 7)
+
+
+def test_four_gauges_have_vllm_s_names_too_with_our_values() -> None:
+    config = EngineConfig(num_blocks=64, max_model_len=512)
+    metrics = Metrics("m", config)
+    assert "vllm:" not in metrics.exposition().decode()
+    add_vllm_names(metrics, "m", config)
+    metrics.on_step(
+        StepOutput(outputs=[], stats=StepStats(num_blocks=64, num_used_blocks=16, num_running=3, num_waiting=2))
+    )
+    families = text_string_to_metric_families(metrics.exposition().decode())
+    found = {family.name: family for family in families if family.name.startswith("vllm:")}
+    assert {name: family.samples[0].value for name, family in found.items()} == {
+        "vllm:num_requests_waiting": 2,
+        "vllm:num_requests_running": 3,
+        "vllm:kv_cache_usage_perc": 0.25,
+        "vllm:cache_config_info": 1,
+    }
+    assert all(family.type == "gauge" for family in found.values())
+    info = {"model_name": "m", "block_size": "16", "num_gpu_blocks": "64"}
+    assert found.pop("vllm:cache_config_info").samples[0].labels == info
+    assert all(family.samples[0].labels == {"model_name": "m"} for family in found.values())
+    metrics.on_disconnect()
+    assert metrics.registry.get_sample_value("vllm:num_requests_running", {"model_name": "m"}) == 0

@@ -122,7 +122,8 @@ async def open_api(
 ) -> AsyncIterator[Api]:
     """Return an application whose engine follows `script`, by default "Hello!"."""
     engine = FakeEngineClient(script or says("Hello!"), num_cached_tokens=num_cached_tokens)
-    metrics = Metrics("fake", engine.config, keys.names if keys else ())
+    is_restricted = keys is not None and keys.is_scraping_limited
+    metrics = Metrics("fake", engine.config, keys.names if keys else (), is_restricted=is_restricted)
     history = RequestHistory()
     engine.listener = EngineListeners([metrics, history])
     admission = Admission(engine.config, metrics, queue_limits or QueueLimits())

@@ -1,14 +1,18 @@
 """The explanation of a request: in its answer, by its route, in the terminal."""
 
+import asyncio
 import io
+import re
+from typing import Any
 
 import httpx
 import pytest
 from rich.console import Console
 
 from caravan.cli.explanation import ExplainFailed, fetch_explanation, print_explanation
+from caravan.scheduler.messages import PrefixMiss, SequenceEvent, StepOutput, StepStats
 from caravan.server.engine.output_queue import EngineUnavailable
-from caravan.server.http.api_keys import ApiKeys
+from caravan.server.http.api_keys import ApiKeys, KeyAttributes
 from caravan.server.sandbox.chat_template import ChatTemplate
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, answered, events_in, open_api
 from tests.support.responses_events import events_of
@@ -190,3 +194,59 @@ def test_the_command_prints_an_error_in_one_line(status: int | None) -> None:
 
     with pytest.raises(ExplainFailed, match=r"no such request|does not respond"):
         fetch_explanation("http://test", "cmpl-1", httpx.MockTransport(serve))
+
+
+async def explained_miss(api: Api, miss: PrefixMiss, **headers: str) -> dict[str, Any]:
+    """Return the explanation of a request that joins the batch with this miss."""
+    api.engine.released.clear()
+    body = {"model": "fake", "prompt": "hi", "explain": True}
+    posted = asyncio.create_task(api.http.post(COMPLETIONS, json=body, headers=headers))
+    number = len(api.engine.requests) + 1
+    while len(api.engine.requests) < number:
+        await asyncio.sleep(0.001)
+    join = SequenceEvent(number, "join", 64, miss=miss)
+    api.engine.listener.on_step(StepOutput(outputs=[], stats=StepStats(), events=[join]))
+    api.engine.released.set()
+    explanation: dict[str, Any] = answered(await posted)["explanation"]
+    return explanation
+
+
+PRINTED = {
+    PrefixMiss("evicted", 64, 12.0, 5): "prefix token 64 on was evicted 12 s ago",
+    PrefixMiss("differs", 79, 3.04, 5): "prefix differs at token 79 from a block cached 3 s ago",
+    PrefixMiss("not seen", 64, 300.0, 5): "prefix token 64 on was not in the cache in the last 300 s",
+    PrefixMiss("other key", 0, 300.0, 5): "prefix token 0 on was not in the cache in the last 300 s",
+    PrefixMiss("scored", 0, None, 5): "prefix token 0 on is scored",
+    PrefixMiss("too short", 64, None, 5): "prefix token 64 on is too short for a block",
+}
+
+
+@pytest.mark.parametrize("miss", PRINTED, ids=lambda miss: miss.reason)
+async def test_an_explanation_says_why_no_more_of_the_prefix_was_found(api: Api, miss: PrefixMiss) -> None:
+    explanation = await explained_miss(api, miss)
+    (joined,) = (event for event in explanation["timeline"] if event["event"] == "joined")
+    assert joined["miss"] == ("not seen" if miss.reason == "other key" else miss.reason)
+    assert (joined["cached_tokens"], joined["miss_token"]) == (64, miss.token)
+    assert joined.get("miss_seconds") == (None if miss.seconds is None else round(miss.seconds, 1))
+    written = io.StringIO()
+    print_explanation(explanation, Console(file=written, width=140))
+    assert PRINTED[miss] in written.getvalue()
+    assert "miss " not in written.getvalue()
+    assert "other" not in written.getvalue()
+
+
+async def test_threat_16_only_a_key_that_may_scrape_learns_what_other_keys_have_cached(
+    chat_ml: ChatTemplate,
+) -> None:
+    keys = {"user": "secret-of-user", "monitor": "secret-of-monitor"}
+    user, monitor = ({"authorization": f"Bearer {keys[name]}"} for name in keys)
+    miss = PrefixMiss("other key", 0, 300.0, 5)
+    for attributes, reasons in (({"monitor": KeyAttributes(may_scrape=True)}, {"other_key"}), ({}, {"not_seen"})):
+        async with open_api(chat_template=chat_ml, keys=ApiKeys(keys, attributes)) as api:
+            explanation = await explained_miss(api, miss, **user)
+            assert "other" not in str(explanation)
+            text = (await api.http.get("/metrics", headers=monitor)).text
+            counts = re.findall(r"^caravan_prefix_cache_misses_total{.*reason=\"(\w+)\"} (\S+)$", text, re.MULTILINE)
+            assert {reason for reason, count in counts if float(count)} == reasons
+            is_hidden = (await api.http.get("/metrics", headers=user)).status_code == 403
+            assert is_hidden == bool(attributes)

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from caravan.model.attention.reference import ReferenceAttention
 from caravan.model.cuda.attention import CudaAttention
+from caravan.model.cuda.attention_kernels import SPLIT_TOKENS
 from caravan.model.forward_batch import ForwardBatch
 from caravan.model.kv_quantization import row_bytes
+from caravan.scheduler import memory
 
 pytestmark = [pytest.mark.proofs, pytest.mark.usefixtures("as_on_a_gpu")]
 
@@ -197,3 +199,7 @@ def test_another_split_size_gives_other_bits(monkeypatch: pytest.MonkeyPatch) ->
     other = case.run(CudaAttention(), [1])
     assert not torch.equal(other, expected)
     torch.testing.assert_close(other, expected)
+
+
+def test_memory_is_planned_for_the_splits_of_the_kernels() -> None:
+    assert memory.SPLIT_TOKENS == SPLIT_TOKENS

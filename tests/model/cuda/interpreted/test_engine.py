@@ -129,7 +129,7 @@ def test_fast_products_give_the_tokens_of_the_plain_model() -> None:
 def test_a_gpu_gets_the_kernels_and_its_weights_have_the_size_that_is_planned(
     tiny_model_path: Any, monkeypatch: pytest.MonkeyPatch, quantization: CudaQuantization
 ) -> None:
-    monkeypatch.setattr("caravan.model.backend.missing_for_kernels", lambda: None)
+    monkeypatch.setattr("caravan.model.backend.missing_for_gpu", lambda: None)
     checkpoint = open_checkpoint(tiny_model_path)
     backend = choose_backend(checkpoint, dtype="auto", quantization=quantization, block_size=16, is_gpu=True)
     made = CudaLlama(checkpoint.config, torch.device("cpu"), quantization, fast_matmul=False)

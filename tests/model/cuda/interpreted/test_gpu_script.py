@@ -2,15 +2,21 @@
 
 import gzip
 import json
+import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_streams
 from benchmarks.gpu_part import published
+from benchmarks.gpu_sizes import TINY, Sizes
+from benchmarks.gpu_streams import StepTimes, Variant
 from benchmarks.gpu_trace import spans_of, summary
+from caravan.model.cuda.llama import CudaLlama
+from caravan.scheduler.engine import Engine
 
 pytestmark = pytest.mark.proofs
 
@@ -42,6 +48,33 @@ def test_a_part_that_fails_is_a_line_and_the_next_part_still_runs(
     assert environment["state"] == "complete"
 
 
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_each_variant_of_the_engine_is_a_result_and_has_the_memory_of_the_one_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pools: list[weakref.ref[torch.Tensor]] = []
+    make = gpu_streams.make_engine
+
+    def observed(model: CudaLlama, sizes: Sizes, variant: Variant, times: StepTimes) -> Engine:
+        assert not any(pool() is not None for pool in pools), "two KV pools at once"
+        engine = make(model, sizes, variant, times)
+        pools.append(weakref.ref(engine.kv_cache.keys[0]))
+        if variant.name == "neither":
+            raise torch.OutOfMemoryError("no memory for this one")
+        return engine
+
+    monkeypatch.setattr(gpu_streams, "make_engine", observed)
+    sizes = replace(TINY, streams=(1,), context=4, decode_steps=1)
+    found = [*gpu_streams.measure_bf16(sizes, None)]
+    assert len(pools) == len(gpu_streams.variants(sizes)) == 3
+    failed = [result for result in found if "failed" in result]
+    assert [(one["variant"], one["error"]) for one in failed] == [
+        ("neither", "OutOfMemoryError: no memory for this one")
+    ]
+    measured = [result["variant"] for result in found if "streams" in result]
+    assert measured == [variant.name for variant in gpu_streams.variants(sizes) if variant.name != "neither"]
+
+
 def test_a_part_without_time_is_cut(tmp_path: Path) -> None:
     line = gpu.run_part("kernels", 0.01, tmp_path, is_tiny=True)
     assert (line["state"], line["limit"], line["results"]) == ("cut", 0.0, [])
@@ -60,7 +93,16 @@ def test_without_a_gpu_the_script_says_what_to_do(capsys: pytest.CaptureFixture[
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("NVIDIA H200", "H200"), ("NVIDIA A100-SXM4-80GB", "A100"), ("NVIDIA GH200 480GB", None), ("", None)],
+    [
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("NVIDIA A100-SXM4-40GB", None),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA H200 NVL", None),
+        ("NVIDIA GH200 480GB", None),
+        ("", None),
+    ],
 )
 def test_published_figures_are_found_by_the_name_of_the_gpu(name: str, expected: str | None) -> None:
     found = published(name)

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from caravan.model.attention.reference import ReferenceAttention
 from caravan.model.cuda.heads import rotated_queries
-from caravan.model.cuda.linear import Int4Linear, int4_bytes, packed_int4, product
+from caravan.model.cuda.linear import Int4Linear, packed_int4, product
 from caravan.model.cuda.rows import normalize_heads_, normalized, swiglu
+from caravan.model.gpu_weights import int4_bytes
 from caravan.model.kv_quantization import row_bytes
 from caravan.model.linear import Linear
 from caravan.model.llama import RMSNorm

@@ -8,8 +8,10 @@ of CUDA itself: its graphs, streams, events and pinned memory. docs/gpu.md says 
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,8 @@ from caravan.model.cuda.linear import Int4Linear
 from caravan.model.cuda.llama import CudaLlama
 from caravan.model.cuda.sampler import CudaSampler
 from caravan.model.sampling.sample import Sample
+from caravan.model.sampling.sampler import Masks, SamplingRow
+from caravan.model.sampling.sampling_params import SamplingParams
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.device_step import DeviceSteps
 from caravan.scheduler.overlapped_engine import OverlappedEngine
@@ -167,6 +171,47 @@ def test_what_a_graph_records_are_launches_with_the_same_numbers_in_every_step(g
     assert len(launches(first)) == len(first) == NUM_LAYERS * 10 + 2
     assert len(others) >= 3
     assert all(other == first for other in others)
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Qwen3", "int4", "int8 pool", "9 heads"])
+def test_no_request_launches_a_kernel_that_the_warm_up_has_not_compiled(gpu: FakeGpu, kind: str) -> None:
+    made = engine(max_batch_tokens=1024, **KINDS.get(kind, {"num_heads": 9, "num_kv_heads": 3}))
+    gpu.take()
+    made.warm_up()
+    warm = {launch.variant for launch in launches(gpu.take())}
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"num_logprobs": 0},
+        {"num_logprobs": 1, "temperature": 0.9},
+        {"num_logprobs": 16, "repetition_penalty": 1.2},  # its steps are serial
+        {"num_logprobs": 20, "top_k": 5, "min_p": 0.1},
+        {"logit_bias": dict.fromkeys(range(1100), 1.0), "presence_penalty": 1.0},
+    ]
+    num_steps = 0
+    for i, length in enumerate([1, 2, 3, 40, 65, 200, 900, 1500, 33, 4000, 17, 18]):
+        made.add(make_request(i, [i] * length, max_tokens=3 + 5 * i, **kinds[i % len(kinds)]))
+        for _ in range(3):
+            num_steps += 1
+            assert [one.error for one in made.step().outputs if one.error] == []
+    while made.has_work:
+        num_steps += 1
+        assert [one.error for one in made.step().outputs if one.error] == []
+    for num_bytes in (16_032, 16_036):  # of a mask; libraries pad them
+        rows = [SamplingRow(SamplingParams(seed=1, max_tokens=1), 0, allows=lambda _: False) for _ in range(3)]
+        masks = np.full((3, num_bytes), 255, np.uint8)
+        made._draw(torch.zeros(3, SHAPES["vocab_size"], device=GPU), rows, partial(all_of, masks))
+    for num_rows in (1, 3, 64):  # of a scored prompt
+        made.model.logits(torch.zeros(num_rows, SHAPES["hidden_size"], dtype=torch.bfloat16, device=GPU))
+    used = {launch.variant for launch in launches(gpu.take())}
+    assert num_steps > 60
+    assert len(used) > 20
+    assert [dict(variant) for variant in used - warm] == []
+
+
+def all_of(masks: Masks, rows: list[int]) -> Masks:
+    """Return the masks of rows, which are all."""
+    assert len(rows) == len(masks)
+    return masks
 
 
 # What must not be in a step: it gives numbers to the host, or waits.

@@ -1,0 +1,43 @@
+"""`make proofs` runs both kinds of proofs, within a limit of time."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is for Linux")
+
+
+def make_proofs(folder: Path, pytest_script: str, seconds: float) -> subprocess.CompletedProcess[str]:
+    """Run `make proofs` with a program in the place of pytest."""
+    program = folder / "pytest"
+    program.write_text(f"#!/bin/sh\n{pytest_script}\n")
+    program.chmod(0o755)
+    command = ["make", "--old-file=.venv/dev.stamp", "proofs", f"BIN={folder}", f"PROOF_SECONDS={seconds}"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_kernels_are_interpreted_and_then_compiled_and_traced(tmp_path: Path) -> None:
+    found = make_proofs(tmp_path, 'echo "${TRITON_INTERPRET:-0} $*"', 30)
+    assert found.returncode == 0
+    assert found.stdout.splitlines() == [
+        "1 -m proofs tests/model/cuda/interpreted",
+        "0 -m proofs tests/model/cuda/compiled tests/model/cuda/traced",
+    ]
+
+
+def test_a_proof_that_fails_is_the_last_one(tmp_path: Path) -> None:
+    found = make_proofs(tmp_path, "echo started; exit 1", 30)
+    assert found.returncode != 0
+    assert found.stdout.splitlines() == ["started"]
+
+
+def test_proofs_that_take_too_long_end_with_a_line_that_says_so(tmp_path: Path) -> None:
+    found = make_proofs(tmp_path, "echo started; sleep 50", 0.5)
+    assert found.returncode != 0
+    assert found.stdout.splitlines() == [
+        "started",
+        "make proofs took longer than 0.5 seconds, its limit on two cores; PROOF_SECONDS sets another.",
+    ]
