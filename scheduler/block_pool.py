@@ -150,8 +150,8 @@ class BlockPool:
         block_hash = self._hash_of.pop(block, None)
         if block_hash is not None:
             del self._block_of[block_hash]
-            self.history.remove(block_hash)
             self.num_forgotten += 1
+            self.history.remove(block_hash)
 
     def _forget_tail(self, block: int) -> None:
         tail_hash = self._tail_of.pop(block, None)

@@ -77,7 +77,7 @@ class Metrics(EngineListener):
         self._num_drafted = self._by_source("draft_tokens", "Draft tokens proposed, by source.")
         self._num_accepted = self._by_source("accepted_draft_tokens", "Draft tokens accepted, by source.")
         self._draft_model_seconds = self._counter("draft_model_seconds", "Time in the draft model.")
-        self._spill = SpillMetrics(self.registry, model_name)
+        self._spill = SpillMetrics(self.registry, model_name, lambda: self.stats.spill)
         self._num_preemptions = self._counter("num_preemptions", "Sequences preempted because no blocks were free.")
         self._engine_restarts = self._counter("engine_restarts", "Restarts of the engine process.")
         self._gauge("standby_ready", "Whether a standby is ready to take over: 1 or 0.", is_standby_ready)
@@ -168,7 +168,6 @@ class Metrics(EngineListener):
     def on_disconnect(self) -> None:
         """Reset the gauges: there is no engine."""
         self.stats = StepStats(num_blocks=self.stats.num_blocks)
-        self._spill.observe(None)
 
     @override
     def on_step(self, output: StepOutput) -> None:

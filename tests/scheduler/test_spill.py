@@ -345,6 +345,19 @@ def test_blocks_of_a_sequence_whose_numbers_were_not_finite_leave_the_file(
         assert run_to_end(engine, [make_request(1, PROMPT)])[1].num_cached_tokens == 96
 
 
+def test_a_block_in_the_middle_of_a_prefix_is_read_alone(warm: Path) -> None:
+    with spilling_engine(warm) as engine:
+        expected = run_to_end(engine, [make_request(1, PROMPT)])[1]
+        pool = engine.scheduler.pool
+        third = [*pool._hash_of][2]
+        pool._num_cached -= 1
+        pool.forget(third)
+        counted = Counted()
+        again = run_to_end(engine, [make_request(2, PROMPT)], on_step=counted)[2]
+    assert again == expected
+    assert (again.num_cached_tokens, counted.total.num_read) == (96, 1)
+
+
 def test_hits_in_the_cache_keep_a_prefix_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / "kv.blocks"
     counted = Counted()

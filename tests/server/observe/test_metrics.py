@@ -3,7 +3,7 @@
 from prometheus_client.parser import text_string_to_metric_families
 
 from caravan.scheduler.config import EngineConfig
-from caravan.scheduler.messages import FinishReason, StepOutput, StepStats
+from caravan.scheduler.messages import FinishReason, SpillCounts, StepOutput, StepStats
 from caravan.server.observe.choice_record import ChoiceRecord
 from caravan.server.observe.metrics import Metrics
 from caravan.server.observe.vllm_names import add_vllm_names
@@ -117,6 +117,25 @@ def test_the_blocks_of_the_pool_add_up() -> None:
     assert metrics.registry.get_sample_value("caravan_kv_cache_usage_perc", {"model_name": "m"}) == 10 / 64
     metrics.on_disconnect()
     assert blocks() == {"used": 0, "cached": 0, "free": 64}
+
+
+def test_blocks_of_the_spill_file_are_counted_by_event_and_its_size_is_that_of_the_last_step() -> None:
+    metrics = Metrics("m", EngineConfig(num_blocks=64, max_model_len=64))
+
+    def value(name: str, **labels: str) -> float | None:
+        return metrics.registry.get_sample_value(f"caravan_kv_spill_{name}", {"model_name": "m"} | labels)
+
+    assert (value("blocks_total", event="read"), value("bytes", state="used")) == (0, 0)
+    for counts in (
+        SpillCounts(num_written=3, num_dropped=1, used_bytes=300, free_bytes=700),
+        SpillCounts(num_written=2, num_read=7, num_damaged=4, used_bytes=500, free_bytes=500),
+    ):
+        metrics.on_step(StepOutput(outputs=[], stats=StepStats(spill=counts)))
+    counted = {event: value("blocks_total", event=event) for event in ("written", "read", "dropped", "damaged")}
+    assert counted == {"written": 5, "read": 7, "dropped": 1, "damaged": 4}
+    assert (value("bytes", state="used"), value("bytes", state="free")) == (500, 500)
+    metrics.on_disconnect()
+    assert (value("bytes", state="used"), value("blocks_total", event="read")) == (0, 7)
 
 
 def test_four_gauges_have_vllm_s_names_too_with_our_values() -> None:
