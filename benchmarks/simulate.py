@@ -5,6 +5,7 @@ with a real engine. docs/scaling.md describes the method and its error.
 """
 
 import argparse
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from benchmarks.simulation.arrivals import Load, cut, poisson, trace
 from benchmarks.simulation.calibration import calibrate, commit, warm_up
 from benchmarks.simulation.check import (
     HEADING,
+    LEAST_REQUESTS,
     check_loads,
     compare,
     comparison,
@@ -101,6 +103,9 @@ def parser_of_commands() -> argparse.ArgumentParser:
     one.add_argument("--max-replicas", type=whole, default=4096, help="of the search")
     one.add_argument("--group", type=whole, default=GROUP, help="replicas of a sampled group")
     one.add_argument("--groups", type=several, default=NUM_GROUPS, help="sampled groups of a fleet with more replicas")
+    one.add_argument(
+        "--processes", type=whole, default=os.cpu_count() or 1, help="for sampled groups; default: all cores"
+    )
     one.add_argument("--seed", type=int, default=0)
 
     one = commands.add_parser("check", help="compare simulations with a real engine")
@@ -173,6 +178,7 @@ def run_command(arguments: argparse.Namespace) -> None:
                 router=ROUTERS[arguments.router],
                 group=arguments.group,
                 num_groups=arguments.groups,
+                num_processes=arguments.processes,
             )
             trials.append(Trial(config, arguments.replicas, found, is_met=True))
         if len(trials) == 1:
@@ -190,6 +196,7 @@ def search_command(arguments: argparse.Namespace, costs: CostFile, load: Load, c
         max_replicas=arguments.max_replicas,
         group=arguments.group,
         num_groups=arguments.groups,
+        num_processes=arguments.processes,
     )
     router = ROUTERS[arguments.router]
     trials = list(search(load, configs, target, cost=costs.cost, api=costs.api, router=router))
@@ -217,16 +224,18 @@ def check_command(arguments: argparse.Namespace) -> None:
     warm_up(engine)
     found = []
     for name, part, load in loads:
+        print(f"{name}: {len(load.planned)} requests in process", flush=True)
         found.append(compare(engine, costs, name, part, load))
-        print(comparisons_table(found[-1:]), flush=True)
     del engine
     if arguments.http:
         with served(costs) as server:
             for name, part, load in loads:
+                print(f"{name}: {len(load.planned)} requests over HTTP", flush=True)
                 measured, simulation = record_http(server.url, load), simulated(costs, load, costs.api)
                 found.append(comparison(f"{name}, over HTTP", part, measured, simulation, None))
-                print(comparisons_table(found[-1:]), flush=True)
     print(f"\n{comparisons_table(found)}")
+    if any(one.measured.num_requests < LEAST_REQUESTS for one in found):
+        print(f"\nThe 95th percentile of fewer than {LEAST_REQUESTS} requests is the slowest one. Raise --seconds.")
     if arguments.page:
         body = section(costs, found, f"{time.strftime('%Y-%m-%d')}, commit {commit()}")
         PAGE.write_text(with_section(PAGE.read_text(), HEADING, body))

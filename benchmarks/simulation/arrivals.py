@@ -101,6 +101,8 @@ def trace(
 
 def cut(requests: Sequence[PlannedRequest], max_prompt: int | None, max_output: int | None) -> list[PlannedRequest]:
     """Return requests whose lengths are cut to limits."""
+    if max_prompt is max_output is None:
+        return list(requests)
     return [
         PlannedRequest(
             min(request.prompt_tokens, max_prompt or request.prompt_tokens),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.machine import machine
 from benchmarks.simulation.api_cost import ApiCost
-from benchmarks.simulation.arrivals import Load, burst, poisson
+from benchmarks.simulation.arrivals import Load, burst, cut, poisson
 from benchmarks.simulation.cost_file import CostFile
 from benchmarks.simulation.recorder import record
 from benchmarks.simulation.step_cost import MeasuredStep, fit, median_error
@@ -19,7 +19,6 @@ from caravan.scheduler.messages import StartEngine
 LOAD_PARTS = (0.4, 0.7)  # of the saturated rate, after a burst
 PROMPT, OUTPUT = "16-900", "8-120"
 WARM_UP_REQUESTS = 4
-ROOM = 16  # tokens that a prompt leaves free of max_model_len, at least
 
 
 def calibrate(
@@ -34,8 +33,9 @@ def calibrate(
     warm_up(engine)
     steps: list[MeasuredStep] = []
     prompt, output = parse_lengths(PROMPT), parse_lengths(OUTPUT)
-    num_requests = engine.config.max_num_seqs
-    loads = [Load(planned=burst(prompt, output, num_requests, seed), seed=seed)]
+    room = engine.config.max_model_len // 2  # of a prompt, and of an output
+    planned = burst(prompt, output, engine.config.max_num_seqs, seed)
+    loads = [Load(planned=cut(planned, room, room - 1), seed=seed)]
     while loads:
         load = loads.pop(0)
         journal, measured = record(engine, load.arrivals(), load.prompts())
@@ -44,8 +44,8 @@ def calibrate(
         if not steps:
             rates = [part * figures.requests_per_second for part in LOAD_PARTS]
             loads = [
-                Load(planned=poisson(prompt, output, rate, seconds, seed + number), seed=seed + number)
-                for number, rate in enumerate(rates, 1)
+                Load(planned=cut(poisson(prompt, output, rate, seconds, at), room, room - 1), seed=at)
+                for at, rate in enumerate(rates, seed + 1)
             ]
         steps += measured
     cost = fit(steps)
@@ -66,9 +66,8 @@ def calibrate(
 
 def warm_up(engine: Engine) -> None:
     """Run some requests, so that memory is allocated and kernels are loaded."""
-    longest = min(600, engine.config.max_model_len - ROOM)
-    planned = burst(parse_lengths(str(longest)), parse_lengths("8"), WARM_UP_REQUESTS, seed=-1)
-    load = Load(planned=planned, seed=-1)
+    planned = burst(parse_lengths("600"), parse_lengths("8"), WARM_UP_REQUESTS, seed=-1)
+    load = Load(planned=cut(planned, engine.config.max_model_len // 2, None), seed=-1)
     record(engine, load.arrivals(), load.prompts())
 
 

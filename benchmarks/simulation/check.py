@@ -17,6 +17,7 @@ from caravan.cli.bench.workload import PlannedRequest
 from caravan.scheduler.engine import Engine
 
 HEADING = "Measured error"
+LEAST_REQUESTS = 20  # of a load: with fewer, the 95th percentile is the slowest request
 TRACE_LENGTHS = (600, 60)  # prompts and outputs of the trace are cut to these
 
 

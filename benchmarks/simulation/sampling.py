@@ -4,10 +4,13 @@ A fleet of 1,000 replicas is 125 groups of 8 behind a router of their own; some 
 are those of all requests of the groups together, and the spread between the groups says how far they can be trusted.
 """
 
+import functools
 import math
+import multiprocessing
 import statistics
 from array import array
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 
 from benchmarks.simulation.api_cost import ApiCost
@@ -49,8 +52,12 @@ def simulate_fleet(
     router: Router = least_outstanding,
     group: int = GROUP,
     num_groups: int = NUM_GROUPS,
+    num_processes: int = 1,
 ) -> FleetFigures:
-    """Return the figures of a fleet: of all its replicas, or of some groups if it has more replicas than those."""
+    """Return the figures of a fleet: of all its replicas, or of some groups if it has more replicas than those.
+
+    The groups are simulated in `num_processes` processes; the figures do not depend on it.
+    """
     arrivals = load.arrivals()
     if num_replicas <= group * num_groups:
         journal = simulate(
@@ -64,10 +71,14 @@ def simulate_fleet(
         )
         return FleetFigures(figures=journal.figures(), errors={}, num_simulated=num_replicas)
     parts = num_replicas / group
-    journals = [
-        simulate(part, load.prompts(), config=config, cost=cost, api=api, num_replicas=group, router=router)
-        for part in thinned(arrivals, parts, num_groups, load.seed)
-    ]
+    run = functools.partial(simulate, config=config, cost=cost, api=api, num_replicas=group, router=router)
+    samples = thinned(arrivals, parts, num_groups, load.seed)
+    prompts = [load.prompts() for _ in samples]
+    if num_processes > 1:
+        with ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn")) as processes:
+            journals = list(processes.map(run, samples, prompts))
+    else:
+        journals = list(map(run, samples, prompts))
     together = merged(journals).figures()
     rates = [journal.figures().rates() for journal in journals]
     errors = {

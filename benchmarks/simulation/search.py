@@ -35,6 +35,7 @@ class Target:
     max_replicas: int
     group: int = GROUP
     num_groups: int = NUM_GROUPS
+    num_processes: int = 1
 
 
 def saturated_rate(load: Load, config: EngineConfig, cost: StepCost, api: ApiCost) -> float:
@@ -78,6 +79,7 @@ def search(
                 router=router,
                 group=target.group,
                 num_groups=target.num_groups,
+                num_processes=target.num_processes,
             )
             is_met = found.figures.num_requests > 0 and found.figures.first_token.p95 <= target.first_token_seconds
             return Trial(config, num_replicas, found, is_met)
