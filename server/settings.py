@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from caravan.download.resolve import DEFAULT_MODEL
 from caravan.scheduler.config import EngineLimits, Speculation
 from caravan.scheduler.messages import StartEngine
+from caravan.server.batches.settings import BatchSettings
 from caravan.server.generation.request_limits import QueueLimits
 from caravan.server.http.api_keys import ApiKeys, WrongKeys, load_keys
 from caravan.server.http.body_memory import DEFAULT_BYTES
@@ -208,11 +209,26 @@ class LogSettings(BaseModel):
     profile: bool = Field(False, description="Print how the time of engine steps is spent, every few seconds.")
 
 
-GROUPS = (ModelSettings, MemorySettings, LimitSettings, NetworkSettings, SecuritySettings, LogSettings)
+GROUPS = (
+    ModelSettings,
+    MemorySettings,
+    LimitSettings,
+    BatchSettings,
+    NetworkSettings,
+    SecuritySettings,
+    LogSettings,
+)
 
 
 class Settings(
-    BaseSettings, LogSettings, SecuritySettings, NetworkSettings, LimitSettings, MemorySettings, ModelSettings
+    BaseSettings,
+    LogSettings,
+    SecuritySettings,
+    NetworkSettings,
+    BatchSettings,
+    LimitSettings,
+    MemorySettings,
+    ModelSettings,
 ):
     """Every option. A flag wins over a variable, a variable over the file, the file over the default."""
 
