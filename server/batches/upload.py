@@ -7,16 +7,17 @@ from dataclasses import dataclass, field
 from fastapi import Request
 
 from caravan.server.batches.file_store import FileStore, NewFile, PartFile
+from caravan.server.batches.form_data import MAX_BOUNDARY, MAX_PARTS, FormDecoder, PartHead, WrongForm, boundary_of
 from caravan.server.generation.request_limits import RequestLimits
 from caravan.server.http.errors import ApiError, invalid, shown
 
 MAX_UPLOAD_SECONDS = 3600  # for the whole body; between two of its parts, the time limit of bodies holds
 MAX_FILENAME = 255  # characters
-_MAX_PARTS = 16
 _MAX_FIELD_BYTES = 1024
-_MAX_BUFFER_BYTES = 2**20  # of what the decoder holds: heads of parts, and data that may be a boundary
+_OTHER_BYTES = 2**16  # of a form without its file, in its declared length
 _WRITTEN_BYTES = 2**20  # at once
 _FIELDS = ("purpose",)
+_WRONG_FORM = f"The body is not a complete form of at most {MAX_PARTS} parts."
 
 
 @dataclass
@@ -39,7 +40,7 @@ async def receive_upload(
     reserved = 0
     try:
         declared = request.headers.get("content-length", "")
-        if declared.isdecimal() and int(declared) > files.limits.max_file_bytes + _MAX_BUFFER_BYTES:
+        if declared.isdecimal() and int(declared) > files.limits.max_file_bytes + _OTHER_BYTES:
             raise _too_large(files)
         upload, pending = Upload(), bytearray()
         try:
@@ -70,17 +71,15 @@ async def _discard(files: FileStore, part: PartFile) -> None:
 
 
 def _boundary(request: Request) -> bytes:
-    from werkzeug.http import parse_options_header  # imported with the first upload
-
-    media_type, options = parse_options_header(request.headers.get("content-type", ""))
-    if media_type != "multipart/form-data":
+    try:
+        boundary = boundary_of(request.headers.get("content-type", ""))
+    except WrongForm:
+        raise invalid(f"The content type has no boundary of 1 to {MAX_BOUNDARY} characters.") from None
+    if boundary is None:
         raise ApiError(415, "The content type must be multipart/form-data.")
-    boundary = options.get("boundary", "")
-    if not 0 < len(boundary) <= 70 or not boundary.isascii():  # RFC 2046, section 5.1.1
-        raise invalid("The content type has no boundary of 1 to 70 characters.")
     if request.headers.get("content-encoding", "identity") != "identity":
         raise ApiError(415, "A form cannot have a content encoding.")
-    return boundary.encode()
+    return boundary
 
 
 async def _chunks(request: Request, limits: RequestLimits) -> AsyncIterator[bytes]:
@@ -94,39 +93,36 @@ async def _chunks(request: Request, limits: RequestLimits) -> AsyncIterator[byte
             raise ApiError(408, message) from None
         if chunk is None:
             return
-        for start in range(0, len(chunk), _MAX_BUFFER_BYTES // 2):
-            yield chunk[start : start + _MAX_BUFFER_BYTES // 2]
+        yield chunk
 
 
 async def _file_data(chunks: AsyncIterator[bytes], boundary: bytes, upload: Upload) -> AsyncIterator[bytes]:
     """Yield the contents of the form's file; store its name and the other fields in `upload`."""
-    from werkzeug.exceptions import RequestEntityTooLarge
-    from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDecoder, NeedData
-
-    decoder = MultipartDecoder(boundary, _MAX_BUFFER_BYTES, max_parts=_MAX_PARTS)
+    decoder = FormDecoder(boundary)
     name = ""  # of the field that is being read; empty: the file
     try:
         async for chunk in chunks:
-            decoder.receive_data(chunk)
-            while not isinstance(event := decoder.next_event(), NeedData):
-                if isinstance(event, File):
-                    if event.name != "file" or upload.filename is not None:
-                        raise invalid("The form must have one file, in the field `file`.", "file")
-                    upload.filename, name = event.filename, ""
-                elif isinstance(event, Field):
-                    name = _new_field(event.name, upload)
-                elif isinstance(event, Data) and name:
+            for event in decoder.feed(chunk):
+                if isinstance(event, PartHead):
+                    name = _begin_part(event, upload)
+                elif name:
                     _add(upload, name, event.data)
-                elif isinstance(event, Data) and event.data:
+                else:
                     yield event.data
-        decoder.receive_data(None)
-        if not isinstance(decoder.next_event(), Epilogue):
-            raise ValueError
-    except (ValueError, RequestEntityTooLarge):  # of the decoder
-        raise invalid("The body is not a complete form of at most 16 parts.") from None
+    except WrongForm:
+        raise invalid(_WRONG_FORM) from None
+    if not decoder.is_complete:
+        raise invalid(_WRONG_FORM)
 
 
-def _new_field(name: str | None, upload: Upload) -> str:
+def _begin_part(head: PartHead, upload: Upload) -> str:
+    """Return the name of a field, or an empty text for the file; raises ApiError 400."""
+    name = head.name
+    if head.filename is not None:
+        if name != "file" or upload.filename is not None:
+            raise invalid("The form must have one file, in the field `file`.", "file")
+        upload.filename = head.filename
+        return ""
     if name == "file":
         raise invalid("`file` must be a file: its part needs a filename.", "file")
     if name not in _FIELDS:
