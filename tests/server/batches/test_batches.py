@@ -113,7 +113,7 @@ async def test_keys_share_the_slots(tmp_path: Path) -> None:
         assert "bob" in keys[:4]
 
 
-async def test_files_and_batches_of_another_key_do_not_exist(tmp_path: Path) -> None:
+async def test_threat_34_files_and_batches_of_another_key_do_not_exist(tmp_path: Path) -> None:
     async with open_batches(tmp_path / "folder", keys=KEYS) as api:
         batch = await ended(api, (await create(api, [a_line()], headers=ANN))["id"], ANN)
         for file_id in (batch["input_file_id"], batch["output_file_id"]):

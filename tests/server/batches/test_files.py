@@ -236,7 +236,7 @@ async def test_a_journal_that_cannot_be_written_is_a_response(tmp_path: Path) ->
         assert list((tmp_path / "folder" / "files").iterdir()) == []
 
 
-def test_only_the_owner_can_read_the_folder(tmp_path: Path) -> None:
+def test_threat_34_only_the_owner_can_read_the_folder(tmp_path: Path) -> None:
     path = tmp_path / "a" / "folder"
     with closing(BatchFolder(path)) as folder:
         Journal(folder.journal).close()
