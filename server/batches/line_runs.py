@@ -48,11 +48,14 @@ class LineRuns:
         self, batch_id: str, key_name: str, input_path: Path, lines: list[InputLine], on_end: Callable[[int], None]
     ) -> None:
         """Run lines to their ends; `on_end` is called with the status of each. Raises OSError (the input file)."""
-        async with asyncio.TaskGroup() as group:
-            for line in lines:
-                await self._slots.take(key_name)
-                task = group.create_task(self._run(batch_id, key_name, input_path, line, on_end))
-                task.add_done_callback(lambda _: self._slots.release(key_name))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for line in lines:
+                    await self._slots.take(key_name)
+                    task = group.create_task(self._run(batch_id, key_name, input_path, line, on_end))
+                    task.add_done_callback(lambda _: self._slots.release(key_name))
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
 
     async def _run(
         self, batch_id: str, key_name: str, path: Path, line: InputLine, on_end: Callable[[int], None]
