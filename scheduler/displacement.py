@@ -19,16 +19,20 @@ def displaced_by_waiting(
     """Return the youngest sequence of the key that has the most running, or None.
 
     Only the first of the queue, whose key was served least, displaces another, and only if its key has nothing running
-    and it cannot join otherwise. It never displaces a more urgent request or the only sequence of a key.
+    and it cannot join otherwise. It never displaces a more urgent request or the only sequence of a key. Lines of
+    batches (positive urgency) make way for every request that a client waits for, first of all.
     """
     first = next(iter(waiting), None)
     if first is None or first.awaited_hash is not None:
         return None
+    lines = [sequence for sequence in running if sequence.request.urgency > 0 >= first.request.urgency]
     num_of = Counter(sequence.request.key for sequence in running)
-    if first.request.key in num_of or max(num_of.values(), default=0) < 2:
+    if not lines and (first.request.key in num_of or max(num_of.values(), default=0) < 2):
         return None
     if len(running) < config.max_num_seqs and blocks.can_allocate(first, running):
         return None
+    if lines:
+        return lines[-1]
     key, _ = num_of.most_common(1)[0]
     youngest = next(sequence for sequence in reversed(running) if sequence.request.key == key)
     return youngest if youngest.request.urgency >= first.request.urgency else None

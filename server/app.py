@@ -10,6 +10,10 @@ from starlette.middleware.cors import CORSMiddleware
 
 from caravan.model.sampling.generation_defaults import GenerationDefaults
 from caravan.model.tokenizer.tokenizer import Tokenizer
+from caravan.server.batches.batches import Batches
+from caravan.server.batches.line_app import LineApp
+from caravan.server.batches.objects import BatchList, BatchObject, BatchRequest, DeletedFile, FileList, FileObject
+from caravan.server.batches.routes import batches_router, files_router
 from caravan.server.generation.admission import Admission
 from caravan.server.generation.executors import Executors
 from caravan.server.generation.request_limits import RequestLimits
@@ -78,6 +82,8 @@ class AppParts:
     limits: RequestLimits = field(default_factory=RequestLimits)
     grammar_check: GrammarCheck = field(default_factory=GrammarCheck)
     executors: Executors = field(default_factory=Executors)
+    batches: Batches | None = None  # None: there are neither files nor batches; the caller starts and closes them
+    max_batch_lines: int = 1  # that run at the same time
     keys: ApiKeys | None = None  # None: no authentication
     hosts: Iterable[str] | None = None  # allowed host names; None: all
     origins: Sequence[str] = ()  # allowed origins for CORS
@@ -112,6 +118,11 @@ def create_app(parts: AppParts) -> FastAPI:
 
     metrics.add_ready_gauge(is_ready)
     metrics.add_queue_gauge(parts.admission.num_queued_tokens)
+    if parts.batches is not None:
+        answer = LineApp(served, concurrency_limit.bodies).answer
+        parts.batches.connect(
+            answer, is_ready, num_slots=parts.max_batch_lines, registry=metrics.registry, model_name=served.name
+        )
     app = FastAPI(
         title="Caravan",
         version=parts.version,
@@ -125,6 +136,8 @@ def create_app(parts: AppParts) -> FastAPI:
         chat_router(served),
         responses_router(served),
         embeddings_router(served),
+        files_router(parts.batches, served.limits),
+        batches_router(parts.batches, served.limits),
         models_router(served),
         tokenize_router(served),
         explanations_router(served),
@@ -143,6 +156,7 @@ def create_app(parts: AppParts) -> FastAPI:
             ChatRequest,
             ResponsesRequest,
             EmbeddingRequest,
+            BatchRequest,
             TokenizeRequest,
             DetokenizeRequest,
             ApplyTemplateRequest,
@@ -156,6 +170,7 @@ def create_app(parts: AppParts) -> FastAPI:
             OutputCall,
             OutputCustomCall,
             EmbeddingList,
+            *(FileObject, FileList, DeletedFile, BatchObject, BatchList),
             ModelList,
             Tokens,
             Piece,
@@ -175,7 +190,7 @@ def create_app(parts: AppParts) -> FastAPI:
         app.add_middleware(  # outside the authentication: a preflight request has no key
             CORSMiddleware,
             allow_origins=parts.origins,
-            allow_methods=["GET", "HEAD", "POST"],
+            allow_methods=["GET", "HEAD", "POST", "DELETE"],
             allow_headers=["*"],
             allow_private_network=True,
             expose_headers=["x-request-id", "retry-after"],

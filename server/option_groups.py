@@ -7,6 +7,7 @@ from pydantic import BaseModel, ByteSize, Field, field_validator
 
 from caravan.download.resolve import DEFAULT_MODEL
 from caravan.scheduler.config import Speculation
+from caravan.server.batches.settings import BatchSettings
 from caravan.server.http.body_memory import DEFAULT_BYTES
 from caravan.server.http.option_types import Networks, Origins, Seconds
 
@@ -206,4 +207,12 @@ class LogSettings(BaseModel):
     profile: bool = Field(False, description="Print how the time of engine steps is spent, every few seconds.")
 
 
-GROUPS = (ModelSettings, MemorySettings, LimitSettings, NetworkSettings, SecuritySettings, LogSettings)
+GROUPS = (
+    ModelSettings,
+    MemorySettings,
+    LimitSettings,
+    BatchSettings,
+    NetworkSettings,
+    SecuritySettings,
+    LogSettings,
+)

@@ -13,6 +13,7 @@ from caravan import __version__
 from caravan.model.sampling.generation_defaults import load_generation_defaults
 from caravan.scheduler.messages import EngineReady
 from caravan.server.app import AppParts, create_app
+from caravan.server.batches.batches import Batches
 from caravan.server.engine.client import EngineClient
 from caravan.server.engine.listener import EngineListeners
 from caravan.server.generation.admission import Admission
@@ -54,7 +55,10 @@ async def run_server(
     tracer = make_tracer()
     grammar_check, executors = GrammarCheck(), Executors()
     template: ChatTemplate | None = None
+    batches: Batches | None = None
     try:
+        if settings.batch_folder is not None:
+            batches = Batches(settings.batch_folder, settings.batch_limits)
         # The tokenizer is built while the engine process loads the weights.
         tokenizer, template = await asyncio.to_thread(text_parts, model_path, settings.chat_template)
         defaults = load_generation_defaults(model_path)
@@ -98,6 +102,8 @@ async def run_server(
                 defaults=defaults,
                 grammar_check=grammar_check,
                 executors=executors,
+                batches=batches,
+                max_batch_lines=settings.batch_concurrency or max(report.config.max_num_seqs // 2, 1),
                 keys=keys,
                 hosts=allowed_hosts(settings.allowed_hosts, settings.host),
                 origins=allowed_origins(settings.allowed_origins),
@@ -120,10 +126,14 @@ async def run_server(
             timeout_graceful_shutdown=LAST_SECONDS,
         )
         server = GracefulServer(config, limit, settings.drain_timeout, engine.stop, live_view.close)
+        if batches is not None:
+            await batches.start()
         listener.listen(BACKLOG)  # from now on connections are queued instead of refused
         print(start_text(report, model_path, names, address_of(listener, is_encrypted=config.is_ssl)), flush=True)
         await server.serve(sockets=[listener])
     finally:
+        if batches is not None:
+            await batches.close()
         await engine.stop()
         executors.close()
         grammar_check.close()

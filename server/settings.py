@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from caravan.scheduler.config import EngineLimits
 from caravan.scheduler.messages import StartEngine
+from caravan.server.batches.settings import BatchSettings
 from caravan.server.generation.request_limits import QueueLimits
 from caravan.server.http.api_keys import ApiKeys, WrongKeys, load_keys
 from caravan.server.http.host_names import is_loopback
@@ -32,7 +33,14 @@ class WrongSettings(ValueError):
 
 
 class Settings(
-    BaseSettings, LogSettings, SecuritySettings, NetworkSettings, LimitSettings, MemorySettings, ModelSettings
+    BaseSettings,
+    LogSettings,
+    SecuritySettings,
+    NetworkSettings,
+    BatchSettings,
+    LimitSettings,
+    MemorySettings,
+    ModelSettings,
 ):
     """Every option. A flag wins over a variable, a variable over the file, the file over the default."""
 

@@ -13,9 +13,18 @@ FORBIDDEN = {
     "scheduler": {"caravan.server", "caravan.cli", "caravan.download", "tests", *WEB, *LLM},
     "caravan/download": {"caravan.scheduler", "caravan.server", "caravan.cli", "torch", "tests", *WEB, *LLM},
     "server": {"caravan.cli", "torch", "tests", *LLM},
-    "caravan/cli": {"tests", *LLM},
+    "caravan/cli": {"tests", "caravan.LLM"},
 }
-ROOMS = ["sandbox", "engine", "observe", "generation", "http", "openai", "operations"]  # each imports from those before
+ROOMS = [
+    "sandbox",
+    "engine",
+    "observe",
+    "generation",
+    "http",
+    "openai",
+    "batches",
+    "operations",
+]  # each imports from those before
 SERVER_FILES = {"__init__.py", "app.py", "serve.py", "settings.py", "option_groups.py"}
 TORCH_FREE = [
     "model/tokenizer/tokenizer.py",

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from caravan import __version__
+from caravan.cli.batch import batch
 from caravan.cli.bench.main import bench
 from caravan.cli.chat import chat
 from caravan.cli.explain import explain
@@ -30,7 +31,7 @@ def make_app() -> typer.Typer:
     app.command(cls=SettingsCommand)(serve)
     app.command()(pull)
     app.command("list")(list_models)
-    for command in (rm, inspect, plan, chat, top, explain, bench):
+    for command in (rm, inspect, plan, batch, chat, top, explain, bench):
         app.command()(command)
     return app
 

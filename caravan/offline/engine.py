@@ -9,6 +9,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from caravan.model.sampling.sampling_params import SamplingParams
 from caravan.scheduler.messages import Abort, EngineReady, Request, SequenceOutput, StartEngine, StepStats
 from caravan.server.engine.output_queue import OutputQueue
@@ -65,11 +67,14 @@ class LocalEngine:
 
         `on_news` is called in the engine's thread when there is something to take.
         """
+        return self.add(Request(prompt_token_ids=prompt_token_ids, params=params, group=group), on_news)
+
+    def add(self, request: Request, on_news: Callable[[], None]) -> OutputQueue:
+        """Do the same with a request, whose `request_id` is assigned here."""
         stream = _SharedStream(next(self._request_ids), self._abort)
         stream.on_output = on_news
         self._streams[stream.request_id] = stream
-        request = Request(request_id=stream.request_id, prompt_token_ids=prompt_token_ids, params=params, group=group)
-        self._inbox.put(request)
+        self._inbox.put(msgspec.structs.replace(request, request_id=stream.request_id))
         return stream
 
     def step(self) -> "Future[None]":

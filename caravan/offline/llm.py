@@ -1,25 +1,21 @@
 """LLM: a model in a Python program, without HTTP."""
 
 import asyncio
-import sys
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import aclosing, closing
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
-from caravan.download.resolve import DEFAULT_MODEL, resolve_model
-from caravan.model.sampling.generation_defaults import load_generation_defaults
+from caravan.download.resolve import DEFAULT_MODEL
 from caravan.model.tokenizer.tokenizer import Tokenizer
-from caravan.offline.engine import LocalEngine
 from caravan.offline.generation import LocalGeneration
+from caravan.offline.loading import load_model
 from caravan.offline.prompt_job import Params, PromptJob, chat_jobs, prompt_jobs
 from caravan.offline.results import GenerationResult, Message, Prompt, StreamDelta, choice_of, delta_of, token_logprobs
 from caravan.offline.settings import engine_settings
 from caravan.scheduler.messages import StepStats
-from caravan.server.generation.text_model import TextModel, text_parts
 from caravan.server.generation.text_stream import TextDelta, join_deltas
-from caravan.server.openai.tool_calls.call_format import call_token_ids
 
 if TYPE_CHECKING:
     from caravan.scheduler.engine import Engine
@@ -70,24 +66,7 @@ class LLM:
         settings = engine_settings(
             options | {"model": str(model), "draft_model": None if draft_model is None else str(draft_model)}
         )
-        settings.check_draft_model()
-        path = resolve_model(settings.model, _print_error)
-        draft_path = None if settings.draft_model is None else resolve_model(settings.draft_model, _print_error)
-        defaults = load_generation_defaults(path)
-        tokenizer, template = text_parts(path, settings.chat_template)
-        try:
-            self._local = LocalEngine(settings.start_engine(path, draft_path))
-        except BaseException:
-            if template is not None:
-                template.close()
-            raise
-        self._model = TextModel(
-            max_model_len=self._local.report.config.max_model_len,
-            tokenizer=tokenizer.resized(self._local.report.vocab_size),
-            chat_template=template,
-            shown_token_ids=call_token_ids(tokenizer),
-            defaults=defaults,
-        )
+        self._local, self._model = load_model(settings)
 
     @property
     def engine(self) -> "Engine":
@@ -217,7 +196,3 @@ class LLM:
             num_cached_tokens=min(delta.num_cached_tokens for delta in deltas),
             prompt_logprobs=token_logprobs(deltas[0].prompt_entries, self.tokenizer) if has_prompt_logprobs else None,
         )
-
-
-def _print_error(line: str) -> None:
-    print(line, file=sys.stderr)

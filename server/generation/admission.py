@@ -85,7 +85,7 @@ class Admission(EngineListener):
         queued = [reservation for reservation in (*self._running, *self._waiting) if not reservation.is_in_batch]
         num_before = len(self._before(context, queued))
         wait_seconds = self._forecast_seconds(before, context, lengths[0][0])
-        self._check_room(lengths, context.key_name, wait_seconds)
+        self._check_room(lengths, context.key_name, context.urgency, wait_seconds)
         limit_seconds = self.limits.max_wait_seconds
         if limit_seconds is not None and wait_seconds > limit_seconds:
             fact = f"The predicted wait is {wait_seconds:.1f} s; the limit is {limit_seconds:g} s."
@@ -141,10 +141,12 @@ class Admission(EngineListener):
         if (was_waiting or was_running) and is_complete and reservation.max_tokens:
             self._used_fraction += SMOOTHING * (reservation.num_tokens / reservation.max_tokens - self._used_fraction)
 
-    def _check_room(self, lengths: Sequence[tuple[int, int]], key_name: str, wait_seconds: float) -> None:
+    def _check_room(self, lengths: Sequence[tuple[int, int]], key_name: str, urgency: int, wait_seconds: float) -> None:
         sequences_of: Counter[str] = Counter()  # waiting, by key
         tokens_of: Counter[str] = Counter()
-        for reservation in self._waiting:
+        for reservation in (
+            one for one in self._waiting if one.urgency <= max(urgency, 0)
+        ):  # lines of batches wait last
             sequences_of[reservation.key_name] += 1
             tokens_of[reservation.key_name] += reservation.num_prompt_tokens + reservation.max_tokens
         if not sequences_of[key_name]:  # else a request larger than the limits would never be admitted

@@ -12,6 +12,7 @@ NO_KEY = ""  # the key name of all requests if the server has no keys
 TIMEOUT_HEADER = "x-request-timeout-ms"
 SCOPE_KEY_NAME = "caravan.key_name"  # ASGI scope: the name of the API key, set by the authentication
 SCOPE_MIN_PRIORITY = "caravan.min_priority"  # ASGI scope: the lowest priority that is effective across keys
+SCOPE_URGENCY = "caravan.urgency"  # ASGI scope: the urgency of a line of a batch
 SCOPE_REQUEST_ID = "caravan.request_id"  # ASGI scope: the id of the HTTP request
 SCOPE_RECORD = "caravan.record"  # ASGI scope: the RequestRecord, set when a generation starts
 
@@ -31,7 +32,7 @@ class RequestContext:
     cache_salt: str = ""  # cached prefixes are only shared between requests with the same salt
     timeout_seconds: float | None = None  # from arrival to the last token; None: no limit
     request_id: str = ""  # of the HTTP request
-    urgency: int = 0  # like priority, but across all keys
+    urgency: int = 0  # like priority, but across all keys; positive: a line of a batch, for which nobody waits
     arrived_at_seconds: float = field(default_factory=time.monotonic)
 
     def seconds_left(self) -> float | None:
@@ -63,7 +64,7 @@ def request_context(scope: Scope, priority: int, cache_salt: str, arrived_at_sec
         f"{name}\n{cache_salt}" if name != NO_KEY else cache_salt,
         _timeout_seconds(scope),
         scope.get(SCOPE_REQUEST_ID, ""),
-        urgency=min(max(priority, scope.get(SCOPE_MIN_PRIORITY, 0)), 0),
+        urgency=scope.get(SCOPE_URGENCY) or min(max(priority, scope.get(SCOPE_MIN_PRIORITY, 0)), 0),
         arrived_at_seconds=arrived_at_seconds,
     )
 

@@ -17,7 +17,7 @@ _ERRORS = {
     400: "A value is invalid; `param` names it.",
     401: "The API key is missing or invalid.",
     403: "The API key is not allowed to do this.",
-    404: "There is no such model.",
+    404: "There is no such model, file, batch or request.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
     415: "The body is not JSON, or its encoding is neither gzip nor zstd.",

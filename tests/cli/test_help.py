@@ -56,7 +56,7 @@ class TestHelp:
 def test_the_options_of_serve_stand_in_groups() -> None:
     text = help_of(["serve"])
     groups = [str(group.__doc__).rstrip(".") for group in GROUPS]
-    assert groups == ["Model", "Memory", "Limits", "Network", "Security", "Logs and metrics"]
+    assert groups == ["Model", "Memory", "Limits", "Batches", "Network", "Security", "Logs and metrics"]
     assert re.findall(r"^(\w[\w ]*):$", text, re.MULTILINE) == ["Options", *groups]
     sections = dict(zip(["Options", *groups], re.split(r"^\w[\w ]*:$", text, flags=re.MULTILINE)[1:], strict=True))
     for option in serve_options():

@@ -91,3 +91,24 @@ def test_a_less_urgent_request_displaces_none(urgency: int, max_steps: int) -> N
         run_step(scheduler)
     num_steps = num_steps_of_two_tokens(scheduler, FIRST_OF_OTHERS, urgency=urgency)
     assert (num_steps == 500) if max_steps == 500 else (num_steps <= max_steps)
+
+
+@pytest.mark.parametrize("key", ["many", "few"])
+def test_lines_of_batches_make_way_for_a_request_one_by_one(key: str) -> None:
+    scheduler = Scheduler(EngineConfig(num_blocks=400, block_size=8, max_num_seqs=2, max_model_len=800))
+    for request_id in range(2):
+        scheduler.add(make_request(request_id, list(range(20)), key="many", max_tokens=700, urgency=1))
+    for _ in range(10):
+        run_step(scheduler)
+    youngest = scheduler.running[-1]
+    for number in range(2):
+        scheduler.add(make_request(FIRST_OF_OTHERS + number, [1, 2, number], key=key, max_tokens=50))
+    run_step(scheduler)
+    assert youngest not in scheduler.running
+    run_step(scheduler)
+    assert all(sequence.request.urgency == 0 for sequence in scheduler.running)
+    assert len(scheduler.running) == 2
+    scheduler.add(make_request(FIRST_OF_OTHERS + 2, [1, 2, 9], key="third", max_tokens=50, urgency=1))
+    run_step(scheduler)
+    assert all(sequence.request.urgency == 0 for sequence in scheduler.running), "a line displaces no request"
+    scheduler.pool.check()

@@ -63,6 +63,20 @@ def test_requests_over_the_limit_are_rejected_until_one_ends() -> None:
     admit(admission)
 
 
+def test_lines_of_batches_that_wait_leave_the_queue_to_requests() -> None:
+    admission = an_admission(max_requests=3)
+    line = RequestContext(urgency=1)
+    start(admission, *admit(admission, *[(10, 20)] * 2))
+    for _ in range(3):
+        admit(admission, context=line)
+    with pytest.raises(QueueFull):
+        admit(admission, context=line)
+    for _ in range(3):
+        admit(admission)
+    with pytest.raises(QueueFull):
+        admit(admission)
+
+
 def test_a_request_of_many_sequences_is_admitted_as_a_whole_or_rejected() -> None:
     admission = an_admission(max_requests=3)
     running = admit(admission, *[(10, 20)] * 2)

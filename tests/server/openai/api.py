@@ -10,6 +10,7 @@ from fastapi import FastAPI
 
 from caravan.model.sampling.generation_defaults import GenerationDefaults
 from caravan.server.app import AppParts, create_app
+from caravan.server.batches.batches import Batches
 from caravan.server.engine.listener import EngineListeners
 from caravan.server.generation.admission import Admission
 from caravan.server.generation.executors import Executors
@@ -119,6 +120,8 @@ async def open_api(
     executors: Executors | None = None,
     origins: Sequence[str] = (),
     trusted_proxies: Sequence[Network] = (),
+    batches: Batches | None = None,
+    max_batch_lines: int = 4,
 ) -> AsyncIterator[Api]:
     """Return an application whose engine follows `script`, by default "Hello!"."""
     engine = FakeEngineClient(script or says("Hello!"), num_cached_tokens=num_cached_tokens)
@@ -149,6 +152,8 @@ async def open_api(
         on_response=on_response,
         grammar_check=grammar_check or GrammarCheck(),
         executors=executors or Executors(),
+        batches=batches,
+        max_batch_lines=max_batch_lines,
     )
     app = create_app(parts)
     transport = httpx.ASGITransport(app)

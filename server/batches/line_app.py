@@ -1,0 +1,82 @@
+"""LineApp: the generation endpoints for lines of batches, the same code as for HTTP requests."""
+
+import asyncio
+import uuid
+
+from fastapi import FastAPI
+from starlette.types import Message, Scope
+
+from caravan.server.batches.answer import LineAnswer
+from caravan.server.generation.context import SCOPE_KEY_NAME, SCOPE_REQUEST_ID, SCOPE_URGENCY
+from caravan.server.generation.served_model import ServedModel
+from caravan.server.http.body_memory import SCOPE_BODY, BodyMemory
+from caravan.server.http.errors import add_error_handlers, as_api_error
+from caravan.server.observe.logs import bind_request_id
+from caravan.server.openai.chat import chat_router
+from caravan.server.openai.completions import completions_router
+from caravan.server.openai.embeddings import embeddings_router
+from caravan.server.openai.responses import responses_router
+
+LINE_URGENCY = 1  # after all requests of clients that wait
+
+
+class LineApp:
+    """An application without a port, authentication and concurrency limit: its caller has these.
+
+    Validation, generation and the bytes of a response are those of an HTTP request.
+    """
+
+    def __init__(self, served: ServedModel, bodies: BodyMemory) -> None:
+        """`bodies` is the memory of the bodies of all requests."""
+        self._bodies = bodies
+        self._app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+        for router in (completions_router, chat_router, responses_router, embeddings_router):
+            self._app.include_router(router(served))
+        add_error_handlers(self._app)
+
+    async def answer(self, key_name: str, path: str, body: bytes) -> LineAnswer:
+        """Return the response to a POST of a JSON body; a task that is cancelled aborts its generation."""
+        request_id = uuid.uuid4().hex
+        bind_request_id(request_id)
+        reservation = self._bodies.reserve(key_name)
+        scope: Scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": "POST",
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "root_path": "",
+            "query_string": b"",
+            "headers": [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())],
+            "client": None,
+            "server": None,
+            SCOPE_KEY_NAME: key_name,
+            SCOPE_REQUEST_ID: request_id,
+            SCOPE_URGENCY: LINE_URGENCY,
+            SCOPE_BODY: reservation,
+        }
+        parts = [body]
+        status, written = 500, bytearray()
+
+        async def receive() -> Message:
+            if parts:
+                return {"type": "http.request", "body": parts.pop(), "more_body": False}
+            return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]  # no client leaves
+
+        async def send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            else:
+                written.extend(message.get("body", b""))
+
+        try:
+            await self._app(scope, receive, send)
+        except Exception as error:
+            response = as_api_error(error).response()
+            return LineAnswer(response.status_code, request_id, bytes(response.body))
+        finally:
+            reservation.release()
+        return LineAnswer(status, request_id, bytes(written))
