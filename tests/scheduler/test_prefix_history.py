@@ -142,7 +142,7 @@ def test_the_tokens_of_all_reasons_are_those_looked_up_and_not_found() -> None:
 def test_blocks_of_a_smaller_pool_count_as_evicted() -> None:
     scheduler = make_scheduler(num_blocks=32)
     misses_of(scheduler, make_request(1, PROMPT, max_tokens=1))
-    shrink_pool(scheduler)
+    shrink_pool(scheduler, [])
     assert misses_of(scheduler, make_request(2, PROMPT, max_tokens=1)) == [PrefixMiss("evicted", 0, 0.0, 11)]
 
 
