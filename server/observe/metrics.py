@@ -83,34 +83,22 @@ class Metrics(EngineListener):
         self._gauge("standby_ready", "Whether a standby is ready to take over: 1 or 0.", is_standby_ready)
         self._requests_replayed = self._counter("requests_replayed", "Sequences resumed by a new engine process.")
         self._engine_down_seconds = self._counter("engine_down_seconds", "Time without an engine process.")
-        self._rejections = Counter(
-            _PREFIX + "admission_rejections",
-            "Requests rejected by admission control, by reason.",
-            ["model_name", "reason"],
-            registry=self.registry,
-        )
+        text = "Requests rejected by admission control, by reason."
+        self._rejections = self._counters("admission_rejections", text, "reason")
         for reason in REJECTIONS:
             self._rejections.labels(model_name, reason)
+        word = "finished_reason"
         self._finished = {
             reason: family.labels(model_name, reason)
             for family, reasons in (
-                (self._by_reason("request_success", "Complete sequences, by finish reason."), _COMPLETE),
-                (self._by_reason("request_incomplete", "Incomplete sequences, by finish reason."), _INCOMPLETE),
+                (self._counters("request_success", "Complete sequences, by finish reason.", word), _COMPLETE),
+                (self._counters("request_incomplete", "Incomplete sequences, by finish reason.", word), _INCOMPLETE),
             )
             for reason in reasons
         }
-        self._ignored_fields = Counter(
-            _PREFIX + "ignored_fields",
-            "Request fields that other servers support and this one ignores, by name.",
-            ["model_name", "field"],
-            registry=self.registry,
-        )
-        self._http_requests = Counter(
-            _PREFIX + "http_requests",
-            "HTTP requests, by route and status.",
-            ["model_name", "route", "status"],
-            registry=self.registry,
-        )
+        text = "Request fields that other servers support and this one ignores, by name."
+        self._ignored_fields = self._counters("ignored_fields", text, "field")
+        self._http_requests = self._counters("http_requests", "HTTP requests, by route and status.", "route", "status")
 
         self._key_requests = self._of_keys("key_requests", "Generation requests, by API key.", key_names)
         self._key_prompt_tokens = self._of_keys("key_prompt_tokens", "Prompt tokens, by API key.", key_names)
@@ -291,18 +279,19 @@ class Metrics(EngineListener):
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(_PREFIX + name, text, ["model_name"], registry=self.registry).labels(self._model_name)
 
-    def _by_reason(self, name: str, text: str) -> Counter:
-        return Counter(_PREFIX + name, text, ["model_name", "finished_reason"], registry=self.registry)
+    def _counters(self, name: str, text: str, *labels: str) -> Counter:
+        """Return a family of counters with labels beside the model's."""
+        return Counter(_PREFIX + name, text, ["model_name", *labels], registry=self.registry)
 
     def _by_source(self, name: str, text: str) -> dict[str, Counter]:
-        family = Counter(_PREFIX + name, text, ["model_name", "source"], registry=self.registry)
+        family = self._counters(name, text, "source")
         return {source: family.labels(self._model_name, source) for source in StepStats().draft_tokens_by_source()}
 
     def _of_keys(self, name: str, text: str, key_names: Sequence[str]) -> dict[str, Counter]:
         """Return a counter for each key name; without keys there are no series."""
         if not key_names:
             return {}
-        family = Counter(_PREFIX + name, text, ["model_name", "key"], registry=self.registry)
+        family = self._counters(name, text, "key")
         return {key_name: family.labels(self._model_name, key_name) for key_name in key_names}
 
     def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
