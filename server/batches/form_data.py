@@ -1,18 +1,19 @@
-"""Form data: multipart/form-data, decoded as it arrives.
+"""Form data: multipart/form-data, decoded as it arrives by python-multipart.
 
 Source: RFC 7578 (forms) and RFC 2046, section 5.1.1 (boundaries).
 """
 
-import re
 from dataclasses import dataclass
+
+from python_multipart import MultipartParser
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
 
 MAX_HEAD_BYTES = 8192  # of a part
 MAX_PARTS = 16
 MAX_BOUNDARY = 70  # characters
 
-_PARAMETER = re.compile(r';[ \t]*([\w*-]+)=(?:"((?:\\.|[^"\\])*)"|([^\s;"]+))')
-_END_OF_LINE = re.compile(rb"[ \t]*\r\n")
-_PLAIN_ENCODINGS = ("7bit", "8bit", "binary")
+_PLAIN_ENCODINGS = (b"7bit", b"8bit", b"binary")
 
 
 class WrongForm(ValueError):
@@ -39,13 +40,13 @@ Event = PartHead | PartData
 
 def boundary_of(content_type: str) -> bytes | None:
     """Return the boundary in a content type; None if it is not that of a form. Raises WrongForm."""
-    media_type, _, rest = content_type.partition(";")
-    if media_type.strip().lower() != "multipart/form-data":
+    media_type, parameters = parse_options_header(content_type)
+    if media_type != b"multipart/form-data":
         return None
-    boundary = _parameters(";" + rest).get("boundary", "")
+    boundary = parameters.get(b"boundary", b"")
     if not 0 < len(boundary) <= MAX_BOUNDARY or not boundary.isascii():
         raise WrongForm
-    return boundary.encode()
+    return boundary
 
 
 class FormDecoder:
@@ -53,89 +54,64 @@ class FormDecoder:
 
     def __init__(self, boundary: bytes) -> None:
         self.is_complete = False
-        self._delimiter = b"\r\n--" + boundary
-        self._buffer = bytearray(b"\r\n")  # the first boundary has no end of a line before it
         self._num_parts = 0
-        self._state = self._skip_preamble
+        self._events: list[Event] = []
+        self._name, self._value = b"", b""  # of the header that is being read
+        self._headers: dict[bytes, bytes] = {}  # of the part
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._begin_part,
+                "on_header_field": self._add_name,
+                "on_header_value": self._add_value,
+                "on_header_end": self._end_header,
+                "on_headers_finished": self._end_headers,
+                "on_part_data": self._add_data,
+                "on_end": self._end,
+            },
+            max_header_size=MAX_HEAD_BYTES,
+        )
 
     def feed(self, data: bytes) -> list[Event]:
         """Return what the next bytes bring; raises WrongForm. Bytes after the form are dropped."""
-        self._buffer += data
-        events: list[Event] = []
-        while not self.is_complete and self._state(events):
-            pass
-        return events
+        self._events = []
+        if not self.is_complete:
+            try:
+                self._parser.write(data)
+            except FormParserError:
+                raise WrongForm from None
+        return self._events
 
-    def _skip_preamble(self, events: list[Event]) -> bool:  # noqa: ARG002  # it brings none
-        _, is_found = self._before_delimiter()
-        return is_found
-
-    def _read_data(self, events: list[Event]) -> bool:
-        before, is_found = self._before_delimiter()
-        if before:
-            events.append(PartData(before))
-        return is_found
-
-    def _before_delimiter(self) -> tuple[bytes, bool]:
-        """Take the bytes that are before the delimiter, or cannot be in it, and return whether it is there."""
-        place = self._buffer.find(self._delimiter)
-        is_found = place >= 0
-        if is_found:
-            end = place + len(self._delimiter)
-            self._state = self._read_delimiter
-        else:
-            place = end = max(len(self._buffer) - len(self._delimiter) + 1, 0)
-        before = bytes(self._buffer[:place])
-        del self._buffer[:end]
-        return before, is_found
-
-    def _read_delimiter(self, events: list[Event]) -> bool:  # noqa: ARG002
-        """Read what follows a delimiter: two hyphens after the last part, else the end of the line."""
-        if len(self._buffer) < 2:
-            return False
-        if self._buffer.startswith(b"--"):
-            self.is_complete = True
-            return False
-        match = _END_OF_LINE.match(self._buffer)
-        if match is None:
-            if len(self._buffer) > MAX_HEAD_BYTES or self._buffer.strip(b" \t\r"):
-                raise WrongForm
-            return False
-        del self._buffer[: match.end()]
-        self._state = self._read_head
-        return True
-
-    def _read_head(self, events: list[Event]) -> bool:
-        end = self._buffer.find(b"\r\n\r\n")
-        if end < 0:
-            if len(self._buffer) > MAX_HEAD_BYTES:
-                raise WrongForm
-            return False
+    def _begin_part(self) -> None:
         self._num_parts += 1
-        if self._num_parts > MAX_PARTS or end > MAX_HEAD_BYTES:
+        if self._num_parts > MAX_PARTS:
             raise WrongForm
-        events.append(_head(bytes(self._buffer[:end])))
-        del self._buffer[: end + len(b"\r\n\r\n")]
-        self._state = self._read_data
-        return True
+        self._headers = {}
 
+    def _add_name(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end]
 
-def _head(text: bytes) -> PartHead:
-    """Return the head of a part; raises WrongForm."""
-    headers: dict[str, str] = {}
-    for line in text.decode("utf-8", "replace").split("\r\n"):
-        name, colon, value = line.partition(":")
-        if not colon:
+    def _add_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _end_header(self) -> None:
+        self._headers[self._name.lower()] = self._value
+        self._name, self._value = b"", b""
+
+    def _end_headers(self) -> None:
+        kind, parameters = parse_options_header(self._headers.get(b"content-disposition"))
+        encoding = self._headers.get(b"content-transfer-encoding", b"binary").lower()
+        if kind != b"form-data" or b"name" not in parameters or encoding not in _PLAIN_ENCODINGS:
             raise WrongForm
-        headers[name.strip().lower()] = value.strip()
-    kind, semicolon, rest = headers.get("content-disposition", "").partition(";")
-    parameters = _parameters(semicolon + rest)
-    if kind.strip().lower() != "form-data" or "name" not in parameters:
-        raise WrongForm
-    if headers.get("content-transfer-encoding", "binary").lower() not in _PLAIN_ENCODINGS:
-        raise WrongForm
-    return PartHead(parameters["name"], parameters.get("filename"))
+        filename = parameters.get(b"filename")
+        self._events.append(PartHead(_text(parameters[b"name"]), None if filename is None else _text(filename)))
+
+    def _add_data(self, data: bytes, start: int, end: int) -> None:
+        self._events.append(PartData(data[start:end]))
+
+    def _end(self) -> None:
+        self.is_complete = True
 
 
-def _parameters(text: str) -> dict[str, str]:
-    return {name.lower(): quoted or token for name, quoted, token in _PARAMETER.findall(text)}
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "replace")

@@ -41,6 +41,7 @@ def set_up_logs(kind: LogFormat, stream: TextIO | None = None) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a wrong form is answered with status 400
 
 
 def bind_request_id(request_id: str) -> None:
