@@ -74,6 +74,8 @@ def run_batch(settings: Settings, source: Path, output: Path, on_progress: Progr
         raise BatchFileError(f"{output} exists. Remove it, or choose another OUTPUT.")
     if not source.is_file():
         raise BatchFileError(f"{source} does not exist or is not a file.")
+    if not output.parent.is_dir():
+        raise BatchFileError(f"The folder of {output} does not exist.")
     try:
         counts = asyncio.run(_run(settings, source, output, on_progress))
     except BatchFileError as error:

@@ -47,7 +47,7 @@ def wait(server: RunningServer, batch_id: str, holds: Callable[[Body], bool]) ->
     while not holds(batch := server.http.get(f"/v1/batches/{batch_id}").json()):
         assert time.monotonic() < deadline, batch
         time.sleep(0.01)
-    return batch  # type: ignore[no-any-return]
+    return batch
 
 
 def answers(server: RunningServer, batch: Body) -> dict[str, Body]:

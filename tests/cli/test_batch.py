@@ -34,7 +34,7 @@ def write_lines(path: Path, num_lines: int, **fields: Any) -> Path:
         ("/v1/completions", {"prompt": "Hello", "max_tokens": 12, "temperature": 0, "logprobs": 1}),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hello"}], "seed": 5, "max_tokens": 9}),
         ("/v1/embeddings", {"input": ["Hello", "world"]}),
-        ("/v1/completions", {"prompt": "a", "max_tokens": 5, "regex": "[ab]+c"}),
+        ("/v1/completions", {"prompt": "a", "max_tokens": 5, "regex": "[ab]+c", "seed": 3}),
     ]
     with path.open("w") as file:
         for number in range(num_lines):
@@ -72,7 +72,12 @@ def test_the_answers_are_those_of_a_server(tiny_model_path: Path, tmp_path: Path
 def test_an_interrupted_batch_continues(tiny_model_path: Path, tmp_path: Path) -> None:
     source, output = write_lines(tmp_path / "in.jsonl", 200), tmp_path / "out.jsonl"
     for number in (signal.SIGKILL, signal.SIGINT):
-        process = subprocess.Popen(command(tiny_model_path, source, output), stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command(tiny_model_path, source, output),
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+        )
         assert process.stderr is not None
         text = ""
         while not any(f"| {n}" in text for n in range(1, 200)):  # the bar shows an answer
@@ -96,7 +101,7 @@ def test_an_interrupted_batch_continues(tiny_model_path: Path, tmp_path: Path) -
 
 
 def test_failed_requests_are_in_the_output_and_in_the_exit_code(tiny_model_path: Path, tmp_path: Path) -> None:
-    source, output = write_lines(tmp_path / "in.jsonl", 2, user=7), tmp_path / "out.jsonl"
+    source, output = write_lines(tmp_path / "in.jsonl", 2, temperature=9), tmp_path / "out.jsonl"
     done = subprocess.run(command(tiny_model_path, source, output), capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "2 failed." in done.stderr
@@ -117,7 +122,7 @@ def test_wrong_lines_are_named_and_leave_nothing(tmp_path: Path) -> None:
     [
         (("none.jsonl", "out"), 1, "none.jsonl does not exist or is not a file."),
         (("in.jsonl", "out", "--dtype", "x"), 2, "Invalid value 'x' for --dtype"),
-        (("in.jsonl", "no/such/out"), 1, "Cannot answer in.jsonl"),
+        (("in.jsonl", "no/such/out"), 1, "The folder of no/such/out does not exist."),
     ],
 )
 def test_wrong_arguments_are_one_line(tmp_path: Path, arguments: tuple[str, ...], code: int, message: str) -> None:
