@@ -60,12 +60,12 @@ class LineRuns:
     async def _run(
         self, batch_id: str, key_name: str, path: Path, line: InputLine, on_end: Callable[[int], None]
     ) -> None:
-        request = await self._files.run(read_line, path, line.start, line.num_bytes)
+        line_request = await self._files.run(read_line, path, line.start, line.num_bytes)
         num_unavailable = 0
         while True:
             while not self._is_ready():  # noqa: ASYNC110  # it is a function of several parts
                 await asyncio.sleep(READY_SECONDS)
-            answer = await self._answer(key_name, request.url, bytes(request.body))
+            answer = await self._answer(key_name, line_request.url, bytes(line_request.body))
             # A limit of the server or a new engine is no fault of the line; a line that ends every engine is.
             num_unavailable += answer.status_code == 503
             if answer.status_code != 429 and (answer.status_code != 503 or num_unavailable == MAX_UNAVAILABLE):
