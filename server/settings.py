@@ -95,6 +95,11 @@ class Settings(
         if self.draft_model is not None and self.speculation == "off":
             raise WrongSettings("--draft-model needs --speculation auto or on. Remove one of the options.")
 
+    def check_models(self) -> None:
+        """Raise WrongSettings for a budget without models that share it."""
+        if self.models is None and self.models_memory is not None:
+            raise WrongSettings("--models-memory needs --models. Set both or neither.")
+
     def start_engine(
         self, model_path: Path, draft_model_path: Path | None = None, *, is_shared: bool = False
     ) -> StartEngine:
