@@ -86,7 +86,7 @@ def _entry(place: str, path: Path, node: yaml.Node) -> tuple[str, dict[str, Any]
             raise WrongSettings(f"{line}: unknown option `{name}`. Check its spelling.")
         if name not in OWN_OPTIONS:
             raise WrongSettings(f"{line}: `{name}` is an option of the whole server. Set {_option(name)}.")
-        options[name] = loader.construct_object(value, deep=True)  # type: ignore[no-untyped-call]
+        options[name] = loader.construct_object(value, deep=True)
     if not options.get("model"):
         raise WrongSettings(f"{place}: `model` is missing.")
     return place, options

@@ -4,7 +4,6 @@ import asyncio
 import socket
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -60,7 +59,12 @@ async def run_server(
             swap, stop = (swapped, swaps), swaps.stop
             swaps.start()
         model = shared.model(settings, text, engine, report.config, report.vocab_size, swap)
-        await shared.serve([model], listener, stop, partial(start_text, report, model_path, settings.names))
+
+        def text_of_start(is_encrypted: bool) -> str:
+            address = address_of(listener, is_encrypted=is_encrypted)
+            return start_text(report, model_path, settings.names, address)
+
+        await shared.serve([model], listener, stop, text_of_start)
     finally:
         await stop()
         await shared.close()
@@ -77,7 +81,7 @@ async def run_models(
         budget_bytes = None if settings.models_memory is None else int(settings.models_memory)
         planning = asyncio.to_thread(plan_memory, names, [model.start for model in models], budget_bytes)
         loading = [shared.load_text(model.settings, model.path) for model in models]
-        plan, *texts = await asyncio.gather(planning, *loading)
+        plan, texts = await asyncio.gather(planning, asyncio.gather(*loading))
         engines = [_sleeping_engine(model, needs) for model, needs in zip(models, plan.needs, strict=True)]
         swaps = EngineSwaps(engines, plan.budget_bytes)
         served = [
@@ -85,7 +89,11 @@ async def run_models(
             for model, text, engine, needs in zip(models, texts, engines, plan.needs, strict=True)
         ]
         swaps.start()
-        await shared.serve(served, listener, swaps.stop, partial(models_text, plan, models))
+
+        def text_of_start(is_encrypted: bool) -> str:
+            return models_text(plan, models, address_of(listener, is_encrypted=is_encrypted))
+
+        await shared.serve(served, listener, swaps.stop, text_of_start)
     finally:
         if swaps is not None:
             await swaps.stop()
@@ -160,3 +168,10 @@ def bind(host: str, port: int) -> socket.socket:
 
 def _ready_line(address: str) -> str:
     return f"Ready    {address}/v1 for OpenAI clients, {address}/docs for the description of the API"
+
+
+def address_of(listener: socket.socket, *, is_encrypted: bool = False) -> str:
+    """Return the URL of a bound socket, for a client on this machine."""
+    host, port = listener.getsockname()[:2]
+    scheme = "https" if is_encrypted else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

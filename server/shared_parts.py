@@ -114,9 +114,12 @@ class SharedParts:
         models: Sequence[tuple[ServedModel, LiveView]],
         listener: socket.socket,
         stop_engines: Callable[[], Awaitable[None]],
-        start_text: Callable[[str], str],
+        start_text: Callable[[bool], str],
     ) -> None:
-        """Serve the models until a signal arrives; `start_text` is printed with the address when the port is open."""
+        """Serve the models until a signal arrives.
+
+        When the port is open, `start_text` is printed; its argument is whether connections are encrypted.
+        """
         settings = self.settings
         live_views = [live_view for _, live_view in models]
         configs = [served.admission.config for served, _ in models]
@@ -162,7 +165,7 @@ class SharedParts:
         )
         server = GracefulServer(config, limit, settings.drain_timeout, stop_engines, end_live_views)
         listener.listen(BACKLOG)  # from now on connections are queued instead of refused
-        print(start_text(address_of(listener, is_encrypted=config.is_ssl)), flush=True)
+        print(start_text(config.is_ssl), flush=True)
         await server.serve(sockets=[listener])
 
     async def close(self) -> None:

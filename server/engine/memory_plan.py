@@ -34,7 +34,7 @@ def plan_memory(
     )
     if ended.returncode:
         raise ValueError(f"The process that plans the memory ended (exit status {ended.returncode}).")
-    answer = msgspec.msgpack.decode(ended.stdout, type=MemoryPlan | PlanFailed)  # type: ignore[arg-type]
+    answer = msgspec.msgpack.decode(ended.stdout, type=MemoryPlan | PlanFailed)
     if isinstance(answer, PlanFailed):
         raise ValueError(f"{names[answer.index]}: {answer.reason}")
     assert isinstance(answer, MemoryPlan)
