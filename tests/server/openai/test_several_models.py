@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 
 import httpx
 import pytest
@@ -169,7 +169,7 @@ async def test_the_metrics_have_each_family_once_with_the_series_of_all_models(t
 
 
 async def test_the_live_view_is_that_of_the_named_model_or_of_the_first(two: TwoModels) -> None:
-    async def subscribed(query: Sequence[tuple[str, str]]) -> list[float]:
+    async def subscribed(query: dict[str, str]) -> list[float]:
         task = asyncio.create_task(two.http.get("/v1/engine/events", params=query))
         await asyncio.sleep(0.05)
         periods = [engine.snapshot_period_seconds for engine in two.engines]
@@ -179,8 +179,8 @@ async def test_the_live_view_is_that_of_the_named_model_or_of_the_first(two: Two
         await task
         return periods
 
-    assert await subscribed([]) == [0.25, 0]
-    assert await subscribed([("model", "org/green")]) == [0, 0.25]
+    assert await subscribed({}) == [0.25, 0]
+    assert await subscribed({"model": "org/green"}) == [0, 0.25]
     assert (await two.http.get("/v1/engine/events", params={"model": "blue"})).status_code == 404
 
 
