@@ -252,3 +252,32 @@ def test_num_before_counts_queued_sequences_only() -> None:
     admission.on_step(events("join", *range(6)))
     assert admit_all("b", 6) == [0, 1, 2, 3, 4, 5]
     assert admit_all("a", 2) == [1, 3]  # keys take turns, whatever they have in the batch
+
+
+def test_the_time_until_the_engine_is_loaded_is_part_of_the_wait() -> None:
+    admission = an_admission(max_requests=1, max_wait_seconds=30)
+    admission.start_seconds = lambda: 20.0
+    (first,) = admit(admission)
+    assert first.predicted_wait_seconds == pytest.approx(20, abs=0.1)
+    with pytest.raises(DeadlineExceeded) as refused:
+        admit(admission, context=RequestContext(timeout_seconds=10))
+    assert refused.value.retry_after_seconds == pytest.approx(12, abs=1)
+    admit(admission)
+    admit(admission)
+    with pytest.raises(QueueFull) as full:
+        admit(admission)
+    assert full.value.retry_after_seconds >= 20, "the queue gets no shorter before"
+    admission.start_seconds = lambda: 40.0
+    with pytest.raises(QueueFull, match=r"The predicted wait is 4\d\.\d s; the limit is 30 s") as late:
+        admit(admission, context=RequestContext(key_name="other"))
+    assert late.value.retry_after_seconds >= 10
+
+
+def test_the_drain_takes_the_steps_of_the_longest_sequence() -> None:
+    admission = an_admission()
+    assert admission.drain_seconds() == 0
+    reservations = admit(admission, (10, 20), (10, 50))
+    assert admission.drain_seconds() == pytest.approx(50 * STEP_SECONDS, rel=0.1)
+    start(admission, *reservations)
+    admission.count_tokens(reservations[1], 29, 0.0)
+    assert admission.drain_seconds() == pytest.approx(20 * STEP_SECONDS, rel=0.1)
