@@ -78,13 +78,13 @@ def memory_needs(start: StartEngine, budget_bytes: int, share_bytes: int) -> Mem
     defaults = GPU_DEFAULTS if is_gpu else CPU_DEFAULTS
     rest_bytes = PROCESS_BYTES
     if is_gpu:
-        num_tokens = limits.max_batch_tokens or defaults.max_batch_tokens
-        draft_config = None if costs.draft is None else costs.draft.checkpoint.config
-        num_seqs, max_len = (
+        rest_bytes = gpu_step_bytes(
+            config,
+            None if costs.draft is None else costs.draft.checkpoint.config,
+            limits.max_batch_tokens or defaults.max_batch_tokens,
             limits.max_num_seqs or defaults.max_num_seqs,
             choose_max_model_len(limits, config.max_position),
         )
-        rest_bytes = gpu_step_bytes(config, draft_config, num_tokens, num_seqs, max_len)
     if limits.has_standby:
         rest_bytes += standby_bytes(costs.weight_bytes)
     free_bytes = budget_bytes - costs.weight_bytes - rest_bytes

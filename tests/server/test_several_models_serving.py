@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.gguf_files import gpt2_metadata, write_tiny_llama
+from tests.model.vocabularies import gpt2_metadata
+from tests.support.gguf_files import write_tiny_llama
 from tests.support.running_server import RunningServer, eventually, is_alive, running_server
 from tests.support.tiny_llama import tiny_llama
 
@@ -81,7 +82,7 @@ def total(server: RunningServer, name: str) -> float:
 @pytest.fixture(scope="module")
 def solo(folder: Path) -> dict[tuple[str, int], tuple[str, str]]:
     """The answers of servers with one model each."""
-    answers = {}
+    answers: dict[tuple[str, int], tuple[str, str]] = {}
     for name in NAMES:
         with running_server(folder / f"{name}.gguf", *OPTIONS) as alone:
             assert states(alone) == {name: "loaded"}
@@ -128,17 +129,29 @@ def test_the_least_recently_used_model_sleeps(server: RunningServer) -> None:
     assert states(server) == {"red": "loaded", "green": "asleep", "blue": "loaded"}
 
 
-def test_a_stream_is_not_cut_by_a_swap(server: RunningServer, solo: dict[tuple[str, int], tuple[str, str]]) -> None:
-    """The models of two long answers are busy: the third waits for the end of one of them."""
+def test_a_running_request_is_not_cut_by_a_swap(
+    server: RunningServer, solo: dict[tuple[str, int], tuple[str, str]]
+) -> None:
+    """Both loaded models have a request that takes long, since their engines are stopped for a while."""
     for name in ("red", "green"):
         answer(server, body(name, 0))
+    pids = server.engine_pids()
+    assert len(pids) == 2
     with ThreadPoolExecutor(3) as clients:
-        long = [clients.submit(answer, server, body(name, 0, 480) | {"n": 1}) for name in ("red", "green")]
-        eventually(lambda: total(server, "num_requests_running") == 2, within_seconds=20)
-        third = clients.submit(answer, server, body("blue", 0))
-        assert third.result() == solo["blue", 0]
-        assert [one.result()[1] for one in long] == ["length", "length"]
-        assert long[0].result()[0].startswith(solo["red", 0][0])
+        try:
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            running = [clients.submit(answer, server, body(name, 1)) for name in ("red", "green")]
+            time.sleep(0.3)
+            third = clients.submit(answer, server, body("blue", 1))
+            time.sleep(0.7)
+            assert server.engine_pids() == pids
+            assert states(server)["blue"] == "asleep"
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+        assert [one.result() for one in running] == [solo["red", 1], solo["green", 1]]
+        assert third.result() == solo["blue", 1]
 
 
 def test_an_engine_that_is_killed_while_it_loads_is_started_again(
@@ -156,18 +169,21 @@ def test_an_engine_that_is_killed_while_it_loads_is_started_again(
     assert states(server)["blue"] == "loaded"
 
 
-def test_an_engine_that_is_killed_while_it_answers_is_replaced_and_the_others_go_on(server: RunningServer) -> None:
+def test_an_engine_that_is_killed_while_it_answers_is_replaced_and_the_others_go_on(
+    server: RunningServer, solo: dict[tuple[str, int], tuple[str, str]]
+) -> None:
     for name in ("blue", "green", "red"):
         answer(server, body(name, 0))
     pid = max(server.engine_pids())  # of red, the latest
-    request = body("red", 0, 480)
-    expected = answer(server, request)
-    with ThreadPoolExecutor(2) as clients:
-        running = clients.submit(answer, server, request)
-        eventually(lambda: total(server, "num_requests_running") == 1, within_seconds=20)
+    with ThreadPoolExecutor(1) as clients:
+        os.kill(pid, signal.SIGSTOP)
+        running = clients.submit(answer, server, body("red", 1))
+        time.sleep(0.3)
         os.kill(pid, signal.SIGKILL)
-        assert answer(server, body("green", 0))[1] == "length"
-        assert running.result() == expected
+        assert answer(server, body("green", 1)) == solo["green", 1]
+        assert running.result() == solo["red", 1]
+    assert total(server, "engine_restarts_total") == 1
+    assert pid not in server.engine_pids()
 
 
 def test_a_model_that_cannot_be_loaded_fails_its_requests_alone(folder: Path, tmp_path: Path) -> None:
