@@ -107,7 +107,7 @@ def test_a_gpu_has_its_own_memory_and_a_step_needs_some_of_it(
         block_size=16,
         is_gpu=True,
     ).checkpoint.config
-    assert one.rest_bytes == gpu_step_bytes(config, 8192, 256)
+    assert one.rest_bytes == gpu_step_bytes(config, None, 8192, 256, one.config.max_model_len)
     assert one.kv_cache_bytes == int(100 * GIB * 0.9) // 2
     assert one.config.max_num_seqs == 256
 
