@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.gguf_files import gpt2_metadata, write_tiny_llama
+from tests.model.vocabularies import gpt2_metadata
+from tests.support.gguf_files import write_tiny_llama
 from tests.support.running_server import RunningServer, eventually, is_alive, running_server
 from tests.support.tiny_llama import tiny_llama
 
@@ -81,7 +82,7 @@ def total(server: RunningServer, name: str) -> float:
 @pytest.fixture(scope="module")
 def solo(folder: Path) -> dict[tuple[str, int], tuple[str, str]]:
     """The answers of servers with one model each."""
-    answers = {}
+    answers: dict[tuple[str, int], tuple[str, str]] = {}
     for name in NAMES:
         with running_server(folder / f"{name}.gguf", *OPTIONS) as alone:
             assert states(alone) == {name: "loaded"}
