@@ -35,7 +35,7 @@ class RequestLogging:
         on_response: OnResponse = lambda _: None,
         trusted_proxies: Sequence[Network] = (),
     ) -> None:
-        """`metrics` count requests without a model. `on_response` is called with the record of each request at its end."""
+        """`metrics` are for requests without a model. `on_response` gets the record of each request at its end."""
         self._app = app
         self._trusted_proxies = trusted_proxies
         self._metrics = metrics
