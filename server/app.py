@@ -75,7 +75,7 @@ def create_app(parts: AppParts) -> FastAPI:
     """Return the application that serves the models."""
     concurrency_limit = parts.concurrency_limit
     models = ServedModels(parts.models)
-    metrics = AllMetrics({served.name: served.metrics for served in models})
+    metrics = AllMetrics([served.metrics for served in models])
     live_views = {name: view for served, view in zip(models, parts.live_views, strict=True) for name in served.names}
 
     def is_model_ready(served: ServedModel) -> bool:
@@ -155,7 +155,7 @@ def create_app(parts: AppParts) -> FastAPI:
     )
     # From the innermost to the outermost.
     # Inside the authentication: requests without a key do not count.
-    app.add_middleware(ConcurrencyLimitMiddleware, concurrency_limit=concurrency_limit, metrics=metrics.first)
+    app.add_middleware(ConcurrencyLimitMiddleware, concurrency_limit=concurrency_limit, metrics=models.first.metrics)
     if parts.keys is not None:
         app.add_middleware(ApiKeyAuth, keys=parts.keys)
     if parts.origins:
@@ -171,7 +171,10 @@ def create_app(parts: AppParts) -> FastAPI:
         app.add_middleware(TrustedHosts, hosts=parts.hosts)
     # Outside all of these: rejected requests have an id and are counted, too.
     app.add_middleware(
-        RequestLogging, metrics=metrics, on_response=parts.on_response, trusted_proxies=parts.trusted_proxies
+        RequestLogging,
+        metrics=models.first.metrics,
+        on_response=parts.on_response,
+        trusted_proxies=parts.trusted_proxies,
     )
     # Outermost: before any of them reads the path.
     paths = [route.path for router in routers for route in router.routes if isinstance(route, APIRoute)]

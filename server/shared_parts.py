@@ -1,7 +1,6 @@
 """SharedParts: what all models of a server share, from the thread pools to the port."""
 
 import asyncio
-import logging
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -31,9 +30,9 @@ from caravan.server.http.concurrency_limit import ConcurrencyLimit
 from caravan.server.http.graceful_shutdown import GracefulServer
 from caravan.server.http.host_names import allowed_hosts, allowed_origins
 from caravan.server.http.protocol import HttpProtocol
-from caravan.server.observe.http_record import HttpRecord
 from caravan.server.observe.metrics import Metrics
 from caravan.server.observe.request_history import RequestHistory
+from caravan.server.observe.response_log import ResponseLog
 from caravan.server.observe.sleep_metrics import SleepMetrics
 from caravan.server.observe.tracing import make_tracer
 from caravan.server.observe.vllm_names import add_vllm_names
@@ -142,12 +141,6 @@ class SharedParts:
         max_requests = sum(config.max_num_seqs + settings.max_queued_requests for config in configs)
         limit = ConcurrencyLimit(max_requests, BodyMemory(int(settings.max_body_memory)))
 
-        def on_response(record: HttpRecord) -> None:
-            if record.method == "POST" or settings.access_log:
-                log_request(record, has_model=len(models) > 1)
-            if self._tracer is not None and record.generation is not None:
-                self._tracer.trace(record, record.generation)
-
         def end_live_views() -> None:
             for live_view in live_views:
                 live_view.close()
@@ -164,7 +157,7 @@ class SharedParts:
                 hosts=allowed_hosts(settings.allowed_hosts, settings.host),
                 origins=allowed_origins(settings.allowed_origins),
                 trusted_proxies=networks(settings.trusted_proxies),
-                on_response=on_response,
+                on_response=ResponseLog(has_all=settings.access_log, has_model=len(models) > 1, tracer=self._tracer),
             )
         )
         config = uvicorn.Config(
@@ -205,18 +198,3 @@ class SharedParts:
         batches, self._batches = self._batches, None
         if batches is not None:
             await batches.close()
-
-
-def log_request(record: HttpRecord, *, has_model: bool) -> None:
-    """Log an HTTP request that has ended, with the name of its model if there are several."""
-    fields = record.log_fields()
-    if has_model and record.generation is not None:
-        fields["model"] = record.generation.model_name
-    logging.getLogger("caravan.requests").info("request", extra=fields)
-
-
-def address_of(listener: socket.socket, *, is_encrypted: bool = False) -> str:
-    """Return the URL of a bound socket, for a client on this machine."""
-    host, port = listener.getsockname()[:2]
-    scheme = "https" if is_encrypted else "http"
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

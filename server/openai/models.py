@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request, Response
 from starlette.types import Scope
 
-from caravan.server.generation.context import SCOPE_MODEL
+from caravan.server.generation.context import SCOPE_METRICS
 from caravan.server.generation.served_model import ServedModel
 from caravan.server.generation.served_models import ServedModels
 from caravan.server.http.errors import ApiError, shown
@@ -18,7 +18,7 @@ def chosen_model(models: ServedModels, name: str | None, scope: Scope) -> Served
     if served is None:
         assert name is not None
         raise ApiError(404, f"The model `{shown(name)[1:-1]}` does not exist.", param="model", code="model_not_found")
-    scope[SCOPE_MODEL] = served.name
+    scope[SCOPE_METRICS] = served.metrics
     return served
 
 
