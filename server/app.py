@@ -92,7 +92,7 @@ def create_app(parts: AppParts) -> FastAPI:
             LineApp(models, concurrency_limit.bodies).answer,
             is_ready,
             num_slots=parts.max_batch_lines,
-            registry=metrics.first.registry,
+            registry=models.first.metrics.registry,
             model_name=models.first.name,
         )
     app = FastAPI(
