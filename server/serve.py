@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 from uvicorn.loops.auto import auto_loop_factory
 
+from caravan.scheduler.config import PROCESS_BYTES
 from caravan.scheduler.memory_needs import MemoryNeeds, MemoryPlan
 from caravan.scheduler.messages import EngineReady, StartEngine
 from caravan.server.engine.client import EngineClient
@@ -17,8 +18,9 @@ from caravan.server.engine.memory_plan import plan_memory
 from caravan.server.engine.process import STANDBY_PROGRAM
 from caravan.server.engine.swapped_engine import FIRST_LOAD_SECONDS, SwappedEngine, expected_load_seconds
 from caravan.server.http.api_keys import ApiKeys
+from caravan.server.http.graceful_shutdown import GracefulServer
 from caravan.server.settings import Settings
-from caravan.server.shared_parts import SharedParts
+from caravan.server.shared_parts import BACKLOG, SharedParts
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ async def run_server(
             swapped = SwappedEngine(
                 name=settings.names[0],
                 client=engine,
-                need_bytes=0,
+                need_bytes=report.weight_bytes + report.kv_cache_bytes + PROCESS_BYTES,
                 load_seconds=report.load_seconds + FIRST_LOAD_SECONDS,
                 sleep_after_seconds=settings.sleep_after,
             )
@@ -60,12 +62,9 @@ async def run_server(
             swap, stop = (swapped, swaps), swaps.stop
             swaps.start()
         model = shared.model(settings, text, engine, report.config, report.vocab_size, swap)
-
-        def text_of_start(is_encrypted: bool) -> str:
-            address = address_of(listener, is_encrypted=is_encrypted)
-            return start_text(report, model_path, settings.names, address)
-
-        await shared.serve([model], listener, stop, text_of_start)
+        server = shared.server([model], stop)
+        address = address_of(listener, is_encrypted=server.config.is_ssl)
+        await _serve(shared, server, listener, start_text(report, model_path, settings.names, address))
     finally:
         await stop()
         await shared.close()
@@ -81,9 +80,10 @@ async def run_models(
         shared.open_batches()
         names = [model.settings.names[0] for model in models]
         budget_bytes = None if settings.models_memory is None else int(settings.models_memory)
-        planning = asyncio.to_thread(plan_memory, names, [model.start for model in models], budget_bytes)
-        loading = [shared.load_text(model.settings, model.path) for model in models]
-        plan, texts = await asyncio.gather(planning, asyncio.gather(*loading))
+        starts = [model.start for model in models]
+        planning = asyncio.create_task(asyncio.to_thread(plan_memory, names, starts, budget_bytes))
+        texts = [await shared.load_text(model.settings, model.path) for model in models]
+        plan = await planning
         engines = [_sleeping_engine(model, needs) for model, needs in zip(models, plan.needs, strict=True)]
         swaps = EngineSwaps(engines, plan.budget_bytes)
         served = [
@@ -91,15 +91,24 @@ async def run_models(
             for model, text, engine, needs in zip(models, texts, engines, plan.needs, strict=True)
         ]
         swaps.start()
-
-        def text_of_start(is_encrypted: bool) -> str:
-            return models_text(plan, models, address_of(listener, is_encrypted=is_encrypted))
-
-        await shared.serve(served, listener, swaps.stop, text_of_start)
+        server = shared.server(served, swaps.stop)
+        address = address_of(listener, is_encrypted=server.config.is_ssl)
+        await _serve(shared, server, listener, models_text(plan, models, address))
     finally:
         if swaps is not None:
             await swaps.stop()
         await shared.close()
+
+
+async def _serve(shared: SharedParts, server: GracefulServer, listener: socket.socket, text: str) -> None:
+    """Print the start-up summary when the port is open, and serve until a signal arrives."""
+    await shared.start_batches()
+    listener.listen(BACKLOG)  # from now on connections are queued instead of refused
+    print(text, flush=True)
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        await shared.close_batches()
 
 
 def _sleeping_engine(model: ModelToServe, needs: MemoryNeeds) -> SwappedEngine:

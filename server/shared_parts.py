@@ -1,7 +1,6 @@
 """SharedParts: what all models of a server share, from the thread pools to the port."""
 
 import asyncio
-import socket
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -124,17 +123,10 @@ class SharedParts:
         )
         return served, live_view
 
-    async def serve(
-        self,
-        models: Sequence[tuple[ServedModel, LiveView]],
-        listener: socket.socket,
-        stop_engines: Callable[[], Awaitable[None]],
-        start_text: Callable[[bool], str],
-    ) -> None:
-        """Serve the models until a signal arrives.
-
-        When the port is open, `start_text` is printed; its argument is whether connections are encrypted.
-        """
+    def server(
+        self, models: Sequence[tuple[ServedModel, LiveView]], stop_engines: Callable[[], Awaitable[None]]
+    ) -> GracefulServer:
+        """Return the server of the models."""
         settings = self.settings
         live_views = [live_view for _, live_view in models]
         configs = [served.admission.config for served, _ in models]
@@ -174,19 +166,11 @@ class SharedParts:
             ssl_keyfile=settings.tls_key,
             timeout_graceful_shutdown=LAST_SECONDS,
         )
-        server = GracefulServer(config, limit, settings.drain_timeout, stop_engines, end_live_views)
-        if self._batches is not None:
-            await self._batches.start()
-        listener.listen(BACKLOG)  # from now on connections are queued instead of refused
-        print(start_text(config.is_ssl), flush=True)
-        try:
-            await server.serve(sockets=[listener])
-        finally:
-            await self._close_batches()
+        return GracefulServer(config, limit, settings.drain_timeout, stop_engines, end_live_views)
 
     async def close(self) -> None:
         """End all worker processes, and send the remaining spans."""
-        await self._close_batches()
+        await self.close_batches()
         self._executors.close()
         self._grammar_check.close()
         for template in self._templates:
@@ -194,7 +178,13 @@ class SharedParts:
         if self._tracer is not None:
             await asyncio.to_thread(self._tracer.close)
 
-    async def _close_batches(self) -> None:
+    async def start_batches(self) -> None:
+        """Continue the batches that an earlier process left, with `server` as what answers their lines."""
+        if self._batches is not None:
+            await self._batches.start()
+
+    async def close_batches(self) -> None:
+        """Stop all batches and close their folder."""
         batches, self._batches = self._batches, None
         if batches is not None:
             await batches.close()

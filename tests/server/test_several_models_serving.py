@@ -213,13 +213,14 @@ def test_an_idle_model_sleeps_and_wakes_for_the_next_request(folder: Path) -> No
         eventually(lambda: not is_alive(pid), within_seconds=20)
         assert running.http.get("/readyz").status_code == 200
         assert running.metric("model_loaded") == 0
+        assert running.metric("model_needed_bytes") > 250e6
         explained = running.http.post("/v1/completions", json=body("red", 1) | {"explain": True}).json()
         assert explained["choices"][0]["text"] == first[0]
         timeline = {event["event"]: event for event in explained["explanation"]["timeline"]}
         assert timeline["admitted"]["predicted_wait_ms"] > 100
         assert timeline["model loaded"]["load_ms"] > 100
-        assert running.metric("model_sleeps_total") == 1
-        assert running.metric("model_loads_total") == 1
+        assert running.metric("model_sleeps_total") >= 1
+        assert running.metric("model_loads_total") >= 1
 
 
 def test_a_request_that_waits_for_its_model_is_answered_before_the_server_ends(folder: Path) -> None:
