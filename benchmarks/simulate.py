@@ -100,7 +100,7 @@ def parser_of_commands() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="search the fewest replicas with which 95 %% of the first tokens come within this time",
     )
-    one.add_argument("--max-replicas", type=whole, default=4096, help="of the search")
+    one.add_argument("--max-replicas", type=whole, help="of the search; default: until requests are alone")
     one.add_argument("--group", type=whole, default=GROUP, help="replicas of a sampled group")
     one.add_argument("--groups", type=several, default=NUM_GROUPS, help="sampled groups of a fleet with more replicas")
     one.add_argument(
@@ -199,11 +199,15 @@ def search_command(arguments: argparse.Namespace, costs: CostFile, load: Load, c
         num_processes=arguments.processes,
     )
     router = ROUTERS[arguments.router]
-    trials = list(search(load, configs, target, cost=costs.cost, api=costs.api, router=router))
-    print(trials_table(trials))
+    trials: list[Trial] = []
+    for trial in search(load, configs, target, cost=costs.cost, api=costs.api, router=router):
+        trials.append(trial)
+        print(f"{trial.num_replicas:,} replicas: {'in time' if trial.is_met else 'too slow'}", flush=True)
+    print(f"\n{trials_table(trials)}")
     found = best(trials)
     if found is None:
-        print(f"\nNo fleet of up to {arguments.max_replicas:,} replicas has 95 % of the first tokens in time.")
+        most = max(trial.num_replicas for trial in trials)
+        print(f"\nNo fleet of up to {most:,} replicas has 95 % of the first tokens in time.")
     else:
         print(f"\n{found.num_replicas:,} replicas, each with {limits_text(found.config)}.")
 

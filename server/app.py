@@ -1,23 +1,19 @@
 """The HTTP application, assembled from its parts."""
 
-import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
-from caravan.model.sampling.generation_defaults import GenerationDefaults
-from caravan.model.tokenizer.tokenizer import Tokenizer
 from caravan.server.batches.batches import Batches
 from caravan.server.batches.line_app import LineApp
 from caravan.server.batches.objects import BatchList, BatchObject, BatchRequest, DeletedFile, FileList, FileObject
 from caravan.server.batches.routes import batches_router, files_router
-from caravan.server.generation.admission import Admission
-from caravan.server.generation.executors import Executors
-from caravan.server.generation.request_limits import RequestLimits
-from caravan.server.generation.served_model import Engine, ServedModel
+from caravan.server.generation.served_model import ServedModel
+from caravan.server.generation.served_models import ServedModels
 from caravan.server.http.api_keys import ApiKeys
 from caravan.server.http.auth import ApiKeyAuth
 from caravan.server.http.canonical_path import CanonicalPath
@@ -27,9 +23,8 @@ from caravan.server.http.errors import add_error_handlers
 from caravan.server.http.openapi import complete_document
 from caravan.server.http.request_log import OnResponse, RequestLogging
 from caravan.server.http.trusted_hosts import TrustedHosts
+from caravan.server.observe.all_metrics import AllMetrics
 from caravan.server.observe.explanation import Explanation
-from caravan.server.observe.metrics import Metrics
-from caravan.server.observe.request_history import RequestHistory
 from caravan.server.openai.chat import chat_router
 from caravan.server.openai.completions import completions_router
 from caravan.server.openai.embeddings import embeddings_router
@@ -52,36 +47,21 @@ from caravan.server.openai.protocol.tokenize import (
 )
 from caravan.server.openai.responses import responses_router
 from caravan.server.openai.tokenize import tokenize_router
-from caravan.server.openai.tool_calls.call_format import call_token_ids
 from caravan.server.operations.explain import explanations_router
 from caravan.server.operations.health import health_router
 from caravan.server.operations.live_view import LiveView, live_view_router
 from caravan.server.operations.metrics_route import metrics_router
 from caravan.server.operations.page import page_router
-from caravan.server.sandbox.chat_template import ChatTemplate
-from caravan.server.sandbox.grammar_check import GrammarCheck
 
 
 @dataclass(frozen=True, kw_only=True)
 class AppParts:
-    """The parts of an application; the caller closes `grammar_check` and `executors`."""
+    """The parts of an application; the caller closes what the models share: `grammar_check` and `executors`."""
 
-    engine: Engine
-    tokenizer: Tokenizer
-    chat_template: ChatTemplate | None
-    model_name: str
-    aliases: tuple[str, ...] = ()
-    max_model_len: int  # tokens
+    models: Sequence[ServedModel]  # at least one; the first is the default
+    live_views: Sequence[LiveView]  # of each model
     version: str  # of the server
-    metrics: Metrics
-    admission: Admission
     concurrency_limit: ConcurrencyLimit
-    live_view: LiveView
-    history: RequestHistory = field(default_factory=RequestHistory)
-    defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
-    limits: RequestLimits = field(default_factory=RequestLimits)
-    grammar_check: GrammarCheck = field(default_factory=GrammarCheck)
-    executors: Executors = field(default_factory=Executors)
     batches: Batches | None = None  # None: there are neither files nor batches; the caller starts and closes them
     max_batch_lines: int = 1  # that run at the same time
     keys: ApiKeys | None = None  # None: no authentication
@@ -92,36 +72,28 @@ class AppParts:
 
 
 def create_app(parts: AppParts) -> FastAPI:
-    """Return the application that serves one model."""
-    engine, metrics, concurrency_limit = parts.engine, parts.metrics, parts.concurrency_limit
-    served = ServedModel(
-        name=parts.model_name,
-        aliases=parts.aliases,
-        version=parts.version,
-        created_at=int(time.time()),
-        max_model_len=parts.max_model_len,
-        engine=engine,
-        tokenizer=parts.tokenizer,
-        chat_template=parts.chat_template,
-        shown_token_ids=call_token_ids(parts.tokenizer),
-        metrics=metrics,
-        admission=parts.admission,
-        history=parts.history,
-        defaults=parts.defaults,
-        limits=parts.limits,
-        grammar_check=parts.grammar_check,
-        executors=parts.executors,
-    )
+    """Return the application that serves the models."""
+    concurrency_limit = parts.concurrency_limit
+    models = ServedModels(parts.models)
+    metrics = AllMetrics([served.metrics for served in models])
+    live_views = {name: view for served, view in zip(models, parts.live_views, strict=True) for name in served.names}
+
+    def is_model_ready(served: ServedModel) -> bool:
+        return concurrency_limit.is_open and served.engine.is_ready
 
     def is_ready() -> bool:
-        return concurrency_limit.is_open and engine.is_ready
+        return any(map(is_model_ready, models))
 
-    metrics.add_ready_gauge(is_ready)
-    metrics.add_queue_gauge(parts.admission.num_queued_tokens)
+    for served in models:
+        served.metrics.add_ready_gauge(partial(is_model_ready, served))
+        served.metrics.add_queue_gauge(served.admission.num_queued_tokens)
     if parts.batches is not None:
-        answer = LineApp(served, concurrency_limit.bodies).answer
         parts.batches.connect(
-            answer, is_ready, num_slots=parts.max_batch_lines, registry=metrics.registry, model_name=served.name
+            LineApp(models, concurrency_limit.bodies).answer,
+            is_ready,
+            num_slots=parts.max_batch_lines,
+            registry=models.first.metrics.registry,
+            model_name=models.first.name,
         )
     app = FastAPI(
         title="Caravan",
@@ -132,17 +104,17 @@ def create_app(parts: AppParts) -> FastAPI:
         redirect_slashes=False,  # a redirect would use the client's Host header
     )
     routers = (
-        completions_router(served),
-        chat_router(served),
-        responses_router(served),
-        embeddings_router(served),
-        files_router(parts.batches, served.limits),
-        batches_router(parts.batches, served.limits),
-        models_router(served),
-        tokenize_router(served),
-        explanations_router(served),
-        live_view_router(parts.live_view, served.limits.write_timeout_seconds),
-        health_router(served, is_ready),
+        completions_router(models),
+        chat_router(models),
+        responses_router(models),
+        embeddings_router(models),
+        files_router(parts.batches, models.limits),
+        batches_router(parts.batches, models.limits),
+        models_router(models),
+        tokenize_router(models),
+        explanations_router(models),
+        live_view_router(live_views, models.limits.write_timeout_seconds),
+        health_router(parts.version, is_ready),
         page_router(),
         metrics_router(metrics),
     )
@@ -179,11 +151,11 @@ def create_app(parts: AppParts) -> FastAPI:
             TokenizerInfo,
             Explanation,
         ],
-        served.names,
+        models.names,
     )
     # From the innermost to the outermost.
     # Inside the authentication: requests without a key do not count.
-    app.add_middleware(ConcurrencyLimitMiddleware, concurrency_limit=concurrency_limit, metrics=metrics)
+    app.add_middleware(ConcurrencyLimitMiddleware, concurrency_limit=concurrency_limit, metrics=models.first.metrics)
     if parts.keys is not None:
         app.add_middleware(ApiKeyAuth, keys=parts.keys)
     if parts.origins:
@@ -199,7 +171,10 @@ def create_app(parts: AppParts) -> FastAPI:
         app.add_middleware(TrustedHosts, hosts=parts.hosts)
     # Outside all of these: rejected requests have an id and are counted, too.
     app.add_middleware(
-        RequestLogging, metrics=metrics, on_response=parts.on_response, trusted_proxies=parts.trusted_proxies
+        RequestLogging,
+        metrics=models.first.metrics,
+        on_response=parts.on_response,
+        trusted_proxies=parts.trusted_proxies,
     )
     # Outermost: before any of them reads the path.
     paths = [route.path for router in routers for route in router.routes if isinstance(route, APIRoute)]

@@ -20,6 +20,11 @@ class ModelSettings(BaseModel):
         description="A .gguf or llama2.c .bin file, a folder, a Hugging Face id such as org/name or "
         f"org/name:Q4_K_M, or {DEFAULT_MODEL}.",
     )
+    models: Path | None = Field(
+        None,
+        description="YAML file with a list of models to serve instead of MODEL, each with options of its own. They are "
+        "loaded when they get a request.",
+    )
     served_model_name: str | None = Field(
         None,
         description="Model names accepted in requests, separated by commas. Responses use the first. "
@@ -70,7 +75,13 @@ class MemorySettings(BaseModel):
         None,
         ge=1,
         description="KV cache size, such as 4GiB. Default: half of the memory free after loading, on a GPU 90 % of "
-        "it less what a step needs.",
+        "it less what a step needs; with --models half of an equal share of --models-memory.",
+    )
+    models_memory: ByteSize | None = Field(
+        None,
+        ge=1,
+        description="Memory for all models of --models that are loaded at the same time. Default: 80 % of the free "
+        "memory, on a GPU 90 %.",
     )
     kv_cache_dtype: Literal["auto", "bfloat16", "int8"] = Field(
         "auto", description="KV cache data type. int8 takes about half of the memory. auto: the same as --dtype."
@@ -130,6 +141,11 @@ class LimitSettings(BaseModel):
         None,
         description="Longest pause of running streams while prompts are computed, such as 100ms. "
         "Default: about 150ms with several active API keys, 500ms with one active of several, otherwise no limit.",
+    )
+    sleep_after: Seconds | None = Field(
+        None,
+        description="Time without requests after which the engine process ends, such as 10m. The next request starts "
+        "it again. Default: never.",
     )
     drain_timeout: float = Field(
         30.0, ge=0, description="Time for accepted requests to finish after SIGTERM, in seconds."

@@ -1,45 +1,35 @@
-"""Start-up: create the parts of a server from settings and a model, connect them and run it."""
+"""Start-up: create the parts of a server from settings and models, connect them and run it."""
 
 import asyncio
-import logging
 import socket
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import uvicorn
+import msgspec
 from uvicorn.loops.auto import auto_loop_factory
 
-from caravan import __version__
-from caravan.model.sampling.generation_defaults import load_generation_defaults
-from caravan.scheduler.messages import EngineReady
-from caravan.server.app import AppParts, create_app
-from caravan.server.batches.batches import Batches
+from caravan.scheduler.config import PROCESS_BYTES
+from caravan.scheduler.memory_needs import MemoryNeeds, MemoryPlan
+from caravan.scheduler.messages import EngineReady, StartEngine
 from caravan.server.engine.client import EngineClient
-from caravan.server.engine.listener import EngineListeners
-from caravan.server.generation.admission import Admission
-from caravan.server.generation.executors import Executors
-from caravan.server.generation.text_model import text_parts
+from caravan.server.engine.engine_swaps import EngineSwaps
+from caravan.server.engine.memory_plan import plan_memory
+from caravan.server.engine.process import STANDBY_PROGRAM
+from caravan.server.engine.swapped_engine import FIRST_LOAD_SECONDS, SwappedEngine, expected_load_seconds
 from caravan.server.http.api_keys import ApiKeys
-from caravan.server.http.body_memory import BodyMemory
-from caravan.server.http.client_address import networks
-from caravan.server.http.concurrency_limit import ConcurrencyLimit
 from caravan.server.http.graceful_shutdown import GracefulServer
-from caravan.server.http.host_names import allowed_hosts, allowed_origins
-from caravan.server.http.protocol import HttpProtocol
-from caravan.server.observe.http_record import HttpRecord
-from caravan.server.observe.metrics import Metrics
-from caravan.server.observe.request_history import RequestHistory
-from caravan.server.observe.tracing import make_tracer
-from caravan.server.observe.vllm_names import add_vllm_names
-from caravan.server.operations.live_view import LiveView
-from caravan.server.sandbox.chat_template import ChatTemplate
-from caravan.server.sandbox.grammar_check import GrammarCheck
 from caravan.server.settings import Settings
+from caravan.server.shared_parts import BACKLOG, SharedParts
 
-LAST_SECONDS = 1  # for open connections when the server exits
-BACKLOG = 2048  # connections that wait to be accepted
 
-logger = logging.getLogger(__name__)
+@dataclass(frozen=True)
+class ModelToServe:
+    """One of several models: its settings, its file or folder, and how its engine is started."""
+
+    settings: Settings
+    path: Path
+    start: StartEngine
 
 
 def run(server: Coroutine[None, None, None]) -> None:
@@ -51,101 +41,107 @@ def run(server: Coroutine[None, None, None]) -> None:
 async def run_server(
     settings: Settings, model_path: Path, engine: EngineClient, listener: socket.socket, keys: ApiKeys | None = None
 ) -> None:
-    """Serve until a signal arrives; raises EngineStartFailed or ValueError if the model cannot be served."""
-    tracer = make_tracer()
-    grammar_check, executors = GrammarCheck(), Executors()
-    template: ChatTemplate | None = None
-    batches: Batches | None = None
+    """Serve a model until a signal arrives; raises EngineStartFailed or ValueError if the model cannot be served."""
+    shared = SharedParts(settings, keys)
+    stop = engine.stop
     try:
-        if settings.batch_folder is not None:
-            batches = Batches(settings.batch_folder, settings.batch_limits)
+        shared.open_batches()
         # The tokenizer is built while the engine process loads the weights.
-        tokenizer, template = await asyncio.to_thread(text_parts, model_path, settings.chat_template)
-        defaults = load_generation_defaults(model_path)
+        text = await shared.load_text(settings, model_path)
         report = await engine.ready()
-        names = settings.names
-        metrics = Metrics(
-            names[0],
-            report.config,
-            keys.names if keys else (),
-            engine.is_standby_ready,
-            is_restricted=keys is not None and keys.is_scraping_limited,
-        )
-        if settings.metrics_names == "vllm":
-            add_vllm_names(metrics, names[0], report.config)
-        admission = Admission(report.config, metrics, settings.queue_limits)
-        history, live_view = RequestHistory(), LiveView(engine.subscribe)
-        bodies = BodyMemory(int(settings.max_body_memory))
-        limit = ConcurrencyLimit(report.config.max_num_seqs + settings.max_queued_requests, bodies)
-        engine.listener = EngineListeners([metrics, admission, history, live_view])
-
-        def on_response(record: HttpRecord) -> None:
-            if record.method == "POST" or settings.access_log:
-                log_request(record)
-            if tracer is not None and record.generation is not None:
-                tracer.trace(record, record.generation)
-
-        app = create_app(
-            AppParts(
-                engine=engine,
-                tokenizer=tokenizer.resized(report.vocab_size),
-                chat_template=template,
-                model_name=names[0],
-                aliases=names[1:],
-                max_model_len=report.config.max_model_len,
-                version=__version__,
-                metrics=metrics,
-                admission=admission,
-                concurrency_limit=limit,
-                live_view=live_view,
-                history=history,
-                defaults=defaults,
-                grammar_check=grammar_check,
-                executors=executors,
-                batches=batches,
-                max_batch_lines=settings.batch_concurrency or max(report.config.max_num_seqs // 2, 1),
-                keys=keys,
-                hosts=allowed_hosts(settings.allowed_hosts, settings.host),
-                origins=allowed_origins(settings.allowed_origins),
-                trusted_proxies=networks(settings.trusted_proxies),
-                on_response=on_response,
+        swap = None
+        if settings.sleep_after is not None:
+            swapped = SwappedEngine(
+                name=settings.names[0],
+                client=engine,
+                need_bytes=report.weight_bytes + report.kv_cache_bytes + PROCESS_BYTES,
+                load_seconds=report.load_seconds + FIRST_LOAD_SECONDS,
+                sleep_after_seconds=settings.sleep_after,
             )
-        )
-        config = uvicorn.Config(
-            app,
-            http=HttpProtocol,
-            ws="none",
-            access_log=False,
-            log_config=None,
-            lifespan="off",
-            proxy_headers=False,  # uvicorn trusts local proxies, and does not parse addresses
-            backlog=BACKLOG,
-            timeout_keep_alive=settings.keep_alive_timeout,
-            ssl_certfile=settings.tls_certificate,
-            ssl_keyfile=settings.tls_key,
-            timeout_graceful_shutdown=LAST_SECONDS,
-        )
-        server = GracefulServer(config, limit, settings.drain_timeout, engine.stop, live_view.close)
-        if batches is not None:
-            await batches.start()
-        listener.listen(BACKLOG)  # from now on connections are queued instead of refused
-        print(start_text(report, model_path, names, address_of(listener, is_encrypted=config.is_ssl)), flush=True)
+            swaps = EngineSwaps([swapped])
+            swap, stop = (swapped, swaps), swaps.stop
+            swaps.start()
+        model = shared.model(settings, text, engine, report.config, report.vocab_size, swap)
+        server = shared.server([model], stop)
+        address = address_of(listener, is_encrypted=server.config.is_ssl)
+        await _serve(shared, server, listener, start_text(report, model_path, settings.names, address))
+    finally:
+        await stop()
+        await shared.close()
+
+
+async def run_models(
+    settings: Settings, models: Sequence[ModelToServe], listener: socket.socket, keys: ApiKeys | None = None
+) -> None:
+    """Serve several models until a signal arrives; raises ValueError or OSError if one of them cannot be served."""
+    shared = SharedParts(settings, keys)
+    swaps: EngineSwaps | None = None
+    try:
+        shared.open_batches()
+        names = [model.settings.names[0] for model in models]
+        budget_bytes = None if settings.models_memory is None else int(settings.models_memory)
+        starts = [model.start for model in models]
+        planning = asyncio.create_task(asyncio.to_thread(plan_memory, names, starts, budget_bytes))
+        texts = [await shared.load_text(model.settings, model.path) for model in models]
+        plan = await planning
+        engines = [_sleeping_engine(model, needs) for model, needs in zip(models, plan.needs, strict=True)]
+        swaps = EngineSwaps(engines, plan.budget_bytes)
+        served = [
+            shared.model(model.settings, text, engine.client, needs.config, needs.vocab_size, (engine, swaps))
+            for model, text, engine, needs in zip(models, texts, engines, plan.needs, strict=True)
+        ]
+        swaps.start()
+        server = shared.server(served, swaps.stop)
+        address = address_of(listener, is_encrypted=server.config.is_ssl)
+        await _serve(shared, server, listener, models_text(plan, models, address))
+    finally:
+        if swaps is not None:
+            await swaps.stop()
+        await shared.close()
+
+
+async def _serve(shared: SharedParts, server: GracefulServer, listener: socket.socket, text: str) -> None:
+    """Print the start-up summary when the port is open, and serve until a signal arrives."""
+    await shared.start_batches()
+    listener.listen(BACKLOG)  # from now on connections are queued instead of refused
+    print(text, flush=True)
+    try:
         await server.serve(sockets=[listener])
     finally:
-        if batches is not None:
-            await batches.close()
-        await engine.stop()
-        executors.close()
-        grammar_check.close()
-        if template is not None:
-            template.close()
-        if tracer is not None:
-            await asyncio.to_thread(tracer.close)
+        await shared.close_batches()
 
 
-def log_request(record: HttpRecord) -> None:
-    """Log an HTTP request that has ended."""
-    logging.getLogger("caravan.requests").info("request", extra=record.log_fields())
+def _sleeping_engine(model: ModelToServe, needs: MemoryNeeds) -> SwappedEngine:
+    """Return the engine of a model with the planned limits, which has no process yet."""
+    settings, start = model.settings, model.start
+    limits = msgspec.structs.replace(
+        start.limits, kv_cache_memory_bytes=needs.kv_cache_bytes, max_model_len=needs.config.max_model_len
+    )
+    return SwappedEngine(
+        name=settings.names[0],
+        client=EngineClient(
+            msgspec.structs.replace(start, limits=limits),
+            hang_seconds=settings.engine_timeout,
+            standby_program=STANDBY_PROGRAM if settings.standby else None,
+            is_asleep=True,
+            name=settings.names[0],
+        ),
+        need_bytes=needs.total_bytes,
+        load_seconds=expected_load_seconds(needs.weight_bytes),
+        sleep_after_seconds=settings.sleep_after,
+    )
+
+
+def models_text(plan: MemoryPlan, models: Sequence[ModelToServe], address: str) -> str:
+    """Return the start-up summary of several models: what each of them needs, and the address."""
+    lines = [f"Models   {len(models)} in {plan.budget_bytes / 1e6:,.0f} MB, each loaded when it gets a request"]
+    for model, needs in zip(models, plan.needs, strict=True):
+        lines.append(
+            f"Name     {', '.join(model.settings.names)}: {needs.total_bytes / 1e6:,.0f} MB "
+            f"(weights {needs.weight_bytes / 1e6:,.0f}, KV pool {needs.kv_cache_bytes / 1e6:,.0f} "
+            f"for {needs.config.num_tokens:,} tokens)"
+        )
+    return "\n".join([*lines, _ready_line(address)])
 
 
 def start_text(report: EngineReady, model_path: Path, names: tuple[str, ...], address: str) -> str:
@@ -163,7 +159,7 @@ def start_text(report: EngineReady, model_path: Path, names: tuple[str, ...], ad
             f"KV pool  {config.num_tokens:,} tokens in {config.num_blocks:,} blocks of {config.block_size} "
             f"({report.kv_cache_bytes / 1e6:,.0f} MB) in {report.kv_cache_dtype}",
             f"Room     for {' or '.join(fits)} each, prompt and answer together; {config.max_num_seqs} run at once",
-            f"Ready    {address}/v1 for OpenAI clients, {address}/docs for the description of the API",
+            _ready_line(address),
         ]
     )
 
@@ -179,6 +175,10 @@ def bind(host: str, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def _ready_line(address: str) -> str:
+    return f"Ready    {address}/v1 for OpenAI clients, {address}/docs for the description of the API"
 
 
 def address_of(listener: socket.socket, *, is_encrypted: bool = False) -> str:

@@ -108,6 +108,11 @@ class Settings(
         if self.kv_spill_path is not None and self.kv_spill is None:
             raise WrongSettings("--kv-spill-path needs --kv-spill, the size of the file. Set both or neither.")
 
+    def check_models(self) -> None:
+        """Raise WrongSettings for a budget without models that share it."""
+        if self.models is None and self.models_memory is not None:
+            raise WrongSettings("--models-memory needs --models. Set both or neither.")
+
     def start_engine(
         self, model_path: Path, draft_model_path: Path | None = None, *, is_shared: bool = False
     ) -> StartEngine:

@@ -26,8 +26,13 @@ class CostFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     median_step_error: float  # of a predicted step, as a part of the measured one
 
     def num_blocks(self, pool_bytes: int) -> int:
-        """Return how many blocks a KV pool of this size has."""
-        return pool_bytes // (self.kv_bytes_per_token * self.config.block_size)
+        """Return how many blocks a KV pool of this size has. Raises ValueError if it has none."""
+        block_bytes = self.kv_bytes_per_token * self.config.block_size
+        if pool_bytes < block_bytes:
+            raise ValueError(
+                f"A block of the KV pool has {block_bytes:,} bytes, the pool {pool_bytes:,}. Raise --pool."
+            )
+        return pool_bytes // block_bytes
 
 
 def read_cost_file(path: Path) -> CostFile:

@@ -44,7 +44,7 @@ def figures_table(found: FleetFigures) -> str:
     rates = table(
         ["figure", "value"],
         [
-            ["requests", f"{figures.num_requests:,}"],
+            ["requests", number("num_requests", ",.0f", figures.num_requests)],
             ["rejected: longer than max_model_len", f"{figures.num_rejected:,}"],
             ["seconds", f"{figures.seconds:,.1f}"],
             ["requests a second", number("requests_per_second", ",.2f", figures.requests_per_second)],

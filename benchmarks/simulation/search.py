@@ -32,7 +32,7 @@ class Target:
     """A bound on the 95th percentile of the first token, and the limits of the search."""
 
     first_token_seconds: float
-    max_replicas: int
+    max_replicas: int | None = None  # None: five times what the rate of a saturated replica asks for
     group: int = GROUP
     num_groups: int = NUM_GROUPS
     num_processes: int = 1
@@ -67,7 +67,8 @@ def search(
     rate = len(load.planned) / last if last else 0.0
     for config in configs:
         saturated = saturated_rate(load, config, cost, api)
-        first = min(max(int(0.8 * rate / saturated), 1) if saturated else 1, target.max_replicas)
+        first = max(int(0.8 * rate / saturated), 1) if saturated else 1
+        most = target.max_replicas or 5 * first + 3  # with more, requests are alone, and no faster
 
         def attempt(num_replicas: int, config: EngineConfig = config) -> Trial:
             found = simulate_fleet(
@@ -84,7 +85,7 @@ def search(
             is_met = found.figures.num_requests > 0 and found.figures.first_token.p95 <= target.first_token_seconds
             return Trial(config, num_replicas, found, is_met)
 
-        yield from smallest(attempt, first, target.max_replicas)
+        yield from smallest(attempt, min(first, most), most)
 
 
 def smallest(attempt: Callable[[int], Trial], first: int, most: int) -> Iterator[Trial]:

@@ -10,14 +10,14 @@ from typing import Literal
 from caravan.model.backend import choose_backend
 from caravan.model.checkpoint.checkpoint import Checkpoint, num_parameters, weight_parts
 from caravan.model.config import ModelConfig
-from caravan.model.kv_cache import POOL_DTYPES, KVDtype, choose_kv_dtype, kv_bytes_per_token
+from caravan.model.kv_cache import POOL_DTYPES, KVDtype, kv_bytes_per_token
 from caravan.model.loader import open_checkpoint
 from caravan.model.rope_scaling import RopeScaling
 from caravan.model.tokenizer.loader import load_tokenizer
 from caravan.model.tokenizer.tokenizer import Tokenizer
 from caravan.scheduler.config import CPU_DEFAULTS, GPU_DEFAULTS, EngineLimits, plan_engine, standby_bytes
-from caravan.scheduler.draft_loading import open_draft
 from caravan.scheduler.memory import gpu_step_bytes
+from caravan.scheduler.model_costs import model_costs
 
 Row = tuple[str, str]
 _BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2}
@@ -69,36 +69,27 @@ def plan_model(
     sequences and tokens. The weights and the KV cache of a draft model at `draft_path` are counted, too.
     Raises ValueError, with the way out, when the model or the limits do not fit.
     """
-    checkpoint = open_checkpoint(path)
-    config = checkpoint.config
-    choose = functools.partial(
-        choose_backend,
+    costs = model_costs(
+        path,
+        draft_path,
         dtype=dtype,
         quantization=quantization,
+        kv_cache_dtype=kv_cache_dtype,
         block_size=limits.block_size,
         is_gpu=gpu is not None,
-        is_plan=True,
     )
-    backend = choose(checkpoint)
-    kv_dtype = choose_kv_dtype(kv_cache_dtype, backend.dtype)
-    bytes_per_token, weight_bytes = kv_bytes_per_token(config, kv_dtype), backend.weight_bytes
+    config, backend, draft = costs.checkpoint.config, costs.backend, costs.draft
+    bytes_per_token, weight_bytes = costs.token_bytes, costs.weight_bytes
     drafts: list[Row] = []
-    draft_config: ModelConfig | None = None
-    if draft_path is not None:
-        draft = open_draft(draft_path, checkpoint)
-        draft_config = draft.config
-        draft_backend = choose(draft)
-        draft_bytes = kv_bytes_per_token(draft.config, choose_kv_dtype(kv_cache_dtype, draft_backend.dtype))
-        share = f"{draft_bytes:,} of the {bytes_per_token + draft_bytes:,} bytes of a token in the KV pool"
-        drafts = [("Draft", f"{draft_backend.weight_bytes / 1e6:,.0f} MB, {draft_backend.text}; {share}")]
-        bytes_per_token += draft_bytes
-        weight_bytes += draft_backend.weight_bytes
+    if draft is not None:
+        share = f"{draft.token_bytes:,} of the {bytes_per_token:,} bytes of a token in the KV pool"
+        drafts = [("Draft", f"{draft.weight_bytes / 1e6:,.0f} MB, {draft.backend.text}; {share}")]
     if weight_bytes > memory_bytes:
         way_out = "Raise --memory, or set --quantization." if gpu is None else "Choose another --device."
         raise ValueError(
             f"The weights take {weight_bytes:,} bytes, more than the {memory_bytes:,} available. {way_out}"
         )
-    step_bytes = functools.partial(gpu_step_bytes, config, draft_config)
+    step_bytes = functools.partial(gpu_step_bytes, config, None if draft is None else draft.checkpoint.config)
     engine = plan_engine(
         limits,
         kv_bytes_per_token=bytes_per_token,
@@ -126,7 +117,7 @@ def plan_model(
         *drafts,
         *(standby if limits.has_standby else []),
         ("KV pool", f"{engine.num_tokens:,} tokens in {engine.num_blocks:,} blocks of {engine.block_size} "
-         f"({pool_bytes / 1e6:,.0f} MB) in {_name(kv_dtype)}"),
+         f"({pool_bytes / 1e6:,.0f} MB) in {_name(costs.kv_dtype)}"),
         ("Capacity", f"{fits:,} requests of {length:,} tokens ({prompt_tokens:,} prompt, {output_tokens:,} output)"),
         ("Batch", f"{at_once:,} requests run, the others wait (max_num_seqs {engine.max_num_seqs})"),
         ("Prefill", f"{steps:,} steps of {engine.max_batch_tokens} tokens for the prompts of the batch"),

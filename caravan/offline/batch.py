@@ -9,7 +9,6 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from caravan import __version__
 from caravan.offline.engine import LocalEngine
 from caravan.offline.loading import load_model
 from caravan.offline.served_engine import ServedEngine
@@ -28,6 +27,7 @@ from caravan.server.generation.admission import Admission
 from caravan.server.generation.context import NO_KEY
 from caravan.server.generation.request_limits import QueueLimits
 from caravan.server.generation.served_model import ServedModel
+from caravan.server.generation.served_models import ServedModels
 from caravan.server.generation.text_model import TextModel
 from caravan.server.http.body_memory import BodyMemory
 from caravan.server.observe.metrics import Metrics
@@ -152,7 +152,7 @@ async def _answer_all(
     try:
         engine = ServedEngine(local)
         served = _served(settings, local, model, engine)
-        app = LineApp(served, BodyMemory(_NO_LIMIT))
+        app = LineApp(ServedModels([served]), BodyMemory(_NO_LIMIT))
         slots = Slots(local.report.config.max_num_seqs)
         lines = LineRuns(store, files, slots, app.answer, lambda: engine.is_ready, RETRY_SECONDS)
         path = files.path_of(batch.shown.input_file_id)
@@ -181,8 +181,6 @@ def _served(settings: Settings, local: LocalEngine, model: TextModel, engine: Se
     return ServedModel(
         name=settings.names[0],
         aliases=settings.names[1:],
-        version=__version__,
-        created_at=int(time.time()),
         max_model_len=model.max_model_len,
         engine=engine,
         tokenizer=model.tokenizer,

@@ -7,6 +7,7 @@ from functools import partial
 
 from caravan.offline.engine import LocalEngine
 from caravan.scheduler.messages import Request
+from caravan.server.engine.client import EngineState
 from caravan.server.engine.output_queue import OutputQueue
 
 
@@ -29,6 +30,11 @@ class ServedEngine:
     def is_ready(self) -> bool:
         """Whether the engine accepts requests."""
         return not self.failure.done()
+
+    @property
+    def state(self) -> EngineState:
+        """The model is loaded as long as there is an engine."""
+        return "loaded"
 
     def submit(self, request: Request, crash_group: int = 0) -> OutputQueue:  # noqa: ARG002  # a crash ends the process
         """Return the output queue of a new request."""

@@ -8,7 +8,7 @@ from starlette.types import Message, Scope
 
 from caravan.server.batches.answer import LineAnswer
 from caravan.server.generation.context import SCOPE_KEY_NAME, SCOPE_REQUEST_ID, SCOPE_URGENCY
-from caravan.server.generation.served_model import ServedModel
+from caravan.server.generation.served_models import ServedModels
 from caravan.server.http.body_memory import SCOPE_BODY, BodyMemory
 from caravan.server.http.errors import add_error_handlers, as_api_error
 from caravan.server.observe.logs import bind_request_id
@@ -26,12 +26,12 @@ class LineApp:
     Validation, generation and the bytes of a response are those of an HTTP request.
     """
 
-    def __init__(self, served: ServedModel, bodies: BodyMemory) -> None:
+    def __init__(self, models: ServedModels, bodies: BodyMemory) -> None:
         """`bodies` is the memory of the bodies of all requests."""
         self._bodies = bodies
         self._app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
         for router in (completions_router, chat_router, responses_router, embeddings_router):
-            self._app.include_router(router(served))
+            self._app.include_router(router(models))
         add_error_handlers(self._app)
 
     async def answer(self, key_name: str, path: str, body: bytes) -> LineAnswer:

@@ -1,9 +1,11 @@
-"""EngineClient: submit requests to the engine process, and restart it when it fails."""
+"""EngineClient: submit requests to the engine process, restart it when it fails, put it to sleep and wake it."""
 
 import asyncio
 import itertools
 import logging
 import time
+from collections.abc import Callable
+from typing import Literal
 
 import msgspec
 
@@ -36,6 +38,8 @@ MAX_PAUSE_SECONDS = 30.0
 STANDBY_DELAY_SECONDS = 3.0  # after a restart, before a standby is started: the new engine computes the texts again
 MAX_DOWN_SECONDS = 120.0  # after which requests fail if the engine cannot be restarted
 
+EngineState = Literal["loaded", "loading", "asleep"]
+
 logger = logging.getLogger(__name__)
 
 
@@ -45,6 +49,9 @@ class EngineClient:
     If the process ends or hangs, the standby takes over, or a new one is started with the same limits. It resumes every
     unfinished request after its last generated token, so streams continue. Until then new requests raise
     EngineUnavailable.
+
+    With `on_demand` set, an engine can be put to sleep: its process ends. Requests then wait for `wake`; `on_demand` is
+    called for each of them, and can raise an error for its client.
     """
 
     def __init__(
@@ -54,11 +61,14 @@ class EngineClient:
         *,
         hang_seconds: float = HANG_SECONDS,
         standby_program: tuple[str, ...] | None = None,
+        is_asleep: bool = False,
+        name: str = "",
     ) -> None:
-        """Start the process, which runs `program`; `ready` returns when it has loaded.
+        """Start the process, which runs `program`, unless it `is_asleep`; `ready` returns when it has loaded.
 
-        With a `standby_program`, a standby that runs it is kept from then on.
+        With a `standby_program`, a standby that runs it is kept from then on. Log lines carry the `name` of the model.
         """
+        self.on_demand: Callable[[], None] | None = None
         self.listener = EngineListener()
         self.config: EngineConfig  # set by `ready`
         self.standby: Standby | None = None
@@ -67,7 +77,10 @@ class EngineClient:
         self._start = start
         self._program = program
         self._hang_seconds = hang_seconds
-        self._process = EngineProcess(start, self._on_message, program)
+        self._log = logging.LoggerAdapter(logger, {"model": name} if name else {})
+        self._process = None if is_asleep else EngineProcess(start, self._on_message, program)  # None: asleep
+        self._has_started = False  # `ready` has returned
+        self.is_postponing = False  # new requests wait for the next engine
         self._requests = InFlightRequests()
         self._request_ids = itertools.count(1)
         self._is_connected = False
@@ -78,7 +91,9 @@ class EngineClient:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the engine accepts requests and has sent a heartbeat recently."""
+        """Whether the engine accepts requests: it has sent a heartbeat recently, or can be woken."""
+        if self.on_demand is not None and not self._has_started:
+            return True
         return self._is_connected and self._silence_seconds() < READY_SILENCE_SECONDS
 
     def is_standby_ready(self) -> bool:
@@ -86,16 +101,32 @@ class EngineClient:
         return self.standby is not None and self.standby.is_ready
 
     @property
+    def state(self) -> EngineState:
+        """Whether there is an engine process that has loaded the model, or one that is loading it."""
+        if self._process is None:
+            return "asleep"
+        return "loaded" if self._is_connected else "loading"
+
+    @property
+    def requests(self) -> InFlightRequests:
+        """The unfinished requests."""
+        return self._requests
+
+    @property
     def engine_pid(self) -> int:
         """The process id of the current engine process."""
+        assert self._process is not None, "it is not asleep"
         return self._process.pid
 
     async def ready(self) -> EngineReady:
         """Return the first process's report, and restart the engine when it fails; raises EngineStartFailed."""
+        process = self._process
+        assert process is not None, "it is not asleep"
         try:
-            report = await self._process.ready()
+            report = await process.ready()
         except EngineStartFailed:
-            await self._process.stop()
+            await process.stop()
+            self._process = None
             raise
         self.config = report.config
         # A later process gets the same limits, not a fraction of the memory that is free then.
@@ -106,11 +137,31 @@ class EngineClient:
             has_standby=False,
         )
         self._start = msgspec.structs.replace(self._start, limits=limits, is_replacement=True)
+        self._has_started = True
         self._connect()
         if self.standby is not None:
             self.standby.start()
         self._tasks = [asyncio.create_task(self._restart_when_ended()), asyncio.create_task(self._kill_when_hung())]
         return report
+
+    async def wake(self) -> EngineReady:
+        """Start a process for an engine that is asleep, and return as `ready` does; raises OSError, too."""
+        self._process = EngineProcess(self._start, self._on_message, self._program)
+        return await self.ready()
+
+    async def sleep(self) -> None:
+        """End the process; requests from now on wait for `wake`. There must be no active requests."""
+        self._has_started = False
+        self.is_postponing = False
+        self._requests.end_postponement()
+        await self._end_process()
+
+    def postpone(self, *, is_on: bool) -> None:
+        """Let new requests wait for the next engine process, or no longer."""
+        self.is_postponing = is_on
+        if not is_on:
+            self._requests.end_postponement()
+            self._send_released()
 
     def submit(self, request: Request, crash_group: int = 0) -> OutputQueue:
         """Return the output queue of a new request, and assign its `request_id`; raises EngineUnavailable.
@@ -119,52 +170,61 @@ class EngineClient:
         """
         if not self.is_ready:
             raise EngineUnavailable
+        if self.on_demand is not None:
+            self.on_demand()
         outputs = OutputQueue(next(self._request_ids), self._abort)
         request = msgspec.structs.replace(request, request_id=outputs.request_id)
-        self._requests.add(InFlightRequest(request, outputs, crash_group or -outputs.request_id))
+        in_flight = InFlightRequest(request, outputs, crash_group or -outputs.request_id)
+        self._requests.add(in_flight, is_postponed=self.is_postponing)
         self._send_released()
         return outputs
 
     def subscribe(self, period_seconds: float) -> None:
         """Send the listener a snapshot every `period_seconds`, also after restarts; 0 stops the snapshots."""
         self._snapshot_period_seconds = period_seconds
-        if self._is_connected:
+        if self._is_connected and self._process is not None:
             self._process.send(Subscribe(period_seconds=period_seconds))
 
     async def stop(self) -> None:
         """End the process; open output queues fail with EngineDied."""
+        self.on_demand = None
+        await self._end_process()
+        self._requests.fail(EngineDied())
+
+    async def _end_process(self) -> None:
+        """End the process and its standby, if there are any."""
+        self._disconnect()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._disconnect()
-        self._requests.fail(EngineDied())
-        await asyncio.gather(self._process.stop(), *([self.standby.stop()] if self.standby is not None else []))
+        process, self._process = self._process, None
+        await asyncio.gather(*[one.stop() for one in (process, self.standby) if one is not None])
 
     def _abort(self, request_id: int) -> None:
-        if self._requests.drop(request_id) and self._is_connected:
+        if self._requests.drop(request_id) and self._is_connected and self._process is not None:
             self._process.send(Abort(request_id=request_id))
         self._send_released()
 
     def _send_released(self) -> None:
         """Send the requests that are ready for the engine."""
-        if self._is_connected:
+        if self._is_connected and self._process is not None:
             for request in self._requests.released():
                 self._process.send(request.resumed())
 
     async def _restart_when_ended(self) -> None:
         """Wait for the process to end, then start another one that resumes its requests; repeat."""
-        while True:
+        while self._process is not None:
             await self._process.ended()
             began_seconds = time.monotonic()
             self._disconnect()
             num_requests = self._requests.lose_engine()
             cause = await self._process.stop()
-            logger.error("The engine process ended (%s); restarting it for %d requests.", cause, num_requests)
+            self._log.error("The engine process ended (%s); restarting it for %d requests.", cause, num_requests)
             if not await self._take_over():
                 await self._restart(began_seconds)
             down_seconds = time.monotonic() - began_seconds
-            self.listener.on_replay(len(self._requests), down_seconds)
-            logger.warning("The engine was restarted after %.1f seconds; requests are resumed.", down_seconds)
+            self.listener.on_replay(self._requests.num_active, down_seconds)
+            self._log.warning("The engine was restarted after %.1f seconds; requests are resumed.", down_seconds)
             self._connect()
             if self.standby is not None:
                 self.standby.start(STANDBY_DELAY_SECONDS)
@@ -180,11 +240,11 @@ class EngineClient:
         try:
             await process.take_over(self._hang_seconds)
         except (EngineStartFailed, TimeoutError) as error:
-            logger.error("The standby cannot take over: %s", str(error) or "It does not respond.")
+            self._log.error("The standby cannot take over: %s", str(error) or "It does not respond.")
             process.kill()
             await process.stop()
             return False
-        logger.warning("The standby has taken over.")
+        self._log.warning("The standby has taken over.")
         return True
 
     async def _restart(self, began_seconds: float) -> None:
@@ -193,12 +253,13 @@ class EngineClient:
         while True:
             self.listener.on_restart()
             try:
-                self._process = EngineProcess(self._start, self._on_message, self._program)
-                await self._process.ready()
+                self._process = process = EngineProcess(self._start, self._on_message, self._program)
+                await process.ready()
             except (EngineStartFailed, OSError) as error:
-                await self._process.stop()
+                if self._process is not None:
+                    await self._process.stop()
                 pause_seconds = min(2 * pause_seconds, MAX_PAUSE_SECONDS)
-                logger.error("The engine failed to start; retrying in %g seconds: %s", pause_seconds, error)
+                self._log.error("The engine failed to start; retrying in %g seconds: %s", pause_seconds, error)
                 if time.monotonic() - began_seconds > MAX_DOWN_SECONDS:
                     self._requests.fail(EngineDied())
                 await asyncio.sleep(pause_seconds)
@@ -213,11 +274,12 @@ class EngineClient:
             late_seconds, now = self._late_seconds(), time.monotonic()
             self._received_at_seconds = min(self._received_at_seconds + late_seconds, now)
             self._checked_at_seconds = now
-            if self._is_connected and self._silence_seconds() > self._hang_seconds:
-                logger.error(
+            process = self._process
+            if process is not None and self._is_connected and self._silence_seconds() > self._hang_seconds:
+                self._log.error(
                     "The engine process sent no heartbeat for %.0f seconds; killing it.", self._silence_seconds()
                 )
-                self._process.kill()
+                process.kill()
 
     def _on_message(self, message: WhileRunning) -> None:
         self._received_at_seconds = time.monotonic()
@@ -231,7 +293,7 @@ class EngineClient:
             case BatchBegins(request_ids=request_ids):
                 self._requests.begin_batch(request_ids)
             case EngineLog(level=level, text=text):
-                logger.log(level, "%s", text)
+                self._log.log(level, "%s", text)
             case EngineSnapshot():
                 self.listener.on_snapshot(message)
             case Heartbeat():

@@ -1,5 +1,7 @@
 """InFlightRequests: every unfinished request, with what another engine needs to resume it."""
 
+import time
+
 import msgspec
 
 from caravan.scheduler.messages import Request, SequenceOutput
@@ -90,20 +92,29 @@ class InFlightRequests:
         self._groups: dict[int, _CrashGroup] = {}  # of all requests
         self._batch: list[int] = []  # as last reported by the engine
         self._held: dict[int, InFlightRequest] = {}  # not sent to the engine yet
+        self._postponed: dict[int, InFlightRequest] = {}  # for the next engine; not in _held
         self._alone: int | None = None  # the quarantined group that runs now
+        self.last_used_seconds = time.monotonic()  # when a request was added or ended
 
     def __len__(self) -> int:
         return len(self._requests)
+
+    @property
+    def num_active(self) -> int:
+        """The number of requests that this engine has or gets."""
+        return len(self._requests) - len(self._postponed)
 
     @property
     def is_holding(self) -> bool:
         """Whether some requests are not sent to the engine yet."""
         return bool(self._held)
 
-    def add(self, request: InFlightRequest) -> None:
-        """Add a new request, which `released` will return."""
+    def add(self, request: InFlightRequest, *, is_postponed: bool = False) -> None:
+        """Add a new request, which `released` will return; a postponed one after `end_postponement`."""
         request_id = request.outputs.request_id
-        self._requests[request_id] = self._held[request_id] = request
+        self.last_used_seconds = time.monotonic()
+        self._requests[request_id] = request
+        (self._postponed if is_postponed else self._held)[request_id] = request
         self._groups.setdefault(request.group, _CrashGroup()).request_ids.add(request_id)
 
     def released(self) -> list[InFlightRequest]:
@@ -115,6 +126,11 @@ class InFlightRequests:
         for request in released:
             del self._held[request.outputs.request_id]
         return released
+
+    def end_postponement(self) -> None:
+        """Let `released` return the postponed requests."""
+        self._held |= self._postponed
+        self._postponed.clear()
 
     def begin_batch(self, request_ids: list[int]) -> None:
         """Store the requests of the step that begins now."""
@@ -133,7 +149,7 @@ class InFlightRequests:
 
     def drop(self, request_id: int) -> bool:
         """Remove a request that is no longer read; return whether the engine has it."""
-        is_held = request_id in self._held
+        is_held = request_id in self._held or request_id in self._postponed
         self._remove(request_id)
         return not is_held
 
@@ -148,14 +164,15 @@ class InFlightRequests:
                     request = self._requests[request_id]
                     self._remove(request_id)
                     request.fail()
-        self._held = dict(self._requests)
-        return len(self._requests)
+        self._held = {one: request for one, request in self._requests.items() if one not in self._postponed}
+        return len(self._held)
 
     def fail(self, error: Exception) -> None:
         """End all requests with an error."""
         requests, self._requests = self._requests, {}
         self._groups.clear()
         self._held.clear()
+        self._postponed.clear()
         self._alone = None
         for request in requests.values():
             request.outputs.fail(error)
@@ -163,6 +180,8 @@ class InFlightRequests:
     def _remove(self, request_id: int) -> None:
         request = self._requests.pop(request_id)
         self._held.pop(request_id, None)
+        self._postponed.pop(request_id, None)
+        self.last_used_seconds = time.monotonic()
         group = self._groups[request.group]
         group.request_ids.discard(request_id)
         self._clear(request)

@@ -28,6 +28,12 @@ class EngineListener:
     def on_replay(self, num_requests: int, down_seconds: float) -> None:
         """A new engine process resumes `num_requests` requests after `down_seconds` of downtime."""
 
+    def on_wake(self, load_seconds: float) -> None:
+        """An engine that was asleep has loaded its model, which took `load_seconds`, and gets its requests."""
+
+    def on_sleep(self) -> None:
+        """The engine process was ended to free its memory."""
+
 
 class EngineListeners(EngineListener):
     """Passes each event to several listeners, in order."""
@@ -59,3 +65,13 @@ class EngineListeners(EngineListener):
     def on_replay(self, num_requests: int, down_seconds: float) -> None:
         for listener in self._listeners:
             listener.on_replay(num_requests, down_seconds)
+
+    @override
+    def on_wake(self, load_seconds: float) -> None:
+        for listener in self._listeners:
+            listener.on_wake(load_seconds)
+
+    @override
+    def on_sleep(self) -> None:
+        for listener in self._listeners:
+            listener.on_sleep()

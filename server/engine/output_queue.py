@@ -16,6 +16,10 @@ class EngineDied(Exception):
     """The engine process ended before the request did."""
 
 
+class ModelLoadFailed(Exception):
+    """The model of a request could not be loaded; the text is for the client."""
+
+
 class OutputQueue:
     """The outputs of one request, each once and in order, until the one with a finish reason.
 

@@ -40,6 +40,10 @@ class EngineStartFailed(Exception):
     """The engine could not load the model; the text is one line for the operator."""
 
 
+class EngineEndedEarly(EngineStartFailed):
+    """The engine process ended while it loaded the model, without a reason: it was killed."""
+
+
 class EngineProcess(asyncio.Protocol):
     """A child process that holds the model, with the socket to it.
 
@@ -83,7 +87,7 @@ class EngineProcess(asyncio.Protocol):
         await self._connected()
         report = await self._report
         if report is None:
-            raise EngineStartFailed(f"The engine process ended while it loaded the model ({await self.stop()}).")
+            raise EngineEndedEarly(f"The engine process ended while it loaded the model ({await self.stop()}).")
         return report
 
     async def loaded(self) -> None:

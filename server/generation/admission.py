@@ -1,7 +1,7 @@
 """Admission: admit or reject requests, and predict their time in the engine's queue."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -49,6 +49,7 @@ class Admission(EngineListener):
     config: EngineConfig
     metrics: Metrics
     limits: QueueLimits = field(default_factory=QueueLimits)
+    start_seconds: Callable[[], float] = field(default=lambda: 0.0)  # expected, until the engine is loaded
     _waiting: dict[Reservation, None] = field(default_factory=dict)  # in order of arrival
     _running: dict[Reservation, None] = field(default_factory=dict)
     _submitted: dict[int, Reservation] = field(default_factory=dict)  # by the engine's number
@@ -84,8 +85,9 @@ class Admission(EngineListener):
         before = self._before(context, self._waiting)
         queued = [reservation for reservation in (*self._running, *self._waiting) if not reservation.is_in_batch]
         num_before = len(self._before(context, queued))
-        wait_seconds = self._forecast_seconds(before, context, lengths[0][0])
-        self._check_room(lengths, context.key_name, context.urgency, wait_seconds)
+        start_seconds = self.start_seconds()
+        wait_seconds = start_seconds + self._forecast_seconds(before, context, lengths[0][0])
+        self._check_room(lengths, context, start_seconds, wait_seconds)
         limit_seconds = self.limits.max_wait_seconds
         if limit_seconds is not None and wait_seconds > limit_seconds:
             fact = f"The predicted wait is {wait_seconds:.1f} s; the limit is {limit_seconds:g} s."
@@ -119,6 +121,12 @@ class Admission(EngineListener):
         for reservation in self._submitted.values():
             reservation.is_in_batch = False
 
+    def drain_seconds(self) -> float:
+        """Return the expected time until all admitted sequences have ended if no more come."""
+        ends = [self._expected_tokens(one) - one.num_tokens for one in (*self._running, *self._waiting)]
+        num_prompt_tokens = sum(one.num_prompt_tokens for one in self._waiting)
+        return max([0, *ends]) * self._cost.step_seconds + num_prompt_tokens * self._cost.prefill_seconds
+
     def submit(self, reservation: Reservation, engine_number: int) -> None:
         """Store the number that the engine uses for a sequence."""
         reservation.engine_number = engine_number
@@ -141,18 +149,21 @@ class Admission(EngineListener):
         if (was_waiting or was_running) and is_complete and reservation.max_tokens:
             self._used_fraction += SMOOTHING * (reservation.num_tokens / reservation.max_tokens - self._used_fraction)
 
-    def _check_room(self, lengths: Sequence[tuple[int, int]], key_name: str, urgency: int, wait_seconds: float) -> None:
+    def _check_room(
+        self, lengths: Sequence[tuple[int, int]], context: RequestContext, start_seconds: float, wait_seconds: float
+    ) -> None:
+        key_name = context.key_name
         sequences_of: Counter[str] = Counter()  # waiting, by key
         tokens_of: Counter[str] = Counter()
         for reservation in (
-            one for one in self._waiting if one.urgency <= max(urgency, 0)
+            one for one in self._waiting if one.urgency <= max(context.urgency, 0)
         ):  # lines of batches wait last
             sequences_of[reservation.key_name] += 1
             tokens_of[reservation.key_name] += reservation.num_prompt_tokens + reservation.max_tokens
         if not sequences_of[key_name]:  # else a request larger than the limits would never be admitted
             return
         num_free = max(self.config.max_num_seqs - len(self._running), 0)
-        retry_after_seconds = wait_seconds / len(self._waiting)
+        retry_after_seconds = max(start_seconds, wait_seconds / len(self._waiting))
         if not has_room(sequences_of, key_name, len(lengths) - num_free, self.limits.max_requests):
             fact = f"The queue has {len(self._waiting)} requests; the limit is {self.limits.max_requests}."
             self._reject("queue_full", fact, retry_after_seconds)

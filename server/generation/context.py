@@ -14,6 +14,7 @@ SCOPE_KEY_NAME = "caravan.key_name"  # ASGI scope: the name of the API key, set 
 SCOPE_MIN_PRIORITY = "caravan.min_priority"  # ASGI scope: the lowest priority that is effective across keys
 SCOPE_URGENCY = "caravan.urgency"  # ASGI scope: the urgency of a line of a batch
 SCOPE_REQUEST_ID = "caravan.request_id"  # ASGI scope: the id of the HTTP request
+SCOPE_METRICS = "caravan.metrics"  # ASGI scope: the Metrics of the model that the request chose
 SCOPE_RECORD = "caravan.record"  # ASGI scope: the RequestRecord, set when a generation starts
 
 _MILLISECONDS = re.compile(rb"[1-9][0-9]{0,8}")

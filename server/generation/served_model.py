@@ -1,9 +1,11 @@
 """ServedModel: the model and the services that all routes share."""
 
+import time
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from caravan.scheduler.messages import Request
+from caravan.server.engine.client import EngineState
 from caravan.server.engine.output_queue import OutputQueue
 from caravan.server.generation.admission import Admission
 from caravan.server.generation.executors import Executors
@@ -21,6 +23,10 @@ class Engine(Protocol):
     def is_ready(self) -> bool:
         """Whether the engine accepts requests."""
 
+    @property
+    def state(self) -> EngineState:
+        """Whether an engine process has loaded the model, is loading it, or does not exist."""
+
     def submit(self, request: Request, crash_group: int = 0) -> OutputQueue:
         """Return the output queue of a new request, and assign its `request_id`; raises EngineUnavailable."""
 
@@ -31,8 +37,7 @@ class ServedModel(TextModel):
 
     name: str
     aliases: tuple[str, ...] = ()
-    version: str  # of the server
-    created_at: int  # seconds since 1970
+    created_at: int = field(default_factory=lambda: int(time.time()))  # seconds since 1970
     engine: Engine
     metrics: Metrics
     admission: Admission

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from caravan.server.engine.output_queue import EngineDied, EngineUnavailable
+from caravan.server.engine.output_queue import EngineDied, EngineUnavailable, ModelLoadFailed
 from caravan.server.generation.context import TIMEOUT_HEADER, InvalidTimeout
 from caravan.server.generation.errors import (
     GenerationCancelled,
@@ -120,6 +120,8 @@ def as_api_error(error: Exception) -> ApiError:
         return invalid(str(error), TIMEOUT_HEADER)
     if isinstance(error, EngineUnavailable):
         return unavailable("The engine is not ready. Try again later.")
+    if isinstance(error, ModelLoadFailed):
+        return unavailable(str(error))
     if isinstance(error, EngineDied | GenerationCancelled):
         return unavailable("The engine stopped before the response was complete. Try again later.")
     if isinstance(error, InvalidGrammar):
@@ -163,7 +165,7 @@ def add_error_handlers(app: FastAPI) -> None:
     async def respond_to_validation_error(_: Request, __: Exception) -> Response:
         return invalid("A parameter of the path, the query or a header is not valid.").response()
 
-    ours = (ApiError, EngineUnavailable, EngineDied, GenerationError, InvalidTimeout)
+    ours = (ApiError, EngineUnavailable, EngineDied, ModelLoadFailed, GenerationError, InvalidTimeout)
     for kind in (*ours, ExecutorFull, WorkerUnavailable, ClientDisconnect):
         app.add_exception_handler(kind, respond)
     app.add_exception_handler(HTTPException, respond_to_http_error)

@@ -8,15 +8,17 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from caravan.server.http.client_address import networks
 from caravan.server.http.host_names import allowed_origins
 
+_UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
+
 
 def _seconds(value: object) -> object:
-    """Return a duration such as 100ms, 0.1s or 0.1 in seconds."""
+    """Return a duration such as 100ms, 0.1s, 10m or 0.1 in seconds."""
     if not isinstance(value, str):
         return value
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(ms|s|)", value.strip())
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|)", value.strip())
     if match is None:
-        raise ValueError("must be a duration such as 100ms or 0.1s")
-    return float(match[1]) / (1000 if match[2] == "ms" else 1)
+        raise ValueError("must be a duration such as 100ms, 0.1s or 10m")
+    return float(match[1]) * _UNIT_SECONDS[match[2]]
 
 
 def _origins(value: str | None) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from caravan.server.generation.context import NO_KEY, SCOPE_KEY_NAME, SCOPE_RECORD, SCOPE_REQUEST_ID
+from caravan.server.generation.context import NO_KEY, SCOPE_KEY_NAME, SCOPE_METRICS, SCOPE_RECORD, SCOPE_REQUEST_ID
 from caravan.server.http.client_address import Network, client_address
 from caravan.server.http.errors import as_api_error
 from caravan.server.observe.http_record import HttpRecord
@@ -35,7 +35,7 @@ class RequestLogging:
         on_response: OnResponse = lambda _: None,
         trusted_proxies: Sequence[Network] = (),
     ) -> None:
-        """`on_response` is called with the record of each request at its end."""
+        """`metrics` are for requests without a model. `on_response` gets the record of each request at its end."""
         self._app = app
         self._trusted_proxies = trusted_proxies
         self._metrics = metrics
@@ -66,7 +66,7 @@ class RequestLogging:
             await as_api_error(error).response()(scope, receive, send_with_id)
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
-            self._metrics.count_http(route, status or 499)
+            scope.get(SCOPE_METRICS, self._metrics).count_http(route, status or 499)
             client = client_address(scope, self._trusted_proxies)
             self._on_response(_record(scope, client, route, status or 499, time.monotonic() - started))
 

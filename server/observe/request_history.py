@@ -69,6 +69,12 @@ class RequestHistory(EngineListener):
         for record in {id(record): record for record in self._running.values() if not record.is_finished}.values():
             record.replay(down_seconds)
 
+    @override
+    def on_wake(self, load_seconds: float) -> None:
+        """Record in all requests that waited for it that the model was loaded."""
+        for record in {id(record): record for record in self._running.values() if not record.is_finished}.values():
+            record.add_event("model loaded", load_ms=round(1000 * load_seconds, 1))
+
     def drop(self, engine_number: int, reason: str = "abort", num_tokens: int | None = None) -> None:
         """Record the finish reason and the number of tokens of a choice; only the first call counts."""
         record = self._running.pop(engine_number, None)

@@ -31,7 +31,9 @@ _OPERATIONS = MappingProxyType(
 # The child spans of a request: name, first event and last event.
 _PHASES = (("queue", "queued", "joined"), ("prefill", "joined", "first token"), ("decode", "first token", "finished"))
 _MAX_CHOICES = 64  # of a request that have child spans
-_SPAN_EVENTS = frozenset({"waits", "joined", "preempted", "engine replaced"})  # also added as span events
+_SPAN_EVENTS = frozenset(
+    {"waits", "joined", "preempted", "engine replaced", "model loaded"}
+)  # also added as span events
 
 logger = logging.getLogger(__name__)
 

@@ -8,12 +8,12 @@ from msgspec import UNSET
 
 from caravan.model.tokenizer.tokenizer import Tokenizer
 from caravan.server.generation.context import key_name_of, request_context
-from caravan.server.generation.served_model import ServedModel
+from caravan.server.generation.served_models import ServedModels
 from caravan.server.generation.text_stream import TextDelta
 from caravan.server.http.openapi import documented
 from caravan.server.openai.formatter import Formatter
 from caravan.server.openai.logprobs import chat_logprobs, prompt_logprobs
-from caravan.server.openai.models import check_model
+from caravan.server.openai.models import chosen_model
 from caravan.server.openai.preparation import generation_of, prepared_chat
 from caravan.server.openai.protocol.chat import (
     Call,
@@ -140,7 +140,7 @@ class ChatShape:
         return "tool_calls" if delta.finish_reason == "stop" and has_called else delta.finish_reason
 
 
-def chat_router(served: ServedModel) -> APIRouter:
+def chat_router(models: ServedModels) -> APIRouter:
     """Return the router of POST /v1/chat/completions."""
     router = APIRouter(tags=["generation"])
 
@@ -151,8 +151,8 @@ def chat_router(served: ServedModel) -> APIRouter:
     )
     async def create_chat_completion(request: Request) -> Response:
         arrived_at_seconds = time.monotonic()
-        body = await read_body(request, ChatRequest, served.limits)
-        check_model(served, body.model)
+        body = await read_body(request, ChatRequest, models.limits)
+        served = chosen_model(models, body.model, request.scope)
         served.metrics.count_ignored_fields(ignored_fields(body))
         prepared = await prepared_chat(served, body, key_name_of(request.scope), request.receive)
         shape = ChatShape(body, served.tokenizer, call_format_of(served.chat_template))

@@ -7,12 +7,12 @@ from fastapi import APIRouter, Request, Response
 
 from caravan.model.tokenizer.tokenizer import Tokenizer
 from caravan.server.generation.context import key_name_of, request_context
-from caravan.server.generation.served_model import ServedModel
+from caravan.server.generation.served_models import ServedModels
 from caravan.server.generation.text_stream import TextDelta
 from caravan.server.http.openapi import documented
 from caravan.server.openai.formatter import Formatter
 from caravan.server.openai.logprobs import completion_logprobs, prompt_logprobs
-from caravan.server.openai.models import check_model
+from caravan.server.openai.models import chosen_model
 from caravan.server.openai.preparation import generation_of, prepared_completion
 from caravan.server.openai.protocol.completions import Completion, CompletionChoice, CompletionRequest
 from caravan.server.openai.protocol.strict_model import ignored_fields
@@ -64,7 +64,7 @@ class CompletionShape:
         return choice
 
 
-def completions_router(served: ServedModel) -> APIRouter:
+def completions_router(models: ServedModels) -> APIRouter:
     """Return the router of POST /v1/completions."""
     router = APIRouter(tags=["generation"])
 
@@ -75,8 +75,8 @@ def completions_router(served: ServedModel) -> APIRouter:
     )
     async def create_completion(request: Request) -> Response:
         arrived_at_seconds = time.monotonic()
-        body = await read_body(request, CompletionRequest, served.limits)
-        check_model(served, body.model)
+        body = await read_body(request, CompletionRequest, models.limits)
+        served = chosen_model(models, body.model, request.scope)
         served.metrics.count_ignored_fields(ignored_fields(body))
         prepared = await prepared_completion(served, body, key_name_of(request.scope), request.receive)
         shape = CompletionShape(body, served.tokenizer)

@@ -15,13 +15,13 @@ from msgspec import UNSET
 from caravan.model.sampling.sampling_params import SamplingParams
 from caravan.server.generation.context import request_context
 from caravan.server.generation.generation import Generation, PromptJob
-from caravan.server.generation.served_model import ServedModel
+from caravan.server.generation.served_models import ServedModels
 from caravan.server.generation.text_stream import TextDelta
 from caravan.server.http.disconnect import until_disconnect
 from caravan.server.http.errors import invalid
 from caravan.server.http.json_response import json_response
 from caravan.server.http.openapi import documented
-from caravan.server.openai.models import check_model
+from caravan.server.openai.models import chosen_model
 from caravan.server.openai.prompts import in_thread_if_long, prompt_tokens, too_long
 from caravan.server.openai.protocol.embeddings import Embedding, EmbeddingList, EmbeddingRequest, EmbeddingUsage
 from caravan.server.openai.protocol.strict_model import ignored_fields, ignored_warnings
@@ -33,7 +33,7 @@ EXAMPLE = {"model": "smollm2", "input": ["The sea is calm.", "The water lies sti
 NOTHING_DRAWN = SamplingParams(seed=0, max_tokens=0)
 
 
-def embeddings_router(served: ServedModel) -> APIRouter:
+def embeddings_router(models: ServedModels) -> APIRouter:
     """Return the router of POST /v1/embeddings."""
     router = APIRouter(tags=["generation"])
 
@@ -44,8 +44,8 @@ def embeddings_router(served: ServedModel) -> APIRouter:
     )
     async def create_embeddings(request: Request) -> Response:
         arrived_at_seconds = time.monotonic()
-        body = await read_body(request, EmbeddingRequest, served.limits)
-        check_model(served, body.model)
+        body = await read_body(request, EmbeddingRequest, models.limits)
+        served = chosen_model(models, body.model, request.scope)
         if len(body.input) > MAX_INPUTS:
             raise invalid(f"`input` has {len(body.input)} texts; the limit is {MAX_INPUTS}.", "input")
         context = request_context(request.scope, body.priority, body.cache_salt, arrived_at_seconds)

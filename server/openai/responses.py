@@ -8,10 +8,10 @@ from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 
 from caravan.server.generation.context import key_name_of, request_context
-from caravan.server.generation.served_model import ServedModel
+from caravan.server.generation.served_models import ServedModels
 from caravan.server.http.errors import ApiError
 from caravan.server.http.openapi import documented
-from caravan.server.openai.models import check_model
+from caravan.server.openai.models import chosen_model
 from caravan.server.openai.preparation import generation_of, prepared_chat
 from caravan.server.openai.protocol.chat import ChatRequest
 from caravan.server.openai.protocol.response_object import ResponseObject
@@ -24,7 +24,7 @@ from caravan.server.openai.run_generation import run_generation
 EXAMPLE = {"model": "smollm2", "instructions": "Be brief.", "input": "What is the capital of France?"}
 
 
-def responses_router(served: ServedModel) -> APIRouter:
+def responses_router(models: ServedModels) -> APIRouter:
     """Return the router of POST /v1/responses."""
     router = APIRouter(tags=["generation"])
 
@@ -35,8 +35,8 @@ def responses_router(served: ServedModel) -> APIRouter:
     )
     async def create_response(request: Request) -> Response:
         arrived_at_seconds = time.monotonic()
-        body = await read_body(request, ResponsesRequest, served.limits)
-        check_model(served, body.model)
+        body = await read_body(request, ResponsesRequest, models.limits)
+        served = chosen_model(models, body.model, request.scope)
         key_name = key_name_of(request.scope)
         chat = await served.executors.tokenizing.run(key_name, partial(_chat_of, body))  # a body may have megabytes
         try:

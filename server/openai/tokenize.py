@@ -9,9 +9,10 @@ from msgspec import UNSET, UnsetType
 
 from caravan.server.generation.context import key_name_of
 from caravan.server.generation.served_model import ServedModel
+from caravan.server.generation.served_models import ServedModels
 from caravan.server.http.json_response import json_response
 from caravan.server.http.openapi import answers, documented, errors
-from caravan.server.openai.models import check_model
+from caravan.server.openai.models import chosen_model
 from caravan.server.openai.prompts import chat_prompt, check_token_ids, encode, in_thread_if_long, render_chat, too_long
 from caravan.server.openai.protocol.strict_model import StrictModel, ignored_fields, ignored_warnings
 from caravan.server.openai.protocol.tokenize import (
@@ -29,17 +30,16 @@ from caravan.server.openai.protocol.validated_body import read_body
 Named = TypeVar("Named", TokenizeRequest, DetokenizeRequest, ApplyTemplateRequest)
 
 
-def tokenize_router(served: ServedModel) -> APIRouter:
+def tokenize_router(models: ServedModels) -> APIRouter:
     """Return the router of the tokenizer's endpoints."""
     router = APIRouter(tags=["tokens"])
 
-    async def read(request: Request, schema: type[Named]) -> Named:
-        """Return the body of a request for the served model."""
-        body = await read_body(request, schema, served.limits)
-        if body.model is not None:
-            check_model(served, body.model)
+    async def read(request: Request, schema: type[Named]) -> tuple[Named, ServedModel]:
+        """Return the body of a request and its model."""
+        body = await read_body(request, schema, models.limits)
+        served = chosen_model(models, body.model, request.scope)
         served.metrics.count_ignored_fields(ignored_fields(body))
-        return body
+        return body, served
 
     @router.post(
         "/tokenize",
@@ -48,7 +48,7 @@ def tokenize_router(served: ServedModel) -> APIRouter:
     )
     async def tokenize(request: Request) -> Response:
         key_name = key_name_of(request.scope)
-        body = await read(request, TokenizeRequest)
+        body, served = await read(request, TokenizeRequest)
         conversation = body.conversation()
         max_tokens = max(served.max_model_len, served.limits.max_shown_tokens)
         if conversation is not None:
@@ -76,7 +76,7 @@ def tokenize_router(served: ServedModel) -> APIRouter:
         **documented(DetokenizeRequest, {"tokens": [19556, 905]}, answer=Text),
     )
     async def detokenize(request: Request) -> Response:
-        body = await read(request, DetokenizeRequest)
+        body, served = await read(request, DetokenizeRequest)
         check_token_ids(body.tokens, served.tokenizer.vocab_size, "tokens")
         writing = partial(_text_response, served, body.tokens, _warnings(body))
         return await in_thread_if_long(served, key_name_of(request.scope), len(body.tokens), writing)
@@ -87,16 +87,17 @@ def tokenize_router(served: ServedModel) -> APIRouter:
         **documented(ApplyTemplateRequest, {"messages": [{"role": "user", "content": "Hi"}]}, answer=Prompt),
     )
     async def apply_template(request: Request) -> Response:
-        body = await read(request, ApplyTemplateRequest)
+        body, served = await read(request, ApplyTemplateRequest)
         rendered = await render_chat(served, body, key_name_of(request.scope))
         return json_response(Prompt(prompt=rendered.text.replace(rendered.guard, ""), warnings=_warnings(body)))
 
     @router.get(
         "/tokenizer_info",
         summary="Describe the tokenizer",
-        responses=answers(TokenizerInfo) | errors(401),
+        responses=answers(TokenizerInfo) | errors(401, 404),
     )
-    async def tokenizer_info() -> Response:
+    async def tokenizer_info(request: Request, model: str | None = None) -> Response:
+        served = chosen_model(models, model, request.scope)
         tokenizer = served.tokenizer
         info = TokenizerInfo(
             tokenizer_class=type(tokenizer).__name__,

@@ -5,11 +5,10 @@ from collections.abc import Callable
 from fastapi import APIRouter
 
 from caravan.server.engine.output_queue import EngineUnavailable
-from caravan.server.generation.served_model import ServedModel
 from caravan.server.http.openapi import errors
 
 
-def health_router(served: ServedModel, is_ready: Callable[[], bool]) -> APIRouter:
+def health_router(server_version: str, is_ready: Callable[[], bool]) -> APIRouter:
     """Return the routes for probes; they do not use the engine."""
     router = APIRouter(tags=["operations"])
     not_ready = errors(503)
@@ -31,6 +30,6 @@ def health_router(served: ServedModel, is_ready: Callable[[], bool]) -> APIRoute
     @router.head("/version", include_in_schema=False)
     @router.get("/version", summary="Server version", responses=errors(401))
     async def version() -> dict[str, str]:
-        return {"version": served.version}
+        return {"version": server_version}
 
     return router

@@ -3,15 +3,15 @@
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 from typing_extensions import override
 
 from caravan.scheduler.messages import EngineSnapshot, SequenceEvent, StepOutput
 from caravan.server.engine.listener import EngineListener
-from caravan.server.http.errors import overloaded
+from caravan.server.http.errors import ApiError, overloaded
 from caravan.server.http.openapi import errors
 from caravan.server.http.sse import EventStream, named_event
 
@@ -65,6 +65,13 @@ class LiveView(EngineListener):
         self._num_earlier_steps, self._step = self._num_steps, 0
         if self._subscribers:
             self._add([{"request": 0, "kind": "restart", "text": "the engine was replaced"}])
+
+    @override
+    def on_wake(self, load_seconds: float) -> None:
+        """Continue the numbering of steps with the engine process that was loaded."""
+        self._num_earlier_steps, self._step = self._num_steps, 0
+        if self._subscribers:
+            self._add([{"request": 0, "kind": "restart", "text": f"the model was loaded in {load_seconds:.1f} s"}])
 
     @property
     def _num_steps(self) -> int:
@@ -170,18 +177,21 @@ def _counted(num: int, noun: str) -> str:
     return f"{num} {noun}" if num == 1 else f"{num} {noun}s"
 
 
-def live_view_router(live_view: LiveView, write_timeout_seconds: float) -> APIRouter:
-    """Return the route that streams snapshots."""
+def live_view_router(live_views: Mapping[str, LiveView], write_timeout_seconds: float) -> APIRouter:
+    """Return the route that streams snapshots; `live_views` has one for each name of a model, the default one first."""
     router = APIRouter(tags=["operations"])
 
     @router.get(
         "/v1/engine/events",
         summary="Stream snapshots of batch, queue and pool, four times a second",
-        responses=errors(401, 429)
+        responses=errors(401, 404, 429)
         | {200: {"content": {"text/event-stream": {}}, "description": "Snapshots as server-sent events."}},
         response_class=Response,
     )
-    async def events(_: Request) -> Response:
+    async def events(model: str | None = None) -> Response:
+        live_view = live_views.get(next(iter(live_views)) if model is None else model)
+        if live_view is None:
+            raise ApiError(404, "There is no such model.", param="model", code="model_not_found")
         if live_view.is_full:
             raise overloaded(f"The live view is at its limit of {MAX_SUBSCRIBERS} subscribers.", 5)
         subscriber = live_view.subscribe()

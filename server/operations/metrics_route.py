@@ -5,10 +5,10 @@ from fastapi.responses import PlainTextResponse
 from prometheus_client.exposition import choose_encoder
 
 from caravan.server.http.openapi import errors
-from caravan.server.observe.metrics import Metrics
+from caravan.server.observe.all_metrics import AllMetrics
 
 
-def metrics_router(metrics: Metrics) -> APIRouter:
+def metrics_router(metrics: AllMetrics) -> APIRouter:
     """Return the route that Prometheus scrapes."""
     router = APIRouter(tags=["operations"])
 

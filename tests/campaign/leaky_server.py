@@ -16,7 +16,7 @@ def run() -> None:
     def create_leaky_app(parts: AppParts) -> FastAPI:
         return create_app(replace(parts, on_response=lambda _: kept.append(bytearray(4096))))
 
-    with patch("caravan.server.serve.create_app", create_leaky_app):
+    with patch("caravan.server.shared_parts.create_app", create_leaky_app):
         main()
 
 

@@ -21,6 +21,10 @@ from tests.support.running_server import running_server
 pytestmark = pytest.mark.slow
 
 OPTIONS = ("--served-model-name", "tiny", "--kv-cache-memory", "16MiB", "--dtype", "float32", "--max-num-seqs", "4")
+# Runs a program to which an interrupt is sent as from a terminal; a shell's background job ignores it.
+INTERRUPTIBLE = (
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+)
 
 
 def settings_of(model: Path) -> Settings:
@@ -73,10 +77,9 @@ def test_an_interrupted_batch_continues(tiny_model_path: Path, tmp_path: Path) -
     source, output = write_lines(tmp_path / "in.jsonl", 200), tmp_path / "out.jsonl"
     for number in (signal.SIGKILL, signal.SIGINT):
         process = subprocess.Popen(
-            command(tiny_model_path, source, output),
+            [sys.executable, "-c", INTERRUPTIBLE, *command(tiny_model_path, source, output)],
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
         )
         assert process.stderr is not None
         text = ""

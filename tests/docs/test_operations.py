@@ -2,11 +2,16 @@
 
 import re
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import yaml
+from prometheus_client import CollectorRegistry, generate_latest
 
+from caravan.server.engine.engine_swaps import EngineSwaps
+from caravan.server.engine.swapped_engine import SwappedEngine
 from caravan.server.observe.http_record import HttpRecord
 from caravan.server.observe.request_record import RequestRecord
+from caravan.server.observe.sleep_metrics import SleepMetrics
 from caravan.server.settings import Settings, load_settings
 from tests.server.openai.api import open_api
 
@@ -37,7 +42,12 @@ async def test_every_metric_of_the_server_is_described_and_no_other() -> None:
     assert len(of_keys) == 3
     of_batches = {name for name in described if name.startswith("caravan_batch_")}  # only where there is a folder
     assert len(of_batches) == 4
-    assert described - of_keys - of_batches == names
+    of_sleep = {name for name in described if name.startswith("caravan_model_")}  # only where models can sleep
+    registry = CollectorRegistry()
+    SleepMetrics(registry, SwappedEngine(name="a", client=MagicMock(), need_bytes=0, load_seconds=0), EngineSwaps([]))
+    exposed = re.findall(r"^# TYPE (caravan_\w+) \w+$", generate_latest(registry).decode(), re.MULTILINE)
+    assert of_sleep == {name for name in exposed if not name.endswith("_created")}
+    assert described - of_keys - of_batches - of_sleep == names
 
 
 def test_the_alerts_are_those_of_the_rules() -> None:

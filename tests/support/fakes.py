@@ -11,6 +11,7 @@ from caravan.model.tokenizer.tokenizer import Tokenizer, Unencodable
 from caravan.model.tokenizer.vocabulary import TokenType
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.messages import FinishReason, Request, SequenceOutput, StepOutput, StepStats, TokenLogprobs
+from caravan.server.engine.client import EngineState
 from caravan.server.engine.listener import EngineListener
 from caravan.server.engine.output_queue import EngineDied, EngineUnavailable, OutputQueue
 
@@ -57,6 +58,7 @@ class FakeEngineClient:
     def __init__(self, script: Script, *, config: EngineConfig | None = None, num_cached_tokens: int = 0) -> None:
         self.config = config or EngineConfig(num_blocks=64, max_model_len=512)
         self.is_ready = True
+        self.state: EngineState = "loaded"
         self.stats = StepStats()
         self.listener = EngineListener()
         self.submitted: list[tuple[list[int], SamplingParams, str]] = []

@@ -6,7 +6,7 @@ from caravan.server.openai.protocol.response_model import ResponseModel
 
 
 class ModelEntry(ResponseModel, kw_only=True):
-    """A name of the served model."""
+    """A name of a served model."""
 
     id: str
     object: Literal["model"] = "model"
@@ -14,6 +14,7 @@ class ModelEntry(ResponseModel, kw_only=True):
     owned_by: str = "caravan"
     root: str
     max_model_len: int
+    state: Literal["loaded", "loading", "asleep"]  # of its engine
 
 
 class ModelList(ResponseModel, kw_only=True):

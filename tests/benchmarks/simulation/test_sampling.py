@@ -27,10 +27,10 @@ def test_a_sample_agrees_with_the_whole_fleet_within_its_error() -> None:
     assert (whole.num_simulated, sampled.num_simulated) == (NUM_REPLICAS, 24)
     assert whole.errors == {}
     right, found = whole.figures.rates(), sampled.figures.rates()
-    for name in ("requests_per_second", "output_tokens_per_second", "busy", "hit_rate", "mean_pool_use"):
+    for name in ("requests_per_second", "output_tokens_per_second", "busy", "hit_rate"):
         assert abs(found[name] - right[name]) <= 2 * sampled.errors[name] + 0.02 * right[name], name
         assert 0 < sampled.errors[name] < 0.2 * right[name], name
-    for name in ("first_token p50", "first_token p95", "end_to_end p50", "end_to_end p95"):
+    for name in ("mean_pool_use", "first_token p50", "first_token p95", "end_to_end p50", "end_to_end p95"):
         # A small group has fewer idle replicas to choose from, so it is slower, and the sample errs on that side.
         assert -2 * sampled.errors[name] <= found[name] - right[name] <= 2 * sampled.errors[name] + 0.1 * right[name], (
             name

@@ -60,15 +60,15 @@ def failed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 def test_the_recorder_runs_every_request_to_its_end() -> None:
-    load = poisson_load(40.0, 1.0)
+    load = poisson_load(60.0, 0.3, output="2-6")
     arrivals = load.arrivals()
     prompts = load.prompts()
-    engine = tiny_engine(tiny_llama(), max_model_len=200)
+    engine = tiny_engine(tiny_llama(), max_model_len=150)
     journal, steps = record(engine, arrivals, prompts)
     figures = journal.figures()
     assert figures.num_requests + figures.num_rejected == len(arrivals)
-    assert figures.num_rejected == sum(arrival.prompt_tokens >= 200 for arrival in arrivals) > 0
-    fitting = [arrival for arrival in arrivals if arrival.prompt_tokens < 200]
+    assert figures.num_rejected == sum(arrival.prompt_tokens >= 150 for arrival in arrivals) > 0
+    fitting = [arrival for arrival in arrivals if arrival.prompt_tokens < 150]
     assert sum(step.load.prefill_tokens for step in steps) >= sum(arrival.prompt_tokens for arrival in fitting)
     assert all(step.seconds > 0 and step.load != StepLoad() for step in steps)
 
@@ -180,7 +180,8 @@ def test_run_prints_the_errors_of_a_sampled_fleet(tmp_path: Path, capsys: pytest
         (("--rate", "2", "--replicas", "0"), "argument --replicas: 0 is less than 1."),
         (("--rate", "2", "--groups", "1"), "argument --groups: 1 is less than 2."),
         (("--rate", "2", "--pool", "big"), "argument --pool: invalid sizes value: 'big'"),
-        (("--rate", "2", "--prompt", "9", "--output", "9", "--pool", "1KiB"), "does not fit in a KV pool of"),
+        (("--rate", "2", "--prompt", "9", "--output", "9", "--pool", "64KiB"), "does not fit in a KV pool of"),
+        (("--rate", "2", "--prompt", "9", "--output", "9", "--pool", "1KiB"), "A block of the KV pool has 8,192 bytes"),
     ],
 )
 def test_a_wrong_call_ends_with_one_line(

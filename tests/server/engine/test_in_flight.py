@@ -1,9 +1,11 @@
 """InFlightRequests: which requests a new engine gets, and how often a request is retried."""
 
+import time
+
 from caravan.model.sampling.sampling_params import SamplingParams
 from caravan.scheduler.messages import Request, SequenceOutput, TokenLogprobs
 from caravan.server.engine.in_flight import GIVEN_UP, InFlightRequest, InFlightRequests
-from caravan.server.engine.output_queue import OutputQueue
+from caravan.server.engine.output_queue import EngineDied, OutputQueue
 
 
 def an_in_flight_request(request_id: int, group: int = 0, **params: object) -> InFlightRequest:
@@ -178,3 +180,33 @@ def test_prompt_logprobs_are_sent_once_across_engines() -> None:
         assert taken is not None
         assert taken.prompt_logprobs == scores
         assert request.resumed().params.num_prompt_logprobs is None  # they are all there
+
+
+def test_postponed_requests_are_for_the_next_engine_and_never_for_this_one() -> None:
+    requests = three_requests()
+    requests.add(an_in_flight_request(4), is_postponed=True)
+    requests.add(an_in_flight_request(5), is_postponed=True)
+    assert (len(requests), requests.num_active) == (5, 3)
+    assert not requests.released()
+    assert not requests.drop(5), "the engine has not got it"
+    assert requests.lose_engine() == 3
+    assert ids_of(requests.released()) == [1, 2, 3]
+    requests.end_postponement()
+    assert requests.num_active == 4
+    assert ids_of(requests.released()) == [4]
+    assert requests.drop(4), "the engine has it"
+    requests.add(an_in_flight_request(6), is_postponed=True)
+    requests.fail(EngineDied())
+    assert (len(requests), requests.num_active) == (0, 0)
+    requests.end_postponement()
+    assert not requests.released()
+
+
+def test_the_last_use_is_the_latest_begin_or_end_of_a_request() -> None:
+    requests = three_requests()
+    begun = requests.last_used_seconds
+    time.sleep(0.002)
+    requests.put(a_token(1))
+    assert requests.last_used_seconds == begun
+    requests.drop(1)
+    assert requests.last_used_seconds > begun

@@ -279,3 +279,32 @@ def test_queued_tokens_are_those_of_sequences_without_a_first_token_with_their_p
     assert admission.num_queued_tokens() == 75  # 45 of 50 are predicted now
     admission.leave(second, is_complete=False)
     assert admission.num_queued_tokens() == 0
+
+
+def test_the_time_until_the_engine_is_loaded_is_part_of_the_wait() -> None:
+    admission = an_admission(max_requests=1, max_wait_seconds=30)
+    admission.start_seconds = lambda: 20.0
+    (first,) = admit(admission)
+    assert first.predicted_wait_seconds == pytest.approx(20, abs=0.1)
+    with pytest.raises(DeadlineExceeded) as refused:
+        admit(admission, context=RequestContext(timeout_seconds=10))
+    assert refused.value.retry_after_seconds == pytest.approx(12, abs=1)
+    admit(admission)
+    admit(admission)
+    with pytest.raises(QueueFull) as full:
+        admit(admission)
+    assert full.value.retry_after_seconds >= 20, "the queue gets no shorter before"
+    admission.start_seconds = lambda: 40.0
+    with pytest.raises(QueueFull, match=r"The predicted wait is 4\d\.\d s; the limit is 30 s") as late:
+        admit(admission, context=RequestContext(key_name="other"))
+    assert late.value.retry_after_seconds >= 10
+
+
+def test_the_drain_takes_the_steps_of_the_longest_sequence() -> None:
+    admission = an_admission()
+    assert admission.drain_seconds() == 0
+    reservations = admit(admission, (10, 20), (10, 50))
+    assert admission.drain_seconds() == pytest.approx(50 * STEP_SECONDS, rel=0.1)
+    start(admission, *reservations)
+    admission.count_tokens(reservations[1], 29, 0.0)
+    assert admission.drain_seconds() == pytest.approx(20 * STEP_SECONDS, rel=0.1)

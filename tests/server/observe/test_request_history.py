@@ -321,3 +321,15 @@ def test_a_record_is_not_finished_while_choices_are_still_submitted() -> None:
     assert record.is_finished
     history.queue(record, 2)
     assert not record.is_finished
+
+
+def test_a_load_of_the_model_is_recorded_in_the_requests_that_waited_for_it() -> None:
+    history = RequestHistory()
+    ended = begin(history, 1, name="cmpl-1")
+    history.drop(1)
+    waiting = begin(history, 2, 3, name="cmpl-2")
+    history.on_wake(1.5)
+    assert "model loaded" not in events(ended)
+    assert [event for event in waiting.explanation().timeline if event["event"] == "model loaded"] == [
+        {"at_ms": pytest.approx(0, abs=1000), "event": "model loaded", "load_ms": 1500}
+    ]

@@ -15,12 +15,14 @@ from caravan.server.engine.listener import EngineListeners
 from caravan.server.generation.admission import Admission
 from caravan.server.generation.executors import Executors
 from caravan.server.generation.request_limits import QueueLimits, RequestLimits
+from caravan.server.generation.served_model import ServedModel
 from caravan.server.http.api_keys import ApiKeys
 from caravan.server.http.client_address import Network
 from caravan.server.http.concurrency_limit import ConcurrencyLimit
 from caravan.server.http.request_log import OnResponse
 from caravan.server.observe.metrics import Metrics
 from caravan.server.observe.request_history import RequestHistory
+from caravan.server.openai.tool_calls.call_format import call_token_ids
 from caravan.server.operations.live_view import LiveView
 from caravan.server.sandbox.chat_template import ChatTemplate
 from caravan.server.sandbox.grammar_check import GrammarCheck
@@ -130,28 +132,33 @@ async def open_api(
     history = RequestHistory()
     engine.listener = EngineListeners([metrics, history])
     admission = Admission(engine.config, metrics, queue_limits or QueueLimits())
-    parts = AppParts(
-        engine=engine,
-        tokenizer=byte_tokenizer(adds_bos=adds_bos),
-        chat_template=chat_template,
-        model_name="fake",
+    tokenizer = byte_tokenizer(adds_bos=adds_bos)
+    served = ServedModel(
+        name="fake",
         aliases=("org/fake-7b",),
         max_model_len=max_model_len,
-        version="1.2.3",
+        engine=engine,
+        tokenizer=tokenizer,
+        chat_template=chat_template,
+        shown_token_ids=call_token_ids(tokenizer),
         metrics=metrics,
         admission=admission,
-        concurrency_limit=concurrency_limit
-        or ConcurrencyLimit(engine.config.max_num_seqs + admission.limits.max_requests),
-        live_view=LiveView(engine.subscribe),
         history=history,
         limits=limits or RequestLimits(),
         defaults=defaults or GenerationDefaults(),
+        grammar_check=grammar_check or GrammarCheck(),
+        executors=executors or Executors(),
+    )
+    parts = AppParts(
+        models=[served],
+        live_views=[LiveView(engine.subscribe)],
+        version="1.2.3",
+        concurrency_limit=concurrency_limit
+        or ConcurrencyLimit(engine.config.max_num_seqs + admission.limits.max_requests),
         keys=keys,
         origins=origins,
         trusted_proxies=trusted_proxies,
         on_response=on_response,
-        grammar_check=grammar_check or GrammarCheck(),
-        executors=executors or Executors(),
         batches=batches,
         max_batch_lines=max_batch_lines,
     )

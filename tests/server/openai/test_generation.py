@@ -7,6 +7,7 @@ import pytest
 from caravan.model.sampling.sampling_params import SamplingParams
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.messages import FinishReason, Request, SequenceOutput
+from caravan.server.engine.client import EngineState
 from caravan.server.engine.output_queue import EngineDied, OutputQueue
 from caravan.server.generation.admission import Admission
 from caravan.server.generation.context import RequestContext
@@ -21,6 +22,7 @@ class HandEngine:
     """An engine whose outputs the test puts into the streams itself."""
 
     is_ready = True
+    state: EngineState = "loaded"
     config = EngineConfig(num_blocks=64, max_model_len=512)
 
     def __init__(self) -> None:
@@ -43,8 +45,6 @@ async def generation_of(engine: HandEngine, num_choices: int) -> Generation:
     metrics = Metrics("fake", engine.config)
     served = ServedModel(
         name="fake",
-        version="1",
-        created_at=0,
         max_model_len=512,
         engine=engine,
         tokenizer=byte_tokenizer(),

@@ -247,3 +247,20 @@ def test_a_server_streams_snapshots_to_http_clients_and_to_caravan_top(
 def test_an_unreachable_server_is_one_line() -> None:
     with pytest.raises(TopFailed, match="does not respond"):
         next(views("http://127.0.0.1:1"))
+
+
+def test_steps_are_numbered_on_after_the_model_was_loaded_again() -> None:
+    view = LiveView(lambda _: None)
+    subscriber = view.subscribe()
+    view.on_step(StepOutput(outputs=[], stats=StepStats(step=7, num_decode_tokens=1)))
+    view.on_wake(1.25)
+    view.on_step(StepOutput(outputs=[], stats=StepStats(step=1, num_decode_tokens=1)))
+    view.on_snapshot(engine_snapshot(make_scheduler()))
+    (body,) = subscriber._bodies
+    assert body is not None
+    sent = json.loads(body.partition(b"data: ")[2])
+    assert sent["step"] == 8
+    assert [step[0] for step in sent["steps"]] == [7, 8]
+    assert sent["events"] == [{"step": 7, "request": 0, "kind": "restart", "text": "the model was loaded in 1.2 s"}]
+    view.unsubscribe(subscriber)
+    view.on_wake(1.0)

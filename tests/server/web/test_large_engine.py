@@ -73,7 +73,7 @@ def url() -> Iterator[str]:
 
     app = FastAPI(lifespan=lifespan)
     app.include_router(page_router())
-    app.include_router(live_view_router(live_view, 10.0))
+    app.include_router(live_view_router({"fake": live_view}, 10.0))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run)
     thread.start()
