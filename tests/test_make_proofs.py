@@ -1,5 +1,6 @@
 """`make proofs` runs both kinds of proofs, within a limit of time."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,8 @@ def make_proofs(folder: Path, pytest_script: str, seconds: float) -> subprocess.
     program.write_text(f"#!/bin/sh\n{pytest_script}\n")
     program.chmod(0o755)
     command = ["make", "--old-file=.venv/dev.stamp", "proofs", f"BIN={folder}", f"PROOF_SECONDS={seconds}"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False, timeout=60)
 
 
 def test_kernels_are_interpreted_and_then_compiled_and_traced(tmp_path: Path) -> None:
