@@ -34,10 +34,8 @@ def warm_up(
     The KV pool must be empty: the numbers of its first block change.
     """
     steps.warm_up()
-    prompts = (
-        sequences(num_tokens, config.max_model_len, config) for num_tokens in step_sizes(config.max_batch_tokens)
-    )
-    for made in (most_sequences(config), *prompts):
+    sizes = step_sizes(config.max_batch_tokens)
+    for made in (most_sequences(config), *(sequences(size, config.max_model_len, config) for size in sizes)):
         plan = [ScheduledSequence(one, one.num_tokens) for one in made]
         steps.run(steps.stage(plan, [1] * len(plan))).result()
     steps.forget_rows()

@@ -206,7 +206,7 @@ def test_a_pool_that_cannot_shrink_ends_the_engine_with_the_options_that_help() 
 def test_a_fault_of_the_device_ends_the_engine_and_no_request_is_run_again(form: str, error: Exception) -> None:
     engine = engine_of(form, **LIMITS)
     rows = break_model(engine, error, lambda number: number >= 4)
-    with pytest.raises(type(error), match="CUDA"):
+    with pytest.raises(type(error), match=re.escape(str(error))):
         run_with_room(engine)
     assert len(rows) == 4
 
