@@ -2,10 +2,12 @@
 
 import fcntl
 import os
+import re
 from pathlib import Path
 
 _OTHERS = 0o077  # permissions of the group and of others
 _PART = ".part"  # the suffix of a file that is being written
+_OURS = re.compile(r"file-[0-9a-f]{32}(?:\.part)?")  # names that this class gives
 
 
 class FolderError(ValueError):
@@ -64,9 +66,9 @@ class BatchFolder:
         self.part_of(file_id).unlink(missing_ok=True)
 
     def remove_all_but(self, file_ids: set[str]) -> None:
-        """Remove what a process that ended early left behind."""
+        """Remove what a process that ended early left behind; files with names of another kind are not ours."""
         for path in self._files.iterdir():
-            if path.name not in file_ids:
+            if path.name not in file_ids and _OURS.fullmatch(path.name):
                 path.unlink()
 
     def close(self) -> None:
