@@ -26,7 +26,10 @@ class BatchFolder:
         self._lock = -1
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if path.stat().st_mode & _OTHERS:
+            status = path.stat()
+            if status.st_uid != os.geteuid():  # who owns it can read it, also under a server of root's
+                raise FolderError(f"Another user owns the batch folder {path}. Run as that user, or change its owner.")
+            if status.st_mode & _OTHERS:
                 raise FolderError(f"Other users can read the batch folder {path}. Set its mode to 0700.")
             self._files = path / "files"
             self._files.mkdir(mode=0o700, exist_ok=True)

@@ -259,6 +259,13 @@ async def test_a_file_that_is_not_a_servers_stays_in_the_folder(tmp_path: Path) 
         assert {path.name for path in files.iterdir()} == names
 
 
+def test_threat_35_a_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    BatchFolder(tmp_path / "folder").close()
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(FolderError, match=f"Another user owns the batch folder {tmp_path}/folder"):
+        BatchFolder(tmp_path / "folder")
+
+
 def test_a_folder_has_one_process_at_a_time(tmp_path: Path) -> None:
     message = "Another process uses the batch folder"
     with closing(BatchFolder(tmp_path / "folder")), pytest.raises(FolderError, match=message):
