@@ -72,6 +72,7 @@ def run_batch(settings: Settings, source: Path, output: Path, on_progress: Progr
     Raises BatchFileError, FolderError, OSError, RuntimeError if the engine fails, and what `load_model` raises.
     """
     folder_path = journal_of(output)
+    shutil.rmtree(_ended(folder_path), ignore_errors=True)  # of a process that was killed meanwhile
     if output.exists() and not folder_path.exists():
         raise BatchFileError(f"{output} exists. Remove it, or choose another OUTPUT.")
     if not source.is_file():
@@ -83,9 +84,9 @@ def run_batch(settings: Settings, source: Path, output: Path, on_progress: Progr
         counts = asyncio.run(_run(settings, options, source, output, on_progress))
     except BatchFileError as error:
         if error.problems:  # the journal has no answers
-            shutil.rmtree(folder_path)
+            _remove(folder_path)
         raise
-    shutil.rmtree(folder_path)
+    _remove(folder_path)
     return counts
 
 
@@ -104,6 +105,17 @@ async def _run(
             assert new is not None, "a batch has lines"
             await files.run(_move, files.path_of(new.id), output)
     return BatchCounts(counts.total, counts.failed)
+
+
+def _ended(journal: Path) -> Path:
+    return journal.with_name(f"{journal.name}.ended")
+
+
+def _remove(journal: Path) -> None:
+    """Remove a journal; a process that is killed meanwhile leaves nothing that the next one takes for a batch."""
+    journal.rename(_ended(journal))
+    sync_folder(journal.parent)
+    shutil.rmtree(_ended(journal))
 
 
 def _move(path: Path, output: Path) -> None:

@@ -198,6 +198,27 @@ def test_other_options_do_not_continue_a_batch(tiny_model_path: Path, tmp_path: 
     assert run(num_threads=1, max_num_seqs=2, kv_cache_memory="8MiB") == 2
 
 
+def test_a_process_killed_while_it_removes_the_journal_leaves_a_complete_batch(
+    tiny_model_path: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    source, output = write_lines(tmp_path / "in.jsonl", 2), tmp_path / "out.jsonl"
+
+    def stops(folder: Path, *, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            (folder / "journal.sqlite").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", stops)
+        with pytest.raises(KeyboardInterrupt):
+            run_batch(settings_of(tiny_model_path), source, output, lambda *_: None)
+    answers = output.read_bytes()
+    with pytest.raises(BatchFileError, match="exists"):
+        run_batch(settings_of(tiny_model_path), source, output, lambda *_: None)
+    assert output.read_bytes() == answers
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl"}
+
+
 def test_a_failed_engine_ends_the_command_and_no_line(tiny_model_path: Path, tmp_path: Path, monkeypatch: Any) -> None:
     source, output = write_lines(tmp_path / "in.jsonl", 3), tmp_path / "out.jsonl"
 
