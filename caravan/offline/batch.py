@@ -96,7 +96,7 @@ async def _run(
     with closing(BatchFolder(journal_of(output))) as folder, closing(Journal(folder.journal)) as journal:
         limits = BatchLimits(_NO_LIMIT, _NO_LIMIT, _NO_LIMIT)
         with closing(FileStore(folder, journal, limits, time.time)) as files:
-            store = BatchStore(journal, time.time)
+            store = BatchStore(journal, time.time, files)
             batch = await _begun(store, files, source, options)
             await _answer_all(settings, store, files, batch, on_progress)
             counts = (await store.get(batch.id)).shown.request_counts
@@ -147,7 +147,7 @@ async def _begun(store: BatchStore, files: FileStore, source: Path, options: dic
         if checked.errors:
             await store.fail(batch.id, checked.errors)
             raise BatchFileError(f"{source} cannot be used as a batch.", checked.errors)
-        await store.begin(batch.id, checked.lines)
+        await store.begin(batch, checked.lines)
         batch = await store.get(batch.id)
     return batch
 

@@ -40,7 +40,7 @@ class Batches:
             raise
         self._clock, self._clock_seconds, self._retry_seconds = clock, clock_seconds, retry_seconds
         self.files = FileStore(self._folder, self.journal, limits, clock)
-        self.batches = BatchStore(self.journal, clock)
+        self.batches = BatchStore(self.journal, clock, self.files)
         self.runner: BatchRunner | None = None
 
     def connect(
