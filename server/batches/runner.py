@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from functools import partial
 
 from caravan.server.batches.answer import LineError, Part, write_answers
@@ -36,16 +36,18 @@ class BatchRunner:
         files: FileStore,
         lines: LineRuns,
         metrics: BatchMetrics,
+        key_names: Set[str],
         clock: Callable[[], float],
         *,
         clock_seconds: float = CLOCK_SECONDS,
         retry_seconds: float = RETRY_SECONDS,
     ) -> None:
-        """`clock` returns the seconds since 1970."""
+        """`key_names` are those whose lines may run; `clock` returns the seconds since 1970."""
         self._store = store
         self._files = files
         self._lines = lines
         self._metrics = metrics
+        self._key_names = key_names
         self._clock = clock
         self._clock_seconds = clock_seconds
         self._retry_seconds = retry_seconds
@@ -126,6 +128,9 @@ class BatchRunner:
             await asyncio.gather(running, stopping, return_exceptions=True)
 
     async def _run_pages(self, batch: StoredBatch) -> None:
+        if batch.key_name not in self._key_names:
+            logger.warning("The batch %s waits: the server has no key %r.", batch.id, batch.key_name)
+            await asyncio.Event().wait()  # until it expires
         path = self._files.path_of(batch.shown.input_file_id)
         count = partial(self._metrics.count_line, batch.id)
         while pending := await self._store.unanswered(batch.id, PAGE_LINES):

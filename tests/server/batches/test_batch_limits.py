@@ -6,13 +6,14 @@ import pytest
 
 from caravan.server.batches import runner
 from caravan.server.batches.answer import LineAnswer
-from caravan.server.batches.batch_store import BatchStore
+from caravan.server.batches.batch_store import WINDOW_SECONDS, BatchStore
 from caravan.server.batches.batches import Batches
 from caravan.server.batches.file_store import NewFile
 from caravan.server.batches.input_lines import InputLine
 from caravan.server.batches.settings import BatchLimits
 from caravan.server.http.api_keys import ApiKeys
 from tests.server.batches.open_batches import (
+    Clock,
     a_line,
     create,
     ended,
@@ -130,6 +131,37 @@ async def test_the_lines_of_a_batch_are_in_memory_page_by_page(tmp_path: Path, m
         assert pages == [2, 2, 1, 0]
         written = await lines_of(api, done["output_file_id"])
         assert [line["custom_id"] for line in written] == ["0", "1", "2", "3", "4"]
+
+
+async def test_threat_35_the_batches_of_a_removed_key_wait_until_it_is_back_or_they_expire(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, clock = tmp_path / "folder", Clock()
+    async with open_batches(folder, keys=KEYS, clock=clock) as api:
+        api.engine.released.clear()
+        first, second = [await create(api, [a_line()], headers=ANN) for _ in range(2)]
+        await until(lambda: api.engine.num_running == 2)
+        await api.http.post(f"/v1/batches/{second['id']}/cancel", headers=ANN)
+        await ended(api, second["id"], ANN)
+    for keys in (ApiKeys({"bob": "key-of-bob"}), None):
+        async with open_batches(folder, keys=keys, clock=clock) as api:
+            bobs = await create(api, [a_line()], headers=BOB if keys else None)
+            assert (await ended(api, bobs["id"], BOB if keys else None))["status"] == "completed"
+            assert [request.key for request in api.engine.requests] == ["bob" if keys else ""]
+            assert f"The batch {first['id']} waits: the server has no key 'ann'." in caplog.text
+    async with open_batches(folder, keys=KEYS, clock=clock) as api:
+        assert (await ended(api, first["id"], ANN))["status"] == "completed"
+        api.engine.released.clear()
+        third = await create(api, [a_line()], headers=ANN)
+        await until(lambda: api.engine.num_running == 1)
+    async with open_batches(folder, keys=ApiKeys({"bob": "key-of-bob"}), clock=clock) as api:
+        clock.seconds += WINDOW_SECONDS
+        await until(lambda: api.sample("batch_ends_total", status="expired") == 1)
+        assert not api.engine.requests
+    async with open_batches(folder, keys=KEYS, clock=clock) as api:
+        done = await ended(api, third["id"], ANN)
+        (line,) = await lines_of(api, done["error_file_id"], ANN)
+        assert line["error"]["code"] == "batch_expired"
 
 
 def _write(batches: Batches, content: bytes) -> NewFile:
