@@ -185,7 +185,7 @@ class SecuritySettings(BaseModel):
         None,
         repr=False,
         description="API keys, separated by commas; requests must send one. Prefer the variable: other users of the "
-        "machine can see options. Default: no key needed.",
+        "machine can see options. With --batch-folder one at most. Default: no key needed.",
     )
     api_key_file: Path | None = Field(
         None,

@@ -79,6 +79,11 @@ class Settings(
     def load_keys(self) -> ApiKeys | None:
         """Return the accepted API keys, None if requests need none; raises WrongSettings."""
         keys = [key.strip() for key in (self.api_key or "").split(",") if key.strip()]
+        if self.batch_folder is not None and len(keys) > 1:
+            raise WrongSettings(
+                "--batch-folder keeps files by the names of keys, and those of --api-key change with their places. "
+                "Name the keys in --api-key-file."
+            )
         try:
             found = load_keys(keys, self.api_key_file)
         except (WrongKeys, OSError, UnicodeDecodeError) as error:

@@ -179,8 +179,8 @@ async def test_what_a_killed_process_left_in_the_folder_is_removed(tmp_path: Pat
     folder = tmp_path / "folder"
     async with open_batches(folder) as api:
         file = await upload(api, b"kept")
-    (folder / "files" / "file-half.part").write_bytes(b"x")
-    (folder / "files" / "file-unknown").write_bytes(b"x")
+    for name in (f"file-{'0' * 32}.part", f"file-{'f' * 32}"):
+        (folder / "files" / name).write_bytes(b"x")
     async with open_batches(folder) as api:
         assert [path.name for path in (folder / "files").iterdir()] == [file["id"]]
         assert (await api.http.get(f"/v1/files/{file['id']}/content")).content == b"kept"
