@@ -68,7 +68,7 @@ class EngineClient:
 
         With a `standby_program`, a standby that runs it is kept from then on. Log lines carry the `name` of the model.
         """
-        self.on_demand: Callable[[], None] | None = None
+        self.on_demand: Callable[[Request], None] | None = None
         self.listener = EngineListener()
         self.config: EngineConfig  # set by `ready`
         self.standby: Standby | None = None
@@ -171,7 +171,7 @@ class EngineClient:
         if not self.is_ready:
             raise EngineUnavailable
         if self.on_demand is not None:
-            self.on_demand()
+            self.on_demand(request)
         outputs = OutputQueue(next(self._request_ids), self._abort)
         request = msgspec.structs.replace(request, request_id=outputs.request_id)
         in_flight = InFlightRequest(request, outputs, crash_group or -outputs.request_id)
