@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 
 from caravan.scheduler.messages import Request
@@ -13,6 +13,8 @@ from caravan.server.engine.swapped_engine import SwappedEngine
 
 WAITING_PERIOD_SECONDS = 0.05  # between two checks while requests wait for an engine
 IDLE_PERIOD_SECONDS = 0.5  # between two checks otherwise
+MIN_TIMEOUT_SECONDS = 600.0  # after which a load counts as failed, or after many times the expected time
+TIMEOUT_FACTOR = 20
 MAX_LOADS = 3  # in a row whose process was killed, after which the requests of the model fail
 
 logger = logging.getLogger(__name__)
@@ -115,7 +117,8 @@ class EngineSwaps:
             if not self._has_room(engine, now):
                 return  # those after it wait, too: they could take its memory again and again
             self._release()
-            self._change(engine, self._load(engine))
+            engine.began_loading_seconds = now
+            self._change(engine, self._load)
 
     def _waiting(self) -> list[SwappedEngine]:
         """Return the engines that have requests and no process: first those with clients, by their oldest request."""
@@ -165,15 +168,15 @@ class EngineSwaps:
 
     def _put_to_sleep(self, engine: SwappedEngine) -> None:
         engine.client.postpone(is_on=True)  # requests that come before its process has ended are for the next one
-        self._change(engine, self._sleep(engine))
+        self._change(engine, self._sleep)
 
-    def _change(self, engine: SwappedEngine, change: Coroutine[None, None, None]) -> None:
+    def _change(self, engine: SwappedEngine, change: Callable[[SwappedEngine], Coroutine[None, None, None]]) -> None:
         """Run a change of an engine in the background."""
         engine.is_changing = True
 
         async def run() -> None:
             try:
-                await change
+                await change(engine)
             finally:
                 engine.is_changing = False
                 self._changed.set()
@@ -188,11 +191,15 @@ class EngineSwaps:
 
     async def _load(self, engine: SwappedEngine) -> None:
         """Load an engine; if that is impossible, its requests fail."""
-        began_seconds = engine.began_loading_seconds = time.monotonic()
+        began_seconds = time.monotonic()
+        limit_seconds = max(MIN_TIMEOUT_SECONDS, TIMEOUT_FACTOR * engine.load_seconds)
         try:
-            await self._wake(engine)
-        except (EngineStartFailed, OSError) as error:
-            logger.error("The model %s cannot be loaded: %s", engine.name, error)
+            async with asyncio.timeout(limit_seconds):
+                await self._wake(engine)
+        except (EngineStartFailed, OSError) as error:  # a TimeoutError is an OSError
+            reason = str(error) or f"It has not been loaded within {limit_seconds:g} s."
+            logger.error("The model %s cannot be loaded: %s", engine.name, reason)
+            await engine.client.sleep()  # ends a process that hangs
             engine.failed_at_seconds = time.monotonic()
             engine.client.requests.fail(engine.load_failed())
         else:

@@ -443,6 +443,36 @@ async def test_stop_ends_what_is_loaded_loading_and_waiting(processes: list[Fake
         assert all(process.num_stops for process in processes)
 
 
+async def test_a_load_that_hangs_fails_and_gives_its_memory_back(
+    processes: list[FakeProcess], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(engine_swaps, "MIN_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(engine_swaps, "TIMEOUT_FACTOR", 1)
+    async with swapping(1, 1, budget=1) as swaps:
+        a, b = swaps.engines
+        LoadingProcess.may_load.clear()
+        hanging, waiting = ask(a), ask(b)
+        await until(lambda: len(processes) == 2)
+        LoadingProcess.may_load.set()
+        await until(lambda: state_of(b) == "loaded")
+        assert requests_sent_to(b) == [waiting.request_id]
+        with pytest.raises(ModelLoadFailed):
+            hanging.take()
+        assert processes[0].num_stops == 1
+        assert "The model a cannot be loaded: It has not been loaded within 0.05 s." in caplog.text
+
+
+async def test_stop_does_not_wait_for_a_load_that_has_just_begun(processes: list[FakeProcess]) -> None:
+    async with swapping(1) as swaps:
+        LoadingProcess.may_load.clear()
+        outputs = ask(swaps.engines[0])
+        swaps._check()
+        async with asyncio.timeout(5):
+            await swaps.stop()
+        with pytest.raises(EngineDied):
+            outputs.take()
+
+
 @pytest.mark.parametrize("seed", range(5))
 async def test_the_budget_holds_and_no_request_is_cut_or_left_for_random_loads(
     seed: int, processes: list[FakeProcess], monkeypatch: pytest.MonkeyPatch
