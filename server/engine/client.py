@@ -27,7 +27,7 @@ from caravan.server.engine.in_flight import InFlightRequest, InFlightRequests
 from caravan.server.engine.listener import EngineListener
 from caravan.server.engine.output_queue import EngineDied, EngineUnavailable, OutputQueue
 from caravan.server.engine.process import ENGINE_PROGRAM, EngineProcess, EngineStartFailed
-from caravan.server.engine.standby import Standby, log_message
+from caravan.server.engine.standby import Standby
 
 READY_SILENCE_SECONDS = 2.0  # an engine sends a heartbeat twice a second, also during a step
 HANG_SECONDS = 10.0  # without a heartbeat, after which the engine is restarted
@@ -73,7 +73,7 @@ class EngineClient:
         self.config: EngineConfig  # set by `ready`
         self.standby: Standby | None = None
         if standby_program is not None:
-            self.standby = Standby(lambda: EngineProcess(self._start, log_message, standby_program))
+            self.standby = Standby(lambda on_message: EngineProcess(self._start, on_message, standby_program), name)
         self._start = start
         self._program = program
         self._hang_seconds = hang_seconds
