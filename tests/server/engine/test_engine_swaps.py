@@ -446,10 +446,11 @@ async def test_stop_ends_what_is_loaded_loading_and_waiting(processes: list[Fake
 async def test_a_load_that_hangs_fails_and_gives_its_memory_back(
     processes: list[FakeProcess], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(engine_swaps, "MIN_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(engine_swaps, "MIN_TIMEOUT_SECONDS", 0)
     monkeypatch.setattr(engine_swaps, "TIMEOUT_FACTOR", 1)
     async with swapping(1, 1, budget=1) as swaps:
         a, b = swaps.engines
+        a.load_seconds, b.load_seconds = 0.05, 60.0
         LoadingProcess.may_load.clear()
         hanging, waiting = ask(a), ask(b)
         await until(lambda: len(processes) == 2)
