@@ -114,9 +114,14 @@ class Settings(
             raise WrongSettings("--kv-spill-path needs --kv-spill, the size of the file. Set both or neither.")
 
     def check_models(self) -> None:
-        """Raise WrongSettings for a budget without models that share it."""
+        """Raise WrongSettings for a budget without models that share it, or one spill file for several models."""
         if self.models is None and self.models_memory is not None:
             raise WrongSettings("--models-memory needs --models. Set both or neither.")
+        if self.models is not None and self.kv_spill_path is not None:
+            raise WrongSettings(
+                "--kv-spill-path is the file of one model and cannot be combined with --models. Remove it: "
+                "each model then has a file of its own in the cache."
+            )
 
     def start_engine(
         self, model_path: Path, draft_model_path: Path | None = None, *, is_shared: bool = False

@@ -4,9 +4,12 @@ import asyncio
 import uuid
 
 from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import Message, Scope
 
 from caravan.server.batches.answer import LineAnswer
+from caravan.server.engine.output_queue import EngineUnavailable, ModelLoadFailed
 from caravan.server.generation.context import SCOPE_KEY_NAME, SCOPE_REQUEST_ID, SCOPE_URGENCY
 from caravan.server.generation.served_models import ServedModels
 from caravan.server.http.body_memory import SCOPE_BODY, BodyMemory
@@ -18,6 +21,7 @@ from caravan.server.openai.embeddings import embeddings_router
 from caravan.server.openai.responses import responses_router
 
 LINE_URGENCY = 1  # after all requests of clients that wait
+_SCOPE_NO_ENGINE = "caravan.no_engine"  # ASGI scope: set if there was no engine for the line
 
 
 class LineApp:
@@ -33,6 +37,8 @@ class LineApp:
         for router in (completions_router, chat_router, responses_router, embeddings_router):
             self._app.include_router(router(models))
         add_error_handlers(self._app)
+        for kind in (EngineUnavailable, ModelLoadFailed):
+            self._app.add_exception_handler(kind, _respond_without_engine)
 
     async def answer(self, key_name: str, path: str, body: bytes) -> LineAnswer:
         """Return the response to a POST of a JSON body; a task that is cancelled aborts its generation."""
@@ -79,4 +85,10 @@ class LineApp:
             return LineAnswer(response.status_code, request_id, bytes(response.body))
         finally:
             reservation.release()
-        return LineAnswer(status, request_id, bytes(written))
+        is_final = status != 429 and _SCOPE_NO_ENGINE not in scope
+        return LineAnswer(status, request_id, bytes(written), is_final)
+
+
+async def _respond_without_engine(request: Request, error: Exception) -> Response:
+    request.scope[_SCOPE_NO_ENGINE] = True
+    return as_api_error(error).response()
