@@ -4,7 +4,7 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from caravan.scheduler.engine import Engine
 from caravan.scheduler.messages import Request, SequenceEvent, StepOutput
 from tests.scheduler.requests import make_request
 from tests.support.engine_kinds import engine_of, random_prompt
-from tests.support.spill_engines import Counted, other_key, spill_of, spilling_engine
+from tests.support.spill_engines import Counted, other_key, spill_of, spilling_engine, wait_until
 from tests.support.tiny_llama import Transcript, run_to_end
 
 POOLS = ["float32", "bfloat16", "float32 attention", "none", "int8", "int4"]
@@ -261,13 +261,6 @@ def test_a_read_that_fails_lets_its_request_compute(
         requests = [make_request(1, PROMPT), make_request(2, PROMPT[:60])]
         assert run_to_end(engine, requests) == run_to_end(engine_of("float32"), requests)
     assert len(caplog.messages) == 1
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_blocks_that_are_evicted_before_they_are_copied_are_dropped(

@@ -1,6 +1,7 @@
 """Tiny engines with a spill file."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -76,3 +77,11 @@ class Counted:
         for name in ("num_written", "num_read", "num_dropped", "num_damaged"):
             now = msgspec.structs.replace(now, **{name: getattr(self.total, name) + getattr(now, name)})
         self.total = now
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait up to 20 s for what a thread does."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -1,0 +1,49 @@
+"""What goes wrong around the spill file of an engine: poisoned blocks, hung and slow disks, errors of the disk."""
+
+from pathlib import Path
+
+import pytest
+
+from caravan.scheduler.sequence import ScheduledSequence
+from tests.scheduler.requests import make_request
+from tests.support.engine_kinds import engine_of, random_prompt
+from tests.support.spill_engines import spill_of, spilling_engine, wait_until
+from tests.support.tiny_llama import run_to_end
+
+PROMPT = random_prompt(4, 100)
+
+
+@pytest.mark.parametrize("kind", ["float32", "float32, overlapped"])
+def test_a_poisoned_block_is_cleared_before_a_prefix_is_read_into_it(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = make_request(2, PROMPT, max_tokens=20)
+    expected = run_to_end(engine_of(kind, block_size=16), [request])[2].token_ids
+    with spilling_engine(tmp_path / "kv.blocks", kind) as engine:
+        run_to_end(engine, [make_request(0, PROMPT)])
+    with spilling_engine(tmp_path / "kv.blocks", kind) as engine:
+        engine.add(make_request(1, random_prompt(9, 120), max_tokens=20))
+        while not engine.step().outputs:
+            pass
+        spill, schedule = spill_of(engine), engine.scheduler.schedule
+        assert spill is not None
+
+        def schedule_and_wait(*, may_displace: bool = True) -> list[ScheduledSequence]:
+            plan = schedule(may_displace=may_displace)
+            if any(sequence.has_read_prefix for sequence in engine.scheduler.waiting):
+                wait_until(lambda: not spill._finished.empty())
+            return plan
+
+        monkeypatch.setattr(engine.scheduler, "schedule", schedule_and_wait)
+        engine.add(request)
+        engine.scheduler._fail(engine.scheduler.running[0], "not finite")
+        num_poisoned = len(engine.scheduler.blocks.poisoned)
+        token_ids: list[int] = []
+        kinds: set[str] = set()
+        while engine.has_work:
+            output = engine.step()
+            kinds |= {event.kind for event in output.events}
+            token_ids += [token for one in output.outputs if one.request_id == 2 for token in one.token_ids]
+    assert num_poisoned > 6, "the read gets poisoned blocks"
+    assert "read" in kinds
+    assert token_ids == expected
