@@ -30,11 +30,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class BlockRead:
-    """Blocks to be read from the file into blocks of the pool, which nobody else uses meanwhile."""
+    """Blocks to be read from the file into blocks of the pool, which nobody else uses until it ends or is given up."""
 
     block_hashes: list[bytes]
     blocks: list[int]
     found: list[bool] = field(default_factory=list)  # of each block that was tried
+    is_given_up: bool = False
     progressed_at_seconds: float = field(default_factory=time.monotonic)
 
 
@@ -70,6 +71,7 @@ class BlockSpill:
         self._inbox: queue.PriorityQueue[tuple[int, int, _Message]] = queue.PriorityQueue()
         self._order = itertools.count()
         self._finished: queue.SimpleQueue[BlockRead] = queue.SimpleQueue()
+        self._filling = threading.Lock()  # held while a block of the pool is filled
         self._dropped: set[bytes] = set()  # hashes that are being dropped
         self._is_off = False  # after an error
         self._num_refused = 0  # counted by the scheduler's thread, the others by this object's
@@ -113,6 +115,14 @@ class BlockSpill:
         read = BlockRead(block_hashes, blocks)
         self._send(_READ, read)
         return read
+
+    def give_up(self, read: BlockRead) -> bool:
+        """Give up a read: nothing is written to its blocks any more. Return False if one is being filled."""
+        if not self._filling.acquire(blocking=False):
+            return False
+        read.is_given_up = True
+        self._filling.release()
+        return True
 
     def take_finished(self) -> list[BlockRead]:
         """Return the reads that have ended since the last call. A block that is not found has any contents."""
@@ -185,14 +195,19 @@ class BlockSpill:
     def _read(self, read: BlockRead) -> None:
         """Read blocks of one text up to the first that is not found."""
         for block_hash, block in zip(read.block_hashes, read.blocks, strict=True):
+            if read.is_given_up:
+                break
             found = self._file.read(block_hash, self._buffer)
             self._num_damaged += found is Found.DAMAGED
             if found is not Found.YES or block_hash in self._dropped:
                 break
-            for row, part in self._parts:
-                row[block] = part
+            with self._filling:
+                if read.is_given_up:
+                    break
+                for row, part in self._parts:
+                    row[block] = part
+                read.found.append(True)
             self._num_read += 1
-            read.found.append(True)
             read.progressed_at_seconds = time.monotonic()
 
     def _keep(self, keep: _Keep) -> None:

@@ -1,16 +1,26 @@
 """What goes wrong around the spill file of an engine: poisoned blocks, hung and slow disks, errors of the disk."""
 
+import time
 from pathlib import Path
 
 import pytest
 
+from caravan.scheduler import prefix_reads
 from caravan.scheduler.sequence import ScheduledSequence
 from tests.scheduler.requests import make_request
 from tests.support.engine_kinds import engine_of, random_prompt
-from tests.support.spill_engines import spill_of, spilling_engine, wait_until
+from tests.support.spill_engines import Gate, spill_of, spilling_engine, wait_until
 from tests.support.tiny_llama import run_to_end
 
 PROMPT = random_prompt(4, 100)
+
+
+@pytest.fixture
+def warm(tmp_path: Path) -> Path:
+    """A file with the blocks of a prompt of 100 tokens."""
+    with spilling_engine(tmp_path / "kv.blocks") as engine:
+        run_to_end(engine, [make_request(0, PROMPT)])
+    return tmp_path / "kv.blocks"
 
 
 @pytest.mark.parametrize("kind", ["float32", "float32, overlapped"])
@@ -47,3 +57,40 @@ def test_a_poisoned_block_is_cleared_before_a_prefix_is_read_into_it(
     assert num_poisoned > 6, "the read gets poisoned blocks"
     assert "read" in kinds
     assert token_ids == expected
+
+
+def test_a_prompt_that_needs_the_whole_pool_and_those_behind_it_do_not_wait_for_a_hung_disk(
+    warm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    monkeypatch.setattr(prefix_reads, "STUCK_SECONDS", 0.05)
+    requests = [make_request(0, PROMPT), make_request(1, [1, 2, 3]), make_request(2, random_prompt(7, 60))]
+    expected = run_to_end(engine_of("float32", block_size=16), requests)
+    with spilling_engine(warm, num_blocks=9, max_model_len=130) as engine:
+        assert run_to_end(engine, requests) == expected
+        gate.open()
+
+
+def test_a_block_that_a_disk_returns_too_late_does_not_reach_the_pool(
+    warm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    monkeypatch.setattr(prefix_reads, "STUCK_SECONDS", 0.05)
+    with spilling_engine(warm) as engine:
+        before = [row.copy() for row in engine.kv_cache.block_rows()]
+        engine.add(make_request(0, PROMPT))
+        engine.step()
+        spill, pool = spill_of(engine), engine.scheduler.pool
+        assert spill is not None
+        engine.scheduler.abort(0)
+        with spill._filling:  # a block is being filled
+            time.sleep(0.1)
+            engine.step()
+            assert pool.num_free == pool.num_blocks - 6
+        engine.step()
+        assert pool.num_free == pool.num_blocks
+        gate.open()
+        wait_until(lambda: not spill._finished.empty())
+        for row, old in zip(engine.kv_cache.block_rows(), before, strict=True):
+            assert (row == old).all()
+        assert run_to_end(engine, [make_request(1, PROMPT)])[1].num_cached_tokens == 96, "the disk answers again"

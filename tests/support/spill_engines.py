@@ -1,5 +1,6 @@
 """Tiny engines with a spill file."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from caravan.model.llama import Llama
-from caravan.model.spill_file import SpillFile
+from caravan.model.spill_file import Found, SpillFile
 from caravan.model.spill_header import SpillKey
 from caravan.model.weights_header import WeightsKey
 from caravan.scheduler.block_spill import BlockSpill
@@ -85,3 +87,20 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+class Gate:
+    """Holds the reads of a spill file until it is opened."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._event = threading.Event()
+        read = SpillFile.read
+
+        def wait_and_read(file: SpillFile, block_hash: bytes, buffer: memoryview) -> Found:
+            self._event.wait(20)
+            return read(file, block_hash, buffer)
+
+        monkeypatch.setattr(SpillFile, "read", wait_and_read)
+
+    def open(self) -> None:
+        self._event.set()
