@@ -36,7 +36,7 @@ class BlockRead:
     blocks: list[int]
     found: list[bool] = field(default_factory=list)  # of each block that was tried
     is_given_up: bool = False
-    progressed_at_seconds: float = field(default_factory=time.monotonic)
+    asked_at_seconds: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ class BlockSpill:
         self._num_written = self._num_read = self._num_recycled = self._num_damaged = 0
         self._reported = (0, 0, 0, 0)
         self._refresh_at_seconds = 0.0
+        self.progressed_at_seconds = 0.0  # when the thread did something last
         self._thread = threading.Thread(target=self._run, name="kv-spill", daemon=True)
 
     def start(self) -> None:
@@ -153,6 +154,7 @@ class BlockSpill:
         try:
             while (message := self._next()) is not None:
                 self._handle(message)
+                self.progressed_at_seconds = time.monotonic()
         except (OSError, UnusableSpill) as error:
             fact = error.strerror or error if isinstance(error, OSError) else error
             logger.warning("The spill file %s is not used any more: %s.", self._file.path, fact)
@@ -208,7 +210,7 @@ class BlockSpill:
                     row[block] = part
                 read.found.append(True)
             self._num_read += 1
-            read.progressed_at_seconds = time.monotonic()
+            self.progressed_at_seconds = time.monotonic()
 
     def _keep(self, keep: _Keep) -> None:
         if not self._file.is_writer:
@@ -224,6 +226,7 @@ class BlockSpill:
                 self._num_written += 1
             else:
                 self._num_recycled += 1
+            self.progressed_at_seconds = time.monotonic()
         self._file.touch(known[::-1])  # the end of a text is the first to be evicted, as in the pool
 
     def _copy(self, block_hash: bytes, block: int) -> bool:

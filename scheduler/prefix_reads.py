@@ -88,7 +88,8 @@ class PrefixReads:
         return self._spill.take_counts()
 
     def _is_late(self, read: "BlockRead") -> bool:
-        return self._clock() - read.progressed_at_seconds > STUCK_SECONDS
+        """Return whether the thread has done nothing for long; the read may wait behind others."""
+        return self._clock() - max(read.asked_at_seconds, self._spill.progressed_at_seconds) > STUCK_SECONDS
 
     def _finish(self, pending: _Pending, events: EventLog) -> None:
         read = pending.read

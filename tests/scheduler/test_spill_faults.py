@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from caravan.model.spill_file import Found, SpillFile
 from caravan.scheduler import prefix_reads
 from caravan.scheduler.sequence import ScheduledSequence
 from tests.scheduler.requests import make_request
@@ -94,3 +95,22 @@ def test_a_block_that_a_disk_returns_too_late_does_not_reach_the_pool(
         for row, old in zip(engine.kv_cache.block_rows(), before, strict=True):
             assert (row == old).all()
         assert run_to_end(engine, [make_request(1, PROMPT)])[1].num_cached_tokens == 96, "the disk answers again"
+
+
+def test_reads_that_wait_behind_others_are_not_given_up_while_the_disk_makes_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = [make_request(number, random_prompt(number, 100)) for number in range(3)]
+    with spilling_engine(tmp_path / "kv.blocks") as engine:
+        run_to_end(engine, requests)
+    read = SpillFile.read
+
+    def read_slowly(file: SpillFile, block_hash: bytes, buffer: memoryview) -> Found:
+        time.sleep(0.15)
+        return read(file, block_hash, buffer)
+
+    monkeypatch.setattr(SpillFile, "read", read_slowly)
+    monkeypatch.setattr(prefix_reads, "STUCK_SECONDS", 1.2)  # of 2.7 s that the reads take
+    with spilling_engine(tmp_path / "kv.blocks") as engine:
+        found = run_to_end(engine, requests)
+    assert [found[number].num_cached_tokens for number in range(3)] == [96, 96, 96]
