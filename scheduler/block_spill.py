@@ -162,11 +162,13 @@ class BlockSpill:
         except Exception:
             logger.exception("The spill file %s is not used any more.", self._file.path)
             self._end()
-        self._file.close()
+        else:
+            self._file.close()
 
     def _end(self) -> None:
-        """End all reads until the end, as nothing is found any more."""
+        """Close the file, so that another engine can write it, and end all reads until the end: nothing is found."""
         self._is_off = True
+        self._file.close()
         while (message := self._inbox.get()[2]) is not None:
             if isinstance(message, BlockRead):
                 self._finished.put(message)

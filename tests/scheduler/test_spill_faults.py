@@ -114,3 +114,18 @@ def test_reads_that_wait_behind_others_are_not_given_up_while_the_disk_makes_pro
     with spilling_engine(tmp_path / "kv.blocks") as engine:
         found = run_to_end(engine, requests)
     assert [found[number].num_cached_tokens for number in range(3)] == [96, 96, 96]
+
+
+def test_an_engine_that_had_an_error_leaves_the_file_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with spilling_engine(tmp_path / "kv.blocks") as engine:
+        with monkeypatch.context() as patch:
+            patch.setattr(SpillFile, "write", fail)
+            run_to_end(engine, [make_request(0, PROMPT)])
+            wait_until(lambda: bool((spill := spill_of(engine)) and spill._is_off))
+        with spilling_engine(tmp_path / "kv.blocks") as other:
+            run_to_end(other, [make_request(0, PROMPT)])
+    with spilling_engine(tmp_path / "kv.blocks") as engine:
+        assert run_to_end(engine, [make_request(0, PROMPT)])[0].num_cached_tokens == 96
