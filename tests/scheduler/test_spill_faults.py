@@ -106,11 +106,11 @@ def test_reads_that_wait_behind_others_are_not_given_up_while_the_disk_makes_pro
     read = SpillFile.read
 
     def read_slowly(file: SpillFile, block_hash: bytes, buffer: memoryview) -> Found:
-        time.sleep(0.15)
+        time.sleep(0.3)
         return read(file, block_hash, buffer)
 
     monkeypatch.setattr(SpillFile, "read", read_slowly)
-    monkeypatch.setattr(prefix_reads, "STUCK_SECONDS", 1.2)  # of 2.7 s that the reads take
+    monkeypatch.setattr(prefix_reads, "STUCK_SECONDS", 3.0)  # of 5.4 s that the reads take
     with spilling_engine(tmp_path / "kv.blocks") as engine:
         found = run_to_end(engine, requests)
     assert [found[number].num_cached_tokens for number in range(3)] == [96, 96, 96]
@@ -126,6 +126,7 @@ def test_an_engine_that_had_an_error_leaves_the_file_to_others(tmp_path: Path, m
             run_to_end(engine, [make_request(0, PROMPT)])
             wait_until(lambda: bool((spill := spill_of(engine)) and spill._is_off))
         with spilling_engine(tmp_path / "kv.blocks") as other:
+            wait_until(lambda: bool((spill := spill_of(other)) and spill._file.is_writer))
             run_to_end(other, [make_request(0, PROMPT)])
     with spilling_engine(tmp_path / "kv.blocks") as engine:
         assert run_to_end(engine, [make_request(0, PROMPT)])[0].num_cached_tokens == 96
