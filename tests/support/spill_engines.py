@@ -51,7 +51,7 @@ def spilling_engine(
     engine = engine_of(kind, model, **{"block_size": 16} | limits)
     rows = engine.kv_cache.block_rows()
     block_bytes = sum(row.shape[1] for row in rows)
-    file = SpillFile(path, key or other_key(backend=kind), "/model", block_bytes, num_bytes)
+    file = SpillFile(path, key or other_key(backend=kind), "/model", block_bytes, num_bytes, is_in_cache=True)
     spill = BlockSpill(file, rows, engine.scheduler.pool)
     use_spill(engine.scheduler, spill)
     spill.start()
