@@ -139,11 +139,13 @@ class SpillFile:
     def refresh(self) -> None:
         """Take over what the writer has written; become the writer if there is none any more.
 
-        Raises OSError, or UnusableSpill if the file is another one's now.
+        Raises OSError, or UnusableSpill if the file is another one's now, or removed.
         """
         if self.is_writer:
             return
         if self._lock():
+            if not _is_at(self._descriptor, self.path):
+                raise UnusableSpill("it was removed")
             self._become_writer()
         elif self._read_counter() != self._change:
             self._read_only()

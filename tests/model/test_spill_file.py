@@ -272,6 +272,17 @@ def test_a_second_one_reads_what_the_first_writes_and_takes_over_when_it_ends(pa
         assert read(second, 4) == block(4)
 
 
+def test_one_who_reads_a_removed_file_does_not_become_its_writer(path: Path) -> None:
+    first = open_file(path)
+    with closing(open_file(path)) as second:
+        path.unlink()
+        second.refresh()
+        first.close()
+        with pytest.raises(UnusableSpill, match="it was removed"):
+            second.refresh()
+        assert not second.is_writer
+
+
 def test_threat_34_a_slot_that_the_writer_uses_again_is_not_found_by_a_reader(path: Path) -> None:
     with closing(open_file(path)) as first:
         write(first, 1)
