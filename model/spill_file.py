@@ -55,7 +55,8 @@ class SpillFile:
     ) -> None:
         """Open a file of up to num_bytes, and create or empty it where it is not one for this key.
 
-        A file of another kind is emptied only if it is in the cache, where all files are Caravan's. Raises OSError (also if the disk has too little space), or UnusableSpill.
+        A file of another kind is emptied only in the cache, where all files are Caravan's. Raises OSError (also if the
+        disk has too little space), or UnusableSpill.
         """
         self.path = path
         self.header = _sized_header(key, model_path, block_bytes, num_bytes)

@@ -58,7 +58,7 @@ def encode_spill_header(header: SpillHeader) -> bytes:
 
 
 def is_empty_or_spill(descriptor: int) -> bool:
-    """Return whether an open file is empty or begins as a spill file, whose creation may be unfinished; raises OSError."""
+    """Return whether an open file is empty, or begins as a spill file, perhaps an unfinished one; raises OSError."""
     return os.pread(descriptor, len(MAGIC), 0) in (b"", MAGIC)
 
 

@@ -199,8 +199,6 @@ class BlockSpill:
     def _read(self, read: BlockRead) -> None:
         """Read blocks of one text up to the first that is not found."""
         for block_hash, block in zip(read.block_hashes, read.blocks, strict=True):
-            if read.is_given_up:
-                break
             found = self._file.read(block_hash, self._buffer)
             self._num_damaged += found is Found.DAMAGED
             if found is not Found.YES or block_hash in self._dropped:
