@@ -173,7 +173,7 @@ async def _answer_all(
     try:
         engine = ServedEngine(local)
         served = _served(settings, local, model, engine)
-        app = LineApp(ServedModels([served]), BodyMemory(_NO_LIMIT))
+        app = LineApp(ServedModels([served]), BodyMemory(_NO_LIMIT), {})
         slots = Slots(local.report.config.max_num_seqs)
         lines = LineRuns(store, files, slots, app.answer, lambda: engine.is_ready, RETRY_SECONDS)
         path = files.path_of(batch.shown.input_file_id)

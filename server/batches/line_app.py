@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from collections.abc import Mapping
 
 from fastapi import FastAPI
 from starlette.requests import Request
@@ -10,7 +11,7 @@ from starlette.types import Message, Scope
 
 from caravan.server.batches.answer import LineAnswer
 from caravan.server.engine.output_queue import EngineUnavailable, ModelLoadFailed
-from caravan.server.generation.context import SCOPE_KEY_NAME, SCOPE_REQUEST_ID, SCOPE_URGENCY
+from caravan.server.generation.context import NO_KEY, SCOPE_KEY_DIGEST, SCOPE_KEY_NAME, SCOPE_REQUEST_ID, SCOPE_URGENCY
 from caravan.server.generation.served_models import ServedModels
 from caravan.server.http.body_memory import SCOPE_BODY, BodyMemory
 from caravan.server.http.errors import add_error_handlers, as_api_error
@@ -30,9 +31,10 @@ class LineApp:
     Validation, generation and the bytes of a response are those of an HTTP request.
     """
 
-    def __init__(self, models: ServedModels, bodies: BodyMemory) -> None:
-        """`bodies` is the memory of the bodies of all requests."""
+    def __init__(self, models: ServedModels, bodies: BodyMemory, key_digests: Mapping[str, str]) -> None:
+        """`bodies` is the memory of the bodies of all requests. `key_digests` are those of API keys, by name."""
         self._bodies = bodies
+        self._key_digests = key_digests
         self._app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
         for router in (completions_router, chat_router, responses_router, embeddings_router):
             self._app.include_router(router(models))
@@ -59,6 +61,8 @@ class LineApp:
             "client": None,
             "server": None,
             SCOPE_KEY_NAME: key_name,
+            # A key that is there no more shares cached prefixes with nobody.
+            SCOPE_KEY_DIGEST: NO_KEY if key_name == NO_KEY else self._key_digests.get(key_name, request_id),
             SCOPE_REQUEST_ID: request_id,
             SCOPE_URGENCY: LINE_URGENCY,
             SCOPE_BODY: reservation,

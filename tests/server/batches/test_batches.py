@@ -15,6 +15,7 @@ from caravan.server.batches.answer import LineAnswer
 from caravan.server.batches.batch_store import WINDOW_SECONDS, BatchStore
 from caravan.server.batches.batches import Batches
 from caravan.server.batches.input_lines import MAX_ERRORS
+from caravan.server.batches.line_runs import Answer
 from caravan.server.batches.settings import BatchLimits
 from caravan.server.engine.output_queue import EngineUnavailable, ModelLoadFailed, OutputQueue
 from caravan.server.generation.request_limits import QueueLimits
@@ -31,7 +32,7 @@ from tests.server.batches.open_batches import (
     retrieve,
     upload,
 )
-from tests.server.openai.api import CHAT, a_chat, answered
+from tests.server.openai.api import CHAT, COMPLETIONS, a_chat, answered, open_api
 from tests.server.openai.asgi import until
 from tests.support.fakes import FakeEngineClient, echoes, says
 
@@ -83,7 +84,23 @@ async def test_a_line_runs_after_requests_of_clients_and_with_the_key_of_its_bat
         await ended(api, batch["id"], ANN)
         (request,) = api.engine.requests
         assert (request.urgency, request.key, request.priority) == (1, "ann", -5)
-        assert request.cache_salt.startswith("ann\n")
+        line = a_line()
+        await api.http.post(line["url"], json=line["body"], headers=ANN)
+        assert request.cache_salt == api.engine.requests[1].cache_salt, "it shares the prefixes of its key"
+
+
+@pytest.mark.parametrize("keys", [None, ApiKeys({"bob": "key-of-bob"})])
+async def test_a_line_whose_key_is_not_known_shares_prefixes_with_nobody(
+    keys: ApiKeys | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[Answer] = []
+    monkeypatch.setattr(Batches, "connect", lambda _, answer, *_args, **_options: answers.append(answer))
+    async with open_api(keys=keys, batches=Batches(tmp_path / "folder", BatchLimits())) as api:
+        for _ in range(2):
+            await answers[0]("ann", COMPLETIONS, json.dumps(a_line()["body"]).encode())
+        first, second = (request.cache_salt for request in api.engine.requests)
+    assert first != second
+    assert not first.startswith("\n")
 
 
 async def test_no_more_lines_run_at_a_time_than_there_are_slots(tmp_path: Path) -> None:
