@@ -20,8 +20,8 @@ from enum import Enum
 from pathlib import Path
 
 from caravan.model.spill_header import (
+    MAGIC,
     PAGE_BYTES,
-    SUFFIX,
     SpillHeader,
     SpillKey,
     encode_spill_header,
@@ -50,13 +50,17 @@ class Found(Enum):
 class SpillFile:
     """An open spill file. One thread uses it; another one may ask whether the index has a block."""
 
-    def __init__(self, path: Path, key: SpillKey, model_path: str, block_bytes: int, num_bytes: int) -> None:
+    def __init__(
+        self, path: Path, key: SpillKey, model_path: str, block_bytes: int, num_bytes: int, *, is_in_cache: bool = False
+    ) -> None:
         """Open a file of up to num_bytes, and create or empty it where it is not one for this key.
 
-        Raises OSError (also if the disk has too little space), or UnusableSpill.
+        A file of another kind is emptied only in the cache, where all files are Caravan's. Raises OSError (also if the
+        disk has too little space), or UnusableSpill.
         """
         self.path = path
         self.header = _sized_header(key, model_path, block_bytes, num_bytes)
+        self._is_in_cache = is_in_cache
         self.is_writer = False
         self._head = encode_spill_header(self.header)
         self._digest = self.header.digest
@@ -136,11 +140,13 @@ class SpillFile:
     def refresh(self) -> None:
         """Take over what the writer has written; become the writer if there is none any more.
 
-        Raises OSError, or UnusableSpill if the file is another one's now.
+        Raises OSError, or UnusableSpill if the file is another one's now, or removed.
         """
         if self.is_writer:
             return
         if self._lock():
+            if not _is_at(self._descriptor, self.path):
+                raise UnusableSpill("it was removed")
             self._become_writer()
         elif self._read_counter() != self._change:
             self._read_only()
@@ -149,7 +155,7 @@ class SpillFile:
         known = read_spill_header(self._descriptor)
         size = os.fstat(self._descriptor).st_size
         if known != self.header or size != self.num_bytes:
-            if known is None and self.path.suffix != SUFFIX and not is_empty_or_spill(self._descriptor):
+            if known is None and not self._is_in_cache and not is_empty_or_spill(self._descriptor):
                 raise UnusableSpill("it is a file of another kind")
             self.emptied = _difference(known, self.header, size)
             self._empty()
@@ -159,9 +165,10 @@ class SpillFile:
         self.is_writer = True
 
     def _empty(self) -> None:
-        """Give the file its size on the disk, and then its header: what is interrupted is emptied again."""
+        """Give the file its mark, its size on the disk, and then its header: what is interrupted is emptied again."""
         os.ftruncate(self._descriptor, 0)
         try:
+            self._write(MAGIC, 0)
             os.posix_fallocate(self._descriptor, 0, self.num_bytes)
             self._write(self._head, 0)
         except OSError:

@@ -13,7 +13,7 @@ SUFFIX = ".blocks"
 LAYOUT = 1  # of the file: header, index, slots
 PAGE_BYTES = 4096  # header, index and slots begin at multiples of it
 _MAX_HEADER_BYTES = 2**24
-_MAGIC = b"caravan blocks\n\0"
+MAGIC = b"caravan blocks\n\0"
 _PREFIX = struct.Struct("<16sQ32s")  # magic, bytes of the header, its SHA-256
 
 
@@ -53,21 +53,20 @@ def pages(num_bytes: int) -> int:
 def encode_spill_header(header: SpillHeader) -> bytes:
     """Return the bytes before the index, whole pages."""
     text = msgspec.json.encode(header, order="sorted")
-    data = _PREFIX.pack(_MAGIC, len(text), hashlib.sha256(text).digest()) + text
+    data = _PREFIX.pack(MAGIC, len(text), hashlib.sha256(text).digest()) + text
     return data.ljust(pages(len(data)), b"\0")
 
 
 def is_empty_or_spill(descriptor: int) -> bool:
-    """Return whether an open file begins as a spill file, or as one whose creation was interrupted; raises OSError."""
-    start = os.pread(descriptor, len(_MAGIC), 0)
-    return start == _MAGIC or not start.strip(b"\0")
+    """Return whether an open file is empty, or begins as a spill file, perhaps an unfinished one; raises OSError."""
+    return os.pread(descriptor, len(MAGIC), 0) in (b"", MAGIC)
 
 
 def read_spill_header(descriptor: int) -> SpillHeader | None:
     """Return the header of an open file, None if it has no valid one; raises OSError."""
     prefix = os.pread(descriptor, _PREFIX.size, 0)
     magic, num_bytes, digest = _PREFIX.unpack(prefix) if len(prefix) == _PREFIX.size else (b"", 0, b"")
-    if magic != _MAGIC or num_bytes > _MAX_HEADER_BYTES:
+    if magic != MAGIC or num_bytes > _MAX_HEADER_BYTES:
         return None
     text = os.pread(descriptor, num_bytes, _PREFIX.size)
     if hashlib.sha256(text).digest() != digest:

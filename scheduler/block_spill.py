@@ -30,12 +30,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class BlockRead:
-    """Blocks to be read from the file into blocks of the pool, which nobody else uses meanwhile."""
+    """Blocks to be read from the file into blocks of the pool, which nobody else uses until it ends or is given up."""
 
     block_hashes: list[bytes]
     blocks: list[int]
     found: list[bool] = field(default_factory=list)  # of each block that was tried
-    progressed_at_seconds: float = field(default_factory=time.monotonic)
+    is_given_up: bool = False
+    asked_at_seconds: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,14 @@ class BlockSpill:
         self._inbox: queue.PriorityQueue[tuple[int, int, _Message]] = queue.PriorityQueue()
         self._order = itertools.count()
         self._finished: queue.SimpleQueue[BlockRead] = queue.SimpleQueue()
+        self._filling = threading.Lock()  # held while a block of the pool is filled
         self._dropped: set[bytes] = set()  # hashes that are being dropped
         self._is_off = False  # after an error
         self._num_refused = 0  # counted by the scheduler's thread, the others by this object's
         self._num_written = self._num_read = self._num_recycled = self._num_damaged = 0
         self._reported = (0, 0, 0, 0)
         self._refresh_at_seconds = 0.0
+        self.progressed_at_seconds = 0.0  # when the thread did something last
         self._thread = threading.Thread(target=self._run, name="kv-spill", daemon=True)
 
     def start(self) -> None:
@@ -114,6 +117,14 @@ class BlockSpill:
         self._send(_READ, read)
         return read
 
+    def give_up(self, read: BlockRead) -> bool:
+        """Give up a read: nothing is written to its blocks any more. Return False if one is being filled."""
+        if not self._filling.acquire(blocking=False):
+            return False
+        read.is_given_up = True
+        self._filling.release()
+        return True
+
     def take_finished(self) -> list[BlockRead]:
         """Return the reads that have ended since the last call. A block that is not found has any contents."""
         finished: list[BlockRead] = []
@@ -143,6 +154,7 @@ class BlockSpill:
         try:
             while (message := self._next()) is not None:
                 self._handle(message)
+                self.progressed_at_seconds = time.monotonic()
         except (OSError, UnusableSpill) as error:
             fact = error.strerror or error if isinstance(error, OSError) else error
             logger.warning("The spill file %s is not used any more: %s.", self._file.path, fact)
@@ -150,11 +162,13 @@ class BlockSpill:
         except Exception:
             logger.exception("The spill file %s is not used any more.", self._file.path)
             self._end()
-        self._file.close()
+        else:
+            self._file.close()
 
     def _end(self) -> None:
-        """End all reads until the end, as nothing is found any more."""
+        """Close the file, so that another engine can write it, and end all reads until the end: nothing is found."""
         self._is_off = True
+        self._file.close()
         while (message := self._inbox.get()[2]) is not None:
             if isinstance(message, BlockRead):
                 self._finished.put(message)
@@ -189,11 +203,14 @@ class BlockSpill:
             self._num_damaged += found is Found.DAMAGED
             if found is not Found.YES or block_hash in self._dropped:
                 break
-            for row, part in self._parts:
-                row[block] = part
+            with self._filling:
+                if read.is_given_up:
+                    break
+                for row, part in self._parts:
+                    row[block] = part
+                read.found.append(True)
             self._num_read += 1
-            read.found.append(True)
-            read.progressed_at_seconds = time.monotonic()
+            self.progressed_at_seconds = time.monotonic()
 
     def _keep(self, keep: _Keep) -> None:
         if not self._file.is_writer:
@@ -209,6 +226,7 @@ class BlockSpill:
                 self._num_written += 1
             else:
                 self._num_recycled += 1
+            self.progressed_at_seconds = time.monotonic()
         self._file.touch(known[::-1])  # the end of a text is the first to be evicted, as in the pool
 
     def _copy(self, block_hash: bytes, block: int) -> bool:

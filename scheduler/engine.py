@@ -80,6 +80,7 @@ class Engine:
 
     def step(self) -> StepOutput:
         """Run one step and return its output, which is empty if there is no work."""
+        self._clear_poisoned_blocks()  # before a plan, which lets the thread of the spill file write to free blocks
         plan = self.scheduler.schedule()
         result = self.run(plan)
         return self.scheduler.commit(plan, result)
@@ -108,7 +109,6 @@ class Engine:
     def _prepare(self, plan: list[ScheduledSequence]) -> None:
         """Do what comes before the computation of a plan."""
         self._announce([scheduled.sequence.request.request_id for scheduled in plan])
-        self._clear_poisoned_blocks()
         if self._grammars is not None:
             self._grammars.end_slow_calls()
 

@@ -20,12 +20,16 @@ def is_out_of_memory(error: BaseException) -> bool:
 def is_device_fault(error: BaseException) -> bool:
     """Return whether an error says that a GPU has failed: then every later call of the process fails, too.
 
-    torch raises AcceleratorError for errors of CUDA itself; libraries above it and Triton raise RuntimeErrors.
+    torch raises AcceleratorError for errors of CUDA itself; libraries above it and Triton raise RuntimeErrors. An error
+    of Triton's own classes is no fault of a request either, and comes again with the next step.
     """
     if is_out_of_memory(error):
         return False
-    return isinstance(error, torch.AcceleratorError) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in _DEVICE_ERRORS)
+    is_triton = type(error).__module__.partition(".")[0] == "triton"  # a kernel that cannot be compiled or launched
+    return (
+        is_triton
+        or isinstance(error, torch.AcceleratorError)
+        or (isinstance(error, RuntimeError) and any(words in str(error) for words in _DEVICE_ERRORS))
     )
 
 

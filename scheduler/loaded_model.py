@@ -30,6 +30,7 @@ from caravan.scheduler.memory_shortage import explained_shortage
 from caravan.scheduler.messages import EngineReady, StartEngine
 from caravan.scheduler.profile import Profile
 from caravan.scheduler.speculation import MAX_ROWS
+from caravan.scheduler.spill_plan import check_spill_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,8 +144,7 @@ def load(start: StartEngine, *, must_fit: bool = False) -> LoadedModel:
     if start.num_threads:
         torch.set_num_threads(start.num_threads)
     device = choose_device(start.device)
-    if start.kv_spill_bytes and device.type != "cpu":
-        raise ValueError("--kv-spill keeps blocks of the CPU's memory; it cannot be combined with a GPU. Remove it.")
+    check_spill_device(start, device)
     checkpoint = open_checkpoint(Path(start.model_path))
     draft_checkpoint = open_draft(Path(start.draft_model_path), checkpoint) if start.draft_model_path else None
     max_model_len = choose_max_model_len(start.limits, checkpoint.config.max_position)

@@ -23,6 +23,7 @@ from caravan.scheduler.memory import free_gpu_memory_bytes, free_memory_bytes, g
 from caravan.scheduler.memory_needs import MemoryNeeds, MemoryPlan, PlanFailed, PlanMemory
 from caravan.scheduler.messages import StartEngine
 from caravan.scheduler.model_costs import model_costs
+from caravan.scheduler.spill_plan import check_spill_device, check_spill_files
 
 BUDGET_SHARE = 0.8  # of the free memory of a machine; the API process and the page cache need the rest
 POOL_SHARE = 0.5  # of a model's equal share of the budget, for its KV pool
@@ -35,7 +36,7 @@ def main() -> None:
 
 
 def plan_memory(question: PlanMemory) -> MemoryPlan | PlanFailed:
-    """Return what each engine needs, or the first one that does not fit into the budget."""
+    """Return what each engine needs, or the first one that does not fit into the budget, or whose spill file cannot."""
     budget_bytes = question.budget_bytes
     needs: list[MemoryNeeds] = []
     for index, start in enumerate(question.starts):
@@ -46,6 +47,12 @@ def plan_memory(question: PlanMemory) -> MemoryPlan | PlanFailed:
         except (ValueError, OSError) as error:
             return PlanFailed(index=index, reason=str(error))
     assert budget_bytes is not None, "there is at least one engine"
+    try:
+        failed = check_spill_files(question.starts)
+    except OSError as error:
+        return PlanFailed(index=0, reason=f"--kv-spill: {error}")
+    if failed is not None:
+        return failed
     return MemoryPlan(budget_bytes=budget_bytes, needs=needs)
 
 
@@ -63,7 +70,9 @@ def memory_needs(start: StartEngine, budget_bytes: int, share_bytes: int) -> Mem
     Without a size of its own the KV pool gets half of the engine's share of the budget, or the room for one request of
     max_model_len tokens if that is more, but not more than the weights leave.
     """
-    is_gpu = choose_device(start.device).type == "cuda"
+    device = choose_device(start.device)
+    check_spill_device(start, device)
+    is_gpu = device.type == "cuda"
     limits = start.limits
     costs = model_costs(
         Path(start.model_path),

@@ -53,7 +53,6 @@ class LaunchedStep:
     record: StepRecord
     pending: Pending | None  # None: it is computed when it is committed
     is_decode: bool  # every sequence computes its last token and gets the next one; nothing is copied
-    is_ahead: bool = False  # planned before the step before it was committed
 
     def are_alive(self) -> list[bool]:
         """Return whether each sequence of the plan is still running, and was not preempted since."""
@@ -72,7 +71,6 @@ class Overlap:
         self._on_failure = on_failure
         self._ahead: LaunchedStep | None = None
         self._has_failed = False
-        self.runs_late = False  # whether the plan that runs at once was made before the last commit
 
     @property
     def ahead(self) -> list[ScheduledSequence]:
@@ -128,7 +126,6 @@ class Overlap:
             else:  # can_schedule has found that no sequence is displaced
                 plan = self.scheduler.schedule(may_displace=False)
             following = self._start(plan, is_decode=is_decode)
-        following.is_ahead = True
         return following if plan else None
 
     def _finish(self, launched: LaunchedStep) -> tuple[list[ScheduledSequence], StepResult]:
@@ -149,7 +146,6 @@ class Overlap:
             self._has_failed = False
             self._on_failure()
         plan = [*compress(launched.plan, launched.are_alive())]
-        self.runs_late = launched.is_ahead
         return plan, self._run(plan)
 
     def _drop_ahead(self) -> None:

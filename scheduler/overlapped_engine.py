@@ -80,6 +80,8 @@ class OverlappedEngine(Engine):
 
     @override
     def step(self) -> StepOutput:
+        if not self._overlap.ahead:  # else its plan uses no poisoned block, but may copy what was in one
+            self._clear_poisoned_blocks()
         return self._overlap.step()
 
     @override
@@ -114,7 +116,6 @@ class OverlappedEngine(Engine):
     def launch(self, plan: list[ScheduledSequence], num_logits: list[int]) -> Pending:
         """Announce a plan, with the number of samples of each sequence, and let the device compute it."""
         self._lap("schedule")
-        self._overlap.runs_late = False
         self._prepare(plan)
         device_steps = self.device_steps
         staged = device_steps.stage(plan, num_logits)
@@ -139,11 +140,6 @@ class OverlappedEngine(Engine):
         known = set(request_ids)
         earlier = [scheduled.sequence.request.request_id for scheduled in self._overlap.ahead]
         super()._announce(request_ids + [request_id for request_id in earlier if request_id not in known])
-
-    @override
-    def _clear_poisoned_blocks(self) -> None:
-        if not self._overlap.runs_late:  # else the plan uses none of them, but may copy what was in one
-            super()._clear_poisoned_blocks()
 
     @override
     def _clear_block(self, block: int) -> None:

@@ -16,6 +16,8 @@ from caravan.scheduler.channel import LENGTH, frame_length
 from caravan.scheduler.message_sender import MessageSender, MessageSenderHandler
 from caravan.scheduler.messages import EngineFailed, StartEngine, ToEngine
 
+logger = logging.getLogger(__name__)
+
 Inbox = queue.SimpleQueue[msgspec.Struct]  # messages of the API process
 
 
@@ -53,6 +55,10 @@ def reported_failures(sender: MessageSender) -> Iterator[None]:
         yield
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         sender.send(EngineFailed(reason=str(error)))
+        sys.exit(1)
+    except Exception as error:  # Triton and the compiler that it starts have classes of their own
+        logger.exception("The engine cannot start.")
+        sender.send(EngineFailed(reason=f"{type(error).__name__}: {error}"))
         sys.exit(1)
 
 

@@ -23,11 +23,11 @@ STUCK_SECONDS = 2.0  # without a block, after which nobody waits for a read any 
 
 @dataclass(eq=False)
 class _Pending:
-    """A read that has not ended, for a sequence."""
+    """A read that the thread has not ended, for a sequence."""
 
     sequence: Sequence
     read: "BlockRead"
-    is_stuck: bool = False
+    is_stuck: bool = False  # it was given up
 
 
 class PrefixReads:
@@ -79,19 +79,23 @@ class PrefixReads:
         finished = self._spill.take_finished() if self._pending else []
         for pending in [one for one in self._pending if one.read in finished]:
             self._pending.remove(pending)
-            self._finish(pending)
-            if pending.read.found and not pending.is_stuck:
-                events.read(pending.sequence, len(pending.read.found) * self._block_size)
+            if not pending.is_stuck:
+                self._finish(pending, events)
         for pending in self._pending:
-            if not pending.is_stuck and self._clock() - pending.read.progressed_at_seconds > STUCK_SECONDS:
-                pending.is_stuck = True  # the thread may still write to the blocks: they stay held
-                self._pool.remove_pending(pending.read.block_hashes)
+            if not pending.is_stuck and self._is_late(pending.read) and self._spill.give_up(pending.read):
+                pending.is_stuck = True  # until the disk answers, nothing else is read
+                self._finish(pending, events)
         return self._spill.take_counts()
 
-    def _finish(self, pending: _Pending) -> None:
+    def _is_late(self, read: "BlockRead") -> bool:
+        """Return whether the thread has done nothing for long; the read may wait behind others."""
+        return self._clock() - max(read.asked_at_seconds, self._spill.progressed_at_seconds) > STUCK_SECONDS
+
+    def _finish(self, pending: _Pending, events: EventLog) -> None:
         read = pending.read
-        if not pending.is_stuck:
-            self._pool.remove_pending(read.block_hashes)
-            for block_hash, block in zip(read.block_hashes, read.blocks[: len(read.found)], strict=False):
-                self._pool.cache_block(block, block_hash)
+        self._pool.remove_pending(read.block_hashes)
+        for block_hash, block in zip(read.block_hashes, read.blocks[: len(read.found)], strict=False):
+            self._pool.cache_block(block, block_hash)
         self._pool.release(read.blocks)
+        if read.found:
+            events.read(pending.sequence, len(read.found) * self._block_size)

@@ -56,4 +56,4 @@ def _open(engine: Engine, start: StartEngine, key: SpillKey, environ: Mapping[st
         path = folder / spill_file_name(key)
         remove_unneeded(folder, model_path, path)
     block_bytes = sum(row.shape[1] for row in engine.kv_cache.block_rows())
-    return SpillFile(path, key, model_path, block_bytes, start.kv_spill_bytes)
+    return SpillFile(path, key, model_path, block_bytes, start.kv_spill_bytes, is_in_cache=not start.kv_spill_path)

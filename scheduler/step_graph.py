@@ -1,5 +1,6 @@
 """Graphs: a decode step recorded once for each size of a ladder, and replayed with the numbers of each step."""
 
+import weakref
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
@@ -36,14 +37,19 @@ def cuda_graph_capture() -> Capture:
     Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
     """
     pool = torch.cuda.graph_pool_handle()
+    graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
 
     def capture(decode: Decode) -> Decode:
+        nonlocal pool
+        if not graphs:  # the first ones, or those of a smaller KV pool: PyTorch may refuse memory whose graphs are gone
+            pool = torch.cuda.graph_pool_handle()
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no types for it
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             decode()  # once before: libraries allocate memory in their first call
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
+        graphs.add(graph)
         with torch.cuda.graph(graph, pool=pool):
             logits = decode()
 

@@ -1,7 +1,8 @@
 """Warm-up of a GPU: everything that requests can make it do is done once before the first of them.
 
-Triton compiles a kernel in its first launch, which takes seconds, and a graph is recorded once. The largest step is
-one of those that run here, so a memory that is too small for it is noticed.
+Triton compiles a kernel in its first launch, which takes seconds, and a graph is recorded once. The step that needs
+most memory runs here, too: as many sequences as fit, and in one of them all tokens that are left. So a memory that is
+too small is noticed now.
 """
 
 from collections.abc import Iterator
@@ -33,8 +34,9 @@ def warm_up(
     The KV pool must be empty: the numbers of its first block change.
     """
     steps.warm_up()
-    for num_tokens in step_sizes(config.max_batch_tokens):
-        plan = [ScheduledSequence(one, one.num_tokens) for one in sequences(num_tokens, config.max_model_len, config)]
+    sizes = step_sizes(config.max_batch_tokens)
+    for made in (most_sequences(config), *(sequences(size, config.max_model_len, config) for size in sizes)):
+        plan = [ScheduledSequence(one, one.num_tokens) for one in made]
         steps.run(steps.stage(plan, [1] * len(plan))).result()
     steps.forget_rows()
     sample_masked(sampler, torch.zeros(1, vocab_size, device=device))
@@ -52,15 +54,25 @@ def step_sizes(max_batch_tokens: int) -> Iterator[int]:
 
 def sequences(num_tokens: int, max_len: int, config: EngineConfig) -> list[Sequence]:
     """Return sequences with num_tokens tokens in all, or as many as a step can have, all in the first block."""
-    params = SamplingParams(seed=0, max_tokens=1, num_logprobs=1)
     made: list[Sequence] = []
     while num_tokens and len(made) < config.max_num_seqs:
-        length = min(num_tokens, max_len)
-        sequence = Sequence.of(Request(request_id=0, prompt_token_ids=[0] * length, params=params))
-        sequence.block_table = [0] * num_blocks_for(length, config.block_size)
-        made.append(sequence)
-        num_tokens -= length
+        made.append(_sequence(min(num_tokens, max_len), config))
+        num_tokens -= made[-1].num_tokens
     return made
+
+
+def most_sequences(config: EngineConfig) -> list[Sequence]:
+    """Return as many sequences as a step can have, all of one token but the last, which has what is left."""
+    num_short = min(config.max_num_seqs, config.max_batch_tokens) - 1
+    lengths = [1] * num_short + [min(config.max_batch_tokens - num_short, config.max_model_len)]
+    return [_sequence(length, config) for length in lengths]
+
+
+def _sequence(length: int, config: EngineConfig) -> Sequence:
+    params = SamplingParams(seed=0, max_tokens=1, num_logprobs=1)
+    sequence = Sequence.of(Request(request_id=0, prompt_token_ids=[0] * length, params=params))
+    sequence.block_table = [0] * num_blocks_for(length, config.block_size)
+    return sequence
 
 
 def sample_masked(sampler: LaunchedSampler, logits: torch.Tensor) -> None:

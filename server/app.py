@@ -89,7 +89,7 @@ def create_app(parts: AppParts) -> FastAPI:
         served.metrics.add_queue_gauge(served.admission.num_queued_tokens)
     if parts.batches is not None:
         parts.batches.connect(
-            LineApp(models, concurrency_limit.bodies).answer,
+            LineApp(models, concurrency_limit.bodies, parts.keys.digests if parts.keys else {}).answer,
             is_ready,
             num_slots=parts.max_batch_lines,
             registry=models.first.metrics.registry,

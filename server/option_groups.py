@@ -134,8 +134,8 @@ class LimitSettings(BaseModel):
     max_wait: float | None = Field(
         None,
         gt=0,
-        description="Maximum expected time in the queue, in seconds. Requests over the limit get status 429. "
-        "Default: no limit.",
+        description="Maximum expected time in the queue, in seconds, without the load of a model. Requests over the "
+        "limit get status 429. Default: no limit.",
     )
     max_inter_token_latency: Seconds | None = Field(
         None,
@@ -185,7 +185,7 @@ class SecuritySettings(BaseModel):
         None,
         repr=False,
         description="API keys, separated by commas; requests must send one. Prefer the variable: other users of the "
-        "machine can see options. Default: no key needed.",
+        "machine can see options. With --batch-folder one at most. Default: no key needed.",
     )
     api_key_file: Path | None = Field(
         None,

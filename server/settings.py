@@ -79,6 +79,11 @@ class Settings(
     def load_keys(self) -> ApiKeys | None:
         """Return the accepted API keys, None if requests need none; raises WrongSettings."""
         keys = [key.strip() for key in (self.api_key or "").split(",") if key.strip()]
+        if self.batch_folder is not None and len(keys) > 1:
+            raise WrongSettings(
+                "--batch-folder keeps files by the names of keys, and those of --api-key change with their places. "
+                "Name the keys in --api-key-file."
+            )
         try:
             found = load_keys(keys, self.api_key_file)
         except (WrongKeys, OSError, UnicodeDecodeError) as error:
@@ -109,9 +114,14 @@ class Settings(
             raise WrongSettings("--kv-spill-path needs --kv-spill, the size of the file. Set both or neither.")
 
     def check_models(self) -> None:
-        """Raise WrongSettings for a budget without models that share it."""
+        """Raise WrongSettings for a budget without models that share it, or one spill file for several models."""
         if self.models is None and self.models_memory is not None:
             raise WrongSettings("--models-memory needs --models. Set both or neither.")
+        if self.models is not None and self.kv_spill_path is not None:
+            raise WrongSettings(
+                "--kv-spill-path is the file of one model and cannot be combined with --models. Remove it: "
+                "each model then has a file of its own in the cache."
+            )
 
     def start_engine(
         self, model_path: Path, draft_model_path: Path | None = None, *, is_shared: bool = False

@@ -19,6 +19,7 @@ from caravan.server.engine.engine_swaps import EngineSwaps
 from caravan.server.engine.listener import EngineListener, EngineListeners
 from caravan.server.engine.swapped_engine import SwappedEngine
 from caravan.server.generation.admission import Admission
+from caravan.server.generation.context import NO_KEY
 from caravan.server.generation.executors import Executors
 from caravan.server.generation.served_model import ServedModel
 from caravan.server.generation.text_model import text_parts
@@ -67,7 +68,8 @@ class SharedParts:
     def open_batches(self) -> None:
         """Open the folder of files and batches, if there is one; raises FolderError."""
         if self.settings.batch_folder is not None:
-            self._batches = Batches(self.settings.batch_folder, self.settings.batch_limits)
+            names = (NO_KEY,) if self.keys is None else self.keys.names
+            self._batches = Batches(self.settings.batch_folder, self.settings.batch_limits, key_names=names)
 
     async def load_text(self, settings: Settings, model_path: Path) -> TextParts:
         """Return the tokenizer and the chat template of a model; raises ValueError or OSError."""

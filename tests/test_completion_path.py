@@ -13,8 +13,8 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
-MAX_MODULES = 91
-MAX_LINES = 10_780  # of all files, docstrings and blank lines included
+MAX_MODULES = 92
+MAX_LINES = 10_850  # of all files, docstrings and blank lines included
 
 
 def test_a_streamed_completion_runs_through_few_modules(tiny_model_path: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from caravan.offline.batch_options import answer_options
 from caravan.offline.engine import LocalEngine
 from caravan.offline.loading import load_model
 from caravan.offline.served_engine import ServedEngine
@@ -67,31 +68,36 @@ def run_batch(settings: Settings, source: Path, output: Path, on_progress: Progr
 
     `on_progress` is called with the numbers of answered, failed and all lines. The answers are those that a server with
     these settings gives. Until the output is complete, they are in a folder beside it.
+    A batch that was begun with another model or other options is refused: its answers would be mixed.
     Raises BatchFileError, FolderError, OSError, RuntimeError if the engine fails, and what `load_model` raises.
     """
     folder_path = journal_of(output)
+    shutil.rmtree(_ended(folder_path), ignore_errors=True)  # of a process that was killed meanwhile
     if output.exists() and not folder_path.exists():
         raise BatchFileError(f"{output} exists. Remove it, or choose another OUTPUT.")
     if not source.is_file():
         raise BatchFileError(f"{source} does not exist or is not a file.")
     if not output.parent.is_dir():
         raise BatchFileError(f"The folder of {output} does not exist.")
+    options = answer_options(settings)
     try:
-        counts = asyncio.run(_run(settings, source, output, on_progress))
+        counts = asyncio.run(_run(settings, options, source, output, on_progress))
     except BatchFileError as error:
         if error.problems:  # the journal has no answers
-            shutil.rmtree(folder_path)
+            _remove(folder_path)
         raise
-    shutil.rmtree(folder_path)
+    _remove(folder_path)
     return counts
 
 
-async def _run(settings: Settings, source: Path, output: Path, on_progress: Progress) -> BatchCounts:
+async def _run(
+    settings: Settings, options: dict[str, str], source: Path, output: Path, on_progress: Progress
+) -> BatchCounts:
     with closing(BatchFolder(journal_of(output))) as folder, closing(Journal(folder.journal)) as journal:
         limits = BatchLimits(_NO_LIMIT, _NO_LIMIT, _NO_LIMIT)
         with closing(FileStore(folder, journal, limits, time.time)) as files:
-            store = BatchStore(journal, time.time)
-            batch = await _begun(store, files, source)
+            store = BatchStore(journal, time.time, files)
+            batch = await _begun(store, files, source, options)
             await _answer_all(settings, store, files, batch, on_progress)
             counts = (await store.get(batch.id)).shown.request_counts
             none = LineError("not_run", "This request was not executed.")
@@ -101,32 +107,47 @@ async def _run(settings: Settings, source: Path, output: Path, on_progress: Prog
     return BatchCounts(counts.total, counts.failed)
 
 
+def _ended(journal: Path) -> Path:
+    return journal.with_name(f"{journal.name}.ended")
+
+
+def _remove(journal: Path) -> None:
+    """Remove a journal; a process that is killed meanwhile leaves nothing that the next one takes for a batch."""
+    journal.rename(_ended(journal))
+    sync_folder(journal.parent)
+    shutil.rmtree(_ended(journal))
+
+
 def _move(path: Path, output: Path) -> None:
     path.replace(output)
     sync_folder(output.parent)
 
 
-async def _begun(store: BatchStore, files: FileStore, source: Path) -> StoredBatch:
-    """Return the batch in the journal, or a new one, with its lines."""
+async def _begun(store: BatchStore, files: FileStore, source: Path, options: dict[str, str]) -> StoredBatch:
+    """Return the batch in the journal, or a new one, with its lines; `options` are those that change answers."""
     unfinished = await store.unfinished()
     if unfinished:
         batch = unfinished[0]
+        journal, begun_with = store.journal.path.parent, batch.shown.metadata or {}
         if await files.run(_digest, source) != await files.run(_digest, files.path_of(batch.shown.input_file_id)):
-            journal = store.journal.path.parent
             raise BatchFileError(f"{journal} has the answers to another INPUT. Remove it to begin again.")
+        if others := ", ".join(flag for flag, value in options.items() if begun_with.get(flag) != value):
+            raise BatchFileError(
+                f"{journal} has answers of another {others}. Use the same again, or remove it to begin again."
+            )
     else:
         part = await files.run(files.new_part)
         await files.run(_copy, source, part.write)
         new = await files.run(part.complete)
         await files.add(NO_KEY, new, source.name, "batch")
-        batch = await store.create(NO_KEY, new.id, _ANY_ENDPOINT, {}, expires=False)
+        batch = await store.create(NO_KEY, new.id, _ANY_ENDPOINT, options, expires=False)
     if batch.shown.status == "validating":
         path = files.path_of(batch.shown.input_file_id)
         checked = await files.run(check_lines, path, None, files.limits)
         if checked.errors:
             await store.fail(batch.id, checked.errors)
             raise BatchFileError(f"{source} cannot be used as a batch.", checked.errors)
-        await store.begin(batch.id, checked.lines)
+        await store.begin(batch, checked.lines)
         batch = await store.get(batch.id)
     return batch
 
@@ -152,7 +173,7 @@ async def _answer_all(
     try:
         engine = ServedEngine(local)
         served = _served(settings, local, model, engine)
-        app = LineApp(ServedModels([served]), BodyMemory(_NO_LIMIT))
+        app = LineApp(ServedModels([served]), BodyMemory(_NO_LIMIT), {})
         slots = Slots(local.report.config.max_num_seqs)
         lines = LineRuns(store, files, slots, app.answer, lambda: engine.is_ready, RETRY_SECONDS)
         path = files.path_of(batch.shown.input_file_id)

@@ -23,6 +23,7 @@ class LineAnswer:
     status_code: int
     request_id: str
     body: bytes  # JSON
+    is_final: bool = True  # False: a limit, or no engine was there for the line; it says nothing about it
     id: str = field(default_factory=lambda: f"batch_req_{uuid.uuid4().hex}")
 
 

@@ -3,19 +3,23 @@
 import json
 import sqlite3
 import uuid
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import msgspec
 
 from caravan.server.batches.answer import LineAnswer
-from caravan.server.batches.file_store import NewFile, insert_file, rows_of_page
+from caravan.server.batches.file_store import OPEN_STATUSES, FileStore, NewFile, insert_file, rows_of_page
 from caravan.server.batches.input_lines import InputLine
 from caravan.server.batches.journal import Journal
 from caravan.server.batches.objects import BatchError, BatchErrors, BatchObject, BatchStatus, RequestCounts
 from caravan.server.batches.page import Page
+from caravan.server.batches.settings import BatchLimits
 from caravan.server.http.errors import ApiError, invalid, shown
 
 WINDOW_SECONDS = 24 * 3600
+_ROW_BYTES = 192  # of a line in the journal, without its custom_id and its answer
+_RETRY_SECONDS = 60  # after a batch over the limit
 _TIMES = (
     *("created_at", "in_progress_at", "expires_at", "finalizing_at", "completed_at"),
     *("failed_at", "expired_at", "cancelling_at", "cancelled_at"),
@@ -41,15 +45,22 @@ class BatchStore:
     any time leaves a status from which another one can continue.
     """
 
-    def __init__(self, journal: Journal, clock: Callable[[], float]) -> None:
-        """`clock` returns the seconds since 1970."""
+    def __init__(self, journal: Journal, clock: Callable[[], float], files: FileStore) -> None:
+        """`clock` returns the seconds since 1970; `files` has the limits, and counts what the journal takes, too."""
         self.journal = journal
         self._clock = clock
+        self._files = files
+        self._num_bytes: Counter[str] = Counter()  # of lines and answers, by batch
+        for batch_id, key_name, num_bytes in journal.run_now(_sizes):
+            self._count(batch_id, key_name, num_bytes)
 
     async def create(
         self, key_name: str, input_file_id: str, endpoint: str, metadata: dict[str, str], *, expires: bool = True
     ) -> StoredBatch:
-        """Store a new batch, with the status validating; raises ApiError if the key has no such input file."""
+        """Store a new batch, with the status validating, and forget the key's oldest ended ones over the limit.
+
+        Raises ApiError 400 if the key has no such input file, 429 if it has too many batches that have not ended.
+        """
         batch_id, created_at = f"batch_{uuid.uuid4().hex}", int(self._clock())
 
         def create(db: sqlite3.Connection) -> StoredBatch:
@@ -60,6 +71,7 @@ class BatchStore:
                 raise invalid(f"`input_file_id` is {shown(input_file_id)}; there is no such file.", "input_file_id")
             if file["purpose"] != "batch":
                 raise invalid("The file of `input_file_id` does not have the purpose `batch`.", "input_file_id")
+            _make_room(db, key_name, self._files.limits)
             db.execute(
                 "INSERT INTO batches (id, key_name, endpoint, input_file_id, status, metadata, created_at, expires_at) "
                 "VALUES (?, ?, ?, ?, 'validating', ?, ?, ?)",
@@ -91,8 +103,7 @@ class BatchStore:
 
     async def unfinished(self) -> list[StoredBatch]:
         """Return the batches of all keys that have not ended, oldest first."""
-        statuses = "('validating', 'in_progress', 'finalizing', 'cancelling')"
-        query = f"SELECT * FROM batches WHERE status IN {statuses} ORDER BY number"  # noqa: S608
+        query = f"SELECT * FROM batches WHERE status IN {OPEN_STATUSES} ORDER BY number"  # noqa: S608  # ours
         return await self.journal.run(lambda db: [_stored(row) for row in db.execute(query)])
 
     async def cancel(self, key_name: str, batch_id: str) -> BatchObject:
@@ -119,42 +130,55 @@ class BatchStore:
 
         await self.journal.run(fail)
 
-    async def begin(self, batch_id: str, lines: Sequence[InputLine]) -> None:
-        """Store the lines of a batch that can run now, unless it was cancelled meanwhile."""
+    async def begin(self, batch: StoredBatch, lines: Sequence[InputLine]) -> None:
+        """Store the lines of a batch that can run now, unless it was cancelled meanwhile; it fails without room."""
         now = int(self._clock())
 
-        def begin(db: sqlite3.Connection) -> None:
-            if _move(db, batch_id, ("validating",), "in_progress", now):
-                db.execute("UPDATE batches SET num_lines = ? WHERE id = ?", (len(lines), batch_id))
-                db.executemany(
-                    "INSERT INTO lines (batch_id, number, custom_id, start, num_bytes) VALUES (?, ?, ?, ?, ?)",
-                    ((batch_id, *line) for line in lines),
-                )
+        def begin(db: sqlite3.Connection) -> int:
+            if not _move(db, batch.id, ("validating",), "in_progress", now):
+                return 0
+            db.execute("UPDATE batches SET num_lines = ? WHERE id = ?", (len(lines), batch.id))
+            db.executemany(
+                "INSERT INTO lines (batch_id, number, custom_id, start, num_bytes) VALUES (?, ?, ?, ?, ?)",
+                ((batch.id, *line) for line in lines),
+            )
+            return num_bytes
 
-        await self.journal.run(begin)
+        num_bytes = sum(_ROW_BYTES + len(line.custom_id.encode()) for line in lines)
+        try:
+            self._files.reserve(batch.key_name, num_bytes)
+        except ApiError as full:
+            return await self.fail(batch.id, [BatchError(code="batch_folder_full", line=None, message=full.message)])
+        try:
+            self._count(batch.id, batch.key_name, await self.journal.run(begin))
+        finally:
+            self._files.release(batch.key_name, num_bytes)
 
-    async def unanswered(self, batch_id: str) -> list[InputLine]:
-        """Return the lines that have no response yet, in their order."""
+    async def unanswered(self, batch_id: str, limit: int = -1) -> list[InputLine]:
+        """Return the lines that have no response yet, in their order: the first `limit`, or all."""
         query = (
             "SELECT number, custom_id, start, num_bytes FROM lines "
-            "WHERE batch_id = ? AND status_code IS NULL ORDER BY number"
+            "WHERE batch_id = ? AND status_code IS NULL ORDER BY number LIMIT ?"
         )
-        return await self.journal.run(lambda db: [InputLine(*row) for row in db.execute(query, (batch_id,))])
+        return await self.journal.run(lambda db: [InputLine(*row) for row in db.execute(query, (batch_id, limit))])
 
     async def answer(self, batch_id: str, number: int, answer: LineAnswer) -> None:
         """Store the response to a line and count it, in one transaction; only the first one of a line is stored."""
         count = "num_completed" if answer.status_code == 200 else "num_failed"
 
-        def store(db: sqlite3.Connection) -> None:
+        def store(db: sqlite3.Connection) -> str | None:
             stored = db.execute(
                 "UPDATE lines SET status_code = ?, id = ?, request_id = ?, body = ? "
                 "WHERE batch_id = ? AND number = ? AND status_code IS NULL",
                 (answer.status_code, answer.id, answer.request_id, answer.body, batch_id, number),
             )
-            if stored.rowcount:
-                db.execute(f"UPDATE batches SET {count} = {count} + 1 WHERE id = ?", (batch_id,))  # noqa: S608
+            if not stored.rowcount:
+                return None
+            db.execute(f"UPDATE batches SET {count} = {count} + 1 WHERE id = ?", (batch_id,))  # noqa: S608
+            return str(_row(db, batch_id)["key_name"])
 
-        await self.journal.run(store)
+        if (key_name := await self.journal.run(store)) is not None:
+            self._count(batch_id, key_name, len(answer.body))
 
     async def finalize(self, batch_id: str) -> None:
         """Set the status finalizing, unless the batch was cancelled meanwhile."""
@@ -181,6 +205,45 @@ class BatchStore:
             assert is_moved, "only its own task ends a batch"
 
         await self.journal.run(end)
+        self._files.release(batch.key_name, self._num_bytes.pop(batch.id, 0))
+
+    def _count(self, batch_id: str, key_name: str, num_bytes: int) -> None:
+        """Count bytes in the journal that leave it at the end of a batch."""
+        self._num_bytes[batch_id] += num_bytes
+        self._files.count(key_name, num_bytes)
+
+
+def _sizes(db: sqlite3.Connection) -> list[tuple[str, str, int]]:
+    """Return the batches that have lines in the journal, with their keys and bytes."""
+    rows = db.execute(
+        "SELECT batch_id, key_name, SUM(? + length(CAST(custom_id AS BLOB)) + ifnull(length(body), 0)) "
+        "FROM lines JOIN batches ON batches.id = batch_id GROUP BY batch_id",
+        (_ROW_BYTES,),
+    )
+    return [(batch_id, key_name, num_bytes) for batch_id, key_name, num_bytes in rows]
+
+
+def _make_room(db: sqlite3.Connection, key_name: str, limits: BatchLimits) -> None:
+    """Forget the oldest ended batches of a key over the limit; raises ApiError 429 if too many have not ended."""
+    (num_open,) = db.execute(
+        f"SELECT count(*) FROM batches WHERE key_name = ? AND status IN {OPEN_STATUSES}",  # noqa: S608
+        (key_name,),
+    ).fetchone()
+    if num_open >= limits.max_open_batches:
+        raise ApiError(
+            429,
+            f"{num_open} batches have not ended; the limit is {limits.max_open_batches} (--batch-max-open). Wait for "
+            "the end of one, or cancel one.",
+            kind="rate_limit_error",
+            code="too_many_batches",
+            retry_after=_RETRY_SECONDS,
+        )
+    ended = f"key_name = ? AND status NOT IN {OPEN_STATUSES}"
+    db.execute(
+        f"DELETE FROM batches WHERE {ended} AND number NOT IN "  # noqa: S608
+        f"(SELECT number FROM batches WHERE {ended} ORDER BY number DESC LIMIT ?)",
+        (key_name, key_name, limits.max_kept_batches),
+    )
 
 
 def _move(db: sqlite3.Connection, batch_id: str, before: Sequence[str], after: str, now: int) -> bool:

@@ -1,7 +1,7 @@
 """Batches: the folder, the stores and the runner of a server's files and batches."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -15,6 +15,7 @@ from caravan.server.batches.line_runs import Answer, LineRuns
 from caravan.server.batches.runner import CLOCK_SECONDS, RETRY_SECONDS, BatchRunner
 from caravan.server.batches.settings import BatchLimits
 from caravan.server.batches.slots import Slots
+from caravan.server.generation.context import NO_KEY
 
 LINE_RETRY_SECONDS = 1.0
 
@@ -27,20 +28,26 @@ class Batches:
         path: Path,
         limits: BatchLimits,
         *,
+        key_names: Collection[str] = (NO_KEY,),
         clock: Callable[[], float] = time.time,
         clock_seconds: float = CLOCK_SECONDS,
         retry_seconds: float = RETRY_SECONDS,
     ) -> None:
-        """Open the folder; raises FolderError. `clock` returns the seconds since 1970, looked at in such intervals."""
+        """Open the folder; raises FolderError.
+
+        Batches of other keys than `key_names` wait. `clock` returns the seconds since 1970, looked at every
+        `clock_seconds`.
+        """
         self._folder = BatchFolder(path)
         try:
             self.journal = Journal(self._folder.journal)
         except BaseException:
             self._folder.close()
             raise
+        self._key_names = frozenset(key_names)
         self._clock, self._clock_seconds, self._retry_seconds = clock, clock_seconds, retry_seconds
         self.files = FileStore(self._folder, self.journal, limits, clock)
-        self.batches = BatchStore(self.journal, clock)
+        self.batches = BatchStore(self.journal, clock, self.files)
         self.runner: BatchRunner | None = None
 
     def connect(
@@ -62,6 +69,7 @@ class Batches:
             self.files,
             lines,
             batch_metrics,
+            self._key_names,
             self._clock,
             clock_seconds=self._clock_seconds,
             retry_seconds=self._retry_seconds,

@@ -20,7 +20,7 @@ from caravan.server.generation.fair_share import has_room
 from caravan.server.http.errors import ApiError, invalid, shown
 
 _NUM_THREADS = 2
-_OPEN_STATUSES = ("validating", "in_progress", "finalizing", "cancelling")
+OPEN_STATUSES = ("validating", "in_progress", "finalizing", "cancelling")  # of a batch that has not ended
 
 Args = ParamSpec("Args")
 Result = TypeVar("Result")
@@ -50,7 +50,7 @@ class FileStore:
         self._threads = ThreadPoolExecutor(_NUM_THREADS, "batch-files")
         rows = journal.run_now(lambda db: db.execute("SELECT id, key_name, num_bytes FROM files").fetchall())
         folder.remove_all_but({row["id"] for row in rows})
-        self.bytes_of_key: Counter[str] = Counter()  # with those of uploads that are not complete
+        self.bytes_of_key: Counter[str] = Counter()  # with those of incomplete uploads and of lines in the journal
         for row in rows:
             self.bytes_of_key[row["key_name"]] += row["num_bytes"]
 
@@ -108,10 +108,10 @@ class FileStore:
 
         def delete(db: sqlite3.Connection) -> int:
             num_bytes: int = _row(db, key_name, file_id)["num_bytes"]
-            marks = ", ".join("?" * len(_OPEN_STATUSES))
+            marks = ", ".join("?" * len(OPEN_STATUSES))
             batch = db.execute(
                 f"SELECT id FROM batches WHERE input_file_id = ? AND status IN ({marks})",  # noqa: S608
-                (file_id, *_OPEN_STATUSES),
+                (file_id, *OPEN_STATUSES),
             ).fetchone()
             if batch is not None:
                 raise invalid(f"The batch {batch['id']} needs this file. Cancel it, or wait for its end.", "file_id")

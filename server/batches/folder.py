@@ -2,10 +2,12 @@
 
 import fcntl
 import os
+import re
 from pathlib import Path
 
 _OTHERS = 0o077  # permissions of the group and of others
 _PART = ".part"  # the suffix of a file that is being written
+_OURS = re.compile(r"file-[0-9a-f]{32}(?:\.part)?")  # names that this class gives
 
 
 class FolderError(ValueError):
@@ -24,7 +26,10 @@ class BatchFolder:
         self._lock = -1
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if path.stat().st_mode & _OTHERS:
+            status = path.stat()
+            if status.st_uid != os.geteuid():  # who owns it can read it, also under a server of root's
+                raise FolderError(f"Another user owns the batch folder {path}. Run as that user, or change its owner.")
+            if status.st_mode & _OTHERS:
                 raise FolderError(f"Other users can read the batch folder {path}. Set its mode to 0700.")
             self._files = path / "files"
             self._files.mkdir(mode=0o700, exist_ok=True)
@@ -64,9 +69,9 @@ class BatchFolder:
         self.part_of(file_id).unlink(missing_ok=True)
 
     def remove_all_but(self, file_ids: set[str]) -> None:
-        """Remove what a process that ended early left behind."""
+        """Remove what a process that ended early left behind; files with names of another kind are not ours."""
         for path in self._files.iterdir():
-            if path.name not in file_ids:
+            if path.name not in file_ids and _OURS.fullmatch(path.name):
                 path.unlink()
 
     def close(self) -> None:

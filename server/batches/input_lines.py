@@ -11,11 +11,14 @@ import msgspec
 from caravan.server.batches.objects import BatchError, Endpoint
 from caravan.server.batches.settings import BatchLimits
 from caravan.server.http.body import parse_json
+from caravan.server.http.body_memory import SMALL_BYTES
 from caravan.server.http.errors import ApiError, shown
+from caravan.server.http.json_scan import WrongJson, scan_json
 
 MAX_ERRORS = 100  # that are reported
 MAX_CUSTOM_ID = 512  # characters
 _FIELDS = ("custom_id", "method", "url", "body")
+_MAX_FIELD = 8192  # bytes of a field of a long line, except `body`; a custom_id in escapes is shorter
 
 
 class InputLine(NamedTuple):
@@ -112,9 +115,10 @@ def _custom_id(line: bytes, endpoint: str | None, max_bytes: int) -> str:
     if len(line) > max_bytes:
         raise _Problem("line_too_long", f"The line has more than {max_bytes} bytes, the limit.")
     try:
-        value = parse_json(line)
-    except ApiError as error:
-        message = error.message.replace("The body", "The line").replace("the body", "the line")
+        value = parse_json(line) if len(line) < SMALL_BYTES else _decode_long(line)
+    except (ApiError, WrongJson) as error:
+        text = error.message if isinstance(error, ApiError) else str(error)
+        message = text.replace("The body", "The line").replace("the body", "the line")
         raise _Problem("invalid_json_line", message) from None
     if not isinstance(value, dict):
         raise _Problem("invalid_json_line", f"The line is {shown(value)}; it must be an object.")
@@ -138,6 +142,37 @@ def _custom_id(line: bytes, endpoint: str | None, max_bytes: int) -> str:
         raise _Problem("invalid_url", f"`url` is {shown(url)}; it must be {' or '.join(allowed)}.", "url")
     _check_body(body)
     return custom_id
+
+
+def _decode_long(line: bytes) -> dict[str, Any]:
+    """Return the fields of a long line, of `body` only `stream`: objects for all of it would take 30 times its bytes.
+
+    Raises WrongJson or _Problem. A decoder holds the GIL, and so the event loop, until it has them all.
+    """
+    fields = scan_json(line)
+    if fields is None:
+        raise _Problem("invalid_json_line", "The line is a list or a text; it must be an object.")
+    value: dict[str, Any] = {}
+    for name, span in fields.items():
+        text = line[span.start : span.end].strip()
+        if name == "body" and text.startswith(b"{"):
+            stream = msgspec.json.decode(text, type=_Streamed).stream
+            value[name] = {} if stream is msgspec.UNSET else {"stream": _is_true(bytes(stream))}
+        elif name in _FIELDS and len(text) > _MAX_FIELD:
+            raise _Problem("invalid_json_line", f"`{name}` has more than {_MAX_FIELD} bytes and is no object.", name)
+        else:
+            value[name] = msgspec.json.decode(text) if name in _FIELDS else None
+    return value
+
+
+class _Streamed(msgspec.Struct):
+    """The field of a body that a line cannot have."""
+
+    stream: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+def _is_true(text: bytes) -> bool:
+    return len(text) > _MAX_FIELD or bool(msgspec.json.decode(text))
 
 
 def _check_body(body: Any) -> None:

@@ -2,12 +2,16 @@
 
 import asyncio
 import uuid
+from collections.abc import Mapping
 
 from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import Message, Scope
 
 from caravan.server.batches.answer import LineAnswer
-from caravan.server.generation.context import SCOPE_KEY_NAME, SCOPE_REQUEST_ID, SCOPE_URGENCY
+from caravan.server.engine.output_queue import EngineUnavailable, ModelLoadFailed
+from caravan.server.generation.context import NO_KEY, SCOPE_KEY_DIGEST, SCOPE_KEY_NAME, SCOPE_REQUEST_ID, SCOPE_URGENCY
 from caravan.server.generation.served_models import ServedModels
 from caravan.server.http.body_memory import SCOPE_BODY, BodyMemory
 from caravan.server.http.errors import add_error_handlers, as_api_error
@@ -18,6 +22,7 @@ from caravan.server.openai.embeddings import embeddings_router
 from caravan.server.openai.responses import responses_router
 
 LINE_URGENCY = 1  # after all requests of clients that wait
+_SCOPE_NO_ENGINE = "caravan.no_engine"  # ASGI scope: set if there was no engine for the line
 
 
 class LineApp:
@@ -26,13 +31,16 @@ class LineApp:
     Validation, generation and the bytes of a response are those of an HTTP request.
     """
 
-    def __init__(self, models: ServedModels, bodies: BodyMemory) -> None:
-        """`bodies` is the memory of the bodies of all requests."""
+    def __init__(self, models: ServedModels, bodies: BodyMemory, key_digests: Mapping[str, str]) -> None:
+        """`bodies` is the memory of the bodies of all requests. `key_digests` are those of API keys, by name."""
         self._bodies = bodies
+        self._key_digests = key_digests
         self._app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
         for router in (completions_router, chat_router, responses_router, embeddings_router):
             self._app.include_router(router(models))
         add_error_handlers(self._app)
+        for kind in (EngineUnavailable, ModelLoadFailed):
+            self._app.add_exception_handler(kind, _respond_without_engine)
 
     async def answer(self, key_name: str, path: str, body: bytes) -> LineAnswer:
         """Return the response to a POST of a JSON body; a task that is cancelled aborts its generation."""
@@ -53,6 +61,8 @@ class LineApp:
             "client": None,
             "server": None,
             SCOPE_KEY_NAME: key_name,
+            # A key that is there no more shares cached prefixes with nobody.
+            SCOPE_KEY_DIGEST: NO_KEY if key_name == NO_KEY else self._key_digests.get(key_name, request_id),
             SCOPE_REQUEST_ID: request_id,
             SCOPE_URGENCY: LINE_URGENCY,
             SCOPE_BODY: reservation,
@@ -79,4 +89,10 @@ class LineApp:
             return LineAnswer(response.status_code, request_id, bytes(response.body))
         finally:
             reservation.release()
-        return LineAnswer(status, request_id, bytes(written))
+        is_final = status != 429 and _SCOPE_NO_ENGINE not in scope
+        return LineAnswer(status, request_id, bytes(written), is_final)
+
+
+async def _respond_without_engine(request: Request, error: Exception) -> Response:
+    request.scope[_SCOPE_NO_ENGINE] = True
+    return as_api_error(error).response()

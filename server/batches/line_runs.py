@@ -13,7 +13,8 @@ from caravan.server.batches.file_store import FileStore
 from caravan.server.batches.input_lines import InputLine, read_line
 from caravan.server.batches.slots import Slots
 
-MAX_UNAVAILABLE = 3  # responses 503 to a line while the engine is ready, of which the last one counts
+MAX_UNAVAILABLE = 3  # responses 503 to a line whose engine ended while it ran, of which the last one counts
+MAX_PAUSE_SECONDS = 30.0  # between two tries of a line that has no engine; they become longer
 READY_SECONDS = 0.1  # between two looks at an engine that is not ready
 
 Answer = Callable[[str, str, bytes], Awaitable[LineAnswer]]  # of a key name, a path and a body
@@ -25,6 +26,7 @@ class LineRuns:
     """Runs lines, as many at a time as there are slots.
 
     A response is in the journal before it counts. A line without one, for whatever reason, runs again the next time.
+    A line that waits for a limit or an engine has no slot meanwhile: those of other keys and models go on.
     """
 
     def __init__(
@@ -48,31 +50,35 @@ class LineRuns:
         self, batch_id: str, key_name: str, input_path: Path, lines: list[InputLine], on_end: Callable[[int], None]
     ) -> None:
         """Run lines to their ends; `on_end` is called with the status of each. Raises OSError (the input file)."""
+        begun = asyncio.Semaphore(self._slots.num_slots)  # also those that wait for a slot or for another try
         try:
             async with asyncio.TaskGroup() as group:
                 for line in lines:
-                    await self._slots.take(key_name)
+                    await begun.acquire()
                     task = group.create_task(self._run(batch_id, key_name, input_path, line, on_end))
-                    task.add_done_callback(lambda _: self._slots.release(key_name))
+                    task.add_done_callback(lambda _: begun.release())
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
 
     async def _run(
         self, batch_id: str, key_name: str, path: Path, line: InputLine, on_end: Callable[[int], None]
     ) -> None:
-        line_request = await self._files.run(read_line, path, line.start, line.num_bytes)
-        num_unavailable = 0
+        num_unavailable, pause_seconds = 0, self._retry_seconds
         while True:
-            while not self._is_ready():  # noqa: ASYNC110  # it is a function of several parts
-                await asyncio.sleep(READY_SECONDS)
-            answer = await self._answer(key_name, line_request.url, bytes(line_request.body))
-            # A limit of the server or a new engine is no fault of the line; a line that ends every engine is.
-            num_unavailable += answer.status_code == 503
-            if answer.status_code != 429 and (answer.status_code != 503 or num_unavailable == MAX_UNAVAILABLE):
-                break
-            await asyncio.sleep(self._retry_seconds)
-        await self._keep_trying(partial(self._store.answer, batch_id, line.number, answer))
-        on_end(answer.status_code)
+            async with self._slots.one_for(key_name):
+                line_request = await self._files.run(read_line, path, line.start, line.num_bytes)
+                while not self._is_ready():  # noqa: ASYNC110  # it is a function of several parts
+                    await asyncio.sleep(READY_SECONDS)
+                answer = await self._answer(key_name, line_request.url, bytes(line_request.body))
+                # A limit of the server or a missing engine is no fault of the line; a line that ends every engine is.
+                num_unavailable += answer.is_final and answer.status_code == 503
+                if answer.is_final and (answer.status_code != 503 or num_unavailable == MAX_UNAVAILABLE):
+                    await self._keep_trying(partial(self._store.answer, batch_id, line.number, answer))
+                    on_end(answer.status_code)
+                    return
+            await asyncio.sleep(pause_seconds)
+            if answer.status_code == 503:
+                pause_seconds = min(2 * pause_seconds, MAX_PAUSE_SECONDS)
 
     async def _keep_trying(self, store: Callable[[], Awaitable[None]]) -> None:
         """Store an answer, also if the disk is full for a while: it was expensive."""

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from functools import partial
 
 from caravan.server.batches.answer import LineError, Part, write_answers
@@ -16,6 +16,7 @@ from caravan.server.batches.objects import BatchStatus
 
 CLOCK_SECONDS = 1.0  # between two looks at the time when a batch expires
 RETRY_SECONDS = 5.0  # after the folder could not be read or written
+PAGE_LINES = 4096  # of a batch, in memory
 
 EXPIRED = LineError("batch_expired", "This request could not be executed before the completion window expired.")
 CANCELLED = LineError("batch_cancelled", "This request was not executed because the batch was cancelled.")
@@ -35,16 +36,18 @@ class BatchRunner:
         files: FileStore,
         lines: LineRuns,
         metrics: BatchMetrics,
+        key_names: Set[str],
         clock: Callable[[], float],
         *,
         clock_seconds: float = CLOCK_SECONDS,
         retry_seconds: float = RETRY_SECONDS,
     ) -> None:
-        """`clock` returns the seconds since 1970."""
+        """`key_names` are those whose lines may run; `clock` returns the seconds since 1970."""
         self._store = store
         self._files = files
         self._lines = lines
         self._metrics = metrics
+        self._key_names = key_names
         self._clock = clock
         self._clock_seconds = clock_seconds
         self._retry_seconds = retry_seconds
@@ -95,7 +98,7 @@ class BatchRunner:
             if checked.errors:
                 await self._store.fail(batch_id, checked.errors)
             else:
-                await self._store.begin(batch_id, checked.lines)
+                await self._store.begin(batch, checked.lines)
             batch = await self._store.get(batch_id)
         if batch.shown.status == "in_progress":
             if await self._run_lines(batch):
@@ -109,11 +112,9 @@ class BatchRunner:
 
     async def _run_lines(self, batch: StoredBatch) -> bool:
         """Run the lines that have no response; return False if the batch expired or was cancelled before their ends."""
-        pending = await self._store.unanswered(batch.id)
-        self._metrics.begin(batch.id, len(pending))
-        path = self._files.path_of(batch.shown.input_file_id)
-        count = partial(self._metrics.count_line, batch.id)
-        running = asyncio.create_task(self._lines.run(batch.id, batch.key_name, path, pending, count))
+        counts = batch.shown.request_counts
+        self._metrics.begin(batch.id, counts.total - counts.completed - counts.failed)
+        running = asyncio.create_task(self._run_pages(batch))
         stopping = asyncio.create_task(self._stopped(batch))
         try:
             await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -125,6 +126,15 @@ class BatchRunner:
             running.cancel()
             stopping.cancel()
             await asyncio.gather(running, stopping, return_exceptions=True)
+
+    async def _run_pages(self, batch: StoredBatch) -> None:
+        if batch.key_name not in self._key_names:
+            logger.warning("The batch %s waits: the server has no key %r.", batch.id, batch.key_name)
+            await asyncio.Event().wait()  # until it expires
+        path = self._files.path_of(batch.shown.input_file_id)
+        count = partial(self._metrics.count_line, batch.id)
+        while pending := await self._store.unanswered(batch.id, PAGE_LINES):
+            await self._lines.run(batch.id, batch.key_name, path, pending, count)
 
     async def _stopped(self, batch: StoredBatch) -> None:
         """Return when a batch expires or is cancelled."""

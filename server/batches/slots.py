@@ -2,12 +2,15 @@
 
 import asyncio
 from collections import Counter, deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 
 class Slots:
     """A number of slots; a free one goes to the key that has the fewest, and within a key to who waits longest."""
 
     def __init__(self, num_slots: int) -> None:
+        self.num_slots = num_slots
         self._num_free = num_slots
         self._num_taken: Counter[str] = Counter()  # by key
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # by key, none is empty
@@ -30,6 +33,15 @@ class Slots:
             else:
                 self._forget(key_name, granted)
             raise
+
+    @asynccontextmanager
+    async def one_for(self, key_name: str) -> AsyncIterator[None]:
+        """Wait for a slot of a key, and have it within the block."""
+        await self.take(key_name)
+        try:
+            yield
+        finally:
+            self.release(key_name)
 
     def release(self, key_name: str) -> None:
         """Give a slot back."""

@@ -27,7 +27,7 @@ from caravan.server.engine.in_flight import InFlightRequest, InFlightRequests
 from caravan.server.engine.listener import EngineListener
 from caravan.server.engine.output_queue import EngineDied, EngineUnavailable, OutputQueue
 from caravan.server.engine.process import ENGINE_PROGRAM, EngineProcess, EngineStartFailed
-from caravan.server.engine.standby import Standby, log_message
+from caravan.server.engine.standby import Standby
 
 READY_SILENCE_SECONDS = 2.0  # an engine sends a heartbeat twice a second, also during a step
 HANG_SECONDS = 10.0  # without a heartbeat, after which the engine is restarted
@@ -68,12 +68,12 @@ class EngineClient:
 
         With a `standby_program`, a standby that runs it is kept from then on. Log lines carry the `name` of the model.
         """
-        self.on_demand: Callable[[], None] | None = None
+        self.on_demand: Callable[[Request], None] | None = None
         self.listener = EngineListener()
         self.config: EngineConfig  # set by `ready`
         self.standby: Standby | None = None
         if standby_program is not None:
-            self.standby = Standby(lambda: EngineProcess(self._start, log_message, standby_program))
+            self.standby = Standby(lambda on_message: EngineProcess(self._start, on_message, standby_program), name)
         self._start = start
         self._program = program
         self._hang_seconds = hang_seconds
@@ -171,7 +171,7 @@ class EngineClient:
         if not self.is_ready:
             raise EngineUnavailable
         if self.on_demand is not None:
-            self.on_demand()
+            self.on_demand(request)
         outputs = OutputQueue(next(self._request_ids), self._abort)
         request = msgspec.structs.replace(request, request_id=outputs.request_id)
         in_flight = InFlightRequest(request, outputs, crash_group or -outputs.request_id)

@@ -4,14 +4,17 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 
+from caravan.scheduler.messages import Request
 from caravan.server.engine.process import EngineEndedEarly, EngineStartFailed
 from caravan.server.engine.swapped_engine import SwappedEngine
 
 WAITING_PERIOD_SECONDS = 0.05  # between two checks while requests wait for an engine
 IDLE_PERIOD_SECONDS = 0.5  # between two checks otherwise
+MIN_TIMEOUT_SECONDS = 600.0  # after which a load counts as failed, or after many times the expected time
+TIMEOUT_FACTOR = 20
 MAX_LOADS = 3  # in a row whose process was killed, after which the requests of the model fail
 
 logger = logging.getLogger(__name__)
@@ -24,6 +27,9 @@ class EngineSwaps:
     used idle engines are put to sleep. An engine with running requests never is. If the idle ones are not enough, and
     both the first one has waited and a busy one has been loaded for a turn (SwappedEngine.turn_seconds), new requests
     of the busy one wait until after the swap: its running requests end, then it sleeps.
+
+    Engines whose requests are all lines of batches are served after the others, only take the memory of engines without
+    clients, and that of an idle one after a turn. They make room for a client without a turn.
     """
 
     def __init__(self, engines: Sequence[SwappedEngine], budget_bytes: int | None = None) -> None:
@@ -64,6 +70,7 @@ class EngineSwaps:
         if engine.is_resident and not engine.is_changing and not engine.client.is_postponing:
             return 0.0
         before = [other for other in self._waiting() if other is not engine and _since(other) <= _since(engine)]
+        before = [other for other in before if other.has_clients]
         busy = [other for other in self.engines if other.is_resident and not other.is_idle and other is not engine]
         seconds = engine.load_seconds + sum(other.load_seconds for other in before)
         if sum(other.need_bytes for other in (*before, *busy, engine)) > self.budget_bytes:
@@ -72,11 +79,12 @@ class EngineSwaps:
             seconds += engine.drain_seconds()
         return seconds
 
-    def _on_demand(self, engine: SwappedEngine) -> None:
+    def _on_demand(self, engine: SwappedEngine, request: Request) -> None:
         """Handle a new request, which is in the client's queue when the next check runs; raises ModelLoadFailed."""
         engine.check_load()
         if engine.client.state != "loaded" or engine.client.is_postponing:
-            if engine.waits_since_seconds is None:
+            is_first_client = request.urgency <= 0 and not engine.has_clients  # what lines have waited is not its time
+            if engine.waits_since_seconds is None or is_first_client:
                 engine.waits_since_seconds = time.monotonic()
             self._changed.set()
 
@@ -102,17 +110,20 @@ class EngineSwaps:
             if not len(engine.client.requests):
                 engine.waits_since_seconds = None  # their clients have left
         waiting = self._waiting()
-        if not waiting:
+        is_for_client = any(engine.has_clients for engine in waiting)
+        if not waiting or (not is_for_client and any(engine.has_clients for engine in self._leaving)):
             self._release()
         for engine in waiting:
             if not self._has_room(engine, now):
                 return  # those after it wait, too: they could take its memory again and again
             self._release()
-            self._change(engine, self._load(engine))
+            engine.began_loading_seconds = now
+            self._change(engine, self._load)
 
     def _waiting(self) -> list[SwappedEngine]:
-        """Return the engines that have requests and no process, in order of their oldest request."""
-        return sorted((engine for engine in self.engines if engine.is_waiting), key=_since)
+        """Return the engines that have requests and no process: first those with clients, by their oldest request."""
+        waiting = (engine for engine in self.engines if engine.is_waiting)
+        return sorted(waiting, key=lambda engine: (not engine.has_clients, _since(engine)))
 
     def _has_room(self, engine: SwappedEngine, now: float) -> bool:
         """Return whether the memory for an engine is free; if it is not, free it as far as that is possible now."""
@@ -124,7 +135,7 @@ class EngineSwaps:
         if self._leaving and all(other.is_idle for other in self._leaving):
             leaving, self._leaving = [*self._leaving], ()
         else:
-            idle = [other for other in self.engines if other.is_idle]
+            idle = [other for other in self.engines if other.is_idle and _may_take_idle(engine, other, now)]
             leaving = _enough(sorted(idle, key=lambda other: other.idle_since_seconds), missing_bytes)
             if not leaving:
                 self._ask_to_leave(engine, missing_bytes, now)
@@ -135,18 +146,13 @@ class EngineSwaps:
         return False
 
     def _ask_to_leave(self, engine: SwappedEngine, missing_bytes: float, now: float) -> None:
-        """Postpone new requests of busy engines if an engine has waited for a turn."""
-        if self._leaving or now - _since(engine) < engine.turn_seconds:
+        """Postpone new requests of busy engines that have to go: those with only lines, and others after a turn."""
+        if self._leaving:
             return
-        able = [
-            other
-            for other in self.engines
-            if other.is_resident
-            and not other.is_changing
-            and (other.is_idle or now - other.loaded_at_seconds >= other.turn_seconds)
-        ]
-        # Idle ones first, then those that have been loaded for the longest time.
-        able.sort(key=lambda other: (not other.is_idle, other.loaded_at_seconds))
+        able = [other for other in self.engines if other.is_resident and not other.is_changing]
+        able = [other for other in able if _has_to_go(engine, other, now)]
+        # Idle ones first, then those with only lines, and those that have been loaded for the longest time.
+        able.sort(key=lambda other: (not other.is_idle, other.has_clients, other.loaded_at_seconds))
         self._leaving = tuple(_enough(able, missing_bytes))
         for other in self._leaving:
             logger.info("New requests of %s wait until %s has been loaded.", other.name, engine.name)
@@ -162,15 +168,15 @@ class EngineSwaps:
 
     def _put_to_sleep(self, engine: SwappedEngine) -> None:
         engine.client.postpone(is_on=True)  # requests that come before its process has ended are for the next one
-        self._change(engine, self._sleep(engine))
+        self._change(engine, self._sleep)
 
-    def _change(self, engine: SwappedEngine, change: Coroutine[None, None, None]) -> None:
+    def _change(self, engine: SwappedEngine, change: Callable[[SwappedEngine], Coroutine[None, None, None]]) -> None:
         """Run a change of an engine in the background."""
         engine.is_changing = True
 
         async def run() -> None:
             try:
-                await change
+                await change(engine)
             finally:
                 engine.is_changing = False
                 self._changed.set()
@@ -185,11 +191,15 @@ class EngineSwaps:
 
     async def _load(self, engine: SwappedEngine) -> None:
         """Load an engine; if that is impossible, its requests fail."""
-        began_seconds = engine.began_loading_seconds = time.monotonic()
+        began_seconds = time.monotonic()
+        limit_seconds = max(MIN_TIMEOUT_SECONDS, TIMEOUT_FACTOR * engine.load_seconds)
         try:
-            await self._wake(engine)
-        except (EngineStartFailed, OSError) as error:
-            logger.error("The model %s cannot be loaded: %s", engine.name, error)
+            async with asyncio.timeout(limit_seconds):
+                await self._wake(engine)
+        except (EngineStartFailed, OSError) as error:  # a TimeoutError is an OSError
+            reason = str(error) or f"It has not been loaded within {limit_seconds:g} s."
+            logger.error("The model %s cannot be loaded: %s", engine.name, reason)
+            await engine.client.sleep()  # ends a process that hangs
             engine.failed_at_seconds = time.monotonic()
             engine.client.requests.fail(engine.load_failed())
         else:
@@ -215,6 +225,20 @@ class EngineSwaps:
 def _since(engine: SwappedEngine) -> float:
     """Return since when an engine waits; one that does not is after all others."""
     return math.inf if engine.waits_since_seconds is None else engine.waits_since_seconds
+
+
+def _may_take_idle(engine: SwappedEngine, idle: SwappedEngine, now: float) -> bool:
+    """Return whether an engine may have the memory of an idle one: lines wait for a turn, in which clients may come."""
+    return engine.has_clients or now - idle.idle_since_seconds >= idle.turn_seconds
+
+
+def _has_to_go(engine: SwappedEngine, other: SwappedEngine, now: float) -> bool:
+    """Return whether an engine has to make room for one that waits."""
+    if other.is_idle:
+        return _may_take_idle(engine, other, now)
+    if engine.has_clients != other.has_clients:
+        return engine.has_clients
+    return min(now - _since(engine) - engine.turn_seconds, now - other.loaded_at_seconds - other.turn_seconds) >= 0
 
 
 def _enough(engines: Sequence[SwappedEngine], missing_bytes: float) -> list[SwappedEngine]:

@@ -19,6 +19,7 @@ class InFlightRequest:
         """`group` is the number of the HTTP request that the sequence belongs to."""
         self.outputs = outputs
         self.group = group
+        self.is_line = request.urgency > 0  # of a batch: nobody waits for it
         self._request = request
         self._output_token_ids: list[int] = []
         self._num_prompt_logprobs = 0  # sent to the reader
@@ -103,6 +104,11 @@ class InFlightRequests:
     def num_active(self) -> int:
         """The number of requests that this engine has or gets."""
         return len(self._requests) - len(self._postponed)
+
+    @property
+    def num_urgent(self) -> int:
+        """The number of requests that are no lines of batches."""
+        return sum(not request.is_line for request in self._requests.values())
 
     @property
     def is_holding(self) -> bool:

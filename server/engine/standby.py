@@ -20,8 +20,12 @@ class Standby:
     It is no engine: it gets no requests, and the requests of the engine do not depend on it.
     """
 
-    def __init__(self, make_process: Callable[[], EngineProcess]) -> None:
-        """`make_process` starts a standby process; `start` makes the first one."""
+    def __init__(self, make_process: Callable[[Callable[[WhileRunning], None]], EngineProcess], name: str = "") -> None:
+        """`make_process` starts a standby process, whose messages go to its argument; `start` makes the first one.
+
+        Log lines carry the `name` of the model.
+        """
+        self._log = logging.LoggerAdapter(logger, {"model": name} if name else {})
         self._make_process = make_process
         self._process: EngineProcess | None = None
         self._has_loaded = False
@@ -56,10 +60,10 @@ class Standby:
         while True:
             began_seconds = time.monotonic()
             try:
-                self._process = process = self._make_process()
+                self._process = process = self._make_process(self._log_message)
                 await process.loaded()
                 self._has_loaded = True
-                logger.info("The standby is ready.")
+                self._log.info("The standby is ready.")
                 await process.ended()
                 reason = "The process ended."
             except (EngineStartFailed, OSError) as error:
@@ -67,15 +71,14 @@ class Standby:
             self._has_loaded = False
             if time.monotonic() - began_seconds > MAX_PAUSE_SECONDS:
                 pause_seconds = FIRST_PAUSE_SECONDS
-            logger.error("The standby failed; starting another one in %g seconds: %s", pause_seconds, reason)
+            self._log.error("The standby failed; starting another one in %g seconds: %s", pause_seconds, reason)
             ended, self._process = self._process, None
             if ended is not None:
                 await ended.stop()
             await asyncio.sleep(pause_seconds)
             pause_seconds = min(2 * pause_seconds, MAX_PAUSE_SECONDS)
 
-
-def log_message(message: WhileRunning) -> None:
-    """Log a log record of a standby, which sends nothing else."""
-    if isinstance(message, EngineLog):
-        logger.log(message.level, "Standby: %s", message.text)
+    def _log_message(self, message: WhileRunning) -> None:
+        """Log a log record of a standby, which sends nothing else."""
+        if isinstance(message, EngineLog):
+            self._log.log(message.level, "Standby: %s", message.text)

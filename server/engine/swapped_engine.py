@@ -44,6 +44,11 @@ class SwappedEngine:
         return self.is_resident and not self.is_changing and not self.client.requests.num_active
 
     @property
+    def has_clients(self) -> bool:
+        """Whether clients wait for an answer of it: not all of its requests are lines of batches."""
+        return self.client.requests.num_urgent > 0
+
+    @property
     def is_waiting(self) -> bool:
         """Whether it has requests and no process."""
         return not self.is_resident and len(self.client.requests) > 0

@@ -86,11 +86,12 @@ class Admission(EngineListener):
         queued = [reservation for reservation in (*self._running, *self._waiting) if not reservation.is_in_batch]
         num_before = len(self._before(context, queued))
         start_seconds = self.start_seconds()
-        wait_seconds = start_seconds + self._forecast_seconds(before, context, lengths[0][0])
+        queue_seconds = self._forecast_seconds(before, context, lengths[0][0])
+        wait_seconds = start_seconds + queue_seconds
         self._check_room(lengths, context, start_seconds, wait_seconds)
         limit_seconds = self.limits.max_wait_seconds
-        if limit_seconds is not None and wait_seconds > limit_seconds:
-            fact = f"The predicted wait is {wait_seconds:.1f} s; the limit is {limit_seconds:g} s."
+        if limit_seconds is not None and queue_seconds > limit_seconds:  # without the load, which only requests begin
+            fact = f"The predicted wait is {queue_seconds:.1f} s; the limit is {limit_seconds:g} s."
             self._reject("wait", fact, wait_seconds - limit_seconds)
         if context.timeout_seconds is not None:
             left_seconds = context.seconds_left() or 0.0

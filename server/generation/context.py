@@ -11,6 +11,7 @@ from caravan.server.generation.errors import DeadlineExceeded
 NO_KEY = ""  # the key name of all requests if the server has no keys
 TIMEOUT_HEADER = "x-request-timeout-ms"
 SCOPE_KEY_NAME = "caravan.key_name"  # ASGI scope: the name of the API key, set by the authentication
+SCOPE_KEY_DIGEST = "caravan.key_digest"  # ASGI scope: the digest of the API key itself, in hexadecimal
 SCOPE_MIN_PRIORITY = "caravan.min_priority"  # ASGI scope: the lowest priority that is effective across keys
 SCOPE_URGENCY = "caravan.urgency"  # ASGI scope: the urgency of a line of a batch
 SCOPE_REQUEST_ID = "caravan.request_id"  # ASGI scope: the id of the HTTP request
@@ -56,13 +57,13 @@ def key_name_of(scope: Scope) -> str:
 def request_context(scope: Scope, priority: int, cache_salt: str, arrived_at_seconds: float) -> RequestContext:
     """Return the context of an HTTP request; raises InvalidTimeout.
 
-    Keys never share cached prefixes, so timing reveals nothing about prompts of other keys.
+    Keys never share cached prefixes, so timing reveals nothing about prompts of other keys. Servers may share them by a
+    file: the salt has the digest of a key, as names repeat, and begins with an empty line if there are no keys.
     """
-    name = key_name_of(scope)
     return RequestContext(
-        name,
+        key_name_of(scope),
         priority,
-        f"{name}\n{cache_salt}" if name != NO_KEY else cache_salt,
+        f"{scope.get(SCOPE_KEY_DIGEST, '')}\n{cache_salt}",
         _timeout_seconds(scope),
         scope.get(SCOPE_REQUEST_ID, ""),
         urgency=scope.get(SCOPE_URGENCY) or min(max(priority, scope.get(SCOPE_MIN_PRIORITY, 0)), 0),

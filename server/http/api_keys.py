@@ -61,6 +61,11 @@ class ApiKeys:
         """The names of all keys."""
         return list(self._keys)
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """The digests of all keys in hexadecimal, by name."""
+        return {name: key.digest.hex() for name, key in self._keys.items()}
+
     def find(self, key: bytes) -> ApiKey | None:
         """Return the record of a key, None if it is unknown; compares in constant time."""
         digest, found = _digest(key), None

@@ -2,7 +2,7 @@
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from caravan.server.generation.context import SCOPE_KEY_NAME, SCOPE_MIN_PRIORITY
+from caravan.server.generation.context import SCOPE_KEY_DIGEST, SCOPE_KEY_NAME, SCOPE_MIN_PRIORITY
 from caravan.server.http.api_keys import ApiKey, ApiKeys
 from caravan.server.http.errors import ApiError
 
@@ -30,6 +30,7 @@ class ApiKeyAuth:
             return
         try:
             key = self._key_for(path, _keys_of(scope))
+            scope[SCOPE_KEY_DIGEST] = key.digest.hex()
             scope[SCOPE_KEY_NAME], scope[SCOPE_MIN_PRIORITY] = key.name, key.min_priority
         except ApiError as error:
             if scope["type"] != "http":

@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -11,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute, Match
 
 from caravan.server.engine.output_queue import EngineDied, EngineUnavailable, ModelLoadFailed
 from caravan.server.generation.context import TIMEOUT_HEADER, InvalidTimeout
@@ -155,11 +157,13 @@ def add_error_handlers(app: FastAPI) -> None:
     async def respond(_: Request, error: Exception) -> Response:
         return as_api_error(error).response()
 
-    async def respond_to_http_error(_: Request, error: Exception) -> Response:
+    async def respond_to_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         messages = {404: "There is no such route.", 405: "This route does not support this method."}
         response = ApiError(error.status_code, messages.get(error.status_code, "The request was rejected.")).response()
         response.headers.update(error.headers or {})
+        if error.status_code == 405:
+            response.headers["allow"] = ", ".join(_allowed_methods(app, request))
         return response
 
     async def respond_to_validation_error(_: Request, __: Exception) -> Response:
@@ -170,6 +174,19 @@ def add_error_handlers(app: FastAPI) -> None:
         app.add_exception_handler(kind, respond)
     app.add_exception_handler(HTTPException, respond_to_http_error)
     app.add_exception_handler(RequestValidationError, respond_to_validation_error)
+
+
+def _allowed_methods(app: FastAPI, request: Request) -> list[str]:
+    """Return the methods of all routes with the path of a request; the error names only those of the first one."""
+    routes = [route for route in _all_routes(app.routes) if route.matches(request.scope)[0] is not Match.NONE]
+    return sorted({method for route in routes for method in getattr(route, "methods", None) or ()})
+
+
+def _all_routes(routes: Iterable[BaseRoute]) -> Iterator[BaseRoute]:
+    """Yield routes, those of included routers one by one."""
+    for route in routes:
+        router = getattr(route, "original_router", None)
+        yield from (route,) if router is None else _all_routes(router.routes)
 
 
 def _ascii(text: str, max_characters: int) -> str:

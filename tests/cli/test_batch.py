@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,6 +126,7 @@ def test_wrong_lines_are_named_and_leave_nothing(tmp_path: Path) -> None:
     [
         (("none.jsonl", "out"), 1, "none.jsonl does not exist or is not a file."),
         (("in.jsonl", "out", "--dtype", "x"), 2, "Invalid value 'x' for --dtype"),
+        (("in.jsonl", "out"), 1, "none.gguf"),
         (("in.jsonl", "no/such/out"), 1, "The folder of no/such/out does not exist."),
     ],
 )
@@ -142,6 +144,7 @@ def test_wrong_arguments_are_one_line(tmp_path: Path, arguments: tuple[str, ...]
     assert done.returncode == code
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
 def test_the_journal_of_another_input_is_refused(tiny_model_path: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -159,6 +162,61 @@ def test_the_journal_of_another_input_is_refused(tiny_model_path: Path, tmp_path
         run_batch(settings_of(tiny_model_path), source, output, lambda *_: None)
     write_lines(source, 2)
     assert run_batch(settings_of(tiny_model_path), source, output, lambda *_: None).total == 2
+
+
+def test_other_options_do_not_continue_a_batch(tiny_model_path: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    source, output = write_lines(tmp_path / "in.jsonl", 2), tmp_path / "out.jsonl"
+    template, model = tmp_path / "template", tmp_path / "model.gguf"
+    template.write_text("{{ messages[0].content }}")
+    shutil.copy(tiny_model_path, model)
+    options = {"model": str(model), "served_model_name": "tiny", "kv_cache_memory": "16MiB", "dtype": "float32"}
+    options |= {"chat_template": str(template)}
+
+    def run(**other: Any) -> int:
+        return run_batch(engine_settings(options | other), source, output, lambda *_: None).total
+
+    async def fails(*_: object) -> None:
+        raise OSError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BatchStore, "unanswered", fails)
+        with pytest.raises(OSError, match="no"):
+            run()
+    with pytest.raises(BatchFileError, match=r"has answers of another --quantization, --model\. Use the same again"):
+        run(model=str(tiny_model_path), quantization="int8")
+    with pytest.raises(BatchFileError, match="of another --served-model-name"):
+        run(served_model_name="other")
+    template.write_text("{{ messages[-1].content }}")
+    with pytest.raises(BatchFileError, match="of another --chat-template"):
+        run()
+    template.write_text("{{ messages[0].content }}")
+    before = model.stat()
+    model.touch()
+    with pytest.raises(BatchFileError, match="of another --model"):
+        run()
+    os.utime(model, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert run(num_threads=1, max_num_seqs=2, kv_cache_memory="8MiB") == 2
+
+
+def test_a_process_killed_while_it_removes_the_journal_leaves_a_complete_batch(
+    tiny_model_path: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    source, output = write_lines(tmp_path / "in.jsonl", 2), tmp_path / "out.jsonl"
+
+    def stops(folder: Path, *, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            (folder / "journal.sqlite").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", stops)
+        with pytest.raises(KeyboardInterrupt):
+            run_batch(settings_of(tiny_model_path), source, output, lambda *_: None)
+    answers = output.read_bytes()
+    with pytest.raises(BatchFileError, match="exists"):
+        run_batch(settings_of(tiny_model_path), source, output, lambda *_: None)
+    assert output.read_bytes() == answers
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl"}
 
 
 def test_a_failed_engine_ends_the_command_and_no_line(tiny_model_path: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -24,8 +24,10 @@ SIZE = 65_536  # twelve slots
 STEPS = st.tuples(st.sampled_from(["write", "touch", "drop", "reopen"]), st.integers(0, 20))
 
 
-def open_file(path: Path, *, key: SpillKey = KEY, size: int = SIZE, model_path: str = "/model") -> SpillFile:
-    return SpillFile(path, key, model_path, BLOCK_BYTES, size)
+def open_file(
+    path: Path, *, key: SpillKey = KEY, size: int = SIZE, model_path: str = "/model", is_in_cache: bool = True
+) -> SpillFile:
+    return SpillFile(path, key, model_path, BLOCK_BYTES, size, is_in_cache=is_in_cache)
 
 
 def name(number: int) -> bytes:
@@ -175,11 +177,11 @@ def test_a_writer_that_ends_at_any_moment_leaves_no_wrong_block(path: Path, monk
             write(file, *range(1, file.header.num_slots + 1))
 
 
-@pytest.mark.parametrize("text", ["link", "mode", "folder", "owner", "kind", "small"])
+@pytest.mark.parametrize("text", ["link", "mode", "folder", "owner", "kind", "zeros", "small"])
 def test_threat_34_a_path_that_is_no_private_file_of_this_user_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
-    path = tmp_path / "kv"
+    path = tmp_path / "kv.blocks"
     size = SIZE
     reason = ""
     match text:
@@ -198,17 +200,31 @@ def test_threat_34_a_path_that_is_no_private_file_of_this_user_is_refused(
             uid = os.getuid()
             monkeypatch.setattr(os, "getuid", lambda: uid + 1)
             reason = f"it belongs to the user {uid}"
-        case "kind":
+        case "kind" | "zeros":
             path.touch(0o600)
-            path.write_bytes(b"a text of somebody")
+            path.write_bytes(bytes(16 if text == "zeros" else 0) + b"a text of somebody")
             reason = "it is a file of another kind"
         case "small":
             size = 8000
             reason = "8,000 bytes have no room for a block of 1,000 bytes"
     with pytest.raises((OSError, UnusableSpill), match=reason):
-        open_file(path, size=size)
-    if text == "kind":
-        assert path.read_bytes() == b"a text of somebody"
+        open_file(path, size=size, is_in_cache=False)
+    if text in ("kind", "zeros"):
+        assert path.read_bytes().endswith(b"a text of somebody")
+
+
+def test_a_file_whose_creation_was_interrupted_is_created_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("posix_fallocate", "pwrite"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, stop)
+            with pytest.raises(KeyboardInterrupt):
+                open_file(path, is_in_cache=False)
+    with closing(open_file(path, is_in_cache=False)) as file:
+        write(file, 1)
+        assert read(file, 1) == block(1)
 
 
 def test_a_special_file_is_refused(tmp_path: Path) -> None:
@@ -254,6 +270,17 @@ def test_a_second_one_reads_what_the_first_writes_and_takes_over_when_it_ends(pa
         write(second, 4)
         second.refresh()
         assert read(second, 4) == block(4)
+
+
+def test_one_who_reads_a_removed_file_does_not_become_its_writer(path: Path) -> None:
+    first = open_file(path)
+    with closing(open_file(path)) as second:
+        path.unlink()
+        second.refresh()
+        first.close()
+        with pytest.raises(UnusableSpill, match="it was removed"):
+            second.refresh()
+        assert not second.is_writer
 
 
 def test_threat_34_a_slot_that_the_writer_uses_again_is_not_found_by_a_reader(path: Path) -> None:

@@ -48,9 +48,9 @@ class CheckedScheduler(Scheduler):
 
     check: Callable[[list[ScheduledSequence], set[Sequence]], None]  # gets a plan and the sequences that have joined
 
-    def schedule(self) -> list[ScheduledSequence]:
+    def schedule(self, *, may_displace: bool = True) -> list[ScheduledSequence]:
         waiting = set(self.waiting)
-        plan = super().schedule()
+        plan = super().schedule(may_displace=may_displace)
         self.check(plan, waiting.intersection(self.running))
         return plan
 

@@ -25,10 +25,13 @@ from tests.support.tiny_llama import Transcript, run_to_end, tiny_engine
 
 FORMS = ["float32", "float32, overlapped"]
 LIMITS: dict[str, Any] = {"max_model_len": 64, "block_size": 16}
+# What Triton raises for a kernel that needs more than the GPU has.
+OutOfResources = type("OutOfResources", (Exception,), {"__module__": "triton.runtime.errors"})
 FAULTS = [
     torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
     RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`"),
     RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"),
+    OutOfResources("out of resource: shared memory"),
 ]
 SHORTAGES = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
@@ -203,7 +206,7 @@ def test_a_pool_that_cannot_shrink_ends_the_engine_with_the_options_that_help() 
 def test_a_fault_of_the_device_ends_the_engine_and_no_request_is_run_again(form: str, error: Exception) -> None:
     engine = engine_of(form, **LIMITS)
     rows = break_model(engine, error, lambda number: number >= 4)
-    with pytest.raises(type(error), match="CUDA"):
+    with pytest.raises(type(error), match=re.escape(str(error))):
         run_with_room(engine)
     assert len(rows) == 4
 

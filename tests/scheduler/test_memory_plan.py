@@ -1,6 +1,7 @@
 """The plan of the memory of several engines that share a budget."""
 
 import io
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,7 +9,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from caravan.scheduler import memory_plan
+from caravan.scheduler import memory_plan, spill_plan
 from caravan.scheduler.config import PROCESS_BYTES, EngineLimits
 from caravan.scheduler.memory import gpu_step_bytes
 from caravan.scheduler.memory_needs import MemoryNeeds, MemoryPlan, PlanFailed, PlanMemory
@@ -84,6 +85,26 @@ def test_what_can_never_be_loaded_is_named(tiny_model_path: Path, tmp_path: Path
     assert reason(good, start(tmp_path / "none.gguf"))[0] == 1
 
 
+def test_what_can_have_no_spill_file_is_named(
+    tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spill_plan, "spill_folder", lambda _: tmp_path / "cache" / "kv")
+    other_path = tmp_path / "other.gguf"
+    shutil.copy(tiny_model_path, other_path)
+    one, other = (msgspec.structs.replace(start(path), kv_spill_bytes=2**20) for path in (tiny_model_path, other_path))
+    assert len(needs(one, other)) == 2
+    assert reason(other, one, one) == (2, "--kv-spill keeps one file for a model, and two entries have this one.")
+    large = msgspec.structs.replace(other, kv_spill_bytes=2**60)
+    assert reason(one, large)[0] == 1
+    assert reason(one, large)[1].startswith("--kv-spill: the files of 2 models need 1,152,921,504,607,895,552 bytes")
+    monkeypatch.setattr(spill_plan, "spill_folder", no_folder)
+    assert reason(one) == (0, "--kv-spill: this user has no home folder")
+
+
+def no_folder(_: object) -> Path:
+    raise OSError("this user has no home folder")
+
+
 def test_without_a_budget_it_is_a_share_of_the_free_memory(
     tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,6 +118,8 @@ def test_a_gpu_has_its_own_memory_and_a_step_needs_some_of_it(
 ) -> None:
     monkeypatch.setattr(memory_plan, "choose_device", lambda _: SimpleNamespace(type="cuda"))
     monkeypatch.setattr(memory_plan, "free_gpu_memory_bytes", lambda _: 100 * GIB)
+    spilling = msgspec.structs.replace(start(tiny_model_path), kv_spill_bytes=2**20)
+    assert reason(spilling)[1].startswith("--kv-spill keeps blocks of the CPU's memory; it cannot be combined")
     gpu = msgspec.structs.replace(start(tiny_model_path), dtype="bfloat16")
     (one,) = needs(gpu, budget_bytes=None)
     config = model_costs(

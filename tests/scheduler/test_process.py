@@ -12,7 +12,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from types import SimpleNamespace
+from typing import TypeVar, cast
 
 import msgspec
 import pytest
@@ -39,6 +40,7 @@ from caravan.scheduler.messages import (
     Subscribe,
     TakeOver,
 )
+from caravan.scheduler.parent_connection import reported_failures
 from tests.scheduler.requests import make_request
 
 LIMITS = EngineLimits(kv_cache_memory_bytes=2**18, max_model_len=256)
@@ -190,6 +192,14 @@ def test_a_model_that_cannot_be_loaded_is_reported_and_ends_the_process(tmp_path
     assert "none.gguf" in engine.receive(EngineFailed).reason
     engine.close()
     assert engine.exit_status == 1
+
+
+def test_an_error_of_a_compiler_is_reported_with_its_kind() -> None:
+    sent: list[msgspec.Struct] = []
+    sender = SimpleNamespace(send=sent.append)
+    with pytest.raises(SystemExit), reported_failures(cast("MessageSender", sender)):
+        raise subprocess.CalledProcessError(1, ["gcc"])
+    assert sent == [EngineFailed(reason="CalledProcessError: Command '['gcc']' returned non-zero exit status 1.")]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.overlapped_engine import OverlappedEngine
 from caravan.scheduler.sampling_launch import HostSampler
 from caravan.scheduler.step_graph import ladder
-from caravan.scheduler.warm_up import sequences, step_sizes
+from caravan.scheduler.warm_up import most_sequences, sequences, step_sizes
 from tests.scheduler.requests import make_request
 from tests.support.engine_kinds import engine_of, model_in, random_prompt
 from tests.support.fake_device import FakeDevice
@@ -34,6 +34,9 @@ def test_steps_of_all_sizes_are_run_and_the_largest_has_all_tokens_that_a_step_c
     assert [one.num_tokens for one in sequences(300, 96, config)] == [96, 96, 96, 12]
     assert [len(one.block_table) for one in sequences(300, 96, config)] == [6, 6, 6, 1]
     assert len(sequences(300, 7, config)) == 8  # no step has more sequences
+    assert [one.num_tokens for one in most_sequences(config)] == [1] * 7 + [96]
+    few = EngineConfig(num_blocks=64, **LIMITS | {"max_batch_tokens": 20})
+    assert [one.num_tokens for one in most_sequences(few)] == [1] * 7 + [13]
 
 
 def test_a_warm_up_records_decode_steps_and_runs_prompts_of_each_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +53,7 @@ def test_a_warm_up_records_decode_steps_and_runs_prompts_of_each_size(monkeypatc
     monkeypatch.setattr(made.model, "hidden_states", hidden_states)
     made.warm_up()
     assert graphs.num_captures == len(ladder(8))
-    assert set(sizes) == {*ladder(8), *step_sizes(300)}
+    assert set(sizes) == {*ladder(8), 7 + 96, *step_sizes(300)}
 
 
 def test_a_warm_up_samples_a_row_that_its_mask_changes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,6 +101,13 @@ def test_options_that_would_be_the_same_for_all_models_are_errors(
         models(tmp_path, "- model: a", **flags)
 
 
+def test_models_do_not_share_a_spill_file() -> None:
+    flags = {"models": "a.yaml", "kv_spill": "1GiB"}
+    load_settings(flags, {}).check_models()
+    with pytest.raises(WrongSettings, match="^--kv-spill-path is the file of one model and cannot be combined"):
+        load_settings({**flags, "kv_spill_path": "file"}, {}).check_models()
+
+
 def test_a_budget_needs_models() -> None:
     with pytest.raises(WrongSettings, match="^--models-memory needs --models. Set both or neither.$"):
         load_settings({"models_memory": "4GiB"}, {}).check_models()

@@ -153,6 +153,17 @@ def test_other_machines_are_let_in_with_a_key_or_on_purpose_only(host: str) -> N
     assert load_settings({"host": "127.0.0.1"}).load_keys() is None
 
 
+def test_threat_35_keys_without_names_are_refused_with_a_folder_that_keeps_files_by_name(tmp_path: Path) -> None:
+    flags = {"batch_folder": str(tmp_path), "host": "127.0.0.1"}
+    with pytest.raises(WrongSettings, match="Name the keys in --api-key-file"):
+        load_settings(flags | {"api_key": "key-of-ann, key-of-bob"}).load_keys()
+    (tmp_path / "keys").write_text("ann: key-of-ann\nbob: key-of-bob\n")
+    named = {"api_key": "key-of-cyd", "api_key_file": str(tmp_path / "keys")}
+    keys = load_settings(flags | named).load_keys()
+    assert keys is not None
+    assert keys.names == ["key-1", "ann", "bob"]
+
+
 def test_a_certificate_and_its_key_belong_together(tmp_path: Path) -> None:
     file = tmp_path / "one.pem"
     file.touch()

@@ -1,14 +1,17 @@
 """Tiny engines with a spill file."""
 
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from caravan.model.llama import Llama
-from caravan.model.spill_file import SpillFile
+from caravan.model.spill_file import Found, SpillFile
 from caravan.model.spill_header import SpillKey
 from caravan.model.weights_header import WeightsKey
 from caravan.scheduler.block_spill import BlockSpill
@@ -48,7 +51,7 @@ def spilling_engine(
     engine = engine_of(kind, model, **{"block_size": 16} | limits)
     rows = engine.kv_cache.block_rows()
     block_bytes = sum(row.shape[1] for row in rows)
-    file = SpillFile(path, key or other_key(backend=kind), "/model", block_bytes, num_bytes)
+    file = SpillFile(path, key or other_key(backend=kind), "/model", block_bytes, num_bytes, is_in_cache=True)
     spill = BlockSpill(file, rows, engine.scheduler.pool)
     use_spill(engine.scheduler, spill)
     spill.start()
@@ -76,3 +79,28 @@ class Counted:
         for name in ("num_written", "num_read", "num_dropped", "num_damaged"):
             now = msgspec.structs.replace(now, **{name: getattr(self.total, name) + getattr(now, name)})
         self.total = now
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait up to 20 s for what a thread does."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+class Gate:
+    """Holds the reads of a spill file until it is opened."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._event = threading.Event()
+        read = SpillFile.read
+
+        def wait_and_read(file: SpillFile, block_hash: bytes, buffer: memoryview) -> Found:
+            self._event.wait(20)
+            return read(file, block_hash, buffer)
+
+        monkeypatch.setattr(SpillFile, "read", wait_and_read)
+
+    def open(self) -> None:
+        self._event.set()

@@ -10,6 +10,7 @@ import httpx
 
 from caravan.server.batches.batches import Batches
 from caravan.server.batches.settings import BatchLimits
+from caravan.server.generation.context import NO_KEY
 from caravan.server.generation.request_limits import RequestLimits
 from tests.server.openai.api import COMPLETIONS, Api, answered, open_api
 from tests.server.openai.asgi import until
@@ -37,7 +38,15 @@ async def open_batches(
     **options: Any,
 ) -> AsyncIterator[Api]:
     """Return an application; at the end its batches stop as if it had been killed after its last transaction."""
-    batches = Batches(folder, limits or BatchLimits(), clock=clock or Clock(), clock_seconds=0.01, retry_seconds=0.01)
+    keys = options.get("keys")
+    batches = Batches(
+        folder,
+        limits or BatchLimits(),
+        key_names=(NO_KEY,) if keys is None else keys.names,
+        clock=clock or Clock(),
+        clock_seconds=0.01,
+        retry_seconds=0.01,
+    )
     try:
         async with open_api(*args, batches=batches, limits=request_limits, **options) as api:
             await batches.start()

@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 
+from caravan.scheduler.messages import Request
+from caravan.server.batches import line_runs
 from caravan.server.batches.answer import LineAnswer
 from caravan.server.batches.batch_store import WINDOW_SECONDS, BatchStore
 from caravan.server.batches.batches import Batches
 from caravan.server.batches.input_lines import MAX_ERRORS
+from caravan.server.batches.line_runs import Answer
 from caravan.server.batches.settings import BatchLimits
+from caravan.server.engine.output_queue import EngineUnavailable, ModelLoadFailed, OutputQueue
 from caravan.server.generation.request_limits import QueueLimits
 from caravan.server.http.api_keys import ApiKeys
 from caravan.server.sandbox.chat_template import ChatTemplate
@@ -28,9 +32,9 @@ from tests.server.batches.open_batches import (
     retrieve,
     upload,
 )
-from tests.server.openai.api import CHAT, a_chat, answered
+from tests.server.openai.api import CHAT, COMPLETIONS, a_chat, answered, open_api
 from tests.server.openai.asgi import until
-from tests.support.fakes import echoes, says
+from tests.support.fakes import FakeEngineClient, echoes, says
 
 ANN, BOB = {"authorization": "Bearer key-of-ann"}, {"authorization": "Bearer key-of-bob"}
 KEYS = ApiKeys({"ann": "key-of-ann", "bob": "key-of-bob"})
@@ -80,7 +84,23 @@ async def test_a_line_runs_after_requests_of_clients_and_with_the_key_of_its_bat
         await ended(api, batch["id"], ANN)
         (request,) = api.engine.requests
         assert (request.urgency, request.key, request.priority) == (1, "ann", -5)
-        assert request.cache_salt.startswith("ann\n")
+        line = a_line()
+        await api.http.post(line["url"], json=line["body"], headers=ANN)
+        assert request.cache_salt == api.engine.requests[1].cache_salt, "it shares the prefixes of its key"
+
+
+@pytest.mark.parametrize("keys", [None, ApiKeys({"bob": "key-of-bob"})])
+async def test_a_line_whose_key_is_not_known_shares_prefixes_with_nobody(
+    keys: ApiKeys | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[Answer] = []
+    monkeypatch.setattr(Batches, "connect", lambda _, answer, *_args, **_options: answers.append(answer))
+    async with open_api(keys=keys, batches=Batches(tmp_path / "folder", BatchLimits())) as api:
+        for _ in range(2):
+            await answers[0]("ann", COMPLETIONS, json.dumps(a_line()["body"]).encode())
+        first, second = (request.cache_salt for request in api.engine.requests)
+    assert first != second
+    assert not first.startswith("\n")
 
 
 async def test_no_more_lines_run_at_a_time_than_there_are_slots(tmp_path: Path) -> None:
@@ -179,8 +199,8 @@ async def test_what_a_killed_process_left_in_the_folder_is_removed(tmp_path: Pat
     folder = tmp_path / "folder"
     async with open_batches(folder) as api:
         file = await upload(api, b"kept")
-    (folder / "files" / "file-half.part").write_bytes(b"x")
-    (folder / "files" / "file-unknown").write_bytes(b"x")
+    for name in (f"file-{'0' * 32}.part", f"file-{'f' * 32}"):
+        (folder / "files" / name).write_bytes(b"x")
     async with open_batches(folder) as api:
         assert [path.name for path in (folder / "files").iterdir()] == [file["id"]]
         assert (await api.http.get(f"/v1/files/{file['id']}/content")).content == b"kept"
@@ -351,6 +371,32 @@ async def test_a_line_that_ends_three_engines_fails(tmp_path: Path) -> None:
         assert len(api.engine.requests) == 3
         (line,) = await lines_of(api, done["error_file_id"])
         assert line["response"]["status_code"] == 503
+
+
+@pytest.mark.parametrize("error", [EngineUnavailable(), ModelLoadFailed("The model fake cannot be loaded.")])
+async def test_a_line_without_an_engine_runs_again_until_there_is_one_and_leaves_its_slot_to_other_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(line_runs, "MAX_PAUSE_SECONDS", 0.02)
+    submit = FakeEngineClient.submit
+    num_failures, is_broken = 0, True
+
+    def broken(engine: FakeEngineClient, request: Request, crash_group: int = 0) -> OutputQueue:
+        nonlocal num_failures
+        if is_broken and request.key == "ann":
+            num_failures += 1
+            raise error
+        return submit(engine, request, crash_group)
+
+    monkeypatch.setattr(FakeEngineClient, "submit", broken)
+    async with open_batches(tmp_path / "folder", keys=KEYS, max_batch_lines=1) as api:
+        of_ann = await create(api, [a_line("1"), a_line("2")], headers=ANN)
+        await until(lambda: num_failures > 5)
+        of_bob = await ended(api, (await create(api, [a_line()], headers=BOB))["id"], BOB)
+        assert of_bob["request_counts"]["completed"] == 1
+        assert (await retrieve(api, of_ann["id"], ANN))["request_counts"]["failed"] == 0
+        is_broken = False
+        assert (await ended(api, of_ann["id"], ANN))["request_counts"] == {"total": 2, "completed": 2, "failed": 0}
 
 
 async def test_a_failure_of_the_engine_is_the_answer_500(tmp_path: Path) -> None:

@@ -248,6 +248,24 @@ def test_threat_35_only_the_owner_can_read_the_folder(tmp_path: Path) -> None:
         BatchFolder(tmp_path / "open")
 
 
+async def test_a_file_that_is_not_a_servers_stays_in_the_folder(tmp_path: Path) -> None:
+    names = {"thesis.tex", "file-1", f"file-{'a' * 32}.tex", f"my-file-{'a' * 32}"}
+    files = tmp_path / "folder" / "files"
+    files.mkdir(parents=True)
+    (tmp_path / "folder").chmod(0o700)
+    for name in names:
+        (files / name).write_bytes(b"x")
+    async with open_batches(tmp_path / "folder"):
+        assert {path.name for path in files.iterdir()} == names
+
+
+def test_threat_35_a_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    BatchFolder(tmp_path / "folder").close()
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(FolderError, match=f"Another user owns the batch folder {tmp_path}/folder"):
+        BatchFolder(tmp_path / "folder")
+
+
 def test_a_folder_has_one_process_at_a_time(tmp_path: Path) -> None:
     message = "Another process uses the batch folder"
     with closing(BatchFolder(tmp_path / "folder")), pytest.raises(FolderError, match=message):

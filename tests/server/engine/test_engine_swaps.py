@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from caravan.model.sampling.sampling_params import SamplingParams
 from caravan.scheduler.messages import EngineReady, Request, SequenceOutput, StartEngine, StepOutput, StepStats
+from caravan.server.batches.line_app import LINE_URGENCY
 from caravan.server.engine import client as client_module
 from caravan.server.engine import engine_swaps, swapped_engine
 from caravan.server.engine.client import EngineClient
@@ -89,8 +90,13 @@ async def swapping(
     await swaps.stop()
 
 
-def ask(engine: SwappedEngine) -> OutputQueue:
-    return engine.client.submit(Request(prompt_token_ids=[1], params=SamplingParams(max_tokens=9, seed=1)))
+def ask(engine: SwappedEngine, urgency: int = 0) -> OutputQueue:
+    params = SamplingParams(max_tokens=9, seed=1)
+    return engine.client.submit(Request(prompt_token_ids=[1], params=params, urgency=urgency))
+
+
+def ask_for_line(engine: SwappedEngine) -> OutputQueue:
+    return ask(engine, LINE_URGENCY)
 
 
 def end(engine: SwappedEngine, outputs: OutputQueue) -> None:
@@ -213,6 +219,84 @@ async def test_postponed_requests_go_on_if_the_waiting_client_leaves(
         assert requests_sent_to(a) == [running.request_id, late.request_id]
         assert swaps.forecast_seconds(a) == 0
         assert len(processes) == 1
+
+
+async def test_lines_never_make_an_engine_with_clients_leave_and_take_an_idle_one_after_a_turn(
+    processes: list[FakeProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(swapped_engine, "MIN_TURN_SECONDS", 0.1)
+    async with swapping(1, 1, budget=1) as swaps:
+        a, b = swaps.engines
+        running = ask(a)
+        await until(lambda: state_of(a) == "loaded")
+        line = ask_for_line(b)
+        await asyncio.sleep(0.3)
+        assert not a.client.is_postponing
+        assert swaps.forecast_seconds(a) == 0
+        end(a, running)
+        await asyncio.sleep(0.03)
+        assert states(swaps) == ["loaded", "asleep"], "clients of a may come back"
+        await until(lambda: state_of(b) == "loaded")
+        assert time.monotonic() - a.idle_since_seconds >= 0.1
+        assert requests_sent_to(b) == [line.request_id]
+
+
+async def test_an_engine_with_only_lines_makes_room_for_a_client_without_a_turn(
+    processes: list[FakeProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(swapped_engine, "MIN_TURN_SECONDS", 60)
+    async with swapping(1, 1, 1, budget=1) as swaps:
+        a, b, c = swaps.engines
+        running = ask_for_line(b)
+        await until(lambda: state_of(b) == "loaded")
+        of_c = ask_for_line(c)
+        await asyncio.sleep(0.03)
+        c.load_seconds = 30
+        assert swaps.forecast_seconds(a) < 1, "clients are served before lines"
+        waiting = ask(a)
+        await until(lambda: b.client.is_postponing)
+        later = ask_for_line(b)
+        end(b, running)
+        await until(lambda: state_of(a) == "loaded")
+        assert requests_sent_to(a) == [waiting.request_id]
+        assert not later.take()
+        assert not of_c.take()
+
+
+async def test_engines_with_only_lines_take_turns_until_a_client_comes(
+    processes: list[FakeProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(swapped_engine, "MIN_TURN_SECONDS", 0.05)
+    async with swapping(1, 1, budget=1) as swaps:
+        a, b = swaps.engines
+        running = ask_for_line(a)
+        await until(lambda: state_of(a) == "loaded")
+        of_b = ask_for_line(b)
+        await until(lambda: a.client.is_postponing)
+        client = ask(a)
+        await until(lambda: not a.client.is_postponing)
+        assert requests_sent_to(a) == [running.request_id, client.request_id]
+        end(a, client)
+        await until(lambda: a.client.is_postponing)
+        end(a, running)
+        await until(lambda: state_of(b) == "loaded")
+        assert requests_sent_to(b) == [of_b.request_id]
+
+
+async def test_what_lines_have_waited_does_not_shorten_the_wait_of_a_client(
+    processes: list[FakeProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(swapped_engine, "MIN_TURN_SECONDS", 0.1)
+    async with swapping(1, 1, budget=1) as swaps:
+        a, b = swaps.engines
+        ask(a)
+        await until(lambda: state_of(a) == "loaded")
+        ask_for_line(b)
+        await asyncio.sleep(0.15)
+        began_seconds = time.monotonic()
+        ask(b)
+        await until(lambda: a.client.is_postponing)
+        assert time.monotonic() - began_seconds >= 0.1
 
 
 async def test_a_crashed_engine_that_has_to_go_is_restarted_for_its_running_requests_alone(
@@ -357,6 +441,37 @@ async def test_stop_ends_what_is_loaded_loading_and_waiting(processes: list[Fake
             with pytest.raises(EngineUnavailable):
                 ask(engine)
         assert all(process.num_stops for process in processes)
+
+
+async def test_a_load_that_hangs_fails_and_gives_its_memory_back(
+    processes: list[FakeProcess], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(engine_swaps, "MIN_TIMEOUT_SECONDS", 0)
+    monkeypatch.setattr(engine_swaps, "TIMEOUT_FACTOR", 1)
+    async with swapping(1, 1, budget=1) as swaps:
+        a, b = swaps.engines
+        a.load_seconds, b.load_seconds = 0.05, 60.0
+        LoadingProcess.may_load.clear()
+        hanging, waiting = ask(a), ask(b)
+        await until(lambda: len(processes) == 2)
+        LoadingProcess.may_load.set()
+        await until(lambda: state_of(b) == "loaded")
+        assert requests_sent_to(b) == [waiting.request_id]
+        with pytest.raises(ModelLoadFailed):
+            hanging.take()
+        assert processes[0].num_stops == 1
+        assert "The model a cannot be loaded: It has not been loaded within 0.05 s." in caplog.text
+
+
+async def test_stop_does_not_wait_for_a_load_that_has_just_begun(processes: list[FakeProcess]) -> None:
+    async with swapping(1) as swaps:
+        LoadingProcess.may_load.clear()
+        outputs = ask(swaps.engines[0])
+        swaps._check()
+        async with asyncio.timeout(5):
+            await swaps.stop()
+        with pytest.raises(EngineDied):
+            outputs.take()
 
 
 @pytest.mark.parametrize("seed", range(5))

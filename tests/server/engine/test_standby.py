@@ -33,7 +33,7 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> list[FakeProcess]:
 
 
 async def started() -> tuple[EngineClient, Standby]:
-    client = EngineClient(StartEngine(model_path="model"), hang_seconds=60, standby_program=STANDBY)
+    client = EngineClient(StartEngine(model_path="model"), hang_seconds=60, standby_program=STANDBY, name="model")
     assert await client.ready() == READY
     assert client.standby is not None
     return client, client.standby
@@ -105,6 +105,7 @@ async def test_the_log_of_a_standby_is_logged_and_its_messages_are_no_sign_of_li
     processes[1].say(Heartbeat())
     assert client._received_at_seconds == received_at_seconds
     assert [record.getMessage() for record in caplog.records] == ["Standby: the kernels are built"]
+    assert [vars(record)["model"] for record in caplog.records] == ["model"]
     await client.stop()
 
 

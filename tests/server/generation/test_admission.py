@@ -282,7 +282,7 @@ def test_queued_tokens_are_those_of_sequences_without_a_first_token_with_their_p
 
 
 def test_the_time_until_the_engine_is_loaded_is_part_of_the_wait() -> None:
-    admission = an_admission(max_requests=1, max_wait_seconds=30)
+    admission = an_admission(max_requests=1)
     admission.start_seconds = lambda: 20.0
     (first,) = admit(admission)
     assert first.predicted_wait_seconds == pytest.approx(20, abs=0.1)
@@ -294,10 +294,15 @@ def test_the_time_until_the_engine_is_loaded_is_part_of_the_wait() -> None:
     with pytest.raises(QueueFull) as full:
         admit(admission)
     assert full.value.retry_after_seconds >= 20, "the queue gets no shorter before"
-    admission.start_seconds = lambda: 40.0
-    with pytest.raises(QueueFull, match=r"The predicted wait is 4\d\.\d s; the limit is 30 s") as late:
-        admit(admission, context=RequestContext(key_name="other"))
-    assert late.value.retry_after_seconds >= 10
+
+
+def test_a_load_that_takes_longer_than_the_maximum_wait_does_not_make_a_model_unreachable() -> None:
+    admission = an_admission(max_num_seqs=1, max_wait_seconds=10)
+    admission.start_seconds = lambda: 12.0
+    admit(admission, (10, 200))
+    with pytest.raises(QueueFull, match=r"The predicted wait is 2\d\.\d s; the limit is 10 s") as late:
+        admit(admission)
+    assert late.value.retry_after_seconds >= 20
 
 
 def test_the_drain_takes_the_steps_of_the_longest_sequence() -> None:

@@ -268,6 +268,14 @@ async def test_threat_8_a_large_body_is_refused_declared_or_not(chat_ml: ChatTem
 async def test_a_route_or_method_that_is_not_there_has_the_same_form_of_error(api: Api) -> None:
     assert error_of(await api.http.get("/v2/models"), 404)["message"] == "There is no such route."
     assert error_of(await api.http.get(CHAT), 405)["message"] == "This route does not support this method."
+    for path, methods in (
+        (CHAT, "POST"),
+        ("/v1/batches", "GET, POST"),
+        ("/v1/files/x", "DELETE, GET"),
+        ("/livez", "GET, HEAD"),
+    ):
+        response = await api.http.put(path)
+        assert (response.status_code, response.headers["allow"]) == (405, methods)
     assert error_of(await api.http.get("/v1/models/x/y/", follow_redirects=False), 404)
 
 

@@ -136,7 +136,7 @@ async def test_every_sampling_field_reaches_the_engine(api: Api) -> None:
     assert params.logit_bias == {65: -100.0, 66: 5.0}
     assert params.stop_token_ids == (10, EOS, IM_END)
     assert params.num_logprobs == 3
-    assert cache_salt == "mine"
+    assert cache_salt == "\nmine"
 
 
 async def test_fields_that_are_left_out_have_the_models_defaults() -> None:

@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from caravan.server.http.api_keys import ApiKeys, KeyAttributes
+from caravan.server.http.api_keys import ApiKeys, KeyAttributes, load_keys
 from caravan.server.sandbox.chat_template import ChatTemplate
 from tests.server.openai.api import COMPLETIONS, Api, open_api
 
@@ -153,6 +153,27 @@ async def test_the_engine_gets_the_key_name_and_keys_share_no_prefix(locked: Api
     assert first.cache_salt != second.cache_salt
 
 
+async def salt_of(keys: ApiKeys | None, key: str, cache_salt: str, chat_ml: ChatTemplate) -> str:
+    """Return the salt that the engine of a server gets."""
+    async with open_api(chat_template=chat_ml, keys=keys) as api:
+        headers = {"authorization": f"Bearer {key}"}
+        await api.http.post(COMPLETIONS, json=HELLO | {"cache_salt": cache_salt}, headers=headers)
+        return api.engine.requests[0].cache_salt
+
+
+async def test_threat_34_servers_that_share_a_spill_file_share_prefixes_of_equal_keys_not_of_equal_names(
+    chat_ml: ChatTemplate,
+) -> None:
+    one = await salt_of(load_keys(["secret-of-alice"], None), "secret-of-alice", "s", chat_ml)
+    other = await salt_of(load_keys(["secret-of-bob"], None), "secret-of-bob", "s", chat_ml)
+    renamed = await salt_of(ApiKeys(KEYS), "secret-of-alice", "s", chat_ml)
+    assert one == renamed
+    assert one != other
+    without_keys = [await salt_of(None, "", salt, chat_ml) for salt in ("s", "key-1\ns", one)]
+    assert not {one, other} & {*without_keys}
+    assert "secret" not in one
+
+
 async def test_threat_30_only_a_floor_in_the_key_file_lets_priority_count_beyond_the_key(chat_ml: ChatTemplate) -> None:
     keys = ApiKeys(KEYS, {"bob": KeyAttributes(min_priority=-5)})
     async with open_api(chat_template=chat_ml, keys=keys) as api:
@@ -165,7 +186,7 @@ async def test_threat_30_only_a_floor_in_the_key_file_lets_priority_count_beyond
 
 async def test_without_keys_all_requests_have_one_key_name(api: Api) -> None:
     await api.complete(cache_salt="s")
-    assert (api.engine.requests[0].key, api.engine.requests[0].cache_salt) == ("", "s")
+    assert (api.engine.requests[0].key, api.engine.requests[0].cache_salt) == ("", "\ns")
     assert "key_requests" not in api.metrics.exposition().decode()
 
 
