@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 
+from caravan.model.open_file import is_at, ownership_problem
 from caravan.model.spill_header import (
     MAGIC,
     PAGE_BYTES,
@@ -79,7 +80,7 @@ class SpillFile:
                 if not self._lock():
                     self._read_only()
                     return
-                if _is_at(self._descriptor, path):
+                if is_at(self._descriptor, path):
                     self._become_writer()
                     return
             os.close(self._descriptor)
@@ -145,7 +146,7 @@ class SpillFile:
         if self.is_writer:
             return
         if self._lock():
-            if not _is_at(self._descriptor, self.path):
+            if not is_at(self._descriptor, self.path):
                 raise UnusableSpill("it was removed")
             self._become_writer()
         elif self._read_counter() != self._change:
@@ -263,25 +264,13 @@ def _open_private(path: Path) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     descriptor = os.open(path, flags, 0o600)
     status = os.fstat(descriptor)
-    problem = ""
-    if not stat.S_ISREG(status.st_mode):
-        problem = "it is not a regular file"
-    elif status.st_uid != os.getuid():
-        problem = f"it belongs to the user {status.st_uid}"
-    elif status.st_mode & 0o077:
+    problem = ownership_problem(status)
+    if not problem and status.st_mode & 0o077:
         problem = f"other users can access it (mode {stat.S_IMODE(status.st_mode):o})"
     if problem:
         os.close(descriptor)
         raise UnusableSpill(problem)
     return descriptor
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Return whether an open file is still the one at a path."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.lstat())
-    except FileNotFoundError:
-        return False
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from caravan.model.cache_dir import cache_folder
+from caravan.model.open_file import is_at
 from caravan.model.weights_header import (
     SUFFIX,
     UnusableWeights,
@@ -134,9 +135,9 @@ def _lock(part: Path, file: BinaryIO) -> bool:
     """Lock a part until it is closed; False if another process has it, or has moved or removed it meanwhile."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(part.lstat(), os.fstat(file.fileno()))
-    except (BlockingIOError, FileNotFoundError):
+    except BlockingIOError:
         return False
+    return is_at(file.fileno(), part)
 
 
 def _remove_abandoned(part: Path) -> None:

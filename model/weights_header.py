@@ -9,6 +9,8 @@ from typing import Annotated, BinaryIO
 
 import msgspec
 
+from caravan.model.open_file import ownership_problem
+
 SUFFIX = ".weights"
 DATA_ALIGNMENT_BYTES = 4096  # of the first tensor in the file
 _MAX_HEADER_BYTES = 64 * 2**20
@@ -80,16 +82,13 @@ def open_weights(path: Path) -> BinaryIO:
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        problem = "it is not a regular file"
-    elif status.st_uid != os.getuid():
-        problem = f"it belongs to the user {status.st_uid}"
-    elif status.st_mode & 0o022:
+    problem = ownership_problem(status)
+    if not problem and status.st_mode & 0o022:
         problem = f"other users can write to it (mode {stat.S_IMODE(status.st_mode):o})"
-    else:
-        return os.fdopen(descriptor, "rb")
-    os.close(descriptor)
-    raise UnusableWeights(problem)
+    if problem:
+        os.close(descriptor)
+        raise UnusableWeights(problem)
+    return os.fdopen(descriptor, "rb")
 
 
 def encode_header(header: WeightsHeader) -> bytes:
