@@ -31,6 +31,13 @@ from caravan.server.settings import load_settings
 
 FAKE_ENGINE = str(Path(__file__).with_name("fake_engine.py"))
 SHORT = 8  # tokens of a short stream
+_FORMS = {  # path, and field of the number of tokens
+    "completions": ("/v1/completions", "max_tokens"),
+    "chat": ("/v1/chat/completions", "max_tokens"),
+    "responses": ("/v1/responses", "max_output_tokens"),
+    "messages": ("/v1/messages", "max_tokens"),
+    "ollama": ("/api/chat", "num_predict"),  # the fake tokens never end a text
+}
 
 
 def main() -> None:
@@ -40,7 +47,8 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=256)
     parser.add_argument("--step-ms", type=float, default=10, help="time of a step of the engine")
     parser.add_argument("--tokens-per-step", type=int, default=1)
-    parser.add_argument("--chat", action="store_true", help="chat completions instead of completions")
+    parser.add_argument("--form", choices=_FORMS, default="completions", help="of the requests")
+    parser.add_argument("--resume", action="store_true", help="streams that can be read again")
     parser.add_argument("--with", dest="fields", type=json.loads, default={}, help="more request fields, as JSON")
     parser.add_argument("--real-engine", action="store_true", help="the real engine with the default model, in int8")
     parser.add_argument("--repeats", type=int, default=3)
@@ -106,7 +114,7 @@ def run_streams(port: int, num_streams: int, arguments: argparse.Namespace, max_
             for key, _ in selector.select():
                 connection: socket.socket = key.data
                 received = connection.recv(1 << 16)
-                num_events += received.count(b"data: {")
+                num_events += received.count(b"data: {") + received.count(b'"done":false')
                 if received.startswith(b"HTTP/1.1 "):
                     statuses.add(received[9:12])
                 if not received:
@@ -119,11 +127,19 @@ def run_streams(port: int, num_streams: int, arguments: argparse.Namespace, max_
 
 def request_of(arguments: argparse.Namespace, max_tokens: int) -> bytes:
     """Return the request that every stream makes."""
-    path = "/v1/chat/completions" if arguments.chat else "/v1/completions"
-    prompt = {"messages": [{"role": "user", "content": "word " * 100}]} if arguments.chat else {"prompt": "word " * 100}
-    common = {"model": "bench", "max_tokens": max_tokens, "ignore_eos": True, "temperature": 0, "stream": True}
+    path, limit = _FORMS[arguments.form]
+    prompt: dict[str, Any] = {"messages": [{"role": "user", "content": "word " * 100}]}
+    if arguments.form == "completions":
+        prompt = {"prompt": "word " * 100}
+    elif arguments.form == "responses":
+        prompt = {"input": "word " * 100}
+    options = {limit: max_tokens, "temperature": 0}
+    common = {"model": "bench", "stream": True}
+    common |= {"options": options} if arguments.form == "ollama" else options | {"ignore_eos": True}
     body = json.dumps(common | prompt | arguments.fields).encode()
     head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n"
+    if arguments.resume:
+        head += "x-caravan-resume: 1\r\n"
     return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
 
 

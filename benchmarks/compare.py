@@ -27,6 +27,7 @@ from benchmarks.server_process import ServerFailed, running
 from benchmarks.variants import Variant, file_variants, variants
 from benchmarks.workloads import WORKLOADS, Workload, file_workloads
 from caravan.cli.bench import BenchFailed
+from caravan.cli.bench.report import Report
 from caravan.cli.bench.run import Run, run_bench
 from caravan.download.resolve import resolve_model
 
@@ -97,9 +98,14 @@ def keep_packed_weights(chosen: Sequence[Variant], log: Path) -> None:
     for variant in chosen:
         if variant.kind == "caravan":
             with running(variant, log):
-                end = time.monotonic() + _WRITE_SECONDS
-                while not _is_written(log.read_text()) and time.monotonic() < end:
-                    time.sleep(0.1)
+                wait_for_packed_weights(log)
+
+
+def wait_for_packed_weights(log: Path) -> None:
+    """Wait until a server's log says that its packed weights are in a file or will not be; at most two minutes."""
+    end = time.monotonic() + _WRITE_SECONDS
+    while not _is_written(log.read_text()) and time.monotonic() < end:
+        time.sleep(0.1)
 
 
 def _is_written(text: str) -> bool:
@@ -115,13 +121,7 @@ def measure(variant: Variant, workloads: Sequence[Workload], log: Path) -> dict[
     seed = int(time.time())  # other prompts in each round, and under each load: a prompt that comes again is cached
     with running(variant, log) as server:
         for number, workload in enumerate(workloads):
-            options = workload.options(server.url, seed + number)
-            runs: list[Run] = []
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(run_bench(options, runs, lambda _: None, lambda _: None))
-            report = runs[0].report(options)
-            if report.num_errors:
-                raise BenchFailed(f"{workload.name}: {report.errors}")
+            report = bench(workload, server.url, seed + number)
             rate = report.total_tokens_per_second if workload.counts_prompts else report.output_tokens_per_second
             figures[workload.name] = {"rate": rate} | asdict(report)
         peak_bytes = server.peak_bytes()
@@ -133,6 +133,18 @@ def measure(variant: Variant, workloads: Sequence[Workload], log: Path) -> dict[
         "peak_bytes": peak_bytes,
         "workloads": figures,
     }
+
+
+def bench(workload: Workload, url: str, seed: int) -> Report:
+    """Run one load; return its report. Raises BenchFailed for a request that failed."""
+    options = workload.options(url, seed)
+    runs: list[Run] = []
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run_bench(options, runs, lambda _: None, lambda _: None))
+    report = runs[0].report(options)
+    if report.num_errors:
+        raise BenchFailed(f"{workload.name}: {report.errors}")
+    return report
 
 
 def _version(variant: Variant) -> str:

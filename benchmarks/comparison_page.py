@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
+from benchmarks.comparison_figures import write_figures
 from benchmarks.file_comparison_page import FILE_HEADING
-from benchmarks.page_sections import section_body, with_section
+from benchmarks.page_sections import with_sections_of
 from benchmarks.variants import Variant
 from benchmarks.workloads import WORKLOADS
 
 _Run = dict[str, Any]
 _LATENCIES = ("first_token", "between_tokens")
+KEPT_HEADINGS = (FILE_HEADING, "What was asked of it and what it reaches")  # written by others
 
 
 def write_page(results: dict[str, Any], known: Sequence[Variant], page: Path) -> None:
@@ -48,11 +48,8 @@ def write_page(results: dict[str, Any], known: Sequence[Variant], page: Path) ->
     ]
     old = page.read_text() if page.exists() else ""
     new = "\n\n".join(part for part in parts if part) + "\n"
-    page.write_text(with_section(new, FILE_HEADING, section_body(old, FILE_HEADING)))
-    figures = page.parent / "figures"
-    figures.mkdir(exist_ok=True)
-    _bars(figures / "benchmark-streams.svg", measured, rounds, range(3), "output tokens/s")
-    _bars(figures / "benchmark-prompts.svg", measured, rounds, range(3, len(WORKLOADS)), "total tokens/s")
+    page.write_text(with_sections_of(new, old, KEPT_HEADINGS))
+    write_figures(page)
 
 
 def _versions(measured: Sequence[Variant], rounds: dict[str, list[_Run]], absent: Sequence[str]) -> str:
@@ -139,23 +136,6 @@ def _costs(measured: Sequence[Variant], rounds: dict[str, list[_Run]]) -> str:
         peak_bytes = statistics.median(run["peak_bytes"] for run in rounds[variant.name])
         rows.append([variant.name, f"{seconds:.1f} s", f"{peak_bytes / 2**30:.1f} GiB"])
     return _table(["server", "start to first token", "peak memory"], rows)
-
-
-def _bars(path: Path, measured: Sequence[Variant], rounds: dict[str, list[_Run]], which: range, label: str) -> None:
-    figure = Figure(figsize=(11, 0.34 * len(measured) + 1.2), layout="constrained")
-    axes = figure.subplots(1, len(which), sharey=True, squeeze=False)[0]
-    names = [variant.name for variant in measured]
-    colours = ["tab:orange" if variant.kind == "caravan" else "tab:blue" for variant in measured]
-    for one, number in zip(axes, which, strict=True):
-        workload = WORKLOADS[number]
-        values = [statistics.median(run["workloads"][workload.name]["rate"] for run in rounds[name]) for name in names]
-        bars = one.barh(names, values, color=colours)
-        one.bar_label(bars, fmt="{:,.0f}", fontsize="small", padding=2)
-        one.set_title(workload.name, fontsize="medium")
-        one.set_xlabel(label)
-        one.margins(x=0.18)
-        one.invert_yaxis() if one is axes[0] else None
-    figure.savefig(path, metadata={"Date": None})
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -20,7 +20,7 @@ from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.engine import Engine
 from caravan.scheduler.grammar import Grammars
 from caravan.scheduler.messages import Request
-from caravan.server.openai.structured_output.constraint import grammar_of_schema
+from caravan.server.openai.structured_output.schema_grammar import grammar_of_schema
 
 NUM_SEQUENCES = 16
 PERSON = {

@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from benchmarks.gpu_shapes import Format, Gpu, Shapes
+from benchmarks.gpu_shapes import Format, Gpu, Product, Shapes
+from caravan.model.cuda.packed_layouts import FEW_ROWS, MANY_OUTPUTS
 
 DECODE_ROWS = 16  # query rows of a tile of attention, most of them empty
 PRODUCT_ROWS = 64  # rows of the smallest tile of a matrix product
@@ -61,7 +62,7 @@ def decode_costs(
         rest("embedding", 2 * rows, 1),
         rest("norm with residual", 4 * rows, 2 * layers + 1),
         *_products(shapes, weights, num_streams, per_weight),
-        _head(shapes, num_streams, per_weight),
+        _head(shapes, weights, num_streams, per_weight),
         rest("rotate and write", num_streams * (heads * shapes.head_dim * 2 * NUMBER + kv_numbers * weights.kv_bytes)),
         Cost(
             kernel="attention",
@@ -86,15 +87,15 @@ def prefill_costs(shapes: Shapes, weights: Format, num_tokens: int, per_weight: 
         num_bytes=layers * num_tokens * (2 * width + 2 * shapes.num_kv_heads * shapes.head_dim) * NUMBER,
         matrix_operations=layers * 2 * num_tokens**2 * width,  # half of the scores are masked
     )
-    return [*layer_products, attention, _head(shapes, 1, per_weight)]
+    return [*layer_products, attention, _head(shapes, weights, 1, per_weight)]
 
 
 def roof(shapes: Shapes, weights: Format, num_streams: int, gpu: Gpu, context: int = CONTEXT) -> float:
     """Return tokens a second if a step took no more than to read its weights and keys and values once."""
     kv_numbers = 2 * shapes.num_layers * shapes.num_kv_heads * shapes.head_dim * context
     num_bytes = (
-        shapes.num_layer_weights() * weights.weight_bytes
-        + shapes.vocab_size * shapes.hidden_size * NUMBER
+        weights.layer_bytes(shapes)
+        + shapes.vocab_size * shapes.hidden_size * weights.head.num_bytes
         + num_streams * kv_numbers * weights.kv_bytes
     )
     return num_streams / (num_bytes / gpu.bytes_per_second)
@@ -107,30 +108,31 @@ def step_seconds(costs: list[Cost], gpu: Gpu, gap: float = GAP) -> float:
 
 def _products(shapes: Shapes, weights: Format, num_rows: int, per_weight: PerWeight) -> list[Cost]:
     """Return the costs of the layers' matrix products."""
-    kernel = "multiply_int4" if weights.is_packed else "multiply"
-    return [
-        Cost(
-            kernel=f"product: {name}",
-            launches=shapes.num_layers,
-            num_bytes=shapes.num_layers
-            * (outputs * inputs * weights.weight_bytes + num_rows * (outputs + inputs) * NUMBER),
-            matrix_operations=shapes.num_layers * 2.0 * _padded(num_rows) * outputs * inputs,
-            instructions=shapes.num_layers * outputs * inputs * _instructions(kernel, num_rows, per_weight),
-            is_float8=weights.is_float8,
-        )
-        for name, (outputs, inputs) in shapes.products().items()
-    ]
+    return [product_cost(one, num_rows, per_weight, is_float8=weights.is_float8) for one in weights.products(shapes)]
 
 
-def _head(shapes: Shapes, num_rows: int, per_weight: PerWeight) -> Cost:
-    """Return the cost of the output head, in bfloat16."""
+def product_cost(product: Product, num_rows: int, per_weight: PerWeight, *, is_float8: bool = False) -> Cost:
+    """Return the cost of all launches of a product with num_rows rows."""
+    name, launches, outputs, inputs, storage = product
+    return Cost(
+        kernel=f"product: {name}",
+        launches=launches,
+        num_bytes=launches * (outputs * inputs * storage.num_bytes + num_rows * (outputs + inputs) * NUMBER),
+        matrix_operations=launches * 2.0 * _padded(num_rows) * outputs * inputs,
+        instructions=launches * outputs * inputs * _instructions(storage.kernel, num_rows, outputs, per_weight),
+        is_float8=is_float8,
+    )
+
+
+def _head(shapes: Shapes, weights: Format, num_rows: int, per_weight: PerWeight) -> Cost:
+    """Return the cost of the output head."""
     size = shapes.vocab_size * shapes.hidden_size
     return Cost(
         kernel="product: head",
         launches=1,
-        num_bytes=size * NUMBER + num_rows * (shapes.hidden_size * NUMBER + shapes.vocab_size * 4),
+        num_bytes=size * weights.head.num_bytes + num_rows * (shapes.hidden_size * NUMBER + shapes.vocab_size * 4),
         matrix_operations=2.0 * _padded(num_rows) * size,
-        instructions=size * _instructions("multiply", num_rows, per_weight),
+        instructions=size * _instructions(weights.head.kernel, num_rows, shapes.vocab_size, per_weight),
     )
 
 
@@ -139,10 +141,14 @@ def _padded(num_rows: int) -> int:
     return math.ceil(num_rows / PRODUCT_ROWS) * PRODUCT_ROWS
 
 
-def _instructions(kernel: str, num_rows: int, per_weight: PerWeight) -> float:
+def _instructions(kernel: str, num_rows: int, num_outputs: int, per_weight: PerWeight) -> float:
     """Return the instructions for a weight in all tiles of rows, each of which reads it."""
+    is_plain = kernel == "multiply"
+    if not is_plain and num_rows <= FEW_ROWS and num_outputs >= MANY_OUTPUTS:
+        return per_weight[f"{kernel}, {FEW_ROWS} rows"]
     limit = next((limit for limit in (64, 512) if num_rows <= limit), 2048)
-    return per_weight[f"{kernel}, {limit} rows"] * math.ceil(num_rows / (64 if limit <= 512 else 128))
+    tile = 64 if limit == 64 or (limit == 512 and is_plain) else 128
+    return per_weight[f"{kernel}, {limit} rows"] * math.ceil(num_rows / tile)
 
 
 def _sampler(shapes: Shapes, num_rows: int) -> Iterator[Cost]:

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_inputs import int4_linear, numbers, paged_case, weight
+from benchmarks.gpu_inputs import BLOCK_KINDS, block_linear, numbers, packed_linear, paged_case, weight
 from benchmarks.gpu_oracle import attended
 from benchmarks.gpu_results import guarded
 from benchmarks.gpu_sizes import Sizes, random_llama
 from benchmarks.gpu_streams import StepTimes, make_engine, model_len, variants
 from caravan.model.cuda.attention import CudaAttention
 from caravan.model.cuda.linear import product
+from caravan.model.cuda.packed_layouts import SUPERBLOCK
 from caravan.model.cuda.rows import normalized, swiglu
 from caravan.model.sampling.sampling_params import SamplingParams
 from caravan.scheduler.engine import Engine
@@ -49,7 +50,13 @@ def _row_functions(sizes: Sizes) -> dict[str, tuple[int, Callable[[Tensor], Tens
     for name, (outputs, inputs) in shapes.products().items():
         plain = weight(outputs, inputs, device=sizes.device)
         functions[f"product {name}"] = inputs, functools.partial(product, weight=plain)
-        functions[f"product {name}, int4"] = inputs, int4_linear(plain, sizes.device)
+        functions[f"product {name}, int4"] = inputs, packed_linear(plain, sizes.device)
+    outputs, inputs = shapes.products()["down"]
+    plain = weight(outputs, inputs, device=sizes.device)
+    functions["product down, int8"] = inputs, packed_linear(plain, sizes.device, "int8")
+    for kind in BLOCK_KINDS:
+        width = -(-inputs // SUPERBLOCK) * SUPERBLOCK
+        functions[f"product down, {kind}"] = width, block_linear(kind, outputs, width, sizes.device)[0]
     head = weight(shapes.vocab_size, shapes.hidden_size, device=sizes.device)
     functions["product head"] = shapes.hidden_size, lambda x: product(x, head, dtype=torch.float32)
     norm = 1 + numbers(shapes.hidden_size, device=sizes.device) / 10

@@ -1,22 +1,28 @@
-"""Inputs of kernels: random numbers, weights of 4 bits, and sequences in scattered blocks of a KV pool."""
+"""Inputs of kernels: random numbers, packed weights, and sequences in scattered blocks of a KV pool."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
+import gguf
+import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.gpu_shapes import Shapes
+from benchmarks.shapes import random_blocks
 from caravan.model.attention.reference import ReferenceAttention
-from caravan.model.cuda.linear import Int4Linear
+from caravan.model.blocks import StoredRows
+from caravan.model.cuda.packed_layouts import SUPERBLOCK, WORD_INPUTS, PackedLayout, padded_inputs
+from caravan.model.cuda.packed_linear import PackedLinear, PackedQuantization
+from caravan.model.cuda.packing import PackedWeight
 from caravan.model.forward_batch import ForwardBatch
 from caravan.model.kv_quantization import row_bytes
 from caravan.model.linear import Linear
-from caravan.model.quantization import quantize
 
 BLOCK_SIZE = 16
+BLOCK_KINDS = ("Q4_K", "Q6_K")  # of blocks whose products are computed: those of Q4_K_M
 Device = str | torch.device
 
 
@@ -31,11 +37,35 @@ def weight(num_outputs: int, num_inputs: int, *, device: Device, dtype: torch.dt
     return numbers(num_outputs, num_inputs, device=device, dtype=dtype, seed=1) / math.sqrt(num_inputs)
 
 
-def int4_linear(plain: Tensor, device: Device) -> Int4Linear:
-    """Return a layer on the device with a weight [out, in], rounded to 4 bits."""
-    linear = Int4Linear(Linear(plain.shape[1], plain.shape[0], has_bias=False))
-    linear.place(quantize(plain, 4), torch.device(device))
+def packed_linear(plain: Tensor, device: Device, quantization: PackedQuantization = "int4") -> PackedLinear:
+    """Return a layer on the device with a weight [out, in], packed."""
+    linear = PackedLinear(Linear(plain.shape[1], plain.shape[0], has_bias=False), quantization)
+    linear.place(plain, torch.device(device))
     return linear
+
+
+def block_linear(kind: str, num_outputs: int, num_inputs: int, device: Device) -> tuple[PackedLinear, Tensor]:
+    """Return a layer on the device with random blocks of a kind, and its weight [out, in] in float32 on the CPU."""
+    stored = torch.from_numpy(random_blocks(kind, num_outputs, num_inputs, np.random.default_rng(0)))
+    linear = PackedLinear(Linear(num_inputs, num_outputs, has_bias=False), "native")
+    linear.place([StoredRows(kind, stored, torch.arange(num_outputs))], torch.device(device))
+    weights = torch.from_numpy(gguf.dequantize(stored.numpy(), gguf.GGMLQuantizationType[kind]))
+    return linear, weights
+
+
+def zero_weight(layout: PackedLayout, num_outputs: int, num_inputs: int, device: Device) -> PackedWeight:
+    """Return a packed weight whose numbers and scales are zeros."""
+    width = padded_inputs(num_inputs)
+
+    def zeros(width: int, dtype: torch.dtype = torch.int32) -> Tensor:
+        return torch.zeros(num_outputs, width, dtype=dtype, device=device)
+
+    numbers = zeros(width * layout.bits // 32)
+    if layout.has_factors:
+        factors = zeros(math.ceil(num_inputs / SUPERBLOCK))
+        return PackedWeight(layout, numbers, zeros(width // WORD_INPUTS), factors)
+    scales = zeros(width // layout.group, torch.int32 if layout.has_offsets else layout.scale_dtype)
+    return PackedWeight(layout, numbers, scales, None)
 
 
 @dataclass(frozen=True, kw_only=True)

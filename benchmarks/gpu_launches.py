@@ -6,30 +6,37 @@ and strides, and the constants are those of a GPU's launches. Triton's interpret
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from triton.runtime.jit import JITFunction
 
-from benchmarks.gpu_shapes import LLAMA_8B
+from benchmarks.gpu_inputs import zero_weight
+from benchmarks.gpu_shapes import LLAMA_8B, Shapes
 from caravan.model.cuda.attention import CudaAttention
 from caravan.model.cuda.attention_kernels import merge_splits
 from caravan.model.cuda.heads import rotated_queries
-from caravan.model.cuda.linear import Int4Linear, product
+from caravan.model.cuda.linear import product
+from caravan.model.cuda.packed_layouts import BLOCK_LAYOUTS, FEW_ROWS, GRIDS, PackedLayout
+from caravan.model.cuda.packed_linear import write_packed_product
 from caravan.model.cuda.rows import normalize_heads_, normalized, swiglu
 from caravan.model.cuda.sampler_launches import SamplerKernels
 from caravan.model.forward_batch import ForwardBatch
 from caravan.model.kv_quantization import row_bytes
-from caravan.model.linear import Linear
 
 NUM_ROWS = 32  # sequences that decode
 CHUNK_TOKENS = 512  # of one sequence's prompt
 CONTEXT = 1024
 BLOCK_SIZE = 16
 PRODUCT_ROWS = (64, 512, 2048)  # each has another tile
+PACKED_ROWS = (FEW_ROWS, *PRODUCT_ROWS)  # the same for packed weights with many outputs
 NUM_TOP = 20  # log-probabilities
+PACKED = MappingProxyType(  # kinds of weights whose products the page has
+    {"int4": GRIDS[4], "Q4_K": BLOCK_LAYOUTS["Q4_K"], "Q6_K": BLOCK_LAYOUTS["Q6_K"]}
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ def all_launches() -> list[Launch]:
         *attention_launches(torch.bfloat16),
         *attention_launches(torch.int8, ", int8 pool"),
         *row_launches(),
-        *(launch for num_rows in PRODUCT_ROWS for launch in product_launches(num_rows)),
+        *(launch for num_rows in PACKED_ROWS for launch in product_launches(num_rows)),
     ]
 
 
@@ -80,9 +87,8 @@ def sampler_launches() -> list[Launch]:
     return recorded(run)
 
 
-def attention_launches(pool_dtype: torch.dtype, suffix: str = "") -> list[Launch]:
+def attention_launches(pool_dtype: torch.dtype, suffix: str = "", shapes: Shapes = LLAMA_8B) -> list[Launch]:
     """Return the launches of attention and of what writes the pool, for rows that decode and for a chunk."""
-    shapes = LLAMA_8B
     row_size = row_bytes(shapes.head_dim) if pool_dtype == torch.int8 else shapes.head_dim
     pool = torch.empty(4, BLOCK_SIZE, shapes.num_kv_heads, row_size, dtype=pool_dtype)
 
@@ -121,22 +127,26 @@ def row_launches() -> list[Launch]:
 
 
 def product_launches(num_rows: int) -> list[Launch]:
-    """Return the launches of a matrix product with num_rows rows, with weights in bfloat16 and in 4 bits."""
-    num_outputs, num_inputs = LLAMA_8B.products()["qkv"]
+    """Return the launches of a matrix product with num_rows rows, with weights in bfloat16 and packed.
+
+    FEW_ROWS rows have a tile of their own with packed weights only.
+    """
+    num_outputs, num_inputs = LLAMA_8B.products()["gate_up"]
     x = _numbers(num_rows, num_inputs)
-    packed = Int4Linear(Linear(num_inputs, num_outputs, has_bias=False))
+    suffix = f", {num_rows} rows"
+    plain = recorded(lambda: product(x, _numbers(num_outputs, num_inputs)), suffix)
+    return (plain if num_rows in PRODUCT_ROWS else []) + [
+        launch
+        for name, layout in PACKED.items()
+        for launch in packed_launches(layout, x, num_outputs, f", {name}{suffix}")
+    ]
 
-    def parameter(width: int, dtype: torch.dtype) -> nn.Parameter:
-        return nn.Parameter(torch.empty(num_outputs, width, dtype=dtype), requires_grad=False)
 
-    packed.weight = parameter(num_inputs // 2, torch.uint8)
-    packed.scales = packed.offsets = parameter(num_inputs // 32, torch.float16)
-
-    def run() -> None:
-        product(x, _numbers(num_outputs, num_inputs))
-        packed(x)
-
-    return recorded(run, f", {num_rows} rows")
+def packed_launches(layout: PackedLayout, x: Tensor, num_outputs: int, suffix: str) -> list[Launch]:
+    """Return the launch of a product of x [T, in] with a packed weight of a layout."""
+    weight = zero_weight(layout, num_outputs, x.shape[1], x.device)
+    output = _numbers(x.shape[0], num_outputs)
+    return recorded(lambda: write_packed_product(x, weight, None, output), suffix)
 
 
 def _numbers(*shape: int) -> Tensor:

@@ -8,17 +8,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.gpu_inputs import BLOCK_SIZE, PagedCase, int4_linear, numbers, paged_case, weight
+from benchmarks.gpu_inputs import (
+    BLOCK_KINDS,
+    BLOCK_SIZE,
+    PagedCase,
+    block_linear,
+    numbers,
+    packed_linear,
+    paged_case,
+    weight,
+)
 from benchmarks.gpu_results import guarded
 from benchmarks.gpu_sizes import Sizes
 from caravan.model.attention.reference import ReferenceAttention
 from caravan.model.cuda.attention import CudaAttention
 from caravan.model.cuda.heads import rotated_queries
 from caravan.model.cuda.linear import product
+from caravan.model.cuda.packed_layouts import SUPERBLOCK
 from caravan.model.cuda.rows import normalized, swiglu
 from caravan.model.cuda.sampler import CudaSampler
-from caravan.model.llama import RMSNorm
 from caravan.model.quantization import dequantize, quantize
+from caravan.model.rms_norm import RMSNorm
 from caravan.model.rope import apply_rope, rope_table
 from caravan.model.sampling.sampler import SamplingRow, sample
 from caravan.model.sampling.sampling_params import SamplingParams
@@ -59,7 +69,7 @@ def _rows(sizes: Sizes, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
 
 
 def _products(sizes: Sizes, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
-    """Yield the results of products in float32 and rounded, and with weights of 4 bits."""
+    """Yield the results of products in float32 and rounded, and with packed weights."""
     outputs, inputs = sizes.shapes.products()["down"]
     x, plain = (
         numbers(sizes.oracle_rows, inputs, device="cpu", dtype=dtype),
@@ -72,8 +82,20 @@ def _products(sizes: Sizes, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
     found = product(on_device, plain.to(sizes.device))
     yield _result("product", dtype, found, exact, SUM_LIMIT + torch.finfo(dtype).eps)
     on_grid = dequantize(quantize(plain, 4)).to(dtype)
-    packed = int4_linear(plain, sizes.device)(on_device)
-    yield _result("product of int4", dtype, packed, product(on_device, on_grid.to(sizes.device)), 0)
+    packed = packed_linear(plain, sizes.device)(on_device)
+    limit = 0 if _sums_are_alike(sizes) else SUM_LIMIT + torch.finfo(dtype).eps
+    yield _result("product of int4", dtype, packed, product(on_device, on_grid.to(sizes.device)), limit)
+    width = -(-inputs // SUPERBLOCK) * SUPERBLOCK
+    rows = numbers(sizes.oracle_rows, width, device="cpu", dtype=dtype).to(sizes.device)
+    for kind in BLOCK_KINDS:
+        linear, weights = block_linear(kind, outputs, width, sizes.device)
+        expected = product(rows, weights.to(dtype).to(sizes.device))
+        yield _result(f"product of {kind}", dtype, linear(rows), expected, limit)
+
+
+def _sums_are_alike(sizes: Sizes) -> bool:
+    """Return whether packed weights are multiplied in the order of others: not by the instructions of an A100."""
+    return not sizes.is_gpu or torch.cuda.get_device_capability()[0] >= 9
 
 
 def _heads(sizes: Sizes, dtype: torch.dtype) -> Iterator[dict[str, Any]]:

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
+
+from caravan.model.cuda.packed_layouts import BLOCK_LAYOUTS, GRIDS, SUPERBLOCK, PackedLayout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,20 +104,64 @@ GPUS = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class Storage:
+    """How weights are stored, and the kernel that multiplies them."""
+
+    kernel: str = "multiply"
+    num_bytes: float = 2  # of a weight, with its part of a scale
+
+
+def packed_storage(name: str, layout: PackedLayout) -> Storage:
+    """Return how the kernel multiply_packed has weights."""
+    width = 16 * SUPERBLOCK
+    return Storage(kernel=f"multiply_packed, {name}", num_bytes=layout.num_bytes(1, width) / width)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Format:
-    """How the layers' weights and the KV pool are stored. The output head is bfloat16 in each."""
+    """How the weights and the KV pool are stored. The embedding table is bfloat16 in each."""
 
     name: str
-    weight_bytes: float  # of a weight of a layer, with its part of a scale
-    kv_bytes: int  # of a number in the pool
+    layers: Storage = Storage()
+    more: Storage | None = None  # of the values and the down projections of half of the layers
+    head: Storage = Storage()
+    kv_bytes: int = 2  # of a number in the pool
     is_float8: bool = False  # matrix products in 8 bits, where the GPU has them
-    is_packed: bool = False  # weights are unpacked before they are multiplied
+
+    def products(self, shapes: Shapes) -> list["Product"]:
+        """Return the products of the layers."""
+        found = []
+        for name, (outputs, inputs) in shapes.products().items():
+            num_more = 0 if self.more is None or name not in ("qkv", "down") else shapes.num_layers // 2
+            if self.more is not None and num_more:
+                values = shapes.num_kv_heads * shapes.head_dim if name == "qkv" else outputs
+                found.append(Product(f"{name}, {self.more.kernel}", num_more, values, inputs, self.more))
+                if outputs > values:
+                    found.append(Product(f"{name}, the rest", num_more, outputs - values, inputs, self.layers))
+            found.append(Product(name, shapes.num_layers - num_more, outputs, inputs, self.layers))
+        return found
+
+    def layer_bytes(self, shapes: Shapes) -> float:
+        """Return the bytes of all layers' matrices."""
+        return sum(one.launches * one.outputs * one.inputs * one.storage.num_bytes for one in self.products(shapes))
 
 
-BFLOAT16 = Format(name="bf16", weight_bytes=2, kv_bytes=2)
-FLOAT8 = Format(name="fp8", weight_bytes=1, kv_bytes=2, is_float8=True)
-INT4 = Format(name="int4", weight_bytes=0.5 + 4 / 32, kv_bytes=2, is_packed=True)  # scale and offset of 32
-FORMATS = (BFLOAT16, FLOAT8, INT4)
+class Product(NamedTuple):
+    """A product of the layers with weights of one kind."""
+
+    name: str
+    launches: int  # in a step
+    outputs: int
+    inputs: int
+    storage: Storage
+
+
+BFLOAT16 = Format(name="bf16")
+FLOAT8 = Format(name="fp8", layers=Storage(num_bytes=1), is_float8=True)
+INT4 = Format(name="int4", layers=packed_storage("int4", GRIDS[4]))
+Q6_K = packed_storage("Q6_K", BLOCK_LAYOUTS["Q6_K"])
+Q4_K_M = Format(name="Q4_K_M", layers=packed_storage("Q4_K", BLOCK_LAYOUTS["Q4_K"]), more=Q6_K, head=Q6_K)
+FORMATS = (BFLOAT16, FLOAT8, INT4, Q4_K_M)
 
 
 LLAMA_8B = Shapes(  # Llama 3.1 8B

@@ -92,7 +92,7 @@ def measure_streams(sizes: Sizes, weights: Format, gpu: Gpu | None) -> Iterator[
     `gap_us`: the median time between the end of a step on the device and the start of the next one.
     """
     model = random_llama(
-        sizes, "int4" if weights.is_packed else "none", sizes.shapes.num_layers, max_position=model_len(sizes)
+        sizes, "int4" if weights == INT4 else "none", sizes.shapes.num_layers, max_position=model_len(sizes)
     )
     for variant in variants(sizes):
         for result in guarded(variant.name, _results(model, sizes, variant)):

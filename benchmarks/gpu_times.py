@@ -11,24 +11,32 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.gpu_clock import launch_seconds
-from benchmarks.gpu_costs import Cost, decode_costs, prefill_costs
-from benchmarks.gpu_inputs import BLOCK_SIZE, int4_linear, numbers, paged_case, weight
+from benchmarks.gpu_costs import Cost, decode_costs, prefill_costs, product_cost
+from benchmarks.gpu_inputs import BLOCK_SIZE, numbers, packed_linear, paged_case, weight, zero_weight
+from benchmarks.gpu_launches import PACKED, PACKED_ROWS
 from benchmarks.gpu_oracle import attended
 from benchmarks.gpu_results import guarded
-from benchmarks.gpu_shapes import BFLOAT16, INT4, Gpu
+from benchmarks.gpu_shapes import BFLOAT16, INT4, Gpu, Product, packed_storage
 from benchmarks.gpu_sizes import Sizes
 from caravan.model.cuda.attention import CudaAttention
 from caravan.model.cuda.heads import rotated_queries
 from caravan.model.cuda.linear import product
+from caravan.model.cuda.packed_layouts import BYTES, SUPERBLOCK, PackedLayout
+from caravan.model.cuda.packed_linear import write_packed_product
 from caravan.model.cuda.rows import normalized, swiglu
 from caravan.model.cuda.sampler_launches import SamplerKernels
 from caravan.model.rope import rope_table
 from caravan.model.sampling.sampler import SamplingRow
 from caravan.model.sampling.sampling_params import SamplingParams
 
+TIMED = MappingProxyType({**PACKED, "int8": BYTES})  # kinds of packed weights
 # Shares are of bytes and matrix operations: instructions, which the predictions in docs/gpu.md have, count nothing.
 NO_INSTRUCTIONS: Mapping[str, float] = MappingProxyType(
-    {f"{kernel}, {limit} rows": 0.0 for kernel in ("multiply", "multiply_int4") for limit in (64, 512, 2048)}
+    {
+        f"{kernel}, {limit} rows": 0.0
+        for kernel in ("multiply", *(f"multiply_packed, {name}" for name in TIMED))
+        for limit in PACKED_ROWS
+    }
 )
 
 Launch = Callable[[], object]
@@ -148,7 +156,7 @@ def _products(sizes: Sizes, rows: int, costs: Costs, packed: Costs) -> Iterator[
 
         def int4(operands: Callable[[], tuple[Tensor, Tensor]] = operands) -> Launch:
             x, plain = operands()
-            linear = int4_linear(plain, sizes.device)
+            linear = packed_linear(plain, sizes.device)
             return lambda: linear(x)
 
         cost = one_launch(costs[f"product: {name}"])
@@ -156,6 +164,23 @@ def _products(sizes: Sizes, rows: int, costs: Costs, packed: Costs) -> Iterator[
         yield TimedKernel(name=f"cuBLAS {name}", cost=cost, make=cublas)
         if name != "head":
             yield TimedKernel(name=f"int4 {name}", cost=one_launch(packed[f"product: {name}"]), make=int4)
+    yield from _packed_products(sizes, rows)
+
+
+def _packed_products(sizes: Sizes, rows: int) -> Iterator[TimedKernel]:
+    """Yield the down projection with weights of the other packed kinds, which are zeros: no time depends on numbers."""
+    outputs, inputs = sizes.shapes.products()["down"]
+    for kind, layout in TIMED.items():
+        if kind == "int4" or (layout.has_factors and inputs % SUPERBLOCK):
+            continue
+
+        def packed(layout: PackedLayout = layout) -> Launch:
+            x, packed = numbers(rows, inputs, device=sizes.device), zero_weight(layout, outputs, inputs, sizes.device)
+            output = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
+            return lambda: write_packed_product(x, packed, None, output)
+
+        product = Product(kind, 1, outputs, inputs, packed_storage(kind, layout))
+        yield TimedKernel(name=f"{kind} down", cost=product_cost(product, rows, NO_INSTRUCTIONS), make=packed)
 
 
 def _others(sizes: Sizes, rows: int, costs: Costs) -> Iterator[TimedKernel]:

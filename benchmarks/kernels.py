@@ -18,7 +18,7 @@ import torch
 from torch.utils import cpp_extension
 
 from caravan.download.resolve import DEFAULT_MODEL, resolve_model
-from caravan.model.attention.cpu import NO_WINDOW
+from caravan.model.attention.cpu import NO_CAP, NO_WINDOW
 from caravan.model.config import ModelConfig
 from caravan.model.cpu.build import load_kernels
 from caravan.model.cpu.linear import PackedLinear, Quantization
@@ -59,15 +59,20 @@ def best_seconds(run: Callable[[], object], seconds: float) -> float:
 
 def measure_machine(seconds: float) -> Machine:
     """Return the machine's limits, as torch's own sum and the kernels' products reach them."""
-    numbers = torch.ones(128 * 1024 * 1024)
     peak = _load_peak()
     return Machine(
-        bytes_per_second=numbers.nbytes / best_seconds(numbers.sum, seconds),
+        bytes_per_second=read_bandwidth(seconds),
         operations_per_second={
             "bfloat16": max(peak(False) for _ in range(5)),
             "int8": max(peak(True) for _ in range(5)),
         },
     )
+
+
+def read_bandwidth(seconds: float) -> float:
+    """Return how many bytes a second all cores read from memory together, as torch's own sum reaches it."""
+    numbers = torch.ones(128 * 1024 * 1024)
+    return numbers.nbytes / best_seconds(numbers.sum, seconds)
 
 
 def _load_peak() -> Callable[[bool], float]:
@@ -98,9 +103,8 @@ def print_line(
     )
 
 
-def measure_linears(model: CpuLlama, name: str, peak: float, machine: Machine, seconds: float) -> None:
-    """Print how long all linear layers of the model take, the output head not among them."""
-    layers = [module for layer in model.layers for module in layer.modules() if isinstance(module, PackedLinear)]
+def measure_linears(layers: list[PackedLinear], name: str, peak: float, machine: Machine, seconds: float) -> None:
+    """Print how long linear layers take one after the other."""
     num_bytes = sum(part.nbytes for layer in layers for part in layer.passed()[0])
     num_weights = sum(layer.in_features * layer.out_features for layer in layers)
     for num_rows in NUM_ROWS:
@@ -111,7 +115,7 @@ def measure_linears(model: CpuLlama, name: str, peak: float, machine: Machine, s
                 layer(inputs[layer.in_features])
 
         elapsed = best_seconds(run, seconds)
-        print_line(f"linear {name}, {num_rows} rows", elapsed, num_bytes, 2 * num_weights * num_rows, peak, machine)
+        print_line(f"{name}, {num_rows} rows", elapsed, num_bytes, 2 * num_weights * num_rows, peak, machine)
 
 
 def measure_steps(model: CpuLlama, name: str, peak: float, machine: Machine, seconds: float) -> None:
@@ -169,7 +173,7 @@ class Attention:
         lengths = torch.full((self.num_sequences,), self.length, dtype=torch.int32)
         started = time.perf_counter()
         for pages in zip(self.cache.keys, self.cache.values, strict=True):
-            self.kernels.attend(queries, *pages, starts, lengths, self.tables, NO_WINDOW)
+            self.kernels.attend(queries, *pages, starts, lengths, self.tables, NO_WINDOW, NO_CAP)
         return time.perf_counter() - started
 
 
@@ -209,6 +213,7 @@ def main() -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL, help="as for caravan serve")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each figure")
     parser.add_argument("--only", choices=["linear", "attention"])
+    parser.add_argument("--quantizations", default="none,native,int8,int4", help="separated by commas")
     arguments = parser.parse_args()
     os.environ["THP_MEM_ALLOC_ENABLE"] = "1"  # huge pages, as the engine process has them
     machine = measure_machine(arguments.seconds)
@@ -219,7 +224,9 @@ def main() -> None:
     kernels = load_kernels()
     # What rows are multiplied in.
     modes: dict[Quantization, str] = {"none": "bfloat16", "native": "int8", "int8": "int8", "int4": "bfloat16"}
-    for quantization, multiplied in modes.items() if arguments.only != "attention" else ():
+    for quantization, multiplied in modes.items():
+        if arguments.only == "attention" or quantization not in arguments.quantizations.split(","):
+            continue
         model = load_model(
             checkpoint,
             torch.bfloat16,
@@ -229,7 +236,9 @@ def main() -> None:
         )
         assert isinstance(model, CpuLlama)
         name = "bfloat16" if quantization == "none" else quantization
-        measure_linears(model, name, peaks[multiplied], machine, arguments.seconds)
+        layers = [module for layer in model.layers for module in layer.modules() if isinstance(module, PackedLinear)]
+        measure_linears(layers, f"linear {name}", peaks[multiplied], machine, arguments.seconds)
+        measure_linears([model.output], f"head {name}", peaks[multiplied], machine, arguments.seconds)
         measure_steps(model, name, peaks[multiplied], machine, arguments.seconds)
     if arguments.only != "linear":
         measure_attention(checkpoint.config, kernels, machine, arguments.seconds)

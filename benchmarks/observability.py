@@ -1,11 +1,12 @@
 """Measure the cost of observability: `python -m benchmarks.observability`.
 
-First the time that the API process takes to record one step of 32 sequences (metrics, history), without the engine, and
-the time that the engine takes for a snapshot of them, of which it makes four a second for subscribers. Then the default
-model under load, in int8: intervals with and without a subscriber of /v1/engine/events in turn, each first in every
-other pair, and the growth of the time of a step. Responses end one after the other, so that contexts are equally long
-in all intervals. The subscriber discards what it reads, as if a browser on another machine showed the page; with
---browser it is a browser on this machine, which takes processor time of its own.
+First the time that the API process takes to record one step of 32 sequences (metrics, history), without the engine,
+and the time that the engine takes to record what a step changed and for a snapshot, of which it makes four a second
+for subscribers. Then the default model under load, in int8: intervals with and without a subscriber of
+/v1/engine/events in turn, each first in every other pair, and the growth of the time of a step. Responses end one
+after the other, so that contexts are equally long in all intervals. The subscriber discards what it reads, as if a
+browser on another machine showed the page; with --browser it is a browser on this machine, which takes processor time
+of its own.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import msgspec
 
 from caravan.model.sampling.sample import Sample
 from caravan.model.sampling.sampling_params import SamplingParams
+from caravan.scheduler.change_recorder import ChangeRecorder
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.messages import Request, SequenceOutput, StepOutput, StepStats
 from caravan.scheduler.scheduler import Scheduler
@@ -48,7 +50,8 @@ def main() -> None:
     microseconds = 1e6 * recording_seconds()
     print(f"recording a step of {NUM_SEQUENCES} sequences: {microseconds:.0f} microseconds", flush=True)
     options = ("--quantization", "int8", "--speculation", "off", "--kv-cache-memory", "2GiB")
-    snapshot_ms = 1000 * snapshot_seconds()
+    change_us, snapshot_ms = 1e6 * change_seconds(), 1000 * snapshot_seconds()
+    print(f"finding what a step of {NUM_SEQUENCES} sequences changed: {change_us:.0f} microseconds", flush=True)
     part = 100 * snapshot_ms / 1000 / SNAPSHOT_SECONDS
     print(
         f"a snapshot of {NUM_SEQUENCES} sequences and 4,096 blocks: {snapshot_ms:.2f} ms, {part:.2f} % of engine time",
@@ -61,6 +64,7 @@ def main() -> None:
     ratios = [after / before for before, after in zip(plain, subscribed, strict=True)]
     step_ms = 1000 * statistics.median(plain)
     print(f"a step takes {step_ms:.2f} ms, so recording takes {100 * microseconds / 1000 / step_ms:.2f} % of it")
+    print(f"and with a subscriber the engine records changes in {100 * change_us / 1000 / step_ms:.2f} % of it")
     print(
         f"with a subscriber {100 * (statistics.median(ratios) - 1):+.2f} % (median of {len(ratios)} pairs; all:",
         end=" ",
@@ -88,8 +92,8 @@ def recording_seconds(num_steps: int = 3000) -> float:
     return (time.perf_counter() - started) / num_steps
 
 
-def snapshot_seconds(num_snapshots: int = 200) -> float:
-    """Return the seconds that the engine takes to make and encode one snapshot."""
+def decoding_scheduler() -> Scheduler:
+    """Return a scheduler whose sequences have read their prompts."""
     scheduler = Scheduler(EngineConfig(num_blocks=4096, max_model_len=8192))
     for number in range(NUM_SEQUENCES):
         prompt = [number, *range(300)]
@@ -97,11 +101,38 @@ def snapshot_seconds(num_snapshots: int = 200) -> float:
             Request(request_id=number, prompt_token_ids=prompt, params=SamplingParams(seed=0, max_tokens=100))
         )
     while scheduler.waiting:
-        plan = scheduler.schedule()
-        scheduler.commit(plan, StepResult([Sample(1) for one in plan if one.wants_logits]))
+        run_step(scheduler)
+    return scheduler
+
+
+def run_step(scheduler: Scheduler) -> StepStats:
+    """Run a step without a model and return its statistics."""
+    plan = scheduler.schedule()
+    return scheduler.commit(plan, StepResult([Sample(1) for one in plan if one.wants_logits])).stats
+
+
+def change_seconds(num_steps: int = 80) -> float:
+    """Return the seconds that the engine takes to find out what a step changed."""
+    scheduler, recorder, seconds = decoding_scheduler(), ChangeRecorder(), 0.0
+    recorder.observe(scheduler, scheduler.stats())
+    for _ in range(num_steps):
+        stats = run_step(scheduler)
+        started = time.perf_counter()
+        recorder.observe(scheduler, stats)
+        seconds += time.perf_counter() - started
+    return seconds / num_steps
+
+
+def snapshot_seconds(num_snapshots: int = 200) -> float:
+    """Return the seconds that the engine takes to make and encode one snapshot, with a quarter second of changes."""
+    scheduler, recorder = decoding_scheduler(), ChangeRecorder()
+    for _ in range(12):
+        recorder.observe(scheduler, run_step(scheduler))
+    changes, tables, marks = recorder.take()
     started = time.perf_counter()
-    for _ in range(num_snapshots):
-        msgspec.msgpack.encode(engine_snapshot(scheduler))
+    for index in range(num_snapshots):
+        parts = (changes, tables, marks) if index % 20 == 0 else (changes, None, [])
+        msgspec.msgpack.encode(engine_snapshot(scheduler, *parts))
     return (time.perf_counter() - started) / num_snapshots
 
 

@@ -3,6 +3,8 @@
 Several commands write sections of one page; each keeps those of the others.
 """
 
+from collections.abc import Sequence
+
 
 def find_section(page: str, heading: str) -> str:
     """Return the section of that heading, with the heading; empty if the page has none."""
@@ -29,3 +31,10 @@ def with_section(page: str, heading: str, body: str) -> str:
 def section_body(page: str, heading: str) -> str:
     """Return what a page has under that heading; empty if it has none."""
     return find_section(page, heading).removeprefix(f"## {heading}\n").strip()
+
+
+def with_sections_of(page: str, old: str, headings: Sequence[str]) -> str:
+    """Return the page with those sections of an old page under these headings."""
+    for heading in headings:
+        page = with_section(page, heading, section_body(old, heading))
+    return page

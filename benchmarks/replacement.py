@@ -12,6 +12,7 @@ import random
 import re
 import signal
 import statistics
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ from typing import Any
 
 import httpx
 
+from benchmarks.compare import keep_packed_weights
+from benchmarks.variants import file_variants
 from tests.support.running_server import RunningServer, running_server
 
 POLL_SECONDS = 0.01
@@ -89,6 +92,8 @@ async def kill_engines(server: RunningServer, bodies: list[dict[str, Any]], num_
             ):
                 await asyncio.sleep(POLL_SECONDS)
             report.absence_seconds.append(time.monotonic() - began)
+            kills, longest = len(report.absence_seconds), max(report.pause_seconds, default=0.0)
+            print(f"kill {kills}: {report.num_wrong} wrong, longest pause {longest:.2f} s", flush=True)
         stopping.set()
         await asyncio.gather(*streams)
     return report
@@ -101,6 +106,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64, help="of each answer")
+    parser.add_argument("--kv-spill", help="size of a file of cached blocks, such as 1GiB; without it none")
     arguments = parser.parse_args()
     bodies = [
         {
@@ -114,9 +120,14 @@ def main() -> None:
         }
         for index in range(arguments.streams)
     ]
-    options = ("--standby", "--kv-cache-memory", "1GiB", "--max-model-len", "1024")
-    with running_server(arguments.file, *options) as server:
-        report = asyncio.run(kill_engines(server, bodies, arguments.kills, seed=1))
+    options = ["--standby", "--kv-cache-memory", "1GiB", "--max-model-len", "1024"]
+    with tempfile.TemporaryDirectory() as folder:
+        # Until the packed weights are in a file, each replacement packs them again.
+        keep_packed_weights(file_variants(Path(folder), arguments.file), Path(folder) / "first-start.log")
+        if arguments.kv_spill:
+            options += ["--kv-spill", arguments.kv_spill, "--kv-spill-path", f"{folder}/blocks"]
+        with running_server(arguments.file, *options) as server:
+            report = asyncio.run(kill_engines(server, bodies, arguments.kills, seed=1))
     for name, seconds in (("no engine ready for", report.absence_seconds), ("longest pause", report.pause_seconds)):
         print(f"{name}: median {statistics.median(seconds):.2f} s, most {max(seconds):.2f} s")
     print(f"{len(report.absence_seconds)} kills, {report.num_answers} answers, {report.num_wrong} wrong")

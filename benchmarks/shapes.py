@@ -1,7 +1,8 @@
 """Write GGUF files of random weights in the shapes of real models: `python -m benchmarks.shapes 1B Q4_K_M FILE`.
 
 Speed and memory depend on shapes and types alone, so no model needs to be fetched. The vocabulary and the chat template
-are those of the default model; what such a file generates is noise.
+are those of the default model, which `--vocabulary 128256` fills up to Llama 3's size; what such a file generates is
+noise.
 """
 
 import argparse
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import gguf
 import numpy as np
@@ -124,14 +126,28 @@ def matrices(shape: Shape) -> Iterator[tuple[str, str, int, int, int]]:
             yield f"blk.{layer}.{name}.weight", name, layer, rows, width
 
 
-def write_model(path: Path, shape: Shape, file_type: str) -> None:
-    """Write the file. The fields of the vocabulary are copied from the default model."""
+def filled_up(name: str, values: list[Any], vocab_size: int) -> list[Any]:
+    """Return a list of the vocabulary, which has one item for each token, with tokens that no text has at its end."""
+    numbers = range(len(values), vocab_size)
+    match name:
+        case "tokenizer.ggml.tokens":
+            return values + [f"word{number}" for number in numbers]  # generated at random: each shows some text
+        case "tokenizer.ggml.token_type":
+            return values + [gguf.TokenType.NORMAL] * len(numbers)
+        case "tokenizer.ggml.scores":
+            return values + [0.0] * len(numbers)
+    return values
+
+
+def write_model(path: Path, shape: Shape, file_type: str, vocab_size: int = 0) -> None:
+    """Write the file. The fields of the vocabulary are copied from the default model and filled up to `vocab_size`."""
     source = gguf.GGUFReader(resolve_model(DEFAULT_MODEL, lambda _: None))
     writer = gguf.GGUFWriter(path, "llama", use_temp_file=False)
     num_tokens = 0
     for field in source.fields.values():
         if field.name.startswith("tokenizer."):
             value, kind = field.contents(), field.types[0]
+            value = filled_up(field.name, value, vocab_size) if isinstance(value, list) else value
             writer.add_key_value(field.name, value, kind, field.types[-1] if len(field.types) > 1 else None)
             num_tokens = len(value) if field.name == "tokenizer.ggml.tokens" else num_tokens
     writer.add_block_count(shape.layers)
@@ -183,8 +199,9 @@ def main() -> None:
         ],
     )
     parser.add_argument("file", type=Path)
+    parser.add_argument("--vocabulary", type=int, default=0, help="number of tokens, if more than the default model's")
     arguments = parser.parse_args()
-    write_model(arguments.file, SHAPES[arguments.shape], arguments.type)
+    write_model(arguments.file, SHAPES[arguments.shape], arguments.type, arguments.vocabulary)
 
 
 if __name__ == "__main__":

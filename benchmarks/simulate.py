@@ -11,15 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-from pydantic import ByteSize, TypeAdapter
 
 from benchmarks.page_sections import with_section
 from benchmarks.server_process import ServerFailed
+from benchmarks.simulation.arguments import positive, several, size, sizes, whole, wholes
 from benchmarks.simulation.arrivals import Load, cut, poisson, trace
 from benchmarks.simulation.calibration import calibrate, commit, warm_up
 from benchmarks.simulation.check import (
     HEADING,
     LEAST_REQUESTS,
+    calibrated_again,
     check_loads,
     compare,
     comparison,
@@ -112,7 +113,14 @@ def parser_of_commands() -> argparse.ArgumentParser:
     one.set_defaults(command=check_command)
     one.add_argument("model", help="the model of the cost file")
     one.add_argument("--cost", type=Path, required=True, metavar="FILE", help="a file of `calibrate`")
-    one.add_argument("--seconds", type=positive, default=45.0, help="of each of three loads")
+    one.add_argument("--requests", type=whole, default=400, help="of each of three loads, about")
+    one.add_argument(
+        "--calibrate",
+        type=positive,
+        default=20.0,
+        metavar="SECONDS",
+        help="of each of two loads that follow a burst: the costs are measured again right before each check",
+    )
     one.add_argument("--http", action="store_true", help="a second time through a server on this machine")
     one.add_argument("--trace", type=Path, metavar="CSV", help="arrivals and lengths for the first load")
     one.add_argument("--page", action="store_true", help="write the table into docs/scaling.md")
@@ -217,7 +225,7 @@ def check_command(arguments: argparse.Namespace) -> None:
     costs = read_cost_file(arguments.cost)
     if str(resolve_model(arguments.model, print)) != costs.start.model_path:
         raise ValueError(f"{arguments.cost} has the costs of {costs.model}, not of {arguments.model}.")
-    loads = check_loads(costs, arguments.seconds, arguments.seed, arguments.trace)
+    loads = check_loads(costs, arguments.requests, arguments.seed, arguments.trace)
     start = msgspec.structs.replace(
         costs.start,
         limits=msgspec.structs.replace(
@@ -227,19 +235,20 @@ def check_command(arguments: argparse.Namespace) -> None:
     engine, _, _ = start_engine(start)
     warm_up(engine)
     found = []
-    for name, part, load in loads:
+    for number, (name, part, load) in enumerate(loads):
+        costs = calibrated_again(engine, costs, arguments.calibrate, arguments.seed + 100 * (number + 1), print)
         print(f"{name}: {len(load.planned)} requests in process", flush=True)
         found.append(compare(engine, costs, name, part, load))
-    del engine
     if arguments.http:
         with served(costs) as server:
-            for name, part, load in loads:
+            for number, (name, part, load) in enumerate(loads, len(loads)):
+                costs = calibrated_again(engine, costs, arguments.calibrate, arguments.seed + 100 * (number + 1), print)
                 print(f"{name}: {len(load.planned)} requests over HTTP", flush=True)
                 measured, simulation = record_http(server.url, load), simulated(costs, load, costs.api)
                 found.append(comparison(f"{name}, over HTTP", part, measured, simulation, None))
     print(f"\n{comparisons_table(found)}")
     if any(one.measured.num_requests < LEAST_REQUESTS for one in found):
-        print(f"\nThe 95th percentile of fewer than {LEAST_REQUESTS} requests is the slowest one. Raise --seconds.")
+        print(f"\nThe 95th percentile of fewer than {LEAST_REQUESTS} requests is the slowest one. Raise --requests.")
     if arguments.page:
         body = section(costs, found, f"{time.strftime('%Y-%m-%d')}, commit {commit()}")
         PAGE.write_text(with_section(PAGE.read_text(), HEADING, body))
@@ -270,46 +279,6 @@ def load_of(arguments: argparse.Namespace) -> Load:
         num_prefixes=arguments.prefixes,
         seed=arguments.seed,
     )
-
-
-def positive(text: str) -> float:
-    """Return a number above 0."""
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0.")
-    return number
-
-
-def whole(text: str) -> int:
-    """Return a whole number from 1 on."""
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1.")
-    return number
-
-
-def several(text: str) -> int:
-    """Return a whole number from 2 on: a spread needs two values."""
-    if (number := int(text)) < 2:
-        raise argparse.ArgumentTypeError(f"{text} is less than 2.")
-    return number
-
-
-def wholes(text: str) -> list[int]:
-    """Return whole numbers that are separated by commas."""
-    return [whole(one) for one in text.split(",")]
-
-
-def size(text: str) -> int:
-    """Return a number of bytes that is written as 1GiB."""
-    number = int(TypeAdapter(ByteSize).validate_python(text))
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than a byte.")
-    return number
-
-
-def sizes(text: str) -> list[int]:
-    """Return numbers of bytes that are separated by commas."""
-    return [size(one) for one in text.split(",")]
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from caravan.model.config import ModelConfig
+from caravan.model.cuda.staging import Array
 from caravan.model.forward_batch import ForwardBatch
 from caravan.model.kv_cache import KVCache
 from caravan.model.llama import Llama
@@ -63,7 +64,13 @@ class IdleLlama(Llama):
 class IdleSampler:
     """A sampler that draws token 1 everywhere."""
 
-    def launch(self, logits: Tensor, rows: Seq[SamplingRow]) -> HostSamples:
+    counts_tokens = False
+
+    def stage(self, rows: Seq[SamplingRow], slots: Seq[int], texts: Seq[Seq[int]]) -> list[Array]:  # noqa: ARG002
+        """Return nothing."""
+        return []
+
+    def launch(self, logits: Tensor, rows: Seq[SamplingRow], staged: Seq[Tensor]) -> HostSamples:  # noqa: ARG002
         """Return the tokens as Python objects, as a copy from a GPU becomes them."""
         token_ids = torch.ones(len(logits), dtype=torch.int64)
         return HostSamples(token_ids, [Sample(token_id) for token_id in token_ids.tolist()] if rows else [])
@@ -73,7 +80,7 @@ class IdleSampler:
     ) -> list[Sample | None]:
         """Return the tokens of a step that does not overlap; no row has a grammar."""
         assert find_masks is None
-        return self.launch(logits, rows).result()
+        return self.launch(logits, rows, []).result()
 
 
 class TimedEngine(OverlappedEngine):

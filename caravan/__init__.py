@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from caravan.offline.results import Choice, GenerationResult, StreamDelta, TokenLogprob
     from caravan.offline.sampling_params import SamplingParams
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["LLM", "Choice", "GenerationResult", "SamplingParams", "StreamDelta", "TokenLogprob", "__version__"]
 
 

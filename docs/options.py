@@ -9,8 +9,9 @@ _HEAD = """\
 # Options of `caravan serve`
 
 Each option is a flag, an environment variable and a key of the YAML file that `--config` names (`--max-model-len`,
-`CARAVAN_MAX_MODEL_LEN`, `max_model_len`). A flag overrides a variable, a variable overrides the file, and the file
-overrides the default. An empty variable counts as unset; an unknown one that begins with `CARAVAN_` is an error.
+`CARAVAN_MAX_MODEL_LEN`, `max_model_len` or `max-model-len`). A flag overrides a variable, a variable the file, and the
+file the default. An empty variable, and a key without a value, count as unset; an unknown one is an error.
+`caravan config --example` prints a file with all options, and `caravan serve --print-config` the options in force.
 
 A `size` has a unit or is in bytes (`4GiB`, `500MB`); a `duration` has a unit or is in seconds (`100ms`, `0.1s`). An
 option without a type is a switch: a flag without a value, or `true` in a variable or in the file.

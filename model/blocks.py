@@ -1,6 +1,6 @@
 """Blocks: matrices as GGUF files store them, some inputs of a row in a few bytes with scales of their own."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from torch import Tensor
@@ -39,6 +39,10 @@ class StoredRows:
     kind: str  # a key of BLOCK_SIZES
     stored: Tensor  # [rows, bytes of a row] uint8; of a GGUF file, mapped
     order: Tensor  # [out] int64: the row of `stored` for each output
+
+    def outputs(self, rows: slice) -> "StoredRows":
+        """Return some of the outputs."""
+        return replace(self, order=self.order[rows])
 
 
 WeightPart = StoredRows | Tensor  # some outputs of a weight; a Tensor is [out, in] in bfloat16

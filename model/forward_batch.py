@@ -20,3 +20,4 @@ class ForwardBatch:
     seq_lens: Tensor  # [B] int32, tokens of each sequence after this step
     block_tables: Tensor  # [B, max_blocks] int32, rows padded with zeros
     wanted_rows: Tensor  # [S] int64, tokens whose hidden states after the last layer are the output
+    row_slots: Tensor | None = None  # [T] int64, slot of the adapter of each token or -1; None: no token has one

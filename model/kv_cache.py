@@ -36,6 +36,15 @@ def kv_bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
     return 2 * config.num_layers * config.num_kv_heads * _row_size(config, dtype) * dtype.itemsize
 
 
+def check_block_size(block_size: int, multiple: int) -> None:
+    """Raise ValueError, in one line, unless a block of that many tokens is a multiple of what attention can read."""
+    if block_size % multiple:
+        raise ValueError(
+            f"A KV cache of this model can have blocks of {multiple}, {2 * multiple}, {3 * multiple}, ... tokens; "
+            f"block_size is {block_size}."
+        )
+
+
 class KVCache:
     """Keys and values per layer, each [num_blocks, block_size, num_kv_heads, head_dim].
 

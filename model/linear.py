@@ -39,6 +39,14 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_features, in_features), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if has_bias else None
 
+    def keep_outputs(self, num_outputs: int) -> None:
+        """Have fewer outputs than at first; weights are placed afterwards."""
+        for name, parameter in list(self.named_parameters(recurse=False)):
+            if len(parameter) == self.out_features:
+                kept = parameter.new_empty(num_outputs, *parameter.shape[1:])
+                setattr(self, name, nn.Parameter(kept, requires_grad=False))
+        self.out_features = num_outputs
+
     def forward(self, x: Tensor) -> Tensor:
         """Return x [T, in_features] times the weight, plus the bias, shape [T, out_features]."""
         product = row_invariant_linear(x, self.weight)

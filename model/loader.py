@@ -12,13 +12,17 @@ from caravan.model.attention.reference import ReferenceAttention
 from caravan.model.blocks import NotFinite
 from caravan.model.checkpoint import BrokenCheckpoint
 from caravan.model.checkpoint.checkpoint import Checkpoint, check_shapes, read_weights, weight_parts
+from caravan.model.checkpoint.folder_links import check_links
 from caravan.model.checkpoint.gguf import open_gguf
 from caravan.model.checkpoint.huggingface import open_huggingface
 from caravan.model.checkpoint.llama2c import open_llama2c
 from caravan.model.checkpoint.meta import open_meta
 from caravan.model.config import ModelConfig, UnsupportedModel
 from caravan.model.cpu.weights_cache import WeightsCache
+from caravan.model.exchange import Exchange
 from caravan.model.llama import Llama
+from caravan.model.share import Share
+from caravan.model.split import split_model, split_of
 
 
 def plain_llama(config: ModelConfig) -> Llama:
@@ -26,9 +30,10 @@ def plain_llama(config: ModelConfig) -> Llama:
     return Llama(config, ReferenceAttention())
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, adapter_path: Path | None = None) -> Checkpoint:
     """Return the checkpoint at `path`, with the shapes of its tensors checked but no values read.
 
+    With the folder of an adapter its weights are those with the adapter merged into them.
     Raises OSError, BrokenCheckpoint or UnsupportedModel.
     """
     if path.is_dir():
@@ -44,20 +49,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
     else:
         raise UnsupportedModel(f"{path} holds no model: it has neither a config.json nor a params.json.")
     check_shapes(checkpoint)
-    return checkpoint
+    if adapter_path is None:
+        return checkpoint
+    from caravan.model.checkpoint.merge import merged  # here: most models have no adapter
+    from caravan.model.checkpoint.peft import open_adapter
 
-
-def check_links(folder: Path) -> None:
-    """Raise BrokenCheckpoint if a link in the folder leads out of it, except to the blobs of the Hugging Face cache.
-
-    Otherwise the author of a folder could have any file of this machine read.
-    """
-    home = folder.resolve()
-    blobs = home.parent.parent / "blobs"  # of a folder models--org--name/snapshots/commit
-    for path in (*folder.iterdir(), *(folder / "additional_chat_templates").glob("*")):
-        target = path.resolve()
-        if path.is_symlink() and not target.is_relative_to(home) and target.parent != blobs:
-            raise BrokenCheckpoint(f"{path} is a link out of its folder. Put the file itself there.")
+    return merged(checkpoint, open_adapter(adapter_path))
 
 
 def load_model(
@@ -67,20 +64,30 @@ def load_model(
     max_position: int,
     make_model: Callable[[ModelConfig], Llama] = plain_llama,
     cache: WeightsCache | None = None,
+    share: Share | None = None,
+    exchange: Exchange | None = None,
 ) -> Llama:
     """Return the model of a checkpoint, its weights in dtype on device, ready to run.
 
     Packed weights are mapped from the cache if there is one with a file of them.
+    With an exchange the model has the share of one rank, and every call on it must be made on all ranks at once.
 
     It can run positions below max_position. The module is made without memory and each weight is set as it is read, so
     peak memory is the final size and one tensor.
-    Raises BrokenCheckpoint.
+    Raises BrokenCheckpoint, and ValueError if the model cannot be split so.
     """
     with torch.device("meta"):
         model = make_model(checkpoint.config)
+    share = share or Share()
+    if exchange is not None:
+        split_model(model, split_of(model.config, share, exchange))
+    elif share.num_ranks > 1:
+        raise ValueError(f"Rank {share.rank} of {share.num_ranks} needs an exchange with the others.")
     started = time.monotonic()
     mapped = frozenset[str]() if cache is None else cache.restore(model, checkpoint, dtype)
-    weights = read_weights(checkpoint, dtype, model.grouped_weights(), model.weights_in_blocks(), mapped)
+    weights = read_weights(
+        checkpoint, dtype, model.grouped_weights(), model.weights_in_blocks(), mapped, share, by_rows=model.takes_rows
+    )
     num_weights = len(weight_parts(checkpoint).keys() - mapped)
     # disable=None: a bar on terminals only
     for name, weight in tqdm(weights, "Loading weights", num_weights, leave=False, delay=0.5, disable=None):

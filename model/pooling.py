@@ -1,10 +1,12 @@
 """Pooling: one vector for a whole text, from the hidden states of its tokens."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor  # the scheduler is also simulated in the API process, which has no torch
 
 
 class Pool(NamedTuple):
@@ -27,7 +29,7 @@ class Pool(NamedTuple):
         return bool(np.isfinite(self.total).all())
 
 
-def pooled(earlier: Pool | None, states: Tensor) -> Pool:
+def pooled(earlier: Pool | None, states: "Tensor") -> Pool:
     """Return a pool with the states [T, hidden_size] added to the earlier ones."""
     rows = states.double().numpy(force=True)
     total, num_tokens = (np.zeros(rows.shape[1]), 0) if earlier is None else earlier

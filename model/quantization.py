@@ -27,6 +27,10 @@ class GroupedWeight:
         """The shape of the matrix."""
         return self.values.shape
 
+    def outputs(self, rows: slice) -> "GroupedWeight":
+        """Return some of the outputs."""
+        return GroupedWeight(self.values[rows], self.scales[rows], self.offsets[rows], self.bits)
+
 
 def quantize(weight: Tensor, bits: int) -> GroupedWeight:
     """Return weight [out, in] rounded to the nearest of 2 ** bits evenly spaced numbers in each group.

@@ -1,24 +1,34 @@
 """Rotary position embeddings: a token's position as a rotation of its queries and keys."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from caravan.model.rope_scaling import RopeScaling, scale_frequencies
 
 
 def rope_table(
-    head_dim: int, max_position: int, theta: float, scaling: RopeScaling | None = None
+    head_dim: int,
+    max_position: int,
+    theta: float,
+    scaling: RopeScaling | None = None,
+    *,
+    rotary_dim: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the cosines and sines of every rotation, each [max_position, head_dim / 2], float32.
 
     Pair i of a head turns by position * theta ** (-2 i / head_dim): fast for the first pairs, slow for
     the last. Source: RoFormer (arXiv:2104.09864), section 3.2.2. `scaling` changes that for long texts.
+    With rotary_dim only its pairs turn, as those of a head of that size; the last pairs turn by no angle.
     """
-    pair = torch.arange(0, head_dim, 2, dtype=torch.float64)
-    frequencies = theta ** (-pair / head_dim)  # [head_dim / 2]
+    rotary_dim = rotary_dim or head_dim
+    pair = torch.arange(0, rotary_dim, 2, dtype=torch.float64)
+    frequencies = theta ** (-pair / rotary_dim)  # [rotary_dim / 2]
     frequencies, amplitude = scale_frequencies(scaling, frequencies, theta, max_position)
-    angles = torch.outer(torch.arange(max_position, dtype=torch.float64), frequencies)  # [max_position, head_dim / 2]
-    return (angles.cos() * amplitude).float(), (angles.sin() * amplitude).float()
+    angles = torch.outer(torch.arange(max_position, dtype=torch.float64), frequencies)  # [max_position, rotary_dim / 2]
+    cos, sin = (angles.cos() * amplitude).float(), (angles.sin() * amplitude).float()
+    rest = (0, (head_dim - rotary_dim) // 2)
+    return F.pad(cos, rest, value=1.0), F.pad(sin, rest)
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

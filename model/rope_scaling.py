@@ -58,14 +58,36 @@ class DivisorScaling:
 
     divisors: tuple[float, ...]
 
+    def lists(self) -> list[tuple[float, ...]]:
+        """Return all divisors."""
+        return [self.divisors]
 
-RopeScaling = LinearScaling | DynamicScaling | Llama3Scaling | YarnScaling | DivisorScaling
+
+@dataclass(frozen=True, kw_only=True)
+class LongRopeScaling:
+    """Each frequency has two divisors: one while texts have the original length, another for longer ones.
+
+    As in DynamicScaling the longest text that the server accepts chooses, not the length so far.
+    Source: LongRoPE (arXiv:2402.13753), sections 3.1 and 3.3.
+    """
+
+    short_divisors: tuple[float, ...]
+    long_divisors: tuple[float, ...]
+    original_max_position: int
+    attention_factor: float
+
+    def lists(self) -> list[tuple[float, ...]]:
+        """Return the divisors of both kinds."""
+        return [self.short_divisors, self.long_divisors]
+
+
+RopeScaling = LongRopeScaling | LinearScaling | DynamicScaling | Llama3Scaling | YarnScaling | DivisorScaling
 
 
 def scale_frequencies(
     scaling: RopeScaling | None, frequencies: Tensor, theta: float, max_position: int
 ) -> tuple[Tensor, float]:
-    """Return the changed frequencies and the factor on cosines and sines (1 for all but YaRN).
+    """Return the changed frequencies and the factor on cosines and sines (1 for all but YaRN and LongRoPE).
 
     Frequencies are angles per position, one for each pair of dimensions, [head_dim / 2], float64.
     """
@@ -76,6 +98,10 @@ def scale_frequencies(
             return frequencies / factor, 1.0
         case DivisorScaling(divisors=divisors):
             return frequencies / torch.tensor(divisors, dtype=torch.float64), 1.0
+        case LongRopeScaling():
+            is_long = max_position > scaling.original_max_position
+            chosen = scaling.long_divisors if is_long else scaling.short_divisors
+            return frequencies / torch.tensor(chosen, dtype=torch.float64), scaling.attention_factor
         case DynamicScaling():
             return _dynamic(scaling, frequencies, max_position), 1.0
         case Llama3Scaling():

@@ -41,6 +41,7 @@ class WeightsKey(msgspec.Struct, frozen=True, kw_only=True):
     code: str  # hash of the sources of caravan.model, kernels included
     libraries: dict[str, str]  # versions
     features: dict[str, bool | str]  # of the processor
+    share: tuple[int, int] | None = None  # rank and number of ranks, if the outputs are split between them
 
     @property
     def file_name(self) -> str:

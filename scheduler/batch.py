@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from caravan.model.forward_batch import ForwardBatch
 from caravan.model.sampling.sampler import SamplingRow, needs_history
 from caravan.scheduler.sequence import ScheduledSequence, Sequence
+from caravan.scheduler.token_mask import ForcedToken, TokenMask
 
 
 @dataclass
@@ -108,15 +109,21 @@ def slots(
     return block_tables[owners, positions // block_size].astype(np.int64) * block_size + positions % block_size
 
 
-def sampling_rows(plan: list[ScheduledSequence]) -> list[SamplingRow]:
-    """Return the sampler's description of each row of logits, with the text so far where penalties need it."""
-    rows = []
+def sampling_rows(plan: list[ScheduledSequence], masks: Seq[TokenMask | None] = ()) -> list[SamplingRow]:
+    """Return the sampler's description of each row of logits, with the text so far where it is needed.
+
+    `masks` are those of all rows; without them no row has one.
+    """
+    rows: list[SamplingRow] = []
     for scheduled in plan:
         sequence, params = scheduled.sequence, scheduled.sequence.request.params
         for index in range(scheduled.num_logits):
             position = sequence.num_output_tokens + index
-            allows = None if sequence.matcher is None else sequence.matcher.allows
-            if needs_history(params):
+            mask = masks[len(rows)] if masks else None
+            allows = None if mask is None else mask.allows
+            if isinstance(mask, ForcedToken):
+                rows.append(SamplingRow(mask.params_for(params), position, allows=allows))
+            elif needs_history(params):
                 output = [*sequence.output_token_ids, *scheduled.draft_token_ids[:index]]
                 rows.append(SamplingRow(params, position, sequence.request.prompt_token_ids, output, allows))
             else:

@@ -1,20 +1,24 @@
 """BlockManager: which blocks each sequence holds, and which prefixes sequences share."""
 
 from collections.abc import Iterable
-from collections.abc import Sequence as Seq
 from typing import NamedTuple
 
 from caravan.scheduler.block_pool import BlockPool, hash_block, num_blocks_for, root_hash
 from caravan.scheduler.events import EventLog
 from caravan.scheduler.messages import PrefixMiss, SpillCounts
+from caravan.scheduler.scored_prefixes import ScoredPrefixes, scoring_hash
 from caravan.scheduler.sequence import Sequence
+from caravan.scheduler.shared_tails import SharedTails
 
 
 class CachedPrefix(NamedTuple):
     """The beginning of a waiting sequence whose keys and values are in the pool."""
 
     blocks: list[int]  # cached blocks, to be shared
-    tail: int | None = None  # to be copied: a block of another choice with the rest of the prompt but its last token
+    tail: int | None = None  # to be copied: a block of its group with the rest of their common beginning
+
+
+NOTHING_CACHED = CachedPrefix([])
 
 
 class BlockManager:
@@ -28,6 +32,8 @@ class BlockManager:
         self.pool = pool
         self.block_size = block_size
         self.poisoned: list[int] = []
+        self._scored = ScoredPrefixes()
+        self._tails = SharedTails(pool, block_size)
 
     def extend(self, sequence: Sequence, num_tokens: int) -> bool:
         """Allocate the blocks of the next num_tokens tokens; False, with nothing changed, if too few are free."""
@@ -37,38 +43,43 @@ class BlockManager:
             return True
         if num_blocks > self.pool.num_free:
             return False
-        sequence.block_table.extend(self.pool.allocate() for _ in range(num_blocks))
+        sequence.block_table += self.pool.allocate(num_blocks)
         return True
 
-    def can_allocate(self, sequence: Sequence, running: Iterable[Sequence], cached_blocks: Seq[int] = ()) -> bool:
+    def can_allocate(
+        self, sequence: Sequence, running: Iterable[Sequence], prefix: CachedPrefix = NOTHING_CACHED
+    ) -> bool:
         """Return whether all tokens of a waiting sequence fit into the pool with all tokens of the running ones.
 
         A sequence that joined with less would soon be preempted, and its computed tokens lost.
         """
-        num_free = self.pool.num_free - sum(self.pool.is_free(block) for block in cached_blocks)
+        held = prefix.blocks if prefix.tail is None else [*prefix.blocks, prefix.tail]
+        num_free = self.pool.num_free - sum(self.pool.is_free(block) for block in held)
         num_reserved = sum(
             max(num_blocks_for(one.num_tokens, self.block_size) - len(one.block_table), 0) for one in running
         )
-        num_needed = num_blocks_for(sequence.num_tokens, self.block_size) - len(cached_blocks)
+        num_needed = num_blocks_for(sequence.num_tokens, self.block_size) - len(prefix.blocks)
         return num_needed <= num_free - num_reserved
 
     def find_prefix(self, sequence: Sequence) -> CachedPrefix:
         """Return the cached prefix of a waiting sequence; sets its awaited_hash if the next block is pending."""
         blocks: list[int] = []
         sequence.awaited_hash = None
+        if sequence.request.params.num_prompt_logprobs is not None and not sequence.num_scored_tokens:
+            hashes = self._hashes(sequence, sequence.num_prompt_tokens // self.block_size)
+            sequence.awaited_hash = self._scored.recall(sequence, hashes, self.pool)
+        if sequence.awaited_hash is not None:
+            return CachedPrefix(blocks)
         for block_hash in self._hashes(sequence, sequence.num_reusable_tokens // self.block_size):
             block = self.pool.lookup(block_hash)
             if block is None:
                 sequence.awaited_hash = block_hash if self.pool.is_pending(block_hash) else None
-                return CachedPrefix(blocks)
+                break
             blocks.append(block)
-        tail_hash = self._tail_hash(sequence)
-        if tail_hash is None or sequence.num_reusable_tokens != sequence.num_prompt_tokens - 1:
+        if not sequence.request.group or sequence.awaited_hash is not None:
             return CachedPrefix(blocks)
-        tail = self.pool.lookup_tail(tail_hash)
-        if tail is None and self.pool.is_pending(tail_hash):
-            sequence.awaited_hash = tail_hash
-        return CachedPrefix(blocks, tail)
+        prefix = CachedPrefix(blocks, self._tails.find(sequence, len(blocks), sequence.block_hashes))
+        return prefix if self.can_allocate(sequence, (), prefix) else CachedPrefix(blocks)  # the tail takes a block
 
     def is_prefix_pending(self, sequence: Sequence) -> bool:
         """Return whether the block that a sequence waits for is still pending."""
@@ -89,44 +100,48 @@ class BlockManager:
         for block in prefix.blocks:
             self.pool.share(block)
         sequence.block_table = prefix.blocks
-        num_cached_tokens = len(prefix.blocks) * self.block_size
-        sequence.num_computed_tokens = num_cached_tokens if prefix.tail is None else sequence.num_prompt_tokens - 1
+        sequence.num_computed_tokens = len(prefix.blocks) * self.block_size
+        if prefix.tail is not None:
+            self._tails.hold(sequence, prefix.tail)
         sequence.num_cached_blocks = sequence.num_pending_blocks = len(prefix.blocks)
         self.mark_pending(sequence)
         return self._miss(sequence)
 
     def mark_pending(self, sequence: Sequence) -> None:
-        """Mark the full blocks of a running sequence as pending, and the block that its prompt ends in."""
+        """Mark the full blocks of a running sequence as pending, and that in which its group's beginning ends."""
         num_full = sequence.num_tokens // self.block_size
         if num_full > sequence.num_pending_blocks:
             hashes = self._hashes(sequence, num_full)
-            self.pool.add_pending(hashes[sequence.num_pending_blocks :])
+            self.pool.add_pending(self._awaitable(sequence, hashes[sequence.num_pending_blocks :]))
             sequence.num_pending_blocks = num_full
-        tail_hash = self._tail_hash(sequence) if sequence.num_computed_tokens < sequence.num_prompt_tokens else None
-        if tail_hash is not None and not sequence.is_tail_pending:
-            self.pool.add_pending([tail_hash])
-            sequence.is_tail_pending = True
+        if sequence.request.group:
+            self._tails.mark_pending(sequence, sequence.block_hashes)
 
     def cache_computed(self, sequence: Sequence) -> None:
         """Cache the pending blocks that are computed completely."""
         num_full = sequence.num_computed_tokens // self.block_size
         if num_full > sequence.num_cached_blocks:
-            hashes, size = self._hashes(sequence, num_full), self.block_size
-            for i in range(sequence.num_cached_blocks, num_full):
-                if self.pool.cache_block(sequence.block_table[i], hashes[i]):
-                    content = sequence.token_ids[i * size : (i + 1) * size]
-                    self.pool.history.add(self._parent(sequence, i), content, is_first=not i)
-            self.pool.remove_pending(hashes[sequence.num_cached_blocks :])
+            hashes, start = self._hashes(sequence, num_full), sequence.num_cached_blocks
+            cached = [self.pool.cache_block(sequence.block_table[i], hashes[i]) for i in range(start, num_full)]
+            new = (
+                [(start, num_full)] if all(cached) else [(i, i + 1) for i, is_new in enumerate(cached, start) if is_new]
+            )
+            for first, end in new:
+                self._record(sequence, first, end)
+            if sequence.scored:
+                for i in range(start, num_full):
+                    self._scored.keep(sequence, i, self.block_size)
+            self.pool.remove_pending(self._awaitable(sequence, hashes[start:]))
             sequence.num_cached_blocks = num_full
-        if sequence.is_tail_pending and sequence.num_computed_tokens >= sequence.num_prompt_tokens:
-            block = sequence.block_table[(sequence.num_prompt_tokens - 1) // self.block_size]
-            self.pool.cache_tail(block, self._remove_pending_tail(sequence))
+        if sequence.request.group:
+            self._tails.cache_computed(sequence, sequence.block_hashes)
 
     def release(self, sequence: Sequence) -> None:
         """Give back all blocks of a sequence; its pending blocks are pending no longer."""
-        if sequence.is_tail_pending:
-            self._remove_pending_tail(sequence)
-        self.pool.remove_pending(sequence.block_hashes[sequence.num_cached_blocks : sequence.num_pending_blocks])
+        if sequence.request.group:
+            self._tails.forget(sequence, sequence.block_hashes)
+        pending = sequence.block_hashes[sequence.num_cached_blocks : sequence.num_pending_blocks]
+        self.pool.remove_pending(self._awaitable(sequence, pending))
         self.pool.release(sequence.block_table)
         sequence.block_table = []
         sequence.num_computed_tokens = sequence.num_draft_computed_tokens = 0
@@ -145,6 +160,19 @@ class BlockManager:
         poisoned, self.poisoned = self.poisoned, []
         return poisoned
 
+    def _record(self, sequence: Sequence, start: int, end: int) -> None:
+        """Add the blocks from `start` to `end` to the history of cached ones."""
+        parents = [self._parent(sequence, start), *sequence.block_hashes[start : end - 1]]
+        token_ids = sequence.token_ids[start * self.block_size : end * self.block_size]
+        self.pool.history.add(parents, token_ids, has_first=not start)
+
+    def _awaitable(self, sequence: Sequence, block_hashes: list[bytes]) -> list[bytes]:
+        """Return the hashes by which others wait for blocks of a sequence: also for their log-probabilities."""
+        num_logprobs = sequence.request.params.num_prompt_logprobs
+        if num_logprobs is None:
+            return block_hashes
+        return block_hashes + [scoring_hash(block_hash, num_logprobs) for block_hash in block_hashes]
+
     def _miss(self, sequence: Sequence) -> PrefixMiss:
         """Return why no more tokens of a sequence than the computed ones were cached when it joined."""
         start, size = sequence.num_computed_tokens, self.block_size
@@ -154,10 +182,10 @@ class BlockManager:
         if start + size > sequence.num_reusable_tokens:
             return PrefixMiss("scored", start, num_tokens=num_missing)
         index = start // size
-        content = sequence.token_ids[start : start + size]
+        content = sequence.token_ids[index * size : (index + 1) * size]
         block_hash = self._hashes(sequence, index + 1)[index]
         miss = self.pool.history.explain(self._parent(sequence, index), block_hash, content, is_first=not index)
-        return PrefixMiss(miss.reason, start + miss.offset, miss.seconds, num_missing)
+        return PrefixMiss(miss.reason, max(start, index * size + miss.offset), miss.seconds, num_missing)
 
     def _hashes(self, sequence: Sequence, num_blocks: int) -> list[bytes]:
         """Return the hashes of the first num_blocks blocks, which must be full of tokens."""
@@ -171,24 +199,3 @@ class BlockManager:
     def _parent(self, sequence: Sequence, index: int) -> bytes:
         """Return the hash of the block before block `index`, whose hash must be known, or the root of the first one."""
         return sequence.block_hashes[index - 1] if index else root_hash(sequence.request.cache_salt)
-
-    def _tail_hash(self, sequence: Sequence) -> bytes | None:
-        """Return the hash of the prompt's tokens after its full blocks, except the last token, for its group.
-
-        None if there are none, or if the request has no other choices.
-        """
-        end = sequence.num_prompt_tokens - 1
-        num_full = end // self.block_size
-        if not sequence.request.group or end == num_full * self.block_size:
-            return None
-        self._hashes(sequence, num_full)
-        parent = self._parent(sequence, num_full)
-        return hash_block(parent, [sequence.request.group, *sequence.token_ids[num_full * self.block_size : end]])
-
-    def _remove_pending_tail(self, sequence: Sequence) -> bytes:
-        """Mark the end of a prompt as no longer pending; return its hash."""
-        tail_hash = self._tail_hash(sequence)
-        assert tail_hash is not None, "it was pending"
-        self.pool.remove_pending([tail_hash])
-        sequence.is_tail_pending = False
-        return tail_hash

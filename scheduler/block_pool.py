@@ -50,7 +50,7 @@ class BlockPool:
         self._hash_of: dict[int, bytes] = {}  # cached block -> its hash
         self._block_of: dict[bytes, int] = {}  # hash -> cached block
         self._num_cached = 0  # free blocks that have a hash
-        self._tail_blocks: dict[bytes, int] = {}  # hash of a prompt's end -> the held block that begins with it
+        self._tail_blocks: dict[bytes, int] = {}  # hash of a prompt's end -> the block that begins with it
         self._tail_of: dict[int, bytes] = {}
         self._pending: Counter[bytes] = Counter()  # hash -> running sequences that are computing its block
         self.num_forgotten = 0  # cached blocks that left the cache, since the start
@@ -66,15 +66,17 @@ class BlockPool:
         """Free blocks that still hold a cached prefix."""
         return self._num_cached
 
-    def allocate(self) -> int:
-        """Return a free block, now held once and no longer cached. There must be a free block."""
-        block, _ = self._free.popitem(last=False)
-        if block in self._hash_of:
-            self._num_cached -= 1
-            self.num_evicted += 1
-            self.forget(block)
-        self._ref_counts[block] = 1
-        return block
+    def allocate(self, num_blocks: int) -> list[int]:
+        """Return free blocks, now held once and no longer cached. There must be as many."""
+        blocks = [self._free.popitem(last=False)[0] for _ in range(num_blocks)]
+        evicted = [block for block in blocks if block in self._hash_of]
+        if evicted:
+            self._num_cached -= len(evicted)
+            self.num_evicted += len(evicted)
+            self._forget(evicted)
+        for block in blocks:
+            self._ref_counts[block] = 1
+        return blocks
 
     def lookup(self, block_hash: bytes) -> int | None:
         """Return the cached block with this hash, or None."""
@@ -112,15 +114,19 @@ class BlockPool:
         self._hash_of[block] = block_hash
         return True
 
+    def is_cached(self, block: int) -> bool:
+        """Return whether the block is the one of a hash."""
+        return block in self._hash_of
+
     def cache_tail(self, block: int, tail_hash: bytes) -> None:
-        """Make the beginning of a held block available for copying, for as long as the block is held."""
+        """Make the beginning of a held block available for copying, for as long as the block is held or cached."""
         assert self._ref_counts[block] > 0, "only held blocks become cached"
         if tail_hash not in self._tail_blocks and block not in self._tail_of:
             self._tail_blocks[tail_hash] = block
             self._tail_of[block] = tail_hash
 
     def lookup_tail(self, tail_hash: bytes) -> int | None:
-        """Return a block that begins with the tokens of this hash, or None."""
+        """Return a block that begins with the tokens of this hash, or None; one that is not held must be shared."""
         return self._tail_blocks.get(tail_hash)
 
     def add_pending(self, block_hashes: Sequence[bytes]) -> None:
@@ -147,11 +153,19 @@ class BlockPool:
     def forget(self, block: int) -> None:
         """Remove a block from the cache, if it is there."""
         self._forget_tail(block)
-        block_hash = self._hash_of.pop(block, None)
-        if block_hash is not None:
+        if block in self._hash_of:
+            self._forget([block])
+
+    def _forget(self, blocks: Sequence[int]) -> None:
+        """Remove cached blocks from the cache."""
+        if self._tail_of:
+            for block in blocks:
+                self._forget_tail(block)
+        block_hashes = [self._hash_of.pop(block) for block in blocks]
+        for block_hash in block_hashes:
             del self._block_of[block_hash]
-            self.num_forgotten += 1
-            self.history.remove(block_hash)
+        self.num_forgotten += len(block_hashes)
+        self.history.remove(block_hashes)
 
     def _forget_tail(self, block: int) -> None:
         tail_hash = self._tail_of.pop(block, None)
@@ -168,11 +182,11 @@ class BlockPool:
             assert self._ref_counts[block] > 0, f"block {block} was released more often than held"
             self._ref_counts[block] -= 1
             if self._ref_counts[block] == 0:
-                self._forget_tail(block)
                 self._free[block] = None
                 if block in self._hash_of:
                     self._num_cached += 1
                 else:
+                    self._forget_tail(block)
                     self._free.move_to_end(block, last=False)  # not cached: allocated before all cached blocks
 
     def check(self) -> None:
@@ -182,5 +196,5 @@ class BlockPool:
         assert all(count >= 0 for count in self._ref_counts), "negative reference count"
         assert {found: block for block, found in self._hash_of.items()} == self._block_of, "hash tables differ"
         assert {found: block for block, found in self._tail_of.items()} == self._tail_blocks, "tail tables differ"
-        assert not free & self._tail_of.keys(), "a tail is cached in a free block"
+        assert not (free & self._tail_of.keys()) - self._hash_of.keys(), "a tail is cached in a free block"
         assert self._num_cached == len(free & self._hash_of.keys()), "cached count is wrong"

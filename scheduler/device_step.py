@@ -1,8 +1,8 @@
 """DeviceSteps: steps that are launched without waiting for the device, and read nothing back before their tokens.
 
-Block tables and the last token of each sequence stay on the device. A step brings one array of numbers, which is copied
-once: new entries of block tables, and tokens, positions and rows. A decode step is padded to a size of a ladder, so
-that it is the same sequence of operations on the same tensors each time, which a graph can record.
+Block tables and the last token of each sequence stay on the device. What a step brings is one copy: tokens, positions,
+rows, new entries of block tables, and how rows are sampled. A decode step is padded to a size of a ladder, so that it
+is the same sequence of operations on the same tensors each time, which a graph can record.
 """
 
 from itertools import accumulate, compress
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from caravan.model.cuda.recorded_event import recorded_event
+from caravan.model.cuda.staging import Array, StagedArrays, Staging
 from caravan.model.forward_batch import ForwardBatch
 from caravan.model.kv_cache import KVCache
 from caravan.model.llama import Llama
@@ -23,15 +24,15 @@ from caravan.scheduler.sampling_launch import HostSamples, LaunchedSampler, Pend
 from caravan.scheduler.sequence import ScheduledSequence
 from caravan.scheduler.step_graph import Capture, Decode, ladder, padded_size, without_graph
 
+NUM_PROMPT_ARRAYS = 8
 NUM_PADDING_BLOCKS = 1  # after those of the pool: padding rows write there, and nothing else reads it
-NUM_STAGES = 2  # a step is staged while the one before it may still be copied
+SPARE_BYTES = 2**14  # of a step's staged arrays: for biases of its rows, and for alignment
 
 
 class StagedStep(NamedTuple):
     """A step as the device needs it: nothing in it changes with the scheduler."""
 
-    words: Tensor  # [N] int64 on the host; the sections of DeviceSteps.stage
-    sizes: list[int]  # of the sections, the last two being the new entries of block tables
+    arrays: StagedArrays  # see DeviceSteps.stage
     num_seqs: int
     decode_size: int  # of the ladder; 0: the step computes prompts
     sampling_rows: list[SamplingRow]
@@ -58,11 +59,11 @@ class DeviceSteps:
         self._rows = DeviceRows(config.max_num_seqs, config.max_num_blocks)
         self._padding_row = config.max_num_seqs
         num_rows, max_tokens = config.max_num_seqs + 1, config.max_batch_tokens
-        max_updates = 2 * num_rows + max_tokens // config.block_size + config.max_num_blocks  # more are copied apart
+        max_updates = 2 * num_rows + max_tokens // config.block_size + config.max_num_blocks  # more: more memory
         num_words = 5 * num_rows + 3 * max_tokens + 2 * max_updates
-        is_pinned = device.type == "cuda"
-        self._stages = [torch.empty(num_words, dtype=torch.int64, pin_memory=is_pinned) for _ in range(NUM_STAGES)]
-        self._words = torch.zeros(num_words, dtype=torch.int64, device=device)
+        num_bytes = 8 * num_words + sum(array.nbytes for array in sampler.stage([], [], [])) + SPARE_BYTES
+        self._staging = Staging(num_bytes, device)
+        self._words = self._staging.memory[: 8 * 3 * num_rows].view(torch.int64)  # of decode steps
         self._logits = torch.empty(config.max_num_seqs, model.config.vocab_size, device=device)  # of all graphs
         self._last_tokens = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self._block_tables = torch.full(
@@ -87,37 +88,37 @@ class DeviceSteps:
         """Let the next step bring all block tables, as one that was staged has failed."""
         self._rows = DeviceRows(self._config.max_num_seqs, self._config.max_num_blocks)
 
-    def stage(self, plan: list[ScheduledSequence], num_logits: list[int]) -> StagedStep:
+    def stage(self, plan: list[ScheduledSequence], num_logits: list[int], *, is_sampled: bool = True) -> StagedStep:
         """Return a plan that is not empty, with num_logits samples (0 or 1) of each sequence, as its step's numbers.
 
-        Sections of a decode step: rows, token ids, positions, each padded. Of others, for B sequences, T tokens and S
-        samples: positions [T], rows [B], query_start_loc [B + 1], seq_lens [B], token ids [T], row of each token [T],
-        tokens to sample after [S], their rows [S]. Then for both the places and blocks of new entries.
-        A token that the host does not know is negative. A kernel reads the positions, and is compiled for an address
-        that is a multiple of 16 bytes.
+        Arrays of a decode step: rows, token ids, positions, each padded, end to end. Of others, for B sequences, T
+        tokens and S samples: positions [T], rows [B], query_start_loc [B + 1], seq_lens [B], token ids [T], row of each
+        token [T], tokens to sample after [S], their rows [S]. Then for both the places and blocks of new entries, and
+        the sampler's, without which (not is_sampled) a step ends with its logits.
+        A token that the host does not know is negative.
         """
         rows, places, blocks = self._rows.assign(plan)
         computed = [scheduled.sequence.num_computed_tokens for scheduled in plan]
-        sampling_rows = [
-            SamplingRow(sequence.request.params, len(sequence.token_ids) - len(sequence.request.prompt_token_ids))
-            for sequence, *_ in compress(plan, num_logits)
-        ]
         decode_size = 0
-        if len(sampling_rows) == len(plan) and all(scheduled.num_tokens == 1 for scheduled in plan):
+        if all(num_logits) and all(scheduled.num_tokens == 1 for scheduled in plan):
             decode_size = padded_size(len(plan), self._ladder)
-            num_more = decode_size - len(plan)
+            padding = [0] * (decode_size - len(plan))
             token_ids = [s.sequence.token_ids[start] for s, start in zip(plan, computed, strict=True)]
-            sections = [
-                rows + [self._padding_row] * num_more,
-                token_ids + [0] * num_more,
-                computed + [0] * num_more,
-            ]
+            padded_rows = rows + [self._padding_row] * len(padding)
+            arrays: list[Array] = [np.array(padded_rows + token_ids + padding + computed + padding)]
         else:
-            sections = _prompt_sections(plan, num_logits, rows, computed)
-        sections += [places, blocks]
+            arrays = _prompt_arrays(plan, num_logits, rows, computed)
+        arrays += [np.array(places, np.int64), np.array(blocks, np.int32)]
+        sampled = [*compress(zip(plan, rows, strict=True), num_logits if is_sampled else ())]
+        texts = [scheduled.sequence.token_ids for scheduled, _ in sampled]
+        sampling_rows = [
+            SamplingRow(sequence.request.params, len(text) - len(sequence.request.prompt_token_ids))
+            for ((sequence, *_), _), text in zip(sampled, texts, strict=True)
+        ]
+        if sampling_rows:
+            arrays += self._sampler.stage(sampling_rows, [row for _, row in sampled], texts)
         return StagedStep(
-            words=self._stage_words(sections),
-            sizes=[len(section) for section in sections],
+            arrays=self._staging.stage(arrays),
             num_seqs=len(plan),
             decode_size=decode_size,
             sampling_rows=sampling_rows,
@@ -134,41 +135,35 @@ class DeviceSteps:
 
         On a GPU this enqueues work and waits for none of it.
         """
-        for source, target in staged.copied_blocks:
-            self._kv_cache.copy_block(source, target)
-        num_words = staged.words.shape[0]
-        words = self._words[:num_words]
-        if num_words > self._words.shape[0]:  # sequences with long cached prefixes have joined
-            words = staged.words.to(self._words.device)
-            self._words[: 3 * staged.decode_size].copy_(words[: 3 * staged.decode_size])
-        else:
-            words.copy_(staged.words, non_blocking=True)
-        *sections, places, blocks = torch.split(words, staged.sizes)
-        if places.shape[0]:
-            self._block_tables.view(-1).index_copy_(0, places, blocks.to(torch.int32))
+        sections, parameters = self._start(staged)
         if staged.decode_size:
-            logits = self._decode(staged.decode_size)[: staged.num_seqs]
-            rows = sections[0][: staged.num_seqs]
+            logits, rows = self._decode(staged.decode_size)[: staged.num_seqs], sections[0][: staged.num_seqs]
         else:
             hidden, rows = self._hidden_states(sections), sections[-1]
             if not staged.sampling_rows:
                 return HostSamples(rows, [], recorded_event(rows.device))  # its staging buffer is in use until then
             logits = self._model.logits(hidden)
-        pending = self._sampler.launch(logits, staged.sampling_rows)
+        pending = self._sampler.launch(logits, staged.sampling_rows, parameters)
         self._last_tokens.index_copy_(0, rows, pending.token_ids.clamp(min=0))
         return pending
 
-    def _stage_words(self, sections: list[list[int]]) -> Tensor:
-        """Return the sections end to end, in the staging buffer whose turn it is if they fit."""
-        num_words = sum(map(len, sections))
-        self._stages.append(self._stages.pop(0))
-        stage = self._stages[0] if num_words <= self._stages[0].shape[0] else torch.empty(num_words, dtype=torch.int64)
-        array = stage.numpy()
-        start = 0
-        for section in sections:
-            array[start : start + len(section)] = section
-            start += len(section)
-        return stage[:num_words]
+    @torch.inference_mode()
+    def logits(self, staged: StagedStep) -> Tensor:
+        """Start a staged decode step that is not sampled, and return its logits, until the next step."""
+        assert staged.decode_size
+        self._start(staged)
+        return self._decode(staged.decode_size)[: staged.num_seqs]
+
+    def _start(self, staged: StagedStep) -> tuple[list[Tensor], list[Tensor]]:
+        """Copy a step to the device, write block tables, and return its other arrays, those of the sampler apart."""
+        for source, target in staged.copied_blocks:
+            self._kv_cache.copy_block(source, target)
+        arrays = self._staging.copy(staged.arrays)
+        num_sections = 1 if staged.decode_size else NUM_PROMPT_ARRAYS
+        places, blocks, *parameters = arrays[num_sections:]
+        if places.shape[0]:
+            self._block_tables.view(-1).index_copy_(0, places, blocks)
+        return arrays[:num_sections], parameters
 
     def _decode(self, size: int) -> Tensor:
         """Return the logits [size, vocab_size] of the decode step that the words describe."""
@@ -205,8 +200,8 @@ class DeviceSteps:
             token_ids=self._known(token_ids, token_rows),
             positions=positions,
             slot_mapping=blocks.to(torch.int64) * block_size + positions % block_size,
-            query_start_loc=query_start_loc.to(torch.int32),
-            seq_lens=seq_lens.to(torch.int32),
+            query_start_loc=query_start_loc,
+            seq_lens=seq_lens,
             block_tables=self._block_tables.index_select(0, rows),
             wanted_rows=wanted,
         )
@@ -217,20 +212,21 @@ class DeviceSteps:
         return torch.where(token_ids < 0, self._last_tokens.index_select(0, rows), token_ids)
 
 
-def _prompt_sections(
+def _prompt_arrays(
     plan: list[ScheduledSequence], num_logits: list[int], rows: list[int], computed: list[int]
-) -> list[list[int]]:
-    """Return the sections of a step with prompts, for sequences with these rows and computed tokens."""
+) -> list[Array]:
+    """Return the NUM_PROMPT_ARRAYS arrays of a step with prompts, for sequences with these rows and computed tokens."""
     lengths = [scheduled.num_tokens for scheduled in plan]
     ends = [*accumulate(lengths)]
     sampled = [index for index, count in enumerate(num_logits) if count]
+    positions = [p for start, length in zip(computed, lengths, strict=True) for p in range(start, start + length)]
     return [
-        [p for start, length in zip(computed, lengths, strict=True) for p in range(start, start + length)],
-        rows,
-        [0, *ends],
-        [start + length for start, length in zip(computed, lengths, strict=True)],
-        [token_id for scheduled in plan for token_id in scheduled.token_ids],
-        [row for row, length in zip(rows, lengths, strict=True) for _ in range(length)],
-        [ends[index] - 1 for index in sampled],
-        [rows[index] for index in sampled],
+        np.array(positions),
+        np.array(rows),
+        np.array([0, *ends], np.int32),
+        np.array([start + length for start, length in zip(computed, lengths, strict=True)], np.int32),
+        np.array([token_id for scheduled in plan for token_id in scheduled.token_ids]),
+        np.repeat(rows, lengths),
+        np.array([ends[index] - 1 for index in sampled], np.int64),
+        np.array([rows[index] for index in sampled], np.int64),
     ]

@@ -23,7 +23,7 @@ def displaced_by_waiting(
     batches (positive urgency) make way for every request that a client waits for, first of all.
     """
     first = next(iter(waiting), None)
-    if first is None or first.awaited_hash is not None:
+    if first is None or first.awaited_hash is not None or first.wait_reason == "adapter being read":
         return None
     lines = [sequence for sequence in running if sequence.request.urgency > 0 >= first.request.urgency]
     num_of = Counter(sequence.request.key for sequence in running)

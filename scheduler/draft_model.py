@@ -22,7 +22,9 @@ class DraftModel:
     """
 
     def __init__(self, model: Llama, config: EngineConfig, kv_dtype: torch.dtype, device: torch.device) -> None:
+        """Raises ValueError for a block size that the model cannot have."""
         assert config.max_draft_model_len, "the scheduler plans for a draft model"
+        model.check_block_size(config.block_size)
         self.kv_cache = KVCache(model.config, config.num_blocks, config.block_size, kv_dtype, device)
         self._model = model
         self._builder = BatchBuilder(config.max_num_seqs, config.max_num_blocks, config.block_size, device)
@@ -69,6 +71,8 @@ class DraftModel:
         batch = self._builder.build_spans([*spans.values()], [last_rows[index] for index in wanted])
         hidden = self._model.hidden_states(batch, self.kv_cache)
         if not wanted:
+            if hidden.is_cuda:
+                torch.cuda.synchronize(hidden.device)  # or the time of a run would be that of its launches
             return []
         token_ids: list[int] = largest_logits(self._model.logits(hidden))[1].tolist()
         return token_ids

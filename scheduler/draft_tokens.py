@@ -8,7 +8,14 @@ from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.earlier_answers import AnswerLookup, EarlierAnswers
 from caravan.scheduler.model_drafts import ModelDrafts
 from caravan.scheduler.sequence import ScheduledSequence, Sequence
-from caravan.scheduler.speculation import MAX_DRAFT_TOKENS, MAX_ROWS, Lookup, PromptLookup, allocate_draft_tokens
+from caravan.scheduler.speculation import (
+    FIXED_COST_ROWS,
+    MAX_DRAFT_TOKENS,
+    MAX_ROWS,
+    Lookup,
+    PromptLookup,
+    allocate_draft_tokens,
+)
 
 
 class DraftTokens:
@@ -19,6 +26,7 @@ class DraftTokens:
     """
 
     def __init__(self, config: EngineConfig, blocks: BlockManager) -> None:
+        self.fixed_rows: float = FIXED_COST_ROWS  # the fixed cost of a step, in rows
         self._config = config
         self._blocks = blocks
         self._answers = EarlierAnswers()
@@ -39,7 +47,7 @@ class DraftTokens:
         limits = self._limits(sequences, num_running)
         if self.model is not None:
             num_rows += self.model.add_to(plan, indices, lookups, limits, num_rows)
-        counts = allocate_draft_tokens(lookups, limits, num_rows, max_rows)
+        counts = allocate_draft_tokens(lookups, limits, num_rows, max_rows, self.fixed_rows)
         for index, lookup, count in zip(indices, lookups, counts, strict=True):
             scheduled = plan[index]
             if count and self._blocks.extend(scheduled.sequence, scheduled.num_tokens + count):

@@ -5,21 +5,24 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from caravan.model.kv_cache import KVCache
-from caravan.model.llama import Llama
 from caravan.model.sampling.sample import Sample
 from caravan.model.sampling.sampler import Draw, sample
 from caravan.scheduler.batch import BatchBuilder
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.constrained_rows import draw_rows
 from caravan.scheduler.draft_model import DraftModel
+from caravan.scheduler.engine_model import EngineModel
 from caravan.scheduler.faults import is_fatal
 from caravan.scheduler.grammar import Grammars
 from caravan.scheduler.isolation import run_isolated
 from caravan.scheduler.messages import Request, StepOutput
 from caravan.scheduler.profile import Profile
-from caravan.scheduler.prompt_logprobs import PromptResult, compute_prompts
+from caravan.scheduler.prompt_logprobs import compute_prompts
+from caravan.scheduler.prompt_result import PromptResult
+from caravan.scheduler.resident_adapters import ResidentAdapters
 from caravan.scheduler.scheduler import Scheduler
 from caravan.scheduler.sequence import ScheduledSequence
 from caravan.scheduler.smaller_pool import shrink_pool
@@ -37,7 +40,7 @@ class Engine:
 
     def __init__(
         self,
-        model: Llama,
+        model: EngineModel,
         config: EngineConfig,
         kv_dtype: torch.dtype,
         device: torch.device,
@@ -47,18 +50,26 @@ class Engine:
         num_padding_blocks: int = 0,
     ) -> None:
         """Without `grammars`, requests must not have one. Blocks for padding come after those of the pool."""
+        model.check_block_size(config.block_size)  # or raise ValueError
         self.model = model
         self.config = config
         self._device = device
         num_blocks = config.num_blocks + num_padding_blocks
-        self.kv_cache = KVCache(model.config, num_blocks, config.block_size, kv_dtype, device)
+        self.kv_cache = self._new_kv_cache(num_blocks, kv_dtype)
         self.scheduler = self.scheduler_type(config)
         self._batch_builder = BatchBuilder(config.max_num_seqs, config.max_num_blocks, config.block_size, device)
         self._grammars = grammars
+        self.adapters: ResidentAdapters | None = None  # set by who has some
         self._draft_model = draft_model
         self._draw: Draw = sample
         self.on_batch: Callable[[list[int]], None] = lambda _: None  # gets the ids of the requests of each step
         self._lap: Callable[[str], None] = profile.lap if profile else lambda _: None
+
+    def close(self) -> None:
+        """Release what the engine has outside of this process: nothing, if its model has one rank."""
+
+    def _new_kv_cache(self, num_blocks: int, kv_dtype: torch.dtype) -> KVCache:
+        return KVCache(self.model.config, num_blocks, self.config.block_size, kv_dtype, self._device)
 
     @property
     def kv_caches(self) -> list[KVCache]:
@@ -133,14 +144,22 @@ class Engine:
             if scheduled.copied_block is not None:
                 self.kv_cache.copy_block(scheduled.copied_block, scheduled.first_block(self.config.block_size))
         batch = self._batch_builder.build(plan)
+        if self.adapters is not None:
+            batch = self.adapters.assigned(batch, plan)
         self._lap("batch")
         hidden = self.model.hidden_states(batch, self.kv_cache)  # [S, hidden_size]
-        hidden, prompts = compute_prompts(self.model, plan, hidden)
+        prompts: dict[int, PromptResult] = {}
+        if any(scheduled.scored_positions for scheduled in plan):
+            hidden, prompts = compute_prompts(self.model, plan, hidden)
         logits = self.model.logits(hidden)  # [rows to sample from, vocab_size]
         self._lap("rest")
+        return self._sampled(plan, logits), prompts
+
+    def _sampled(self, plan: list[ScheduledSequence], logits: Tensor) -> list[Sample | None]:
+        """Return the samples of a plan for its logits [rows to sample from, vocab_size]."""
         samples = draw_rows(plan, logits, self._draw, self._grammars.limits.wait_seconds if self._grammars else 0.0)
         self._lap("sample")
-        return samples, prompts
+        return samples
 
     def _announce(self, request_ids: list[int]) -> None:
         """Report the requests that the engine works on: those of a plan, and those whose grammars it compiles."""

@@ -2,6 +2,8 @@
 
 import torch
 
+from caravan.model.exchange import ExchangeFailed
+
 _DEVICE_ERRORS = ("CUDA error", "HIP error", "Triton Error [")  # in messages
 
 
@@ -35,4 +37,4 @@ def is_device_fault(error: BaseException) -> bool:
 
 def is_fatal(error: BaseException) -> bool:
     """Return whether a step must not be run again sequence by sequence after this error."""
-    return isinstance(error, MemoryError) or is_out_of_memory(error) or is_device_fault(error)
+    return isinstance(error, MemoryError | ExchangeFailed) or is_out_of_memory(error) or is_device_fault(error)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from caravan.model.sampling.sample import Sample
 from caravan.scheduler.faults import is_fatal
-from caravan.scheduler.prompt_logprobs import PromptResult
+from caravan.scheduler.prompt_result import PromptResult
 from caravan.scheduler.sequence import ScheduledSequence
 from caravan.scheduler.step_result import StepResult
 from caravan.scheduler.tracebacks import described

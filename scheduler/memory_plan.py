@@ -11,11 +11,12 @@ import msgspec
 
 from caravan.model.backend import choose_device
 from caravan.scheduler.block_pool import num_blocks_for
-from caravan.scheduler.config import (
+from caravan.scheduler.config import PROCESS_BYTES
+from caravan.scheduler.engine_plan import (
     CPU_DEFAULTS,
     GPU_DEFAULTS,
-    PROCESS_BYTES,
     choose_max_model_len,
+    max_pool_blocks,
     plan_engine,
     standby_bytes,
 )
@@ -23,6 +24,7 @@ from caravan.scheduler.memory import free_gpu_memory_bytes, free_memory_bytes, g
 from caravan.scheduler.memory_needs import MemoryNeeds, MemoryPlan, PlanFailed, PlanMemory
 from caravan.scheduler.messages import StartEngine
 from caravan.scheduler.model_costs import model_costs
+from caravan.scheduler.rank_memory import check_rank_device
 from caravan.scheduler.spill_plan import check_spill_device, check_spill_files
 
 BUDGET_SHARE = 0.8  # of the free memory of a machine; the API process and the page cache need the rest
@@ -68,24 +70,27 @@ def memory_needs(start: StartEngine, budget_bytes: int, share_bytes: int) -> Mem
     """Return what an engine needs; raises ValueError if that is more than the budget.
 
     Without a size of its own the KV pool gets half of the engine's share of the budget, or the room for one request of
-    max_model_len tokens if that is more, but not more than the weights leave.
+    max_model_len tokens if that is more, but not more than the weights leave, or than twice the largest batch.
     """
     device = choose_device(start.device)
     check_spill_device(start, device)
+    check_rank_device(start.num_ranks, device)
     is_gpu = device.type == "cuda"
     limits = start.limits
     costs = model_costs(
         Path(start.model_path),
         Path(start.draft_model_path) if start.draft_model_path else None,
+        Path(start.merge_lora_path) if start.merge_lora_path else None,
         dtype=start.dtype,
         quantization=start.quantization,
         kv_cache_dtype=start.kv_cache_dtype,
         block_size=limits.block_size,
         is_gpu=is_gpu,
+        num_ranks=start.num_ranks,
     )
     config = costs.checkpoint.config
     defaults = GPU_DEFAULTS if is_gpu else CPU_DEFAULTS
-    rest_bytes = PROCESS_BYTES
+    rest_bytes = PROCESS_BYTES * start.num_ranks
     if is_gpu:
         rest_bytes = gpu_step_bytes(
             config,
@@ -104,9 +109,12 @@ def memory_needs(start: StartEngine, budget_bytes: int, share_bytes: int) -> Mem
         )
     pool_bytes = limits.kv_cache_memory_bytes
     if pool_bytes is None:
-        num_blocks = num_blocks_for(choose_max_model_len(limits, config.max_position), limits.block_size)
-        least_bytes = num_blocks * limits.block_size * costs.token_bytes
-        pool_bytes = min(max(int(share_bytes * POOL_SHARE), least_bytes), free_bytes)
+        max_model_len = choose_max_model_len(limits, config.max_position)
+        block_bytes = limits.block_size * costs.token_bytes
+        least_bytes = num_blocks_for(max_model_len, limits.block_size) * block_bytes
+        most_blocks = max_pool_blocks(limits, max_model_len, defaults)
+        most_bytes = free_bytes if most_blocks is None else min(most_blocks * block_bytes, free_bytes)
+        pool_bytes = min(max(int(share_bytes * POOL_SHARE), least_bytes), most_bytes)
     engine = plan_engine(
         msgspec.structs.replace(limits, kv_cache_memory_bytes=pool_bytes, has_standby=False),
         kv_bytes_per_token=costs.token_bytes,
@@ -117,7 +125,7 @@ def memory_needs(start: StartEngine, budget_bytes: int, share_bytes: int) -> Mem
         defaults=defaults,
     )
     return MemoryNeeds(
-        config=engine,
+        config=msgspec.structs.replace(engine, num_ranks=start.num_ranks),
         vocab_size=config.vocab_size,
         weight_bytes=costs.weight_bytes,
         kv_cache_bytes=pool_bytes,

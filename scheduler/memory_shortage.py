@@ -4,6 +4,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
+from caravan.scheduler.config import Shortage
 from caravan.scheduler.engine import Engine
 from caravan.scheduler.faults import is_out_of_memory
 from caravan.scheduler.messages import StepOutput
@@ -28,13 +29,13 @@ def step_with_room(engine: Engine) -> StepOutput:
 
 @contextlib.contextmanager
 def explained_shortage(what: str) -> Iterator[None]:
-    """Raise a ValueError that names the options that help, if a GPU has too little memory for `what` at the start."""
+    """Raise a Shortage that names the options that help, if a GPU has too little memory for `what` at the start."""
     try:
         yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        raise ValueError(
+        raise Shortage(
             f"The GPU has too little memory for {what}. Lower --kv-cache-memory, --max-batch-tokens or --max-num-seqs, "
             f"or choose a smaller --quantization. {error}"
         ) from None

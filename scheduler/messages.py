@@ -7,9 +7,20 @@ import msgspec
 from caravan.model.sampling.sampling_params import Pooling, SamplingParams
 from caravan.scheduler.config import EngineConfig, EngineLimits
 from caravan.scheduler.prefix_history import MissReason
+from caravan.scheduler.step_change import SequenceTable, StepChange
+from caravan.scheduler.thought_budget import ThoughtBudget
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+StopReason = Literal["", "repetition"]
 ErrorKind = Literal["engine", "grammar"]  # "grammar": an error that the client can correct
+
+
+class AdapterSource(msgspec.Struct, frozen=True, kw_only=True):
+    """An adapter that requests can name."""
+
+    name: str
+    path: str  # of the folder
+    digest: str  # SHA-256 of its files: blocks in the prefix cache depend on it
 
 
 class StartEngine(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -22,12 +33,19 @@ class StartEngine(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     quantization: Literal["auto", "none", "native", "int8", "int4"] = "auto"
     fast_matmul: bool = False  # multiply matrices on a GPU with cuBLAS
     kv_cache_dtype: Literal["auto", "bfloat16", "int8"] = "auto"
-    num_threads: int | None = None  # None: one per core
+    num_threads: int | None = None  # of each rank; None: one per core
+    num_ranks: int = 1  # processes that compute the model together
+    num_joining_ranks: int = 0  # of these, on other hosts
+    rank_address: str = ""  # HOST:PORT, at which they join
+    rank_secret_path: str = ""  # of the file with the secret that they must have
     kv_spill_bytes: int = 0  # size of the spill file; 0: there is none
     kv_spill_path: str = ""  # empty: in the cache
     is_replacement: bool = False  # of an engine that has failed; it starts also if the spill file cannot be used
     weights_cache_bytes: int = 0  # limit of all files of packed weights; 0: none is read or written
     draft_model_path: str = ""  # empty: there is no draft model
+    merge_lora_path: str = ""  # folder of an adapter that is merged into the weights; empty: none is
+    adapters: list[AdapterSource] = []  # that requests can name
+    max_lora_rank: int = 0  # of adapters that are loaded while the engine runs; 0: none are
     is_profiled: bool = False  # write the time of each part of a step to standard error
 
 
@@ -42,8 +60,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     key: str = ""  # name of the API key; the queue is fair between keys
     priority: int = 0  # among the requests of its key; lower is sooner
     urgency: int = 0  # before or after the requests of all keys; lower is sooner
-    group: int = 0  # choices of one prompt have the same number; 0: there is only one
+    group: int = 0  # choices of one prompt, and prompts with one beginning, have the same number; 0: there is only one
+    num_shared_tokens: int = 0  # length of that beginning; 0: the whole prompt
     pooling: Pooling | None = None  # the result is an embedding of the prompt; max_tokens is 0
+    thought: ThoughtBudget | None = None  # None: thoughts may have any length
+    adapter: str = ""  # name of the adapter; its digest is in cache_salt; empty: none
     grammar: str = ""  # the grammar of the output, in llguidance's own form; empty: none
 
 
@@ -51,6 +72,18 @@ class Abort(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Abort a request."""
 
     request_id: int
+
+
+class CheckAdapter(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Read an adapter, to see whether requests could name it; AdapterChecked follows."""
+
+    source: AdapterSource
+
+
+class SetAdapters(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The adapters that requests can name from now on, in place of those before."""
+
+    sources: list[AdapterSource]
 
 
 class TakeOver(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -68,13 +101,17 @@ class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     kv_cache_dtype: str
     weights: str  # how they are stored and multiplied, for people
     load_seconds: float
+    file_type: str = ""  # of the weights in the model's files, in one word, such as Q4_K_M; empty: unknown
     draft_model: str = ""  # its size, for people; empty: there is none
+    adapter: str = ""  # merged into the weights, for people; empty: none is
+    fingerprint: str = ""  # changes when bits of answers may change; empty: unknown
 
 
 class EngineFailed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The engine could not start; it exits after this message."""
 
     reason: str
+    is_permanent: bool = False  # the model or its options are at fault: another try fails, too
 
 
 class EngineLoaded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -102,6 +139,8 @@ class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True, array_like=True)
     prompt_logprobs: list[TokenLogprobs] = []  # if asked for: of the next tokens of the prompt
     embedding: list[float] = []  # with the last output of a request with pooling
     error_kind: ErrorKind = "engine"
+    token_logprobs: list[float] = []  # of the request's logprob_token_ids, with the step that computes the prompt's end
+    stop_reason: StopReason = ""  # with the finish reason "stop"; empty: a stop token, or the end of a grammar
 
 
 class SpillCounts(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -159,6 +198,7 @@ WaitReason = Literal[
     "prefix being computed",
     "prefix being read",
     "grammar being compiled",
+    "adapter being read",
 ]
 EventKind = Literal["wait", "read", "join", "chunk", "preempt", "abort"]
 
@@ -209,6 +249,13 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The step loop is alive, idle or in the middle of a step."""
 
 
+class AdapterChecked(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The answer to CheckAdapter."""
+
+    name: str
+    problem: str = ""  # why requests cannot name it, for the client; empty: they can
+
+
 class EngineLog(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """A log record of the engine process."""
 
@@ -235,6 +282,10 @@ class SequenceSnapshot(msgspec.Struct, frozen=True, kw_only=True, array_like=Tru
     wait_reason: WaitReason | None = None
 
 
+MAX_CELLS = 2048  # of a snapshot of the pool; a larger pool has several blocks in a cell
+MAX_WAITING = 100  # of a snapshot of the queue
+
+
 class EngineSnapshot(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Queue, batch and pool at one moment."""
 
@@ -242,11 +293,13 @@ class EngineSnapshot(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     block_size: int
     blocks_per_cell: int
     cell_states: list[int]  # states of scheduler/snapshot.py
-    cell_owners: list[int]  # request ids; 0: none
     running: list[SequenceSnapshot]
     waiting: list[SequenceSnapshot]  # the first of the queue
+    changes: list[StepChange] = []  # of the steps since the last snapshot
+    tables: list[SequenceTable] | None = None  # of the running sequences; None: not in this snapshot
+    marks: list[tuple[int, str]] = []  # with tables: of their blocks
 
 
-ToEngine = StartEngine | TakeOver | Request | Abort | Subscribe
-WhileRunning = BatchBegins | StepOutput | Heartbeat | EngineLog | EngineSnapshot
+ToEngine = StartEngine | TakeOver | Request | Abort | Subscribe | CheckAdapter | SetAdapters
+WhileRunning = BatchBegins | StepOutput | Heartbeat | EngineLog | EngineSnapshot | AdapterChecked
 FromEngine = EngineReady | EngineFailed | EngineLoaded | WhileRunning

@@ -3,7 +3,8 @@
 A step is planned while the tokens of the one before are still unknown: their number is known, and where they go. The
 device has them (scheduler/device_step.py), and the host gets them when it commits. Such a plan is wrong about
 sequences that a token has ended meanwhile; their rows are thrown away. Everything else that would depend on an unknown
-token is not overlapped but waits for the commit: grammars, penalties, scored prompts, draft tokens and preemptions.
+token is not overlapped but waits for the commit: grammars, bad words of several tokens, scored prompts, draft tokens,
+preemptions, and penalties unless the sampler counts tokens on the device.
 Source: Zheng et al., 2024, SGLang (arXiv:2312.07104), whose scheduler runs one batch ahead of the device.
 """
 
@@ -15,7 +16,7 @@ from itertools import compress
 from typing import Protocol
 
 from caravan.model.sampling.sample import Sample
-from caravan.model.sampling.sampler import needs_history
+from caravan.model.sampling.sampler import has_penalties, has_phrases
 from caravan.scheduler.block_pool import num_blocks_for
 from caravan.scheduler.faults import is_fatal, is_out_of_memory
 from caravan.scheduler.messages import StepOutput
@@ -63,12 +64,18 @@ class LaunchedStep:
 class Overlap:
     """The step loop of a scheduler with one step ahead. Between two calls of `step` at most one step is launched."""
 
-    def __init__(self, scheduler: Scheduler, launch: Launch, run: Run, on_failure: Callable[[], None]) -> None:
-        """`on_failure` is called after a launched step has failed, when nothing is launched."""
+    def __init__(
+        self, scheduler: Scheduler, launch: Launch, run: Run, on_failure: Callable[[], None], *, counts_tokens: bool
+    ) -> None:
+        """`on_failure` is called after a launched step has failed, when nothing is launched.
+
+        counts_tokens: launched rows may have penalties.
+        """
         self.scheduler = scheduler
         self._launch = launch
         self._run = run
         self._on_failure = on_failure
+        self._counts_tokens = counts_tokens
         self._ahead: LaunchedStep | None = None
         self._has_failed = False
 
@@ -100,7 +107,9 @@ class Overlap:
         num_logits = [1] * len(plan) if is_decode else [scheduled.num_logits for scheduled in plan]
         tables = [scheduled.sequence.block_table for scheduled in plan]
         pending: Pending | None = None
-        if plan and (is_decode or not any(needs_host(scheduled) for scheduled in plan)):
+        if plan and (
+            is_decode or not any(needs_host(scheduled, counts_tokens=self._counts_tokens) for scheduled in plan)
+        ):
             try:
                 pending = self._launch(plan, num_logits)
             except Exception as error:
@@ -111,6 +120,7 @@ class Overlap:
         is_decode = is_decode or (
             all(num_logits) and all(one.num_tokens == 1 and one.copied_block is None for one in plan)
         )
+        self.scheduler.record.is_launched = pending is not None
         return LaunchedStep(plan, tables, num_logits, self.scheduler.record, pending, is_decode)
 
     def _start_after(self, launched: LaunchedStep) -> LaunchedStep | None:
@@ -160,13 +170,27 @@ class Overlap:
         self._ahead.pending = None
 
 
-def needs_host(scheduled: ScheduledSequence) -> bool:
+def needs_host(scheduled: ScheduledSequence, *, counts_tokens: bool) -> bool:
     """Return whether a step with this sequence must have all tokens on the host, before and after it."""
     sequence, _, drafts, _, _, num_draft_model_rows = scheduled
-    if sequence.matcher is not None or drafts or num_draft_model_rows or needs_history(sequence.request.params):
+    if sequence.matcher is not None or drafts or num_draft_model_rows:
+        return True
+    params = sequence.request.params
+    if has_phrases(params) or (has_penalties(params) and not counts_tokens):
+        return True
+    if sequence.allowed is not None or is_thought_ending(sequence):
         return True
     is_prompt = sequence.num_computed_tokens < len(sequence.request.prompt_token_ids)
     return is_prompt and bool(scheduled.scored_positions)
+
+
+def is_thought_ending(sequence: Sequence) -> bool:
+    """Return whether the budget of the sequence's thought may decide its next token, of whose text one is unknown."""
+    thought = sequence.thought
+    if thought is None or thought.is_over:
+        return False
+    thought.read(sequence.token_ids, sequence.num_prompt_tokens)
+    return thought.may_force(num_unknown=1)
 
 
 def can_schedule(scheduler: Scheduler) -> bool:
@@ -193,7 +217,7 @@ def is_repeated(scheduler: Scheduler, launched: LaunchedStep) -> bool:
         return False
     if scheduler.waiting and (len(running) < scheduler.config.max_num_seqs or len(scheduler.unreported) > 1):
         return False
-    return all(sequence.token_ids[-1] == UNKNOWN_TOKEN for sequence in running)
+    return all(sequence.token_ids[-1] == UNKNOWN_TOKEN and not is_thought_ending(sequence) for sequence in running)
 
 
 def schedule_again(scheduler: Scheduler, plan: list[ScheduledSequence]) -> list[ScheduledSequence]:

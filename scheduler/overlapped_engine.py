@@ -18,6 +18,7 @@ from caravan.scheduler.grammar import Grammars
 from caravan.scheduler.messages import StepOutput
 from caravan.scheduler.overlap import Overlap, Pending
 from caravan.scheduler.profile import Profile
+from caravan.scheduler.prompt_result import PromptResult
 from caravan.scheduler.sampling_launch import HostSamples, LaunchedSampler
 from caravan.scheduler.sequence import ScheduledSequence
 from caravan.scheduler.step_graph import Capture, without_graph
@@ -29,6 +30,11 @@ Submit = Callable[[Callable[[], Pending]], Pending]  # lets the device do work, 
 def enqueue(work: Callable[[], Pending]) -> Pending:
     """Do work that only enqueues kernels, as PyTorch does on a GPU."""
     return work()
+
+
+def is_decode(plan: list[ScheduledSequence]) -> bool:
+    """Return whether every sequence of a plan computes its last token, to get the next one, and nothing else."""
+    return all(one.num_rows == 1 and one.num_logits == 1 and not one.scored_positions for one in plan)
 
 
 class TimedPending(NamedTuple):
@@ -50,6 +56,7 @@ class OverlappedEngine(Engine):
     Its answers are those of Engine. Steps that need the host in the middle run as they do there, one after another.
     """
 
+    model: Llama
     scheduler_type = DecodeScheduler
 
     def __init__(
@@ -124,12 +131,29 @@ class OverlappedEngine(Engine):
         self._lap("launch")
         return TimedPending(pending, self._lap)
 
+    @override
+    def compute(self, plan: list[ScheduledSequence]) -> tuple[list[Sample | None], dict[int, PromptResult]]:
+        """See Engine. Where all rows decode, the model's part is that of an overlapped step, which may be a graph."""
+        if not is_decode(plan):
+            return super().compute(plan)
+        try:
+            staged = self.device_steps.stage(plan, [1] * len(plan), is_sampled=False)
+            self._lap("batch")
+            logits = self.device_steps.logits(staged)
+        except Exception:
+            self._forget_rows()
+            raise
+        self._lap("launch")
+        return self._sampled(plan, logits), {}
+
     def _start_over(self) -> None:
         """Forget what is launched, and keep the tensors of steps for the KV cache as it is."""
         self.device_steps = DeviceSteps(
             self.model, self.kv_cache, self.config, self._device, self._sampler, self._capture
         )
-        self._overlap = Overlap(self.scheduler, self.launch, self.run, self._forget_rows)
+        self._overlap = Overlap(
+            self.scheduler, self.launch, self.run, self._forget_rows, counts_tokens=self._sampler.counts_tokens
+        )
 
     def _forget_rows(self) -> None:
         self.device_steps.forget_rows()  # those of now: a bound method would keep the old pool

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from caravan.scheduler.channel import LENGTH, frame_length
+from caravan.scheduler.config import Shortage
 from caravan.scheduler.message_sender import MessageSender, MessageSenderHandler
 from caravan.scheduler.messages import EngineFailed, StartEngine, ToEngine
 
@@ -54,7 +55,8 @@ def reported_failures(sender: MessageSender) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        sender.send(EngineFailed(reason=str(error)))
+        is_permanent = isinstance(error, ValueError) and not isinstance(error, Shortage)
+        sender.send(EngineFailed(reason=str(error), is_permanent=is_permanent))
         sys.exit(1)
     except Exception as error:  # Triton and the compiler that it starts have classes of their own
         logger.exception("The engine cannot start.")

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from caravan.scheduler.sequence import Sequence
 from caravan.scheduler.step_cost import StepCost
-from caravan.scheduler.step_counters import StepCounters
+from caravan.scheduler.step_counters import StepRecord
 
 TOGETHER_SECONDS = 0.15  # target of a step while several API keys have work, if none is set
 ALONE_SECONDS = 0.5  # target while one of several keys has work: a request of another key waits no longer
@@ -28,13 +28,14 @@ class PrefillLimiter:
         self._is_shared = is_shared
         self._cost = StepCost()
         self._decode_seconds = 0.0  # of a step without prompts
-        self._planned_seconds = 0.0  # of the next step, if it is limited; else 0
+        self.planned_seconds = 0.0  # of the next step, if it is limited; else 0
         self._cap = 2 * LEAST_CHUNK  # prompt tokens at most, whatever the estimated cost
 
-    def observe(self, counters: StepCounters, seconds: float) -> None:
+    def observe(self, record: StepRecord, seconds: float) -> None:
         """Learn from one step."""
+        counters = record.counters
         if counters.num_prefill_tokens:
-            self._bound(counters.num_prefill_tokens, seconds)
+            self._bound(counters.num_prefill_tokens, seconds, record.planned_seconds)
         elif counters.num_decode_tokens:
             self._decode_seconds += LEARNING * (seconds - self._decode_seconds) if self._decode_seconds else seconds
         if counters.num_prefill_tokens or counters.num_decode_tokens:
@@ -44,23 +45,23 @@ class PrefillLimiter:
         """Return how many of `budget` tokens may be prefill while num_keys keys have running or waiting sequences."""
         least = LEAST_CHUNK
         if self._target_seconds is not None and (num_keys > 1 or any(one.num_output_tokens for one in running)):
-            self._planned_seconds = self._target_seconds
+            self.planned_seconds = self._target_seconds
         elif num_keys > 1 or self._is_shared:
             seconds = TOGETHER_SECONDS if num_keys > 1 else max(ALONE_SECONDS, self._target_seconds or 0.0)
-            self._planned_seconds = min(max(seconds, 2 * self._decode_seconds), STRETCH * seconds)
+            self.planned_seconds = min(max(seconds, 2 * self._decode_seconds), STRETCH * seconds)
             least = LEAST_SHARED_CHUNK
         else:
-            self._planned_seconds = 0.0
+            self.planned_seconds = 0.0
             return budget
-        num_tokens = min(self._cost.max_prefill_tokens(self._planned_seconds), self._cap)
+        num_tokens = min(self._cost.max_prefill_tokens(self.planned_seconds), self._cap)
         return min(max(num_tokens, least), budget)
 
-    def _bound(self, num_tokens: int, seconds: float) -> None:
+    def _bound(self, num_tokens: int, seconds: float, planned_seconds: float) -> None:
         """Cap the next steps at twice what a step has computed in time, and after a late step at less than it computed.
 
         The estimated cost comes from many steps and reacts slowly when other processes take the processors.
         """
-        if self._planned_seconds and seconds > LATE * self._planned_seconds:
-            self._cap = int(num_tokens * self._planned_seconds / seconds)
+        if planned_seconds and seconds > LATE * planned_seconds:
+            self._cap = int(num_tokens * planned_seconds / seconds)
         else:
             self._cap = max(self._cap, 2 * num_tokens)

@@ -67,7 +67,7 @@ class PrefixReads:
             return False
         for block in cached_blocks:  # so that none of them is allocated
             self._pool.share(block)
-        read = self._spill.read(wanted, [self._pool.allocate() for _ in wanted])
+        read = self._spill.read(wanted, self._pool.allocate(len(wanted)))
         self._pool.release(cached_blocks)
         self._pool.add_pending(wanted)
         self._pending.append(_Pending(sequence, read))

@@ -1,18 +1,37 @@
 """The engine process: receive messages, run steps, send outputs. Run as `python -m caravan.scheduler.process FD`."""
 
+import contextlib
+import functools
+import logging
+import os
 import queue
 import socket
 import threading
-import time
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
 
 from caravan.scheduler.engine import Engine
 from caravan.scheduler.loaded_model import LoadedModel, load
+from caravan.scheduler.memory import give_back_freed_memory
 from caravan.scheduler.memory_shortage import step_with_room
 from caravan.scheduler.message_sender import HEARTBEAT_SECONDS, MessageSender
-from caravan.scheduler.messages import Abort, Request, Subscribe
+from caravan.scheduler.messages import (
+    Abort,
+    AdapterChecked,
+    AdapterSource,
+    CheckAdapter,
+    Request,
+    SetAdapters,
+    Subscribe,
+)
 from caravan.scheduler.parent_connection import Inbox, open_connection, reported_failures, run_process
 from caravan.scheduler.priority import lower_thread_priority
-from caravan.scheduler.snapshot import engine_snapshot
+from caravan.scheduler.snapshots import Snapshots
+
+if TYPE_CHECKING:
+    from caravan.scheduler.ranks import Ranks
+
+logger = logging.getLogger(__name__)
 
 PREFAULTED_BYTES = 2**30  # of the KV pool, in the background; pages after these are allocated when they are written
 
@@ -35,43 +54,31 @@ def serve(connection: socket.socket) -> None:
 
 def run_engine(loaded: LoadedModel, inbox: Inbox, sender: MessageSender) -> None:
     """Allocate the KV pool of a loaded model and run steps until the connection is closed."""
+    sender.loop()
+    sender.start_heartbeats()  # a standby is expected to send them: on a GPU an engine takes long to record its steps
     with reported_failures(sender):
         engine, ready, profile = loaded.make_engine()
     engine.on_batch = sender.announce
+    if loaded.ranks is not None:
+        loaded.ranks.watch(functools.partial(_end, loaded.ranks))
     sender.send(ready)
-    sender.start_heartbeats()
     threading.Thread(target=_prefault, args=(engine,), daemon=True).start()
     loaded.cache.write_in_background()
-    snapshots = SnapshotClock()
+    snapshots = Snapshots(sender.send)
     while True:
         sender.loop()
-        _take_messages(engine, inbox, snapshots)
+        _take_messages(engine, inbox, snapshots, sender)
         if profile:
             profile.start_step()
         output = step_with_room(engine)
         if profile:
             profile.lap("commit")
         sender.send(output)
-        if snapshots.is_due():
-            sender.send(engine_snapshot(engine.scheduler))
+        if snapshots.period_seconds:
+            snapshots.after_step(engine.scheduler, output.stats)
         if profile:
             profile.lap("send")
             profile.end_step(output.stats.num_prefill_tokens + output.stats.num_decode_tokens)
-
-
-class SnapshotClock:
-    """The times at which snapshots are sent."""
-
-    def __init__(self) -> None:
-        self.period_seconds = 0.0  # 0: no snapshots
-        self._due_at_seconds = 0.0
-
-    def is_due(self) -> bool:
-        """Return whether a snapshot is due; then the next one is due a period later."""
-        if not self.period_seconds or (now := time.monotonic()) < self._due_at_seconds:
-            return False
-        self._due_at_seconds = now + self.period_seconds
-        return True
 
 
 def _prefault(engine: Engine) -> None:
@@ -80,7 +87,14 @@ def _prefault(engine: Engine) -> None:
     engine.kv_cache.prefault(PREFAULTED_BYTES)
 
 
-def _take_messages(engine: Engine, inbox: Inbox, snapshots: SnapshotClock) -> None:
+def _end(ranks: "Ranks", reason: str) -> None:
+    """End this process and its ranks, as a crash would: another engine resumes the requests."""
+    logger.error("The engine ends, because a rank failed. %s", reason)
+    ranks.kill()
+    os._exit(1)
+
+
+def _take_messages(engine: Engine, inbox: Inbox, snapshots: Snapshots, sender: MessageSender) -> None:
     """Handle every received message. An idle engine waits for the first one, at most half a heartbeat period."""
     timeout = 0.0 if engine.has_work else HEARTBEAT_SECONDS / 2
     while True:
@@ -92,12 +106,31 @@ def _take_messages(engine: Engine, inbox: Inbox, snapshots: SnapshotClock) -> No
         match message:
             case Request():
                 engine.add(message)
+                if snapshots.period_seconds:
+                    snapshots.queue(message.request_id)
             case Abort(request_id=request_id):
                 engine.scheduler.abort(request_id)
             case Subscribe(period_seconds=period_seconds):
-                snapshots.period_seconds = period_seconds
+                snapshots.subscribe(period_seconds)
+            case CheckAdapter(source=source):
+                _check_adapter(engine, source, sender)
+            case SetAdapters(sources=sources):
+                assert engine.adapters is not None, "the start message says that there can be some"
+                engine.adapters.set_sources(sources)
+                give_back_freed_memory()
             case _:
                 raise AssertionError("an engine is started once")
+
+
+def _check_adapter(engine: Engine, source: AdapterSource, sender: MessageSender) -> None:
+    """Let a thread read an adapter, which answers when it has done so."""
+    assert engine.adapters is not None, "the start message says that there can be some"
+
+    def answer(future: "Future[str]") -> None:
+        with contextlib.suppress(OSError):  # the API process has ended
+            sender.send(AdapterChecked(name=source.name, problem=future.result()))
+
+    engine.adapters.check(source).add_done_callback(answer)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,11 @@ class RowCost:
         slope = (together + PRIOR_SPREAD**2 * assumed) / (spread + PRIOR_SPREAD**2)
         return min(max(slope, assumed / FIXED_COST_ROWS), mean_seconds / mean_rows)
 
+    @property
+    def fixed_rows(self) -> float:
+        """The fixed cost of a run, in rows; FIXED_COST_ROWS if nothing was measured."""
+        return max(self.seconds(0), 0.0) / self.row_seconds if self._weight else FIXED_COST_ROWS
+
     def seconds(self, num_rows: float) -> float:
         """Return what a run with this number of rows takes; 0 if nothing was measured."""
         if not self._weight:

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from caravan.model.cuda.staging import Array
 from caravan.model.sampling.sample import Sample
 from caravan.model.sampling.sampler import FindMasks, SamplingRow, sample
 
@@ -27,8 +28,27 @@ class PendingSamples(Protocol):
 class LaunchedSampler(Protocol):
     """A sampler that starts sampling and does not wait for it."""
 
-    def launch(self, logits: Tensor, rows: Sequence[SamplingRow]) -> PendingSamples:
-        """Start to sample rows of logits [S, vocab_size] without grammars. The logits may change after the launch."""
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether launched rows may have penalties."""
+        ...
+
+    def stage(
+        self, rows: Sequence[SamplingRow], slots: Sequence[int], texts: Sequence[Sequence[int]]
+    ) -> Sequence[Array]:
+        """Return how rows without grammars are sampled, as arrays that the device gets before `launch`.
+
+        They are valid until the next call. Each row has a slot of its own, which it keeps in consecutive steps, and the
+        text that it continues: the same object in all steps. Its last token may be unknown if the step before, which
+        was launched, samples it.
+        """
+        ...
+
+    def launch(self, logits: Tensor, rows: Sequence[SamplingRow], staged: Sequence[Tensor]) -> PendingSamples:
+        """Start to sample rows of logits [S, vocab_size], with what `stage` returned for them on the device.
+
+        The logits may change after the launch.
+        """
         ...
 
     def sample(
@@ -56,8 +76,15 @@ class HostSamples:
 class HostSampler:
     """The sampler of model/sampling, as a LaunchedSampler that waits: for the CPU, and for tests."""
 
-    def launch(self, logits: Tensor, rows: Sequence[SamplingRow]) -> HostSamples:
+    counts_tokens = False
+
+    def stage(self, rows: Sequence[SamplingRow], slots: Sequence[int], texts: Sequence[Sequence[int]]) -> list[Array]:  # noqa: ARG002
+        """Return nothing: the parameters stay on the host."""
+        return []
+
+    def launch(self, logits: Tensor, rows: Sequence[SamplingRow], staged: Sequence[Tensor]) -> HostSamples:
         """Sample rows of logits [S, vocab_size]."""
+        assert not staged
         samples = sample(logits, rows)
         token_ids = [one.token_id if one is not None else -1 for one in samples]
         return HostSamples(torch.tensor(token_ids, dtype=torch.int64).to(logits.device), samples)

@@ -20,11 +20,12 @@ from caravan.scheduler.messages import FinishReason, Request, SequenceOutput, St
 from caravan.scheduler.model_drafts import ModelDrafts
 from caravan.scheduler.prefill_budget import Place, PrefillBudget, prefill_budget
 from caravan.scheduler.prefill_limiter import PrefillLimiter
-from caravan.scheduler.prompt_logprobs import PromptResult
+from caravan.scheduler.preparation import Adapters, preparation
+from caravan.scheduler.prompt_result import PromptResult
 from caravan.scheduler.sequence import ScheduledSequence, Sequence
 from caravan.scheduler.step_counters import StepRecord
 from caravan.scheduler.step_result import StepResult
-from caravan.scheduler.waiting_queue import WaitingQueue
+from caravan.scheduler.waiting_queue import WaitingQueue, has_place
 
 NOT_FINITE = "The model's output for this request was not a finite number."
 
@@ -41,6 +42,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.waiting = WaitingQueue(self.running)
         self.draft_tokens = DraftTokens(config, self.blocks) if config.speculation == "on" else None
+        self.adapters: Adapters | None = None  # set by who has some
         self.unreported: dict[int, Sequence] = {}  # wait "behind others", unless the next step looks at them
         self._rejected: list[SequenceOutput] = []  # errors of waiting requests, for the next commit
         self._events = EventLog()
@@ -86,13 +88,12 @@ class Scheduler:
         self.record = StepRecord(self.clock())
         self.record.counters.spill = self.blocks.finish_reads(self._events)
         num_evicted = self.pool.num_evicted
-        displaced = self.find_displaced() if may_displace else None
-        if displaced is not None:
+        if (displaced := self.find_displaced() if may_displace else None) is not None:
             self.preempt(displaced)
         plan: list[ScheduledSequence] = []
-        budget = self.config.max_batch_tokens
         prefill = prefill_budget(self.running, self.waiting, self.blocks, self._limiter, self.config, self._turns)
-        index = 0
+        self.record.planned_seconds = self._limiter.planned_seconds
+        index, budget = 0, self.config.max_batch_tokens
         while index < len(self.running) and budget > 0:  # oldest first; a preemption shortens the list at its end
             sequence = self.running[index]
             index += 1
@@ -132,15 +133,15 @@ class Scheduler:
         """
         outputs, self._rejected = self._rejected + self.apply(plan, result), []
         self._step += bool(plan)
-        step_seconds = (now := self.clock()) - max(self.record.started_seconds, self._committed_at_seconds)
+        seconds = (now := self.clock()) - max(self.record.started_seconds, self._committed_at_seconds)
         self._committed_at_seconds = now  # the next step may have been started before
         drafts = self.model_drafts
         draft_seconds = drafts.policy.draft_seconds if drafts is not None else 0.0
-        self._limiter.observe(self.record.counters, step_seconds - draft_seconds)  # steps with prompts have no drafts
+        self._limiter.observe(self.record, seconds - draft_seconds)  # steps with prompts have no drafts
         if drafts is not None:
-            drafts.policy.observe_step(sum(scheduled.num_rows for scheduled in plan), step_seconds)
+            drafts.policy.observe_step(0 if self.record.is_launched else sum(one.num_rows for one in plan), seconds)
             self.record.counters.draft_model_seconds = draft_seconds
-        return StepOutput(outputs=outputs, stats=self.stats(step_seconds), events=self._events.take())
+        return StepOutput(outputs=outputs, stats=self.stats(seconds), events=self._events.take())
 
     def apply(self, plan: list[ScheduledSequence], result: StepResult) -> list[SequenceOutput]:
         """Apply the result of a plan to its sequences and return their outputs."""
@@ -177,7 +178,7 @@ class Scheduler:
         for sequence in islice(self.waiting, 2 * self.config.max_num_seqs):
             looked_at[sequence.request.request_id] = sequence
             num_left = min(budget, prefill.num_left)
-            if len(self.running) >= self.config.max_num_seqs or num_left <= 0:
+            if num_left <= 0 or not has_place(sequence, self.running, self.config):
                 self._events.wait(sequence, "token budget" if num_left <= 0 else "batch full")
                 break
             num_left = min(num_left, prefill.left_of(sequence))
@@ -186,13 +187,18 @@ class Scheduler:
                 continue
             if self.blocks.is_prefix_pending(sequence):
                 continue
-            if sequence.matcher is not None and not self._has_grammar(sequence, sequence.matcher):
+            wait, rejection = preparation(sequence, self.adapters, self.running)
+            if rejection is not None:
+                self._rejected.append(rejection)
+                continue
+            if wait is not None:
+                self._events.wait(sequence, wait)
                 continue
             prefix = self.blocks.find_prefix(sequence)
             if sequence.awaited_hash is not None:
                 self._events.wait(sequence, "prefix being computed")
                 continue
-            if not self.blocks.can_allocate(sequence, self.running, prefix.blocks):
+            if not self.blocks.can_allocate(sequence, self.running, prefix):
                 self._events.wait(sequence, "no free blocks")
                 break
             if self.blocks.read_prefix(sequence, prefix):
@@ -213,16 +219,6 @@ class Scheduler:
                 self._events.wait(sequence, "grammar being compiled" if is_compiling else "behind others")
         self.unreported = looked_at
         return joined
-
-    def _has_grammar(self, sequence: Sequence, matcher: Matcher) -> bool:
-        """Return whether a waiting sequence has its mask; a grammar with a problem ends the sequence with an error."""
-        if not matcher.is_ready:
-            self._events.wait(sequence, "grammar being compiled")
-            return False
-        if matcher.problem:
-            self._rejected.append(sequence.error_output(matcher.problem, "grammar"))
-            return False
-        return True
 
     def _join(self, sequence: Sequence, prefix: CachedPrefix, budget: int) -> ScheduledSequence:
         """Move a sequence to the running ones, with its cached prefix and the blocks of its first chunk."""
@@ -276,8 +272,7 @@ class Scheduler:
         if prompt is not None:
             if not prompt.is_finite:
                 return [self._fail(sequence, NOT_FINITE)]
-            sequence.num_scored_tokens = scheduled.scored_positions.stop
-            sequence.pool = prompt.pool
+            sequence.take_scored(scheduled.scored_positions.stop, prompt.logprobs, prompt.pool)
         is_late = LATE in samples
         if is_late:  # the last token is computed again, and nothing before it
             samples = []
@@ -297,9 +292,10 @@ class Scheduler:
         self.waiting.count_output(sequence, len(accepted))
         outputs: list[SequenceOutput] = []
         if accepted or prompt is not None or reason is not None:
-            outputs.append(sequence.output(accepted, reason, prompt.logprobs if prompt else ()))
+            scored = (prompt.logprobs, prompt.token_logprobs) if prompt is not None else ()
+            outputs.append(sequence.output(accepted, reason, *scored))
         if not is_finite:
-            return [*outputs, self._fail(sequence, NOT_FINITE)]
+            return [*outputs, self._fail(sequence, sequence.problem or NOT_FINITE)]
         num_accepted_drafts = max(len(accepted) - 1, 0)
         self.record.counters.count_accepted(scheduled.draft_source, num_accepted_drafts)
         sequence.num_computed_tokens += scheduled.num_tokens + num_accepted_drafts - is_late
@@ -316,4 +312,4 @@ class Scheduler:
         """End a running sequence whose numbers are wrong, and take its blocks out of the cache."""
         self.running.remove(sequence)
         self.blocks.poison(sequence)
-        return sequence.end_with_error(error, "engine")
+        return sequence.end_with_error(error, "grammar" if error == sequence.problem else "engine")

@@ -8,8 +8,19 @@ from caravan.model.pooling import Pool
 from caravan.model.sampling.sample import Sample
 from caravan.scheduler.earlier_answers import AnswerLookup
 from caravan.scheduler.grammar import Matcher
-from caravan.scheduler.messages import ErrorKind, FinishReason, Request, SequenceOutput, TokenLogprobs, WaitReason
+from caravan.scheduler.messages import (
+    ErrorKind,
+    FinishReason,
+    Request,
+    SequenceOutput,
+    StopReason,
+    TokenLogprobs,
+    WaitReason,
+)
+from caravan.scheduler.repetition import RepetitionDetector
 from caravan.scheduler.speculation import PromptLookup
+from caravan.scheduler.thought_budget import ThoughtPosition
+from caravan.scheduler.token_mask import AllowedTokens
 
 DraftSource = Literal["text", "answers", "model"]  # its own text, earlier answers of its key, or the draft model
 
@@ -29,7 +40,8 @@ class Sequence:
     block_hashes: list[bytes] = field(default_factory=list)  # of full blocks, computed when needed
     num_cached_blocks: int = 0  # of the block table, in the prefix cache
     num_pending_blocks: int = 0  # cached blocks, and full blocks that this sequence will compute
-    is_tail_pending: bool = False  # other choices may wait for the block that the prompt ends in
+    is_tail_pending: bool = False  # others of its group may wait for the block that their common beginning ends in
+    copied_tail: int | None = None  # such a block, held until it is copied
     awaited_hash: bytes | None = None  # of the pending block that it waited for when the scheduler last looked at it
     has_read_prefix: bool = False  # from the spill file, or looked for it there, since it last left the batch
     wait_reason: WaitReason | None = None  # the last one reported
@@ -38,7 +50,15 @@ class Sequence:
     draft_acceptance: float | None = None  # of tokens of the draft model, once it has drafted some
     num_draft_computed_tokens: int = 0  # tokens whose keys and values are in the KV cache of the draft model
     matcher: Matcher | None = None  # of the request's grammar
+    allowed: AllowedTokens | None = None  # of the request's allowed_token_ids
+    thought: ThoughtPosition | None = None  # of a request with a budget for its thought
+    detector: RepetitionDetector | None = None
+    stop_reason: StopReason = ""  # why it has ended, beside stop tokens and grammars
+    problem: str = ""  # why no token may come next, although the logits are finite
     num_scored_tokens: int = 0  # prompt positions whose log-probability or hidden state the request already has
+    scored: list[Sample] = field(default_factory=list)  # log-probabilities for the cache, from token scored_start on
+    scored_start: int = 1
+    recalled: list[TokenLogprobs] = field(default_factory=list)  # of the prompt's first tokens, not sent yet
     pool: Pool | None = None  # of a request with pooling: the positions scored so far
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache when it first joined the batch
     scheduled_at_seconds: float = 0.0  # time.monotonic() when it last left the queue
@@ -47,7 +67,13 @@ class Sequence:
     def of(cls, request: Request, matcher: Matcher | None = None) -> "Sequence":
         """Return the sequence of a request; one submitted again continues after its earlier output."""
         sequence = cls(request, [*request.prompt_token_ids, *request.output_token_ids], matcher=matcher)
-        if request.pooling == "last":
+        if request.params.allowed_token_ids:
+            sequence.allowed = AllowedTokens(request.params.allowed_token_ids)
+        if request.params.repetition is not None:
+            sequence.detector = RepetitionDetector(request.params.repetition)
+        if request.thought is not None:
+            sequence.thought = ThoughtPosition.of(request.thought)
+        if request.pooling == "last" or (sequence.is_end_scored and request.params.num_prompt_logprobs is None):
             sequence.num_scored_tokens = sequence.num_prompt_tokens - 1
         return sequence
 
@@ -77,9 +103,14 @@ class Sequence:
         return self.token_ids[self.num_prompt_tokens :]
 
     @property
+    def is_end_scored(self) -> bool:
+        """Whether the last position of the prompt is scored, for the token after it."""
+        return bool(self.request.params.logprob_token_ids)
+
+    @property
     def scored_end(self) -> int:
         """The end of the prompt positions that are scored, for log-probabilities or pooling."""
-        if self.request.pooling is not None:
+        if self.request.pooling is not None or self.is_end_scored:
             return self.num_prompt_tokens
         is_scored = self.request.params.num_prompt_logprobs is not None
         return self.num_prompt_tokens - 1 if is_scored else 0  # a position scores the token after it
@@ -89,25 +120,41 @@ class Sequence:
         """Tokens that need not be computed if cached: all before the last one, or before the first to score."""
         return self.num_tokens - 1 if self.num_scored_tokens >= self.scored_end else self.num_scored_tokens
 
+    def take_scored(self, end: int, samples: Seq[Sample], pool: Pool | None) -> None:
+        """Store the results of a step that has scored the prompt up to position `end`."""
+        self.num_scored_tokens = end
+        self.scored += samples
+        self.pool = pool
+
     def output(
-        self, samples: list[Sample], reason: FinishReason | None, prompt_samples: Seq[Sample] = ()
+        self,
+        samples: list[Sample],
+        reason: FinishReason | None,
+        prompt_samples: Seq[Sample] = (),
+        token_logprobs: Seq[float] = (),
     ) -> SequenceOutput:
         """Return the message to the API process about the samples of a step and the scored tokens of the prompt."""
+        recalled, self.recalled = self.recalled, []
         return SequenceOutput(
             request_id=self.request.request_id,
             token_ids=[sample.token_id for sample in samples],
             logprobs=_logprobs(samples),
-            prompt_logprobs=_logprobs(prompt_samples),
+            prompt_logprobs=[*recalled, *_logprobs(prompt_samples)],
             embedding=self.pool.embedding() if self.pool is not None and reason is not None else [],
             finish_reason=reason,
+            stop_reason=self.stop_reason,
             num_cached_tokens=self.num_cached_tokens,
             scheduled_at_seconds=self.scheduled_at_seconds,
+            token_logprobs=[*token_logprobs],
         )
 
     def finish_reason(self, max_model_len: int) -> FinishReason | None:
         """Return why the sequence ends with its newest token, or None."""
         params, num_tokens = self.request.params, len(self.token_ids)
         if self.token_ids[-1] in params.stop_token_ids or (self.matcher and self.matcher.is_complete):
+            return "stop"
+        if self.detector is not None and self.detector.repeats(self.token_ids, self.num_prompt_tokens):
+            self.stop_reason = "repetition"
             return "stop"
         if num_tokens - len(self.request.prompt_token_ids) >= params.max_tokens or num_tokens >= max_model_len:
             return "length"
@@ -186,10 +233,14 @@ class ScheduledSequence(NamedTuple):
         return range(start, max(start, min(sequence.num_computed_tokens + self.num_tokens, sequence.scored_end)))
 
     def scored_rows(self, end: int) -> range:
-        """Return the rows of scored_positions in the step, where this sequence's rows end before row `end`."""
+        """Return the rows of scored_positions in the step, where this sequence's rows end before row `end`.
+
+        Without that of the last token if it is one to sample from: no row is wanted twice.
+        """
         first = end - self.num_rows - self.sequence.num_computed_tokens  # the row of position 0
         positions = self.scored_positions
-        return range(first + positions.start, first + positions.stop)
+        stop = min(positions.stop, self.sequence.num_tokens - 1) if self.num_logits else positions.stop
+        return range(first + positions.start, first + max(positions.start, stop))
 
     @property
     def token_ids(self) -> list[int]:

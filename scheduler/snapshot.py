@@ -1,30 +1,33 @@
 """Snapshots: queue, batch and pool at one moment, for the live view."""
 
+from collections.abc import Sequence as Seq
 from itertools import chain
 
-from caravan.scheduler.messages import EngineSnapshot, SequenceSnapshot
+from caravan.scheduler.messages import MAX_CELLS, MAX_WAITING, EngineSnapshot, SequenceSnapshot
 from caravan.scheduler.scheduler import Scheduler
 from caravan.scheduler.sequence import Sequence
-
-MAX_CELLS = 2048  # of the pool as it is drawn; a larger pool has several blocks in a cell
-MAX_WAITING = 100  # of the queue
+from caravan.scheduler.step_change import SequenceTable, StepChange
 
 FREE, CACHED, USED, SHARED = range(4)  # state of a cell: the greatest of its blocks
 
 
-def engine_snapshot(scheduler: Scheduler) -> EngineSnapshot:
-    """Return a snapshot of the scheduler between two steps."""
+def engine_snapshot(
+    scheduler: Scheduler,
+    changes: Seq[StepChange] = (),
+    tables: Seq[SequenceTable] | None = None,
+    marks: Seq[tuple[int, str]] = (),
+) -> EngineSnapshot:
+    """Return a snapshot of the scheduler between two steps, with what a ChangeRecorder has recorded."""
     pool = scheduler.pool
     blocks_per_cell = -(-pool.num_blocks // MAX_CELLS)
     num_cells = -(-pool.num_blocks // blocks_per_cell)
-    states, owners = bytearray(num_cells), [0] * num_cells
+    states = bytearray(num_cells)
     for block in pool.cached_blocks():
         states[block // blocks_per_cell] = CACHED
     for sequence in scheduler.running:
         for block in sequence.block_table:
             cell = block // blocks_per_cell
             states[cell] = max(states[cell], SHARED if pool.is_shared(block) else USED)
-            owners[cell] = sequence.request.request_id
     step_tokens = {one.sequence.request.request_id: one.num_rows for one in scheduler.last_plan}
     queue = chain(scheduler.waiting, scheduler.waiting.compiling.values())
     waiting = [sequence for _, sequence in zip(range(MAX_WAITING), queue, strict=False)]
@@ -33,9 +36,11 @@ def engine_snapshot(scheduler: Scheduler) -> EngineSnapshot:
         block_size=scheduler.config.block_size,
         blocks_per_cell=blocks_per_cell,
         cell_states=list(states),
-        cell_owners=owners,
         running=[_sequence_snapshot(sequence, step_tokens) for sequence in scheduler.running],
         waiting=[_sequence_snapshot(sequence, {}) for sequence in waiting],
+        changes=[*changes],
+        tables=None if tables is None else [*tables],
+        marks=[*marks],
     )
 
 

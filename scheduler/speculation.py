@@ -14,18 +14,18 @@ from typing_extensions import override
 NGRAM_SIZES = (3, 2)  # tokens that must have occurred before; longer n-grams are looked up first
 MAX_DRAFT_TOKENS = 8  # of one sequence in one step
 MAX_ROWS = 32  # tokens in a step with draft tokens
-FIXED_COST_ROWS = 10  # fixed cost of a step, in rows; see pays()
+FIXED_COST_ROWS = 10  # fixed cost of a step on a CPU, in rows; see pays()
 LEARNING_RATE = 0.15  # weight of the newest token in the acceptance estimates
 FIRST_ACCEPTANCE, NEXT_ACCEPTANCE = 0.3, 0.6  # before the first observation
 
 
-def pays(chance: float, num_rows: int) -> bool:
+def pays(chance: float, num_rows: int, fixed_rows: float = FIXED_COST_ROWS) -> bool:
     """Return whether one more row, which gives a token with this probability, is worth its cost in a step of num_rows.
 
-    A step costs about as much as FIXED_COST_ROWS + num_rows rows (the weights are read once for all rows) and gives a
+    A step costs about as much as fixed_rows + num_rows rows (the weights are read once for all rows) and gives a
     token for each row. One more row pays if it costs less than its expected tokens cost otherwise.
     """
-    return chance * (FIXED_COST_ROWS + num_rows) > num_rows
+    return chance * (fixed_rows + num_rows) > num_rows
 
 
 def ngram_of(token_ids: Seq[int], end: int, size: int) -> int:
@@ -110,7 +110,13 @@ class PromptLookup(Lookup):
         return tuple(text)
 
 
-def allocate_draft_tokens(lookups: Seq[Lookup], limits: Seq[int], num_rows: int, max_rows: int = MAX_ROWS) -> list[int]:
+def allocate_draft_tokens(
+    lookups: Seq[Lookup],
+    limits: Seq[int],
+    num_rows: int,
+    max_rows: int = MAX_ROWS,
+    fixed_rows: float = FIXED_COST_ROWS,
+) -> list[int]:
     """Return the number of draft tokens of each sequence, at most its limit, in a step with num_rows rows so far.
 
     The most likely draft token comes first. A draft token is accepted only if those before it are, so probabilities are
@@ -119,7 +125,7 @@ def allocate_draft_tokens(lookups: Seq[Lookup], limits: Seq[int], num_rows: int,
     counts = [0] * len(lookups)
     heap = [(-lookup.acceptance, index) for index, lookup in enumerate(lookups) if limits[index] > 0]
     heapq.heapify(heap)
-    while heap and num_rows < max_rows and pays(-heap[0][0], num_rows):
+    while heap and num_rows < max_rows and pays(-heap[0][0], num_rows, fixed_rows):
         chance, index = heap[0]
         counts[index] += 1
         num_rows += 1

@@ -9,6 +9,7 @@ from caravan.model.spill_file import SpillFile, UnusableSpill
 from caravan.model.spill_files import remove_unneeded, spill_file_name, spill_folder
 from caravan.model.spill_header import SpillKey
 from caravan.scheduler.block_spill import BlockSpill
+from caravan.scheduler.config import Shortage
 from caravan.scheduler.engine import Engine
 from caravan.scheduler.messages import StartEngine
 from caravan.scheduler.spilling_blocks import use_spill
@@ -19,7 +20,7 @@ logger = logging.getLogger(__name__)
 def attach_spill(engine: Engine, start: StartEngine, key: SpillKey, environ: Mapping[str, str] = os.environ) -> None:
     """Give an engine the spill file of a start message.
 
-    If the file cannot be used, the first engine of a server does not start: raises ValueError. One that replaces
+    If the file cannot be used, the first engine of a server does not start: raises Shortage. One that replaces
     another goes on without the file, after a warning.
     """
     try:
@@ -28,7 +29,7 @@ def attach_spill(engine: Engine, start: StartEngine, key: SpillKey, environ: Map
         path = start.kv_spill_path or getattr(error, "filename", None) or "the file in the cache"
         fact = error.strerror or error if isinstance(error, OSError) else error
         if not start.is_replacement:
-            raise ValueError(
+            raise Shortage(
                 f"--kv-spill {start.kv_spill_bytes:,} bytes: {path} cannot be used: {fact}. "
                 "Choose another size or --kv-spill-path."
             ) from None

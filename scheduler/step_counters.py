@@ -51,7 +51,9 @@ class StepCounters:
 
 @dataclass
 class StepRecord:
-    """What is recorded of a step while it is scheduled and committed."""
+    """What is recorded of a step while it is scheduled and committed; the next one may be scheduled in between."""
 
     started_seconds: float = 0.0  # on the scheduler's clock
+    planned_seconds: float = 0.0  # that its prompts leave it; 0: no limit
+    is_launched: bool = False  # computed while others are scheduled and committed
     counters: StepCounters = field(default_factory=StepCounters)

@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from caravan.model.sampling.sample import Sample
-from caravan.scheduler.prompt_logprobs import PromptResult
+from caravan.scheduler.prompt_result import PromptResult
 
 
 class StepResult(NamedTuple):

@@ -11,9 +11,11 @@ none waits, at that of the least served running key, or else of the key that joi
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterator
+from collections.abc import Sequence as Seq
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
+from caravan.scheduler.config import MAX_RESIDENT_ADAPTERS, EngineConfig
 from caravan.scheduler.messages import Request
 from caravan.scheduler.sequence import Sequence
 
@@ -135,3 +137,13 @@ class WaitingQueue:
         if len(self._num_served) > len(present) + _MAX_FORGOTTEN:
             kept = {*present, *others, key} & self._num_served.keys()
             self._num_served = {other: self._num_served[other] for other in kept}
+
+
+def has_place(sequence: Sequence, running: Seq[Sequence], config: EngineConfig) -> bool:
+    """Return whether the batch is not full, and the adapter of a sequence fits into memory with those that run."""
+    if len(running) >= config.max_num_seqs:
+        return False
+    adapter = sequence.request.adapter
+    if not adapter:
+        return True
+    return len({one.request.adapter for one in running} - {"", adapter}) < MAX_RESIDENT_ADAPTERS

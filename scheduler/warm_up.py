@@ -69,7 +69,7 @@ def most_sequences(config: EngineConfig) -> list[Sequence]:
 
 
 def _sequence(length: int, config: EngineConfig) -> Sequence:
-    params = SamplingParams(seed=0, max_tokens=1, num_logprobs=1)
+    params = SamplingParams(seed=0, max_tokens=1, num_logprobs=1, presence_penalty=1.0)
     sequence = Sequence.of(Request(request_id=0, prompt_token_ids=[0] * length, params=params))
     sequence.block_table = [0] * num_blocks_for(length, config.block_size)
     return sequence

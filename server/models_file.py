@@ -7,23 +7,30 @@ from typing import Any
 import yaml
 
 from caravan.server.settings import Settings, WrongSettings, load_settings
+from caravan.server.settings_file import WrongSettingsFile, read_options
 
 OWN_OPTIONS = frozenset(
     {
         "model",
         "served_model_name",
         "chat_template",
+        "chat_template_kwargs",
         "dtype",
         "quantization",
         "fast_matmul",
         "speculation",
         "draft_model",
+        "merge_lora",
+        "tensor_parallel",
         "num_threads",
         "kv_cache_memory",
         "kv_cache_dtype",
         "block_size",
         "max_model_len",
         "max_num_seqs",
+        "max_queued_requests",
+        "max_queued_tokens",
+        "max_wait",
         "max_batch_tokens",
         "max_inter_token_latency",
         "sleep_after",
@@ -50,6 +57,7 @@ def load_models(settings: Settings, flags: Mapping[str, Any]) -> list[Settings]:
         try:
             model = load_settings({**flags, **options})
             model.check_draft_model()
+            model.check_tensor_parallel()
         except WrongSettings as error:
             raise WrongSettings(f"{place}: {error}") from None
         for name in model.names:
@@ -75,21 +83,16 @@ def _entries(path: Path) -> list[tuple[str, dict[str, Any]]]:
 def _entry(place: str, path: Path, node: yaml.Node) -> tuple[str, dict[str, Any]]:
     if not isinstance(node, yaml.MappingNode):
         raise WrongSettings(f"{place}: an entry must be a mapping of options, such as `- model: org/name`.")
-    loader = yaml.SafeLoader("")
-    options: dict[str, Any] = {}
-    for key, value in node.value:
-        name = str(key.value)
-        line = f"{path}, line {key.start_mark.line + 1}"
-        if name in options:
-            raise WrongSettings(f"{line}: `{name}` is set twice.")
-        if name not in Settings.model_fields:
-            raise WrongSettings(f"{line}: unknown option `{name}`. Check its spelling.")
+    try:
+        options = read_options(node, path, Settings.model_fields)
+    except WrongSettingsFile as error:
+        raise WrongSettings(str(error)) from None
+    for name, option in options.items():
         if name not in OWN_OPTIONS:
-            raise WrongSettings(f"{line}: `{name}` is an option of the whole server. Set {_option(name)}.")
-        options[name] = loader.construct_object(value, deep=True)
-    if not options.get("model"):
+            raise WrongSettings(f"{option.place}: `{name}` is an option of the whole server. Set {_option(name)}.")
+    if "model" not in options or not options["model"].value:
         raise WrongSettings(f"{place}: `model` is missing.")
-    return place, options
+    return place, {name: option.value for name, option in options.items()}
 
 
 def _option(name: str) -> str:

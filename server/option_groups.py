@@ -1,15 +1,22 @@
 """Groups of options: each class is a section of `caravan serve --help` and of docs/options.md."""
 
+import json
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ByteSize, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from caravan.download.resolve import DEFAULT_MODEL
 from caravan.scheduler.config import Speculation
+from caravan.server.adapter_settings import AdapterSettings
 from caravan.server.batches.settings import BatchSettings
 from caravan.server.http.body_memory import DEFAULT_BYTES
-from caravan.server.http.option_types import Networks, Origins, Seconds
+from caravan.server.http.option_types import Networks, Origins, RootPath, Seconds
+from caravan.server.observe.settings import LogSettings
+from caravan.server.resumption.settings import ResumeSettings
+
+DEMO_POOL_TOKENS = 1024
 
 
 class ModelSettings(BaseModel):
@@ -25,12 +32,22 @@ class ModelSettings(BaseModel):
         description="YAML file with a list of models to serve instead of MODEL, each with options of its own. They are "
         "loaded when they get a request.",
     )
+    engines: str | None = Field(
+        None,
+        description="Application of Ray Serve whose replicas run MODEL, such as ray://caravan, instead of an engine "
+        "process of this server. Needs the extra `ray`.",
+    )
     served_model_name: str | None = Field(
         None,
         description="Model names accepted in requests, separated by commas. Responses use the first. "
         "Default: derived from MODEL.",
     )
     chat_template: Path | None = Field(None, description="Jinja file that replaces the model's chat template.")
+    chat_template_kwargs: str | None = Field(
+        None,
+        description='Variables of the chat template, as JSON such as {"enable_thinking": false}. Requests can override '
+        "them. Default: none.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Device that runs the model. auto: a GPU if PyTorch can use one, otherwise the CPU."
     )
@@ -41,7 +58,7 @@ class ModelSettings(BaseModel):
         "auto",
         description="Weight quantization. none: bfloat16. native: weights as the files have them, 8-bit products. "
         "int8: 8-bit weights and products. int4: 4-bit weights, bfloat16 products. auto: native for files with "
-        "quantized weights, otherwise none. On a GPU only none and int4; auto: none.",
+        "quantized weights, otherwise none. On a GPU all products are in bfloat16.",
     )
     fast_matmul: bool = Field(
         False,
@@ -59,7 +76,53 @@ class ModelSettings(BaseModel):
         description="A smaller model with the same vocabulary, which proposes tokens where that is faster. "
         "Default: none.",
     )
-    num_threads: int | None = Field(None, ge=1, description="Number of compute threads. Default: one per core.")
+    merge_lora: Path | None = Field(
+        None,
+        description="Folder of a LoRA adapter, as PEFT writes it, which is merged into the weights while they are "
+        "loaded. Default: none.",
+    )
+    tensor_parallel: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Number of processes that compute the model together, each with its part of the weights and of the "
+        "KV cache. For machines with several NUMA nodes; with one node it is slower. The output does not change.",
+    )
+    remote_ranks: int = Field(
+        0,
+        ge=0,
+        le=63,
+        description="Number of the processes of --tensor-parallel that join from other hosts, where `caravan rank` "
+        "starts them. Needs --rank-address and --rank-secret-file.",
+    )
+    num_threads: int | None = Field(
+        None,
+        ge=1,
+        description="Number of compute threads, of each process if --tensor-parallel is set. Default: one per core, "
+        "divided between the processes.",
+    )
+
+    @property
+    def template_variables(self) -> dict[str, str | float | bool | None]:
+        """Variables of the chat template."""
+        variables: dict[str, str | float | bool | None] = json.loads(self.chat_template_kwargs or "{}")
+        return variables
+
+    @field_validator("chat_template_kwargs", mode="before")
+    @classmethod
+    def _check_template_kwargs(cls, value: object) -> object:
+        """Return variables as JSON; a file can have them as a mapping."""
+        if value is None:
+            return None
+        # Imported here: most commands start without the web framework, which this needs for its errors.
+        from caravan.server.openai.protocol.thinking_fields import template_kwargs
+
+        try:
+            return json.dumps(template_kwargs(json.loads(value) if isinstance(value, str) else value))
+        except PydanticCustomError:
+            raise
+        except ValueError:
+            raise ValueError('must be JSON such as {"enable_thinking": false}') from None
 
     @field_validator("speculation", mode="before")
     @classmethod
@@ -74,8 +137,14 @@ class MemorySettings(BaseModel):
     kv_cache_memory: ByteSize | None = Field(
         None,
         ge=1,
-        description="KV cache size, such as 4GiB. Default: half of the memory free after loading, on a GPU 90 % of "
-        "it less what a step needs; with --models half of an equal share of --models-memory.",
+        description="KV cache size, such as 4GiB. Default: half of the memory free after loading, but no more than "
+        "twice what --max-num-seqs requests of --max-model-len tokens take; on a GPU 90 % of the free memory less what "
+        "a step needs; of several models half of an equal share of their memory.",
+    )
+    demo: bool = Field(
+        False,
+        description=f"A KV cache of {DEMO_POOL_TOKENS:,} tokens, which a few requests fill, so that paging can be "
+        "watched.",
     )
     models_memory: ByteSize | None = Field(
         None,
@@ -165,6 +234,19 @@ class NetworkSettings(BaseModel):
         "127.0.0.1", description="Address to listen on. 0.0.0.0 means all; it needs an API key or --insecure."
     )
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on. 0 means a free one.")
+    uds: Path | None = Field(
+        None,
+        description="Unix socket to listen on instead of --host and --port. Only this user can connect to it. "
+        "Default: none.",
+    )
+    root_path: RootPath = Field(
+        "", description="Prefix of all paths, such as /llm, whether a proxy in front removes it or not. Default: none."
+    )
+    rank_address: str | None = Field(
+        None,
+        description="HOST:PORT at which processes of --remote-ranks join, while an engine starts. Keep it in a network "
+        "of its own: what they send is not encrypted. Default: none.",
+    )
     keep_alive_timeout: int = Field(
         75,
         ge=1,
@@ -190,7 +272,18 @@ class SecuritySettings(BaseModel):
     api_key_file: Path | None = Field(
         None,
         description="File with a line `name: key` for each user. Attributes can follow the key: `, scrape` permits "
-        "/metrics; `, min-priority=-5` serves requests of negative priority, down to -5, before those of other keys.",
+        "/metrics; `, adapters` permits what --lora-folder is for; `, min-priority=-5` serves requests of negative "
+        "priority, down to -5, before those of other keys.",
+    )
+    rank_secret_file: Path | None = Field(
+        None,
+        description="File with a secret of at least 16 bytes, which processes of --remote-ranks must have. "
+        "Default: none.",
+    )
+    learn: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Lessons of the page that compute: traces of the model, which take the memory of its weights in "
+        "float32 for a while. auto: on without API keys, for clients on this machine.",
     )
     insecure: bool = Field(False, description="Allow other machines to connect without an API key.")
     allowed_hosts: str | None = Field(
@@ -207,27 +300,13 @@ class SecuritySettings(BaseModel):
     tls_key: Path | None = Field(None, description="PEM file with the private key of the certificate.")
 
 
-class LogSettings(BaseModel):
-    """Logs and metrics."""
-
-    log_format: Literal["auto", "json", "text"] = Field(
-        "auto", description="Format of the log on standard error. auto: text in a terminal, otherwise JSON."
-    )
-    access_log: bool = Field(
-        False, description="Log every request, including health checks and metrics, not only POST requests."
-    )
-    metrics_names: Literal["caravan", "vllm"] = Field(
-        "caravan",
-        description="Names of metrics. vllm: four gauges have vLLM's names, too, for routers that read those.",
-    )
-    profile: bool = Field(False, description="Print how the time of engine steps is spent, every few seconds.")
-
-
 GROUPS = (
     ModelSettings,
+    AdapterSettings,
     MemorySettings,
     LimitSettings,
     BatchSettings,
+    ResumeSettings,
     NetworkSettings,
     SecuritySettings,
     LogSettings,

@@ -2,16 +2,17 @@
 
 import asyncio
 import socket
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
 from uvicorn.loops.auto import auto_loop_factory
 
 from caravan.scheduler.config import PROCESS_BYTES
-from caravan.scheduler.memory_needs import MemoryNeeds, MemoryPlan
-from caravan.scheduler.messages import EngineReady, StartEngine
+from caravan.scheduler.memory_needs import MemoryNeeds
+from caravan.scheduler.messages import AdapterSource, StartEngine
 from caravan.server.engine.client import EngineClient
 from caravan.server.engine.engine_swaps import EngineSwaps
 from caravan.server.engine.memory_plan import plan_memory
@@ -19,8 +20,14 @@ from caravan.server.engine.process import STANDBY_PROGRAM
 from caravan.server.engine.swapped_engine import FIRST_LOAD_SECONDS, SwappedEngine, expected_load_seconds
 from caravan.server.http.api_keys import ApiKeys
 from caravan.server.http.graceful_shutdown import GracefulServer
+from caravan.server.http.unix_socket import bind_unix, remove_unix
+from caravan.server.replicas.replica_set import ReplicaSet
+from caravan.server.replicas.replica_source import ReplicaSource
 from caravan.server.settings import Settings
 from caravan.server.shared_parts import BACKLOG, SharedParts
+from caravan.server.start_text import models_text, start_text
+
+REPLICA_SECONDS = 600.0  # for the first replica to load the model
 
 
 @dataclass(frozen=True)
@@ -34,17 +41,26 @@ class ModelToServe:
 
 def run(server: Coroutine[None, None, None]) -> None:
     """Run a server until it exits, on uvloop if it is installed, which costs less per token."""
-    with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
-        runner.run(server)
+    try:
+        with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
+            runner.run(server)
+    finally:
+        server.close()  # Ctrl-C before its start; Python would warn that it was never awaited
 
 
 async def run_server(
-    settings: Settings, model_path: Path, engine: EngineClient, listener: socket.socket, keys: ApiKeys | None = None
+    settings: Settings,
+    model_path: Path,
+    engine: EngineClient,
+    listener: socket.socket,
+    keys: ApiKeys | None = None,
+    adapters: Sequence[AdapterSource] = (),
 ) -> None:
     """Serve a model until a signal arrives; raises EngineStartFailed or ValueError if the model cannot be served."""
     shared = SharedParts(settings, keys)
     stop = engine.stop
     try:
+        shared.start_key_reloads()
         shared.open_batches()
         # The tokenizer is built while the engine process loads the weights.
         text = await shared.load_text(settings, model_path)
@@ -54,7 +70,7 @@ async def run_server(
             swapped = SwappedEngine(
                 name=settings.names[0],
                 client=engine,
-                need_bytes=report.weight_bytes + report.kv_cache_bytes + PROCESS_BYTES,
+                need_bytes=report.weight_bytes + report.kv_cache_bytes + PROCESS_BYTES * report.config.num_ranks,
                 load_seconds=report.load_seconds + FIRST_LOAD_SECONDS,
                 sleep_after_seconds=settings.sleep_after,
             )
@@ -62,9 +78,10 @@ async def run_server(
             swap, stop = (swapped, swaps), swaps.stop
             swaps.start()
         model = shared.model(settings, text, engine, report.config, report.vocab_size, swap)
-        server = shared.server([model], stop)
-        address = address_of(listener, is_encrypted=server.config.is_ssl)
-        await _serve(shared, server, listener, start_text(report, model_path, settings.names, address))
+        server = shared.server([model], stop, adapters, engine.adapters)
+        names = (*settings.names, *(adapter.name for adapter in adapters))
+        summary = partial(start_text, report, model_path.name, names, is_demo=settings.demo)
+        await _serve(shared, server, listener, summary)
     finally:
         await stop()
         await shared.close()
@@ -77,6 +94,7 @@ async def run_models(
     shared = SharedParts(settings, keys)
     swaps: EngineSwaps | None = None
     try:
+        shared.start_key_reloads()
         shared.open_batches()
         names = [model.settings.names[0] for model in models]
         budget_bytes = None if settings.models_memory is None else int(settings.models_memory)
@@ -92,23 +110,56 @@ async def run_models(
         ]
         swaps.start()
         server = shared.server(served, swaps.stop)
-        address = address_of(listener, is_encrypted=server.config.is_ssl)
-        await _serve(shared, server, listener, models_text(plan, models, address))
+        await _serve(shared, server, listener, partial(models_text, plan, [one.settings.names for one in models]))
     finally:
         if swaps is not None:
             await swaps.stop()
         await shared.close()
 
 
-async def _serve(shared: SharedParts, server: GracefulServer, listener: socket.socket, text: str) -> None:
+async def run_replicas(
+    settings: Settings, model_path: Path, source: ReplicaSource, listener: socket.socket, keys: ApiKeys | None = None
+) -> None:
+    """Serve a model whose engines are replicas, until a signal arrives.
+
+    Raises EngineStartFailed, ValueError or OSError if it cannot be served.
+    """
+    shared = SharedParts(settings, keys)
+    replicas = ReplicaSet(hang_seconds=settings.engine_timeout)
+
+    async def stop() -> None:
+        await replicas.stop()
+        await source.stop()
+
+    try:
+        shared.start_key_reloads()
+        shared.open_batches()
+        await source.start(replicas)
+        text = await shared.load_text(settings, model_path)
+        report = await replicas.ready(REPLICA_SECONDS)
+        model, events = shared.replicated_model(settings, text, replicas, report.vocab_size)
+        server = shared.server([model], stop)
+        events.on_max_num_seqs = shared.limit_requests
+        events.on_capacity(replicas.config(), len(replicas.members))
+        await _serve(shared, server, listener, partial(start_text, report, model_path.name, settings.names))
+    finally:
+        await stop()
+        await shared.close()
+
+
+async def _serve(
+    shared: SharedParts, server: GracefulServer, listener: socket.socket, text: Callable[[str], str]
+) -> None:
     """Print the start-up summary when the port is open, and serve until a signal arrives."""
     await shared.start_batches()
+    unix_path = Path(listener.getsockname()) if listener.family == socket.AF_UNIX else None
     listener.listen(BACKLOG)  # from now on connections are queued instead of refused
-    print(text, flush=True)
+    print(text(address_of(listener, is_encrypted=server.config.is_ssl)), flush=True)
     try:
         await server.serve(sockets=[listener])
     finally:
         await shared.close_batches()
+        remove_unix(unix_path)
 
 
 def _sleeping_engine(model: ModelToServe, needs: MemoryNeeds) -> SwappedEngine:
@@ -132,40 +183,10 @@ def _sleeping_engine(model: ModelToServe, needs: MemoryNeeds) -> SwappedEngine:
     )
 
 
-def models_text(plan: MemoryPlan, models: Sequence[ModelToServe], address: str) -> str:
-    """Return the start-up summary of several models: what each of them needs, and the address."""
-    lines = [f"Models   {len(models)} in {plan.budget_bytes / 1e6:,.0f} MB, each loaded when it gets a request"]
-    for model, needs in zip(models, plan.needs, strict=True):
-        lines.append(
-            f"Name     {', '.join(model.settings.names)}: {needs.total_bytes / 1e6:,.0f} MB "
-            f"(weights {needs.weight_bytes / 1e6:,.0f}, KV pool {needs.kv_cache_bytes / 1e6:,.0f} "
-            f"for {needs.config.num_tokens:,} tokens)"
-        )
-    return "\n".join([*lines, _ready_line(address)])
-
-
-def start_text(report: EngineReady, model_path: Path, names: tuple[str, ...], address: str) -> str:
-    """Return the start-up summary: the model, the KV pool and the address."""
-    config = report.config
-    lengths = [config.max_model_len, *(length for length in (1024,) if length < config.max_model_len)]
-    fits = [f"{config.num_requests_of(length):,} of {length:,} tokens" for length in lengths]
-    return "\n".join(
-        [
-            f"Model    {model_path.name}: {report.num_parameters / 1e6:,.0f} million parameters "
-            f"({report.weight_bytes / 1e6:,.0f} MB), loaded in {report.load_seconds:.1f} s",
-            f"Weights  {report.weights}",
-            *([f"Draft    {report.draft_model}"] if report.draft_model else []),
-            f"Name     {', '.join(names)}",
-            f"KV pool  {config.num_tokens:,} tokens in {config.num_blocks:,} blocks of {config.block_size} "
-            f"({report.kv_cache_bytes / 1e6:,.0f} MB) in {report.kv_cache_dtype}",
-            f"Room     for {' or '.join(fits)} each, prompt and answer together; {config.max_num_seqs} run at once",
-            _ready_line(address),
-        ]
-    )
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Return a socket bound to the address, not listening yet; raises OSError."""
+def bind(host: str, port: int, unix_path: Path | None = None) -> socket.socket:
+    """Return a socket bound to the address, or to a path, not listening yet; raises OSError."""
+    if unix_path is not None:
+        return bind_unix(unix_path)
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     listener = socket.socket(family, kind, protocol)
     try:
@@ -177,12 +198,10 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _ready_line(address: str) -> str:
-    return f"Ready    {address}/v1 for OpenAI clients, {address}/docs for the description of the API"
-
-
 def address_of(listener: socket.socket, *, is_encrypted: bool = False) -> str:
-    """Return the URL of a bound socket, for a client on this machine."""
+    """Return the URL of a bound socket, for a client on this machine; of a Unix socket its path after `unix:`."""
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{listener.getsockname()}"
     host, port = listener.getsockname()[:2]
     scheme = "https" if is_encrypted else "http"
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -18,8 +18,9 @@ import torch
 from caravan import LLM, GenerationResult, SamplingParams
 from caravan.offline.results import Prompt
 from caravan.server.settings import Settings
-from tests.support.running_server import RunningServer, eventually, running_server
+from tests.support.running_server import RunningServer, running_server
 from tests.support.served_checkpoints import huggingface
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.slow
 
@@ -231,7 +232,7 @@ async def test_two_async_streams_share_the_batch(llm: LLM) -> None:
 async def test_an_async_stream_that_is_left_frees_its_blocks(llm: LLM) -> None:
     async for _ in llm.astream("hello", LONG):
         break
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not is_idle(llm):
             await asyncio.sleep(0.01)
 
@@ -369,7 +370,7 @@ def test_one_that_is_no_longer_used_is_gone_with_its_engine(tiny_model_path: Pat
     del llm
     gc.collect()
     assert engine() is None
-    eventually(lambda: threading.active_count() < threads, within_seconds=5)
+    eventually(lambda: threading.active_count() < threads)
 
 
 IMPORTS = """

@@ -24,10 +24,11 @@ def make_proofs(folder: Path, pytest_script: str, seconds: float) -> subprocess.
 def test_kernels_are_interpreted_and_then_compiled_and_traced(tmp_path: Path) -> None:
     found = make_proofs(tmp_path, 'echo "${TRITON_INTERPRET:-0} $*"', 30)
     assert found.returncode == 0
-    assert found.stdout.splitlines() == [
-        "1 -m proofs tests/model/cuda/interpreted",
-        "0 -m proofs tests/model/cuda/compiled tests/model/cuda/traced",
-    ]
+    interpreted, compiled = found.stdout.splitlines()
+    assert interpreted.startswith("1 --numprocesses auto ")
+    assert interpreted.endswith(" -m proofs tests/model/cuda/interpreted")
+    assert compiled.startswith("0 --numprocesses auto ")
+    assert compiled.endswith(" -m proofs tests/model/cuda/compiled tests/model/cuda/traced")
 
 
 def test_a_proof_that_fails_is_the_last_one(tmp_path: Path) -> None:

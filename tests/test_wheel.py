@@ -76,7 +76,9 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_owns_one_name(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-    assert {name.partition("/")[0] for name in names} == {"caravan", f"caravan_llm-{__version__}.dist-info"}
+    own, data = "caravan", f"caravan_llm-{__version__}.data"
+    assert {name.partition("/")[0] for name in names} == {own, data, f"caravan_llm-{__version__}.dist-info"}
+    assert [name for name in names if name.startswith(data)] == [f"{data}/data/share/man/man1/caravan.1"]
 
 
 def test_the_wheel_has_what_runs_and_nothing_else(wheel: Path) -> None:
@@ -85,6 +87,7 @@ def test_the_wheel_has_what_runs_and_nothing_else(wheel: Path) -> None:
     for name in (
         "offline/llm.py",
         "cli/main.py",
+        "cli/caravan.service",
         "download/resolve.py",
         "server/openai/chat.py",
         "scheduler/process.py",
@@ -94,6 +97,9 @@ def test_the_wheel_has_what_runs_and_nothing_else(wheel: Path) -> None:
         assert f"caravan/{name}" in names
     assert any(name.endswith(".cpp") for name in names)
     assert "caravan/server/web/index.html" in names
+    assert "caravan/server/web/chat/view.js" in names
+    assert "caravan/server/web/vendor/marked/marked.esm.js" in names
+    assert "caravan/server/web/vendor/marked/LICENSE" in names
     assert "caravan/server/web/llama2-from-scratch.md" in names
     folders = [ROOT / name for name in (*PARTS, "caravan/cli", "caravan/download", "caravan/offline")]
     sources = [*(ROOT / "caravan").glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]
@@ -111,6 +117,7 @@ def test_the_wheel_has_the_kernels_of_every_level_and_is_for_their_platform(whee
     assert wheel.name.endswith("-py3-none-linux_x86_64.whl")
     with zipfile.ZipFile(wheel) as archive:
         libraries = [name for name in archive.namelist() if name.endswith(".so")]
+        library_bytes = sum(archive.getinfo(name).compress_size for name in libraries)
         (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/WHEEL"))
         assert {"Root-Is-Purelib: false", "Tag: py3-none-linux_x86_64"} <= set(
             archive.read(metadata).decode().split("\n")
@@ -118,7 +125,8 @@ def test_the_wheel_has_the_kernels_of_every_level_and_is_for_their_platform(whee
     names = {re.sub("-[0-9a-f]{16}[.]so$", "", name) for name in libraries}
     assert len(libraries) == len(LEVELS)
     assert names == {f"caravan/model/cpu/{level.library}" for level in LEVELS}
-    assert wheel.stat().st_size < 2_900_000  # three builds of sixteen formats of weights
+    assert library_bytes < 2_200_000  # three builds of sixteen formats of weights, and of the exchange of ranks
+    assert wheel.stat().st_size - library_bytes < 1_400_000  # 90,000 are the libraries of the page
 
 
 def test_the_record_of_the_wheel_holds_for_all_its_files(wheel: Path) -> None:
@@ -207,6 +215,5 @@ def test_files_in_the_working_folder_that_are_called_like_its_parts_change_nothi
     for part in PARTS:
         (tmp_path / f"{part}.py").write_text("raise SystemExit('the wrong file')")
     assert _run([sys.executable, "-m", "caravan", "--version"], installed, tmp_path) == f"caravan {__version__}\n"
-    assert "Format       GGUF" in _run(
-        [sys.executable, "-m", "caravan", "inspect", str(tiny_model_path)], installed, tmp_path
-    )
+    shown = _run([sys.executable, "-m", "caravan", "inspect", str(tiny_model_path)], installed, tmp_path)
+    assert re.search(r"^Format +GGUF$", shown, re.MULTILINE)

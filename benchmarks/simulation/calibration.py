@@ -10,7 +10,7 @@ from benchmarks.simulation.api_cost import ApiCost
 from benchmarks.simulation.arrivals import Load, burst, cut, poisson
 from benchmarks.simulation.cost_file import CostFile
 from benchmarks.simulation.recorder import record
-from benchmarks.simulation.step_cost import MeasuredStep, fit, median_error
+from benchmarks.simulation.step_cost import MeasuredStep, StepCost, fit, median_error
 from caravan.cli.bench.lengths import parse_lengths
 from caravan.scheduler.engine import Engine
 from caravan.scheduler.loaded_model import start_engine
@@ -31,6 +31,26 @@ def calibrate(
     engine, ready, _ = start_engine(start)
     report(f"{model}: {ready.weights}; {ready.config.num_tokens:,} tokens in the pool")
     warm_up(engine)
+    cost, steps = measure_cost(engine, seconds=seconds, seed=seed, report=report)
+    return CostFile(
+        model=model,
+        weights=ready.weights,
+        measured=f"{time.strftime('%Y-%m-%d')}, commit {commit()}",
+        machine=machine(),
+        start=start,
+        config=engine.config,
+        kv_bytes_per_token=ready.kv_cache_bytes // ready.config.num_tokens,
+        cost=cost,
+        api=ApiCost(),
+        num_steps=len(steps),
+        median_step_error=median_error(cost, steps),
+    )
+
+
+def measure_cost(
+    engine: Engine, *, seconds: float, seed: int, report: Callable[[str], object]
+) -> tuple[StepCost, list[MeasuredStep]]:
+    """Run a burst and then two loads of `seconds` seconds each; return the cost that fits all steps, and the steps."""
     steps: list[MeasuredStep] = []
     prompt, output = parse_lengths(PROMPT), parse_lengths(OUTPUT)
     room = engine.config.max_model_len // 2  # of a prompt, and of an output
@@ -48,20 +68,7 @@ def calibrate(
                 for at, rate in enumerate(rates, seed + 1)
             ]
         steps += measured
-    cost = fit(steps)
-    return CostFile(
-        model=model,
-        weights=ready.weights,
-        measured=f"{time.strftime('%Y-%m-%d')}, commit {commit()}",
-        machine=machine(),
-        start=start,
-        config=engine.config,
-        kv_bytes_per_token=ready.kv_cache_bytes // ready.config.num_tokens,
-        cost=cost,
-        api=ApiCost(),
-        num_steps=len(steps),
-        median_step_error=median_error(cost, steps),
-    )
+    return fit(steps), steps
 
 
 def warm_up(engine: Engine) -> None:

@@ -34,6 +34,8 @@ def batch(
     max_num_seqs: Annotated[str | None, like_serve("max_num_seqs")] = None,
     max_batch_tokens: Annotated[str | None, like_serve("max_batch_tokens")] = None,
     draft_model: Annotated[str | None, like_serve("draft_model")] = None,
+    merge_lora: Annotated[str | None, like_serve("merge_lora")] = None,
+    tensor_parallel: Annotated[str | None, like_serve("tensor_parallel")] = None,
     num_threads: Annotated[str | None, like_serve("num_threads")] = None,
 ) -> None:
     """Answer the requests in a file, without a server.
@@ -47,6 +49,7 @@ def batch(
     try:
         settings = load_settings({name: value for name, value in options.items() if value is not None})
         settings.check_draft_model()
+        settings.check_tensor_parallel()
     except WrongSettings as error:
         fail(str(error), USAGE_ERROR)
     # Imported late, so that a wrong option is an error at once.

@@ -3,10 +3,12 @@
 import json
 import time
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import httpx
+
+from caravan.cli.conversation import AnswerOptions, Message
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _CONNECT_TIMEOUT_SECONDS = 5.0
@@ -17,15 +19,27 @@ class ChatFailed(Exception):
     """There is no response; the text is one line that says why."""
 
 
+class KeyRefused(ChatFailed):
+    """The server refuses the API key or needs one, or no header can hold it."""
+
+
+class Piece(NamedTuple):
+    """A part of a response that is not empty."""
+
+    text: str
+    is_thought: bool
+
+
 @dataclass
 class AnswerLog:
     """The text, length and speed of one response, filled in while it streams."""
 
-    text: str = ""
+    text: str = ""  # without the thought
     finish_reason: str | None = None
     num_tokens: int | None = None  # as the server counts them; known at the end
     first_at_seconds: float | None = None
     last_at_seconds: float = 0.0
+    warnings: list[str] = field(default_factory=list)  # of the server, about the request
 
     def summary(self) -> str:
         """Return a line with the length and speed of the response; empty if the server sent no token count.
@@ -58,7 +72,7 @@ class ChatClient:
                 trust_env=httpx.URL(self._url).host not in _LOOPBACK,  # no proxy leads to this machine
             )
         except (httpx.InvalidURL, ValueError) as error:  # ValueError: a key that no header can hold
-            raise ChatFailed(
+            raise KeyRefused(
                 f"Cannot send requests to {self._url}: {error}. Check the address and the API key."
             ) from error
 
@@ -68,23 +82,36 @@ class ChatClient:
 
     def first_model(self, *, is_needed: bool = True) -> str:
         """Return the name of the first listed model; if it is not needed, only check that the server responds."""
-        try:
-            response = self._http.get("/v1/models", timeout=_LOOKUP_TIMEOUT_SECONDS)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise self._unreachable(error) from error
+        response = self._listing()
         if not is_needed:
             return ""
+        return self._names(response)[0]
+
+    def names(self) -> list[str]:
+        """Return the names of the listed models, at least one; raises KeyRefused for status 401 and 403."""
+        return self._names(self._listing())
+
+    def _listing(self) -> httpx.Response:
+        try:
+            return self._http.get("/v1/models", timeout=_LOOKUP_TIMEOUT_SECONDS)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise self._unreachable(error) from error
+
+    def _names(self, response: httpx.Response) -> list[str]:
         _raise_for_status(response)
         try:
-            return str(response.json()["data"][0]["id"])
+            names = [str(one["id"]) for one in response.json()["data"]]
         except (ValueError, LookupError, TypeError):
-            raise ChatFailed(f"{self._url} lists no model. Check the address, or set --model.") from None
+            names = []
+        if not names:
+            raise ChatFailed(f"{self._url} lists no model. Check the address, or name the model.")
+        return names
 
     def answer(
-        self, model: str, messages: list[dict[str, str]], temperature: float, log: AnswerLog
-    ) -> Generator[str, None, None]:
-        """Yield the text of the response as it arrives and update the log; closing the generator aborts the request."""
-        body = {"model": model, "messages": messages, "temperature": temperature}
+        self, model: str, messages: list[Message], options: AnswerOptions, log: AnswerLog
+    ) -> Generator[Piece, None, None]:
+        """Yield the response as it arrives and update the log; closing the generator aborts the request."""
+        body: dict[str, Any] = {"model": model, "messages": messages} | options.fields()
         body |= {"stream": True, "stream_options": {"include_usage": True}}
         try:
             with self._http.stream("POST", "/v1/chat/completions", json=body) as response:
@@ -94,7 +121,7 @@ class ChatClient:
                 for event in events(response.iter_bytes()):
                     if event == "[DONE]":
                         return
-                    yield _read_chunk(event, log)
+                    yield from _read_chunk(event, log)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise self._unreachable(error) from error
         except httpx.HTTPError as error:
@@ -127,26 +154,29 @@ def events(chunks: Iterable[bytes]) -> Iterator[str]:
                 payload.clear()
 
 
-def _read_chunk(event: str, log: AnswerLog) -> str:
-    """Return the text of one chunk, and update the log from its other fields."""
+def _read_chunk(event: str, log: AnswerLog) -> list[Piece]:
+    """Return the thought and the text of one chunk, and update the log from its other fields."""
     try:
         chunk: dict[str, Any] = json.loads(event)
         if chunk.get("error"):
             raise ChatFailed(error_message(chunk) or "The server failed to complete the response. Its log may say why.")
         if chunk.get("usage"):
             log.num_tokens = int(chunk["usage"]["completion_tokens"])
+        log.warnings += [well_formed(str(warning)) for warning in chunk.get("warnings") or []]
         if not chunk["choices"]:
-            return ""
+            return []
         log.last_at_seconds = time.monotonic()
         if log.first_at_seconds is None:
             log.first_at_seconds = log.last_at_seconds
         choice = chunk["choices"][0]
         log.finish_reason = choice.get("finish_reason")
-        text = well_formed(choice["delta"].get("content") or "")
+        delta = choice["delta"]
+        thought = well_formed(delta.get("reasoning") or delta.get("reasoning_content") or "")
+        text = well_formed(delta.get("content") or "")
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ChatFailed("The server sent an invalid chat response. Check the address.") from error
     log.text += text
-    return text
+    return [piece for piece in (Piece(thought, is_thought=True), Piece(text, is_thought=False)) if piece.text]
 
 
 def _raise_for_status(response: httpx.Response) -> None:
@@ -156,7 +186,8 @@ def _raise_for_status(response: httpx.Response) -> None:
         message = error_message(response.json())
     except ValueError:
         message = ""
-    raise ChatFailed(message or f"The server returned status {response.status_code} {response.reason_phrase}.")
+    failure = KeyRefused if response.status_code in (401, 403) else ChatFailed
+    raise failure(message or f"The server returned status {response.status_code} {response.reason_phrase}.")
 
 
 def error_message(body: Any) -> str:

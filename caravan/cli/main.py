@@ -1,22 +1,12 @@
-"""The command line: a typer application with a function for each command."""
+"""The command line: a typer application, whose commands are imported when they are wanted."""
 
 from typing import Annotated
 
 import typer
 
 from caravan import __version__
-from caravan.cli.batch import batch
-from caravan.cli.bench.main import bench
-from caravan.cli.chat import chat
-from caravan.cli.explain import explain
-from caravan.cli.inspect import inspect
-from caravan.cli.list_models import list_models
-from caravan.cli.plan import plan
-from caravan.cli.pull import pull
-from caravan.cli.rm import rm
-from caravan.cli.serve import serve
-from caravan.cli.serve_options import SettingsCommand
-from caravan.cli.top import top
+from caravan.cli.command_groups import CommandGroups
+from caravan.cli.interrupts import raise_at_interrupt
 
 
 def main() -> None:
@@ -26,13 +16,8 @@ def main() -> None:
 
 def make_app() -> typer.Typer:
     """Return the application with all commands; its help is plain text of 80 columns."""
-    app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app = typer.Typer(cls=CommandGroups, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.callback()(caravan)
-    app.command(cls=SettingsCommand)(serve)
-    app.command()(pull)
-    app.command("list")(list_models)
-    for command in (rm, inspect, plan, batch, chat, top, explain, bench):
-        app.command()(command)
     return app
 
 
@@ -43,11 +28,20 @@ def _show_version(is_wanted: bool) -> None:
 
 
 def caravan(
-    version: Annotated[
+    ctx: typer.Context,
+    _version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Inference server for Llama models with an OpenAI-compatible HTTP API.
 
     Exit codes: 0 success, 1 failure, 2 wrong arguments, 130 interrupted.
+
+    \b
+    Examples:
+      caravan chat                      chat with the default model
+      caravan serve                     serve it on http://127.0.0.1:8000
+      caravan serve org/name            serve a model of the Hugging Face Hub
     """
+    if ctx.invoked_subcommand != "serve":  # which imports far more before it has anything to end
+        raise_at_interrupt()

@@ -39,6 +39,8 @@ def plan(
     block_size: Annotated[str | None, like_serve("block_size")] = None,
     standby: Annotated[bool, like_serve("standby")] = False,
     draft_model: Annotated[str | None, like_serve("draft_model")] = None,
+    merge_lora: Annotated[str | None, like_serve("merge_lora")] = None,
+    tensor_parallel: Annotated[str | None, like_serve("tensor_parallel")] = None,
 ) -> None:
     """Compute how many requests of a model fit into memory."""
     if device is not None and memory is not None:
@@ -54,12 +56,17 @@ def plan(
         "block_size": block_size,
         "standby": standby or None,
         "draft_model": draft_model,
+        "merge_lora": merge_lora,
+        "tensor_parallel": tensor_parallel,
     }
     try:
         settings = load_settings({"model": model} | {name: value for name, value in flags.items() if value is not None})
+        settings.check_tensor_parallel()
         memory_bytes = None if memory is None else load_settings({"kv_cache_memory": memory}).kv_cache_memory
     except WrongSettings as error:
         fail(str(error).replace("--kv-cache-memory", "--memory") if memory else str(error), USAGE_ERROR)
+    if device is not None and settings.tensor_parallel > 1:
+        fail("--tensor-parallel is for CPUs; it cannot be combined with --device.", USAGE_ERROR)
     from caravan.cli.report import plan_model, text_of
     from caravan.scheduler.memory import free_memory_bytes
 
@@ -77,7 +84,9 @@ def plan(
             kv_cache_dtype=settings.kv_cache_dtype,
             limits=settings.start_engine(path).limits,
             draft_path=draft_path,
+            adapter_path=settings.merge_lora,
             gpu=device,
+            num_ranks=settings.tensor_parallel,
         )
     except (ValueError, OSError) as error:
         fail(f"Cannot plan {model}: {error}")

@@ -18,6 +18,10 @@ from caravan.server.option_groups import GROUPS
 from caravan.server.settings import ENV_PREFIX, Settings
 
 GENERAL = "Options"
+PRINT_CONFIG = "print_config"  # the parameter of `caravan serve` that is no setting
+REPEATABLE = frozenset({"lora"})  # options whose values are joined by commas
+PRINT_CONFIG_FLAG = "--print-config"
+PRINT_CONFIG_HELP = "Print the options in force as a YAML file, with the origin of each, and exit."
 _TYPES = {int: "int", float: "float", ByteSize: "size", Path: "path", str: "str"}
 
 
@@ -108,11 +112,13 @@ class SettingsCommand(TyperCommand):
     """
 
     def __init__(self, name: str | None, *, params: list[Any], **rest: Any) -> None:
-        super().__init__(name, params=[*params, *map(_parameter, serve_options())], **rest)
+        super().__init__(name, params=[*params, *map(_parameter, serve_options()), _print_config()], **rest)
 
     def invoke(self, ctx: Any) -> Any:
         """Call the function with its context alone."""
         assert self.callback is not None
+        for name in REPEATABLE:
+            ctx.params[name] = ",".join(ctx.params.get(name) or ()) or None
         return ctx.invoke(self.callback)
 
     def format_options(self, _ctx: Any, formatter: Any) -> None:
@@ -122,6 +128,7 @@ class SettingsCommand(TyperCommand):
             for option in options:
                 rows += [(option.usage, option.help), ("", f"[{option.notes}]")]
             if group == GENERAL:
+                rows.append((PRINT_CONFIG_FLAG, PRINT_CONFIG_HELP))
                 rows.append(("--help", "Show this message and exit."))
             with formatter.section(group):
                 formatter.write_dl(rows)
@@ -138,7 +145,14 @@ def _parameter(option: ServeOption) -> Any:
     is_model = option.name == "model"
     info = typer.Argument(metavar="MODEL", autocompletion=complete_model) if is_model else _option_info(option)
     info.default = None
-    return _get_param(ParamMeta(name=option.name, default=info, annotation=str if option.type else bool))
+    kind = list[str] if option.name in REPEATABLE else str
+    return _get_param(ParamMeta(name=option.name, default=info, annotation=kind if option.type else bool))
+
+
+def _print_config() -> Any:
+    info = typer.Option(PRINT_CONFIG_FLAG, help=PRINT_CONFIG_HELP)
+    info.default = None
+    return _get_param(ParamMeta(name=PRINT_CONFIG, default=info, annotation=bool))
 
 
 def _option_info(option: ServeOption) -> Any:

@@ -1,25 +1,24 @@
-"""A conversation in the terminal with a running server, over its HTTP interface."""
+"""A conversation in the terminal with a server, over its HTTP interface."""
 
 import importlib
 import os
 import re
 import sys
+from collections.abc import Iterable
 from contextlib import closing, suppress
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import httpx
 
-from caravan.cli.client import AnswerLog, ChatClient, ChatFailed, well_formed
+from caravan.cli.chat_commands import WrongCommand, obey
+from caravan.cli.client import AnswerLog, ChatClient, ChatFailed, Piece, well_formed
+from caravan.cli.conversation import AnswerOptions, Conversation
+
+if TYPE_CHECKING:
+    from caravan.cli.markdown_view import MarkdownView
 
 _FAINT, _PLAIN = "\x1b[2m", "\x1b[0m"
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # C0 but tab and line feed, DEL, C1
-
-HELP = """\
-/system TEXT  set the system message; without TEXT, remove it
-/reset        start a new conversation; the system message stays
-/help         show this list
-/exit         leave, as do Ctrl-D and, at the prompt, Ctrl-C
-Ctrl-C during a response stops the response."""
 
 
 def run_chat(
@@ -27,7 +26,8 @@ def run_chat(
     *,
     model: str | None = None,
     system: str | None = None,
-    temperature: float = 0.2,
+    options: AnswerOptions | None = None,
+    is_rendered: bool = False,
     api_key: str | None = None,
     stdin: TextIO,
     stdout: TextIO,
@@ -38,12 +38,13 @@ def run_chat(
 
     0: the input ended or the user left; 1: the server cannot be reached at the start, or a response failed and the
     input is not a terminal; 130: interrupted, and the input is not a terminal. The default `model` is the first one the
-    server lists.
+    server lists. Markdown in answers is shown as it is written, unless it `is_rendered`.
     """
     try:
         with closing(ChatClient(base_url, api_key, transport)) as client:
             listed = client.first_model(is_needed=model is None)
-            return TerminalChat(client, model or listed, system, temperature, stdin, stdout, stderr).run()
+            conversation = Conversation(model or listed, system, options or AnswerOptions())
+            return TerminalChat(client, conversation, stdin, stdout, stderr, is_rendered=is_rendered).run()
     except ChatFailed as error:
         stderr.write(printable(f"{error}\n", stderr.encoding))
         return 1
@@ -52,28 +53,28 @@ def run_chat(
 
 
 class TerminalChat:
-    """One session: the messages so far, and the streams for input and output."""
+    """One session: the conversation so far, and the streams for input and output."""
 
     def __init__(
         self,
         client: ChatClient,
-        model: str,
-        system: str | None,
-        temperature: float,
+        conversation: Conversation,
         stdin: TextIO,
         stdout: TextIO,
         stderr: TextIO,
+        *,
+        is_rendered: bool = False,
     ) -> None:
         self._client = client
-        self._model = model
-        self._system = system
-        self._temperature = temperature
+        self._conversation = conversation
         self._stdin = stdin
         self._stdout = stdout
         self._stderr = stderr
-        self._turns: list[dict[str, str]] = []
+        self._is_rendered = is_rendered
+        self._shown_warnings: set[str] = set()
         self._takes_commands = stdin.isatty()
         self._is_decorated = stdin.isatty() and stdout.isatty()
+        self._has_color = "NO_COLOR" not in os.environ
 
     def run(self) -> int:
         """Chat until the input ends; return the exit code.
@@ -82,7 +83,7 @@ class TerminalChat:
         command, and the first failure ends the session.
         """
         if self._is_decorated:
-            self._show(f"Chatting with {self._model}. /help lists the commands.\n")
+            self._show(f"Chatting with {self._conversation.model}. /help lists the commands.\n")
             if self._stdin is sys.stdin:
                 with suppress(ImportError):
                     importlib.import_module("readline")  # from now on input() lets a line be edited
@@ -116,35 +117,30 @@ class TerminalChat:
 
     def _obey(self, line: str) -> bool:
         """Run a command; return whether the session continues."""
-        command, _, argument = line.partition(" ")
-        if command == "/exit":
-            return False
-        if command == "/reset":
-            self._turns.clear()
-            self._show("Started a new conversation.\n")
-        elif command == "/system":
-            self._system = argument.strip() or None
-            self._show(f"The system message is {'set' if self._system else 'removed'}.\n")
-        elif command == "/help":
-            self._show(f"{HELP}\n")
-        else:
-            self._complain(f"Unknown command {command}. /help lists the commands.")
-        return True
+        try:
+            reply = obey(line, self._conversation)
+        except WrongCommand as error:
+            self._complain(str(error))
+            return True
+        if reply.text:
+            self._show(f"{reply.text}\n")
+        if reply.question is not None:
+            self._ask(reply.question, replaces_last=True)
+        return not reply.is_over
 
-    def _ask(self, prompt: str) -> bool:
-        """Show the response to a prompt and add both to the messages; return whether the request succeeded.
+    def _ask(self, question: str, *, replaces_last: bool = False) -> bool:
+        """Show the response to a question and add both to the conversation; return whether the request succeeded.
 
-        Of a stopped response the text so far is added. A prompt without a response is removed.
+        Of a stopped response the text so far is added. A question without a response is removed.
         """
-        opening = [{"role": "system", "content": self._system}] if self._system else []
-        question = {"role": "user", "content": prompt}
+        conversation = self._conversation
         log = AnswerLog()
         note = "stopped"
         try:
-            messages = [*opening, *self._turns, question]
-            with closing(self._client.answer(self._model, messages, self._temperature, log)) as pieces:
-                for piece in pieces:
-                    self._show(piece)
+            messages = conversation.messages(question, without_last=replaces_last)
+            answer = self._client.answer(conversation.model, messages, conversation.options, log)
+            with closing(answer) as pieces:
+                self._show_pieces(pieces)
             note = log.summary()
         except ChatFailed as error:
             self._show("\n" if log.text else "")
@@ -154,12 +150,51 @@ class TerminalChat:
             if not self._takes_commands:
                 raise
         if log.text:
-            self._turns += [question, {"role": "assistant", "content": log.text}]
-        self._show("\n")
+            if replaces_last:
+                conversation.turns.pop()
+            conversation.turns.append((question, log.text))
+        self._show("" if self._is_rendered else "\n")
         if self._is_decorated and note:
-            is_plain = "NO_COLOR" in os.environ
-            self._stdout.write(f"{note}\n" if is_plain else f"{_FAINT}{note}{_PLAIN}\n")
+            self._stdout.write(f"{_FAINT}{note}{_PLAIN}\n" if self._has_color else f"{note}\n")
+        for warning in log.warnings:
+            if warning not in self._shown_warnings:  # the next request has the same fields
+                self._shown_warnings.add(warning)
+                self._complain(warning)
         return True
+
+    def _show_pieces(self, pieces: Iterable[Piece]) -> None:
+        """Show a response: its thought at a terminal only, faint or after a mark, and then its text."""
+        is_thought = False
+        view = self._markdown_view() if self._is_rendered else None
+        try:
+            for piece in pieces:
+                if piece.is_thought and not self._is_decorated:
+                    continue
+                if piece.is_thought != is_thought:
+                    is_thought = piece.is_thought
+                    self._stdout.write(self._thought_mark(begins=is_thought))
+                if view is None or is_thought:
+                    self._show(piece.text)
+                else:
+                    view.write(printable(piece.text, self._stdout.encoding))
+        finally:
+            if is_thought and self._has_color:
+                self._stdout.write(_PLAIN)
+            if view is not None:
+                view.close()
+
+    def _markdown_view(self) -> "MarkdownView":
+        from rich.console import Console  # here: a pipe needs neither
+
+        from caravan.cli.markdown_view import MarkdownView
+
+        return MarkdownView(Console(file=self._stdout, markup=False, emoji=False, highlight=False))
+
+    def _thought_mark(self, *, begins: bool) -> str:
+        """Return what stands before a thought, or between it and the text."""
+        if begins:
+            return _FAINT if self._has_color else "Thought: "
+        return f"{_PLAIN}\n\n" if self._has_color else "\n\n"
 
     def _end_line(self) -> None:
         self._show("\n" if self._is_decorated else "")

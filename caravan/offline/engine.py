@@ -97,8 +97,10 @@ class LocalEngine:
     def close(self) -> None:
         """End the thread, after the step that is running, and give the memory back."""
         with self._lock:
-            self._engine = None
+            engine, self._engine = self._engine, None
         self._thread.shutdown()
+        if engine is not None:
+            engine.close()
 
     def _abort(self, request_id: int) -> None:
         # Without a lock: the garbage collector may end a stream in the middle of any call of this class.
@@ -135,7 +137,7 @@ class _SharedStream(OutputQueue):
     """A stream that the engine's thread writes and another one reads."""
 
     def __init__(self, *args: object) -> None:
-        super().__init__(*args)  # type: ignore[arg-type]
+        super().__init__(*args)  # type: ignore[arg-type]  # they are those of OutputQueue
         self._lock = threading.RLock()  # see LocalEngine._abort
 
     def put(self, output: SequenceOutput) -> None:

@@ -74,6 +74,7 @@ class LocalGeneration:
             include_stop_string=job.request.include_stop_str_in_output,
             min_tokens=job.request.min_tokens,
             prompt=ShownPrompt(job.token_ids, [], has_prompt_logprobs) if has_prompt_logprobs else None,
+            splitter=None if job.thoughts is None else job.thoughts.splitter(),
         )
 
     def _take(self) -> Iterator[tuple[int, TextDelta]]:

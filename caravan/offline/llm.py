@@ -12,7 +12,16 @@ from caravan.model.tokenizer.tokenizer import Tokenizer
 from caravan.offline.generation import LocalGeneration
 from caravan.offline.loading import load_model
 from caravan.offline.prompt_job import Params, PromptJob, chat_jobs, prompt_jobs
-from caravan.offline.results import GenerationResult, Message, Prompt, StreamDelta, choice_of, delta_of, token_logprobs
+from caravan.offline.results import (
+    GenerationResult,
+    Message,
+    Prompt,
+    StreamDelta,
+    TemplateValue,
+    choice_of,
+    delta_of,
+    token_logprobs,
+)
 from caravan.offline.settings import engine_settings
 from caravan.scheduler.messages import StepStats
 from caravan.server.generation.text_stream import TextDelta, join_deltas
@@ -21,6 +30,7 @@ if TYPE_CHECKING:
     from caravan.scheduler.engine import Engine
 
 Conversation = Sequence[Message]
+TemplateKwargs = Mapping[str, TemplateValue] | None
 
 
 class LLM:
@@ -53,6 +63,8 @@ class LLM:
         block_size: int = 16,
         speculation: Literal["auto", "on", "off"] = "auto",
         draft_model: str | Path | None = None,
+        merge_lora: str | Path | None = None,
+        tensor_parallel: int = 1,
         num_threads: int | None = None,
     ) -> None:
         """Load `model`: `smollm2`, a file, a folder or a Hugging Face id, fetched if need be.
@@ -96,24 +108,33 @@ class LLM:
         return self._whole(prompt_jobs(self._model, prompts, sampling_params))
 
     def chat(
-        self, messages: Conversation | Sequence[Conversation], sampling_params: Params = None
+        self,
+        messages: Conversation | Sequence[Conversation],
+        sampling_params: Params = None,
+        *,
+        chat_template_kwargs: TemplateKwargs = None,
     ) -> list[GenerationResult]:
         """Return a result for each conversation, a list of messages such as {"role": "user", "content": "..."}.
 
-        The model's chat template writes them as a prompt. Without `max_tokens` an answer may be as long as fits.
-        Raises as `generate` does.
+        The model's chat template writes them as a prompt, with the variables `chat_template_kwargs`, such as
+        {"enable_thinking": False}. What a model thinks is the result's `reasoning`. Without `max_tokens` an answer may
+        be as long as fits. Raises as `generate` does.
         """
-        return self._whole(chat_jobs(self._model, messages, sampling_params))
+        return self._whole(chat_jobs(self._model, messages, sampling_params, chat_template_kwargs))
 
     def stream(
-        self, prompt: Prompt | Conversation, sampling_params: Params = None
+        self,
+        prompt: Prompt | Conversation,
+        sampling_params: Params = None,
+        *,
+        chat_template_kwargs: TemplateKwargs = None,
     ) -> Generator[StreamDelta, None, None]:
         """Return an iterator over the deltas of one prompt or one conversation.
 
         If the reader stops early, the sequences end and their blocks are freed. Raises ValueError at once, RuntimeError
         if the engine fails.
         """
-        return self._deltas(self._stream_job(prompt, sampling_params))
+        return self._deltas(self._stream_job(prompt, sampling_params, chat_template_kwargs))
 
     async def agenerate(
         self, prompts: Prompt | Sequence[Prompt], sampling_params: Params = None
@@ -122,16 +143,25 @@ class LLM:
         return await self._whole_async(await asyncio.to_thread(prompt_jobs, self._model, prompts, sampling_params))
 
     async def achat(
-        self, messages: Conversation | Sequence[Conversation], sampling_params: Params = None
+        self,
+        messages: Conversation | Sequence[Conversation],
+        sampling_params: Params = None,
+        *,
+        chat_template_kwargs: TemplateKwargs = None,
     ) -> list[GenerationResult]:
         """Return what `chat` does; other tasks of the event loop run meanwhile and may share the batch."""
-        return await self._whole_async(await asyncio.to_thread(chat_jobs, self._model, messages, sampling_params))
+        jobs = await asyncio.to_thread(chat_jobs, self._model, messages, sampling_params, chat_template_kwargs)
+        return await self._whole_async(jobs)
 
     def astream(
-        self, prompt: Prompt | Conversation, sampling_params: Params = None
+        self,
+        prompt: Prompt | Conversation,
+        sampling_params: Params = None,
+        *,
+        chat_template_kwargs: TemplateKwargs = None,
     ) -> AsyncGenerator[StreamDelta, None]:
         """Return what `stream` does, for `async for`."""
-        return self._deltas_async(self._stream_job(prompt, sampling_params))
+        return self._deltas_async(self._stream_job(prompt, sampling_params, chat_template_kwargs))
 
     def close(self) -> None:
         """End the engine and give its memory back; happens by itself when the object is no longer used."""
@@ -145,12 +175,16 @@ class LLM:
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self.close()
 
-    def _stream_job(self, prompt: Prompt | Conversation, sampling_params: Params) -> PromptJob:
+    def _stream_job(
+        self, prompt: Prompt | Conversation, sampling_params: Params, template_kwargs: TemplateKwargs
+    ) -> PromptJob:
         is_chat = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
         if is_chat:
-            jobs = chat_jobs(self._model, prompt, sampling_params)  # type: ignore[arg-type]  # of messages
+            jobs = chat_jobs(self._model, prompt, sampling_params, template_kwargs)  # type: ignore[arg-type]  # messages
+        elif template_kwargs is not None:
+            raise ValueError("`chat_template_kwargs` are for conversations; this prompt is none.")
         else:
-            jobs = prompt_jobs(self._model, prompt, sampling_params, "prompt")  # type: ignore[arg-type]
+            jobs = prompt_jobs(self._model, prompt, sampling_params, "prompt")  # type: ignore[arg-type]  # no messages
         if len(jobs) != 1:
             raise ValueError(f"`prompt` has {len(jobs)} prompts; a stream can have only one.")
         if jobs[0].request.prompt_logprobs is not None:

@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from caravan.model.sampling.sampling_params import SamplingParams as EngineParams
-from caravan.offline.results import Message, Prompt
+from caravan.offline.results import Message, Prompt, TemplateValue
 from caravan.offline.sampling_params import SamplingParams, problem_of
 from caravan.server.generation.text_model import TextModel
+from caravan.server.generation.thought_splitter import Thoughts
 from caravan.server.http.errors import ApiError
+from caravan.server.openai.chat_rendering import rendered_chat, thoughts_after
 from caravan.server.openai.prompts import (
     DEFAULT_COMPLETION_TOKENS,
     chat_token_ids,
     encoded,
     num_tokens_within,
     prompt_token_ids,
-    rendered_chat,
 )
 from caravan.server.openai.protocol.completions import CompletionRequest
 from caravan.server.openai.protocol.messages import Conversation
@@ -37,6 +38,7 @@ class PromptJob:
     token_ids: list[int]
     params: list[EngineParams]
     request: CompletionRequest  # what they were made of
+    thoughts: Thoughts | None = None  # of the model of a chat
 
 
 def prompt_jobs(
@@ -56,7 +58,10 @@ def prompt_jobs(
 
 
 def chat_jobs(
-    model: TextModel, messages: Sequence[Message] | Sequence[Sequence[Message]], sampling_params: Params
+    model: TextModel,
+    messages: Sequence[Message] | Sequence[Sequence[Message]],
+    sampling_params: Params,
+    template_kwargs: Mapping[str, TemplateValue] | None = None,
 ) -> list[PromptJob]:
     """Return the jobs of one conversation or of several, in their order; raises ValueError."""
     if model.chat_template is None:
@@ -66,13 +71,19 @@ def chat_jobs(
     jobs = []
     for index, conversation in enumerate(conversations):
         with _value_errors("messages" if len(conversations) == 1 else f"messages[{index}]"):
-            token_ids = _token_ids_of_chat(model, conversation)
-            jobs.append(_job(model, conversation, token_ids, params[index], None))
+            token_ids, thoughts = _read_chat(model, conversation, template_kwargs)
+            jobs.append(_job(model, conversation, token_ids, params[index], None, thoughts))
     return jobs
 
 
-def _token_ids_of_chat(model: TextModel, messages: Sequence[Message]) -> list[int]:
-    body = {"messages": [dict(one) if isinstance(one, Mapping) else one for one in messages]}
+def _read_chat(
+    model: TextModel, messages: Sequence[Message], template_kwargs: Mapping[str, TemplateValue] | None
+) -> tuple[list[int], Thoughts | None]:
+    """Return the token ids of a conversation, and how the answer to it begins."""
+    body: dict[str, object] = {"messages": [dict(one) if isinstance(one, Mapping) else one for one in messages]}
+    if template_kwargs is not None:
+        is_mapping = isinstance(template_kwargs, Mapping)
+        body["chat_template_kwargs"] = dict(template_kwargs) if is_mapping else template_kwargs
     try:
         conversation = Conversation.model_validate(body)
     except ValidationError as error:
@@ -84,7 +95,7 @@ def _token_ids_of_chat(model: TextModel, messages: Sequence[Message]) -> list[in
     token_ids = encoded(
         model, rendered.text, "messages", max_tokens, parse_special=True, guard=rendered.guard, is_open=True
     )
-    return chat_token_ids(model, token_ids)
+    return chat_token_ids(model, token_ids), thoughts_after(model, conversation, rendered.text)
 
 
 def _job(
@@ -93,12 +104,13 @@ def _job(
     token_ids: list[int],
     params: SamplingParams,
     default_max_tokens: int | None,
+    thoughts: Thoughts | None = None,
 ) -> PromptJob:
     request = params.request
     check_sampling(request, model.tokenizer.vocab_size)
     max_tokens = num_tokens_within(model, request.max_new_tokens, len(token_ids), default_max_tokens)
-    each = sampling_params(request, max_tokens, model.tokenizer.eos_token_ids, model.defaults)
-    return PromptJob(prompt=prompt, token_ids=token_ids, params=each, request=request)
+    each = sampling_params(request, max_tokens, model.tokenizer, model.defaults)
+    return PromptJob(prompt=prompt, token_ids=token_ids, params=each, request=request, thoughts=thoughts)
 
 
 def _conversations(messages: Sequence[Message] | Sequence[Sequence[Message]]) -> list[Sequence[Message]]:
@@ -119,7 +131,7 @@ def _several_prompts(prompts: Prompt | Sequence[Prompt], name: str) -> Sequence[
         if prompts and _is_token_ids(prompts):
             return [prompts]  # type: ignore[list-item]  # all of them are integers
         if all(isinstance(one, str) or (isinstance(one, Sequence) and _is_token_ids(one)) for one in prompts):
-            return prompts  # type: ignore[return-value]
+            return prompts  # type: ignore[return-value]  # each was looked at
     raise ValueError(f"`{name}` must be a text, a list of token ids, or a list of texts and such lists.")
 
 

@@ -10,6 +10,7 @@ from caravan.server.openai.logprobs import token_text
 
 Prompt = str | Sequence[int]  # a text, or token ids
 Message = Mapping[str, Any]  # {"role": "user", "content": "..."}
+TemplateValue = str | int | float | bool | None  # of a variable of the chat template
 FinishReason = Literal["stop", "length"]
 
 
@@ -29,7 +30,8 @@ class Choice:
 
     index: int  # 0 to n - 1
     text: str
-    token_ids: tuple[int, ...]  # a stop token at the end included, which has neither text nor log-probability
+    reasoning: str  # what the model of a chat thought before the text; empty if it did not
+    token_ids: tuple[int, ...]  # of both; a stop token at the end included, which has neither text nor log-probability
     finish_reason: FinishReason  # "stop": a stop token or string; "length": max_tokens or the context
     logprobs: tuple[TokenLogprob, ...] | None  # of each token, if asked for
 
@@ -50,6 +52,11 @@ class GenerationResult:
         return self.choices[0].text
 
     @property
+    def reasoning(self) -> str:
+        """The thought of the first choice, empty if there is none."""
+        return self.choices[0].reasoning
+
+    @property
     def num_prompt_tokens(self) -> int:
         """Tokens of the prompt."""
         return len(self.prompt_token_ids)
@@ -66,6 +73,7 @@ class StreamDelta:
 
     choice: int  # 0 to n - 1
     text: str  # empty while bytes wait for the rest of a character, or characters for that of a stop string
+    reasoning: str  # before the text
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None  # with the last delta of the choice
     logprobs: tuple[TokenLogprob, ...] | None
@@ -80,17 +88,18 @@ def choice_of(index: int, delta: TextDelta, tokenizer: Tokenizer, *, has_logprob
     """Return a whole choice."""
     assert delta.finish_reason is not None, "the choice has ended"
     logprobs = _logprobs(delta, tokenizer) if has_logprobs else None
-    return Choice(index, delta.text, tuple(delta.token_ids), delta.finish_reason, logprobs)
+    return Choice(index, delta.text, delta.thought, tuple(delta.token_ids), delta.finish_reason, logprobs)
 
 
 def delta_of(index: int, delta: TextDelta, tokenizer: Tokenizer, *, has_logprobs: bool) -> StreamDelta:
     """Return a part of a choice."""
     logprobs = _logprobs(delta, tokenizer) if has_logprobs else None
-    return StreamDelta(index, delta.text, tuple(delta.token_ids), delta.finish_reason, logprobs)
+    return StreamDelta(index, delta.text, delta.thought, tuple(delta.token_ids), delta.finish_reason, logprobs)
 
 
 def _logprobs(delta: TextDelta, tokenizer: Tokenizer) -> tuple[TokenLogprob, ...]:
-    return tuple(one for one in token_logprobs(delta.entries, tokenizer) if one is not None)
+    entries = [*delta.thought_entries, *delta.entries]
+    return tuple(one for one in token_logprobs(entries, tokenizer) if one is not None)
 
 
 def _token_logprob(entry: TokenEntry, tokenizer: Tokenizer) -> TokenLogprob | None:

@@ -6,7 +6,7 @@ from collections import deque
 from functools import partial
 
 from caravan.offline.engine import LocalEngine
-from caravan.scheduler.messages import Request
+from caravan.scheduler.messages import EngineReady, Request
 from caravan.server.engine.client import EngineState
 from caravan.server.engine.output_queue import OutputQueue
 
@@ -35,6 +35,16 @@ class ServedEngine:
     def state(self) -> EngineState:
         """The model is loaded as long as there is an engine."""
         return "loaded"
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the engine."""
+        return self._local.report.fingerprint
+
+    @property
+    def report(self) -> EngineReady:
+        """The report of the engine."""
+        return self._local.report
 
     def submit(self, request: Request, crash_group: int = 0) -> OutputQueue:  # noqa: ARG002  # a crash ends the process
         """Return the output queue of a new request."""

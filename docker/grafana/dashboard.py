@@ -1,25 +1,31 @@
 """The dashboard: prints the JSON that Grafana loads. `make dashboard` writes it to dashboards/caravan.json."""
 
 import sys
-from typing import Literal
 
-from grafana_foundation_sdk.builders import heatmap, prometheus, timeseries
-from grafana_foundation_sdk.builders.common import StackingConfig, VizLegendOptions, VizTooltipOptions
-from grafana_foundation_sdk.builders.dashboard import Dashboard, DatasourceVariable, QueryVariable, Row
+from grafana_foundation_sdk.builders.dashboard import (
+    AnnotationQuery,
+    Dashboard,
+    DashboardLink,
+    DatasourceVariable,
+    QueryVariable,
+    Row,
+)
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
-from grafana_foundation_sdk.models.common import LegendPlacement, StackingMode, TooltipDisplayMode, VisibilityMode
-from grafana_foundation_sdk.models.dashboard import DashboardCursorSync, DataSourceRef, VariableRefresh
-from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+from grafana_foundation_sdk.models.dashboard import DashboardCursorSync, DashboardLinkType, VariableRefresh
 
-_SOURCE = DataSourceRef(type_val="prometheus", uid="$source")
-_SERIES = '{model_name=~"$model_name",instance=~"$instance"}'
-_PROCESS = '{job="caravan",instance=~"$instance"}'
-_HEIGHT = 8  # of a panel, in Grafana's units; a row is 24 wide
-_QUANTILES = (0.5, 0.9, 0.95, 0.99)
+from docker.grafana.panels import SERIES, SOURCE, TOKENS_PER_SECOND, Panel, quantile, rate, tile, total
+from docker.grafana.request_rows import request_rows, time_rows
+from docker.grafana.server_rows import engine_rows, server_rows
+
+_HEIGHT, _TILE_HEIGHT = 8, 4  # of a panel, in Grafana's units; a row is 24 wide
+_REFUSED = (
+    f"{rate('admission_rejections')} / ({rate('admission_rejections')} + {rate('request_params_n', suffix='_count')})"
+)
 
 
 def dashboard() -> Dashboard:
-    """Return the dashboard: a row for each question an operator asks."""
+    """Return the dashboard: a row of tiles, then a row for each question an operator asks."""
+    restarts = f"increase(caravan_engine_restarts_total{SERIES}[$__rate_interval]) > 0"
     board = (
         Dashboard("Caravan")
         .uid("caravan")
@@ -32,126 +38,61 @@ def dashboard() -> Dashboard:
         .with_variable(DatasourceVariable("source").label("Prometheus").type("prometheus"))
         .with_variable(_choice("model_name", "Model"))
         .with_variable(_choice("instance", "Instance"))
+        .annotation(
+            AnnotationQuery().name("Engine restarts").datasource(SOURCE).enable(True).expr(restarts).icon_color("red")
+        )
+        .link(DashboardLink("Caravan").type(DashboardLinkType.DASHBOARDS).tags(["caravan"]))
     )
-    for title, panels in _rows():
+    for number, (title, panels) in enumerate(_rows()):
         board.with_row(Row(title))
         for panel in panels:
-            board.with_panel(panel.height(_HEIGHT).span(24 // len(panels)))
+            board.with_panel(panel.height(_HEIGHT if number else _TILE_HEIGHT).span(24 // len(panels)))
     return board
 
 
-def _rows() -> list[tuple[str, list[timeseries.Panel | heatmap.Panel]]]:
+def _rows() -> list[tuple[str, list[Panel]]]:
+    return [("Now", _tiles()), *time_rows(), *engine_rows(), *request_rows(), *server_rows()]
+
+
+def _tiles() -> list[Panel]:
     return [
-        (
-            "Latency",
-            [
-                _quantiles("End to end", "e2e_request_latency_seconds"),
-                _quantiles("Time to first token", "time_to_first_token_seconds"),
-                _quantiles("Time between tokens", "inter_token_latency_seconds"),
-            ],
+        tile(
+            "Ready now",
+            "Share of the servers that accept requests, as /readyz. Below 100 % an engine is being replaced, or a "
+            "server shuts down.",
+            "percentunit",
+            f"avg(caravan_ready{SERIES})",
+            [(1, "green")],
+            start="red",
         ),
-        (
-            "Time by phase",
-            [
-                _quantiles("Queue", "request_queue_time_seconds"),
-                _quantiles("Prefill", "request_prefill_time_seconds"),
-                _quantiles("Decode", "request_decode_time_seconds"),
-            ],
+        tile("Output", "Generated tokens of all requests.", TOKENS_PER_SECOND, rate("generation_tokens")),
+        tile(
+            "Running and waiting",
+            "Sequences in the batch and in the queue. The batch has a limit, --max-num-seqs; a queue that stays means "
+            "that the load is above what the server can compute.",
+            "short",
+            f"{total('num_requests_running')} + {total('num_requests_waiting')}",
         ),
-        (
-            "Throughput",
-            [
-                _lines("Tokens", "short", {"prompt": _rate("prompt_tokens"), "generated": _rate("generation_tokens")}),
-                _lines("HTTP responses", "reqps", {"{{route}} {{status}}": _rate("http_requests", "route, status")}),
-            ],
+        tile(
+            "KV pool in use",
+            "The fullest pool. When it is full, requests wait or lose their blocks and are computed again.",
+            "percentunit",
+            f"max(caravan_kv_cache_usage_perc{SERIES})",
+            [(0.8, "yellow"), (0.95, "red")],
         ),
-        (
-            "Scheduler",
-            [
-                _lines(
-                    "Sequences",
-                    "short",
-                    {"running": _sum("num_requests_running"), "wait": _sum("num_requests_waiting")},
-                ),
-                _quantiles("Tokens per step", "iteration_tokens", unit="short"),
-                _lines("Preemptions", "cps", {"preemptions": _rate("num_preemptions")}),
-            ],
+        tile(
+            "First token, p95",
+            "19 of 20 requests had their first token within this time.",
+            "s",
+            quantile(0.95, "time_to_first_token_seconds"),
+            [(2, "yellow"), (10, "red")],
         ),
-        (
-            "KV pool",
-            [
-                _lines("Blocks", "short", {"{{state}}": _sum("kv_cache_blocks", "state")}, is_stacked=True),
-                _lines(
-                    "Fraction in use", "percentunit", {"in use": f"max(caravan_kv_cache_usage_perc{_SERIES})"}, most=1
-                ),
-                _lines(
-                    "Prefix cache hit rate",
-                    "percentunit",
-                    {"found": f"{_rate('prefix_cache_hits')} / {_rate('prefix_cache_queries')}"},
-                    most=1,
-                ),
-            ],
-        ),
-        (
-            "Request lengths",
-            [
-                _heatmap("Prompt tokens", "request_prompt_tokens"),
-                _heatmap("Generated tokens", "request_generation_tokens"),
-                _heatmap("max_tokens", "request_params_max_tokens"),
-            ],
-        ),
-        (
-            "Finished sequences",
-            [
-                _lines(
-                    "Finish reasons",
-                    "cps",
-                    {
-                        "{{finished_reason}}": _rate("request_success", "finished_reason"),
-                        "incomplete: {{finished_reason}}": _rate("request_incomplete", "finished_reason"),
-                    },
-                    is_stacked=True,
-                ),
-                _lines(
-                    "Draft token acceptance rate",
-                    "percentunit",
-                    {"right": f"{_rate('spec_decode_num_accepted_tokens')} / {_rate('spec_decode_num_draft_tokens')}"},
-                    most=1,
-                ),
-            ],
-        ),
-        (
-            "Admission",
-            [
-                _lines(
-                    "Rejected requests", "cps", {"{{reason}}": _rate("admission_rejections", "reason")}, is_stacked=True
-                ),
-                _quantiles("Predicted minus actual wait", "admission_wait_error_seconds", (0.1, 0.5, 0.9), least=None),
-            ],
-        ),
-        (
-            "Health",
-            [
-                _lines("Ready", "short", {"{{instance}}": f"min by (instance) (caravan_ready{_SERIES})"}, most=1),
-                _lines(
-                    "Engine restarts and resumed sequences",
-                    "short",
-                    {"restarts": _increase("engine_restarts"), "requests replayed": _increase("requests_replayed")},
-                ),
-                _lines("Engine downtime", "s", {"down": _increase("engine_down_seconds")}),
-            ],
-        ),
-        (
-            "API process",
-            [
-                _lines("Memory", "bytes", {"{{instance}}": f"process_resident_memory_bytes{_PROCESS}"}),
-                _lines(
-                    "CPU",
-                    "percentunit",
-                    {"{{instance}}": f"rate(process_cpu_seconds_total{_PROCESS}[$__rate_interval])"},
-                ),
-                _lines("Open file descriptors", "short", {"{{instance}}": f"process_open_fds{_PROCESS}"}),
-            ],
+        tile(
+            "Refused",
+            "Share of the requests that got status 429. An alert fires above 5 %.",
+            "percentunit",
+            _REFUSED,
+            [(0.01, "yellow"), (0.05, "red")],
         ),
     ]
 
@@ -159,69 +100,8 @@ def _rows() -> list[tuple[str, list[timeseries.Panel | heatmap.Panel]]]:
 def _choice(label: str, title: str) -> QueryVariable:
     """Return a variable with every value that a label has."""
     query = f"label_values(caravan_num_requests_running, {label})"
-    variable = QueryVariable(label).label(title).datasource(_SOURCE).query(query)
+    variable = QueryVariable(label).label(title).datasource(SOURCE).query(query)
     return variable.refresh(VariableRefresh.ON_TIME_RANGE_CHANGED).include_all(True).multi(True)
-
-
-def _lines(
-    title: str,
-    unit: str,
-    queries: dict[str, str],
-    *,
-    is_stacked: bool = False,
-    least: float | None = 0,
-    most: float = 0,
-) -> timeseries.Panel:
-    """Return a panel with a line for each series of `queries`, by legend; `most` ends its scale if it is not 0."""
-    panel = timeseries.Panel().title(title).unit(unit).datasource(_SOURCE)
-    panel = panel.show_points(VisibilityMode.NEVER).fill_opacity(60 if is_stacked else 8)
-    panel = panel.tooltip(VizTooltipOptions().mode(TooltipDisplayMode.MULTI))
-    panel = panel.legend(VizLegendOptions().show_legend(True).placement(LegendPlacement.BOTTOM))
-    if least is not None:
-        panel.min(least)
-    if most:
-        panel.max(most)
-    if is_stacked:
-        panel.stacking(StackingConfig().mode(StackingMode.NORMAL).group("A"))
-    for legend, expression in queries.items():
-        panel.with_target(_target(expression, legend, len(panel.build().targets or [])))
-    return panel
-
-
-def _quantiles(
-    title: str, metric: str, quantiles: tuple[float, ...] = _QUANTILES, *, unit: str = "s", least: float | None = 0
-) -> timeseries.Panel:
-    """Return a panel with quantiles of a histogram."""
-    buckets = _rate(metric, "le", suffix="_bucket")
-    queries = {f"p{quantile * 100:.0f}": f"histogram_quantile({quantile}, {buckets})" for quantile in quantiles}
-    return _lines(title, unit, queries, least=least)
-
-
-def _heatmap(title: str, metric: str) -> heatmap.Panel:
-    """Return how often each bucket of a histogram was hit, over time."""
-    target = _target(_increase(metric, "le", suffix="_bucket"), "{{le}}").format(PromQueryFormat.HEATMAP)
-    return heatmap.Panel().title(title).datasource(_SOURCE).with_target(target)
-
-
-def _target(expression: str, legend: str, index: int = 0) -> prometheus.Dataquery:
-    query = prometheus.Dataquery().expr(expression).legend_format(legend).datasource(_SOURCE).range()
-    return query.ref_id(chr(ord("A") + index))
-
-
-def _rate(metric: str, by: str = "", suffix: Literal["_total", "_bucket"] = "_total") -> str:
-    return f"{_sum_of(by)} (rate(caravan_{metric}{suffix}{_SERIES}[$__rate_interval]))"
-
-
-def _increase(metric: str, by: str = "", suffix: Literal["_total", "_bucket"] = "_total") -> str:
-    return f"{_sum_of(by)} (increase(caravan_{metric}{suffix}{_SERIES}[$__rate_interval]))"
-
-
-def _sum(metric: str, by: str = "") -> str:
-    return f"{_sum_of(by)} (caravan_{metric}{_SERIES})"
-
-
-def _sum_of(by: str) -> str:
-    return f"sum by ({by})" if by else "sum"
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from docs.figures.style import figure_modules, write
+from docs.figures.drawn import figure_modules, write
 
 
 def main() -> None:

@@ -1,51 +1,45 @@
 """One layer of Llama, from token ids to logits."""
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
+from docs.figures.drawing import BLUE, GREEN, ORANGE, PURPLE, arrow, box, figure, line, text
 
-from docs.figures.style import BLUE, GREEN, ORANGE, PURPLE, TEXT, blank, panels
-
-BOXES = [  # name, note, colour, height
-    ("logits", "[T, vocab_size]", TEXT),
+BOXES = [  # name, note, colour
+    ("logits", "[T, vocab_size]", ""),
     ("output head", "Linear, or the embedding again", PURPLE),
     ("RMSNorm", "", GREEN),
-    ("+", "", TEXT),
+    ("+", "", ""),
     ("SwiGLU feed-forward", "down(silu(gate) * up)", ORANGE),
     ("RMSNorm", "", GREEN),
-    ("+", "", TEXT),
+    ("+", "", ""),
     ("attention", "RoPE on Q and K, paged KV cache", BLUE),
     ("RMSNorm", "", GREEN),
     ("token embedding", "[T] to [T, hidden_size]", PURPLE),
-    ("token ids", "[T]", TEXT),
+    ("token ids", "[T]", ""),
 ]
+PITCH, LEFT, WIDTH = 52.0, 44.0, 226.0
 
 
-def draw() -> Figure:
+def draw() -> str:
     """Return the figure."""
-    figure, [panel] = panels(6.2, 5.6)
-    blank(panel)
-    panel.set_xlim(0, 11.6)
-    panel.set_ylim(-0.6, len(BOXES))
-    for row, (name, note, colour) in enumerate(reversed(BOXES)):
-        _box(panel, row, name, note, colour)
+    middle = LEFT + WIDTH / 2
+    parts = []
+    for row, (name, note, colour) in enumerate(BOXES):
+        y = 2 + PITCH * row
+        if name == "+":
+            parts.append(f'<circle cx="{middle:g}" cy="{y + 19:g}" r="11" fill="none" stroke="currentColor"/>')
+            parts.append(text(middle, y + 23.5, "+", "middle"))
+        else:
+            if colour:
+                parts.append(box(LEFT, y, WIDTH, 40, colour))
+            parts.append(text(middle, y + (17 if note else 24), name, "middle", is_bold=True))
+            parts.append(text(middle, y + 34, note, "middle") if note else "")
         if row:
-            panel.annotate("", (4, row - 0.3), (4, row - 0.62), arrowprops={"arrowstyle": "->", "color": TEXT})
-    for start, end in ((1.5, 4), (4.5, 7)):  # the residual stream goes round attention and feed-forward
-        panel.plot([4, 1.1, 1.1, 3.4], [start, start, end, end], color=TEXT, linewidth=1)
-        panel.text(0.9, (start + end) / 2, "residual", rotation=90, ha="right", va="center", fontsize=8)
-    panel.plot([9.6, 9.9, 9.9, 9.6], [1.6, 1.6, 7.4, 7.4], color=TEXT, linewidth=1)
-    panel.text(10.1, 4.5, "num_layers\ntimes", va="center", fontsize=9)
-    return figure
-
-
-def _box(panel: Axes, row: int, name: str, note: str, colour: str) -> None:
-    if name == "+":
-        panel.text(
-            4, row, "+", ha="center", va="center", fontsize=13, bbox={"boxstyle": "circle", "fc": "none", "ec": TEXT}
-        )
-        return
-    style = "round,pad=0.02,rounding_size=0.12"
-    panel.add_patch(FancyBboxPatch((1.8, row - 0.3), 4.4, 0.6, boxstyle=style, fc=colour, ec=colour, alpha=0.25))
-    panel.text(4, row, name, ha="center", va="center")
-    panel.text(6.35, row, note, va="center", fontsize=7.5)
+            lower = y - (0 if name != "+" else -8)
+            parts.append(arrow((middle, lower), (middle, y - PITCH + (42 if BOXES[row - 1][0] != "+" else 31))))
+    for start, end in ((8.88, 6), (5.88, 3)):  # the residual stream goes round attention and feed-forward
+        low, high = 2 + PITCH * start, 2 + PITCH * end + 19
+        parts.append(line([(middle, low), (26, low), (26, high)]) + arrow((26, high), (middle - 12, high)))
+        parts.append(text(18, (low + high) / 2 + 26, "residual", turned=True))
+    top, bottom = 2 + PITCH * 3, PITCH * 9 - 10
+    parts.append(line([(276, top), (284, top), (284, bottom), (276, bottom)]))
+    parts += [text(290, (top + bottom) / 2 - 4, "each"), text(290, (top + bottom) / 2 + 14, "layer")]
+    return figure(PITCH * len(BOXES), parts)

@@ -2,15 +2,13 @@
 
 from collections.abc import Iterator
 
-from matplotlib.figure import Figure
-
 from caravan.model.sampling.sample import Sample
 from caravan.model.sampling.sampling_params import SamplingParams
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.messages import Request
 from caravan.scheduler.scheduler import Scheduler
 from caravan.scheduler.step_result import StepResult
-from docs.figures.style import BLUE, ORANGE, TEXT, panels
+from docs.figures.drawing import BLUE, ORANGE, box, figure, text
 
 LENGTHS = [6, 20, 9, 14, 5, 17, 8, 11]  # tokens each request generates
 SLOTS = 4
@@ -36,19 +34,17 @@ def _run(scheduler: Scheduler) -> Iterator[list[int]]:
         scheduler.commit(plan, StepResult([Sample(7)] * len(plan)))
 
 
-def draw() -> Figure:
+def draw() -> str:
     """Return the figure."""
-    figure, axes = panels(8.4, 2.8, columns=2)
-    kinds = ((False, "batch by batch", ORANGE), (True, "continuous", BLUE))
-    for panel, (is_continuous, title, colour) in zip(axes, kinds, strict=True):
+    parts = []
+    kinds = ((False, "Batch by batch", ORANGE), (True, "Continuous", BLUE))
+    for panel, (is_continuous, title, colour) in enumerate(kinds):
+        top = 196 * panel
         steps = timeline(LENGTHS, is_continuous=is_continuous)
-        for step, requests in enumerate(steps):
-            for request in requests:
-                panel.barh(request, 1, left=step, color=colour, alpha=0.8, height=0.7)
-        panel.set_xlim(0, 38)
-        panel.set_yticks(range(len(LENGTHS)))
-        panel.invert_yaxis()
-        panel.set_xlabel("step")
-        panel.set_title(f"{title}: {len(steps)} steps", color=TEXT)
-    axes[0].set_ylabel("request")
-    return figure
+        parts.append(text(0, top + 14, f"{title}: {len(steps)} steps", is_bold=True))
+        for request in range(len(LENGTHS)):
+            y = top + 24 + 20 * request
+            parts.append(text(12, y + 13, str(request), "end"))
+            own = [step for step, requests in enumerate(steps) if request in requests]
+            parts.append(box(20 + 9 * own[0], y, 9 * len(own), 16, colour, 0.6, is_outlined=False))
+    return figure(386, parts)

@@ -1,30 +1,28 @@
 """Which keys and values are computed in each step, and which are read."""
 
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from docs.figures.drawing import BLUE, ORANGE, figure, labelled, text, text_width
 
-from docs.figures.style import BLUE, ORANGE, TEXT, blank, panels
-
-WORDS = ["The", "sun", "is", "hot", "and", "far"]
-PROMPT = 3
+WORDS = ["The", "capital", "of", "Italy", "is", "Rome", "."]  # the last two are the model's
+PROMPT = 5
 
 
-def draw() -> Figure:
+def draw() -> str:
     """Return the figure."""
-    figure, [panel] = panels(6.4, 2.6)
-    blank(panel)
-    panel.set_xlim(-2.2, len(WORDS))
-    panel.set_ylim(-1, 5)
-    for step in range(4):
-        row = 3 - step
+    parts = [text(70, 14, "keys and values, by token")]
+    for step in range(3):
+        y = 26 + 38 * step
         end = PROMPT + step
-        panel.text(-0.3, row + 0.45, "prefill" if step == 0 else f"decode {step}", ha="right", va="center")
-        for position in range(end):
+        parts.append(text(0, y + 18, "prefill" if step == 0 else f"decode {step}"))
+        x = 70.0
+        for position, word in enumerate(WORDS[:end]):
             is_new = step == 0 or position == end - 1
-            colour = ORANGE if is_new else BLUE
-            panel.add_patch(Rectangle((position + 0.05, row + 0.05), 0.9, 0.8, fc=colour, alpha=0.45, ec=colour))
-            panel.text(position + 0.5, row + 0.45, WORDS[position], ha="center", va="center", fontsize=9)
-    panel.text(0, -0.5, "computed in this step", color=ORANGE, va="center")
-    panel.text(3.2, -0.5, "read from the cache", color=BLUE, va="center")
-    panel.text(0, 4.5, "keys and values, by position", color=TEXT, va="center", fontsize=9)
-    return figure
+            width = text_width(word) + 12
+            parts.append(labelled(x, y, width, word, ORANGE if is_new else BLUE))
+            x += width + 4
+    parts += [
+        labelled(70, 148, 24, "", ORANGE, 16),
+        text(100, 161, "computed in this step"),
+        labelled(70, 172, 24, "", BLUE, 16),
+        text(100, 185, "read from the cache"),
+    ]
+    return figure(194, parts)

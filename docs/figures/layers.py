@@ -1,44 +1,57 @@
 """The layers of the code: each imports only from those below it."""
 
-from matplotlib.figure import Figure
-
-from docs.figures.style import BLUE, GREEN, ORANGE, PURPLE, TEXT, blank, box, panels
+from docs.figures.drawing import BLUE, GREEN, ORANGE, PURPLE, WIDTH, arrow, box, figure, text, wrapped
 
 ROOMS = {  # folders of server/, from the first that may import to the last, with what they are about
     "operations": "health, metrics, explain, live view, pages",
+    "learn": "lessons: traces of the model, simulations",
     "batches": "files and batches: journal, runner, routes",
+    "ollama": "Ollama's API: adapters onto openai",
+    "messages": "Anthropic's Messages API: adapters onto openai",
     "openai": "endpoints, fields, prompts, tools, structured output",
+    "resumption": "responses that outlive connections",
     "http": "framing, bodies, keys, errors, event streams, shutdown",
     "generation": "request context, admission, text, stop strings",
     "observe": "metrics, logs, spans, request records",
+    "replicas": "several engines, here or on other machines",
     "engine": "client and supervision of the engine process",
     "sandbox": "worker processes: templates, grammars",
 }
-PACKAGES = [  # name, notes, colour, height
-    ("model", ["llama, rope, kv_cache, attention/, sampling/, tokenizer/, checkpoint/, cpu/"], PURPLE, 1.1),
-    ("scheduler", ["engine, scheduler, waiting queue, blocks, batch, speculation, grammar, messages"], ORANGE, 1.1),
-]
+SCHEDULER = "engine, scheduler, waiting queue, blocks, batch, speculation, grammar, messages"
+MODEL = "llama, rope, kv_cache, attention/, sampling/, tokenizer/, checkpoint/, cpu/, cuda/"
+LEFT, NOTES, LINE = 26, 130, 17  # where boxes and notes begin, and the height of a line
 
 
-def draw() -> Figure:
+def draw() -> str:
     """Return the figure."""
-    figure, [panel] = panels(7.6, 5.7)
-    blank(panel)
-    panel.set_xlim(0, 15.2)
-    panel.set_ylim(0, 11.4)
-    bottom = 0.1
-    for name, notes, colour, height in PACKAGES:
-        box(panel, (1.2, bottom), (12.8, height), f"{name}/", colour, notes)
-        bottom += height + 0.25
-    height = 5.9
-    box(panel, (1.2, bottom), (12.8, height), "server/", GREEN, [])
-    for row, (name, text) in enumerate(reversed(ROOMS.items())):
-        y = bottom + 0.42 + 0.64 * row
-        panel.text(1.7, y, f"{name}/", va="center", fontsize=8.5)
-        panel.text(4.3, y, text, va="center", fontsize=8)
-    bottom += height + 0.25
-    box(panel, (1.2, bottom), (6.25, 1.3), "caravan/cli/", BLUE, ["one file per command, bench/"])
-    box(panel, (7.75, bottom), (6.25, 1.3), "caravan/offline/", BLUE, ["the engine as a Python class"])
-    panel.annotate("", (0.6, 0.2), (0.6, 10.9), arrowprops={"arrowstyle": "->", "color": TEXT})
-    panel.text(0.3, 5.3, "imports", rotation=90, ha="center", va="center", fontsize=8)
-    return figure
+    half = (WIDTH - LEFT - 9) / 2
+    parts = []
+    for x, name, note in ((LEFT, "caravan/cli/", "one file per command"), (LEFT + half + 8, "caravan/offline/", "")):
+        parts += [box(x, 1, half, 46, BLUE), text(x + 8, 20, name, is_bold=True)]
+        parts.append(text(x + 8, 37, note or "a Python class"))
+    y = 56.0
+    rooms, height = _rooms(y + 28)
+    parts += [box(LEFT, y, WIDTH - LEFT - 1, height + 30, GREEN, 0.14), text(LEFT + 8, y + 20, "server/", is_bold=True)]
+    parts += rooms
+    y += height + 38
+    for name, notes, colour in (("scheduler/", SCHEDULER, ORANGE), ("model/", MODEL, PURPLE)):
+        lines = wrapped(notes, WIDTH - LEFT - 18)
+        parts += [
+            box(LEFT, y, WIDTH - LEFT - 1, 28 + LINE * len(lines), colour),
+            text(LEFT + 8, y + 19, name, is_bold=True),
+        ]
+        parts += [text(LEFT + 8, y + 19 + LINE * (row + 1), line) for row, line in enumerate(lines)]
+        y += 36 + LINE * len(lines)
+    parts += [arrow((17, 4), (17, y - 10)), text(11, y / 2 + 24, "imports", turned=True)]
+    return figure(y - 6, parts)
+
+
+def _rooms(y: float) -> tuple[list[str], float]:
+    """Return the rows of the folders of server/ from there on, and their height."""
+    parts, top = [], y
+    for name, notes in ROOMS.items():
+        parts.append(text(LEFT + 8, y + 14, f"{name}/", is_bold=True))
+        lines = wrapped(notes, WIDTH - NOTES - 24)
+        parts += [text(NOTES, y + 14 + LINE * row, line) for row, line in enumerate(lines)]
+        y += LINE * len(lines) + 7
+    return parts, y - top

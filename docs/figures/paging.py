@@ -1,43 +1,36 @@
-"""Two sequences, their block tables, and the pool they point into."""
+"""Two sequences, their block tables, and the words in the blocks of the pool."""
 
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from docs.figures.drawing import BLUE, GREEN, box, figure, labelled, line, text
+from docs.figures.sentence import TOKENS
 
-from docs.figures.style import BLUE, GREEN, TEXT, blank, panels
-
-TABLES = {"A": ([5, 1, 6], 10, BLUE), "B": ([2, 4], 6, GREEN)}  # blocks, tokens, colour
 BLOCK_SIZE, NUM_BLOCKS = 4, 8
+SECOND = ("Rome", " is", " old", " and", " large", ".")
+TABLES = {"A": ([5, 1, 6, 3], TOKENS, BLUE), "B": ([2, 4], SECOND, GREEN)}  # blocks, tokens, colour
 
 
-def draw() -> Figure:
+def draw() -> str:
     """Return the figure."""
-    figure, [panel] = panels(7.4, 3)
-    blank(panel)
-    panel.set_xlim(-1.5, 17)
-    panel.set_ylim(-0.4, 8.6)
+    parts = [text(0, 14, "Block tables", is_bold=True)]
+    for row, (name, (blocks, words, colour)) in enumerate(TABLES.items()):
+        y = 24 + 32 * row
+        parts.append(text(0, y + 18, f"{name}, {len(words)} tokens"))
+        parts += [labelled(96 + 44 * place, y, 40, str(block), colour) for place, block in enumerate(blocks)]
+    parts.append(text(0, 112, "The pool", is_bold=True))
     owners = {block: name for name, (blocks, _, _) in TABLES.items() for block in blocks}
     for block in range(NUM_BLOCKS):
-        y = 7.2 - block
-        panel.text(9.6, y + 0.4, f"block {block}", ha="right", va="center", fontsize=8)
-        for offset in range(BLOCK_SIZE):
-            colour, is_filled = TEXT, False
-            if block in owners:
-                blocks, num_tokens, colour = TABLES[owners[block]]
-                is_filled = blocks.index(block) * BLOCK_SIZE + offset < num_tokens
-            panel.add_patch(
-                Rectangle((10 + offset, y), 0.92, 0.8, fc=colour if is_filled else "none", ec=colour, alpha=0.5)
-            )
-    for (name, (blocks, num_tokens, colour)), top in zip(TABLES.items(), (6.6, 2.6), strict=True):
-        panel.text(-1.4, top + 0.7, f"{name}: {num_tokens} tokens", color=colour)
-        for index, block in enumerate(blocks):
-            panel.add_patch(Rectangle((1.3 * index, top - 0.7), 1.2, 0.8, fc=colour, alpha=0.3, ec=colour))
-            panel.text(1.3 * index + 0.6, top - 0.3, str(block), ha="center", va="center")
-            panel.annotate(
-                "",
-                (8.1, 7.6 - block),
-                (1.3 * index + 0.6, top - 0.75),
-                arrowprops={"arrowstyle": "->", "color": colour, "alpha": 0.6, "connectionstyle": "arc3,rad=0.12"},
-            )
-    panel.text(-1.4, 0.2, "block tables", fontsize=9)
-    panel.text(14.3, 0.2, "the pool", fontsize=9)
-    return figure
+        y = 122 + 30 * block
+        owner = owners.get(block)
+        parts.append(text(0, y + 17, f"block {block}"))
+        if owner is None:
+            parts += [box(96, y, 262, 25, "currentColor", 0), text(104, y + 17, "free")]
+            continue
+        blocks, words, colour = TABLES[owner]
+        first = BLOCK_SIZE * blocks.index(block)
+        parts.append(text(66, y + 17, owner))
+        for place in range(BLOCK_SIZE):
+            x = 96 + 66 * place
+            is_filled = first + place < len(words)
+            parts.append(box(x, y, 64, 25, colour, 0.22 if is_filled else 0))
+            if is_filled:
+                parts.append(text(x + 32, y + 17, words[first + place].strip(), "middle"))
+    return figure(122 + 30 * NUM_BLOCKS, [*parts, line([(0, 96), (358, 96)], width=0.5)])

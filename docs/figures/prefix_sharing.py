@@ -1,28 +1,26 @@
-"""Three requests with one system prompt: its blocks are in the pool once."""
+"""Three requests with one beginning: its blocks are in the pool once."""
 
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from docs.figures.drawing import BLUE, GREEN, ORANGE, PURPLE, figure, labelled, line, text
 
-from docs.figures.style import BLUE, GREEN, ORANGE, PURPLE, TEXT, blank, panels
+SHARED = (7, 2, 5, 0)  # blocks of the system prompt
+REQUESTS = {"A": ((4,), BLUE), "B": ((1, 8), GREEN), "C": ((6,), ORANGE)}  # blocks of their own
 
 
-def draw() -> Figure:
+def draw() -> str:
     """Return the figure."""
-    figure, [panel] = panels(7, 2.6)
-    blank(panel)
-    panel.set_xlim(-2.4, 12)
-    panel.set_ylim(-0.3, 6.6)
-    for index in range(4):
-        panel.add_patch(Rectangle((2 * index, 5), 1.8, 0.9, fc=PURPLE, alpha=0.35, ec=PURPLE))
-    panel.text(3.9, 6.25, "the system prompt's blocks, held three times, computed once", ha="center", color=PURPLE)
-    for row, (name, colour) in enumerate((("A", BLUE), ("B", GREEN), ("C", ORANGE))):
-        y = 3.2 - 1.4 * row
-        panel.text(-2.3, y + 0.4, f"request {name}", color=colour, va="center")
-        panel.plot([0, 7.8], [y + 0.45, y + 0.45], color=PURPLE, lw=1.5, ls=":")
-        panel.annotate(
-            "", (7.8 - 2 * row, 4.95), (7.8 - 2 * row, y + 0.5), arrowprops={"arrowstyle": "->", "color": colour}
-        )
-        for index in range(1 + row % 2):
-            panel.add_patch(Rectangle((8.1 + 1.9 * index, y), 1.8, 0.9, fc=colour, alpha=0.35, ec=colour))
-    panel.text(8.1, -0.15, "each its own", color=TEXT, fontsize=8)
-    return figure
+    parts = [
+        text(28 + 44 * 2, 14, "system prompt", "middle", is_bold=True),
+        text(214, 14, "its own question", is_bold=True),
+    ]
+    for row, (name, (own, colour)) in enumerate(REQUESTS.items()):
+        y = 26 + 38 * row
+        parts.append(text(4, y + 18, name, is_bold=True))
+        parts += [labelled(28 + 44 * place, y, 40, str(block), PURPLE) for place, block in enumerate(SHARED)]
+        parts += [labelled(214 + 44 * place, y, 40, str(block), colour) for place, block in enumerate(own)]
+    bottom = 26 + 38 * len(REQUESTS)
+    parts += [
+        line([(28, bottom), (28, bottom + 6), (200, bottom + 6), (200, bottom)]),
+        text(28, bottom + 26, "All three tables list the same four blocks."),
+        text(28, bottom + 44, f"The pool holds {len(SHARED) + 4} blocks instead of {3 * len(SHARED) + 4}."),
+    ]
+    return figure(bottom + 54, parts)

@@ -1,54 +1,57 @@
 """The way of one streamed request, from bytes to bytes."""
 
-from matplotlib.figure import Figure
+from docs.figures.drawing import BLUE, GREEN, ORANGE, PURPLE, WIDTH, arrow, box, figure, labelled, line, text
 
-from docs.figures.style import BLUE, GREEN, ORANGE, PURPLE, TEXT, arrow, blank, box, panels
+STOPS = {  # of each process in turn: names, with what happens there
+    "API process": (
+        ("read", "framing, body"),
+        ("check", "host, key, limits, fields"),
+        ("encode", "template, grammar, tokenizer"),
+        ("admit", "limits, forecast of the wait"),
+    ),
+    "engine process": (
+        ("wait", "queue"),
+        ("schedule", "tokens of this step"),
+        ("run", "model, sampler"),
+        ("commit", "blocks, ends"),
+    ),
+    "API process ": (
+        ("receive", "tokens of one choice"),
+        ("decode", "text, stop strings, tool calls"),
+        ("write", "chunks, events, to the client"),
+    ),
+}
+COLOURS = (BLUE, ORANGE, GREEN)
+PITCH, LEFT, BOX, NOTES = 40, 64, 82, 154
 
-IN = [  # name, notes
-    ("read", ["framing, body"]),
-    ("check", ["host, key, limits,", "fields"]),
-    ("encode", ["template, grammar,", "tokenizer"]),
-    ("admit", ["limits,", "forecast"]),
-]
-STEP = [
-    ("commit", ["blocks, ends"]),
-    ("run", ["model, sampler"]),
-    ("schedule", ["tokens of this step"]),
-    ("wait", ["queue"]),
-]
-OUT = [
-    ("receive", ["tokens of", "one choice"]),
-    ("decode", ["text, stop strings,", "tool calls"]),
-    ("write", ["chunks, events"]),
-]
-PITCH, WIDTH = 3.9, 3.2
 
-
-def draw() -> Figure:
+def draw() -> str:
     """Return the figure."""
-    figure, [panel] = panels(8.6, 4.3)
-    blank(panel)
-    panel.set_xlim(0, 17.8)
-    panel.set_ylim(0, 8.6)
-    left = [2.2 + PITCH * index for index in range(4)]
-    for index, (name, notes) in enumerate(IN):
-        box(panel, (left[index], 6.5), (WIDTH, 1.8), name, PURPLE if name == "admit" else BLUE, notes)
-        if index:
-            arrow(panel, (left[index] - 0.65, 7.4), (left[index] - 0.05, 7.4))
-    for index, (name, notes) in enumerate(STEP):
-        box(panel, (left[index], 3.3), (WIDTH, 1.5), name, ORANGE, notes)
-        if index:
-            arrow(panel, (left[index] - 0.05, 4.05), (left[index] - 0.65, 4.05))
-    for index, (name, notes) in enumerate(OUT):
-        box(panel, (left[index], 0.1), (WIDTH, 1.8), name, GREEN, notes)
-        arrow(panel, (left[index] + WIDTH + 0.05, 1.0), (left[index] + PITCH - 0.05, 1.0))
-    middle = [start + WIDTH / 2 for start in left]
-    arrow(panel, (middle[3], 6.45), (middle[3], 4.85))
-    arrow(panel, (middle[0], 3.25), (middle[0], 1.95))
-    loop = {"arrowstyle": "->", "color": TEXT, "connectionstyle": "arc3,rad=-0.12"}
-    panel.annotate("", (middle[2], 4.85), (middle[0], 4.85), arrowprops=loop)
-    panel.text(middle[1], 5.75, "one step, repeated until the last token", ha="center", va="center", fontsize=8)
-    panel.text(left[3], 1.0, "to the client", va="center", fontsize=8.5)
-    for y, text in ((7.4, "API\nprocess"), (4.05, "engine\nprocess"), (1.0, "API\nprocess")):
-        panel.text(0.1, y, text, va="center", fontsize=8.5)
-    return figure
+    parts, y = [], 1.0
+    for (process, stops), colour in zip(STOPS.items(), COLOURS, strict=True):
+        height = PITCH * len(stops) + 4
+        parts.append(box(0, y, WIDTH - 1, height, colour, 0.1))
+        parts.append(
+            text(18, y + height / 2 + 7 * len(process.strip()) / 2, process.strip(), is_bold=True, turned=True)
+        )
+        for row, (name, note) in enumerate(stops):
+            top = y + 8 + PITCH * row
+            parts.append(labelled(LEFT, top, BOX, name, PURPLE if name == "admit" else colour))
+            parts.append(text(NOTES, top + 17.5, note))
+            if row or y > 1:
+                parts.append(arrow((LEFT + BOX / 2, top - (13 if row else 21)), (LEFT + BOX / 2, top - 1)))
+        if process == "engine process":
+            parts += _loop(y + 8 + PITCH + 13, y + 8 + 3 * PITCH + 13)
+        y += height + 8
+    return figure(y - 6, parts)
+
+
+def _loop(top: float, bottom: float) -> list[str]:
+    """Return the way back from the end of a step to the next one."""
+    x = LEFT - 16
+    words = "each step"
+    return [
+        line([(LEFT - 1, bottom), (x, bottom), (x, top)]),
+        arrow((x, top), (LEFT - 1, top)),
+        text(x - 6, (top + bottom) / 2 + 30, words, turned=True),
+    ]

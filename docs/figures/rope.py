@@ -1,33 +1,47 @@
-"""RoPE: each pair of dimensions is a hand of a clock, the first ones fast, the last ones slow."""
+"""RoPE: each pair of dimensions is the hand of a clock, the first one fast, later ones slower."""
 
 import math
 
-from matplotlib.figure import Figure
+from docs.figures.drawing import BLUE, GREEN, ORANGE, figure, line, text
+from docs.figures.sentence import TOKENS
 
-from caravan.model.rope import rope_table
-from docs.figures.style import COLOURS, TEXT, panels
+HEAD_DIM, THETA = 64, 100_000.0  # of the default model
+PAIRS = {0: BLUE, 4: ORANGE, 10: GREEN}
+NUM_HANDS, LAST = 4, 40  # positions on the clocks and on the curves
+RADIUS, TOP, HEIGHT = 38.0, 210.0, 60.0
 
-HEAD_DIM, THETA, NUM_POSITIONS = 16, 10_000.0, 64
+
+def angle(pair: int, position: float) -> float:
+    """Return by how much a pair is rotated at a position. Source: arXiv:2104.09864, equation 15."""
+    return position * math.pow(THETA, -2 * pair / HEAD_DIM)
 
 
-def draw() -> Figure:
+def draw() -> str:
     """Return the figure."""
-    figure, [clock, waves] = panels(8, 3.2, columns=2)
-    cos, sin = rope_table(HEAD_DIM, NUM_POSITIONS, THETA)
-    clock.set_aspect("equal")
-    clock.set_axis_off()
-    for pair, colour in zip((0, 1, 2), COLOURS, strict=False):
-        radius = 1 - 0.28 * pair
-        circle = [2 * math.pi * step / 100 for step in range(101)]
-        clock.plot([radius * math.cos(a) for a in circle], [radius * math.sin(a) for a in circle], color=TEXT, lw=0.4)
-        for position in range(5):
-            x, y = radius * float(cos[position, pair]), radius * float(sin[position, pair])
-            clock.plot([0, x], [0, y], color=colour, alpha=0.25 + 0.18 * position, lw=1.4)
-            clock.text(1.1 * x, 1.1 * y, str(position), fontsize=7, ha="center", va="center")
-    clock.set_title("pairs 0, 1, 2 at positions 0 to 4")
-    for pair, colour in zip((0, 2, 4), COLOURS, strict=False):
-        waves.plot(cos[:, pair].tolist(), color=colour, label=f"pair {pair}")
-    waves.set_xlabel("position")
-    waves.set_title("cosine of the angle")
-    waves.legend(labelcolor=TEXT, fontsize=8, loc="lower right")
-    return figure
+    parts = [text(0, 14, "Hands at positions 0 to 3: " + ", ".join(word.strip() for word in TOKENS[:NUM_HANDS]))]
+    for column, (pair, colour) in enumerate(PAIRS.items()):
+        x, y = 60 + 120 * column, 78
+        parts.append(f'<circle cx="{x}" cy="{y}" r="{RADIUS:g}" fill="none" stroke="currentColor" stroke-width="0.5"/>')
+        for position in range(NUM_HANDS):
+            turn = angle(pair, position)
+            end = (x + RADIUS * math.cos(turn), y - RADIUS * math.sin(turn))
+            parts.append(line([(x, y), end], colour, 2))
+            if pair == 0 or position in (0, NUM_HANDS - 1):
+                reach = RADIUS + 10
+                at = (x + reach * math.cos(turn), y + 4.5 - reach * math.sin(turn))
+                parts.append(text(*at, str(position), "middle") if pair < 10 or not position else "")
+        parts.append(text(x, 146, f"pair {pair}", "middle", is_bold=True))
+    parts.append(text(0, 176, "Cosine of the angle, by position"))
+    middle = TOP + HEIGHT
+    parts.append(line([(20, middle), (290, middle)], width=0.5))
+    parts += [text(14, TOP + 4.5, "1", "end"), text(14, middle + 4.5, "0", "end")]
+    parts.append(text(16, TOP + 2 * HEIGHT + 4.5, "−1", "end"))
+    for pair, colour in PAIRS.items():
+        steps = [LAST * step / 400 for step in range(401)]
+        parts.append(
+            line([(20 + 270 * at / LAST, middle - HEIGHT * math.cos(angle(pair, at))) for at in steps], colour, 2)
+        )
+        end_y = middle - HEIGHT * math.cos(angle(pair, LAST))
+        parts.append(text(296, end_y + 4.5, f"pair {pair}"))
+    parts += [text(20 + 270 * at / LAST, TOP + 2 * HEIGHT + 24, str(at), "middle") for at in (0, 10, 20, 30, LAST)]
+    return figure(TOP + 2 * HEIGHT + 32, parts)

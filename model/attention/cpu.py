@@ -7,6 +7,7 @@ from caravan.model.forward_batch import ForwardBatch
 
 BLOCK_MULTIPLE = 16  # tokens that are stored side by side in a page
 NO_WINDOW = 1 << 40  # more positions than any context has
+NO_CAP = 0.0
 
 
 class CpuAttention:
@@ -18,6 +19,8 @@ class CpuAttention:
     and exact.
     """
 
+    block_multiple = BLOCK_MULTIPLE
+
     def __init__(self, kernels: Kernels) -> None:
         self.kernels = kernels
 
@@ -26,9 +29,17 @@ class CpuAttention:
         self.kernels.write(keys, values, slot_mapping, key_cache, value_cache)
 
     def __call__(
-        self, queries: Tensor, key_cache: Tensor, value_cache: Tensor, batch: ForwardBatch, window: int | None = None
+        self,
+        queries: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        batch: ForwardBatch,
+        window: int | None = None,
+        soft_cap: float | None = None,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """Return the attention of every query over its own sequence, shape [T, num_heads, head_dim]."""
+        assert sinks is None, "the kernel has none (ModelConfig.parts_without_kernels)"
         return self.kernels.attend(
             queries,
             key_cache,
@@ -37,4 +48,5 @@ class CpuAttention:
             batch.seq_lens,
             batch.block_tables,
             window or NO_WINDOW,
+            soft_cap or NO_CAP,
         )

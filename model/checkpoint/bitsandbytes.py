@@ -48,27 +48,31 @@ def _tabled(stored: StoredMatrix) -> QuantizedTensor:
     num_numbers = num_outputs * num_inputs
     num_blocks = -(-num_numbers // block_size)
 
-    def absmax() -> Tensor:
+    def absmax(first: int, end: int) -> Tensor:
+        """Return the largest magnitudes of some blocks."""
         if not stored.has("weight.nested_absmax"):
-            return stored.load_as(("F32",), "weight.absmax", num_blocks)
+            return stored.load_as(("F32",), "weight.absmax", num_blocks)[first:end]
         size = state.integer("nested_blocksize")
         if size < 1:
             raise stored.broken(f"its quant_state has nested blocks of {size}")
-        places = stored.load_as(("U8",), "weight.absmax", num_blocks)
+        places = stored.load_as(("U8",), "weight.absmax", num_blocks)[first:end]
         table = stored.load_as(("F32",), "weight.nested_quant_map", 256)
         scales = stored.load_as(("F32",), "weight.nested_absmax", -(-num_blocks // size))
-        numbers = table.index_select(0, places.int()) * scales.repeat_interleave(min(size, num_blocks))[:num_blocks]
-        return numbers + state.number("nested_offset")
+        factors = scales.index_select(0, torch.arange(first, end) // min(size, num_blocks))
+        return table.index_select(0, places.int()) * factors + state.number("nested_offset")
 
-    def widen() -> Tensor:
+    def widen(rows: slice) -> Tensor:
+        first, end = rows.start * num_inputs // block_size, -(-rows.stop * num_inputs // block_size)  # blocks
         table = stored.load_as(("F32",), "weight.quant_map", 16)
         packed = stored.load_as(_STORAGE, "weight", *stored.shape("weight")).contiguous().view(torch.uint8).flatten()
         if len(packed) != -(-num_numbers // 2):
             raise stored.broken(f"weight has {len(packed)} bytes, which do not fit {num_numbers} numbers")
-        numbers = torch.zeros(num_blocks * block_size // 2, 2)
+        packed = packed[first * block_size // 2 : end * block_size // 2]  # blocks are even, and bytes are whole
+        numbers = torch.zeros((end - first) * block_size // 2, 2)
         numbers[: len(packed)] = look_up_pairs(packed, table).flip(1)
-        numbers.view(num_blocks, block_size).mul_(absmax().unsqueeze(1))
-        return numbers.view(-1)[:num_numbers].view(num_outputs, num_inputs)
+        numbers.view(-1, block_size).mul_(absmax(first, end).unsqueeze(1))
+        start, count = rows.start * num_inputs - first * block_size, (rows.stop - rows.start) * num_inputs
+        return numbers.view(-1)[start : start + count].view(-1, num_inputs)
 
     leaves = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", *map(_state_leaf, _TABLES))
     return QuantizedTensor(

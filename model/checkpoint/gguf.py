@@ -14,17 +14,32 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from caravan.model.blocks import BLOCK_SIZES, NVFP4_WITH_FACTOR
-from caravan.model.checkpoint import BrokenCheckpoint
+from caravan.model.checkpoint import ALL_ROWS, BrokenCheckpoint
 from caravan.model.checkpoint.checkpoint import Checkpoint
-from caravan.model.checkpoint.gguf_factors import factor_tensors, read_factors, scale_tensors, with_factor
-from caravan.model.checkpoint.gguf_groups import GRID_BITS, read_groups
+from caravan.model.checkpoint.experts import as_matrices, gguf_expert_flags, gguf_expert_names
+from caravan.model.checkpoint.file_type import gguf_file_type
+from caravan.model.checkpoint.gguf_factors import (
+    factor_tensors,
+    read_divisors,
+    read_factors,
+    unused_names,
+    with_factor,
+)
+from caravan.model.checkpoint.gguf_fields import GgufFields
+from caravan.model.checkpoint.gguf_groups import GRID_BITS, fits_float16, read_groups
 from caravan.model.checkpoint.gguf_header import GgufHeader, GgufTensor, read_gguf_header
+from caravan.model.checkpoint.gguf_rope import gguf_rope_scaling, window_rope_theta
+from caravan.model.checkpoint.layer_lists import gguf_windows
+from caravan.model.checkpoint.relatives import gguf_flags, gguf_names
 from caravan.model.config import ModelConfig, UnsupportedModel
 from caravan.model.quantization import GroupedWeight
-from caravan.model.rope_scaling import DivisorScaling, LinearScaling, RopeScaling, YarnScaling
 
 # Architectures, and whether converters leave the rows of Q and K interleaved (ggml's "norm" rope) for them.
-_ARCHITECTURES = MappingProxyType({"llama": True, "mistral3": True, "qwen2": False, "qwen3": False})
+_ARCHITECTURES = MappingProxyType(
+    {"llama": True, "mistral3": True, "qwen2": False, "qwen3": False, "smollm3": True, "granite": True}
+    | {"olmo2": False, "phi3": False, "gemma2": False, "gemma3": False, "qwen3moe": False, "olmoe": False}
+    | {"gpt-oss": False}
+)
 _NAMES = MappingProxyType(
     {
         "embedding": "token_embd.weight",
@@ -41,7 +56,9 @@ _NAMES = MappingProxyType(
         "key_norm": "blk.{}.attn_k_norm.weight",
         "attention_output": "blk.{}.attn_output.weight",
         "attention_output_bias": "blk.{}.attn_output.bias",
+        "attention_post_norm": "blk.{}.post_attention_norm.weight",
         "feed_forward_norm": "blk.{}.ffn_norm.weight",
+        "feed_forward_post_norm": "blk.{}.post_ffw_norm.weight",
         "gate": "blk.{}.ffn_gate.weight",
         "up": "blk.{}.ffn_up.weight",
         "down": "blk.{}.ffn_down.weight",
@@ -49,7 +66,6 @@ _NAMES = MappingProxyType(
 )
 _TYPE_NAMES = ("F32", "F16", "BF16", *(kind for kind in BLOCK_SIZES if kind != NVFP4_WITH_FACTOR))
 _TYPES = MappingProxyType({int(kind): kind for kind in map(gguf.GGMLQuantizationType.__getitem__, _TYPE_NAMES)})
-_ROPE_FREQS = "rope_freqs.weight"  # one divisor for each rotary frequency
 _ROWS_AT_ONCE = 32
 _VALUES_AT_ONCE = 2**21  # dequantized at a time, in float32
 _MAX_SPLITS = 1000
@@ -69,45 +85,44 @@ def open_gguf(path: Path) -> Checkpoint:
         _check_extents(header)
         holders |= dict.fromkeys(header.tensors, header)
 
-    def read(name: str, out: Tensor) -> None:
-        _dequantize(holders[name], name, out)
+    def read(name: str, out: Tensor, rows: slice = ALL_ROWS) -> None:
+        _dequantize(holders[name], name, out, rows)
         if name in factors:
             out.mul_(factors[name])  # without, they are exact in bfloat16
 
-    def read_blocks(name: str) -> Tensor:
-        stored = _stored(holders[name], name)
+    def read_blocks(name: str, rows: slice = ALL_ROWS) -> Tensor:
+        stored = _stored(holders[name], name)[rows]
         return torch.from_numpy(with_factor(stored, factors[name]) if name in factors else stored)
 
-    def read_grid(name: str) -> GroupedWeight | None:
-        return read_groups(_stored(holders[name], name), kinds[name])
+    def read_grid(name: str, rows: slice = ALL_ROWS) -> GroupedWeight | None:
+        stored = _stored(holders[name], name)
+        if name not in have_grid:
+            have_grid[name] = fits_float16(stored, kinds[name])
+        return read_groups(stored[rows], kinds[name]) if have_grid[name] else None
 
     kinds = {name: _TYPES[header.tensors[name].type_number] for name, header in holders.items()}
     shapes = {name: header.tensors[name].shape for name, header in holders.items()}
-    factors: dict[str, float] = {}
+    have_grid, factors = dict[str, bool](), dict[str, float]()
     factors |= read_factors(path, factor_tensors(path, kinds, shapes), read)
-    divisors: tuple[float, ...] = ()
-    if _ROPE_FREQS in shapes:
-        if len(shapes[_ROPE_FREQS]) != 1 or not 1 <= shapes[_ROPE_FREQS][0] <= 4096:
-            raise BrokenCheckpoint(f"{path}: {_ROPE_FREQS} has the shape {list(shapes[_ROPE_FREQS])}.")
-        values = torch.empty(shapes[_ROPE_FREQS], dtype=torch.float64)
-        read(_ROPE_FREQS, values)
-        divisors = tuple(values.tolist())
-    config = _config(headers[0], shapes, divisors)
+    config = _config(headers[0], shapes, read_divisors(path, shapes, read))
+    architecture = str(headers[0].metadata["general.architecture"])
     return Checkpoint(
         path=path,
         format="GGUF",
+        architecture=architecture,
         config=config,
-        names=_NAMES,
-        is_interleaved=_ARCHITECTURES[str(headers[0].metadata["general.architecture"])],
-        shapes=shapes,
+        names={**_NAMES, **gguf_names(architecture), **gguf_expert_names(config)},
+        is_interleaved=_ARCHITECTURES[architecture],
+        shapes=as_matrices(shapes, config.num_experts),
         stored_types=frozenset(kind.name for kind in kinds.values()),
+        file_type=gguf_file_type(headers[0].metadata, shapes, kinds),
         read=read,
         grids={name: GRID_BITS[kind] for name, kind in kinds.items() if kind in GRID_BITS},
         read_grid=read_grid,
         blocks={name: kind.name for name, kind in kinds.items() if kind.name in BLOCK_SIZES}
         | dict.fromkeys(factors, NVFP4_WITH_FACTOR),
         read_blocks=read_blocks,
-        unused=frozenset({_ROPE_FREQS}) | scale_tensors(kinds),
+        unused=unused_names(kinds),
         files=tuple(header.path for header in headers),
     )
 
@@ -138,122 +153,58 @@ def _split_headers(first: GgufHeader) -> list[GgufHeader]:
     return headers
 
 
-def _config(header: GgufHeader, shapes: Mapping[str, tuple[int, ...]], divisors: tuple[float, ...]) -> ModelConfig:
+def _config(
+    header: GgufHeader, shapes: Mapping[str, tuple[int, ...]], divisors: Mapping[str, tuple[float, ...]]
+) -> ModelConfig:
     """Return the architecture that the metadata describe. Source of keys and defaults: ggml's docs/gguf.md."""
-    fields = _Fields(header)
+    fields = GgufFields(header, _ARCHITECTURES)
     num_heads = fields.integer("attention.head_count")
     hidden_size = fields.integer("embedding_length")
     head_dim = fields.integer("attention.key_length", hidden_size // max(num_heads, 1))
-    for key in ("attention.value_length", "rope.dimension_count"):
+    rotary_dim = fields.integer("rope.dimension_count", head_dim)
+    for key in ("attention.value_length", *(() if fields.architecture == "phi3" else ("rope.dimension_count",))):
         if fields.integer(key, head_dim) != head_dim:
             raise UnsupportedModel(f"{header.path}: {key} is {fields.integer(key)}; it must be head_dim, {head_dim}.")
-    if fields.integer("expert_count", 0) > 0:
-        raise UnsupportedModel(f"{header.path} holds a mixture of experts; only dense models are supported.")
-    if fields.number("attention.temperature_scale", 0.0) != 0:
-        raise UnsupportedModel(f"{header.path} scales attention by position, which is not supported.")
+    if fields.architecture != "mistral3" and fields.number("attention.temperature_scale", 0.0) != 0:
+        raise fields.unsupported("scales queries by their position, which is supported for mistral3 only")
+    if fields.architecture == "granite" and header.metadata.get("granite.rope.scaling.finetuned") is False:
+        raise fields.unsupported("has no RoPE in any layer, which is not supported")
     tokens = header.metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list):
         raise BrokenCheckpoint(f"{header.path} has no vocabulary (tokenizer.ggml.tokens).")
-    max_position = fields.integer("context_length")
+    max_position, num_layers = fields.integer("context_length"), fields.integer("block_count")
+    theta = fields.number("rope.freq_base", 10_000.0)
+    sliding_window, full_layers = gguf_windows(fields, num_layers)
+    flags = {
+        "intermediate_size": fields.integer("feed_forward_length"),
+        "rms_norm_eps": fields.number("attention.layer_norm_rms_epsilon"),
+        "has_query_key_norm": _has_all(shapes, "query_norm", "key_norm"),
+        **gguf_flags(fields.architecture, header.path, fields.number, num_layers),
+        **gguf_expert_flags(fields),
+    }
     return ModelConfig(
         vocab_size=len(tokens),
         hidden_size=hidden_size,
-        intermediate_size=fields.integer("feed_forward_length"),
-        num_layers=fields.integer("block_count"),
+        num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=fields.integer("attention.head_count_kv", num_heads),
         head_dim=head_dim,
         max_position=max_position,
-        rope_theta=fields.number("rope.freq_base", 10_000.0),
-        rope_scaling=_rope_scaling(fields, divisors, head_dim, max_position),
-        rms_norm_eps=fields.number("attention.layer_norm_rms_epsilon"),
+        rope_theta=theta,
+        window_rope_theta=window_rope_theta(fields, theta) if sliding_window is not None else None,
+        rope_scaling=gguf_rope_scaling(fields, divisors, rotary_dim, max_position),
+        rotary_dim=None if rotary_dim == head_dim else rotary_dim,
         tie_embeddings=_NAMES["output"] not in shapes,
         has_qkv_bias=_has_all(shapes, "q_bias", "k_bias", "v_bias"),
         has_output_bias=_has_all(shapes, "attention_output_bias"),
-        has_query_key_norm=_has_all(shapes, "query_norm", "key_norm"),
-        sliding_window=fields.integer("attention.sliding_window", 0) or None,
+        sliding_window=sliding_window,
+        full_layers=full_layers,
+        **flags,
     )
 
 
 def _has_all(shapes: Mapping[str, tuple[int, ...]], *words: str) -> bool:
     return all(_NAMES[word].format(0) in shapes for word in words)
-
-
-def _rope_scaling(
-    fields: "_Fields", divisors: tuple[float, ...], head_dim: int, max_position: int
-) -> RopeScaling | None:
-    kind = fields.text("rope.scaling.type", "none")
-    if divisors and kind != "none":
-        raise fields.unsupported(f"has {_ROPE_FREQS} and scales its rotary embeddings by {ascii(kind)[:40]}, too")
-    if divisors:
-        if len(divisors) != head_dim // 2 or min(divisors) <= 0:
-            raise fields.broken(f"{_ROPE_FREQS} must have head_dim / 2 positive numbers")
-        return DivisorScaling(divisors=divisors)
-    factor = fields.number("rope.scaling.factor", 1.0)
-    if factor <= 0:
-        raise fields.broken(f"rope.scaling.factor is {factor}; it must be positive")
-    match kind:
-        case "none":
-            return None
-        case "linear":
-            return LinearScaling(factor=factor)
-        case "yarn":
-            if fields.number("rope.scaling.yarn_log_multiplier", 0.0) or (
-                fields.number("rope.scaling.yarn_ext_factor", 1.0) != 1.0
-            ):
-                raise fields.unsupported("uses a form of YaRN that is not supported")
-            attention = fields.number("rope.scaling.attn_factor", 1.0)
-            attention *= fields.number("rope.scaling.yarn_attn_factor", 1.0)
-            return YarnScaling(
-                factor=factor,
-                original_max_position=fields.integer("rope.scaling.original_context_length", max_position),
-                beta_fast=fields.number("rope.scaling.yarn_beta_fast", 32.0),
-                beta_slow=fields.number("rope.scaling.yarn_beta_slow", 1.0),
-                attention_factor=attention * (0.1 * math.log(max(factor, 1.0)) + 1),
-            )
-    raise fields.unsupported(f"scales its rotary embeddings by {ascii(kind)[:40]}; supported are linear and yarn")
-
-
-class _Fields:
-    """Typed access to the metadata of the architecture; without a default a field must be there."""
-
-    def __init__(self, header: GgufHeader) -> None:
-        architecture = header.metadata.get("general.architecture")
-        if architecture not in _ARCHITECTURES:
-            supported = ", ".join(_ARCHITECTURES)
-            raise UnsupportedModel(
-                f"{header.path} is a model of kind {ascii(architecture)[:80]}; supported are {supported}."
-            )
-        self._path = header.path
-        self._prefix = f"{architecture}."
-        self._metadata = header.metadata
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        value = self._metadata.get(self._prefix + key, default)
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise self._wrong(key, value, "a whole number")
-        return value
-
-    def number(self, key: str, default: float | None = None) -> float:
-        value = self._metadata.get(self._prefix + key, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-            raise self._wrong(key, value, "a number")
-        return float(value)
-
-    def text(self, key: str, default: str) -> str:
-        value = self._metadata.get(self._prefix + key, default)
-        if not isinstance(value, str):
-            raise self._wrong(key, value, "a text")
-        return value
-
-    def broken(self, fact: str) -> BrokenCheckpoint:
-        return BrokenCheckpoint(f"{self._path}: {fact}.")
-
-    def unsupported(self, fact: str) -> UnsupportedModel:
-        return UnsupportedModel(f"{self._path} {fact}.")
-
-    def _wrong(self, key: str, value: object, kind: str) -> BrokenCheckpoint:
-        return self.broken(f"{self._prefix}{key} is {ascii(value)[:24]}; it must be {kind}")
 
 
 def _check_extents(header: GgufHeader) -> None:
@@ -279,8 +230,7 @@ def _num_bytes(header: GgufHeader, name: str, tensor: GgufTensor) -> int:
             shown = gguf.GGMLQuantizationType(tensor.type_number).name
         except ValueError:
             shown = str(tensor.type_number)
-        supported = ", ".join(_TYPE_NAMES)
-        raise UnsupportedModel(f"{header.path}: {name} has the type {shown}; supported are {supported}.")
+        raise UnsupportedModel(f"{header.path}: {name} has the type {shown}; supported are {', '.join(_TYPE_NAMES)}.")
     values_per_block, bytes_per_block = gguf.GGML_QUANT_SIZES[_TYPES[tensor.type_number]]
     if tensor.shape[-1] % values_per_block:
         raise BrokenCheckpoint(
@@ -295,21 +245,27 @@ def _stored(header: GgufHeader, name: str) -> NDArray[np.uint8]:
     A vector is one row: its blocks are longer than one of its numbers.
     """
     tensor = header.tensors[name]
-    num_rows = math.prod(tensor.shape[:-1])
-    num_bytes = _num_bytes(header, name, tensor)
+    num_rows, num_bytes = math.prod(tensor.shape[:-1]), _num_bytes(header, name, tensor)
     # Private rather than read-only, since torch has no tensors that cannot be written.
     return np.memmap(header.path, np.uint8, mode="c", offset=tensor.start, shape=(num_rows, num_bytes // num_rows))
 
 
-def _dequantize(header: GgufHeader, name: str, out: Tensor) -> None:
-    """Write the tensor's values into `out`, some rows at a time, in the file's own order."""
+def _dequantize(header: GgufHeader, name: str, out: Tensor, wanted: slice) -> None:
+    """Write the wanted rows of a tensor into `out`, some at a time, in the file's own order."""
     tensor = header.tensors[name]
-    kind = _TYPES[tensor.type_number]
-    stored = _stored(header, name)
-    num_rows = len(stored)
-    out = out.view(num_rows, -1)
+    stored, kind = _stored(header, name), _TYPES[tensor.type_number]
+    values_per_block, bytes_per_block = gguf.GGML_QUANT_SIZES[kind]
+    if out.dim() == 1 and values_per_block == 1:  # a vector, also of the biases of all experts
+        stored = stored.reshape(-1, bytes_per_block)
+    elif out.dim() == 1 and out.numel() != math.prod(tensor.shape):  # its blocks are longer than one of its numbers
+        whole = torch.empty(math.prod(tensor.shape))
+        _dequantize(header, name, whole, ALL_ROWS)
+        out.copy_(whole[wanted])
+        return
+    stored = stored[ALL_ROWS if out.dim() == 1 and values_per_block > 1 else wanted]
+    out = out.view(len(stored), -1)
     step = max(_ROWS_AT_ONCE, _VALUES_AT_ONCE // out.shape[1])
-    for start in range(0, num_rows, step):
+    for start in range(0, len(stored), step):
         rows = stored[start : start + step]
         # The library works on 16 rows at a time; blocks do not depend on rows, so longer rows are possible, and faster.
         long_rows = rows.reshape(len(rows) // math.gcd(len(rows), _ROWS_AT_ONCE), -1)

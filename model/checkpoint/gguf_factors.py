@@ -1,4 +1,4 @@
-"""The factors of NVFP4 matrices, which GGUF files have in tensors of their own."""
+"""What GGUF files have in tensors of their own: the factors of NVFP4 matrices, and the divisors of RoPE."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +14,9 @@ from caravan.model.checkpoint import BrokenCheckpoint
 from caravan.model.checkpoint.packed_float4 import fits_float32
 
 Kinds = Mapping[str, GGMLQuantizationType]
+# One divisor for each rotary frequency: always, or for texts beyond the original length and for others (LongRoPE).
+ROPE_FREQS, LONG_FACTORS, SHORT_FACTORS = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
+_MAX_DIVISORS = 4096
 
 
 def factor_tensors(path: Path, kinds: Kinds, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
@@ -43,9 +46,25 @@ def read_factors(path: Path, sources: Mapping[str, str], read: Callable[[str, Te
     return factors
 
 
-def scale_tensors(kinds: Kinds) -> frozenset[str]:
-    """Return the possible names of tensors of factors and of scales for activations, which are not used."""
-    return frozenset(f"{_stem(name)}.{leaf}" for name in _matrices(kinds) for leaf in ("scale", "input_scale"))
+def read_divisors(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str, Tensor], None]
+) -> dict[str, tuple[float, ...]]:
+    """Return the divisors of the rotary frequencies by their tensors. Raises BrokenCheckpoint."""
+    divisors = {}
+    for name in {ROPE_FREQS, LONG_FACTORS, SHORT_FACTORS} & shapes.keys():
+        if len(shapes[name]) != 1 or not 1 <= shapes[name][0] <= _MAX_DIVISORS:
+            raise BrokenCheckpoint(f"{path}: {name} has the shape {list(shapes[name])}.")
+        values = torch.empty(shapes[name], dtype=torch.float64)
+        read(name, values)
+        divisors[name] = tuple(values.tolist())
+    return divisors
+
+
+def unused_names(kinds: Kinds) -> frozenset[str]:
+    """Return the possible names of tensors that are no weights: divisors, factors, and scales for activations."""
+    return frozenset(f"{_stem(name)}.{leaf}" for name in _matrices(kinds) for leaf in ("scale", "input_scale")) | {
+        *(ROPE_FREQS, LONG_FACTORS, SHORT_FACTORS)
+    }
 
 
 def with_factor(stored: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:

@@ -1,33 +1,59 @@
 """Hugging Face folders: config.json and safetensors files."""
 
+import functools
 import logging
-import math
 import re
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from gguf import GGMLQuantizationType
 from safetensors import safe_open
 from torch import Tensor
 
-from caravan.model.checkpoint import BrokenCheckpoint
+from caravan.model.checkpoint import ALL_ROWS, BrokenCheckpoint
 from caravan.model.checkpoint.checkpoint import Checkpoint
-from caravan.model.checkpoint.gguf_groups import grid_bits, read_groups
+from caravan.model.checkpoint.experts import (
+    GPT_OSS,
+    MIXTRAL,
+    OLMOE,
+    QWEN3_MOE,
+    as_matrices,
+    huggingface_expert_flags,
+    huggingface_expert_names,
+)
+from caravan.model.checkpoint.file_type import main_type, type_without_blocks
+from caravan.model.checkpoint.gguf_groups import grid_bits, heads_fit_float16, read_groups
+from caravan.model.checkpoint.huggingface_rope import (
+    GPT_OSS_ROPE,
+    rope_fields,
+    rope_scaling,
+    rotary_dim,
+    window_rope_theta,
+)
 from caravan.model.checkpoint.json_file import JsonFile, log_disagreement
+from caravan.model.checkpoint.layer_lists import sliding_windows
 from caravan.model.checkpoint.quantized_tensors import method_of, quantization_config, quantized_tensors
+from caravan.model.checkpoint.relatives import RELATIVES, huggingface_names, relative_flags
 from caravan.model.checkpoint.safetensors_files import check_types, log_other_holders, tensors_of, weight_files
+from caravan.model.checkpoint.transposed_experts import transposed_experts
 from caravan.model.config import ModelConfig, UnsupportedModel
 from caravan.model.quantization import GroupedWeight
-from caravan.model.rope_scaling import DynamicScaling, LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
 
-_ARCHITECTURES = MappingProxyType(  # by model_type
-    {
-        "llama": "LlamaForCausalLM",
-        "mistral": "MistralForCausalLM",
-        "qwen2": "Qwen2ForCausalLM",
-        "qwen3": "Qwen3ForCausalLM",
-    }
+_TIED_BY_DEFAULT = ("SmolLM3ForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM")
+_HEAD_DIMS = MappingProxyType(  # where it is not hidden_size / num_attention_heads by default
+    dict.fromkeys(("Qwen3ForCausalLM", "InternLM3ForCausalLM", "Ministral3ForCausalLM"), 128)
+    | dict.fromkeys(("Gemma2ForCausalLM", "Gemma3ForCausalLM"), 256)
+    | {GPT_OSS: 64}
 )
+_THETAS = MappingProxyType(
+    {"SmolLM3ForCausalLM": 2e6, "Gemma3ForCausalLM": 1e6, "Olmo3ForCausalLM": 5e5, MIXTRAL: 1e6, GPT_OSS: 15e4}
+)
+_WITH_LARGE_EPS = (
+    *("Olmo2ForCausalLM", "Olmo3ForCausalLM", "Phi3ForCausalLM", "Ministral3ForCausalLM"),
+    *(MIXTRAL, OLMOE, GPT_OSS),
+)
+_ARCHITECTURES = MappingProxyType({each.model_type: each.class_name for each in RELATIVES})
 _NAMES = MappingProxyType(
     {
         "embedding": "model.embed_tokens.weight",
@@ -44,12 +70,15 @@ _NAMES = MappingProxyType(
         "key_norm": "model.layers.{}.self_attn.k_norm.weight",
         "attention_output": "model.layers.{}.self_attn.o_proj.weight",
         "attention_output_bias": "model.layers.{}.self_attn.o_proj.bias",
+        "attention_post_norm": "model.layers.{}.post_attention_layernorm.weight",
         "feed_forward_norm": "model.layers.{}.post_attention_layernorm.weight",
+        "feed_forward_post_norm": "model.layers.{}.post_feedforward_layernorm.weight",
         "gate": "model.layers.{}.mlp.gate_proj.weight",
         "up": "model.layers.{}.mlp.up_proj.weight",
         "down": "model.layers.{}.mlp.down_proj.weight",
     }
 )
+_MAX_MAPPED = 64  # tensors; each thread reads from the four of a matrix
 # A table of older versions, in various places; scales of a KV cache in float8, while ours is in bfloat16.
 _UNUSED = re.compile(r"rotary_emb\.inv_freq|self_attn\.(k_proj\.k|v_proj\.v|k|v)_scale$")
 
@@ -59,6 +88,7 @@ logger = logging.getLogger(__name__)
 def open_huggingface(folder: Path) -> Checkpoint:
     """Return the model in a folder with a config.json; raises OSError, BrokenCheckpoint or UnsupportedModel."""
     fields = JsonFile(folder / "config.json")
+    architecture = _architecture(fields)
     quantization = quantization_config(folder, fields)
     files, indexed = weight_files(folder)
     holders: dict[str, Path] = {}
@@ -71,7 +101,9 @@ def open_huggingface(folder: Path) -> Checkpoint:
             holders[name], shapes[name], types[name] = file, shape, stored_type
     log_other_holders(folder, indexed, holders)
 
+    @functools.lru_cache(_MAX_MAPPED)  # opening a file takes a millisecond, and a matrix is read in many parts
     def load(name: str) -> Tensor:
+        """Return a tensor that is mapped for as long as it is used."""
         with safe_open(holders[name], framework="pt") as content:
             tensor: Tensor = content.get_tensor(name)
             return tensor
@@ -80,28 +112,51 @@ def open_huggingface(folder: Path) -> Checkpoint:
     sources = {source for tensor in quantized.values() for source in tensor.sources}
     plain = {name: shape for name, shape in shapes.items() if name not in sources}
     check_types({name: types[name] for name in plain}, holders)
+    # What the files have in another form than as rows of numbers.
+    stored = quantized | (transposed_experts(plain, load) if architecture == GPT_OSS else {})
 
-    def read(name: str, out: Tensor) -> None:
-        out.copy_(quantized[name].widen() if name in quantized else load(name))
+    def read(name: str, out: Tensor, rows: slice = ALL_ROWS) -> None:
+        if name in stored:
+            stored[name].read(out, rows)
+        else:
+            out.copy_(load(name).reshape(-1, *out.shape[1:])[rows])
 
-    def read_blocks(name: str) -> Tensor:
-        blocks = quantized[name].blocks
-        assert blocks is not None, "a tensor without a kind"
-        return blocks()
+    def read_blocks(name: str, rows: slice = ALL_ROWS) -> Tensor:
+        return blocks[name].read(rows)
 
-    def read_grid(name: str) -> GroupedWeight | None:
-        return read_groups(read_blocks(name).numpy(), GGMLQuantizationType[kinds[name]])
+    @functools.cache
+    def has_grid(name: str) -> bool:
+        kind = GGMLQuantizationType[blocks[name].kind]
+        return all(heads_fit_float16(heads.numpy(), kind) for heads in blocks[name].all_heads())
 
-    kinds = {name: tensor.kind for name, tensor in quantized.items() if tensor.kind is not None}
+    def read_grid(name: str, rows: slice = ALL_ROWS) -> GroupedWeight | None:
+        kind = GGMLQuantizationType[blocks[name].kind]
+        return read_groups(read_blocks(name, rows).numpy(), kind) if has_grid(name) else None
 
+    blocks = {name: tensor.blocks for name, tensor in quantized.items() if tensor.blocks is not None}
+    kinds = {name: some.kind for name, some in blocks.items()}
+
+    method = "" if quantization is None else method_of(quantization)
+    config = huggingface_config(
+        fields, architecture, has_output="lm_head.weight" in plain or "lm_head.weight" in quantized
+    )
+    plain = as_matrices(plain, config.num_experts)
+    shapes_of_all = plain | {name: tensor.shape for name, tensor in stored.items()}
+    types_of_all = {name: types[name] for name in plain}
+    for name, tensor in quantized.items():
+        types_of_all[name] = kinds.get(name) or type_without_blocks(types[tensor.sources[0]], method)
     return Checkpoint(
         path=folder,
-        format="Hugging Face" if quantization is None else f"Hugging Face, quantized by {method_of(quantization)}",
-        config=_config(fields, has_output="lm_head.weight" in plain or "lm_head.weight" in quantized),
-        names=_NAMES,
+        format=f"Hugging Face, quantized by {method}" if method else "Hugging Face",
+        architecture=architecture,
+        config=config,
+        added_to_norms=1.0 if architecture.startswith("Gemma") else 0.0,
+        names={**_NAMES, **huggingface_names(architecture), **huggingface_expert_names(architecture, plain)},
         is_interleaved=False,
-        shapes=plain | {name: tensor.shape for name, tensor in quantized.items()},
+        interleaves_gate_up=architecture == GPT_OSS,
+        shapes=shapes_of_all,
         stored_types=frozenset(types.values()),
+        file_type=main_type(shapes_of_all, types_of_all),
         read=read,
         grids={name: bits for name, kind in kinds.items() if (bits := grid_bits(kind)) is not None},
         read_grid=read_grid,
@@ -111,9 +166,12 @@ def open_huggingface(folder: Path) -> Checkpoint:
     )
 
 
-def _config(fields: JsonFile, *, has_output: bool) -> ModelConfig:
-    architecture = _architecture(fields)
-    is_tied = fields.flag("tie_word_embeddings", False)
+def huggingface_config(fields: JsonFile, architecture: str, *, has_output: bool) -> ModelConfig:
+    """Return what a config.json describes; raises BrokenCheckpoint or UnsupportedModel.
+
+    has_output: the files have an output head of its own.
+    """
+    is_tied = fields.flag("tie_word_embeddings", architecture in _TIED_BY_DEFAULT)
     if not has_output and not is_tied:
         raise BrokenCheckpoint(
             f"{fields.path.parent} has no lm_head.weight, though config.json says tie_word_embeddings: false or leaves "
@@ -124,35 +182,45 @@ def _config(fields: JsonFile, *, has_output: bool) -> ModelConfig:
             "%s has tie_word_embeddings: true, but the files have lm_head.weight, which is used.", fields.path
         )
     is_qwen2, is_qwen3 = architecture == "Qwen2ForCausalLM", architecture == "Qwen3ForCausalLM"
-    has_attention_bias = not is_qwen2 and fields.flag("attention_bias", False)
+    has_attention_bias = not is_qwen2 and fields.flag("attention_bias", architecture == GPT_OSS)
     if fields.flag("mlp_bias", False):
         raise UnsupportedModel(f"{fields.path} has biases in the feed-forward network, which are not supported.")
-    if fields.text("hidden_act", "silu") != "silu":
-        raise UnsupportedModel(f"{fields.path} has the activation {fields.text('hidden_act')}; only silu is supported.")
+    is_gemma = architecture.startswith("Gemma")
+    key, supported = ("hidden_activation", "gelu_pytorch_tanh") if is_gemma else ("hidden_act", "silu")
+    if (activation := fields.text(key, supported)) != supported:
+        raise UnsupportedModel(f"{fields.path} has the activation {activation}; only {supported} is supported.")
     num_heads = fields.integer("num_attention_heads")
     hidden_size = fields.integer("hidden_size")
-    rope = _rope(fields)
-    scaling, max_position = _rope_scaling(rope, fields.integer("max_position_embeddings"))
+    rope = rope_fields(fields) or (JsonFile(fields.path, dict(GPT_OSS_ROPE)) if architecture == GPT_OSS else None)
+    scaling, max_position = rope_scaling(fields, rope, architecture)
     theta = rope.number("rope_theta") if rope is not None and "rope_theta" in rope else None
-    sliding_window, num_full_layers = _sliding_window(fields, architecture)
+    head_dim = fields.integer("head_dim", _HEAD_DIMS.get(architecture, hidden_size // max(num_heads, 1)))
+    sliding_window, full_layers = sliding_windows(fields, architecture)
+    flags: dict[str, Any] = {
+        "intermediate_size": fields.integer("intermediate_size", 6144 if architecture == QWEN3_MOE else None),
+        "rms_norm_eps": fields.number("rms_norm_eps", 1e-5 if architecture in _WITH_LARGE_EPS else 1e-6),
+        "has_query_key_norm": is_qwen3,
+        **relative_flags(architecture, fields),
+        **huggingface_expert_flags(architecture, fields),
+    }
     return ModelConfig(
         vocab_size=fields.integer("vocab_size"),
         hidden_size=hidden_size,
-        intermediate_size=fields.integer("intermediate_size"),
         num_layers=fields.integer("num_hidden_layers"),
         num_heads=num_heads,
         num_kv_heads=fields.integer("num_key_value_heads", num_heads),
-        head_dim=fields.integer("head_dim", 128 if is_qwen3 else hidden_size // max(num_heads, 1)),
+        head_dim=head_dim,
         max_position=max_position,
-        rope_theta=theta or fields.number("rope_theta", 10_000.0),
+        rope_theta=theta or fields.number("rope_theta", _THETAS.get(architecture, 10_000.0)),
+        window_rope_theta=window_rope_theta(fields, architecture),
         rope_scaling=scaling,
-        rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
+        rotary_dim=rotary_dim(fields, rope, architecture, head_dim),
         tie_embeddings=not has_output,
         has_qkv_bias=is_qwen2 or has_attention_bias,
         has_output_bias=has_attention_bias,
-        has_query_key_norm=is_qwen3,
         sliding_window=sliding_window,
-        num_full_layers=num_full_layers,
+        full_layers=full_layers,
+        **flags,
     )
 
 
@@ -174,86 +242,3 @@ def _architecture(fields: JsonFile) -> str:
     if stated not in (None, _ARCHITECTURES[model_type]):
         log_disagreement(f"model_type in {fields.path}", model_type, "architectures there", stated)
     return _ARCHITECTURES[model_type]
-
-
-def _rope(fields: JsonFile) -> JsonFile | None:
-    """Return the rotary parameters: the older rope_scaling replaces rope_parameters as a whole."""
-    newer, older = fields.part("rope_parameters"), fields.part("rope_scaling")
-    if older is not None and older.raw() and newer is not None and newer.raw() != older.raw():
-        log_disagreement(f"rope_scaling in {fields.path}", older.raw(), "rope_parameters there", newer.raw())
-    chosen = older if older is not None and older.raw() else newer
-    if chosen is not None and "rope_theta" in chosen and "rope_theta" in fields:
-        theta, other = chosen.number("rope_theta"), fields.number("rope_theta")
-        if theta != other:
-            log_disagreement(f"rope_theta among the RoPE parameters of {fields.path}", theta, "that beside them", other)
-    if fields.number("partial_rotary_factor", 1.0) != 1.0:
-        raise UnsupportedModel(f"{fields.path} rotates only a part of each head, which is not supported.")
-    return chosen
-
-
-def _sliding_window(fields: JsonFile, architecture: str) -> tuple[int | None, int]:
-    """Return the window in tokens, and how many first layers have full attention. Defaults: as in transformers."""
-    if architecture == "MistralForCausalLM":
-        has_window = "sliding_window" in fields or "sliding_window" not in fields.raw()  # null: none
-        return (fields.integer("sliding_window", 4096) if has_window else None), 0
-    if architecture == "LlamaForCausalLM" or not fields.flag("use_sliding_window", False):
-        return None, 0
-    num_layers = fields.integer("num_hidden_layers")
-    num_full = min(fields.integer("max_window_layers", 28), num_layers)
-    kinds = fields.items("layer_types")
-    if kinds and kinds != ["full_attention"] * num_full + ["sliding_attention"] * (num_layers - num_full):
-        raise UnsupportedModel(
-            f"{fields.path} mixes layers with and without a window in an order that is not supported."
-        )
-    return fields.integer("sliding_window", 4096), num_full
-
-
-def _rope_scaling(rope: JsonFile | None, max_position: int) -> tuple[RopeScaling | None, int]:
-    """Return the scaling and its maximum context, in tokens."""
-    if rope is None:
-        return None, max_position
-    if rope.number("partial_rotary_factor", 1.0) != 1.0:
-        raise UnsupportedModel(f"{rope.path} rotates only a part of each head, which is not supported.")
-    kind = rope.text("rope_type", rope.text("type", "default"))
-    if kind == "default":
-        return None, max_position
-    original = rope.integer("original_max_position_embeddings", max_position)
-    factor = rope.number("factor", max_position / max(original, 1))
-    if factor <= 0 or original < 1:
-        raise BrokenCheckpoint(f"{rope.path}: the factor and original length of a RoPE scaling must be positive.")
-    longest = max(max_position, int(original * factor))
-    match kind:
-        case "linear":
-            return LinearScaling(factor=factor), max_position
-        case "dynamic":
-            return DynamicScaling(factor=factor, original_max_position=max_position), int(max_position * factor)
-        case "llama3":
-            low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
-            if not 0 < low < high:
-                raise BrokenCheckpoint(f"{rope.path}: low_freq_factor must be positive and below high_freq_factor.")
-            scaling = Llama3Scaling(
-                factor=factor, low_freq_factor=low, high_freq_factor=high, original_max_position=original
-            )
-            return scaling, max_position
-        case "yarn":
-            return _yarn(rope, factor, original), longest
-    raise UnsupportedModel(
-        f"{rope.path} scales its rotary embeddings by {ascii(kind)[:40]}; supported are linear, dynamic, llama3, yarn."
-    )
-
-
-def _yarn(rope: JsonFile, factor: float, original: int) -> YarnScaling:
-    attention: float | None = None
-    if "attention_factor" in rope:
-        attention = rope.number("attention_factor")
-    elif "mscale" in rope and "mscale_all_dim" in rope and rope.number("mscale_all_dim"):
-        logarithm = 0.1 * math.log(max(factor, 1.0))
-        attention = (rope.number("mscale") * logarithm + 1) / (rope.number("mscale_all_dim") * logarithm + 1)
-    return YarnScaling(
-        factor=factor,
-        original_max_position=original,
-        beta_fast=rope.number("beta_fast", 32.0),
-        beta_slow=rope.number("beta_slow", 1.0),
-        attention_factor=attention,
-        truncates=rope.flag("truncate", True),
-    )

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caravan.model.checkpoint import BrokenCheckpoint
+from caravan.model.checkpoint import ALL_ROWS, BrokenCheckpoint
 from caravan.model.checkpoint.checkpoint import Checkpoint
 from caravan.model.checkpoint.meta import NAMES
 from caravan.model.config import ModelConfig, UnsupportedModel
@@ -65,27 +65,34 @@ def open_llama2c(path: Path) -> Checkpoint:
             f"should have {end}. Fetch it again."
         )
 
-    def read(name: str, out: Tensor) -> None:
+    def read(name: str, out: Tensor, rows: slice = ALL_ROWS) -> None:
         place = places[name]
-        num_values = math.prod(place.shape)
+        row_values = math.prod(place.shape[1:])
+        first, end = (row * row_values for row in rows.indices(place.shape[0])[:2])  # values
         if place.scales_start is None:
-            out.copy_(torch.from_numpy(np.fromfile(path, "<f4", num_values, offset=place.start)).view(place.shape))
+            values = np.fromfile(path, "<f4", end - first, offset=place.start + 4 * first)
+            out.copy_(torch.from_numpy(values).view(out.shape))
             return
-        num_groups = num_values // header.group_size
-        integers = np.fromfile(path, np.int8, num_values, offset=place.start).reshape(num_groups, -1)
-        scales = np.fromfile(path, "<f4", num_groups, offset=place.scales_start)
-        out.copy_(torch.from_numpy(integers.astype(np.float32) * scales[:, None]).view(place.shape))
+        size = header.group_size
+        first_group, end_group = first // size, -(-end // size)  # groups need not be in one row
+        num_groups = end_group - first_group
+        integers = np.fromfile(path, np.int8, num_groups * size, offset=place.start + first_group * size)
+        scales = np.fromfile(path, "<f4", num_groups, offset=place.scales_start + 4 * first_group)
+        values = (integers.reshape(num_groups, size).astype(np.float32) * scales[:, None]).reshape(-1)
+        out.copy_(torch.from_numpy(values[first - first_group * size :][: end - first]).view(out.shape))
 
     tables = {name for name in places if name.startswith("freqs_")}
     return Checkpoint(
         path=path,
         files=(path,),
         format=f"llama2.c version {header.version}",
+        architecture="Llama",
         config=header.config,
         names=NAMES,
         is_interleaved=True,
         shapes={name: place.shape for name, place in places.items()},
         stored_types=frozenset({"F32", "INT8"} if header.version == 2 else {"F32"}),
+        file_type="Q8_0" if header.version == 2 else "F32",
         read=read,
         unused=frozenset(tables),
     )

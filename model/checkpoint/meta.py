@@ -9,8 +9,9 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from caravan.model.checkpoint import BrokenCheckpoint
+from caravan.model.checkpoint import ALL_ROWS, BrokenCheckpoint
 from caravan.model.checkpoint.checkpoint import Checkpoint
+from caravan.model.checkpoint.file_type import main_type
 from caravan.model.checkpoint.json_file import JsonFile
 from caravan.model.config import ModelConfig, UnsupportedModel
 from caravan.model.rope_scaling import Llama3Scaling
@@ -50,25 +51,33 @@ def open_meta(folder: Path) -> Checkpoint:
     axes = {name: _axis(name, [shard[name] for shard in shards], hidden_size) for name in shards[0]}
     shapes = {name: _shape(folder, name, [shard[name] for shard in shards], axes[name]) for name in shards[0]}
 
-    def read(name: str, out: Tensor) -> None:
+    def read(name: str, out: Tensor, rows: slice = ALL_ROWS) -> None:
         axis = axes[name]
         if axis is None:
-            out.copy_(shards[0][name])
+            out.copy_(shards[0][name][rows])
             return
-        start = 0
+        first, end, _ = rows.indices(shapes[name][0])
+        start = 0  # of a shard, in rows or in columns
         for shard in shards:
             size = shard[name].shape[axis]
-            out.narrow(axis, start, size).copy_(shard[name])
+            if axis == 1:
+                out.narrow(1, start, size).copy_(shard[name][rows])
+            elif first < start + size and start < end:
+                begin, stop = max(first, start), min(end, start + size)
+                out[begin - first : stop - first] = shard[name][begin - start : stop - start]
             start += size
 
+    types = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in shards[0].items()}
     return Checkpoint(
         path=folder,
         format="Meta",
+        architecture="Llama",
         config=_config(fields, shapes),
         names=NAMES,
         is_interleaved=True,
         shapes=shapes,
-        stored_types=frozenset(str(tensor.dtype).removeprefix("torch.") for tensor in shards[0].values()),
+        stored_types=frozenset(types.values()),
+        file_type=main_type(shapes, types),
         read=read,
         unused=frozenset(filter(_UNUSED.fullmatch, shapes)),
     )

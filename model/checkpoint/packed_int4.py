@@ -4,6 +4,7 @@ A weight is (q - zero) * scale, with a scale and a zero for each group of inputs
 readers of these formats, and the compressed-tensors package.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,7 +13,15 @@ from torch import Tensor
 
 from caravan.model.checkpoint.json_file import JsonFile
 from caravan.model.checkpoint.nibbles import in_halves, transposed, unpacked
-from caravan.model.checkpoint.stored_matrix import GROUP, QuantizedTensor, StoredMatrix, unsupported, weight_schemes
+from caravan.model.checkpoint.stored_matrix import (
+    GROUP,
+    Blocks,
+    QuantizedTensor,
+    ReadRows,
+    StoredMatrix,
+    unsupported,
+    weight_schemes,
+)
 
 _AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # where each of eight outputs is, in 4 bits of 32
 _WORDS = ("I32",)
@@ -22,28 +31,32 @@ Make = Callable[[StoredMatrix], QuantizedTensor]
 
 @dataclass(frozen=True)
 class Grid:
-    """The matrix (q - zeros) * scales, where `groups` says which scale and zero an input has."""
+    """The matrix (q - zeros) * scales, of which each function reads some rows."""
 
-    packed: Tensor  # [out, in / 2] uint8 or longer: q of two inputs in each byte, the first in the low half
-    scales: Tensor  # [out, groups]
-    zeros: Tensor  # [out, groups]
-    groups: Tensor  # [in] int64
+    groups: Tensor  # [in] int64: which scale and zero an input has
+    packed: ReadRows  # [rows, in / 2] uint8 or longer: q of two inputs in each byte, the first in the low half
+    scales: ReadRows  # [rows, groups]
+    zeros: ReadRows  # [rows, groups]
 
-    def widen(self) -> Tensor:
-        """Return the matrix [out, in] in float32."""
-        wide = unpacked(self.packed)[:, : len(self.groups)].float()
-        wide.sub_(self.zeros.float().index_select(1, self.groups))
-        return wide.mul_(self.scales.float().index_select(1, self.groups))
+    def widen(self, rows: slice) -> Tensor:
+        """Return rows of the matrix in float32."""
+        wide = unpacked(self.packed(rows))[:, : len(self.groups)].float()
+        wide.sub_(self.zeros(rows).float().index_select(1, self.groups))
+        return wide.mul_(self.scales(rows).float().index_select(1, self.groups))
 
-    def blocks(self, kind: str) -> Tensor:
-        """Return the matrix in blocks of Q4_0, whose zeros are 8, or Q4_1, with an offset of -zero * scale."""
+    def heads(self, kind: str, rows: slice) -> Tensor:
+        """Return the heads of blocks of Q4_0, whose zeros are 8, or Q4_1, with an offset of -zero * scale."""
         starts = self.groups[::GROUP]
-        scales = self.scales[:, starts].half()  # [out, blocks]
-        head = [scales]
+        # Zeros are read for either kind: what reads them raises if those of Q4_0 are not 8.
+        scales, zeros = self.scales(rows)[:, starts], self.zeros(rows)[:, starts]  # [rows, blocks]
+        head = [scales.half()]
         if kind == "Q4_1":
-            head.append((-self.zeros[:, starts].float() * self.scales[:, starts].float()).half())
-        numbers = torch.stack(head, dim=-1).view(torch.uint8)  # [out, blocks, 2 or 4]
-        return torch.cat((numbers, in_halves(self.packed, GROUP)), dim=-1).flatten(1)
+            head.append((-zeros.float() * scales.float()).half())
+        return torch.stack(head, dim=-1).view(torch.uint8)  # [rows, blocks, 2 or 4]
+
+    def values(self, rows: slice) -> Tensor:
+        """Return the values of the same blocks, [rows, blocks, 16] uint8."""
+        return in_halves(self.packed(rows), GROUP)
 
 
 def awq(config: JsonFile) -> Make:
@@ -60,15 +73,22 @@ def awq(config: JsonFile) -> Make:
         if num_inputs % 2:
             raise stored.broken(f"it has {num_inputs} inputs, an odd number")
 
-        def read() -> Grid:
-            zeros = torch.full((8 * num_packed, num_groups), 8)
-            if has_zeros:
-                zeros = _unpacked(stored.load_as(_WORDS, "qzeros", num_groups, num_packed), _AWQ_PLACES).T
-            packed = transposed(stored.load_as(_WORDS, "qweight", num_inputs, num_packed))
-            return Grid(packed, stored.load("scales", num_groups, 8 * num_packed).T, zeros, groups)
+        def packed(rows: slice) -> Tensor:
+            words, rest = _words_of(rows)
+            return transposed(stored.load_as(_WORDS, "qweight", num_inputs, num_packed)[:, words])[rest]
 
+        def zeros(rows: slice) -> Tensor:
+            words, rest = _words_of(rows)
+            return _unpacked(stored.load_as(_WORDS, "qzeros", num_groups, num_packed)[:, words], _AWQ_PLACES).T[rest]
+
+        grid = Grid(
+            groups,
+            packed,
+            lambda rows: stored.load("scales", num_groups, 8 * num_packed).T[rows],
+            zeros if has_zeros else _symmetric(num_groups),
+        )
         sources = stored.names("qweight", "qzeros", "scales")
-        return _of_grid((8 * num_packed, num_inputs), sources, read, groups, is_symmetric=not has_zeros)
+        return _of_grid((8 * num_packed, num_inputs), sources, grid, is_symmetric=not has_zeros)
 
     return make
 
@@ -87,20 +107,24 @@ def gptq(config: JsonFile) -> Make:
         num_groups = int(in_order[-1]) + 1
         groups = _stated_groups(stored, "g_idx", in_order)
 
-        def read() -> Grid:
-            zeros = _unpacked(stored.load_as(_WORDS, "qzeros", num_groups, num_outputs // 8)).T + added
+        def packed(rows: slice) -> Tensor:
+            words = stored.load_as(_WORDS, "qweight", num_packed, num_outputs)[:, rows]
+            return words.T.contiguous().view(torch.uint8)
+
+        def zeros(rows: slice) -> Tensor:
+            words, rest = _words_of(rows)
+            stated = stored.load_as(_WORDS, "qzeros", num_groups, num_outputs // 8)[:, words]
+            found = _unpacked(stated).T[rest] + added
             if is_symmetric:
                 # Some files state the older form and have the newer one; 8 is meant by either.
-                if not ((zeros == 8) | (zeros == 8 + added)).all():
+                if not ((found == 8) | (found == 8 + added)).all():
                     raise stored.broken("its zero points are not symmetric, although sym is true")
-                zeros = torch.full_like(zeros, 8)
-            words = stored.load_as(_WORDS, "qweight", num_packed, num_outputs)
-            return Grid(
-                words.T.contiguous().view(torch.uint8), stored.load("scales", num_groups, num_outputs).T, zeros, groups
-            )
+                found = torch.full_like(found, 8)
+            return found
 
+        grid = Grid(groups, packed, lambda rows: stored.load("scales", num_groups, num_outputs).T[rows], zeros)
         sources = stored.names("qweight", "qzeros", "scales", "g_idx")
-        return _of_grid((num_outputs, 8 * num_packed), sources, read, groups, is_symmetric=is_symmetric)
+        return _of_grid((num_outputs, 8 * num_packed), sources, grid, is_symmetric=is_symmetric)
 
     return make
 
@@ -120,33 +144,33 @@ def compressed_int4(config: JsonFile) -> Make:
         groups = _stated_groups(stored, "weight_g_idx", _groups(stored, num_inputs, num_inputs // num_groups))
         is_symmetric = not stored.has("weight_zero_point")
 
-        def read() -> Grid:
-            zeros = torch.full((num_outputs, num_groups), 8)
-            if not is_symmetric:
-                packed = stored.load_as(_WORDS, "weight_zero_point", -(-num_outputs // 8), num_groups)
-                zeros = _unpacked(packed.T)[:, :num_outputs].T
-            words = stored.load_as(_WORDS, "weight_packed", num_outputs, num_packed)
-            return Grid(words.view(torch.uint8), stored.load("weight_scale", num_outputs, num_groups), zeros, groups)
+        def packed(rows: slice) -> Tensor:
+            return stored.load_as(_WORDS, "weight_packed", num_outputs, num_packed)[rows].view(torch.uint8)
 
+        def zeros(rows: slice) -> Tensor:
+            words, rest = _words_of(rows)
+            stated = stored.load_as(_WORDS, "weight_zero_point", -(-num_outputs // 8), num_groups)[words]
+            return _unpacked(stated.T).T[rest]
+
+        grid = Grid(
+            groups,
+            packed,
+            lambda rows: stored.load("weight_scale", num_outputs, num_groups)[rows],
+            _symmetric(num_groups) if is_symmetric else zeros,
+        )
         sources = stored.names("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx")
-        return _of_grid((num_outputs, num_inputs), sources, read, groups, is_symmetric=is_symmetric)
+        return _of_grid((num_outputs, num_inputs), sources, grid, is_symmetric=is_symmetric)
 
     return make
 
 
-def _of_grid(
-    shape: tuple[int, int], sources: tuple[str, ...], read: Callable[[], Grid], groups: Tensor, *, is_symmetric: bool
-) -> QuantizedTensor:
-    """Return the matrix whose grid `read` reads; it fits blocks if each 32 inputs are in one group."""
-    fits = len(groups) % GROUP == 0 and torch.equal(groups, groups[::GROUP].repeat_interleave(GROUP))
-    kind = ("Q4_0" if is_symmetric else "Q4_1") if fits else None
-    return QuantizedTensor(
-        shape=shape,
-        sources=sources,
-        widen=lambda: read().widen(),
-        kind=kind,
-        blocks=None if kind is None else lambda: read().blocks(kind),
-    )
+def _of_grid(shape: tuple[int, int], sources: tuple[str, ...], grid: Grid, *, is_symmetric: bool) -> QuantizedTensor:
+    """Return the matrix of a grid; it fits blocks if each 32 inputs are in one group."""
+    groups, blocks = grid.groups, None
+    if len(groups) % GROUP == 0 and torch.equal(groups, groups[::GROUP].repeat_interleave(GROUP)):
+        kind = "Q4_0" if is_symmetric else "Q4_1"
+        blocks = Blocks(kind=kind, shape=shape, heads=functools.partial(grid.heads, kind), values=grid.values)
+    return QuantizedTensor(shape=shape, sources=sources, widen=grid.widen, blocks=blocks)
 
 
 def _groups(stored: StoredMatrix, num_inputs: int, group_size: int) -> Tensor:
@@ -170,3 +194,14 @@ def _stated_groups(stored: StoredMatrix, leaf: str, in_order: Tensor) -> Tensor:
 def _unpacked(packed: Tensor, places: tuple[int, ...] = tuple(range(8))) -> Tensor:
     """Return the eight numbers of 4 bits in each element of `packed` [n, m] int32, [n, 8 m]."""
     return torch.stack([packed >> 4 * place & 15 for place in places], dim=-1).flatten(-2)
+
+
+def _symmetric(num_groups: int) -> ReadRows:
+    """Return what returns zeros of 8, [rows, groups]."""
+    return lambda rows: torch.full((rows.stop - rows.start, num_groups), 8)
+
+
+def _words_of(rows: slice) -> tuple[slice, slice]:
+    """Return the words in which eight rows stand together, and the places of rows among those of the words."""
+    first = rows.start // 8
+    return slice(first, -(-rows.stop // 8)), slice(rows.start - 8 * first, rows.stop - 8 * first)

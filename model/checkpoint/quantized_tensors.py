@@ -5,7 +5,7 @@ from pathlib import Path
 
 from caravan.model.checkpoint.bitsandbytes import bitsandbytes
 from caravan.model.checkpoint.json_file import JsonFile
-from caravan.model.checkpoint.packed_float4 import mxfp4, nvfp4
+from caravan.model.checkpoint.packed_float4 import mxfp4, mxfp4_experts, nvfp4
 from caravan.model.checkpoint.packed_int4 import Make, awq, compressed_int4, gptq
 from caravan.model.checkpoint.scaled_bytes import scaled_bytes
 from caravan.model.checkpoint.stored_matrix import Load, QuantizedTensor, Shapes, StoredMatrix, unsupported
@@ -35,6 +35,8 @@ def quantized_tensors(
             make = _modelopt(config)
         case "bitsandbytes":
             make = bitsandbytes(config)
+        case "mxfp4":
+            return _experts(config, shapes, types, load)
         case method:
             raise unsupported(config, f"quantized by {method}")
     found: dict[str, QuantizedTensor] = {}
@@ -43,6 +45,17 @@ def quantized_tensors(
             stem = name.removesuffix(f".{mark}")
             if stem != name and f"{stem}.weight" not in found:
                 found[f"{stem}.weight"] = make(StoredMatrix(config, stem, shapes, types, load))
+    return found
+
+
+def _experts(config: JsonFile, shapes: Shapes, types: Mapping[str, str], load: Load) -> dict[str, QuantizedTensor]:
+    """Return the stacked experts of gpt-oss in MXFP4."""
+    found: dict[str, QuantizedTensor] = {}
+    for name in shapes:
+        stem, _, leaf = name.rpartition(".")
+        if leaf.endswith("_blocks"):
+            word = leaf.removesuffix("_blocks")
+            found[f"{stem}.{word}"] = mxfp4_experts(StoredMatrix(config, stem, shapes, types, load), word)
     return found
 
 

@@ -3,7 +3,14 @@
 import torch
 from torch import Tensor
 
-from caravan.model.checkpoint.stored_matrix import GROUP, QuantizedTensor, StoredMatrix, unsupported, weight_schemes
+from caravan.model.checkpoint.stored_matrix import (
+    GROUP,
+    Blocks,
+    QuantizedTensor,
+    StoredMatrix,
+    unsupported,
+    weight_schemes,
+)
 
 
 def scaled_bytes(stored: StoredMatrix) -> QuantizedTensor:
@@ -16,40 +23,42 @@ def scaled_bytes(stored: StoredMatrix) -> QuantizedTensor:
     num_steps = 127 if leaf == "SCB" else 1
     if stored.has("weight_zero_point"):
         raise unsupported(stored.config, "in bytes with zero points")
-    shape = stored.shapes[f"{stored.stem}.{leaf}"]
-    rows, columns = (shape[0], 1) if len(shape) == 1 else shape if len(shape) == 2 else (1, 1)
+    stated = stored.shapes[f"{stored.stem}.{leaf}"]
+    num_scales, columns = (stated[0], 1) if len(stated) == 1 else stated if len(stated) == 2 else (1, 1)
     sizes = _block_size(stored)
     if sizes is not None:
         height, width = sizes  # of the part of the matrix that has one scale
     else:
-        height, width = (num_outputs if (rows, columns) == (1, 1) else 1), num_inputs
-    if (rows, columns) != (-(-num_outputs // height), -(-num_inputs // width)):
-        raise stored.broken(f"{leaf} has the shape {list(shape)}, which does not fit blocks of {[height, width]}")
+        height, width = (num_outputs if (num_scales, columns) == (1, 1) else 1), num_inputs
+    if (num_scales, columns) != (-(-num_outputs // height), -(-num_inputs // width)):
+        raise stored.broken(f"{leaf} has the shape {list(stated)}, which does not fit blocks of {[height, width]}")
 
-    def read() -> tuple[Tensor, Tensor]:
-        stated = stored.load(leaf, *shape).float().view(rows, columns) / num_steps
-        scales = stated.repeat_interleave(min(height, num_outputs), 0)[:num_outputs]
+    def weight(rows: slice) -> Tensor:
         if leaf == "SCB":
-            return stored.load_as(("I8",), "weight", num_outputs, num_inputs), scales
-        return stored.load("weight", num_outputs, num_inputs), scales
+            return stored.load_as(("I8",), "weight", num_outputs, num_inputs)[rows]
+        return stored.load("weight", num_outputs, num_inputs)[rows]
 
-    def widen() -> Tensor:
-        weight, scales = read()
-        return weight.float() * scales.repeat_interleave(min(width, num_inputs), 1)[:, :num_inputs]
+    def scales(rows: slice) -> Tensor:
+        """Return the scales of some rows, [rows, columns] in float32."""
+        places = torch.arange(rows.start, rows.stop) // min(height, num_outputs)
+        return stored.load(leaf, *stated).view(num_scales, columns).index_select(0, places).float() / num_steps
 
-    def blocks() -> Tensor:
-        """Return blocks of Q8_0."""
-        weight, scales = read()
-        numbers = scales.half().expand(-1, num_inputs // GROUP).contiguous().unsqueeze(-1).view(torch.uint8)
-        return torch.cat((numbers, weight.view(torch.uint8).view(num_outputs, -1, GROUP)), dim=-1).flatten(1)
+    def widen(rows: slice) -> Tensor:
+        return weight(rows).float() * scales(rows).repeat_interleave(min(width, num_inputs), 1)[:, :num_inputs]
 
+    def heads(rows: slice) -> Tensor:
+        return scales(rows).half().expand(-1, num_inputs // GROUP).contiguous().unsqueeze(-1).view(torch.uint8)
+
+    def values(rows: slice) -> Tensor:
+        return weight(rows).view(torch.uint8).view(rows.stop - rows.start, -1, GROUP)
+
+    shape = num_outputs, num_inputs
     fits = stored.types[f"{stored.stem}.weight"] == "I8" and columns == 1 and num_inputs % GROUP == 0
     return QuantizedTensor(
-        shape=(num_outputs, num_inputs),
+        shape=shape,
         sources=stored.names("weight", leaf, "weight_format", "input_scale", "activation_scale", "input_scale_ub"),
         widen=widen,
-        kind="Q8_0" if fits else None,
-        blocks=blocks if fits else None,
+        blocks=Blocks(kind="Q8_0", shape=shape, heads=heads, values=values) if fits else None,
     )
 
 

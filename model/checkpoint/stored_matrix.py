@@ -1,19 +1,48 @@
 """StoredMatrix: a matrix of a Hugging Face folder that is stored in few bits, as several tensors."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from caravan.model.checkpoint import BrokenCheckpoint
+from caravan.model.blocks import BLOCK_SIZES
+from caravan.model.checkpoint import ALL_ROWS, BrokenCheckpoint
 from caravan.model.checkpoint.json_file import JsonFile
 from caravan.model.config import UnsupportedModel
 
 GROUP = 32  # inputs of a block of Q4_0, Q4_1 or Q8_0
+_NUMBERS_AT_ONCE = 2**18  # that are read at once: it takes up to 16 bytes for each
 
-Load = Callable[[str], Tensor]  # a tensor of the files by its name
+Load = Callable[[str], Tensor]  # a tensor of the files by its name; it is mapped, so only rows in use are read
 Shapes = Mapping[str, tuple[int, ...]]
+
+
+ReadRows = Callable[[slice], Tensor]  # some rows of a matrix, with a start, a stop and a step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """A matrix in blocks: `heads` and `values` return the bytes of each block for some rows, [rows, blocks, bytes]."""
+
+    kind: str  # a key of BLOCK_SIZES
+    shape: tuple[int, int]  # [out, in]
+    heads: ReadRows  # scales and the like, which stand before the values
+    values: ReadRows
+
+    def read(self, rows: slice) -> Tensor:
+        """Return some rows of the matrix, or all, [rows, bytes] uint8."""
+        num_inputs, num_bytes = BLOCK_SIZES[self.kind]
+        num_rows = len(range(*rows.indices(self.shape[0])))
+        out = torch.empty(num_rows, self.shape[1] // num_inputs, num_bytes, dtype=torch.uint8)
+        for place, some in _pieces(self.shape, rows):
+            torch.cat((self.heads(some), self.values(some)), dim=-1, out=out[place])
+        return out.flatten(1)
+
+    def all_heads(self) -> Iterator[Tensor]:
+        """Yield the heads of all blocks, some rows at a time."""
+        return (self.heads(some) for _, some in _pieces(self.shape, ALL_ROWS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +51,13 @@ class QuantizedTensor:
 
     shape: tuple[int, int]  # [out, in]
     sources: tuple[str, ...]  # its tensors in the files
-    widen: Callable[[], Tensor]  # [out, in] in float32
-    kind: str | None = None  # of the blocks that keep it, a key of BLOCK_SIZES; None if none do
-    blocks: Callable[[], Tensor] | None = None  # [out, bytes] uint8, with a kind
+    widen: ReadRows  # in float32
+    blocks: Blocks | None = None  # that keep it, if any do
+
+    def read(self, out: Tensor, rows: slice) -> None:
+        """Write some rows of the matrix, or all, into `out`."""
+        for place, some in _pieces(self.shape, rows):
+            out[place] = self.widen(some)
 
 
 @dataclass(frozen=True)
@@ -87,3 +120,12 @@ def weight_schemes(config: JsonFile) -> list[dict[str, Any]]:
         scheme.get("weights") for scheme in (groups.raw() if groups else {}).values() if isinstance(scheme, dict)
     ]
     return [scheme for scheme in schemes if isinstance(scheme, dict)]
+
+
+def _pieces(shape: tuple[int, int], rows: slice) -> Iterator[tuple[slice, slice]]:
+    """Yield some rows of a matrix in parts: their places in the result, and the rows."""
+    wanted = range(*rows.indices(shape[0]))
+    count = GROUP * max(1, _NUMBERS_AT_ONCE // (GROUP * shape[1]))
+    for start in range(0, len(wanted), count):
+        some = wanted[start : start + count]
+        yield slice(start, start + len(some)), slice(some[0], some[-1] + 1, some.step)

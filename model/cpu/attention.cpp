@@ -39,9 +39,11 @@ struct Batch {
 template <class E, class P>
 class Attention {
  public:
-  Attention(const E* queries, Pages<const P> pages, Batch batch, int64_t num_heads, int64_t window, E* output)
+  Attention(const E* queries, Pages<const P> pages, Batch batch, int64_t num_heads, int64_t window, float soft_cap,
+            E* output)
       : queries_(queries), pages_(pages), batch_(batch), num_heads_(num_heads), group_(num_heads / pages.num_kv_heads),
         window_(window), scale_(kLog2E / std::sqrt((float)pages.head_dim)),
+        cap_(soft_cap * std::sqrt((float)pages.head_dim)),
         width_(divide_up(pages.head_dim, kLanes) * kLanes), output_(output) {}
 
   void run() {
@@ -141,7 +143,7 @@ class Attention {
   void attend(const Unit& unit, const Row<P>* rows, int64_t start, Partial* partials) const {
     const int32_t* table = batch_.block_tables + unit.sequence * batch_.table_width;
     const int64_t length = batch_.lengths[unit.sequence], end_head = unit.first_head + unit.num_heads;
-    const Context<P> context{pages_, length, scale_};
+    const Context<P> context{pages_, length, scale_, cap_};
     const bool is_tiled = attends_in_tiles<P>(pages_.head_dim);
     const int64_t rows_at_once = is_tiled ? kTiledRows : kRows<P>;
     const int64_t step = divide_up(unit.num_rows, divide_up(unit.num_rows, rows_at_once));  // 4 are 2 and 2, not 3 and 1
@@ -219,7 +221,7 @@ class Attention {
   const Pages<const P> pages_;
   const Batch batch_;
   const int64_t num_heads_, group_, window_;
-  const float scale_;
+  const float scale_, cap_;  // the cap of scores that are not scaled yet; 0: none
   const int64_t width_;
   E* output_;
   std::vector<Unit> units_;
@@ -230,7 +232,7 @@ class Attention {
 
 at::Tensor attend(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& values,
                   const at::Tensor& query_starts, const at::Tensor& lengths, const at::Tensor& block_tables,
-                  int64_t window) {
+                  int64_t window, double soft_cap) {
   at::Tensor output = at::empty(queries.sizes(), queries.options());
   const Batch batch{query_starts.const_data_ptr<int32_t>(), lengths.const_data_ptr<int32_t>(),
                     block_tables.const_data_ptr<int32_t>(), lengths.size(0), block_tables.size(1)};
@@ -240,7 +242,7 @@ at::Tensor attend(const at::Tensor& queries, const at::Tensor& keys, const at::T
       using P = decltype(page_element);
       const Pages<const P> pages{(const P*)keys.const_data_ptr(), (const P*)values.const_data_ptr(), keys.size(1),
                                  keys.size(2), keys.size(3), queries.size(2)};
-      Attention<E, P>((const E*)queries.const_data_ptr(), pages, batch, queries.size(1), window,
+      Attention<E, P>((const E*)queries.const_data_ptr(), pages, batch, queries.size(1), window, soft_cap,
                       (E*)output.mutable_data_ptr())
           .run();
     });
@@ -251,7 +253,7 @@ at::Tensor attend(const at::Tensor& queries, const at::Tensor& keys, const at::T
 TORCH_LIBRARY_FRAGMENT(CARAVAN_LIBRARY, m) {
   m.def(
       "attend(Tensor queries, Tensor keys, Tensor values, Tensor query_starts, Tensor lengths, Tensor block_tables, "
-      "int window) -> Tensor",
+      "int window, float soft_cap) -> Tensor",
       attend);
 }
 

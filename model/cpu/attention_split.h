@@ -137,6 +137,7 @@ struct Context {
   const Pages<const P>& pages;
   int64_t length;  // tokens of the sequence
   float scale;     // of scores, times log2(e)
+  float cap;       // of scores before that; 0: none
 };
 
 // The positions of the split that begins at `start` which some of the rows see, from the beginning of a tile.
@@ -148,15 +149,19 @@ inline std::pair<int64_t, int64_t> seen(const Row<P>* rows, int64_t num_rows, in
 }
 
 // The softmax of a row's scores of the positions [begin, end): keep(at, s, p) gets sixteen scores and what they become.
-// What the row does not see has the score kNothing and becomes zero.
+// What the row does not see has the score kNothing and becomes zero. Others are capped first if there is a cap.
 template <class P, class Keep>
-inline void weigh(const Row<P>& row, int64_t start, int64_t begin, int64_t end, float scale, float* scores,
+inline void weigh(const Row<P>& row, int64_t start, int64_t begin, int64_t end, const Context<P>& context, float* scores,
                   Partial& partial, const Keep& keep) {
   constexpr int32_t kCount[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const i32x16 lane = load<i32x16>(kCount);
   f32x16 maxima = splat(kNothing);
   for (int64_t position = begin; position < end; position += kLanes) {
     f32x16 s = load_floats(&scores[position - start]);
+    if (context.cap != 0) {
+      s = soft_cap(s, context.cap);
+      store(&scores[position - start], s);
+    }
     if (position < row.begin || position + kLanes > row.end) {
       const i32x16 at = lane + (int32_t)position;
       s = select((at >= (int32_t)row.begin) & (at < (int32_t)row.end), s, splat(kNothing));
@@ -168,7 +173,7 @@ inline void weigh(const Row<P>& row, int64_t start, int64_t begin, int64_t end, 
   const float base = partial.maximum == kNothing ? 0 : partial.maximum;
   f32x16 sums = {};
   for (int64_t at = begin - start; at < end - start; at += kLanes) {
-    const f32x16 s = load_floats(&scores[at]), p = exp2((s - base) * scale);
+    const f32x16 s = load_floats(&scores[at]), p = exp2((s - base) * context.scale);
     sums += p;
     keep(at, s, p);
   }
@@ -224,7 +229,7 @@ void attend_split(const Context<P>& context, const Tiles& split, const Row<P>* r
 
   alignas(64) Part weights[R * kParts][kSplit];
   for (int r = 0; r < R; r++) {
-    weigh(rows[r], start, begin, end, context.scale, scores[r], partials[r], [&](int64_t at, f32x16 s, f32x16 p) {
+    weigh(rows[r], start, begin, end, context, scores[r], partials[r], [&](int64_t at, f32x16 s, f32x16 p) {
       if constexpr (kIsScaled) {  // what a row does not see has a scale that means nothing
         const f32x16 scales = load_floats(pages.scales(pages.values + split.offsets[at / kLanes]));
         store(&scores[r][at], select(s == kNothing, f32x16{}, p * scales));

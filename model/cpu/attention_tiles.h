@@ -48,7 +48,7 @@ inline void attend_tiled(const Context<bf16>& context, const Tiles& split, const
   }
 
   for (int64_t r = 0; r < num_rows; r++)
-    weigh(rows[r], start, begin, end, context.scale, scores[r], partials[r],
+    weigh(rows[r], start, begin, end, context, scores[r], partials[r],
           [&](int64_t at, f32x16, f32x16 p) { store_floats((bf16*)scores[r] + at, p); });  // in the place of the scores
 
   // After the last token is what was there before, which may be no number.

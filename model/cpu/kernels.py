@@ -56,7 +56,7 @@ class LinearOverload(Protocol):
         """Return f(x) times the weight, plus bias and residual, [T, sum of num_outputs] in bfloat16 or float32.
 
         A weight has parts, each with a format, the value of a WeightFormat. `activation` names f: "" for none,
-        "rms_norm" with norm_weight, "swiglu" for x [T, 2 in], the gate and up projections.
+        "rms_norm" with norm_weight, "swiglu" and "geglu" for x [T, 2 in], the gate and up projections.
         """
 
 
@@ -68,6 +68,31 @@ class LinearOperator(Protocol):
         """The overload."""
 
 
+class NativeExchange(Protocol):
+    """An exchange between ranks, in C++: model/cpu/exchange.h."""
+
+    def gather(self, part: Tensor, sizes: Sequence[int], /) -> Tensor:
+        """Return the parts [T, sizes[rank]] of all ranks side by side. Raises RuntimeError."""
+
+    def close(self) -> None:
+        """Leave the other ranks."""
+
+    def failure(self) -> str:
+        """Return why `gather` raises; empty while it does not."""
+
+
+class NativeAdapters(Protocol):
+    """The adapters in memory, in C++: model/cpu/adapters.h."""
+
+    def add(
+        self, slot: int, layer: int, linear: int, first: int, num_outputs: int, scale: float, a: Tensor, b: Tensor, /
+    ) -> None:
+        """Add matrices a [in, rank] and b [rank, out] in bfloat16 to a slot; rank and out are multiples of 16."""
+
+    def remove(self, slot: int, /) -> None:
+        """Make a slot empty."""
+
+
 class Layers(Protocol):
     """All layers of a model, in C++."""
 
@@ -75,20 +100,45 @@ class Layers(Protocol):
         self,
         window: int,
         num_heads: int,
+        soft_cap: float,
         eps: float,
-        attention_norm: Tensor,
+        attention_norm: Tensor | None,
         qkv: PassedWeight,
         qkv_bias: Tensor | None,
         query_norm: Tensor | None,
         key_norm: Tensor | None,
         output: PassedWeight,
         output_bias: Tensor | None,
-        feed_forward_norm: Tensor,
-        gate_up: PassedWeight,
-        down: PassedWeight,
+        attention_post_norm: Tensor | None,
+        feed_forward_norm: Tensor | None,
+        activation: str,
+        feed_forward_post_norm: Tensor | None,
         /,
     ) -> None:
-        """Append a layer; norms, biases and packed weights are kept, not copied."""
+        """Append a layer; norms, biases and packed weights are kept, not copied.
+
+        Norms are in bfloat16 or float32. A norm of queries or keys is of one head or of all together. A soft cap of 0
+        is none. The activation is "swiglu" or "geglu".
+        """
+
+    def add_router(self, router: PassedWeight, num_chosen: int, normalizes_weights: bool, /) -> None:
+        """Have the last layer choose num_chosen of its networks for each row, as model.experts does."""
+
+    def add_network(self, gate_up: PassedWeight, down: PassedWeight, /) -> None:
+        """Append a feed-forward network to the last layer, which has one, or with a router several."""
+
+    def split_up(
+        self,
+        exchange: NativeExchange,
+        head_sizes: Sequence[int],
+        hidden_sizes: Sequence[int],
+        inner_sizes: Sequence[int],
+        /,
+    ) -> None:
+        """Split the outputs of all layers between ranks.
+
+        The sizes are numbers of outputs of each rank: of attention, of x, and of the gate and the up projection.
+        """
 
     def run(
         self,
@@ -102,12 +152,38 @@ class Layers(Protocol):
         key_pages: Sequence[Tensor],
         value_pages: Sequence[Tensor],
         wanted_rows: Tensor,
+        query_scale: Tensor | None,
         seconds: Tensor | None,
         /,
     ) -> Tensor:
         """Return the wanted rows [S, hidden_size] of x [T, hidden_size] after all layers.
 
-        Writes keys and values into the pages, and adds the seconds of linear layers and of attention to seconds [2].
+        query_scale [T] multiplies the rotated queries. Writes keys and values into the pages, and adds the seconds of
+        linear layers and of attention to seconds [2].
+        """
+
+    def run_adapted(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        slots: Tensor,
+        query_starts: Tensor,
+        lengths: Tensor,
+        block_tables: Tensor,
+        key_pages: Sequence[Tensor],
+        value_pages: Sequence[Tensor],
+        wanted_rows: Tensor,
+        query_scale: Tensor | None,
+        seconds: Tensor | None,
+        adapters: NativeAdapters,
+        first_layer: int,
+        row_slots: Tensor,
+        /,
+    ) -> Tensor:
+        """Do what `run` does, with the adapters in the slots row_slots [T] of the rows; -1: the row has none.
+
+        The first layer here is number first_layer of the model.
         """
 
 
@@ -142,9 +218,19 @@ class Kernels(Protocol):
         lengths: Tensor,
         block_tables: Tensor,
         window: int,
+        soft_cap: float,
         /,
     ) -> Tensor:
         """Return the attention of queries [T, num_heads, head_dim] over the pages, of the same shape."""
+
+    def share_memory(self, descriptor: int, rank: int, num_ranks: int, timeout_seconds: float, /) -> NativeExchange:
+        """Return the exchange of a rank through a file of shared memory. Raises ValueError."""
+
+    def join_group(self, group_name: str, rank: int, num_ranks: int, /) -> NativeExchange:
+        """Return the exchange of a rank through a process group of torch.distributed."""
+
+    def make_adapters(self) -> NativeAdapters:
+        """Return an empty table of adapters."""
 
     def make_layers(self) -> Layers:
         """Return an empty list of layers."""

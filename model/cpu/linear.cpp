@@ -2,8 +2,10 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include "input_name.h"
 #include "kernels.h"
 #include "linear_blocks.h"
+#include "norm_weight.h"
 
 namespace caravan {
 namespace {
@@ -31,8 +33,8 @@ void multiply(const at::Tensor& packed, c10::string_view format, const Operands&
 at::Tensor linear(const at::Tensor& x, at::ArrayRef<WeightPart> parts, c10::string_view input,
                   const OptionalTensor& norm_weight, double eps, const OptionalTensor& bias,
                   const OptionalTensor& residual, bool float_out) {
-  const Input kind = input == "rms_norm" ? Input::kRmsNorm : input == "swiglu" ? Input::kSwiGlu : Input::kPlain;
-  const int64_t num_rows = x.size(0), num_inputs = x.size(1) / (kind == Input::kSwiGlu ? 2 : 1);
+  const Input kind = input_named(input);
+  const int64_t num_rows = x.size(0), num_inputs = x.size(1) / (is_gated(kind) ? 2 : 1);
   int64_t num_outputs = 0;
   for (const WeightPart& part : parts) num_outputs += part.num_outputs;
   at::Tensor out = at::empty({num_rows, num_outputs}, x.options().dtype(float_out ? at::kFloat : at::kBFloat16));
@@ -40,7 +42,7 @@ at::Tensor linear(const at::Tensor& x, at::ArrayRef<WeightPart> parts, c10::stri
   for (const WeightPart& part : parts) {
     auto from = [&](const bf16* numbers) { return numbers ? numbers + first : nullptr; };
     multiply(part.packed, part.format,
-             {.input = {kind, pointer(norm_weight), (float)eps},
+             {.input = {kind, norm_weight_of(norm_weight), (float)eps},
               .x = (const bf16*)x.const_data_ptr<at::BFloat16>(),
               .x_stride = x.stride(0),
               .num_rows = num_rows,

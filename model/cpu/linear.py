@@ -1,6 +1,7 @@
 """PackedLinear: a linear layer with its weights in the order in which the kernels read them."""
 
 import itertools
+from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
 
 import torch
@@ -8,15 +9,24 @@ from torch import Tensor, nn
 
 from caravan.model.blocks import StoredRows, WeightPart
 from caravan.model.checkpoint.checkpoint import Weight
+from caravan.model.checkpoint.unread_rows import UnreadRows
 from caravan.model.cpu.arena import Arena
 from caravan.model.cpu.kernels import Kernels, PassedWeight, WeightFormat
-from caravan.model.cpu.packing import BLOCK_FORMATS, TILE, pack_bfloat16, pack_blocks, pack_bytes, pack_grid
+from caravan.model.cpu.packing import (
+    BLOCK_FORMATS,
+    TILE,
+    num_packed_bytes,
+    pack_bfloat16,
+    pack_blocks,
+    pack_bytes,
+    pack_grid,
+)
 from caravan.model.linear import Linear
-from caravan.model.llama import RMSNorm
 from caravan.model.quantization import GroupedWeight, dequantize, quantize, to_bytes
+from caravan.model.rms_norm import RMSNorm
 
 Quantization = Literal["none", "native", "int8", "int4"]
-ROWS_AT_ONCE = 128 * TILE  # rows that are rounded at once: rounding takes many times the memory of the result
+_NUMBERS_AT_ONCE = 2**20  # that are packed at once: it takes up to 16 bytes for each
 
 
 class PackedPart(NamedTuple):
@@ -57,6 +67,9 @@ class PackedLinear(Linear):
 
     def place(self, weight: Weight) -> None:
         """Pack weight [out, in], or its parts. Raises NotFinite."""
+        if isinstance(weight, UnreadRows):
+            self.place_pieces(piece for _, piece in weight.pieces(rows_at_once(*weight.shape)))
+            return
         parts: list[PackedPart] = []
         if isinstance(weight, list):
             for kind, some in itertools.groupby(weight, lambda part: getattr(part, "kind", None)):
@@ -64,6 +77,10 @@ class PackedLinear(Linear):
         else:
             parts.append(self._pack(weight))
         self.place_packed(parts)
+
+    def place_pieces(self, pieces: Iterable[Tensor | GroupedWeight]) -> None:
+        """Pack the weight [out, in] as its rows come; each piece but the last one has whole tiles of them."""
+        self.place_packed([self._packed(pieces, self.out_features)])
 
     def place_packed(self, parts: list[PackedPart]) -> None:
         """Set the weight to packed parts, which together have all outputs; their memory is never written."""
@@ -108,21 +125,49 @@ class PackedLinear(Linear):
         return [PackedPart(packed, BLOCK_FORMATS[kind], num_outputs)]
 
     def _pack(self, weight: Tensor | GroupedWeight) -> PackedPart:
-        if self.quantization == "int4" and not isinstance(weight, GroupedWeight):
-            weight = quantize(weight, 4)
-        grid_bits = weight.bits if isinstance(weight, GroupedWeight) else None
-        weight_format = format_of(self.quantization, grid_bits, has_byte_products=self._kernels.has_byte_products())
-        if weight_format in (WeightFormat.BFLOAT16, WeightFormat.INT8) and isinstance(weight, GroupedWeight):
-            weight = dequantize(weight)
-        num_outputs = weight.shape[0]
-        match weight:
-            case GroupedWeight():
-                packed = pack_grid(weight)
-            case _ if weight_format == WeightFormat.INT8:
-                packed = torch.cat([pack_bytes(to_bytes(rows)) for rows in torch.split(weight, ROWS_AT_ONCE)])
-            case _:
-                packed = pack_bfloat16(weight)
-        return PackedPart(self._arena.allocate(packed), weight_format, num_outputs)
+        ranges = rows_at_once(*weight.shape)
+        if isinstance(weight, GroupedWeight):
+            return self._packed(map(weight.outputs, ranges), len(weight.values))
+        return self._packed((weight[rows] for rows in ranges), len(weight))
+
+    def _packed(self, pieces: Iterable[Tensor | GroupedWeight], num_outputs: int) -> PackedPart:
+        """Return the outputs of all pieces packed; they are of one kind."""
+        weight_format: WeightFormat | None = None
+        packed, end = torch.empty(0, dtype=torch.uint8), 0
+        for piece in pieces:
+            if weight_format is None:
+                grid_bits = 4 if self.quantization == "int4" else None
+                if isinstance(piece, GroupedWeight):
+                    grid_bits = piece.bits
+                has_byte_products = self._kernels.has_byte_products()
+                weight_format = format_of(self.quantization, grid_bits, has_byte_products=has_byte_products)
+                packed = self._arena.empty(num_packed_bytes(num_outputs, self.in_features, weight_format))
+            rows = _packed_rows(piece, weight_format)
+            packed[end : end + len(rows)] = rows
+            end += len(rows)
+        assert weight_format is not None, "a layer has outputs"
+        return PackedPart(packed, weight_format, num_outputs)
+
+
+def rows_at_once(num_rows: int, num_columns: int, first_row: int = 0) -> Iterator[slice]:
+    """Yield the rows of a matrix in parts of whole tiles, few enough that changing a part takes little memory."""
+    step = TILE * max(1, _NUMBERS_AT_ONCE // (num_columns * TILE))
+    for first in range(first_row, num_rows, step):
+        yield slice(first, min(first + step, num_rows))
+
+
+def _packed_rows(weight: Tensor | GroupedWeight, weight_format: WeightFormat) -> Tensor:
+    """Return some outputs of a weight packed, [bytes] uint8."""
+    match weight_format:
+        case WeightFormat.BFLOAT16:
+            return pack_bfloat16(_wide(weight))
+        case WeightFormat.INT8:
+            return pack_bytes(to_bytes(_wide(weight)))
+    return pack_grid(weight if isinstance(weight, GroupedWeight) else quantize(weight, 4))
+
+
+def _wide(weight: Tensor | GroupedWeight) -> Tensor:
+    return dequantize(weight) if isinstance(weight, GroupedWeight) else weight
 
 
 def _parameter(packed: Tensor) -> nn.Parameter:

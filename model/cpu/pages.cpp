@@ -5,7 +5,7 @@
 #include <memory>
 
 #include "bytes.h"
-#include "kernels.h"
+#include "norm_weight.h"
 #include "pages.h"
 #include "threads.h"
 
@@ -46,21 +46,35 @@ void write_head(const Pages<Byte>& pages, int64_t slot, int64_t, int64_t head, c
   each(value, values, [&](int64_t i) -> Byte& { return values[(lane / 4 * head_dim + i) * 4 + lane % 4]; });
 }
 
-// RMSNorm, if there is a weight, and the rotation of the pairs (i, i + head_dim / 2) of one head.
+// RMSNorm of each head of a token by itself or of all together.
+struct HeadNorm {
+  NormWeight weight;
+  int64_t width;  // numbers that are normalised together
+  float eps;
+
+  HeadNorm(const OptionalTensor& tensor, double eps)
+      : weight(norm_weight_of(tensor)), width(tensor ? tensor->size(0) : 0), eps(eps) {}
+};
+
+// RMSNorm, if there is one, and the rotation of the pairs (i, i + head_dim / 2) of head number `head` of x; then all of it
+// times `factor`.
 template <class E>
-void rotate(const E* x, int64_t head_dim, const float* cos, const float* sin, const E* norm_weight, float eps, E* out) {
-  const int64_t half = head_dim / 2;
-  const float scale = norm_weight ? rms_scale(x, head_dim, eps) : 1;
+void rotate(const E* x, int64_t head, int64_t head_dim, const float* cos, const float* sin, const HeadNorm& norm,
+            float factor, E* out) {
+  const E* of_head = x + head * head_dim;
+  const bool is_together = norm.width > head_dim;
+  const float scale = norm.weight ? rms_scale(is_together ? x : of_head, norm.width, norm.eps) : 1;
+  const int64_t half = head_dim / 2, first = is_together ? head * head_dim : 0;
   for (int64_t i = 0; i < half; i += kLanes) {
     const int64_t count = std::min(kLanes, half - i);
-    f32x16 a = load_floats(x + i, count), b = load_floats(x + half + i, count);
-    if (norm_weight) {
-      a = a * scale * load_floats(norm_weight + i, count);
-      b = b * scale * load_floats(norm_weight + half + i, count);
+    f32x16 a = load_floats(of_head + i, count), b = load_floats(of_head + half + i, count);
+    if (norm.weight) {
+      a = a * scale * norm.weight.load(first + i, count);
+      b = b * scale * norm.weight.load(first + half + i, count);
     }
     f32x16 c = load_floats(cos + i, count), s = load_floats(sin + i, count);
-    store_floats(out + i, a * c - b * s, count);
-    store_floats(out + half + i, b * c + a * s, count);
+    store_floats(out + i, (a * c - b * s) * factor, count);
+    store_floats(out + half + i, (b * c + a * s) * factor, count);
   }
 }
 
@@ -102,15 +116,15 @@ void write(const at::Tensor& keys, const at::Tensor& values, const at::Tensor& s
 
 at::Tensor rotate_and_write(const at::Tensor& qkv, const at::Tensor& cos, const at::Tensor& sin, const at::Tensor& slots,
                             at::Tensor key_pages, at::Tensor value_pages, const OptionalTensor& query_norm,
-                            const OptionalTensor& key_norm, double eps) {
+                            const OptionalTensor& key_norm, double eps, const OptionalTensor& query_scale) {
   const int64_t head_dim = 2 * cos.size(1), num_kv_heads = key_pages.size(2);
   const int64_t num_heads = qkv.size(1) / head_dim - 2 * num_kv_heads;
   at::Tensor queries = at::empty({qkv.size(0), num_heads, head_dim}, qkv.options());
   with_element(qkv, [&](auto element) {
     using E = decltype(element);
     const E* x = (const E*)qkv.const_data_ptr();
-    const E* query_weight = query_norm ? (const E*)query_norm->const_data_ptr() : nullptr;
-    const E* key_weight = key_norm ? (const E*)key_norm->const_data_ptr() : nullptr;
+    const HeadNorm of_queries(query_norm, eps), of_keys(key_norm, eps);
+    const float* scales = query_scale ? query_scale->const_data_ptr<float>() : nullptr;
     E* query = (E*)queries.mutable_data_ptr();
     with_page_element<E>(key_pages, [&](auto page_element) {
       const auto pages = pages_of<decltype(page_element)>(key_pages, value_pages, head_dim);
@@ -119,10 +133,11 @@ at::Tensor rotate_and_write(const at::Tensor& qkv, const at::Tensor& cos, const 
         const float* s = sin.const_data_ptr<float>() + token * head_dim / 2;
         const E* row = x + token * qkv.size(1);
         for (int64_t head = 0; head < num_heads; head++)
-          rotate(row + head * head_dim, head_dim, c, s, query_weight, eps, query + (token * num_heads + head) * head_dim);
+          rotate(row, head, head_dim, c, s, of_queries, scales ? scales[token] : 1,
+                 query + (token * num_heads + head) * head_dim);
         std::unique_ptr<E[]> key(new E[head_dim]);
         for (int64_t head = 0; head < num_kv_heads; head++) {
-          rotate(row + (num_heads + head) * head_dim, head_dim, c, s, key_weight, eps, key.get());
+          rotate(row + num_heads * head_dim, head, head_dim, c, s, of_keys, 1, key.get());
           write_head(pages, slot, next_slot, head, key.get(), row + (num_heads + num_kv_heads + head) * head_dim);
         }
       });

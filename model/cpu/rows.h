@@ -1,4 +1,4 @@
-// The rows of a linear layer's input on their way to the product: a norm or SwiGLU, then the numbers it multiplies in.
+// The rows of a linear layer's input on their way to the product: a norm, SwiGLU or GEGLU, then the numbers it multiplies in.
 #pragma once
 
 #include <memory>
@@ -14,11 +14,11 @@ constexpr int64_t kGroup = 32;      // inputs that share a place on a grid
 constexpr int64_t kByteGroup = 64;  // inputs that share a scale in 8 bits
 
 // What happens to a row before the product.
-enum class Input { kPlain, kRmsNorm, kSwiGlu };
+enum class Input { kPlain, kRmsNorm, kSwiGlu, kGeGlu };
 
 struct InputStep {
   Input kind;
-  const bf16* norm_weight;  // of kRmsNorm
+  NormWeight norm_weight;  // of kRmsNorm
   float eps;
 };
 
@@ -37,7 +37,7 @@ inline void prepare_row(const InputStep& step, const bf16* row, int64_t num_inpu
     case Input::kRmsNorm: {
       const float scale = rms_scale(row, num_inputs, step.eps);
       each([&](int64_t i, int64_t count) {
-        return load_floats(row + i, count) * scale * load_floats(step.norm_weight + i, count);
+        return load_floats(row + i, count) * scale * step.norm_weight.load(i, count);
       });
       break;
     }
@@ -45,6 +45,13 @@ inline void prepare_row(const InputStep& step, const bf16* row, int64_t num_inpu
       each([&](int64_t i, int64_t count) {
         f32x16 gate = load_floats(row + i, count), up = load_floats(row + num_inputs + i, count);
         return gate / (1.0f + exp2(-kLog2E * gate)) * up;
+      });
+      break;
+    case Input::kGeGlu:  // the same; x (1 + tanh u) / 2 is x / (1 + exp(-2 u)). Source: arXiv:1606.08415, section 2
+      each([&](int64_t i, int64_t count) {
+        f32x16 gate = load_floats(row + i, count), up = load_floats(row + num_inputs + i, count);
+        f32x16 u = 0.797884561f * (gate + 0.044715f * gate * gate * gate);
+        return gate / (1.0f + exp2(-2 * kLog2E * u)) * up;
       });
   }
 }

@@ -196,7 +196,20 @@ inline float rms_scale(const E* from, int64_t count, float eps) {
   return 1.0f / std::sqrt(sum_of(squares) / count + eps);
 }
 
+// The weight of a norm in bfloat16 or float32, or neither: there is no norm.
+struct NormWeight {
+  const bf16* narrow;
+  const float* wide;
+  explicit operator bool() const { return narrow || wide; }
+  f32x16 load(int64_t i, int64_t count) const {
+    return wide ? load_floats(wide + i, count) : load_floats(narrow + i, count);
+  }
+};
+
 constexpr float kLog2E = 1.44269504f;
+
+// cap tanh(x / cap). Source: Gemma 2 (arXiv:2408.00118), section 2.
+inline f32x16 soft_cap(f32x16 x, float cap) { return cap - 2 * cap / (1.0f + exp2(2 * kLog2E / cap * x)); }
 
 // What a row brings to a product with sixteen pairs of bfloat16 or quads of bytes. Where the processor has no such
 // product it is done in two parts: with the first and the second of the pairs in float32, with the first and the third

@@ -13,9 +13,17 @@ import torch
 
 from caravan.model.checkpoint.checkpoint import Checkpoint, weight_parts
 from caravan.model.cpu.llama import CpuLlama
-from caravan.model.cpu.weights_data import map_weights, place_weights, sample_digest, stored_tensors, write_weights
+from caravan.model.cpu.weights_data import (
+    is_of_expert,
+    map_weights,
+    place_weights,
+    sample_digest,
+    stored_tensors,
+    write_weights,
+)
 from caravan.model.cpu.weights_key import weights_key
 from caravan.model.llama import Llama
+from caravan.model.prefault import drop_pages
 from caravan.model.weights_files import NoRoom, make_room, new_file, weights_folder
 from caravan.model.weights_header import (
     UnusableWeights,
@@ -72,6 +80,9 @@ class WeightsCache:
                 tensors = map_weights(file, start, header)
                 if sample_digest(tensors) != header.samples:
                     raise UnusableWeights("its data is damaged")
+                for stored, tensor in zip(header.tensors, tensors, strict=True):
+                    if is_of_expert(stored.name):  # of which samples were read
+                        drop_pages(tensor)
                 place_weights(model, header.tensors, tensors)
                 self.mapped_bytes = os.fstat(file.fileno()).st_size
                 with contextlib.suppress(OSError):  # a cache that is read-only
@@ -89,6 +100,14 @@ class WeightsCache:
         )
         in_file = {stored.name for stored in header.tensors}
         return frozenset(weight_parts(checkpoint)) - ({"embedding.weight"} - in_file)
+
+    def key_of(self, model: Llama, checkpoint: Checkpoint, dtype: torch.dtype) -> WeightsKey | None:
+        """Return the key of a model's weights, None if its files cannot be examined."""
+        if self._key is not None:
+            return self._key
+        with contextlib.suppress(OSError):
+            return weights_key(checkpoint, model, dtype)
+        return None
 
     def after_packing(self, model: Llama, checkpoint: Checkpoint, seconds: float) -> None:
         """If the weights are worth a file, log how long packing took, and have them written later."""

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import itertools
 import math
 import mmap
 import os
@@ -70,22 +71,31 @@ def write_weights(file: BinaryIO, tensors: Sequence[Tensor]) -> None:
 def map_weights(file: BinaryIO, start: int, header: WeightsHeader) -> list[Tensor]:
     """Return the tensors of an open file as bytes, mapped read-only; raises OSError, or UnusableWeights.
 
-    All pages are in memory and mapped when this returns: a page that is missing would delay a step.
+    All pages but those of experts are in memory and mapped when this returns: a page that is missing would delay a
+    step. An expert is read when the first token is routed to it.
     """
     mapped = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
-    _populate(mapped)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given buffer is not writable")  # kernels do not write weights
         data = torch.frombuffer(mapped, dtype=torch.uint8)[start:]
     tensors = []
     offset = 0
-    for stored in header.tensors:
-        num_bytes = stored.num_bytes
-        if offset + num_bytes > len(data):
-            raise UnusableWeights(f"{stored.name} is not in it")
-        tensors.append(data[offset : offset + num_bytes])
-        offset += _aligned_bytes(tensors[-1])
+    for is_expert, group in itertools.groupby(header.tensors, lambda stored: is_of_expert(stored.name)):
+        first = offset
+        for stored in group:
+            num_bytes = stored.num_bytes
+            if offset + num_bytes > len(data):
+                raise UnusableWeights(f"{stored.name} is not in it")
+            tensors.append(data[offset : offset + num_bytes])
+            offset += _aligned_bytes(tensors[-1])
+        if not is_expert:
+            _populate(mapped, start + first, start + offset)
     return tensors
+
+
+def is_of_expert(name: str) -> bool:
+    """Return whether the tensor of that name is of one expert of several."""
+    return ".experts." in name
 
 
 def sample_digest(tensors: Sequence[Tensor]) -> str:
@@ -113,8 +123,10 @@ def place_weights(model: CpuLlama, stored: Sequence[StoredTensor], tensors: Sequ
             part = PackedPart(tensor, _format_named(described.weight_format), described.num_outputs)
             if num_packed_bytes(part.num_outputs, linears[name].in_features, part.weight_format) == tensor.numel():
                 parts[name].append(part)
-        elif name in others and _is_like(described, others[name]):
-            values[name] = tensor.view(torch.bfloat16).view(others[name].shape)
+        elif name in others:
+            dtype = torch.float32 if model.config.is_wide(name) else torch.bfloat16
+            if _is_like(described, others[name], dtype):
+                values[name] = tensor.view(dtype).view(others[name].shape)
     has_outputs = {name: sum(part.num_outputs for part in parts[name]) for name in linears}
     missing = others.keys() - values.keys()
     if has_outputs != {name: linear.out_features for name, linear in linears.items()} or not missing <= {
@@ -148,12 +160,12 @@ def _described(name: str, tensor: Tensor, weight_format: str = "", num_outputs: 
     )
 
 
-def _is_like(described: StoredTensor, weight: Tensor) -> bool:
-    """Return whether a stored tensor can be the value of a weight that is not packed."""
+def _is_like(described: StoredTensor, weight: Tensor, dtype: torch.dtype) -> bool:
+    """Return whether a stored tensor can be the value, in dtype, of a weight that is not packed."""
     return (described.dtype, described.shape, described.num_bytes) == (
-        "bfloat16",
+        str(dtype).removeprefix("torch."),
         list(weight.shape),
-        weight.numel() * torch.bfloat16.itemsize,
+        weight.numel() * dtype.itemsize,
     )
 
 
@@ -172,14 +184,14 @@ def _aligned_bytes(tensor: Tensor) -> int:
     return -(-tensor.numel() // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
-def _populate(mapped: mmap.mmap) -> None:
-    """Read a mapped file into memory, unless it is there, and map all its pages; raises OSError."""
-    for start in range(0, len(mapped), _POPULATED_BYTES):
-        length = min(_POPULATED_BYTES, len(mapped) - start)
-        if start + length < len(mapped):  # the next piece is read while the pages of this one are mapped
+def _populate(mapped: mmap.mmap, first: int, end: int) -> None:
+    """Read some bytes of a mapped file into memory, unless they are there, and map their pages; raises OSError."""
+    for start in range(first // mmap.PAGESIZE * mmap.PAGESIZE, end, _POPULATED_BYTES):
+        length = min(_POPULATED_BYTES, end - start)
+        if start + length < end:  # the next piece is read while the pages of this one are mapped
             ahead = start + length
             with contextlib.suppress(OSError):
-                mapped.madvise(mmap.MADV_WILLNEED, ahead, min(_POPULATED_BYTES, len(mapped) - ahead))
+                mapped.madvise(mmap.MADV_WILLNEED, ahead, min(_POPULATED_BYTES, end - ahead))
         try:
             mapped.madvise(_MADV_POPULATE_READ, start, length)
         except OSError as error:

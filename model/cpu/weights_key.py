@@ -16,7 +16,7 @@ from caravan.model.llama import Llama
 from caravan.model.weights_header import WeightsKey, file_identity
 
 _SOURCES = Path(__file__).parent.parent
-_LIBRARIES = ("torch", "gguf", "numpy", "safetensors")  # which read, round and order weights
+LIBRARIES = ("torch", "gguf", "numpy", "safetensors")  # which read, round and order weights
 
 
 def weights_key(checkpoint: Checkpoint, model: Llama, dtype: torch.dtype) -> WeightsKey:
@@ -24,6 +24,21 @@ def weights_key(checkpoint: Checkpoint, model: Llama, dtype: torch.dtype) -> Wei
 
     Only those of CpuLlama are packed; for others it names what they were read from and by.
     """
+    return WeightsKey(
+        files=[file_identity(path) for path in _files(checkpoint)],
+        tensors=hashlib.sha256(described_tensors(checkpoint).encode()).hexdigest(),
+        quantization=model.quantization if isinstance(model, CpuLlama) else "none",
+        share=None if model.split is None else (model.split.share.rank, model.split.share.num_ranks),
+        dtype=str(dtype).removeprefix("torch."),
+        code=sources_hash(_SOURCES),
+        libraries={name: importlib.metadata.version(name) for name in LIBRARIES},
+        features=processor_features()
+        | {"byte products of the kernels": isinstance(model, CpuLlama) and model.has_byte_products},
+    )
+
+
+def described_tensors(checkpoint: Checkpoint) -> str:
+    """Return the architecture of a model, and the names, shapes and kinds of its tensors."""
     described = (
         checkpoint.format,
         checkpoint.config,
@@ -33,23 +48,20 @@ def weights_key(checkpoint: Checkpoint, model: Llama, dtype: torch.dtype) -> Wei
         sorted(checkpoint.blocks.items()),
         sorted(checkpoint.grids.items()),
     )
-    return WeightsKey(
-        files=[file_identity(path) for path in _files(checkpoint)],
-        tensors=hashlib.sha256(repr(described).encode()).hexdigest(),
-        quantization=model.quantization if isinstance(model, CpuLlama) else "none",
-        dtype=str(dtype).removeprefix("torch."),
-        code=sources_hash(_SOURCES),
-        libraries={name: importlib.metadata.version(name) for name in _LIBRARIES},
-        features=processor_features()
-        | {"byte products of the kernels": isinstance(model, CpuLlama) and model.has_byte_products},
-    )
+    if checkpoint.merged is not None:
+        return repr((*described, checkpoint.merged.described))
+    return repr(described)
 
 
 def _files(checkpoint: Checkpoint) -> list[Path]:
-    """Return the files of a model: all in its folder, since any of them can say how to read the others."""
+    """Return the files of a model: all in its folder, since any of them can say how to read the others.
+
+    Those of a merged adapter follow.
+    """
+    merged = [] if checkpoint.merged is None else list(checkpoint.merged.files)
     if checkpoint.path.is_dir():
-        return sorted(path for path in checkpoint.path.iterdir() if path.is_file())
-    return list(checkpoint.files)
+        return sorted(path for path in checkpoint.path.iterdir() if path.is_file()) + merged
+    return list(checkpoint.files) + merged
 
 
 def sources_hash(folder: Path) -> str:

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from caravan.model.cuda.attention_kernels import (
     DECODE_ROWS,
-    NUM_STAGES,
     SPLIT_TOKENS,
     TILE,
     attend_chunk,
@@ -31,18 +30,29 @@ class CudaAttention:
     are float32. Numbers of 8 bits are multiplied in the queries' dtype, then scores and weights by their scales.
     """
 
+    block_multiple = 1
+
     def write(self, keys: Tensor, values: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor) -> None:
         """Store keys and values, each [T, num_kv_heads, head_dim], at the slots [T]; a slot of -1 is skipped."""
         write_heads(keys, values, key_cache, value_cache, slot_mapping)
 
     def __call__(
-        self, queries: Tensor, key_cache: Tensor, value_cache: Tensor, batch: ForwardBatch, window: int | None = None
+        self,
+        queries: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        batch: ForwardBatch,
+        window: int | None = None,
+        soft_cap: float | None = None,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """Return the attention of every query over its own sequence, shape [T, num_heads, head_dim].
 
         The numbers of a head of the queries, and its heads, are contiguous. A sequence with one query and seq_len 0
         pads a batch; its row is zeros.
         """
+        assert soft_cap is None, "no kernel has it (ModelConfig.parts_without_gpu)"
+        assert sinks is None, "no kernel has them"
         num_tokens, num_heads, head_dim = queries.shape
         assert queries.stride()[1:] == (head_dim, 1)
         num_seqs = batch.seq_lens.shape[0]
@@ -138,6 +148,7 @@ def _pair_options(queries: Tensor, keys: Tensor) -> dict[str, Any]:
     """Return what both kernels of the pair must have alike, or a row would have other bits in a chunk."""
     _, num_heads, head_dim = queries.shape
     _, block_size, num_kv_heads, row_size = keys.shape
+    shape = tile_shape(head_dim, keys.itemsize)
     return {
         "GROUP": num_heads // num_kv_heads,
         "HEAD_DIM": head_dim,
@@ -148,7 +159,7 @@ def _pair_options(queries: Tensor, keys: Tensor) -> dict[str, Any]:
         "NUM_KV_HEADS": num_kv_heads,
         "ROW_SIZE": row_size,
         "IS_INT8": keys.dtype == torch.int8,
-        "num_warps": tile_shape(head_dim, keys.itemsize).num_warps,
-        "num_stages": NUM_STAGES,
+        "num_warps": shape.num_warps,
+        "num_stages": shape.num_stages,
         "enable_fp_fusion": False,
     }

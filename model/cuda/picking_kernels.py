@@ -1,7 +1,8 @@
 """Kernels of the sampler with one program a row: from weights to the tokens that may be drawn, and to the token.
 
 The weights of one row are all in [0, 1], and the greatest is 1. Positive floats have the order of their bits, so the
-least weight that top_k or top_p keeps is found bit by bit, from the highest. Sums are float64 in the order of tokens.
+least weight that top_k or top_p keeps is found digit by digit, from the highest, in NUM_BITS / DIGIT_BITS passes over
+the candidates, whatever their weights are. Sums are float64.
 """
 
 import triton
@@ -23,6 +24,11 @@ from caravan.model.cuda.sampling_kernels import (
     TOP_P,
     UNIFORM,
 )
+
+NUM_BITS = tl.constexpr(30)  # of weights: those above are 0 in numbers below 2
+DIGIT_BITS = tl.constexpr(3)
+NUM_DIGITS = tl.constexpr(8)
+SEARCH_TILE = tl.constexpr(1024)  # candidates that a pass reads at once
 
 
 @triton.jit
@@ -139,9 +145,9 @@ def collect(
 
 
 @triton.jit
-def load_weights(weights, candidates, start, count, least, IS_LIST: tl.constexpr):
-    """Return weights [TILE] from `start` on, of all tokens or of a list of them; 0 behind them and below `least`."""
-    index = start + tl.arange(0, TILE)
+def load_weights(weights, candidates, start, count, least, IS_LIST: tl.constexpr, SIZE: tl.constexpr = TILE):
+    """Return weights [SIZE] from `start` on, of all tokens or of a list of them; 0 behind them and below `least`."""
+    index = start + tl.arange(0, SIZE)
     is_inside = index < count
     if IS_LIST:
         index = tl.load(candidates + index, mask=is_inside, other=0)
@@ -150,28 +156,35 @@ def load_weights(weights, candidates, start, count, least, IS_LIST: tl.constexpr
 
 
 @triton.jit
-def measure(weights, candidates, count, least, BY_COUNT: tl.constexpr):
-    """Return the number or the sum of the candidates' weights that are `least` or more, in float64."""
-    total = tl.full((), 0.0, tl.float64)
-    for start in range(0, count, TILE):
-        weight = load_weights(weights, candidates, start, count, least, True)
-        if BY_COUNT:
-            weight = (weight > 0.0).to(tl.float32)
-        total += tl.sum(weight.to(tl.float64), axis=0)
-    return total
+def mass_of(weights, candidates, count, least):
+    """Return the sum of the candidates' weights that are `least` or more."""
+    total = tl.zeros((SEARCH_TILE,), tl.float64)
+    for start in range(0, count, SEARCH_TILE):
+        total += load_weights(weights, candidates, start, count, least, True, SEARCH_TILE).to(tl.float64)
+    return tl.sum(total, axis=0)
 
 
 @triton.jit
 def least_kept(weights, candidates, count, least, wanted, BY_COUNT: tl.constexpr):
-    """Return the greatest t such that candidates of weight max(t, least) or more reach `wanted`; 0 if none does."""
+    """Return the greatest t such that candidates of weight max(t, least) or more reach `wanted`; 0 if none does.
+
+    They reach their number or the sum of their weights. A pass measures what is kept with each digit that may be next.
+    """
+    digits = tl.arange(0, NUM_DIGITS)
     bits = tl.full((), 0, tl.int32)
-    bit = tl.full((), HIGHEST_BIT, tl.int32)
-    while bit > 0:
-        trial = bits | bit
-        bit >>= 1
-        bound = tl.maximum(trial.to(tl.float32, bitcast=True), least)
-        reached = measure(weights, candidates, count, bound, BY_COUNT)
-        bits = tl.where(reached >= wanted, trial, bits)
+    shift = tl.full((), NUM_BITS, tl.int32)
+    while shift > 0:
+        shift -= DIGIT_BITS
+        trials = bits | (digits << shift)
+        totals = tl.zeros((NUM_DIGITS, SEARCH_TILE), tl.float64)
+        for start in range(0, count, SEARCH_TILE):
+            weight = load_weights(weights, candidates, start, count, least, True, SEARCH_TILE)
+            is_kept = weight.to(tl.int32, bitcast=True)[None, :] >= trials[:, None]
+            if BY_COUNT:
+                weight = (weight > 0.0).to(tl.float32)
+            totals += tl.where(is_kept, weight.to(tl.float64)[None, :], 0.0)
+        has_reached = (tl.sum(totals, axis=1) >= wanted) & (digits > 0)
+        bits |= tl.sum(has_reached.to(tl.int32), axis=0) << shift  # a greater digit keeps less
     return tl.minimum(bits, ONE_BITS).to(tl.float32, bitcast=True)
 
 
@@ -223,7 +236,7 @@ def truncate(weights, candidates, counts, masses, least_weights, numbers, choice
     mass = tl.load(masses + row)
     if (top_k > 0) & (top_k < vocab_size):
         least = least_kept(own, listed, count, 0.0, top_k.to(tl.float64), True)
-        mass = measure(own, listed, count, least, False)
+        mass = mass_of(own, listed, count, least)
     if top_p < 1.0:
         least = tl.maximum(least, least_kept(own, listed, count, least, top_p * mass, False))
     tl.store(least_weights + row, tl.maximum(least, tl.load(numbers + MIN_P * num_rows + row).to(tl.float32)))

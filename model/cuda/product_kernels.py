@@ -11,8 +11,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-INPUTS = 64  # of a step along K; a row of int4 has its weights in blocks of this size
-GROUP = 32  # inputs that share a scale and an offset on a grid
+INPUTS = 64  # of a step along K
 
 
 class ProductTile(NamedTuple):
@@ -73,61 +72,6 @@ def multiply(
             x_tile = tl.load(x_rows + start)
             weights = tl.load(weight_rows + start)
         total = tl.dot(x_tile, tl.trans(weights), total, input_precision="ieee")
-    if HAS_BIAS:
-        total += tl.load(bias + columns, mask=columns < num_columns, other=0).to(tl.float32)[None, :]
-    place = output + rows.to(tl.int64)[:, None] * output_stride + columns[None, :]
-    mask = (rows < num_rows)[:, None] & (columns < num_columns)[None, :]
-    tl.store(place, total.to(output.dtype.element_ty), mask=mask)
-
-
-@triton.jit(do_not_specialize=["num_rows"])
-def multiply_int4(
-    x,  # [M, K], rows x_stride apart
-    packed,  # [N, ceil(K / 64) * 32] uint8: byte j of a block has the weights of inputs j (low bits) and j + 32
-    scales,  # [N, ceil(K / 64) * 2] float16
-    offsets,  # [N, ceil(K / 64) * 2] float16
-    bias,  # [N], where HAS_BIAS
-    output,  # [M, N]
-    num_rows,
-    num_columns,
-    num_inputs,
-    x_stride,
-    packed_stride,
-    grid_stride,
-    output_stride,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    GROUP: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_TAIL: tl.constexpr,
-):
-    """Compute x @ weight.T + bias, where a weight is scale * q + offset, rounded to x's dtype.
-
-    Grid: ceil(M / ROWS), ceil(N / COLUMNS). A step along K is two groups of GROUP inputs, in order. HAS_TAIL: K is no
-    multiple of two groups; the grids of inputs beyond K are zeros.
-    """
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    inputs = tl.arange(0, GROUP)
-    wrapped = (columns % num_columns).to(tl.int64)
-    x_rows = x + (rows % num_rows).to(tl.int64)[:, None] * x_stride + inputs[None, :]
-    packed_rows = packed + wrapped[:, None] * packed_stride + inputs[None, :]
-    grid_rows = wrapped * grid_stride
-    total = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for block in range(0, (num_inputs + 2 * GROUP - 1) // (2 * GROUP)):
-        both = tl.load(packed_rows + block * GROUP)  # [COLUMNS, GROUP]
-        for half in tl.static_range(2):
-            group = block * 2 + half
-            numbers = ((both >> (4 * half)) & 15).to(tl.float32)
-            scale = tl.load(scales + grid_rows + group).to(tl.float32)
-            offset = tl.load(offsets + grid_rows + group).to(tl.float32)
-            weights = (numbers * scale[:, None] + offset[:, None]).to(x.dtype.element_ty)
-            if HAS_TAIL:
-                is_input = (group * GROUP + inputs < num_inputs)[None, :]
-                x_tile = tl.load(x_rows + group * GROUP, mask=is_input, other=0)  # [ROWS, GROUP]
-            else:
-                x_tile = tl.load(x_rows + group * GROUP)
-            total = tl.dot(x_tile, tl.trans(weights), total, input_precision="ieee")
     if HAS_BIAS:
         total += tl.load(bias + columns, mask=columns < num_columns, other=0).to(tl.float32)[None, :]
     place = output + rows.to(tl.int64)[:, None] * output_stride + columns[None, :]

@@ -9,47 +9,60 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from caravan.model.cuda import sampling_kernels as fields
+from caravan.model.cuda.staging import Array, Staging
 from caravan.model.sampling.sampler import (
     NUM_POSITIONS,
     SamplingRow,
+    banned_tokens,
+    has_penalties,
     is_adjusted,
     is_greedy,
-    needs_history,
     needs_mask,
 )
 from caravan.model.sampling.sampling_params import SamplingParams
 
 LEAF = 128  # numbers that numpy sums without splitting them
-FIRST_NUM_BIASES = 1024
+STAGED_BYTES = 2**16  # more are staged where there are many biases
 
 
 class RowTable:
-    """Numbers and choices of each row, and biases of tokens, in one buffer of host memory and one of the device.
+    """Numbers and choices of each row, and biases of tokens, as arrays for the device.
 
-    What follows from a row's parameters is kept while the row keeps them, so that most of a step is one copy. Two
-    buffers of pinned host memory take turns: while the copy of one step is in flight, the next can be written.
+    What follows from a row's parameters is kept while the row keeps them.
     """
+
+    numbers: Tensor  # float64 [fields.NUM_NUMBERS * num_rows] on the device
+    choices: Tensor  # int32 [fields.NUM_CHOICES * num_rows]
+    starts: Tensor  # int32 [num_rows + 1], of the biases of each row
+    bias_tokens: Tensor  # int32
+    bias_values: Tensor  # float32
 
     def __init__(self, num_rows: int, vocab_size: int, device: torch.device) -> None:
         assert num_rows % 16 == 0, "parts of the buffer start at multiples of 16 bytes"
         self.num_rows = num_rows
         self.vocab_size = vocab_size
-        self._device = device
-        self._turn = 0
+        self._staging = Staging(STAGED_BYTES, device)
         self._params: list[SamplingParams | None] = [None] * num_rows
         self._numbers = np.zeros((fields.NUM_NUMBERS, num_rows))
         self._choices = np.zeros((fields.NUM_CHOICES, num_rows), np.int32)
         self._seeds = np.zeros(num_rows, np.uint64)  # mixed
         self._biased: set[int] = set()  # rows that may have biases
-        self._clear(0)
-        self._allocate(FIRST_NUM_BIASES)
+        self.stage([], [])
 
-    def stage(self, rows: Sequence[SamplingRow], slots: Sequence[int], *, attempt: int = 0) -> bool:
-        """Copy the parameters of rows; the others of the table are skipped.
+    def stage(self, rows: Sequence[SamplingRow], slots: Sequence[int], *, attempt: int = 0) -> None:
+        """Copy the parameters of rows to the device by themselves; see `arrays`."""
+        self.place(*self._staging.copy(self._staging.stage(self.arrays(rows, slots, attempt=attempt))))
+
+    def place(self, numbers: Tensor, choices: Tensor, starts: Tensor, bias_tokens: Tensor, bias_values: Tensor) -> None:
+        """Let the kernels read these tensors, the `arrays` of rows on the device."""
+        self.numbers, self.choices, self.starts = numbers, choices, starts
+        self.bias_tokens, self.bias_values = bias_tokens, bias_values
+
+    def arrays(self, rows: Sequence[SamplingRow], slots: Sequence[int], *, attempt: int = 0) -> list[Array]:
+        """Return the parameters of rows as the arrays of `place`, until the next call; other rows are skipped.
 
         slots: the row of the token history that counts each row's tokens, or -1.
         attempt: 1 for rows that are sampled again, after their mask.
-        Returns whether new buffers were needed: CUDA graphs with the old ones must then be captured again.
         """
         count = len(rows)
         assert count == len(slots) <= self.num_rows
@@ -64,24 +77,23 @@ class RowTable:
         entries = {index: self._biases(rows[index]) for index in sorted(self._biased)}
         for index in self._biased:
             self._choices[fields.IS_ADJUSTED.value, index] = is_adjusted(rows[index])
-        num_biases = sum(len(biases) for biases in entries.values())
-        is_new = num_biases > self._max_biases
-        if is_new:
-            self._allocate(1 << num_biases.bit_length())
-        self._turn = 1 - self._turn
-        host = self._host[self._turn]
-        host.numbers[:], host.choices[:], host.starts[:] = self._numbers, self._choices, num_biases
+        choices = self._choices
         if attempt == 0:  # a row that waits for its mask gets its best token
             waiting = [index for index, row in enumerate(rows) if row.allows is not None and needs_mask(row)]
-            host.choices[fields.KIND.value, waiting] = fields.GREEDY.value
-        if entries:
-            lengths = np.zeros(self.num_rows, np.int32)
-            lengths[list(entries)] = [len(biases) for biases in entries.values()]
-            host.starts[:-1] = np.cumsum(lengths) - lengths
-            host.tokens[:num_biases] = [token_id for biases in entries.values() for token_id in biases]
-            host.values[:num_biases] = [bias for biases in entries.values() for bias in biases.values()]
-        self._device_bytes.copy_(host.content, non_blocking=True)
-        return is_new
+            if waiting:
+                choices = choices.copy()
+                choices[fields.KIND.value, waiting] = fields.GREEDY.value
+        lengths = np.zeros(self.num_rows + 1, np.int32)
+        lengths[1:][list(entries)] = [len(biases) for biases in entries.values()]
+        tokens = [token_id for biases in entries.values() for token_id in biases]
+        values = [bias for biases in entries.values() for bias in biases.values()]
+        return [
+            self._numbers,
+            choices,
+            np.cumsum(lengths, dtype=np.int32),
+            np.array(tokens or [0], np.int32),  # a kernel wants an address
+            np.array(values or [0], np.float32),
+        ]
 
     def _set(self, index: int, params: SamplingParams) -> None:
         """Write what follows from the parameters of a row."""
@@ -96,10 +108,10 @@ class RowTable:
         is_best = is_greedy(SamplingRow(params, 0))
         choices[fields.KIND.value] = (fields.GREEDY if is_best else fields.DRAWN).value
         choices[fields.TOP_K.value] = min(params.top_k, 2**31 - 1)
-        choices[fields.IS_ADJUSTED.value] = needs_history(params)
+        choices[fields.IS_ADJUSTED.value] = has_penalties(params)
         choices[fields.NUM_TOP.value] = -1 if params.num_logprobs is None else params.num_logprobs
         self._seeds[index : index + 1] = mixed(np.array([params.seed], np.uint64))
-        if params.logit_bias or (params.min_tokens and params.stop_token_ids):
+        if params.logit_bias or params.bad_words or (params.min_tokens and params.stop_token_ids):
             self._biased.add(index)
         else:
             self._biased.discard(index)
@@ -115,44 +127,9 @@ class RowTable:
 
     def _biases(self, row: SamplingRow) -> dict[int, float]:
         """Return what is added to scores of a row; minus infinity replaces them."""
-        is_early = row.position < row.params.min_tokens
-        banned = row.params.stop_token_ids if is_early else ()
-        biases = {**row.params.logit_bias, **dict.fromkeys(banned, -math.inf)}
+        biases = {**row.params.logit_bias, **dict.fromkeys(banned_tokens(row), -math.inf)}
         assert all(0 <= token_id < self.vocab_size for token_id in biases)
         return biases
-
-    def _allocate(self, max_biases: int) -> None:
-        self._max_biases = max_biases
-        sizes = _sizes(self.num_rows, max_biases)
-        is_pinned = self._device.type == "cuda"
-        self._host = [_Buffer(torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=is_pinned), sizes) for _ in "01"]
-        self._device_bytes = torch.empty(sum(sizes), dtype=torch.uint8, device=self._device)
-        numbers, choices, starts, tokens, values = torch.split(self._device_bytes, sizes)
-        self.numbers = numbers.view(torch.float64)  # [fields.NUM_NUMBERS * num_rows]
-        self.choices = choices.view(torch.int32)  # [fields.NUM_CHOICES * num_rows]
-        self.starts = starts.view(torch.int32)  # of the biases of each row, [num_rows + 1]
-        self.bias_tokens = tokens.view(torch.int32)
-        self.bias_values = values.view(torch.float32)
-
-
-class _Buffer:
-    """Host memory of a table, as bytes and as arrays."""
-
-    def __init__(self, content: Tensor, sizes: list[int]) -> None:
-        self.content = content
-        numbers, choices, starts, tokens, values = (part.numpy() for part in torch.split(content, sizes))
-        num_rows = len(numbers) // (8 * fields.NUM_NUMBERS)
-        self.numbers = numbers.view(np.float64).reshape(-1, num_rows)
-        self.choices = choices.view(np.int32).reshape(-1, num_rows)
-        self.starts = starts.view(np.int32)[: num_rows + 1]
-        self.tokens = tokens.view(np.int32)
-        self.values = values.view(np.float32)
-
-
-def _sizes(num_rows: int, max_biases: int) -> list[int]:
-    """Return the bytes of numbers, choices, starts, tokens and values; each part starts at a multiple of 16."""
-    counts = [8 * fields.NUM_NUMBERS * num_rows, 4 * fields.NUM_CHOICES * num_rows, 4 * (num_rows + 1)]
-    return [-(-count // 16) * 16 for count in (*counts, 4 * max_biases, 4 * max_biases)]
 
 
 def uniforms(mixed_seeds: NDArray[np.uint64], positions: NDArray[np.uint64]) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ import triton.language as tl
 def normalized(x, weight, eps, WIDTH: tl.constexpr):
     """Return x [N] in float32, zero beyond WIDTH, with root mean square one, times the weight [N] of its dtype.
 
-    Rounded to the weight's dtype before the product and after it, as in model.llama.RMSNorm (arXiv:1910.07467,
+    Rounded to the weight's dtype before the product and after it, as in model.rms_norm.RMSNorm (arXiv:1910.07467,
     equation 4).
     """
     mean_square = tl.sum(x * x, 0) / WIDTH

@@ -14,9 +14,10 @@ from torch import Tensor
 from caravan.model.cuda.recorded_event import recorded_event
 from caravan.model.cuda.sampler_launches import SamplerKernels
 from caravan.model.cuda.sampling_kernels import KIND, MASK
-from caravan.model.cuda.token_history import TokenHistory
+from caravan.model.cuda.staging import Array
+from caravan.model.cuda.token_history import CountedTexts, TokenHistory
 from caravan.model.sampling.sample import Sample
-from caravan.model.sampling.sampler import FindMasks, Masks, SamplingRow, forbids, needs_history
+from caravan.model.sampling.sampler import FindMasks, Masks, SamplingRow, forbids, has_penalties, has_phrases
 
 TOP_WIDTH = 20  # room for log-probabilities of a row, as many as the server allows: so all steps have one kernel
 
@@ -49,10 +50,13 @@ class CudaSamples:
 class CudaSampler:
     """A sampler for up to num_rows rows of a vocabulary, on a device."""
 
+    counts_tokens = True
+
     def __init__(self, num_rows: int, vocab_size: int, device: torch.device) -> None:
         """Allocate 12 bytes for each row and token, and 4 more when the first row has penalties."""
         self.kernels = SamplerKernels(num_rows, vocab_size, device)
         self._device = device
+        self._counted = CountedTexts(vocab_size)
 
     @torch.inference_mode()
     def sample(
@@ -63,36 +67,60 @@ class CudaSampler:
         As `caravan.model.sampling.sampler.sample`: four bytes a row come back, and what a row that asks for
         log-probabilities wants.
         """
-        samples = self.launch(logits, rows).result()
+        assert logits.shape == (len(rows), self.kernels.vocab_size)
+        self._counted.forget()
+        self.kernels.table.stage(rows, self._fill_history(rows))
+        self.kernels.launch(logits)
+        samples = self._samples(logits, rows).result()
         masked = [i for i, one in enumerate(samples) if one is not None and forbids(rows[i], one.token_id)]
         if not masked:
             return samples
-        assert find_masks is not None, "a row has a grammar"
+        assert find_masks is not None, "a row has a mask"
         self._launch_masked(logits, rows, masked, find_masks(masked))
         return self._samples(logits, rows).result()
 
+    def stage(self, rows: Sequence[SamplingRow], slots: Sequence[int], texts: Sequence[Sequence[int]]) -> list[Array]:
+        """Return how rows are sampled, their masks apart; see LaunchedSampler."""
+        assert not any(has_phrases(row.params) for row in rows)
+        used = counted_slots(rows, slots)
+        counted = [index for index, slot in enumerate(used) if slot >= 0]
+        ends = [rows[index].position for index in counted]
+        starts = self._counted.extend([used[index] for index in counted], [texts[index] for index in counted], ends)
+        return [*self.kernels.table.arrays(rows, used), *starts]
+
     @torch.inference_mode()
-    def launch(self, logits: Tensor, rows: Sequence[SamplingRow]) -> CudaSamples:
-        """Start to sample rows of logits [S, vocab_size], float32, without their grammars.
+    def launch(self, logits: Tensor, rows: Sequence[SamplingRow], staged: Sequence[Tensor]) -> CudaSamples:
+        """Start to sample rows of logits [S, vocab_size], float32, which were staged.
 
         On a GPU this waits for nothing. At most two launches may be in flight; they run in order.
         """
         assert logits.shape == (len(rows), self.kernels.vocab_size)
-        self.kernels.table.stage(rows, self._fill_history(rows))
-        self.kernels.launch(logits)
+        kernels = self.kernels
+        *table, slots, places, counts = staged
+        kernels.table.place(*table)
+        is_counted = any(has_penalties(row.params) for row in rows)
+        if is_counted:
+            self._allocate_history()
+            if slots.shape[0]:
+                kernels.history.start(slots, places, counts)
+        kernels.launch(logits)
+        if is_counted:
+            kernels.record()
         return self._samples(logits, rows)
+
+    def _allocate_history(self) -> None:
+        """Allocate the history with the first row that has penalties."""
+        kernels = self.kernels
+        if not kernels.history.counts.numel():
+            kernels.history = TokenHistory(kernels.num_rows, kernels.vocab_size, self._device)
 
     def _fill_history(self, rows: Sequence[SamplingRow]) -> list[int]:
         """Count the tokens of rows with penalties, and return the slot of each row, or -1."""
-        counted = [index for index, row in enumerate(rows) if needs_history(row.params)]
-        kernels = self.kernels
-        if counted and not kernels.history.counts.numel():
-            kernels.history = TokenHistory(kernels.num_rows, kernels.vocab_size, self._device)
-        for index in counted:
-            kernels.history.fill(index, rows[index].prompt_token_ids, rows[index].output_token_ids)
-        slots = [-1] * len(rows)
-        for index in counted:
-            slots[index] = index
+        slots = counted_slots(rows, range(len(rows)))
+        for slot, row in zip(slots, rows, strict=True):
+            if slot >= 0:
+                self._allocate_history()
+                self.kernels.history.fill(slot, row.prompt_token_ids, row.output_token_ids)
         return slots
 
     def _launch_masked(self, logits: Tensor, rows: Sequence[SamplingRow], masked: list[int], masks: Masks) -> None:
@@ -120,6 +148,11 @@ class CudaSampler:
         copy = _copied if self._device.type == "cuda" else torch.clone
         parts = tuple(copy(part) for part in parts)
         return CudaSamples(tokens.to(torch.int64), parts, limits, recorded_event(self._device))
+
+
+def counted_slots(rows: Sequence[SamplingRow], slots: Sequence[int]) -> list[int]:
+    """Return the slots of rows with penalties, whose tokens are counted, and -1 for the other rows."""
+    return [slot if has_penalties(row.params) else -1 for row, slot in zip(rows, slots, strict=True)]
 
 
 def _copied(part: Tensor) -> Tensor:

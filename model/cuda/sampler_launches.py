@@ -13,6 +13,7 @@ from caravan.model.sampling.sampler import BLOCK_WIDTH
 
 CHUNK = 4096  # tokens of a row that one program reads
 BIASES = 128  # biases that one program adds at once
+SEARCH_WARPS = 8  # of the program that finds the least weight of a row
 OPTIONS = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False}  # of every kernel
 
 
@@ -24,8 +25,7 @@ def padded(count: int) -> int:
 class SamplerKernels:
     """Buffers for up to num_rows rows of a vocabulary, and kernels over them.
 
-    Rows are staged in `table`. A launch has the same kernels with the same arguments whatever the rows want, so that a
-    CUDA graph can record it; nothing is read by the host.
+    Rows are staged in `table`. A launch has the same kernels whatever the rows want, and nothing is read by the host.
     """
 
     def __init__(self, num_rows: int, vocab_size: int, device: torch.device, *, num_slots: int = 0) -> None:
@@ -184,7 +184,7 @@ class SamplerKernels:
             choices,
             num_rows,
             size,
-            **OPTIONS,
+            **OPTIONS | {"num_warps": SEARCH_WARPS},
         )
         picking_kernels.pick[rows](
             self._weights,

@@ -28,7 +28,7 @@ LARGEST = torch.finfo(torch.float32).max
 BELOW_ONE = math.nextafter(1.0, 0.0)
 
 Masks = NDArray[np.uint8]  # [N, bytes], a bit for each token that may be drawn, the lowest of a byte first
-FindMasks = Callable[[list[int]], Masks]  # of the grammars of these rows
+FindMasks = Callable[[list[int]], Masks]  # of these rows
 Draw = Callable[[Tensor, Sequence["SamplingRow"], FindMasks | None], list[Sample | None]]  # see `sample`
 
 
@@ -37,23 +37,33 @@ class SamplingRow(NamedTuple):
 
     params: SamplingParams
     position: int  # output tokens before the one to sample
-    prompt_token_ids: Sequence[int] = ()  # for penalties; see needs_history
+    prompt_token_ids: Sequence[int] = ()  # both for penalties and bad words; see needs_history
     output_token_ids: Sequence[int] = ()
-    allows: Callable[[int], bool] | None = None  # whether the row's grammar allows a token; None: it has none
+    allows: Callable[[int], bool] | None = None  # whether the row's mask allows a token; None: it has none
 
 
 def needs_history(params: SamplingParams) -> bool:
-    """Return whether rows with these parameters need the tokens before them, for penalties."""
+    """Return whether rows with these parameters need the tokens before them."""
+    return has_penalties(params) or has_phrases(params)
+
+
+def has_phrases(params: SamplingParams) -> bool:
+    """Return whether some bad words have several tokens, so that the last tokens of the text ban the next one."""
+    return any(len(word) > 1 for word in params.bad_words)
+
+
+def has_penalties(params: SamplingParams) -> bool:
+    """Return whether tokens of the text so far have penalties."""
     return params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
 
 
 def sample(logits: Tensor, rows: Sequence[SamplingRow], find_masks: FindMasks | None = None) -> list[Sample | None]:
     """Return the next token of each row of logits [S, vocab_size].
 
-    None for a row with NaN or plus infinity, or where grammar and bias allow no token. `find_masks` is needed if a row
-    has a grammar.
+    None for a row with NaN or plus infinity, or where mask and bias allow no token. `find_masks` is needed if a row has
+    a mask, such as that of a grammar.
 
-    Such a row is first sampled without its mask: mostly the grammar allows the token, and checking one token costs
+    Such a row is first sampled without its mask: mostly it allows the token, and checking one token costs
     almost nothing. Otherwise it is masked and sampled again with another random number. A token x of the allowed set A
     then has the probability p(x) + (1 - p(A)) p(x) / p(A) = p(x) / p(A), as if the row had been masked at first.
     """
@@ -64,7 +74,7 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow], find_masks: FindMasks | 
         index for index, token_id in enumerate(token_ids) if token_id is not None and forbids(rows[index], token_id)
     ]
     if masked:
-        assert find_masks is not None, "a row has a grammar"
+        assert find_masks is not None, "a row has a mask"
         penalties = mask_penalties(find_masks(masked)).to(logits.device)
         allowed = scores[masked] + penalties[:, : logits.shape[1]]
         for index, token_id in zip(masked, choose(allowed, [rows[i] for i in masked], is_masked=True), strict=True):
@@ -130,15 +140,23 @@ def largest_logits(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def is_adjusted(row: SamplingRow) -> bool:
-    """Return whether penalties, bias or minimum length change logits of a row."""
+    """Return whether penalties, bias or banned tokens change logits of a row."""
     params = row.params
-    return bool(
-        needs_history(params) or params.logit_bias or (row.position < params.min_tokens and params.stop_token_ids)
-    )
+    return bool(has_penalties(params) or params.logit_bias or banned_tokens(row))
+
+
+def banned_tokens(row: SamplingRow) -> list[int]:
+    """Return the tokens that cannot be drawn: stop tokens that come too early, and the last tokens of bad words."""
+    params = row.params
+    banned = [*params.stop_token_ids] if row.position < params.min_tokens else []
+    for *start, last in params.bad_words:
+        if not start or [*row.output_token_ids[-len(start) :]] == start:
+            banned.append(last)
+    return banned
 
 
 def adjusted_logits(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
-    """Return logits [S, vocab_size] after penalties, bias and minimum length, in a new tensor if there are any."""
+    """Return logits [S, vocab_size] after penalties, bias and banned tokens, in a new tensor if there are any."""
     adjusted = [index for index, row in enumerate(rows) if is_adjusted(row)]
     if not adjusted:
         return logits
@@ -159,15 +177,15 @@ def mask_penalties(masks: Masks) -> Tensor:
 
 
 def adjust_logits(logits: Tensor, row: SamplingRow) -> None:
-    """Apply penalties, bias and minimum length to logits [vocab_size], in place.
+    """Apply penalties, bias and banned tokens to logits [vocab_size], in place.
 
     repetition_penalty divides positive logits of tokens seen in prompt or output and multiplies negative ones
     (CTRL, arXiv:1909.05858, section 4.1); presence and frequency penalties are subtracted, once and per
-    occurrence in the output; stop tokens cannot be drawn before min_tokens.
+    occurrence in the output.
     """
     params = row.params
     counts = Counter(row.output_token_ids) if params.presence_penalty or params.frequency_penalty else Counter()
-    banned = params.stop_token_ids if row.position < params.min_tokens else ()
+    banned = banned_tokens(row)
     if params.repetition_penalty != 1.0:
         seen = torch.tensor(sorted({*row.prompt_token_ids, *row.output_token_ids}), dtype=torch.int64).to(logits.device)
         old = logits[seen]
@@ -180,7 +198,7 @@ def adjust_logits(logits: Tensor, row: SamplingRow) -> None:
     for token_id, bias in params.logit_bias.items():
         logits[token_id] += bias
     if banned:
-        logits[list(banned)] = -math.inf
+        logits[banned] = -math.inf
 
 
 def draw(logits: Tensor, rows: Sequence[SamplingRow], attempt: int = 0) -> list[int | None]:
@@ -252,14 +270,18 @@ def with_logprobs(logits: Tensor, token_ids: Sequence[int], num_logprobs: int) -
 
     They are those before penalties and temperature.
     """
-    num_tokens = logits.shape[1]
-    if logits.is_cuda:  # there PyTorch adds up a row in another order if it does not begin at a multiple of 16 bytes
-        logits = F.pad(logits, (0, -num_tokens % 4), value=-math.inf)
-    logprobs = logits.log_softmax(dim=-1)
-    top = logprobs.topk(min(num_logprobs, num_tokens))  # [S, num_logprobs]
+    logprobs = log_probabilities(logits)
+    top = logprobs.topk(min(num_logprobs, logits.shape[1]))  # [S, num_logprobs]
     top_ids, top_logprobs = top.indices.tolist(), top.values.tolist()
     chosen = logprobs[torch.arange(len(token_ids)), list(token_ids)].tolist()
     return [
         Sample(token_id, logprob, tuple(ids), tuple(values))
         for token_id, logprob, ids, values in zip(token_ids, chosen, top_ids, top_logprobs, strict=True)
     ]
+
+
+def log_probabilities(logits: Tensor) -> Tensor:
+    """Return the log-probability of each token, [S, vocab_size or a little more], for logits [S, vocab_size]."""
+    if logits.is_cuda:  # there PyTorch adds up a row in another order if it does not begin at a multiple of 16 bytes
+        logits = F.pad(logits, (0, -logits.shape[1] % 4), value=-math.inf)
+    return logits.log_softmax(dim=-1)

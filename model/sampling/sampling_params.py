@@ -7,6 +7,17 @@ import msgspec
 Pooling = Literal["mean", "last"]  # of the hidden states of a prompt
 
 
+MAX_PATTERN = 64  # tokens
+
+
+class Repetition(msgspec.Struct, frozen=True, array_like=True):
+    """A text that repeats itself: its last tokens are the same pattern several times."""
+
+    min_size: int  # of the pattern, in tokens
+    max_size: int
+    min_count: int  # times
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The sampling parameters of one request, validated by the server."""
 
@@ -21,6 +32,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: dict[int, float] = msgspec.field(default_factory=dict)
+    bad_words: tuple[tuple[int, ...], ...] = ()  # no output has one of these sequences of tokens
+    allowed_token_ids: tuple[int, ...] = ()  # no output has others; empty: all
     stop_token_ids: tuple[int, ...] = ()  # each ends the request; the model's own end tokens are among them
+    repetition: Repetition | None = None  # ends the request
     num_logprobs: int | None = None  # None: no logprobs; 0: of the chosen token only
     num_prompt_logprobs: int | None = None  # the same for the prompt's own tokens, from the second on
+    logprob_token_ids: tuple[int, ...] = ()  # whose log-probabilities after the prompt are wanted, whatever is sampled

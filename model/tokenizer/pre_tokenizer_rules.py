@@ -21,6 +21,11 @@ _TEKKEN = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_O200K = (  # words with their contractions, numbers of up to three digits
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ _RULES: Mapping[str, PreTokenizerRules] = MappingProxyType(
         "llama-bpe": PreTokenizerRules((LLAMA3,), ignores_merges=True, adds_bos=True),
         "qwen2": PreTokenizerRules((LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}"),)),
         "tekken": PreTokenizerRules((_TEKKEN,), ignores_merges=True, adds_bos=True),  # Mistral, since NeMo
+        "gpt-4o": PreTokenizerRules((_O200K,)),  # gpt-oss
         # The rules of llama.cpp for models whose pre-tokenizer its converter did not know.
         "default": PreTokenizerRules((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
         "smaug-bpe": PreTokenizerRules((LLAMA3,)),

@@ -34,6 +34,8 @@ _END_OF_TURN = frozenset(
         "<|eot_id|>",  # Llama 3: end of a turn
         "<|eom_id|>",  # Llama 3.1: end of a message that calls a tool, whose answer is another turn
         "<end_of_turn>",  # Gemma
+        "<|return|>",  # gpt-oss: end of a turn
+        "<|call|>",  # gpt-oss: end of a message that calls a tool
     }
 )
 

@@ -13,17 +13,20 @@ from caravan.server.batches.journal import open_reader
 
 _WRITTEN_BYTES = 2**20  # at once
 
+NO_RESPONSE = 0  # status of an answer without a response, whose body is a LineError
+
 Part = Literal["completed", "failed", "all"]
+Outcome = Literal["answered", "engine ended", "not now"]
 
 
 @dataclass(frozen=True)
 class LineAnswer:
-    """The HTTP response to a line."""
+    """The HTTP response to a line, or the reason why there is none."""
 
     status_code: int
     request_id: str
     body: bytes  # JSON
-    is_final: bool = True  # False: a limit, or no engine was there for the line; it says nothing about it
+    outcome: Outcome = "answered"  # not now: a limit or a missing engine, which says nothing about the line
     id: str = field(default_factory=lambda: f"batch_req_{uuid.uuid4().hex}")
 
 
@@ -32,6 +35,10 @@ class LineError(msgspec.Struct):
 
     code: str
     message: str
+
+    def answer(self) -> LineAnswer:
+        """Return the answer to a line that has this error of its own."""
+        return LineAnswer(NO_RESPONSE, "", msgspec.json.encode(self))
 
 
 class _Response(msgspec.Struct):
@@ -86,6 +93,9 @@ def _output_lines(journal: Path, batch_id: str, part: Part, unanswered: LineErro
         for row in rows:
             if row["status_code"] is None:
                 yield _OutputLine(f"batch_req_{uuid.uuid4().hex}", row["custom_id"], None, unanswered)
+            elif row["status_code"] == NO_RESPONSE:
+                error = msgspec.json.decode(row["body"], type=LineError)
+                yield _OutputLine(row["id"], row["custom_id"], None, error)
             else:
                 response = _Response(row["status_code"], row["request_id"], msgspec.Raw(row["body"]))
                 yield _OutputLine(row["id"], row["custom_id"], response, None)

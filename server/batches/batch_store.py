@@ -175,6 +175,7 @@ class BatchStore:
             if not stored.rowcount:
                 return None
             db.execute(f"UPDATE batches SET {count} = {count} + 1 WHERE id = ?", (batch_id,))  # noqa: S608
+            db.execute("DELETE FROM starts WHERE batch_id = ? AND number = ?", (batch_id, number))
             return str(_row(db, batch_id)["key_name"])
 
         if (key_name := await self.journal.run(store)) is not None:
@@ -200,7 +201,8 @@ class BatchStore:
                         f"UPDATE batches SET {name}_file_id = ? WHERE id = ?",  # noqa: S608  # one of two names
                         (new.id, batch.id),
                     )
-            db.execute("DELETE FROM lines WHERE batch_id = ?", (batch.id,))
+            for table in ("lines", "starts"):
+                db.execute(f"DELETE FROM {table} WHERE batch_id = ?", (batch.id,))  # noqa: S608  # one of two names
             is_moved = _move(db, batch.id, ("in_progress", "finalizing", "cancelling"), status, now)
             assert is_moved, "only its own task ends a batch"
 

@@ -1,7 +1,9 @@
 """Batches: the folder, the stores and the runner of a server's files and batches."""
 
+import logging
+import sqlite3
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Set
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -12,12 +14,15 @@ from caravan.server.batches.file_store import FileStore
 from caravan.server.batches.folder import BatchFolder
 from caravan.server.batches.journal import Journal
 from caravan.server.batches.line_runs import Answer, LineRuns
+from caravan.server.batches.line_starts import LineStarts
 from caravan.server.batches.runner import CLOCK_SECONDS, RETRY_SECONDS, BatchRunner
 from caravan.server.batches.settings import BatchLimits
 from caravan.server.batches.slots import Slots
 from caravan.server.generation.context import NO_KEY
 
 LINE_RETRY_SECONDS = 1.0
+
+logger = logging.getLogger(__name__)
 
 
 class Batches:
@@ -28,15 +33,15 @@ class Batches:
         path: Path,
         limits: BatchLimits,
         *,
-        key_names: Collection[str] = (NO_KEY,),
+        key_names: Set[str] = frozenset({NO_KEY}),
         clock: Callable[[], float] = time.time,
         clock_seconds: float = CLOCK_SECONDS,
         retry_seconds: float = RETRY_SECONDS,
     ) -> None:
         """Open the folder; raises FolderError.
 
-        Batches of other keys than `key_names` wait. `clock` returns the seconds since 1970, looked at every
-        `clock_seconds`.
+        Batches of other keys than `key_names`, which may change, wait. `clock` returns the seconds since 1970, looked
+        at every `clock_seconds`.
         """
         self._folder = BatchFolder(path)
         try:
@@ -44,10 +49,11 @@ class Batches:
         except BaseException:
             self._folder.close()
             raise
-        self._key_names = frozenset(key_names)
+        self._key_names = key_names
         self._clock, self._clock_seconds, self._retry_seconds = clock, clock_seconds, retry_seconds
         self.files = FileStore(self._folder, self.journal, limits, clock)
         self.batches = BatchStore(self.journal, clock, self.files)
+        self._starts = LineStarts(self.journal)
         self.runner: BatchRunner | None = None
 
     def connect(
@@ -63,7 +69,7 @@ class Batches:
         slots = Slots(num_slots)
         batch_metrics = BatchMetrics(registry, model_name, lambda: slots.num_taken)
         line_retry_seconds = min(LINE_RETRY_SECONDS, self._retry_seconds)
-        lines = LineRuns(self.batches, self.files, slots, answer, is_ready, line_retry_seconds)
+        lines = LineRuns(self.batches, self._starts, self.files, slots, answer, is_ready, line_retry_seconds)
         self.runner = BatchRunner(
             self.batches,
             self.files,
@@ -84,6 +90,13 @@ class Batches:
         """Stop all batches and close the folder."""
         if self.runner is not None:
             await self.runner.close()
+            await self._end_starts()
         self.files.close()
         self.journal.close()
         self._folder.close()
+
+    async def _end_starts(self) -> None:
+        try:
+            await self._starts.end_all()
+        except sqlite3.Error as error:
+            logger.error("The batch journal cannot be written: %s. The lines that ran count as unfinished.", error)

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from caravan.server.batches.folder import FolderError
 
-VERSION = 1  # of the tables
+VERSION = 2  # of the tables
 
 _TABLES = """
 CREATE TABLE files (
@@ -58,12 +58,21 @@ CREATE TABLE lines (
     UNIQUE (batch_id, number)
 );
 """
+_NEW_TABLES = """
+CREATE TABLE starts (
+    batch_id TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    is_running INTEGER NOT NULL,
+    num_unfinished INTEGER NOT NULL DEFAULT 0,
+    UNIQUE (batch_id, number)
+);
+"""  # since version 2; rows are those of unanswered lines
 
 Result = TypeVar("Result")
 
 
 class Journal:
-    """A database whose every transaction is on disk when it returns, also after a power cut.
+    """A database whose transactions are on disk when they return, also after a power cut.
 
     One thread has the connection, so the event loop never waits for the disk.
     """
@@ -78,12 +87,13 @@ class Journal:
             self._thread.shutdown()
             raise
 
-    async def run(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
+    async def run(self, work: Callable[[sqlite3.Connection], Result], *, is_flushed: bool = True) -> Result:
         """Return the result of `work`, which is one transaction; raises sqlite3.Error, after which nothing has changed.
 
-        A task that is cancelled meanwhile does not undo the transaction.
+        A task that is cancelled meanwhile does not undo the transaction. One that is not flushed can be lost by a power
+        cut, but not by the end of this process; it does not wait for the disk.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._transaction, work)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._transaction, work, is_flushed)
 
     def run_now(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
         """Do the same outside an event loop."""
@@ -94,7 +104,8 @@ class Journal:
         self._thread.submit(self._connection.close).result()
         self._thread.shutdown()
 
-    def _transaction(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
+    def _transaction(self, work: Callable[[sqlite3.Connection], Result], is_flushed: bool = True) -> Result:
+        self._connection.execute(f"PRAGMA synchronous = {'FULL' if is_flushed else 'NORMAL'}")
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             result = work(self._connection)
@@ -121,12 +132,12 @@ def _open(path: Path) -> sqlite3.Connection:
         try:
             connection.execute("PRAGMA auto_vacuum = FULL")  # answers of ended batches leave the file
             connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")  # in this mode: each commit is on disk
             (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                connection.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
-            elif version != VERSION:
+            if version not in range(VERSION + 1):
                 raise FolderError(f"{path} has version {version}; this server reads version {VERSION}.")
+            if version < VERSION:
+                tables = _NEW_TABLES if version else _TABLES + _NEW_TABLES
+                connection.executescript(f"BEGIN; {tables} PRAGMA user_version = {VERSION}; COMMIT;")
         except BaseException:
             connection.close()
             raise

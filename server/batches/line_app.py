@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Scope
 
-from caravan.server.batches.answer import LineAnswer
+from caravan.server.batches.answer import LineAnswer, Outcome
 from caravan.server.engine.output_queue import EngineUnavailable, ModelLoadFailed
 from caravan.server.generation.context import NO_KEY, SCOPE_KEY_DIGEST, SCOPE_KEY_NAME, SCOPE_REQUEST_ID, SCOPE_URGENCY
 from caravan.server.generation.served_models import ServedModels
@@ -22,7 +22,7 @@ from caravan.server.openai.embeddings import embeddings_router
 from caravan.server.openai.responses import responses_router
 
 LINE_URGENCY = 1  # after all requests of clients that wait
-_SCOPE_NO_ENGINE = "caravan.no_engine"  # ASGI scope: set if there was no engine for the line
+_SCOPE_OUTCOME = "caravan.outcome"  # ASGI scope: the outcome of a line for which there was no engine
 
 
 class LineApp:
@@ -89,10 +89,12 @@ class LineApp:
             return LineAnswer(response.status_code, request_id, bytes(response.body))
         finally:
             reservation.release()
-        is_final = status != 429 and _SCOPE_NO_ENGINE not in scope
-        return LineAnswer(status, request_id, bytes(written), is_final)
+        outcomes: dict[int, Outcome] = {429: "not now", 503: "engine ended"}
+        outcome = scope.get(_SCOPE_OUTCOME) or outcomes.get(status, "answered")
+        return LineAnswer(status, request_id, bytes(written), outcome)
 
 
 async def _respond_without_engine(request: Request, error: Exception) -> Response:
-    request.scope[_SCOPE_NO_ENGINE] = True
+    can_never_load = isinstance(error, ModelLoadFailed) and error.is_permanent
+    request.scope[_SCOPE_OUTCOME] = "answered" if can_never_load else "not now"
     return as_api_error(error).response()

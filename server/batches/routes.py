@@ -3,7 +3,7 @@
 import errno
 import logging
 import sqlite3
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -95,8 +95,7 @@ def files_router(batches: Batches | None, limits: RequestLimits) -> APIRouter:
         files = _existing(batches).files
         page = page_of(request, max_limit=MAX_FILES, default_limit=MAX_FILES, more=("purpose",))
         data, has_more = await files.page(key_name_of(request.scope), page, request.query_params.get("purpose"))
-        first_id, last_id = _ends([file.id for file in data])
-        return json_response(FileList(data=data, first_id=first_id, last_id=last_id, has_more=has_more))
+        return _list_response(FileList, data, has_more)
 
     @router.get("/v1/files/{file_id}", summary="Retrieve a file", responses=answers(FileObject) | errors(401, 404))
     @_storage_errors
@@ -152,8 +151,7 @@ def batches_router(batches: Batches | None, limits: RequestLimits) -> APIRouter:
         store = _existing(batches).batches
         page = page_of(request, max_limit=MAX_BATCHES, default_limit=DEFAULT_BATCHES)
         data, has_more = await store.page(key_name_of(request.scope), page)
-        first_id, last_id = _ends([batch.id for batch in data])
-        return json_response(BatchList(data=data, first_id=first_id, last_id=last_id, has_more=has_more))
+        return _list_response(BatchList, data, has_more)
 
     @router.get("/v1/batches/{batch_id}", summary="Retrieve a batch", responses=answers(BatchObject) | errors(401, 404))
     @_storage_errors
@@ -186,8 +184,12 @@ def _runner(batches: Batches) -> BatchRunner:
     return batches.runner
 
 
-def _ends(ids: list[str]) -> tuple[str | None, str | None]:
-    return (ids[0], ids[-1]) if ids else (None, None)
+def _list_response(
+    kind: Callable[..., FileList | BatchList], data: Sequence[FileObject] | Sequence[BatchObject], has_more: bool
+) -> Response:
+    """Return a page of a list, which names its first and its last object."""
+    first_id, last_id = (data[0].id, data[-1].id) if data else (None, None)
+    return json_response(kind(data=data, first_id=first_id, last_id=last_id, has_more=has_more))
 
 
 def _check_metadata(metadata: dict[str, str]) -> None:

@@ -128,13 +128,19 @@ class BatchRunner:
             await asyncio.gather(running, stopping, return_exceptions=True)
 
     async def _run_pages(self, batch: StoredBatch) -> None:
-        if batch.key_name not in self._key_names:
-            logger.warning("The batch %s waits: the server has no key %r.", batch.id, batch.key_name)
-            await asyncio.Event().wait()  # until it expires
         path = self._files.path_of(batch.shown.input_file_id)
         count = partial(self._metrics.count_line, batch.id)
         while pending := await self._store.unanswered(batch.id, PAGE_LINES):
+            await self._wait_for_key(batch)
             await self._lines.run(batch.id, batch.key_name, path, pending, count)
+
+    async def _wait_for_key(self, batch: StoredBatch) -> None:
+        """Return when the server has the key of a batch, which may be after it has expired."""
+        if batch.key_name in self._key_names:
+            return
+        logger.warning("The batch %s waits: the server has no key %r.", batch.id, batch.key_name)
+        while batch.key_name not in self._key_names:  # noqa: ASYNC110  # keys change with a signal, seldom
+            await asyncio.sleep(self._retry_seconds)
 
     async def _stopped(self, batch: StoredBatch) -> None:
         """Return when a batch expires or is cancelled."""

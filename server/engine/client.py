@@ -12,6 +12,7 @@ import msgspec
 from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.messages import (
     Abort,
+    AdapterChecked,
     BatchBegins,
     EngineLog,
     EngineReady,
@@ -21,18 +22,19 @@ from caravan.scheduler.messages import (
     StartEngine,
     StepOutput,
     Subscribe,
+    ToEngine,
     WhileRunning,
 )
+from caravan.server.engine.adapter_list import AdapterList
 from caravan.server.engine.in_flight import InFlightRequest, InFlightRequests
 from caravan.server.engine.listener import EngineListener
-from caravan.server.engine.output_queue import EngineDied, EngineUnavailable, OutputQueue
-from caravan.server.engine.process import ENGINE_PROGRAM, EngineProcess, EngineStartFailed
+from caravan.server.engine.loop_clock import LoopClock, Silence
+from caravan.server.engine.output_queue import AdapterUnloaded, EngineDied, EngineUnavailable, OutputQueue
+from caravan.server.engine.process import ENGINE_PROGRAM, EngineProcess, EngineStartFailed, start_of_replacement
 from caravan.server.engine.standby import Standby
 
 READY_SILENCE_SECONDS = 2.0  # an engine sends a heartbeat twice a second, also during a step
 HANG_SECONDS = 10.0  # without a heartbeat, after which the engine is restarted
-CHECK_PERIOD_SECONDS = 0.25  # between two checks of the heartbeat
-LATE_SECONDS = 0.25  # a check that is later than this means that the event loop was blocked
 FIRST_PAUSE_SECONDS = 0.1  # doubles with each engine that fails to start; the next one is started after it
 MAX_PAUSE_SECONDS = 30.0
 STANDBY_DELAY_SECONDS = 3.0  # after a restart, before a standby is started: the new engine computes the texts again
@@ -71,22 +73,25 @@ class EngineClient:
         self.on_demand: Callable[[Request], None] | None = None
         self.listener = EngineListener()
         self.config: EngineConfig  # set by `ready`
+        self.fingerprint = ""  # the same
+        self.report: EngineReady | None = None  # the same
         self.standby: Standby | None = None
         if standby_program is not None:
-            self.standby = Standby(lambda on_message: EngineProcess(self._start, on_message, standby_program), name)
-        self._start = start
-        self._program = program
+            self.standby = Standby(
+                lambda on_message: EngineProcess(self.adapters.in_start(self._start), on_message, standby_program), name
+            )
+        self._start, self._program = start, program
+        self._requests = InFlightRequests()
+        self.adapters = AdapterList(start.adapters, self._send, self._requests.adapters)
         self._hang_seconds = hang_seconds
         self._log = logging.LoggerAdapter(logger, {"model": name} if name else {})
         self._process = None if is_asleep else EngineProcess(start, self._on_message, program)  # None: asleep
         self._has_started = False  # `ready` has returned
         self.is_postponing = False  # new requests wait for the next engine
-        self._requests = InFlightRequests()
         self._request_ids = itertools.count(1)
         self._is_connected = False
-        self._snapshot_period_seconds = 0.0
-        self._received_at_seconds = 0.0
-        self._checked_at_seconds = 0.0  # time.monotonic() of the last check
+        self._snapshot_period_seconds, self._clock = 0.0, LoopClock()
+        self._silence = Silence(self._clock)
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -94,7 +99,7 @@ class EngineClient:
         """Whether the engine accepts requests: it has sent a heartbeat recently, or can be woken."""
         if self.on_demand is not None and not self._has_started:
             return True
-        return self._is_connected and self._silence_seconds() < READY_SILENCE_SECONDS
+        return self._is_connected and self._silence.seconds() < READY_SILENCE_SECONDS
 
     def is_standby_ready(self) -> bool:
         """Return whether a standby has loaded the model and waits."""
@@ -128,15 +133,8 @@ class EngineClient:
             await process.stop()
             self._process = None
             raise
-        self.config = report.config
-        # A later process gets the same limits, not a fraction of the memory that is free then.
-        limits = msgspec.structs.replace(
-            self._start.limits,
-            kv_cache_memory_bytes=report.kv_cache_bytes,
-            max_model_len=report.config.max_model_len,
-            has_standby=False,
-        )
-        self._start = msgspec.structs.replace(self._start, limits=limits, is_replacement=True)
+        self.config, self.fingerprint, self.report = report.config, report.fingerprint, report
+        self._start = start_of_replacement(self._start, report)
         self._has_started = True
         self._connect()
         if self.standby is not None:
@@ -146,7 +144,7 @@ class EngineClient:
 
     async def wake(self) -> EngineReady:
         """Start a process for an engine that is asleep, and return as `ready` does; raises OSError, too."""
-        self._process = EngineProcess(self._start, self._on_message, self._program)
+        self._process = EngineProcess(self.adapters.in_start(self._start), self._on_message, self._program)
         return await self.ready()
 
     async def sleep(self) -> None:
@@ -164,12 +162,15 @@ class EngineClient:
             self._send_released()
 
     def submit(self, request: Request, crash_group: int = 0) -> OutputQueue:
-        """Return the output queue of a new request, and assign its `request_id`; raises EngineUnavailable.
+        """Return the output queue of a new request, and assign its `request_id`.
 
-        Crashes are counted together for all requests of a `crash_group` other than 0.
+        Crashes are counted together for all requests of a `crash_group` other than 0. Raises EngineUnavailable,
+        AdapterUnloaded.
         """
         if not self.is_ready:
             raise EngineUnavailable
+        if request.adapter and not self.adapters.has(request.adapter):
+            raise AdapterUnloaded(request.adapter)
         if self.on_demand is not None:
             self.on_demand(request)
         outputs = OutputQueue(next(self._request_ids), self._abort)
@@ -182,8 +183,7 @@ class EngineClient:
     def subscribe(self, period_seconds: float) -> None:
         """Send the listener a snapshot every `period_seconds`, also after restarts; 0 stops the snapshots."""
         self._snapshot_period_seconds = period_seconds
-        if self._is_connected and self._process is not None:
-            self._process.send(Subscribe(period_seconds=period_seconds))
+        self._send(Subscribe(period_seconds=period_seconds))
 
     async def stop(self) -> None:
         """End the process; open output queues fail with EngineDied."""
@@ -201,9 +201,17 @@ class EngineClient:
         await asyncio.gather(*[one.stop() for one in (process, self.standby) if one is not None])
 
     def _abort(self, request_id: int) -> None:
-        if self._requests.drop(request_id) and self._is_connected and self._process is not None:
-            self._process.send(Abort(request_id=request_id))
+        if self._requests.drop(request_id):
+            self._send(Abort(request_id=request_id))
+        self.adapters.let_go()
         self._send_released()
+
+    def _send(self, message: ToEngine) -> bool:
+        """Send a message to the engine; return False if there is none now."""
+        if not self._is_connected or self._process is None:
+            return False
+        self._process.send(message)
+        return True
 
     def _send_released(self) -> None:
         """Send the requests that are ready for the engine."""
@@ -253,7 +261,8 @@ class EngineClient:
         while True:
             self.listener.on_restart()
             try:
-                self._process = process = EngineProcess(self._start, self._on_message, self._program)
+                start = self.adapters.in_start(self._start)
+                self._process = process = EngineProcess(start, self._on_message, self._program)
                 await process.ready()
             except (EngineStartFailed, OSError) as error:
                 if self._process is not None:
@@ -268,53 +277,43 @@ class EngineClient:
 
     async def _kill_when_hung(self) -> None:
         """Kill a process whose heartbeat is missing for too long."""
-        self._checked_at_seconds = time.monotonic()
-        while True:
-            await asyncio.sleep(CHECK_PERIOD_SECONDS)
-            late_seconds, now = self._late_seconds(), time.monotonic()
-            self._received_at_seconds = min(self._received_at_seconds + late_seconds, now)
-            self._checked_at_seconds = now
-            process = self._process
-            if process is not None and self._is_connected and self._silence_seconds() > self._hang_seconds:
-                self._log.error(
-                    "The engine process sent no heartbeat for %.0f seconds; killing it.", self._silence_seconds()
-                )
+        async for late_seconds in self._clock.ticks():
+            self._silence.excuse(late_seconds)
+            process, seconds = self._process, self._silence.seconds()
+            if process is not None and self._is_connected and seconds > self._hang_seconds:
+                self._log.error("The engine process sent no heartbeat for %.0f seconds; killing it.", seconds)
                 process.kill()
 
     def _on_message(self, message: WhileRunning) -> None:
-        self._received_at_seconds = time.monotonic()
+        self._silence.end()
         match message:
             case StepOutput(outputs=outputs):
                 self.listener.on_step(message)
                 for output in outputs:
                     self._requests.put(output)
+                self.adapters.let_go()
                 if self._requests.is_holding:
                     self._send_released()
             case BatchBegins(request_ids=request_ids):
                 self._requests.begin_batch(request_ids)
             case EngineLog(level=level, text=text):
                 self._log.log(level, "%s", text)
+            case AdapterChecked():
+                self.adapters.on_checked(message)
             case EngineSnapshot():
                 self.listener.on_snapshot(message)
             case Heartbeat():
                 pass
 
     def _connect(self) -> None:
-        self._received_at_seconds = self._checked_at_seconds = time.monotonic()
+        self._silence.end()
         self._is_connected = True
         if self._snapshot_period_seconds:
             self.subscribe(self._snapshot_period_seconds)
+        self.adapters.on_connect()
         self._send_released()
 
     def _disconnect(self) -> None:
         self._is_connected = False
+        self.adapters.on_disconnect()
         self.listener.on_disconnect()
-
-    def _silence_seconds(self) -> float:
-        """Return the seconds since the last message, without those in which the event loop was blocked."""
-        return time.monotonic() - self._received_at_seconds - self._late_seconds()
-
-    def _late_seconds(self) -> float:
-        """Return for how long the event loop was blocked: messages from that time are still unread."""
-        late_seconds = time.monotonic() - self._checked_at_seconds - CHECK_PERIOD_SECONDS
-        return late_seconds if late_seconds > LATE_SECONDS else 0.0

@@ -201,6 +201,7 @@ class EngineSwaps:
             logger.error("The model %s cannot be loaded: %s", engine.name, reason)
             await engine.client.sleep()  # ends a process that hangs
             engine.failed_at_seconds = time.monotonic()
+            engine.is_broken = isinstance(error, EngineStartFailed) and error.is_permanent
             engine.client.requests.fail(engine.load_failed())
         else:
             engine.loaded_at_seconds = time.monotonic()

@@ -20,6 +20,7 @@ class InFlightRequest:
         self.outputs = outputs
         self.group = group
         self.is_line = request.urgency > 0  # of a batch: nobody waits for it
+        self.adapter = request.adapter
         self._request = request
         self._output_token_ids: list[int] = []
         self._num_prompt_logprobs = 0  # sent to the reader
@@ -42,7 +43,7 @@ class InFlightRequest:
             self._num_repeated = self._num_prompt_logprobs
             return self._request
         # Log-probabilities of the prompt are complete before the first token.
-        params = msgspec.structs.replace(self._request.params, num_prompt_logprobs=None)
+        params = msgspec.structs.replace(self._request.params, num_prompt_logprobs=None, logprob_token_ids=())
         return msgspec.structs.replace(self._request, params=params, output_token_ids=[*self._output_token_ids])
 
     def fail(self) -> None:
@@ -51,7 +52,7 @@ class InFlightRequest:
         self.outputs.put(SequenceOutput(request_id=request_id, token_ids=[], finish_reason="error", error=GIVEN_UP))
 
 
-class _CrashGroup:
+class CrashGroup:
     """The requests of one HTTP request: its choices and prompts."""
 
     def __init__(self) -> None:
@@ -90,7 +91,7 @@ class InFlightRequests:
 
     def __init__(self) -> None:
         self._requests: dict[int, InFlightRequest] = {}  # in order of arrival
-        self._groups: dict[int, _CrashGroup] = {}  # of all requests
+        self._groups: dict[int, CrashGroup] = {}  # of all requests
         self._batch: list[int] = []  # as last reported by the engine
         self._held: dict[int, InFlightRequest] = {}  # not sent to the engine yet
         self._postponed: dict[int, InFlightRequest] = {}  # for the next engine; not in _held
@@ -110,6 +111,10 @@ class InFlightRequests:
         """The number of requests that are no lines of batches."""
         return sum(not request.is_line for request in self._requests.values())
 
+    def adapters(self) -> set[str]:
+        """Return the names of the adapters that unfinished requests have."""
+        return {request.adapter for request in self._requests.values()}
+
     @property
     def is_holding(self) -> bool:
         """Whether some requests are not sent to the engine yet."""
@@ -121,7 +126,7 @@ class InFlightRequests:
         self.last_used_seconds = time.monotonic()
         self._requests[request_id] = request
         (self._postponed if is_postponed else self._held)[request_id] = request
-        self._groups.setdefault(request.group, _CrashGroup()).request_ids.add(request_id)
+        self._groups.setdefault(request.group, CrashGroup()).request_ids.add(request_id)
 
     def released(self) -> list[InFlightRequest]:
         """Return the requests to send to the engine now, each once."""
@@ -149,7 +154,7 @@ class InFlightRequests:
             return
         if output.finish_reason is not None:
             self._remove(output.request_id)
-        elif output.token_ids:
+        elif output.token_ids and self._groups[request.group].crash_count:  # else there is nothing to clear
             self._clear(request)
         request.put(output)
 

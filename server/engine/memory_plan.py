@@ -30,6 +30,7 @@ def plan_memory(
         input=msgspec.msgpack.encode(question),
         stdout=subprocess.PIPE,
         check=False,
+        start_new_session=True,  # Ctrl-C goes to the server only
         env=engine_environment(os.environ),
     )
     if ended.returncode:

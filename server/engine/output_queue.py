@@ -16,8 +16,17 @@ class EngineDied(Exception):
     """The engine process ended before the request did."""
 
 
+class AdapterUnloaded(Exception):
+    """The adapter of a request was unloaded while the request was prepared; the text is its name."""
+
+
 class ModelLoadFailed(Exception):
     """The model of a request could not be loaded; the text is for the client."""
+
+    def __init__(self, fact: str, *, is_permanent: bool = False) -> None:
+        """`is_permanent` if the model or its options are at fault: another try fails, too."""
+        super().__init__(fact)
+        self.is_permanent = is_permanent
 
 
 class OutputQueue:
@@ -85,5 +94,6 @@ def _joined(outputs: list[SequenceOutput]) -> SequenceOutput:
         token_ids=[token_id for output in outputs for token_id in output.token_ids],
         logprobs=[entry for output in outputs for entry in output.logprobs],
         prompt_logprobs=[entry for output in outputs for entry in output.prompt_logprobs],
+        token_logprobs=next((output.token_logprobs for output in outputs if output.token_logprobs), []),
         num_cached_tokens=outputs[0].num_cached_tokens,
     )

@@ -12,6 +12,7 @@ import msgspec
 
 from caravan.scheduler.channel import FrameSplitter, encode_frame
 from caravan.scheduler.messages import (
+    AdapterChecked,
     BatchBegins,
     EngineFailed,
     EngineLoaded,
@@ -39,9 +40,28 @@ logger = logging.getLogger(__name__)
 class EngineStartFailed(Exception):
     """The engine could not load the model; the text is one line for the operator."""
 
+    def __init__(self, reason: str, *, is_permanent: bool = False) -> None:
+        """`is_permanent` if the model or its options are at fault: another try fails, too."""
+        super().__init__(reason)
+        self.is_permanent = is_permanent
+
 
 class EngineEndedEarly(EngineStartFailed):
     """The engine process ended while it loaded the model, without a reason: it was killed."""
+
+
+def start_of_replacement(start: StartEngine, report: EngineReady) -> StartEngine:
+    """Return the start of a process that replaces one with this report.
+
+    It gets the same limits, not a fraction of the memory that is free then.
+    """
+    limits = msgspec.structs.replace(
+        start.limits,
+        kv_cache_memory_bytes=report.kv_cache_bytes,
+        max_model_len=report.config.max_model_len,
+        has_standby=False,
+    )
+    return msgspec.structs.replace(start, limits=limits, is_replacement=True)
 
 
 class EngineProcess(asyncio.Protocol):
@@ -74,6 +94,7 @@ class EngineProcess(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._report: asyncio.Future[EngineReady | None]  # None: it ended before it was ready
+        self._num_received = 0  # messages
         self._has_loaded = asyncio.Event()  # a standby, or it has failed
         self._has_ended = asyncio.Event()
 
@@ -101,14 +122,20 @@ class EngineProcess(asyncio.Protocol):
         """Make a standby the engine as soon as it has loaded; return its report.
 
         Raises EngineStartFailed if it cannot, TimeoutError if it does not load within LOADING_SECONDS, or has loaded
-        and does not report within `timeout_seconds`.
+        and neither reports nor sends a heartbeat for `timeout_seconds`: on a GPU it records its steps first.
         """
         async with asyncio.timeout(LOADING_SECONDS):
             await self._connected()
             self.send(TakeOver())
             await self.loaded()
-        async with asyncio.timeout(timeout_seconds):
-            return await self.ready()
+        is_alive = True
+        while is_alive and not self._report.done():
+            num_received = self._num_received
+            await asyncio.wait([self._report], timeout=timeout_seconds)
+            is_alive = self._num_received > num_received
+        if not self._report.done():
+            raise TimeoutError
+        return await self.ready()
 
     async def ended(self) -> None:
         """Return when the process or the socket has ended; no message follows."""
@@ -139,8 +166,11 @@ class EngineProcess(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         for body in self._frames.split(data):
+            self._num_received += 1
             match self._decoder.decode(body):
-                case StepOutput() | BatchBegins() | Heartbeat() | EngineLog() | EngineSnapshot() as message:
+                case (
+                    StepOutput() | BatchBegins() | Heartbeat() | EngineLog() | EngineSnapshot() | AdapterChecked()
+                ) as message:
                     self.on_message(message)
                 case EngineReady() | EngineFailed() if self._report.done():  # `ready` has returned
                     pass
@@ -148,8 +178,8 @@ class EngineProcess(asyncio.Protocol):
                     self._has_loaded.set()
                 case EngineReady() as report:
                     self._report.set_result(report)
-                case EngineFailed(reason=reason):
-                    self._report.set_exception(EngineStartFailed(reason))
+                case EngineFailed(reason=reason, is_permanent=is_permanent):
+                    self._report.set_exception(EngineStartFailed(reason, is_permanent=is_permanent))
                     self._has_loaded.set()
 
     def connection_lost(self, _: Exception | None) -> None:

@@ -30,6 +30,7 @@ class Standby:
         self._process: EngineProcess | None = None
         self._has_loaded = False
         self._task: asyncio.Task[None] | None = None
+        self._ending: set[asyncio.Task[str]] = set()  # processes that have failed, until they are gone
 
     @property
     def is_ready(self) -> bool:
@@ -49,10 +50,11 @@ class Standby:
         return process
 
     async def stop(self) -> None:
-        """End the standby process."""
+        """End the standby process, and wait for those that were ending."""
         process = await self.take()
         if process is not None:
             await process.stop()
+        await asyncio.gather(*self._ending)
 
     async def _keep(self, delay_seconds: float) -> None:
         await asyncio.sleep(delay_seconds)
@@ -74,9 +76,16 @@ class Standby:
             self._log.error("The standby failed; starting another one in %g seconds: %s", pause_seconds, reason)
             ended, self._process = self._process, None
             if ended is not None:
-                await ended.stop()
+                await self._end(ended)
             await asyncio.sleep(pause_seconds)
             pause_seconds = min(2 * pause_seconds, MAX_PAUSE_SECONDS)
+
+    async def _end(self, process: EngineProcess) -> None:
+        """Wait until a process is gone. It is waited for, and killed if it does not end, also if this is cancelled."""
+        ending = asyncio.create_task(process.stop())
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+        await asyncio.shield(ending)
 
     def _log_message(self, message: WhileRunning) -> None:
         """Log a log record of a standby, which sends nothing else."""

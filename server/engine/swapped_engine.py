@@ -32,6 +32,7 @@ class SwappedEngine:
     began_loading_seconds: float | None = None  # None: it is not loading
     loaded_at_seconds: float = -math.inf
     failed_at_seconds: float = -math.inf
+    is_broken: bool = False  # the latest load failed because of the model or its options
 
     @property
     def is_resident(self) -> bool:
@@ -70,7 +71,8 @@ class SwappedEngine:
 
     def load_failed(self) -> ModelLoadFailed:
         """Return the error for its requests if it cannot be loaded."""
-        return ModelLoadFailed(f"The model {self.name} cannot be loaded; the cause is in the server's log.")
+        fact = f"The model {self.name} cannot be loaded; the cause is in the server's log."
+        return ModelLoadFailed(fact, is_permanent=self.is_broken)
 
 
 def expected_load_seconds(weight_bytes: int) -> float:

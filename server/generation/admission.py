@@ -1,7 +1,7 @@
 """Admission: admit or reject requests, and predict their time in the engine's queue."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -49,6 +49,7 @@ class Admission(EngineListener):
     config: EngineConfig
     metrics: Metrics
     limits: QueueLimits = field(default_factory=QueueLimits)
+    num_engines: int = 1  # that share the work; `config` has the limits of all together
     start_seconds: Callable[[], float] = field(default=lambda: 0.0)  # expected, until the engine is loaded
     _waiting: dict[Reservation, None] = field(default_factory=dict)  # in order of arrival
     _running: dict[Reservation, None] = field(default_factory=dict)
@@ -119,14 +120,22 @@ class Admission(EngineListener):
     @override
     def on_replay(self, num_requests: int, down_seconds: float) -> None:
         """Mark all sequences as queued in the new engine."""
-        for reservation in self._submitted.values():
-            reservation.is_in_batch = False
+        self.requeue(self._submitted)
+
+    def requeue(self, engine_numbers: Iterable[int]) -> None:
+        """Mark sequences as queued, in the engine that resumes them."""
+        for number in engine_numbers:
+            if (reservation := self._submitted.get(number)) is not None:
+                reservation.is_in_batch = False
 
     def drain_seconds(self) -> float:
         """Return the expected time until all admitted sequences have ended if no more come."""
         ends = [self._expected_tokens(one) - one.num_tokens for one in (*self._running, *self._waiting)]
         num_prompt_tokens = sum(one.num_prompt_tokens for one in self._waiting)
-        return max([0, *ends]) * self._cost.step_seconds + num_prompt_tokens * self._cost.prefill_seconds
+        return (
+            max([0, *ends]) * self._cost.step_seconds
+            + num_prompt_tokens * self._cost.prefill_seconds / self.num_engines
+        )
 
     def submit(self, reservation: Reservation, engine_number: int) -> None:
         """Store the number that the engine uses for a sequence."""
@@ -156,17 +165,15 @@ class Admission(EngineListener):
         key_name = context.key_name
         sequences_of: Counter[str] = Counter()  # waiting, by key
         tokens_of: Counter[str] = Counter()
-        for reservation in (
-            one for one in self._waiting if one.urgency <= max(context.urgency, 0)
-        ):  # lines of batches wait last
+        for reservation in _rivals(self._waiting, context):
             sequences_of[reservation.key_name] += 1
             tokens_of[reservation.key_name] += reservation.num_prompt_tokens + reservation.max_tokens
         if not sequences_of[key_name]:  # else a request larger than the limits would never be admitted
             return
-        num_free = max(self.config.max_num_seqs - len(self._running), 0)
-        retry_after_seconds = max(start_seconds, wait_seconds / len(self._waiting))
+        num_free = max(self.config.max_num_seqs - len(_rivals(self._running, context)), 0)
+        retry_after_seconds = max(start_seconds, wait_seconds / sequences_of.total())
         if not has_room(sequences_of, key_name, len(lengths) - num_free, self.limits.max_requests):
-            fact = f"The queue has {len(self._waiting)} requests; the limit is {self.limits.max_requests}."
+            fact = f"The queue has {sequences_of.total()} requests; the limit is {self.limits.max_requests}."
             self._reject("queue_full", fact, retry_after_seconds)
         num_new_tokens = sum(map(sum, lengths))
         if not has_room(tokens_of, key_name, num_new_tokens, self.limits.max_tokens):
@@ -189,17 +196,19 @@ class Admission(EngineListener):
             is_own = reservation.key_name == context.key_name or reservation.urgency < context.urgency
             return reservation.num_prompt_tokens if is_own else min(reservation.num_prompt_tokens, num_prompt_tokens)
 
-        num_tokens = [
-            reservation.num_prompt_tokens + reservation.max_tokens for reservation in (*self._running, *before)
-        ]
+        running = _rivals(self._running, context)
+        # Lines of batches make way for a client's request, one in each step.
+        in_batch = [one for one in (*self._running, *self._waiting) if one.is_in_batch]
+        steps_of_lines = range(1, len(in_batch) - len(_rivals(in_batch, context)) + 1)
+        num_tokens = [one.num_prompt_tokens + one.max_tokens for one in (*running, *before)]
         mean_num_tokens = sum(num_tokens) / len(num_tokens) if num_tokens else 1
         max_running = min(self.config.max_num_seqs, int(self.config.num_tokens / mean_num_tokens) or 1)
         return forecast_wait_seconds(
-            [max(self._expected_tokens(reservation) - reservation.num_tokens, 1) for reservation in self._running],
+            [*(max(self._expected_tokens(one) - one.num_tokens, 1) for one in running), *steps_of_lines],
             [(prompt_tokens(reservation), self._expected_tokens(reservation)) for reservation in before],
             max_running=max_running,
             step_seconds=self._cost.step_seconds,
-            prefill_seconds=self._cost.prefill_seconds,
+            prefill_seconds=self._cost.prefill_seconds / self.num_engines,
         )
 
     def _before(self, context: RequestContext, waiting: Collection[Reservation]) -> list[Reservation]:
@@ -229,3 +238,8 @@ class Admission(EngineListener):
         num_steps = max(max_tokens for _, max_tokens in lengths) * self._used_fraction
         num_prompt_tokens = sum(num for num, _ in lengths)
         return num_prompt_tokens * self._cost.prefill_seconds + num_steps * self._cost.step_seconds
+
+
+def _rivals(reservations: Iterable[Reservation], context: RequestContext) -> list[Reservation]:
+    """Return the sequences whose places a request cannot have: lines of batches wait last, and make way for clients."""
+    return [one for one in reservations if one.urgency <= max(context.urgency, 0)]

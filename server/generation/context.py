@@ -10,12 +10,14 @@ from caravan.server.generation.errors import DeadlineExceeded
 
 NO_KEY = ""  # the key name of all requests if the server has no keys
 TIMEOUT_HEADER = "x-request-timeout-ms"
+RESUME_HEADER = b"x-caravan-resume"
 SCOPE_KEY_NAME = "caravan.key_name"  # ASGI scope: the name of the API key, set by the authentication
 SCOPE_KEY_DIGEST = "caravan.key_digest"  # ASGI scope: the digest of the API key itself, in hexadecimal
 SCOPE_MIN_PRIORITY = "caravan.min_priority"  # ASGI scope: the lowest priority that is effective across keys
 SCOPE_URGENCY = "caravan.urgency"  # ASGI scope: the urgency of a line of a batch
 SCOPE_REQUEST_ID = "caravan.request_id"  # ASGI scope: the id of the HTTP request
 SCOPE_METRICS = "caravan.metrics"  # ASGI scope: the Metrics of the model that the request chose
+SCOPE_CANCELLATION = "caravan.cancellation"  # ASGI scope: the Cancellation of a resumable response
 SCOPE_RECORD = "caravan.record"  # ASGI scope: the RequestRecord, set when a generation starts
 
 _MILLISECONDS = re.compile(rb"[1-9][0-9]{0,8}")

@@ -7,6 +7,7 @@
       InvalidGrammar          the engine cannot use the request's grammar
       GenerationFailed        the engine failed on it
       GenerationCancelled     the engine dropped it
+      RequestCancelled        another request has ended it
 
 EngineDied and EngineUnavailable (server/engine/output_queue.py) are raised when the engine process ends.
 """
@@ -51,6 +52,13 @@ class GenerationCancelled(GenerationError):
     """The engine dropped the request although its reader did not abort it."""
 
 
+class RequestCancelled(GenerationError):
+    """Another request has ended this one; the text is for the client."""
+
+    def __init__(self) -> None:
+        super().__init__("The response was ended by another request.")
+
+
 def failure_reason(error: Exception) -> FinishReason:
     """Return the finish reason of a choice that ended with this error."""
-    return "abort" if isinstance(error, GenerationCancelled) else "error"
+    return "abort" if isinstance(error, GenerationCancelled | RequestCancelled) else "error"

@@ -6,17 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from caravan.model.sampling.sampling_params import Pooling, SamplingParams
+from caravan.model.sampling.sampling_params import SamplingParams
 from caravan.model.tokenizer.detokenizer import Detokenizer
 from caravan.scheduler.messages import FinishReason, Request
+from caravan.scheduler.thought_budget import ThoughtBudget
 from caravan.server.engine.output_queue import OutputQueue
 from caravan.server.generation.admission import Reservation
 from caravan.server.generation.context import RequestContext
-from caravan.server.generation.errors import InvalidGrammar, failure_reason
+from caravan.server.generation.errors import InvalidGrammar, RequestCancelled, failure_reason
+from caravan.server.generation.prompt_job import PromptJob
 from caravan.server.generation.request_grammar import RequestGrammar
 from caravan.server.generation.served_model import ServedModel
 from caravan.server.generation.stop_strings import StopStrings
-from caravan.server.generation.text_stream import ShownPrompt, TextDelta, TextStream
+from caravan.server.generation.text_stream import TextDelta, TextStream
+from caravan.server.generation.thought_splitter import Thoughts, ThoughtSplitter
 from caravan.server.observe.choice_record import ChoiceRecord
 from caravan.server.observe.request_record import RequestRecord
 
@@ -24,21 +27,12 @@ SUBMITTED_AT_ONCE = 64  # choices, after which the event loop may run other task
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptJob:
-    """One prompt with the parameters of each of its choices."""
-
-    token_ids: list[int]
-    params: list[SamplingParams]
-    shown: ShownPrompt | None = None  # the part of the prompt that the response includes
-    pooling: Pooling | None = None  # if set, the result is one vector and no tokens
-
-
-@dataclass(frozen=True, kw_only=True)
 class StopRule:
-    """The stop strings of a choice."""
+    """What becomes of the tokens of a choice as text, and the strings that end it."""
 
     strings: StopStrings
     include_match: bool = False
+    skips_special_tokens: bool = True
     min_tokens: int = 0
 
 
@@ -60,6 +54,9 @@ class Generation:
         answer_id: str,
         stop: StopRule = NO_STOP,
         grammar: RequestGrammar | None = None,
+        thoughts: Thoughts | None = None,
+        thought_budget: ThoughtBudget | None = None,
+        has_timings: bool = False,
     ) -> None:
         """Make reservations for all choices; raises QueueFull or DeadlineExceeded."""
         self.record = RequestRecord(answer_id, context.request_id, context.key_name, context.arrived_at_seconds)
@@ -69,9 +66,8 @@ class Generation:
             self.record.params = jobs[0].params[0]
         self._served = served
         self._context = context
-        self._jobs = jobs
-        self._stop = stop
-        self._grammar = grammar
+        self._jobs, self._stop, self._grammar = jobs, stop, grammar
+        self._thoughts, self._thought_budget, self._has_timings = thoughts, thought_budget, has_timings
         self._is_ended = False
         self._has_output = False  # some choice has output to take
         self._waiter: asyncio.Future[None] | None = None  # resolved by new output
@@ -85,7 +81,7 @@ class Generation:
         self.record.admit(self._reservations[0].predicted_wait_seconds)
 
     async def start(self) -> None:
-        """Submit all choices; raises EngineUnavailable, after which none is running."""
+        """Submit all choices; raises EngineUnavailable or AdapterUnloaded, after which none is running."""
         left_seconds = self._context.seconds_left()
         if left_seconds is not None:
             self._time_limit = asyncio.get_running_loop().call_later(left_seconds, self._expire)
@@ -93,7 +89,7 @@ class Generation:
         crash_group = secrets.randbits(63)
         try:
             for job in self._jobs:
-                group = secrets.randbits(63) if len(job.params) > 1 else 0
+                group = job.group or (secrets.randbits(63) if len(job.params) > 1 else 0)
                 for params in job.params:
                     if self._choices and len(self._choices) % SUBMITTED_AT_ONCE == 0:
                         await asyncio.sleep(0)
@@ -111,12 +107,15 @@ class Generation:
         request = Request(
             prompt_token_ids=job.token_ids,
             params=params,
-            cache_salt=context.cache_salt,
+            cache_salt=served.cache_salt(context.cache_salt),
+            adapter=served.adapter_name,
             key=context.key_name,
             priority=context.priority,
             urgency=context.urgency,
             grammar=self._grammar.text if self._grammar is not None else "",
+            thought=self._thought_budget,
             group=group,
+            num_shared_tokens=job.num_shared_tokens,
             pooling=job.pooling,
         )
         outputs = served.engine.submit(request, crash_group)
@@ -129,8 +128,14 @@ class Generation:
             num_prompt_tokens=len(job.token_ids),
             max_tokens=params.max_tokens,
         )
-        stream = _text_stream(outputs, served, job, params, self._stop)
+        splitter = None if self._thoughts is None else self._thoughts.splitter(self._thought_budget)
+        stream = _text_stream(outputs, served, job, params, self._stop, splitter)
         self._choices.append(_Choice(stream, served, record, reservation, outputs.request_id, context))
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The fingerprint of the engine, None if it is not known."""
+        return self._served.fingerprint or None
 
     @property
     def is_finished(self) -> bool:
@@ -158,8 +163,8 @@ class Generation:
                     if delta is not None and delta.finish_reason is not None:
                         self._num_open -= 1
             except InvalidGrammar as error:
-                assert self._grammar is not None, "only a grammar can be invalid"
-                self._failure = InvalidGrammar(str(error), self._grammar.param)
+                param = "allowed_token_ids" if self._grammar is None else self._grammar.param
+                self._failure = InvalidGrammar(str(error), param)
             except Exception as error:
                 self._failure = error
         return deltas
@@ -167,7 +172,14 @@ class Generation:
     def _expire(self) -> None:
         """Fail the request at its deadline."""
         self.record.is_past_deadline = True
-        self._failure = self._context.deadline_exceeded()
+        self._fail(self._context.deadline_exceeded())
+
+    def cancel(self) -> None:
+        """Fail the request, since another one has ended it."""
+        self._fail(RequestCancelled())
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = error
         self._on_output()
 
     def _on_output(self) -> None:
@@ -193,21 +205,24 @@ class Generation:
             record = self.record
             record.num_cached_tokens = self._num_cached_tokens()
             record.num_completion_tokens = self._num_read_tokens()
-            counts = record.num_prompt_tokens, record.num_completion_tokens
-            self._served.metrics.count_usage(self._context.key_name, *counts)
+            metrics, key_name = self._served.metrics, self._context.key_name
+            metrics.key_usage.count(key_name, record.num_prompt_tokens, record.num_completion_tokens)
 
     def usage(self) -> dict[str, Any]:
         """Return the token counts so far: each prompt once, and all generated tokens."""
-        return self.usage_after(self._num_read_tokens())
+        num_thought = sum(choice.record.num_thought_tokens for choice in self._choices)
+        return self.usage_after(self._num_read_tokens(), num_thought)
 
-    def usage_after(self, num_completion_tokens: int) -> dict[str, Any]:
-        """Return the token counts after `num_completion_tokens` tokens."""
+    def usage_after(self, num_completion_tokens: int, num_thought_tokens: int) -> dict[str, Any]:
+        """Return the token counts after these tokens, of which some may be of thoughts."""
         num_prompt_tokens = self.record.num_prompt_tokens
         return {
             "prompt_tokens": num_prompt_tokens,
             "completion_tokens": num_completion_tokens,
             "total_tokens": num_prompt_tokens + num_completion_tokens,
             "prompt_tokens_details": {"cached_tokens": self._num_cached_tokens()},
+            **({"completion_tokens_details": {"reasoning_tokens": num_thought_tokens}} if self._thoughts else {}),
+            **({"timings": self.record.timings()} if self._has_timings else {}),
         }
 
     def _num_read_tokens(self) -> int:
@@ -256,14 +271,15 @@ class _Choice:
         record = self.record
         if record.num_cached_tokens is None:
             record.num_cached_tokens = delta.num_cached_tokens
-        if delta.scheduled_at_seconds:
-            record.scheduled_at_seconds = delta.scheduled_at_seconds
+        record.scheduled_at_seconds = record.scheduled_at_seconds or delta.scheduled_at_seconds
         num_tokens = len(delta.token_ids)
         if num_tokens:
             received_at_seconds = delta.received_at_seconds
-            self._served.admission.count_tokens(self._reservation, num_tokens, record.queue_seconds)
+            waited_seconds = 0.0 if record.num_read_tokens else record.queue_seconds  # read with the first tokens only
+            self._served.admission.count_tokens(self._reservation, num_tokens, waited_seconds)
             self._served.metrics.observe_tokens(record, num_tokens, received_at_seconds, self._arrived_at_seconds)
             record.read(num_tokens, received_at_seconds)
+        record.num_thought_tokens += delta.num_thought_tokens
         if delta.finish_reason is not None:
             self._end(delta.finish_reason)
         return delta
@@ -284,14 +300,20 @@ class _Choice:
 
 
 def _text_stream(
-    outputs: OutputQueue, served: ServedModel, job: PromptJob, params: SamplingParams, stop: StopRule
+    outputs: OutputQueue,
+    served: ServedModel,
+    job: PromptJob,
+    params: SamplingParams,
+    stop: StopRule,
+    splitter: ThoughtSplitter | None,
 ) -> TextStream:
     return TextStream(
         outputs,
-        Detokenizer(served.tokenizer, shown=served.shown_token_ids),
+        Detokenizer(served.tokenizer, skip_special=stop.skips_special_tokens, shown=served.shown_token_ids),
         stop.strings,
         stop_token_ids=params.stop_token_ids,
         include_stop_string=stop.include_match,
         min_tokens=stop.min_tokens,
         prompt=job.shown,
+        splitter=splitter,
     )

@@ -70,6 +70,7 @@ class TextCutter:
         self._include_match = include_match
         self._state = 0
         self._held = ""  # the suffix that could still become a stop string
+        self.match = ""  # the stop string that ended the text
 
     def push(self, text: str, *, may_stop: bool = True) -> tuple[str, bool]:
         """Return the text that can be sent now, and whether a stop string ended it.
@@ -78,13 +79,12 @@ class TextCutter:
         """
         if self._stop_strings.is_empty:
             return text, False
-        num_held = len(self._held)
         text_so_far = self._held + text
-        for end, character in enumerate(text, start=num_held + 1):
+        for end, character in enumerate(text, start=len(self._held) + 1):
             self._state = self._stop_strings.step(self._state, character)
             match_length = self._stop_strings.match_length[self._state]
             if match_length and may_stop:
-                self._held = ""
+                self._held, self.match = "", text_so_far[end - match_length : end]
                 return text_so_far[: end if self._include_match else end - match_length], True
         num_safe = len(text_so_far) - self._stop_strings.depth[self._state]
         self._held = text_so_far[num_safe:]

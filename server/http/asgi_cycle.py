@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Final, Protocol
 
@@ -13,6 +13,9 @@ _BAD_NAME = re.compile(rb"[\x00-\x20\x7f()<>@,;:\[\]={}\\\"]")
 _BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _PREFIX: Final = b"HTTP/1.1 "  # of every response
 _STATUS_WITHOUT_BODY: Final = (204, 304)
+SCOPE_WRITE_BODY: Final = "caravan.write_body"  # ASGI scope: AsgiCycle.write_body
+
+WriteBody = Callable[[bytes], bool]
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +104,7 @@ class AsgiCycle:
 
     async def run(self, app: ASGIApp) -> None:
         """Run the application. If it does not complete the response, the connection is closed."""
+        self._scope[SCOPE_WRITE_BODY] = self.write_body
         try:
             await app(self._scope, self.receive, self.send)
         except Exception as error:
@@ -149,6 +153,14 @@ class AsgiCycle:
             raise RuntimeError(f"Expected {'nothing' if self.is_complete else 'a body'}, got {message['type']}.")
         else:
             self._continue(message.get("body", b""), has_more=message.get("more_body", False))
+
+    def write_body(self, body: bytes) -> bool:
+        """Send a part of a body that goes on, as `send` does but past all middleware; return False if it must wait."""
+        if self._connection.is_write_paused or self.is_complete or not self.is_started:
+            return False
+        if not self._is_disconnected:
+            self._continue(body, has_more=True)
+        return True
 
     def _start(self, status: int, headers: Headers) -> None:
         lines = [_PREFIX + b"%d %s\r\n" % (status, _phrase(status))]

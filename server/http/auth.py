@@ -9,6 +9,7 @@ from caravan.server.http.errors import ApiError
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/health"})
 PAGE_PATHS = frozenset({"/", "/docs"})
 SCRAPED_PATH = "/metrics"
+ADAPTER_PATHS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 
 _KEY_HEADERS = (b"x-api-key", b"api-key")
 
@@ -36,7 +37,7 @@ class ApiKeyAuth:
             if scope["type"] != "http":
                 await send({"type": "websocket.close", "code": 1008})
                 return
-            response = error.response()
+            response = error.response(scope)
             if error.status == 401:
                 response.headers["www-authenticate"] = "Bearer"
             await response(scope, receive, send)
@@ -54,6 +55,8 @@ class ApiKeyAuth:
             )
         if path == SCRAPED_PATH and not self._keys.can_scrape(key):
             raise ApiError(403, "This API key may not read /metrics; use one with `scrape` in the key file.")
+        if path in ADAPTER_PATHS and not key.may_load:
+            raise ApiError(403, "This API key may not change adapters; use one with `adapters` in the key file.")
         return key
 
 

@@ -1,16 +1,18 @@
 """ConcurrencyLimit: limit the number of concurrent requests, before their bodies are read."""
 
 from collections import Counter
+from collections.abc import Callable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from caravan.server.generation.context import NO_KEY, SCOPE_KEY_NAME
+from caravan.server.generation.context import NO_KEY, RESUME_HEADER, SCOPE_KEY_NAME
 from caravan.server.generation.fair_share import has_room
 from caravan.server.http.body_memory import SCOPE_BODY, BodyMemory
 from caravan.server.http.errors import ApiError, overloaded, unavailable
 from caravan.server.observe.metrics import Metrics
 
 RETRY_SECONDS = 1
+Wrap = Callable[[ASGIApp], ASGIApp]
 
 
 class ConcurrencyLimit:
@@ -36,11 +38,11 @@ class ConcurrencyLimit:
 class ConcurrencyLimitMiddleware:
     """ASGI middleware that applies the limit before a body is read.
 
-    GET and HEAD requests are exempt.
+    GET and HEAD requests are exempt. Requests with `x-caravan-resume` go to the application `resumable(app)`.
     """
 
-    def __init__(self, app: ASGIApp, *, concurrency_limit: ConcurrencyLimit, metrics: Metrics) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, *, concurrency_limit: ConcurrencyLimit, metrics: Metrics, resumable: Wrap) -> None:
+        self._app, self._resumable_app = app, resumable(app)
         self._limit = concurrency_limit
         self._metrics = metrics
 
@@ -52,13 +54,14 @@ class ConcurrencyLimitMiddleware:
         rejection = self._rejection(key_name)
         if rejection is not None:
             rejection.is_body_unread = True
-            await rejection.response()(scope, receive, send)
+            await rejection.response(scope)(scope, receive, send)
             return
         self._limit.requests_by_key[key_name] += 1
         reservation = self._limit.bodies.reserve(key_name)
         scope[SCOPE_BODY] = reservation
+        is_resumable = any(name == RESUME_HEADER for name, _ in scope["headers"])
         try:
-            await self._app(scope, receive, send)
+            await (self._resumable_app if is_resumable else self._app)(scope, receive, send)
         finally:
             reservation.release()
             if reservation.was_rejected:

@@ -13,7 +13,8 @@ Result = TypeVar("Result")
 async def until_disconnect(receive: Receive, work: Awaitable[Result]) -> Result:
     """Return the result of `work`; if the client disconnects first, cancel it and raise ClientDisconnect.
 
-    The request body must have been read. `work` has ended when this returns or raises.
+    The request body must have been read. `work` has ended when this returns or raises. Raises what `receive` raises,
+    too: RequestCancelled for a resumable response that another request has ended.
     """
     working = asyncio.ensure_future(work)
     waiting = asyncio.create_task(_disconnect(receive))
@@ -21,6 +22,7 @@ async def until_disconnect(receive: Receive, work: Awaitable[Result]) -> Result:
         await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
+        waiting.result()
         raise ClientDisconnect
     finally:
         working.cancel()

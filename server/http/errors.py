@@ -4,7 +4,6 @@ import itertools
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -12,17 +11,20 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.routing import BaseRoute, Match
+from starlette.routing import Match
+from starlette.types import Scope
 
-from caravan.server.engine.output_queue import EngineDied, EngineUnavailable, ModelLoadFailed
-from caravan.server.generation.context import TIMEOUT_HEADER, InvalidTimeout
+from caravan.server.engine.output_queue import AdapterUnloaded, EngineDied, EngineUnavailable, ModelLoadFailed
+from caravan.server.generation.context import SCOPE_REQUEST_ID, TIMEOUT_HEADER, InvalidTimeout
 from caravan.server.generation.errors import (
     GenerationCancelled,
     GenerationError,
     GenerationFailed,
     InvalidGrammar,
+    RequestCancelled,
     RequestRejected,
 )
+from caravan.server.http.error_form import SCOPE_FORM, ErrorForm
 from caravan.server.sandbox.fair_executor import ExecutorFull
 from caravan.server.sandbox.worker_pool import WorkerUnavailable
 
@@ -30,6 +32,10 @@ _RETRY_AFTER_SECONDS = 5
 _MAX_RETRY_SECONDS = 120  # clients ignore longer ones
 _MAX_MESSAGE = 400  # characters; keeps every error body under 1 KB
 _MAX_SHOWN = 60  # characters of a value in a message
+_METHODS = ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")  # RFC 9110 and RFC 5789
+
+DISCONNECTED = 499  # a status that only logs and metrics see
+RESPONSE_ENDED = "response_ended"  # the code of a response that another request has ended
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +76,7 @@ class ApiError(Exception):
         self.code = code
         self.retry_after = retry_after  # seconds
         self.is_body_unread = status in (408, 413)  # the request body is not read to its end: close the connection
+        self.details: dict[str, Any] = {}  # for the forms of errors that have them
 
     def body(self) -> dict[str, Any]:
         """Return the JSON object of the response or of an event."""
@@ -77,12 +84,14 @@ class ApiError(Exception):
         param = None if self.param is None else _ascii(self.param, 100)
         return {"error": {"message": message, "type": self.kind, "param": param, "code": self.code}}
 
-    def response(self) -> Response:
-        """Return the HTTP response."""
+    def response(self, scope: Scope | None = None) -> Response:
+        """Return the HTTP response, in the form of the API that the request with this scope belongs to."""
         headers = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
         if self.is_body_unread:
             headers["connection"] = "close"
-        return Response(json.dumps(self.body()), self.status, headers, "application/json")
+        form: ErrorForm | None = None if scope is None else scope.get(SCOPE_FORM)
+        body = self.body() if scope is None or form is None else form.body(self, scope[SCOPE_REQUEST_ID])
+        return Response(json.dumps(body), self.status, headers, "application/json")
 
 
 def invalid(message: str, param: str | None = None) -> ApiError:
@@ -122,6 +131,8 @@ def as_api_error(error: Exception) -> ApiError:
         return invalid(str(error), TIMEOUT_HEADER)
     if isinstance(error, EngineUnavailable):
         return unavailable("The engine is not ready. Try again later.")
+    if isinstance(error, AdapterUnloaded):
+        return ApiError(404, f"The adapter {error} was unloaded.", param="model", code="model_not_found")
     if isinstance(error, ModelLoadFailed):
         return unavailable(str(error))
     if isinstance(error, EngineDied | GenerationCancelled):
@@ -137,8 +148,10 @@ def as_api_error(error: Exception) -> ApiError:
         return unavailable(
             "Two worker processes of the server were lost while they handled this request. Try again later."
         )
+    if isinstance(error, RequestCancelled):
+        return ApiError(410, str(error), code=RESPONSE_ENDED)
     if isinstance(error, ClientDisconnect):
-        return ApiError(499, "The client closed the connection.")  # only for the metrics
+        return ApiError(DISCONNECTED, "The client closed the connection.")
     if isinstance(error, GenerationFailed):
         logger.error("The engine failed on a request: %s", ascii(str(error)))
     else:
@@ -154,22 +167,24 @@ def as_api_error(error: Exception) -> ApiError:
 def add_error_handlers(app: FastAPI) -> None:
     """Make every error response of `app` an `ErrorBody`."""
 
-    async def respond(_: Request, error: Exception) -> Response:
-        return as_api_error(error).response()
+    async def respond(request: Request, error: Exception) -> Response:
+        return as_api_error(error).response(request.scope)
 
     async def respond_to_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         messages = {404: "There is no such route.", 405: "This route does not support this method."}
-        response = ApiError(error.status_code, messages.get(error.status_code, "The request was rejected.")).response()
+        answer = ApiError(error.status_code, messages.get(error.status_code, "The request was rejected."))
+        response = answer.response(request.scope)
         response.headers.update(error.headers or {})
         if error.status_code == 405:
             response.headers["allow"] = ", ".join(_allowed_methods(app, request))
         return response
 
-    async def respond_to_validation_error(_: Request, __: Exception) -> Response:
-        return invalid("A parameter of the path, the query or a header is not valid.").response()
+    async def respond_to_validation_error(request: Request, _: Exception) -> Response:
+        error = invalid("A parameter of the path, the query or a header is not valid.")
+        return error.response(request.scope)
 
-    ours = (ApiError, EngineUnavailable, EngineDied, ModelLoadFailed, GenerationError, InvalidTimeout)
+    ours = (ApiError, EngineUnavailable, AdapterUnloaded, EngineDied, ModelLoadFailed, GenerationError, InvalidTimeout)
     for kind in (*ours, ExecutorFull, WorkerUnavailable, ClientDisconnect):
         app.add_exception_handler(kind, respond)
     app.add_exception_handler(HTTPException, respond_to_http_error)
@@ -177,16 +192,12 @@ def add_error_handlers(app: FastAPI) -> None:
 
 
 def _allowed_methods(app: FastAPI, request: Request) -> list[str]:
-    """Return the methods of all routes with the path of a request; the error names only those of the first one."""
-    routes = [route for route in _all_routes(app.routes) if route.matches(request.scope)[0] is not Match.NONE]
-    return sorted({method for route in routes for method in getattr(route, "methods", None) or ()})
-
-
-def _all_routes(routes: Iterable[BaseRoute]) -> Iterator[BaseRoute]:
-    """Yield routes, those of included routers one by one."""
-    for route in routes:
-        router = getattr(route, "original_router", None)
-        yield from (route,) if router is None else _all_routes(router.routes)
+    """Return the methods for which a route has the path of a request; the error names only those of the first one."""
+    return [
+        method
+        for method in _METHODS
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in app.routes)
+    ]
 
 
 def _ascii(text: str, max_characters: int) -> str:

@@ -34,6 +34,15 @@ def _networks(value: str | None) -> str | None:
     return value
 
 
+def _root_path(value: str) -> str:
+    """Return a path without a slash at its end."""
+    path = value.rstrip("/")
+    if path and not re.fullmatch(r"(?:/[A-Za-z0-9._~-]+)+", path):
+        raise ValueError("must be a path such as /llm, of letters, digits and -._~")
+    return path
+
+
 Origins = Annotated[str | None, AfterValidator(_origins)]
 Networks = Annotated[str | None, AfterValidator(_networks)]
+RootPath = Annotated[str, AfterValidator(_root_path)]
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]

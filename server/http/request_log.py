@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from caravan.server.generation.context import NO_KEY, SCOPE_KEY_NAME, SCOPE_METRICS, SCOPE_RECORD, SCOPE_REQUEST_ID
 from caravan.server.http.client_address import Network, client_address
+from caravan.server.http.error_form import SCOPE_FORM, ErrorForm
 from caravan.server.http.errors import as_api_error
 from caravan.server.observe.http_record import HttpRecord
 from caravan.server.observe.logs import bind_request_id
@@ -32,11 +33,13 @@ class RequestLogging:
         app: ASGIApp,
         *,
         metrics: Metrics,
+        forms: Sequence[ErrorForm] = (),
         on_response: OnResponse = lambda _: None,
         trusted_proxies: Sequence[Network] = (),
     ) -> None:
-        """`metrics` are for requests without a model. `on_response` gets the record of each request at its end."""
+        """`metrics` are for requests without a model, `forms` are those of other APIs; `on_response` gets records."""
         self._app = app
+        self._forms = forms
         self._trusted_proxies = trusted_proxies
         self._metrics = metrics
         self._on_response = on_response
@@ -48,6 +51,11 @@ class RequestLogging:
         request_id = _request_id(scope)
         scope[SCOPE_REQUEST_ID] = request_id.decode()
         bind_request_id(request_id.decode())
+        id_headers = [(b"x-request-id", request_id)]
+        form = next((form for form in self._forms if form.is_of(scope)), None)
+        if form is not None:
+            scope[SCOPE_FORM] = form
+            id_headers += [(form.id_header, request_id)] if form.id_header else []
         started = time.monotonic()
         status = 0
 
@@ -55,7 +63,7 @@ class RequestLogging:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id)]
+                message["headers"] = [*message.get("headers", []), *id_headers]
             await send(message)
 
         try:
@@ -63,7 +71,7 @@ class RequestLogging:
         except Exception as error:
             if status:  # the response has started: the connection is closed
                 raise
-            await as_api_error(error).response()(scope, receive, send_with_id)
+            await as_api_error(error).response(scope)(scope, receive, send_with_id)
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
             scope.get(SCOPE_METRICS, self._metrics).count_http(route, status or 499)

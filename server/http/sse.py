@@ -12,11 +12,15 @@ from fastapi import Response
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from caravan.server.http.asgi_cycle import SCOPE_WRITE_BODY, WriteBody
 from caravan.server.http.disconnect import until_disconnect
+from caravan.server.http.stream_form import StreamForm
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"  # a comment, which clients ignore; it keeps proxies from closing the stream
 KEEP_ALIVE_SECONDS = 15.0  # without output before a comment; proxies close idle streams after 30 to 60
+
+EVENTS = StreamForm("text/event-stream", KEEP_ALIVE)
 
 Item = TypeVar("Item")
 
@@ -25,7 +29,8 @@ logger = logging.getLogger(__name__)
 
 def event(payload: Any) -> bytes:
     """Return an event."""
-    return b"data: " + _json(payload) + b"\n\n"
+    body = msgspec.json.encode(payload)
+    return b"data: %b\n\n" % (body if body.isascii() else _without_line_breaks(body))  # most are
 
 
 def named_event(name: str, payload: Any) -> bytes:
@@ -33,15 +38,12 @@ def named_event(name: str, payload: Any) -> bytes:
     return b"event: " + name.encode() + b"\n" + event(payload)
 
 
-def _json(value: Any) -> bytes:
-    """Encode a JSON value without the Unicode characters that str.splitlines() treats as line breaks.
+def _without_line_breaks(body: bytes) -> bytes:
+    """Return JSON without the Unicode characters that str.splitlines() treats as line breaks.
 
     They do not end a line of an event, but some clients split lines with str.splitlines(). They only occur inside JSON
     strings, where they can be escaped.
     """
-    body = msgspec.json.encode(value)
-    if body.isascii():  # most are
-        return body
     for raw, escaped in ((b"\xc2\x85", b"\\u0085"), (b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029")):
         body = body.replace(raw, escaped)
     return body
@@ -53,8 +55,6 @@ class EventStream(Response):
     Once called, it always calls `on_end` after the last write.
     """
 
-    media_type = "text/event-stream"
-
     def __init__(
         self,
         events: AsyncGenerator[bytes, None],
@@ -62,8 +62,10 @@ class EventStream(Response):
         write_timeout_seconds: float,
         on_end: Callable[[], None],
         keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
+        form: StreamForm = EVENTS,
     ) -> None:
         self.status_code = 200
+        self.media_type = form.media_type
         self.background = None
         self.body = b""
         # X-Accel-Buffering: nginx must not buffer events.
@@ -72,10 +74,11 @@ class EventStream(Response):
         self._write_timeout_seconds = write_timeout_seconds
         self._keep_alive_seconds = keep_alive_seconds
         self._on_end = on_end
+        self._keep_alive = form.keep_alive
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await until_disconnect(receive, self._write(send))
+            await until_disconnect(receive, self._write(send, scope.get(SCOPE_WRITE_BODY)))
         except ClientDisconnect:
             logger.debug("The client disconnected from its stream.")
         except WriteTimedOut:
@@ -84,17 +87,18 @@ class EventStream(Response):
         finally:
             self._on_end()
 
-    async def _write(self, send: Send) -> None:
+    async def _write(self, send: Send, write_body: WriteBody | None) -> None:
         headers = [(name, value) for name, value in self.raw_headers if name != b"content-length"]
         await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
         try:
             async with asyncio.timeout(None) as limit, aclosing(self._events) as events:
                 write_timeout = WriteTimeout(self._write_timeout_seconds, on_stall=lambda: limit.reschedule(0))
-                keep_alive = KeepAlive(self._keep_alive_seconds, lambda: send(_body(KEEP_ALIVE)), write_timeout)
+                keep_alive = KeepAlive(self._keep_alive_seconds, lambda: send(_body(self._keep_alive)), write_timeout)
                 with write_timeout, keep_alive:
                     async for body in events:
                         began = write_timeout.write_began_seconds = time.monotonic()
-                        await send(_body(body))
+                        if write_body is None or not write_body(body):
+                            await send(_body(body))
                         write_timeout.write_began_seconds = None
                         keep_alive.wrote_at_seconds = began
                     write_timeout.write_began_seconds = time.monotonic()

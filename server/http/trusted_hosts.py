@@ -26,7 +26,7 @@ class TrustedHosts:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not self._is_trusted(_host(scope)):
             message = "This host name is not allowed; add it with --allowed-hosts."
-            await ApiError(421, message, param="host").response()(scope, receive, send)
+            await ApiError(421, message, param="host").response(scope)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 

@@ -8,25 +8,24 @@ may quote it.
 import logging
 import sys
 from types import TracebackType
-from typing import Literal, TextIO
+from typing import TextIO
 
 import structlog
 from structlog.types import Processor
 
 from caravan.scheduler.tracebacks import traceback_text
+from caravan.server.observe.settings import LogFormat, LogLevel
 
-LogFormat = Literal["auto", "json", "text"]
 
-
-def set_up_logs(kind: LogFormat, stream: TextIO | None = None) -> None:
-    """Send all logs to `stream`, standard error by default; `auto` is text at a terminal, else JSON."""
+def set_up_logs(kind: LogFormat, level: LogLevel = "info", stream: TextIO | None = None) -> None:
+    """Send logs from `level` on to `stream`, standard error by default; `auto` is text at a terminal, else JSON."""
     stream = stream or sys.stderr
     is_json = kind == "json" or (kind == "auto" and not stream.isatty())
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.ExtraAdder(),
-        _without_colours,
+        _without_foreign_fields,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.ExceptionRenderer(_safe_traceback),
     ]
@@ -40,7 +39,7 @@ def set_up_logs(kind: LogFormat, stream: TextIO | None = None) -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(logging.INFO)
+    root.setLevel(level.upper())
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a wrong form is answered with status 400
 
 
@@ -54,9 +53,10 @@ def _safe_traceback(exc_info: tuple[type[BaseException], BaseException, Tracebac
     return traceback_text(exc_info[1])
 
 
-def _without_colours(_: object, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
-    """Remove uvicorn's copy of the message with colours."""
+def _without_foreign_fields(_: object, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+    """Remove uvicorn's copy of the message with colours, and the time that Ray adds to every record."""
     event.pop("color_message", None)
+    event.pop("_ray_timestamp_ns", None)
     return event
 
 

@@ -22,12 +22,13 @@ from caravan.server.engine.listener import EngineListener
 from caravan.server.observe import buckets
 from caravan.server.observe.choice_record import ChoiceRecord
 from caravan.server.observe.histogram import TokenHistogram
+from caravan.server.observe.key_usage import KeyUsage
 from caravan.server.observe.prefix_misses import PrefixMissCounter
 from caravan.server.observe.spill_metrics import SpillMetrics
 
 _PREFIX = "caravan_"
 
-Rejection = Literal["queue_full", "queue_tokens", "wait", "deadline", "body_memory"]
+Rejection = Literal["queue_full", "queue_tokens", "wait", "deadline", "body_memory", "resumable_responses"]
 REJECTIONS: tuple[Rejection, ...] = get_args(Rejection)
 _COMPLETE: tuple[FinishReason, ...] = ("stop", "length")
 _INCOMPLETE: tuple[FinishReason, ...] = ("abort", "error")  # abort: the client disconnected or its deadline passed
@@ -43,7 +44,7 @@ class Metrics(EngineListener):
         self,
         model_name: str,
         config: EngineConfig,
-        key_names: Sequence[str] = (),
+        key_names: Iterable[str] = (),
         is_standby_ready: Callable[[], bool] = lambda: False,
         *,
         is_restricted: bool = False,
@@ -100,9 +101,7 @@ class Metrics(EngineListener):
         self._ignored_fields = self._counters("ignored_fields", text, "field")
         self._http_requests = self._counters("http_requests", "HTTP requests, by route and status.", "route", "status")
 
-        self._key_requests = self._of_keys("key_requests", "Generation requests, by API key.", key_names)
-        self._key_prompt_tokens = self._of_keys("key_prompt_tokens", "Prompt tokens, by API key.", key_names)
-        self._key_generation_tokens = self._of_keys("key_generation_tokens", "Tokens generated, by API key.", key_names)
+        self.key_usage = KeyUsage(self.registry, model_name, key_names)
 
         self._iteration_tokens = self._histogram("iteration_tokens", "Tokens computed per step.", buckets.STEP_TOKENS)
         self.first_token = self._histogram(
@@ -126,10 +125,10 @@ class Metrics(EngineListener):
             "admission_wait_error_seconds", "Predicted minus actual time in the queue.", buckets.WAIT_ERROR
         )
         self._inference_time = self._histogram(
-            "request_inference_time_seconds", "Time from last scheduled to the last token.", buckets.REQUEST
+            "request_inference_time_seconds", "Time from joining the batch to the last token.", buckets.REQUEST
         )
         self._prefill_time = self._histogram(
-            "request_prefill_time_seconds", "Time from last scheduled to the first token.", buckets.REQUEST
+            "request_prefill_time_seconds", "Time from joining the batch to the first token.", buckets.REQUEST
         )
         self._decode_time = self._histogram(
             "request_decode_time_seconds", "Time from first to last token.", buckets.REQUEST
@@ -186,13 +185,6 @@ class Metrics(EngineListener):
         """Observe an admitted generation request."""
         self._num_choices.observe(num_choices)
 
-    def count_usage(self, key_name: str, num_prompt_tokens: int, num_generation_tokens: int) -> None:
-        """Count a generation request and its tokens for its key, if the server has keys."""
-        if key_name in self._key_requests:
-            self._key_requests[key_name].inc()
-            self._key_prompt_tokens[key_name].inc(num_prompt_tokens)
-            self._key_generation_tokens[key_name].inc(num_generation_tokens)
-
     def observe_tokens(
         self, choice: ChoiceRecord, num_tokens: int, received_at_seconds: float, arrived_at_seconds: float
     ) -> None:
@@ -219,15 +211,14 @@ class Metrics(EngineListener):
             if reason == "length":  # only the prompt was computed
                 self._prompt_tokens.inc(choice.num_prompt_tokens)
             return
-        decode_seconds = choice.last_token_at_seconds - choice.first_token_at_seconds
+        prefill_seconds, decode_seconds = choice.token_seconds()
         self._decode_time.observe(decode_seconds)
         if num_tokens > 1:
             self._per_token.observe(decode_seconds / (num_tokens - 1))
         if choice.scheduled_at_seconds:
-            self._queue_time.observe(max(0.0, choice.queue_seconds))
-            # A sequence preempted after its first token was last scheduled after it: it has no prefill time.
-            self._prefill_time.observe(max(0.0, choice.first_token_at_seconds - choice.scheduled_at_seconds))
-            self._inference_time.observe(max(0.0, choice.last_token_at_seconds - choice.scheduled_at_seconds))
+            self._queue_time.observe(choice.queue_seconds)
+            self._prefill_time.observe(prefill_seconds)
+            self._inference_time.observe(prefill_seconds + decode_seconds)
 
     def count_ignored_fields(self, names: Iterable[str]) -> None:
         """Count the ignored fields of a request; `names` must be from the table of known fields."""
@@ -287,13 +278,6 @@ class Metrics(EngineListener):
         family = self._counters(name, text, "source")
         return {source: family.labels(self._model_name, source) for source in StepStats().draft_tokens_by_source()}
 
-    def _of_keys(self, name: str, text: str, key_names: Sequence[str]) -> dict[str, Counter]:
-        """Return a counter for each key name; without keys there are no series."""
-        if not key_names:
-            return {}
-        family = self._counters(name, text, "key")
-        return {key_name: family.labels(self._model_name, key_name) for key_name in key_names}
-
     def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
         family = Histogram(_PREFIX + name, text, ["model_name"], buckets=buckets, registry=self.registry)
         return family.labels(self._model_name)
@@ -306,6 +290,7 @@ class Metrics(EngineListener):
             "max_batch_tokens": str(config.max_batch_tokens),
             "max_num_seqs": str(config.max_num_seqs),
             "max_model_len": str(config.max_model_len),
+            "num_ranks": str(config.num_ranks),
         }
         family = Gauge(
             _PREFIX + "cache_config_info", "Limits of the engine, as labels.", list(labels), registry=self.registry

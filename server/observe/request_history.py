@@ -1,6 +1,7 @@
 """RequestHistory: the records of running requests and of the latest finished ones."""
 
 from collections import OrderedDict
+from collections.abc import Iterable
 
 from typing_extensions import override
 
@@ -68,6 +69,18 @@ class RequestHistory(EngineListener):
         """Record the engine restart in all running requests."""
         for record in {id(record): record for record in self._running.values() if not record.is_finished}.values():
             record.replay(down_seconds)
+
+    def route(self, engine_number: int, replica: str, num_known_tokens: int) -> None:
+        """Record which replica gets a choice, and how many of its first tokens that one has."""
+        if (record := self._running.get(engine_number)) is not None:
+            record.add_choice_event(engine_number, "routed", replica=replica, known_tokens=num_known_tokens)
+
+    def lose(self, engine_numbers: Iterable[int], replica: str) -> None:
+        """Record that a replica was lost, in the records of choices that it had."""
+        for number in engine_numbers:
+            if (record := self._running.get(number)) is not None:
+                record.requeue(number)
+                record.add_choice_event(number, "replica lost", replica=replica)
 
     @override
     def on_wake(self, load_seconds: float) -> None:

@@ -112,6 +112,15 @@ class RequestRecord:
         num_tokens = sum(choice.num_tokens for choice in self._choices.values())
         self.add_event("engine replaced", down_ms=round(1000 * down_seconds, 1), tokens=num_tokens)
 
+    def add_choice_event(self, engine_number: int, event: str, **facts: Any) -> None:
+        """Add an event of one choice, with the number of its tokens."""
+        choice = self._choices[engine_number]
+        self.add_event(event, choice=choice.index, tokens=choice.num_tokens, **facts)
+
+    def requeue(self, engine_number: int) -> None:
+        """Record that a choice waits again from now on."""
+        self._choices[engine_number].queued_at_seconds = time.monotonic()
+
     def end(self, engine_number: int, reason: str, num_tokens: int | None = None) -> None:
         """Record how a choice ended. The reader's call overrides the engine's: a stop string may have ended it."""
         choice = self._choices[engine_number]
@@ -139,6 +148,22 @@ class RequestRecord:
     def finish_reasons(self) -> list[str]:
         """Return the finish reason of each finished choice, in order."""
         return [choice.finish_reason for choice in self._choices.values() if choice.finish_reason]
+
+    def timings(self) -> dict[str, float]:
+        """Return where the time went so far, as `Timings` of usage; parts that have not begun are zero."""
+        choices = self._choices.values()
+        queued = min((one.submitted_at_seconds for one in choices), default=0.0)
+        joined = min((one.scheduled_at_seconds for one in choices if one.scheduled_at_seconds), default=0.0)
+        first = min((one.first_token_at_seconds for one in choices if one.num_read_tokens), default=0.0)
+        last = max((one.last_token_at_seconds for one in choices), default=0.0)
+        decode_seconds = max(last - first, 0.0)
+        num_decoded = sum(one.num_read_tokens for one in choices) - 1  # the first one ends the prefill
+        return {
+            "queue_ms": round(1000 * max(joined - queued, 0.0), 3),
+            "prefill_ms": round(1000 * max(first - joined, 0.0), 3),
+            "decode_ms": round(1000 * decode_seconds, 3),
+            "tokens_per_second": round(num_decoded / decode_seconds, 2) if decode_seconds and num_decoded > 0 else 0.0,
+        }
 
     def explanation(self) -> Explanation:
         """Return the record as sent to clients."""

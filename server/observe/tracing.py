@@ -24,8 +24,17 @@ _OPERATIONS = MappingProxyType(
     {
         "/v1/chat/completions": "chat",
         "/v1/responses": "chat",
+        "/v1/messages": "chat",
         "/v1/completions": "text_completion",
         "/v1/embeddings": "embeddings",
+        "/v1/decisions": "chat",
+        "/v1/systemone": "chat",
+        "/v1/score": "chat",
+        "/v1/rerank": "chat",
+        "/api/chat": "chat",
+        "/api/generate": "text_completion",
+        "/api/embed": "embeddings",
+        "/api/embeddings": "embeddings",
     }
 )
 # The child spans of a request: name, first event and last event.

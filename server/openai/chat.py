@@ -12,7 +12,7 @@ from caravan.server.generation.served_models import ServedModels
 from caravan.server.generation.text_stream import TextDelta
 from caravan.server.http.openapi import documented
 from caravan.server.openai.formatter import Formatter
-from caravan.server.openai.logprobs import chat_logprobs, prompt_logprobs
+from caravan.server.openai.logprobs import chat_logprobs, prompt_logprobs, token_id_logprobs
 from caravan.server.openai.models import chosen_model
 from caravan.server.openai.preparation import generation_of, prepared_chat
 from caravan.server.openai.protocol.chat import (
@@ -55,6 +55,7 @@ class ChatShape:
         self._has_tools = bool(request.shown_tools)
         self._has_logprobs = bool(request.logprobs)
         self._has_token_ids = request.return_token_ids
+        self._hides_thoughts = request.hides_thoughts
         self._parsers: dict[int, ToolCallParser] = {}  # by choice, of a request with tools
 
     def opening(self, index: int) -> ChatChunkChoice:
@@ -63,19 +64,24 @@ class ChatShape:
 
     def chunk(self, index: int, delta: TextDelta) -> ChatChunkChoice | None:
         """Return a choice's part of one chunk; None while its text may still become a tool call."""
-        if self._has_tools:
-            content, calls = self._parsed(index, delta)
-            has_more = delta.entries or delta.finish_reason or self._has_token_ids
-            if not (content or calls or has_more):
-                return None
-            shown = ChatDelta(content=content if content or not calls else UNSET, tool_calls=calls or UNSET)
-        else:
-            shown = ChatDelta(content=delta.text)
+        thought = "" if self._hides_thoughts else delta.thought
+        content, calls = self._parsed(index, delta) if self._has_tools else (delta.text, [])
+        has_thought_entries = bool(delta.thought_entries) and not self._hides_thoughts
+        has_entries = delta.entries or delta.token_logprobs or has_thought_entries
+        if not (content or calls or thought or has_entries or delta.finish_reason or self._has_token_ids):
+            return None
+        shown = ChatDelta(content=content if content or not (calls or thought) else UNSET, tool_calls=calls or UNSET)
+        if thought:
+            shown.reasoning = shown.reasoning_content = thought
         choice = ChatChunkChoice(index=index, delta=shown, finish_reason=self._finish_reason(index, delta))
-        if delta.entries and self._has_logprobs:
-            choice.logprobs = ChatLogprobs(content=chat_logprobs(delta.entries, self._tokenizer))
+        if has_entries and self._has_logprobs:
+            choice.logprobs = self._logprobs(delta)
+        if delta.stop_reason:
+            choice.stop_reason = "repetition"
         if self._has_token_ids:
             choice.token_ids = delta.token_ids
+        if delta.token_logprobs:
+            choice.token_id_logprobs = token_id_logprobs(self._request.logprob_token_ids, delta.token_logprobs)
         return choice
 
     def chunk_body(
@@ -103,14 +109,26 @@ class ChatShape:
                 for call in calls:
                     call.index = UNSET
                 message.tool_calls = calls
-        has_logprobs = self._request.logprobs
+        if choice.thought and not self._hides_thoughts:
+            message.reasoning = message.reasoning_content = choice.thought
         return ChatChoice(
             index=index,
             message=message,
-            logprobs=ChatLogprobs(content=chat_logprobs(choice.entries, self._tokenizer)) if has_logprobs else None,
+            logprobs=self._logprobs(choice) if self._has_logprobs else None,
             finish_reason=self._finish_reason(index, choice),
+            stop_reason="repetition" if choice.stop_reason else UNSET,
             token_ids=choice.token_ids if self._request.return_token_ids else UNSET,
+            token_id_logprobs=token_id_logprobs(self._request.logprob_token_ids, choice.token_logprobs)
+            if choice.token_logprobs
+            else UNSET,
         )
+
+    def _logprobs(self, delta: TextDelta) -> ChatLogprobs:
+        """Return the log-probabilities of the content, and those of the thought if there is one."""
+        logprobs = ChatLogprobs(content=chat_logprobs(delta.entries, self._tokenizer))
+        if delta.thought_entries and not self._hides_thoughts:
+            logprobs.reasoning = chat_logprobs(delta.thought_entries, self._tokenizer)
+        return logprobs
 
     def _parsed(self, index: int, delta: TextDelta) -> tuple[str, list[Call]]:
         """Return the content of a delta and its tool calls."""

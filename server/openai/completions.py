@@ -11,7 +11,7 @@ from caravan.server.generation.served_models import ServedModels
 from caravan.server.generation.text_stream import TextDelta
 from caravan.server.http.openapi import documented
 from caravan.server.openai.formatter import Formatter
-from caravan.server.openai.logprobs import completion_logprobs, prompt_logprobs
+from caravan.server.openai.logprobs import completion_logprobs, prompt_logprobs, token_id_logprobs
 from caravan.server.openai.models import chosen_model
 from caravan.server.openai.preparation import generation_of, prepared_completion
 from caravan.server.openai.protocol.completions import Completion, CompletionChoice, CompletionRequest
@@ -57,10 +57,14 @@ class CompletionShape:
             logprobs=None if num_logprobs is None else completion_logprobs(entries, tokenizer, num_logprobs),
             finish_reason=delta.finish_reason,
         )
+        if delta.stop_reason:
+            choice.stop_reason = "repetition"
         if request.return_token_ids:
             choice.token_ids = delta.token_ids
         if request.prompt_logprobs is not None:
             choice.prompt_logprobs = prompt_logprobs(delta.prompt_entries, tokenizer, request.prompt_logprobs)
+        if delta.token_logprobs:
+            choice.token_id_logprobs = token_id_logprobs(request.logprob_token_ids, delta.token_logprobs)
         return choice
 
 

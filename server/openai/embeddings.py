@@ -13,8 +13,10 @@ from fastapi import APIRouter, Request, Response
 from msgspec import UNSET
 
 from caravan.model.sampling.sampling_params import SamplingParams
-from caravan.server.generation.context import request_context
-from caravan.server.generation.generation import Generation, PromptJob
+from caravan.server.generation.context import RequestContext, request_context
+from caravan.server.generation.generation import Generation
+from caravan.server.generation.prompt_job import PromptJob
+from caravan.server.generation.served_model import ServedModel
 from caravan.server.generation.served_models import ServedModels
 from caravan.server.generation.text_stream import TextDelta
 from caravan.server.http.disconnect import until_disconnect
@@ -46,25 +48,8 @@ def embeddings_router(models: ServedModels) -> APIRouter:
         arrived_at_seconds = time.monotonic()
         body = await read_body(request, EmbeddingRequest, models.limits)
         served = chosen_model(models, body.model, request.scope)
-        if len(body.input) > MAX_INPUTS:
-            raise invalid(f"`input` has {len(body.input)} texts; the limit is {MAX_INPUTS}.", "input")
         context = request_context(request.scope, body.priority, body.cache_salt, arrived_at_seconds)
-        tokenizing = prompt_tokens(served, body.input, "input", context.key_name)
-        prompts = await until_disconnect(request.receive, tokenizing)
-        for prompt in prompts:
-            if len(prompt) > served.max_model_len:
-                raise too_long(served, f"{len(prompt)} tokens in `input`")
-        jobs = [PromptJob(token_ids=prompt, params=[NOTHING_DRAWN], pooling=body.pooling) for prompt in prompts]
-        generation = Generation(served, jobs, context, answer_id=f"embd-{uuid.uuid4().hex}")
-        vectors: list[Sequence[float]] = [()] * len(prompts)
-
-        def add(index: int, delta: TextDelta) -> None:
-            vectors[index] = delta.embedding
-
-        await read_whole(request, generation, add)
-        num_numbers = sum(map(len, vectors))
-        writing = partial(_all_written, vectors, body)
-        written = await in_thread_if_long(served, context.key_name, num_numbers, writing)
+        written, generation = await written_vectors(request, served, body, context, f"embd-{uuid.uuid4().hex}")
         ignored = ignored_fields(body)
         served.metrics.count_ignored_fields(ignored)
         num_tokens = generation.record.num_prompt_tokens
@@ -79,6 +64,29 @@ def embeddings_router(models: ServedModels) -> APIRouter:
         )
 
     return router
+
+
+async def written_vectors(
+    request: Request, served: ServedModel, body: EmbeddingRequest, context: RequestContext, answer_id: str
+) -> tuple[list[msgspec.Raw], Generation]:
+    """Return the vector of each input as JSON, and the generation, which has ended."""
+    if len(body.input) > MAX_INPUTS:
+        raise invalid(f"`input` has {len(body.input)} texts; the limit is {MAX_INPUTS}.", "input")
+    tokenizing = prompt_tokens(served, body.input, "input", context.key_name)
+    prompts = await until_disconnect(request.receive, tokenizing)
+    for prompt in prompts:
+        if len(prompt) > served.max_model_len:
+            raise too_long(served, f"{len(prompt)} tokens in `input`")
+    jobs = [PromptJob(token_ids=prompt, params=[NOTHING_DRAWN], pooling=body.pooling) for prompt in prompts]
+    generation = Generation(served, jobs, context, answer_id=answer_id)
+    vectors: list[Sequence[float]] = [()] * len(prompts)
+
+    def add(index: int, delta: TextDelta) -> None:
+        vectors[index] = delta.embedding
+
+    await read_whole(request, generation, add)
+    writing = partial(_all_written, vectors, body)
+    return await in_thread_if_long(served, context.key_name, sum(map(len, vectors)), writing), generation
 
 
 def _all_written(vectors: Sequence[Sequence[float]], request: EmbeddingRequest) -> list[msgspec.Raw]:

@@ -59,6 +59,7 @@ class Formatter:
         self._deltas: dict[int, list[TextDelta]] = {}  # by choice, of a response that is not streamed
         self._opened: set[int] = set()
         self._num_tokens = 0  # of all choices so far
+        self._num_thought_tokens = 0
 
     def begin(self) -> bytes:
         """Return no event: the first delta is the first event."""
@@ -66,17 +67,22 @@ class Formatter:
 
     def delta(self, index: int, delta: TextDelta, generation: Generation) -> bytes:
         """Return the events of the next delta of choice `index`, perhaps none."""
+        if not self._opened:
+            self._plain_chunk.system_fingerprint = self._head["system_fingerprint"] = generation.fingerprint
         fields: dict[str, Any] | None = None
         if self._has_usage:
             self._num_tokens += len(delta.token_ids)
-            fields = {"usage": generation.usage_after(self._num_tokens)}
+            self._num_thought_tokens += delta.num_thought_tokens
+            fields = {"usage": generation.usage_after(self._num_tokens, self._num_thought_tokens)}
         written = b""
         if index not in self._opened:
             self._opened.add(index)
             opening = self._shape.opening(index)
             if opening is not None:
                 written = self._chunk(opening, fields)
-        if delta.text or delta.entries or delta.finish_reason or self._has_token_ids:
+        has_thought = delta.thought or delta.thought_entries
+        has_more = has_thought or delta.token_logprobs or delta.finish_reason or self._has_token_ids
+        if delta.text or delta.entries or has_more:
             choice = self._shape.chunk(index, delta)
             if choice is not None:
                 written += self._chunk(choice, fields)
@@ -99,6 +105,7 @@ class Formatter:
 
     def whole(self, generation: Generation) -> Head:
         """Return the response as one object."""
+        self._head["system_fingerprint"] = generation.fingerprint
         choices = [join_deltas(self._deltas[index]) for index in sorted(self._deltas)]
         if self._request.num_choices > self._request.n:
             choices = best_choices(choices, self._request.num_choices, self._request.n)

@@ -1,5 +1,7 @@
 """Log-probabilities in the formats of completions, chats and prompts."""
 
+from collections.abc import Sequence
+
 from caravan.model.tokenizer.tokenizer import Tokenizer
 from caravan.server.generation.text_stream import TokenEntry
 from caravan.server.openai.protocol.response_model import (
@@ -28,7 +30,12 @@ def prompt_logprobs(entries: list[TokenEntry], tokenizer: Tokenizer, num_alterna
     return written
 
 
-def chat_logprobs(entries: list[TokenEntry], tokenizer: Tokenizer) -> list[ChosenTokenLogprob]:
+def token_id_logprobs(token_ids: Sequence[int], logprobs: Sequence[float]) -> dict[str, float]:
+    """Return the log-probability of each token id as the first new token."""
+    return {str(token_id): _finite(logprob) for token_id, logprob in zip(token_ids, logprobs, strict=True)}
+
+
+def chat_logprobs(entries: Sequence[TokenEntry], tokenizer: Tokenizer) -> list[ChosenTokenLogprob]:
     """Return the log-probabilities of a chat choice or chunk: an object for each token, with its true bytes."""
     content = []
     for entry in entries:

@@ -30,14 +30,15 @@ def models_router(models: ServedModels) -> APIRouter:
         return ModelEntry(
             id=name,
             created=served.created_at,
-            root=served.name,
+            root=served.parent or served.name,
+            parent=served.parent or None,
             max_model_len=served.max_model_len,
             state=served.engine.state,
         )
 
     @router.get("/v1/models", summary="List models", responses=answers(ModelList) | errors(401))
     async def list_models() -> Response:
-        return json_response(ModelList(data=[entry(served, name) for served in models for name in served.names]))
+        return json_response(ModelList(data=[entry(served, name) for name, served in models.named.items()]))
 
     # A name may contain slashes, as on the Hugging Face hub.
     @router.get("/v1/models/{name:path}", summary="Retrieve a model", responses=answers(ModelEntry) | errors(401, 404))

@@ -1,20 +1,17 @@
 """Prompts: the token ids of a request's texts and conversations."""
 
-import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
 from caravan.server.generation.served_model import ServedModel
 from caravan.server.generation.text_model import TextModel
 from caravan.server.http.errors import ApiError, invalid
+from caravan.server.openai.chat_rendering import render_chat
 from caravan.server.openai.protocol.chat import ChatRequest
 from caravan.server.openai.protocol.completions import CompletionRequest
 from caravan.server.openai.protocol.messages import Conversation
-from caravan.server.openai.template_messages import plain_messages, shaped_messages
-from caravan.server.openai.tool_calls.tool_prompt import described
-from caravan.server.sandbox.chat_template import RenderedPrompt, TemplateFailed, TemplateRefused
-from caravan.server.sandbox.special_tokens import Json
+from caravan.server.sandbox.chat_template import RenderedPrompt
 
 _LONG_TEXT_CHARACTERS = 2000  # of all texts of a request; longer ones are tokenized in a thread
 _PROBED_CHARACTERS_PER_TOKEN = 4  # of the longest prompt; that much of a long text is tokenized first
@@ -23,8 +20,6 @@ _MANY_TOKENS = 10**15
 _MAX_REPORTED = 400_000  # log-probabilities of prompts in one response, about 60 bytes each
 
 T = TypeVar("T")
-
-logger = logging.getLogger(__name__)
 
 
 async def completion_prompts(served: ServedModel, request: CompletionRequest, key_name: str) -> list[list[int]]:
@@ -106,7 +101,13 @@ async def chat_prompt(
     served: ServedModel, request: Conversation, key_name: str, max_tokens: int | None = None
 ) -> list[int]:
     """Return the token ids of the conversation as the model's chat template writes it; see `encode` for its limit."""
-    rendered = await render_chat(served, request, key_name)
+    return await encode_chat(served, await render_chat(served, request, key_name), key_name, max_tokens)
+
+
+async def encode_chat(
+    served: ServedModel, rendered: RenderedPrompt, key_name: str, max_tokens: int | None = None
+) -> list[int]:
+    """Return the token ids of a rendered conversation; see `encode` for its limit."""
     token_ids = await encode(
         served,
         rendered.text,
@@ -130,43 +131,24 @@ def chat_token_ids(model: TextModel, token_ids: list[int]) -> list[int]:
     return token_ids
 
 
-async def render_chat(served: ServedModel, request: Conversation, key_name: str) -> RenderedPrompt:
-    """Return the conversation as the model's chat template writes it."""
-    return await served.executors.templates.run(key_name, partial(rendered_chat, served, request))
+def truncated(model: TextModel, request: CompletionRequest | ChatRequest, prompts: list[list[int]]) -> list[list[int]]:
+    """Return the end of each prompt, as long as `truncate_prompt_tokens` says; raises ApiError for 0.
 
-
-def rendered_chat(model: TextModel, request: Conversation) -> RenderedPrompt:
-    """Render a conversation as `render_chat` does, in the calling thread."""
-    template = model.chat_template
-    if template is None:
-        raise invalid("This model has no chat template; use /v1/completions.", "messages")
-    special_tokens = model.tokenizer.special_tokens
-    tools = [tool.model_dump(exclude_unset=True) for tool in request.shown_tools]
-    if tools:
-        template = template.for_tools()
-    messages = plain_messages(request.messages, template.source)
-    _check_names([*tools], special_tokens)
-    if not template.knows_tools:
-        messages, tools = described(messages, tools), []
-    add_generation_prompt = request.add_generation_prompt
-    if add_generation_prompt is None:
-        add_generation_prompt = not request.continue_final_message
-    try:
-        return template.render(
-            shaped_messages(messages, template.shape, special_tokens),
-            tools=tools,
-            special_tokens=special_tokens,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=request.continue_final_message,
+    -1 means all tokens that leave room for the requested output, at least one token.
+    """
+    limit = request.truncate_prompt_tokens
+    if limit is None:
+        return prompts
+    if limit == -1:
+        asked = DEFAULT_COMPLETION_TOKENS if isinstance(request, CompletionRequest) else 1
+        wanted = asked if request.max_new_tokens is None else request.max_new_tokens
+        limit = max(model.max_model_len - min(wanted, model.max_model_len), 1)
+    elif not 1 <= limit <= model.max_model_len:
+        raise invalid(
+            f"`truncate_prompt_tokens` is {str(limit)[:24]}; it must be -1 or from 1 to {model.max_model_len}.",
+            "truncate_prompt_tokens",
         )
-    except TemplateRefused as error:
-        raise invalid(f"The model's chat template refuses these messages: {error}", "messages") from None
-    except TemplateFailed as error:
-        cause = str(error).partition(":")[0]  # jinja's class of error; its message may quote the client
-        logger.error("The chat template failed: %s", ascii(cause))
-        raise invalid("The model's chat template cannot be rendered for these messages.", "messages") from None
-    except ValueError as error:  # no character is left for the guard
-        raise invalid(str(error), "messages") from None
+    return [prompt[-limit:] for prompt in prompts]
 
 
 def num_tokens_to_produce(model: TextModel, request: CompletionRequest | ChatRequest, num_prompt_tokens: int) -> int:
@@ -282,15 +264,3 @@ def too_long(model: TextModel, requested: str, max_tokens: int | None = None) ->
         param=None,
         code="context_length_exceeded",
     )
-
-
-def _check_names(values: Json, special_tokens: Collection[str]) -> None:
-    """Raise ApiError for an object's key with the text of a special token: templates write keys unchanged."""
-    if isinstance(values, dict):
-        for name, value in values.items():
-            if any(text in name for text in special_tokens):
-                raise invalid("A name in `tools` has the text of a special token; rename it.", "tools")
-            _check_names(value, special_tokens)
-    elif isinstance(values, list):
-        for value in values:
-            _check_names(value, special_tokens)

@@ -1,31 +1,36 @@
-"""POST /v1/responses, without stored responses."""
+"""POST /v1/responses; only responses in the background are kept, for a while."""
 
 import re
 import time
 from functools import partial
 
 from fastapi import APIRouter, Request, Response
+from llguidance import LLMatcher
 from pydantic import ValidationError
 
 from caravan.server.generation.context import key_name_of, request_context
+from caravan.server.generation.served_model import ServedModel
 from caravan.server.generation.served_models import ServedModels
-from caravan.server.http.errors import ApiError
+from caravan.server.http.errors import ApiError, invalid
 from caravan.server.http.openapi import documented
+from caravan.server.openai.background import BackgroundResponse, open_background
 from caravan.server.openai.models import chosen_model
 from caravan.server.openai.preparation import generation_of, prepared_chat
 from caravan.server.openai.protocol.chat import ChatRequest
 from caravan.server.openai.protocol.response_object import ResponseObject
+from caravan.server.openai.protocol.response_tools import EnforcedInputs, TextGrammar
 from caravan.server.openai.protocol.responses import ResponsesRequest
 from caravan.server.openai.protocol.validated_body import read_body
 from caravan.server.openai.protocol.validation import first_problem
 from caravan.server.openai.response_writer import ResponseWriter
 from caravan.server.openai.run_generation import run_generation
+from caravan.server.resumption.kept_responses import KeptResponses
 
 EXAMPLE = {"model": "smollm2", "instructions": "Be brief.", "input": "What is the capital of France?"}
 
 
-def responses_router(models: ServedModels) -> APIRouter:
-    """Return the router of POST /v1/responses."""
+def responses_router(models: ServedModels, kept_responses: KeptResponses | None = None) -> APIRouter:
+    """Return the router of POST /v1/responses; without `kept_responses` it rejects `background`."""
     router = APIRouter(tags=["generation"])
 
     @router.post(
@@ -39,8 +44,10 @@ def responses_router(models: ServedModels) -> APIRouter:
         served = chosen_model(models, body.model, request.scope)
         key_name = key_name_of(request.scope)
         chat = await served.executors.tokenizing.run(key_name, partial(_chat_of, body))  # a body may have megabytes
+        inputs = body.enforced_inputs if chat.shown_tools else EnforcedInputs({}, [])
         try:
-            prepared = await prepared_chat(served, chat, key_name, request.receive)
+            await _check_formats(served, inputs, key_name)
+            prepared = await prepared_chat(served, chat, key_name, request.receive, inputs.arguments)
         except ApiError as error:
             raise _renamed(error, body) from None
         grammar = prepared.grammar
@@ -49,14 +56,34 @@ def responses_router(models: ServedModels) -> APIRouter:
         served.metrics.count_ignored_fields(body.ignored_fields)
         context = request_context(request.scope, body.priority, body.cache_salt, arrived_at_seconds)
         writer = ResponseWriter(body, chat, served, prepared.prompts[0])
-        generation = generation_of(served, chat, prepared, context, writer.answer_id, grammar)
+        kept = open_background(kept_responses, request.scope) if body.background else None
+        try:
+            generation = generation_of(served, chat, prepared, context, writer.answer_id, grammar)
+        except Exception:
+            if kept is not None:
+                kept.drop()
+            raise
+        if kept is not None:
+            run = partial(run_generation, generation=generation, writer=writer, limits=served.limits, is_stream=True)
+            return BackgroundResponse(kept, run, served.limits, writer.queued(), is_stream=body.stream)
         return await run_generation(request, generation, writer, served.limits, is_stream=body.stream)
 
     return router
 
 
+async def _check_formats(served: ServedModel, inputs: EnforcedInputs, key_name: str) -> None:
+    """Raise ApiError if a format that is not enforced is not even a grammar of the library."""
+    for tool, _ in inputs.not_enforced:
+        assert isinstance(tool.format, TextGrammar)
+        made = LLMatcher.grammar_from_lark if tool.format.syntax == "lark" else LLMatcher.grammar_from_regex
+        problem = await served.grammar_check.find_problem(made(tool.format.definition), key_name)
+        if problem:
+            raise invalid(f"`format` of the custom tool `{tool.name}` cannot be used: {problem}.", "tools")
+
+
 def _chat_of(body: ResponsesRequest) -> ChatRequest:
     """Return the equivalent chat request; its errors name the fields of `body`."""
+    _ = body.enforced_inputs  # a definition may be long: it is read here, not in the event loop
     try:
         return ChatRequest.model_validate(body.as_chat())
     except ValidationError as error:

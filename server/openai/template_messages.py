@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 
 from caravan.server.generation.text_model import TextModel
 from caravan.server.openai.protocol.messages import Conversation, Message
+from caravan.server.openai.protocol.thinking_fields import ThinkingFields
 from caravan.server.openai.protocol.tools import ToolCall, parsed_arguments
 from caravan.server.sandbox.special_tokens import Json
 from caravan.server.sandbox.template_shape import TemplateShape, text_part
@@ -107,6 +108,23 @@ def _with_text(content: Json, text: str) -> Json:
     return f"{content or ''}{text}"
 
 
+def variable_warnings(model: TextModel, request: Conversation) -> list[str]:
+    """Return a warning for each field whose variables the chat template does not have."""
+    if model.chat_template is None:
+        return []
+    template = model.chat_template.for_tools() if request.shown_tools else model.chat_template
+    variables = request.template_variables()
+    known = {given.param for name, given in variables.items() if template.names(name)}
+    switch = request.switch
+    if switch is not None and (switch.param in known or (switch.value is False and not template.thought_marks)):
+        known |= {given.param for given in (request.effort, switch) if given is not None}  # the model does not think
+    budget = request.thought_budget if isinstance(request, ThinkingFields) else None
+    if budget is not None and not template.thought_marks:
+        variables[budget.param] = budget
+    unknown = [given.param for given in variables.values() if given.param not in known]
+    return [f"`{param}` has no effect with the chat template of this model." for param in dict.fromkeys(unknown)]
+
+
 _NAME_IN_TEMPLATE = re.compile(r"""message(?:\.name\b|\[['"]name['"]\])""")
 
 
@@ -126,6 +144,7 @@ def message_warnings(model: TextModel, request: Conversation) -> list[str]:
             for name in ("reasoning_content", "reasoning", "reasoning_details")
             if any(getattr(message, name) for message in messages)
         ]
+    warnings += variable_warnings(model, request)
     if model.chat_template is not None and any(message.tool_calls and message.content for message in messages):
         template = model.chat_template.for_tools() if request.shown_tools else model.chat_template
         if not template.shape.shows_calls_beside_text:

@@ -12,8 +12,9 @@ from caravan.server.generation.served_model import ServedModel
 from caravan.server.generation.served_models import ServedModels
 from caravan.server.http.json_response import json_response
 from caravan.server.http.openapi import answers, documented, errors
+from caravan.server.openai.chat_rendering import render_chat
 from caravan.server.openai.models import chosen_model
-from caravan.server.openai.prompts import chat_prompt, check_token_ids, encode, in_thread_if_long, render_chat, too_long
+from caravan.server.openai.prompts import chat_prompt, check_token_ids, encode, in_thread_if_long, too_long
 from caravan.server.openai.protocol.strict_model import StrictModel, ignored_fields, ignored_warnings
 from caravan.server.openai.protocol.tokenize import (
     ApplyTemplateRequest,

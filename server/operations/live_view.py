@@ -1,12 +1,13 @@
 """GET /v1/engine/events: snapshots of the engine as a stream; it costs nothing without subscribers."""
 
 import asyncio
-import itertools
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Response
+from msgspec.structs import replace
 from typing_extensions import override
 
 from caravan.scheduler.messages import EngineSnapshot, SequenceEvent, StepOutput
@@ -33,6 +34,7 @@ class LiveView(EngineListener):
         self._events: deque[dict[str, Any]] = deque(maxlen=MAX_STEPS)
         self._step = 0  # the latest step of this engine process
         self._num_earlier_steps = 0  # of earlier engine processes
+        self._num_views = 0
 
     @property
     def is_full(self) -> bool:
@@ -63,15 +65,18 @@ class LiveView(EngineListener):
     def on_replay(self, num_requests: int, down_seconds: float) -> None:
         """Continue the numbering of steps with the new engine process."""
         self._num_earlier_steps, self._step = self._num_steps, 0
-        if self._subscribers:
-            self._add([{"request": 0, "kind": "restart", "text": "the engine was replaced"}])
+        self.note("the engine was replaced")
 
     @override
     def on_wake(self, load_seconds: float) -> None:
         """Continue the numbering of steps with the engine process that was loaded."""
         self._num_earlier_steps, self._step = self._num_steps, 0
+        self.note(f"the model was loaded in {load_seconds:.1f} s")
+
+    def note(self, text: str) -> None:
+        """Show an event of the engine itself, if there are subscribers."""
         if self._subscribers:
-            self._add([{"request": 0, "kind": "restart", "text": f"the model was loaded in {load_seconds:.1f} s"}])
+            self._add([{"request": 0, "kind": "restart", "text": text}])
 
     @property
     def _num_steps(self) -> int:
@@ -83,7 +88,19 @@ class LiveView(EngineListener):
     @override
     def on_snapshot(self, snapshot: EngineSnapshot) -> None:
         """Send a snapshot to all subscribers."""
-        view = _encoded(snapshot) | {"step": self._num_steps, "steps": [*self._steps], "events": [*self._events]}
+        self._num_views += 1
+        view = _encoded(snapshot) | {
+            "view": self._num_views,
+            "time": round(time.time(), 3),
+            "step": self._num_steps,
+            "steps": [*self._steps],
+            "events": [*self._events],
+            "changes": [
+                replace(change, step=change.step - snapshot.stats.step + self._num_steps) for change in snapshot.changes
+            ],
+            "tables": snapshot.tables,
+            "marks": snapshot.marks,
+        }
         self._steps.clear()
         self._events.clear()
         body = named_event("view", view)
@@ -91,13 +108,15 @@ class LiveView(EngineListener):
             subscriber.put(body)
 
     def subscribe(self) -> "Subscriber":
-        """Add a subscriber; the first one starts the snapshots. Call `unsubscribe` at the end."""
+        """Add a subscriber; the first one starts the snapshots, and each gets one with the tables of all sequences.
+
+        Call `unsubscribe` at the end.
+        """
         subscriber = Subscriber()
         if self._is_closed:
             subscriber.put(None)
         self._subscribers.add(subscriber)
-        if len(self._subscribers) == 1:
-            self._set_period(SNAPSHOT_SECONDS)
+        self._set_period(SNAPSHOT_SECONDS)
         return subscriber
 
     def close(self) -> None:
@@ -146,7 +165,6 @@ def _encoded(snapshot: EngineSnapshot) -> dict[str, Any]:
         "block_size": snapshot.block_size,
         "blocks_per_cell": snapshot.blocks_per_cell,
         "cell_states": "".join(map(str, snapshot.cell_states)),  # one digit per cell
-        "cell_owners": [[number, len([*run])] for number, run in itertools.groupby(snapshot.cell_owners)],
         "running": snapshot.running,
         "waiting": snapshot.waiting,
     }

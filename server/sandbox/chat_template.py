@@ -1,15 +1,18 @@
 """ChatTemplate: render a conversation as one prompt, with the model's Jinja template."""
 
 import logging
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 
 from caravan.model.tokenizer.literal_search import LiteralSearch
 from caravan.server.sandbox import template_worker
 from caravan.server.sandbox.special_tokens import Json, SpecialTokenGuard, all_strings, unused_characters
 from caravan.server.sandbox.template_probe import probe_template
 from caravan.server.sandbox.template_shape import TemplateShape, text_part
+from caravan.server.sandbox.thought_marks import ThoughtMarks, thought_marks
 from caravan.server.sandbox.worker_pool import WorkerPool
 from caravan.server.sandbox.worker_process import LimitExceeded, MemoryLimitExceeded, TimeLimitExceeded, WorkerProcess
 
@@ -79,6 +82,15 @@ class ChatTemplate:
         """Whether the template itself renders tools."""
         return "tools" in self.source
 
+    def names(self, variable: str) -> bool:
+        """Return whether the template's source has the name of a variable."""
+        return re.search(rf"\b{re.escape(variable)}\b", self.source) is not None
+
+    @cached_property
+    def thought_marks(self) -> ThoughtMarks | None:
+        """The marks around the model's thoughts, None if the template shows none."""
+        return thought_marks(self.source)
+
     @cached_property
     def shape(self) -> TemplateShape:
         """The message format that the template expects; probed on first access."""
@@ -94,16 +106,18 @@ class ChatTemplate:
         *,
         special_tokens: Collection[str],
         tools: list[dict[str, Json]] | None = None,
+        variables: Mapping[str, Json] = MappingProxyType({}),
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
     ) -> RenderedPrompt:
         """Return the prompt for `messages`, ready for the tokenizer; blocks until a worker has rendered it.
 
+        `variables` are additional ones of the template; the other arguments override them.
         With `continue_final_message` the prompt ends where the content of the last message ends.
         Raises TemplateRefused or TemplateFailed, WorkerUnavailable if workers are lost for reasons unrelated to the
         messages, and ValueError if the messages use every character that could serve as the guard.
         """
-        texts = [*all_strings(list(messages)), *all_strings(list(tools or []))]
+        texts = [*all_strings(list(messages)), *all_strings(list(tools or [])), *all_strings(dict(variables))]
         guard, mark = unused_characters([self.source, *special_tokens, *texts], 2)
         special_token_guard = SpecialTokenGuard(self._search_for(special_tokens), guard)
         guarded = special_token_guard.apply(list(messages))
@@ -111,6 +125,7 @@ class ChatTemplate:
             _append_mark(guarded, mark)
         text = self._render(
             {
+                **{name: special_token_guard.apply(value) for name, value in variables.items()},
                 "messages": guarded,
                 "tools": special_token_guard.apply(list(tools)) if tools else None,
                 "add_generation_prompt": add_generation_prompt,

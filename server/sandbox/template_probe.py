@@ -22,6 +22,7 @@ _CONVERSATIONS: Mapping[str, Sequence[tuple[str, ...]]] = {
     "assistant": [("user", "assistant", "user"), ("user", "assistant")],
     "system": [("system", "user")],
 }
+_LATE_SYSTEMS = (("system", "user", "system"), ("system", "user", "system", "assistant", "user"))
 _TOOL: dict[str, Json] = {
     "type": "function",
     "function": {
@@ -49,8 +50,24 @@ def probe_template(render: Render, *, knows_tools: bool, has_tools: bool = False
             roles[role] = shape
         elif role == "user":
             return TemplateShape(is_blind=probe.has_rendered)
-    shape_without_calls = TemplateShape(roles=roles)
+    plain = TemplateShape(roles=roles)
+    shape_without_calls = replace(plain, takes_late_systems=_takes_late_systems(probe, plain))
     return _with_calls(probe, shape_without_calls) if knows_tools else shape_without_calls
+
+
+def _takes_late_systems(probe: "_Probe", shape: TemplateShape) -> bool:
+    """Return whether a system message is shown after a user message that precedes it, at the end and in between."""
+    for turns in _LATE_SYSTEMS:
+        texts = (_OTHER, _FIRST, _SECOND, _OTHER, _OTHER)
+        messages: Messages = [
+            {"role": role, "content": shape.content(role, text)} for role, text in zip(turns, texts, strict=False)
+        ]
+        if not probe.shows(messages, _FIRST, _SECOND):
+            return False
+        text = probe.text(messages)
+        if text.rindex(_FIRST) > text.index(_SECOND):
+            return False
+    return True
 
 
 def _with_calls(probe: "_Probe", shape: TemplateShape) -> TemplateShape:
@@ -80,6 +97,10 @@ def _with_calls(probe: "_Probe", shape: TemplateShape) -> TemplateShape:
     second: Json = {"city": _SECOND} if arguments == _OBJECT else f'{{"city": "{_SECOND}"}}'
     two_calls = called(content, arguments, call_id, _call(call_id[::-1], second))
     tool = probe.content_shape([answered])
+    after_result: Messages = [
+        *answered(tool.content(_FIRST)),
+        {"role": "user", "content": shape.content("user", _SECOND)},
+    ]
     beside_text = called(shape.content("assistant", _SECOND), arguments, call_id)
     is_beside_text_taken = bool(probe.text(beside_text))
     return replace(
@@ -93,6 +114,7 @@ def _with_calls(probe: "_Probe", shape: TemplateShape) -> TemplateShape:
         takes_several_calls=probe.shows(two_calls, _FIRST, _SECOND),
         shows_text_beside_calls=not is_beside_text_taken or probe.shows(beside_text, _SECOND),
         shows_calls_beside_text=not is_beside_text_taken or probe.shows(beside_text, _FIRST),
+        takes_text_after_results=not tool.is_shown or probe.shows(after_result, _FIRST, _SECOND),
     )
 
 

@@ -55,6 +55,8 @@ class TemplateShape:
     takes_several_calls: bool = True  # in one message
     shows_text_beside_calls: bool = True
     shows_calls_beside_text: bool = True
+    takes_late_systems: bool = False  # system messages after the first message, in their places
+    takes_text_after_results: bool = True  # user messages after results of tools
 
     def content(self, role: str, sent: Json, *, has_calls: bool = False) -> Json:
         """Return the content of a message in the template's format."""

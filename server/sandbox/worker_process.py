@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import weakref
+from collections.abc import Mapping
 
 import msgspec
 
@@ -53,17 +54,24 @@ class WorkerProcess:
         *,
         wall_limit_seconds: float | None = None,
         niceness: int = 0,
+        options: tuple[str, ...] = ("-I",),
+        environment: Mapping[str, str] | None = None,
     ) -> None:
-        """The default wall limit is 5 s plus five times the time limit."""
+        """The default wall limit is 5 s plus five times the time limit.
+
+        `options` are the interpreter's, before the program: code that escapes from an isolated one finds no modules.
+        The default environment is minimal: such code finds no secrets.
+        """
+        if environment is None:
+            environment = {name: os.environ[name] for name in ("TZ", "LD_LIBRARY_PATH") if name in os.environ}
         self._wall_limit_seconds = 5 + 5 * time_limit_seconds if wall_limit_seconds is None else wall_limit_seconds
-        # -I and the minimal environment: code that escapes the sandbox finds no secrets and no modules.
         self._process = subprocess.Popen(
-            [sys.executable, "-I", program, str(time_limit_seconds), str(memory_limit_bytes), str(niceness)],
+            [sys.executable, *options, program, str(time_limit_seconds), str(memory_limit_bytes), str(niceness)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,
-            env={name: os.environ[name] for name in ("TZ", "LD_LIBRARY_PATH") if name in os.environ},
+            env=environment,
             start_new_session=True,  # Ctrl-C goes to the server only
         )
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):

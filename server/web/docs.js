@@ -1,21 +1,32 @@
 // The API reference, from /openapi.json: every route with its fields, and a form to try it.
-import { by, complaint, headers, startFrame, trouble } from "./frame.js";
+import { address, apiKey, fetchJson, headers, setApiKey } from "./api.js";
+import { element } from "./nodes.js";
+import { turnTheme } from "./shell/theme.js";
 
 const MAX_SHOWN = 200_000; // characters of a response
 let schemas = {};
 let shownKey; // the key that the routes shown were fetched with; undefined: none are shown
 
-/** Return an element with attributes and children, which are nodes or strings. */
-function element(name, attributes = {}, ...children) {
-  const made = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.append(...children);
-  return made;
+const by = (id) => document.getElementById(id);
+
+/** Show an error, or hide the line if the text is empty. */
+function trouble(text) {
+  by("trouble").textContent = text;
+  by("trouble").hidden = !text;
 }
 
 const resolved = (schema) => (schema.$ref ? schemas[schema.$ref.split("/").pop()] : schema);
 const alternatives = (schema) => schema.anyOf ?? schema.oneOf ?? [schema];
+const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
+const capitalized = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 const isNull = (schema) => schema.type === "null";
+
+/** Return a text with its `code` as nodes. */
+function prose(text) {
+  const parts = text.split("`");
+  const isCode = (index) => index % 2 === 1 && index < parts.length - 1;
+  return parts.map((part, index) => (isCode(index) ? element("code", {}, part) : part));
+}
 
 /** Describe the type of a value. */
 function kind(schema) {
@@ -40,13 +51,13 @@ function bounds(schema) {
     const high = one.maximum ?? one.exclusiveMaximum;
     if (low !== undefined) texts.push(one.minimum === undefined ? `above ${low}` : `at least ${low}`);
     if (high !== undefined) texts.push(one.maximum === undefined ? `below ${high}` : `at most ${high}`);
-    if (one.minItems) texts.push(`at least ${one.minItems} items`);
-    if (one.maxItems) texts.push(`at most ${one.maxItems} items`);
-    if (one.minLength) texts.push(`at least ${one.minLength} characters`);
-    if (one.maxLength) texts.push(`at most ${one.maxLength} characters`);
+    if (one.minItems) texts.push(`at least ${plural(one.minItems, "item")}`);
+    if (one.maxItems) texts.push(`at most ${plural(one.maxItems, "item")}`);
+    if (one.minLength) texts.push(`at least ${plural(one.minLength, "character")}`);
+    if (one.maxLength) texts.push(`at most ${plural(one.maxLength, "character")}`);
     if (one.pattern) texts.push(`matches ${one.pattern}`);
   }
-  return texts.join(", ");
+  return texts.length ? `${capitalized(texts.join(", "))}.` : "";
 }
 
 /** Return the object schemas in a value, by name. */
@@ -63,11 +74,13 @@ function parts(schema) {
 function fields(schema) {
   const rows = Object.entries(schema.properties ?? {}).map(([name, field]) => {
     const isRequired = schema.required?.includes(name);
-    const text = [bounds(field), field.description ?? ""].filter(Boolean).join(". ");
-    const cell = element("td", {}, text);
+    const meaning = (field.description ?? "").replace(/[^.]$/, "$&.");
+    const text = [meaning, bounds(field)].filter(Boolean).join(" ");
+    const cell = element("td", {}, ...prose(text));
     for (const [title, inner] of parts(field)) {
       const details = element("details", {}, element("summary", {}, title));
-      details.addEventListener("toggle", () => details.children.length > 1 || details.append(fields(inner)), { once: true });
+      const draw = () => details.children.length > 1 || details.append(fields(inner));
+      details.addEventListener("toggle", draw, { once: true });
       cell.append(details);
     }
     const fallback = isRequired ? "required" : field.default === undefined ? "" : JSON.stringify(field.default);
@@ -76,7 +89,7 @@ function fields(schema) {
       {},
       element("th", { scope: "row" }, element("code", {}, name)),
       element("td", {}, kind(field)),
-      element("td", {}, fallback),
+      element("td", { class: isRequired ? "required" : null }, fallback),
       cell,
     );
   });
@@ -105,12 +118,12 @@ async function show(response, output) {
 function trial(method, path, operation, id) {
   const names = (operation.parameters ?? []).filter((one) => one.in === "path").map((one) => one.name);
   const content = operation.requestBody?.content?.["application/json"];
-  const output = element("pre", { hidden: "", tabindex: "0", "aria-label": "Response" });
+  const output = element("pre", { hidden: true, tabindex: "0", "aria-label": "Response" });
   const send = element("button", { type: "submit" }, "Send");
-  const stop = element("button", { type: "button", disabled: "" }, "Stop");
+  const stop = element("button", { type: "button", disabled: true }, "Stop");
   const form = element("form", {});
   const inputs = names.map((name) => {
-    const input = element("input", { id: `${id}-${name}`, required: "" });
+    const input = element("input", { id: `${id}-${name}`, required: true });
     form.append(element("label", { for: input.id }, `${name} `, input));
     return [name, input];
   });
@@ -126,9 +139,13 @@ function trial(method, path, operation, id) {
     event.preventDefault();
     trouble("");
     abort = new AbortController();
-    const url = inputs.reduce((text, [name, input]) => text.replace(`{${name}}`, encodeURIComponent(input.value)), path);
+    const fill = (text, [name, input]) => text.replace(`{${name}}`, encodeURIComponent(input.value));
+    const url = address(inputs.reduce(fill, path));
     const request = { method: method.toUpperCase(), headers: headers(), signal: abort.signal };
-    if (content) Object.assign(request, { body: body.value, headers: { ...headers(), "content-type": "application/json" } });
+    if (content) {
+      request.body = body.value;
+      request.headers["content-type"] = "application/json";
+    }
     send.disabled = true;
     stop.disabled = false;
     output.hidden = false;
@@ -147,7 +164,8 @@ function trial(method, path, operation, id) {
 /** Return one route, collapsed. */
 function route(method, path, operation) {
   const id = `${method}${path.replaceAll(/[^a-z0-9]+/gi, "-")}`;
-  const title = element("summary", {}, element("code", {}, `${method.toUpperCase()} ${path}`), ` ${operation.summary ?? ""}`);
+  const name = element("code", {}, `${method.toUpperCase()} ${path}`);
+  const title = element("summary", {}, name, " ", ...prose(operation.summary ?? ""));
   const details = element("details", { id, class: "route" }, title);
   const draw = () => {
     if (details.children.length > 1) return;
@@ -156,7 +174,7 @@ function route(method, path, operation) {
     const answer = operation.responses?.["200"]?.content?.["application/json"]?.schema;
     if (answer && resolved(answer)?.properties) details.append(element("h3", {}, "Response"), fields(resolved(answer)));
     const statuses = Object.entries(operation.responses ?? {}).map(([status, { description }]) =>
-      element("li", {}, element("code", {}, status), ` ${description}`),
+      element("li", {}, element("code", {}, status), " ", ...prose(description)),
     );
     details.append(element("h3", {}, "Statuses"), element("ul", {}, ...statuses));
     details.append(element("h3", {}, "Try it"), trial(method, path, operation, id));
@@ -171,20 +189,16 @@ function route(method, path, operation) {
 
 /** Fetch and show the routes, unless they are shown for this key already. */
 async function load() {
-  const key = by("key").value;
+  const key = apiKey();
   if (key === shownKey) return;
-  let response;
+  let described;
   try {
-    response = await fetch("/openapi.json", { headers: headers() });
-  } catch {
-    trouble("The server cannot be reached.");
+    described = await fetchJson("openapi.json");
+  } catch (error) {
+    const isLocked = error.status === 401;
+    trouble(isLocked ? "The server requires an API key. Enter it in the field above." : error.message);
     return;
   }
-  if (!response.ok) {
-    trouble(await complaint(response));
-    return;
-  }
-  const described = await response.json();
   if (key === shownKey) return; // shown meanwhile
   shownKey = key;
   schemas = described.components?.schemas ?? {};
@@ -192,11 +206,12 @@ async function load() {
   for (const [path, operations] of Object.entries(described.paths))
     for (const [method, operation] of Object.entries(operations)) {
       const tag = operation.tags?.[0] ?? "other";
-      if (!sections.has(tag)) sections.set(tag, element("section", {}, element("h2", {}, tag)));
+      if (!sections.has(tag)) sections.set(tag, element("section", {}, element("h2", {}, capitalized(tag))));
       sections.get(tag).append(route(method, path, operation));
     }
   by("routes").replaceChildren(
-    element("p", {}, `Version ${described.info.version}, from /openapi.json. A null value selects the default of a field.`),
+    element("p", {}, `Version ${described.info.version}, from /openapi.json.`),
+    element("p", {}, "A null value selects the default of a field."),
     ...sections.values(),
   );
   const asked = document.getElementById(location.hash.slice(1));
@@ -206,5 +221,11 @@ async function load() {
   }
 }
 
-startFrame(load);
+by("key").value = apiKey();
+by("key").addEventListener("change", () => {
+  setApiKey(by("key").value);
+  trouble("");
+  load();
+});
+by("theme").addEventListener("click", turnTheme);
 load();

@@ -1,6 +1,9 @@
 """Sections of a page that several commands write."""
 
-from benchmarks.page_sections import section_body, with_section
+from pathlib import Path
+
+from benchmarks.comparison_page import KEPT_HEADINGS
+from benchmarks.page_sections import section_body, with_section, with_sections_of
 
 PAGE = "# Page\n\ntext\n\n## One\n\nfirst\n\n### part of one\n\nmore\n\n## Two\n\nsecond\n"
 
@@ -20,3 +23,14 @@ def test_a_new_section_stands_at_the_end() -> None:
     assert with_section(PAGE, "Three", "third") == f"{PAGE}\n## Three\n\nthird\n"
     assert with_section(PAGE, "Three", "") == PAGE
     assert section_body(with_section("# Page\n", "Three", "third"), "Three") == "third"
+
+
+def test_sections_of_an_old_page_are_kept_in_the_order_of_the_headings() -> None:
+    assert with_sections_of("# New\n", PAGE, ("Two", "Three", "One")) == (
+        "# New\n\n## Two\n\nsecond\n\n## One\n\nfirst\n\n### part of one\n\nmore\n"
+    )
+
+
+def test_the_page_of_benchmarks_has_the_sections_that_its_writer_keeps() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text()
+    assert all(section_body(page, heading) for heading in KEPT_HEADINGS)

@@ -16,21 +16,25 @@ from typing import Any
 from benchmarks.machine import machine
 from benchmarks.spill import measure
 from caravan.download.resolve import resolve_model
+from tests.campaign.batch_kills import compared_batches
 from tests.campaign.body_flood import flood, large_bodies
 from tests.campaign.cuts import cut_campaign
-from tests.campaign.engine_faults import fault_campaign
+from tests.campaign.engine_faults import any_rank, fault_campaign
 from tests.campaign.flood_client import FLOODS
 from tests.campaign.input_floods import KEYS, noticed, write_keys
 from tests.campaign.key_floods import delays_of_another_key, highest_priority, slow_grammars
 from tests.campaign.long_prompt import pauses_beside_a_long_prompt
 from tests.campaign.overload import OPTIONS, capacity, overloaded
 from tests.campaign.reliability_page import write_page
+from tests.campaign.replica_kills import replica_campaign
 from tests.campaign.seeded_bugs import BUGS, GATES, copy_sources, is_killed, passes
 from tests.campaign.shutdown import shutdown_campaign
 from tests.campaign.soak import soak
+from tests.campaign.streams import short_bodies
 from tests.campaign.tiny_pool import OPTIONS as TINY_POOL
 from tests.campaign.tiny_pool import answers_alone, requests_of_all_kinds, tiny_pool_campaign
 from tests.support.gguf_files import write_tiny_llama
+from tests.support.ray_replicas import deploy, ray_cluster, server_of_replicas, write_config
 from tests.support.running_server import running_server
 
 ROOT = Path(__file__).parents[2]
@@ -51,12 +55,29 @@ async def engine_faults(model: Path) -> Result:
         return vars(report) | {"restarts": restarts, "replayed": replayed, "used": server.metric("kv_cache_usage_perc")}
 
 
+async def ranks(model: Path) -> Result:
+    """20 kills of any of three ranks under 16 streams."""
+    options = ["--served-model-name", "smollm2", "--kv-cache-memory", "4MiB", "--num-threads", "1"]
+    with running_server(model, *options, "--tensor-parallel", "3") as server:
+        report = await fault_campaign(
+            server, num_kills=20, num_stops=0, seed=int(time.time()), bodies=short_bodies(16), victims=any_rank
+        )
+        restarts, replayed = server.metric("engine_restarts_total"), server.metric("requests_replayed_total")
+        return vars(report) | {"restarts": restarts, "replayed": replayed, "used": server.metric("kv_cache_usage_perc")}
+
+
 async def tiny_pool(model: Path) -> Result:
     """600 requests of all kinds in a tiny pool under 20 kills, each compared with its run alone."""
     requests = requests_of_all_kinds(600)
     with running_server(model, "--served-model-name", "smollm2", *TINY_POOL) as server:
         expected = await answers_alone(server, requests)
         return vars(await tiny_pool_campaign(server, requests, expected, num_kills=20, seed=int(time.time())))
+
+
+async def batch_kills(model: Path) -> Result:
+    """A batch of 1,000 lines under five kills of the server, compared with an undisturbed one."""
+    with tempfile.TemporaryDirectory() as folder:
+        return compared_batches(model, Path(folder), num_lines=1000, num_kills=5)
 
 
 async def overload(model: Path) -> Result:
@@ -165,6 +186,16 @@ async def spill(model: Path) -> Result:
     return await measure(model)
 
 
+async def replicas(model: Path) -> Result:
+    """20 kills of replicas on Ray Serve under 16 streams; see `tests.support.alone`."""
+    with tempfile.TemporaryDirectory(prefix="rt") as folder, ray_cluster(Path(folder)) as environ:
+        args = {"model": str(model), "kv_cache_memory": "256MiB", "num_threads": 1, "max_model_len": 2048}
+        deploy(write_config(Path(folder) / "config.yaml", args, num_replicas=2), environ)
+        with server_of_replicas(model, environ, "--served-model-name", "smollm2") as server:
+            report = await replica_campaign(server, num_kills=20, num_replicas=2, seed=int(time.time()))
+            return vars(report) | {"moved": server.metric("requests_replayed_total")}
+
+
 REAL_PARTS: dict[str, Callable[[Path], Any]] = {
     "engine_faults": engine_faults,
     "tiny_pool": tiny_pool,
@@ -172,8 +203,11 @@ REAL_PARTS: dict[str, Callable[[Path], Any]] = {
     "long_prompt": long_prompt,
     "input_floods": input_floods,
     "spill": spill,
+    "replicas": replicas,
 }
 TINY_PARTS: dict[str, Callable[[Path], Any]] = {
+    "batch_kills": batch_kills,
+    "ranks": ranks,
     "shutdown": shutdown,
     "cuts": cuts,
     "body_flood": body_flood,

@@ -80,19 +80,26 @@ def run_batch(model: Path, folder: Path, num_lines: int, num_kills: int) -> dict
     raise AssertionError
 
 
-def main() -> None:
-    """Compare a batch with and without kills."""
-    model, folder, num_lines, num_kills = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+def compared_batches(model: Path, folder: Path, num_lines: int, num_kills: int) -> dict[str, Any]:
+    """Return the figures of a batch with kills, compared with one without."""
     times = [time.monotonic()]
     undisturbed = run_batch(model, folder / "undisturbed", num_lines, 0)
     times.append(time.monotonic())
     killed = run_batch(model, folder / "killed", num_lines, num_kills)
     times.append(time.monotonic())
-    differ = sum(killed.get(name) != undisturbed[name] for name in undisturbed)
-    print(
-        f"{num_lines} lines, {num_kills} kills: {len(killed)} answered once, {differ} differ from the undisturbed run; "
-        f"{times[1] - times[0]:.0f} s without kills, {times[2] - times[1]:.0f} s with them"
-    )
+    return {
+        "num_lines": num_lines,
+        "num_kills": num_kills,
+        "num_answered_once": len(killed),
+        "wrong": [name for name in undisturbed if killed.get(name) != undisturbed[name]],
+        "seconds_without_kills": times[1] - times[0],
+        "seconds_with_kills": times[2] - times[1],
+    }
+
+
+def main() -> None:
+    """Compare a batch with and without kills."""
+    print(json.dumps(compared_batches(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))))
 
 
 if __name__ == "__main__":

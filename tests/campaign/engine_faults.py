@@ -7,8 +7,9 @@ import random
 import re
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 
@@ -18,7 +19,15 @@ from tests.support.running_server import RunningServer
 NUM_STREAMS = 32
 MAX_PAUSE_SECONDS = 2.0  # between an engine's readiness, or its first tokens, and the next fault
 EARLY = 3  # each so manieth fault comes whether or not the engine has got anywhere: five of them in a row are given up
-RECOVERY_SECONDS = 60.0
+RECOVERY_SECONDS = 1200.0  # an engine with ranks takes minutes to start on cores that other programs use
+
+
+class AnswerReport(Protocol):
+    """What a report counts of answers."""
+
+    num_answers: int
+    num_refused: int
+    wrong: list[str]
 
 
 @dataclass
@@ -32,12 +41,35 @@ class FaultReport:
     wrong: list[str] = field(default_factory=list)  # lost, cut or changed
     detection_seconds: list[float] = field(default_factory=list)  # from the fault to /readyz saying so
     recovery_seconds: list[float] = field(default_factory=list)  # from the fault to /readyz being well again
+    num_harmed: dict[int, int] = field(default_factory=dict)  # by place among the victims
 
 
-async def fault_campaign(server: RunningServer, *, num_kills: int, num_stops: int, seed: int) -> FaultReport:
-    """Kill and stop the engine, in random order, under a constant number of mixed streams."""
+Victims = Callable[[RunningServer], list[int]]  # the processes of which one is harmed
+
+
+def the_engine(server: RunningServer) -> list[int]:
+    """Return the engine alone."""
+    return [server.engine_pid()]
+
+
+def any_rank(server: RunningServer) -> list[int]:
+    """Return the engine and the other ranks of its model."""
+    return server.rank_pids()
+
+
+async def fault_campaign(
+    server: RunningServer,
+    *,
+    num_kills: int,
+    num_stops: int,
+    seed: int,
+    bodies: list[dict[str, Any]] | None = None,
+    victims: Victims = the_engine,
+) -> FaultReport:
+    """Kill and stop the engine, in random order, under a constant number of mixed streams, one for each body."""
     report = FaultReport()
-    bodies = mixed_bodies(NUM_STREAMS)
+    if bodies is None:
+        bodies = mixed_bodies(NUM_STREAMS)
     async with client_of(server.url) as http:
         undisturbed = await asyncio.gather(*(stream_of(http, body) for body in bodies))
         stopping = asyncio.Event()
@@ -46,23 +78,27 @@ async def fault_campaign(server: RunningServer, *, num_kills: int, num_stops: in
         async def keep_asking() -> None:
             while not stopping.is_set():
                 index = next(next_body)
-                await _ask(http, bodies[index], undisturbed[index], report)
+                await ask(http, bodies[index], undisturbed[index], report)
 
-        contexts = [asyncio.create_task(keep_asking()) for _ in range(NUM_STREAMS)]
+        contexts = [asyncio.create_task(keep_asking()) for _ in bodies]
         dice = random.Random(seed)
         faults = [signal.SIGKILL] * num_kills + [signal.SIGSTOP] * num_stops
         dice.shuffle(faults)
         for index, fault in enumerate(faults):
             if index % EARLY:
-                await _until_tokens_come(http)
+                await _until_tokens_come(http, len(bodies))
             await asyncio.sleep(dice.uniform(0, MAX_PAUSE_SECONDS))
-            await _harm(server, http, fault, report)
+            pids = victims(server)
+            place = dice.randrange(len(pids)) if len(pids) > 1 else 0
+            report.num_harmed[place] = report.num_harmed.get(place, 0) + 1
+            await _harm(server, http, pids[place], fault, report)
         stopping.set()
         await asyncio.gather(*contexts)
     return report
 
 
-async def _ask(http: httpx.AsyncClient, body: dict[str, Any], expected: list[Choice], report: FaultReport) -> None:
+async def ask(http: httpx.AsyncClient, body: dict[str, Any], expected: list[Choice], report: AnswerReport) -> None:
+    """Ask once, and report whether the answer is the expected one."""
     try:
         answer = await stream_of(http, body)
     except Refused:
@@ -77,8 +113,10 @@ async def _ask(http: httpx.AsyncClient, body: dict[str, Any], expected: list[Cho
         report.wrong.append(f"{body['prompt'][:40]!r}: {answer} instead of {expected}"[:500])
 
 
-async def _harm(server: RunningServer, http: httpx.AsyncClient, fault: signal.Signals, report: FaultReport) -> None:
-    pid = server.engine_pid()
+async def _harm(
+    server: RunningServer, http: httpx.AsyncClient, pid: int, fault: signal.Signals, report: FaultReport
+) -> None:
+    engine_pid = server.engine_pid()
     began = time.monotonic()
     os.kill(pid, fault)
     report.num_kills += fault == signal.SIGKILL
@@ -87,14 +125,14 @@ async def _harm(server: RunningServer, http: httpx.AsyncClient, fault: signal.Si
     report.detection_seconds.append(time.monotonic() - began)
     await _until_ready_says(http, 200)
     report.recovery_seconds.append(time.monotonic() - began)
-    assert server.engine_pid() != pid
+    assert server.engine_pid() != engine_pid
 
 
-async def _until_tokens_come(http: httpx.AsyncClient) -> None:
+async def _until_tokens_come(http: httpx.AsyncClient, num_streams: int) -> None:
     """Wait until all streams could have got a token: on a slow machine an engine has much to read again first."""
     before = await _num_tokens(http)
     async with asyncio.timeout(RECOVERY_SECONDS):
-        while await _num_tokens(http) < before + 2 * NUM_STREAMS:
+        while await _num_tokens(http) < before + 2 * num_streams:
             await asyncio.sleep(0.05)
 
 

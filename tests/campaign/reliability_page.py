@@ -4,8 +4,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from matplotlib.figure import Figure
-
+from docs.figures.drawing import BLUE, box, figure, line, text
 from tests.campaign.input_floods import percentile
 
 FIGURE = "reliability-goodput.svg"
@@ -66,6 +65,21 @@ with that of the same request alone: text, token ids, log-probabilities, how it 
 | sequences given to another engine | {result["num_replayed"]:.0f} |
 | requests sent again after a 429 or 503 | {result["num_retries"]} |
 | **lost, cut or changed** | **{len(result["wrong"])}** |"""
+
+
+def _batch_kills(result: Part) -> str:
+    return f"""## A batch whose server is killed
+
+Lines of a batch, half of them sampled, on a tiny model; the server is killed at even distances and started again. The answers are
+compared with those of an undisturbed run. The times include the starts of the servers.
+
+| | |
+|---|---|
+| lines | {result["num_lines"]:,} |
+| SIGKILL | {result["num_kills"]} |
+| lines answered exactly once | {result["num_answered_once"]:,} |
+| **lost or changed** | **{len(result["wrong"])}** |
+| time without kills, with them | {result["seconds_without_kills"]:.0f} s, {result["seconds_with_kills"]:.0f} s |"""
 
 
 def _overload(result: Part) -> str:
@@ -217,6 +231,28 @@ def _seeded_bugs(result: Part) -> str:
 {chr(10).join(rows)}"""
 
 
+def _replicas(result: Part) -> str:
+    gaps, recovered = sorted(result["gap_seconds"]), sorted(result["recovery_seconds"])
+    return f"""## Replicas killed under load
+
+Two replicas on Ray Serve ([how](scaling.md#replicas-on-ray-serve)), 16 streams of all kinds at any time, each compared with what it
+is without kills: text, token ids, log-probabilities, how it ends. The kills hit an engine process, the actor that owns
+it and the replica of Serve that owns the actor, in turn. The streams of a lost replica go on with the other one while it restarts.
+
+| | |
+|---|---|
+| SIGKILL to an engine | {result["num_engine_kills"]} |
+| SIGKILL to its actor | {result["num_actor_kills"]} |
+| SIGKILL to a replica of Serve | {result["num_replica_kills"]} |
+| answers | {result["num_answers"]} |
+| **lost, cut or changed** | **{len(result["wrong"])}** |
+| sequences given to the other replica | {result["moved"]:.0f} |
+| refused with 503 | {result["num_refused"]} |
+| longest pause of a stream, median of all streams | {median(gaps):.2f} s |
+| longest pause of any stream | {gaps[-1]:.2f} s; without kills {result["undisturbed_gap_seconds"]:.2f} s |
+| from the kill to both replicas at work | median {median(recovered):.1f} s, longest {recovered[-1]:.1f} s |"""
+
+
 def _spill(result: Part) -> str:
     with_file, without = result["with"], result["without"]
     first = {name: median(result["restarts"][name]) for name in ("with", "without")}
@@ -245,10 +281,35 @@ had not written yet. {result.get("remark", "")}A file that is damaged, cut off, 
 (`tests/scheduler/test_spill.py`)."""
 
 
+def _ranks(result: Part) -> str:
+    detected, recovered = sorted(result["detection_seconds"]), sorted(result["recovery_seconds"])
+    harmed = ", ".join(f"rank {rank}: {num}" for rank, num in sorted(result["num_harmed"].items()))
+    return f"""## A rank killed under load
+
+A tiny model with `--tensor-parallel 3`, 16 of the streams above, each compared with what it is without faults: text, token ids,
+log-probabilities, how it ends. A random rank is killed each time, so
+the kills below are those of all ranks together; the others end with it, and a new engine with new ranks is started. All
+ranks are on one machine.
+
+| | |
+|---|---|
+| SIGKILL | {result["num_kills"]} ({harmed}) |
+| answers | {result["num_answers"]} |
+| **lost, cut or changed** | **{len(result["wrong"])}** |
+| sequences given to another engine | {result["replayed"]:.0f} |
+| asked while there was no engine, and refused with 503 | {result["num_refused"]} |
+| from the kill to `/readyz` saying so | median {median(detected):.2f} s, longest {detected[-1]:.2f} s |
+| from the kill to the next engine at work | median {median(recovered):.1f} s, longest {recovered[-1]:.1f} s |
+| share of the KV pool in use at the end | {result["used"]:g} |"""
+
+
 _SECTIONS = {
     "engine_faults": _engine_faults,
+    "ranks": _ranks,
     "spill": _spill,
+    "replicas": _replicas,
     "tiny_pool": _tiny_pool,
+    "batch_kills": _batch_kills,
     "overload": _overload,
     "long_prompt": _long_prompt,
     "shutdown": _shutdown,
@@ -270,13 +331,22 @@ def _source(name: str, part: Part) -> str:
 
 
 def _draw_goodput(result: Part, file: Path) -> None:
-    figure = Figure(figsize=(6, 3), layout="constrained")
-    axes = figure.subplots()
-    times = [level["times_capacity"] for level in result["levels"]]
-    axes.plot(times, [level["goodput"] for level in result["levels"]], "o-", label="answers a second")
-    axes.axhline(result["peak"], color="gray", linestyle="--", label="capacity")
-    axes.set(xlabel="arrivals, times the capacity", xscale="log", ylim=(0, None))
-    axes.set_xticks(times, [f"{number:g}" for number in times], minor=False)
-    axes.minorticks_off()
-    axes.legend()
-    figure.savefig(file, metadata={"Date": None})
+    """Write bars for the answers a second at each rate of arrivals, with a line at the capacity."""
+    levels, height, left, bottom = result["levels"], 150, 40, 176
+    most = max(result["peak"], *(level["goodput"] for level in levels))
+    pitch = (360 - left) / len(levels)
+    parts = [text(0, 14, "answers a second", is_bold=True), line([(left - 4, bottom), (360, bottom)])]
+    for index, level in enumerate(levels):
+        x, tall = left + pitch * index + 6, height * level["goodput"] / most
+        parts += [
+            box(x, bottom - tall, pitch - 12, tall, BLUE),
+            text(x + pitch / 2 - 6, bottom - 9, f"{level['goodput']:.1f}", "middle"),
+            text(x + pitch / 2 - 6, bottom + 18, f"{level['times_capacity']:g}", "middle"),
+        ]
+    capacity = bottom - height * result["peak"] / most
+    parts += [
+        line([(left - 4, capacity), (360, capacity)], is_dashed=True),
+        text(left - 8, capacity + 5, f"{result['peak']:g}", "end"),
+        text(left, bottom + 38, "arrivals, times the capacity (the dashed line)"),
+    ]
+    file.write_text(figure(bottom + 46, parts), "utf-8")

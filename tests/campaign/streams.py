@@ -61,6 +61,11 @@ def mixed_bodies(num: int) -> list[dict[str, Any]]:
     return bodies
 
 
+def short_bodies(num: int) -> list[dict[str, Any]]:
+    """Return such completions for a model with a context of 512 bytes."""
+    return [body | {"prompt": body["prompt"][:300]} for body in mixed_bodies(num)]
+
+
 async def stream_of(http: httpx.AsyncClient, body: dict[str, Any]) -> list[Choice]:
     """Return the choices of a streamed completion; raises Refused, and AssertionError for anything amiss."""
     num_choices = body.get("n", 1)

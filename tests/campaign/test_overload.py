@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests.campaign.overload import MAX_QUEUED, OPTIONS, capacity, overloaded
-from tests.support.running_server import eventually, running_server
+from tests.support.extent import extent
+from tests.support.running_server import running_server
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.real_model, pytest.mark.timing]
 
@@ -16,7 +18,7 @@ async def test_threat_10_overload_is_rejected_quickly_and_does_not_reduce_throug
     with running_server(real_model_path, *options) as server:
         await capacity(server, 3)
         peak = await capacity(server, 8)
-        level = await overloaded(server, 10, 10 * peak, 10, seed=1)
+        level = await overloaded(server, 10, 10 * peak, extent(10, 6), seed=1)
         print(f"{peak=:.1f} {level}")
         assert level.statuses.total() == level.num_sent
         assert set(level.statuses) == {200, 429}
@@ -26,4 +28,4 @@ async def test_threat_10_overload_is_rejected_quickly_and_does_not_reduce_throug
         # Those that were let in run to their end; on a slow machine each takes longer than that.
         assert level.recovery_seconds < max(5, *level.answer_seconds)
         assert server.metric("engine_restarts_total") == 0
-        eventually(lambda: server.metric("kv_cache_usage_perc") == 0, within_seconds=5)
+        eventually(lambda: server.metric("kv_cache_usage_perc") == 0)

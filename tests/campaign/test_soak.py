@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.campaign.soak import Slope, slope_of, soak
+from tests.support.extent import only_in_full
 from tests.support.running_server import running_server
 
 pytestmark = pytest.mark.slow
@@ -19,6 +20,7 @@ async def test_the_memory_of_a_server_does_not_grow(tiny_model_path: Path) -> No
         assert slopes["engine process"].is_flat
 
 
+@only_in_full()  # `test_a_leak_of_two_kilobytes_is_detected_despite_noise` judges made-up memory
 async def test_a_leak_is_detected(tiny_model_path: Path) -> None:
     options = ["--kv-cache-memory", "1MiB", "--served-model-name", "tiny"]
     with running_server(tiny_model_path, *options, program="tests.campaign.leaky_server") as server:

@@ -19,11 +19,22 @@ from caravan.model.kv_cache import kv_bytes_per_token
 from caravan.model.loader import open_checkpoint
 from caravan.scheduler.config import EngineLimits
 from caravan.scheduler.memory import gpu_step_bytes
+from tests.model.oracle import transformers_twin
 from tests.support.gguf_blocks import random_blocks
 from tests.support.gguf_files import Tensors, write_tiny_llama
+from tests.support.lora_folders import write_adapter
 from tests.support.running_server import running_server
 from tests.support.tiny_llama import tiny_llama
-from tests.support.transformers_models import edit, random_model
+from tests.support.transformers_models import (
+    GEMMA,
+    GEMMA_3,
+    GPT_OSS,
+    GRANITE,
+    MIXTRAL,
+    PHI_4_MINI,
+    edit,
+    random_model,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -59,6 +70,20 @@ def test_a_plan_counts_the_draft_model(tiny_model_path: Path) -> None:
     assert tokens[1] < tokens[0] / 2
     with pytest.raises(ValueError, match="The weights take"):
         plan_with_draft(tiny_model_path, int(1.5 * weights), tiny_model_path)
+
+
+def test_an_adapter_is_shown_and_its_matrices_are_counted_in_bfloat16(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    twin = transformers_twin(write_tiny_llama(path, quantize=gguf.GGMLQuantizationType.Q8_0))
+    adapter = write_adapter(tmp_path / "adapter", twin, ("down_proj",))
+    plain, merged = dict(inspect_model(path)), dict(inspect_model(path, adapter))
+    assert "LoRA" not in plain
+    assert merged["LoRA"] == "adapter, rank 4, merged into 2 matrices (down_proj), 2 of them widened from blocks"
+    weights = [
+        choose_backend(open_checkpoint(path, one), dtype="auto", quantization="native", block_size=16).weight_bytes
+        for one in (None, adapter)
+    ]
+    assert weights[1] - weights[0] == 2 * 64 * 96 * (2 - 34 / 32)
 
 
 def plan_for_h200(path: Path, memory_bytes: int) -> dict[str, str]:
@@ -118,6 +143,7 @@ def test_the_memory_of_a_gpu_is_the_published_one(name: GpuName) -> None:
 def test_a_model_is_described(tiny_model_path: Path) -> None:
     rows = dict(inspect_model(tiny_model_path))
     assert rows["Format"] == "GGUF"
+    assert rows["Architecture"] == "llama"
     assert rows["Stored as"] == "F32"
     assert rows["Heads"] == "4 of size 16"
     assert rows["KV heads"] == "2 (grouped-query attention, 2 heads for each)"
@@ -157,6 +183,61 @@ def test_what_is_special_is_named_and_a_missing_tokenizer_hides_nothing(tmp_path
         inspect_model(tmp_path)
 
 
+def test_the_flags_of_relatives_are_named(tmp_path: Path) -> None:
+    random_model("Granite", **GRANITE).save_pretrained(tmp_path / "granite")
+    rows = dict(inspect_model(tmp_path / "granite"))
+    assert rows["Attention"] == "causal, with scores multiplied by 0.25"
+    assert rows["Factors"] == "embeddings times 54.5455, logits divided by 0.5"
+    random_model("Phi3", **PHI_4_MINI).save_pretrained(tmp_path / "phi")
+    rows = dict(inspect_model(tmp_path / "phi"))
+    assert rows["Attention"] == "causal, with 8 of 16 dimensions of a head rotated"
+    assert rows["RoPE"].startswith("theta 1000, scaled: LongRopeScaling(")
+    random_model("Olmo2").save_pretrained(tmp_path / "olmo2")
+    rows = dict(inspect_model(tmp_path / "olmo2"))
+    assert rows["Attention"] == "causal, with query and key norms over all heads"
+    assert rows["Ranks"] == "at most 1 (--tensor-parallel)"
+    random_model("Gemma2", **GEMMA | {"query_pre_attn_scalar": 30}).save_pretrained(tmp_path / "gemma2")
+    rows = dict(inspect_model(tmp_path / "gemma2"))
+    assert rows["Architecture"] == "Gemma2ForCausalLM"
+    assert rows["Attention"] == "causal, with a window of 17 tokens in 2 of 3 layers and scores multiplied by 0.182574"
+    assert rows["Factors"] == "embeddings times 6.9282, logits divided by 1, scores capped at 5, logits capped at 3"
+    random_model("Gemma3", **GEMMA_3).save_pretrained(tmp_path / "gemma3")
+    rows = dict(inspect_model(tmp_path / "gemma3"))
+    assert rows["RoPE"] == "theta 1e+06, not scaled; with a window theta 10000, not scaled"
+    random_model("SmolLM3", num_hidden_layers=4).save_pretrained(tmp_path / "smollm3")
+    assert dict(inspect_model(tmp_path / "smollm3"))["Attention"] == "causal, with 1 layers without RoPE"
+
+
+def test_experts_are_counted(tmp_path: Path) -> None:
+    random_model("Mixtral", **MIXTRAL).save_pretrained(tmp_path)
+    rows = dict(inspect_model(tmp_path))
+    count, used = (int(number.replace(",", "")) for number in re.findall(r"\d+(?:,\d+)*", rows["Parameters"]))
+    assert count - used == 2 * (4 - 2) * 3 * 48 * 80
+    assert rows["Hidden size"] == "48, 80 inside each expert"
+    assert rows["Experts"] == "4 in each layer, 2 for a token, their weights add up to 1"
+    assert rows["Ranks"] == "at most 1 (--tensor-parallel)"
+    assert re.fullmatch(
+        r"a token reads about \d MB of the weights, \d+ in a step \d MB if all are as likely; all must be in memory",
+        plan(tmp_path, 40_000_000)["Experts"],
+    )
+
+
+def test_what_gpt_oss_has_beyond_others_is_shown(tmp_path: Path) -> None:
+    random_model("GptOss", **GPT_OSS).save_pretrained(tmp_path)
+    rows = dict(inspect_model(tmp_path))
+    assert rows["Architecture"] == "GptOssForCausalLM"
+    assert rows["Attention"] == (
+        "causal, with a sink for each head and biases and a window of 17 tokens in 2 of 3 layers"
+    )
+    assert rows["Experts"] == (
+        "6 in each layer, 3 for a token, their weights add up to 1, with biases, SwiGLU clamped to 0.7"
+    )
+    count, used = (int(number.replace(",", "")) for number in re.findall(r"\d+(?:,\d+)*", rows["Parameters"]))
+    assert count - used == 3 * (6 - 3) * (3 * 48 * 80 + 2 * 80 + 48)
+    assert rows["By default"].endswith("plain PyTorch")
+    assert plan(tmp_path, 40_000_000)["Weights"].endswith("plain PyTorch")
+
+
 @pytest.mark.parametrize("kv_cache_dtype", ["auto", "int8"])
 def test_the_plan_is_what_the_server_then_reports(tiny_model_path: Path, kv_cache_dtype: str) -> None:
     options = ["--kv-cache-memory", "300KiB", "--dtype", "float32", "--kv-cache-dtype", kv_cache_dtype]
@@ -179,7 +260,7 @@ def test_the_plan_is_what_the_server_then_reports(tiny_model_path: Path, kv_cach
     ).stdout
     with running_server(tiny_model_path, *options) as running:
         assert f"MB) in {'float32' if kv_cache_dtype == 'auto' else 'int8'}" in running.start_text
-        for pattern in (r"KV pool +(.*)", r"(?:Capacity +|Room +for )([\d,]+) .*512"):
+        for pattern in (r"KV pool +(.*)", r"(?:Capacity +|Room +for )([\d,]+) requests? of 512"):
             found, expected = re.search(pattern, planned), re.search(pattern, running.start_text)
             assert found
             assert expected
@@ -198,7 +279,7 @@ def test_the_command_describes_a_model_or_says_in_one_line_why_it_is_refused(tmp
 
 
 def test_a_standby_is_counted_in_a_plan(tiny_model_path: Path) -> None:
-    alone, rows = (plan(tiny_model_path, 300_000_000, has_standby=has_standby) for has_standby in (False, True))
+    alone, rows = (plan(tiny_model_path, 258_000_000, has_standby=has_standby) for has_standby in (False, True))
     assert "Standby" not in alone
     weights, standby = (int(re.sub(r"\D", "", rows[name].split(" MB")[0])) for name in ("Weights", "Standby"))
     assert standby == pytest.approx(weights + 250, abs=1)
@@ -237,3 +318,36 @@ def test_templates_are_named_with_their_use(tmp_path: Path) -> None:
     named = {"tokenizer.chat_template.tool_use": "x" * 7, "tokenizer.chat_template.rag": "y"}
     write_tiny_llama(tmp_path / "m.gguf", metadata=named)
     assert dict(inspect_model(tmp_path / "m.gguf"))["Chat"].endswith(", another of 7 for tools; not used: rag")
+
+
+def plan_of_ranks(path: Path, num_ranks: int, num_nodes: int) -> dict[str, str]:
+    rows = plan_model(
+        path,
+        memory_bytes=4_000_000,
+        prompt_tokens=40,
+        output_tokens=10,
+        dtype="float32",
+        quantization="auto",
+        kv_cache_dtype="auto",
+        limits=EngineLimits(),
+        num_ranks=num_ranks,
+        num_nodes=num_nodes,
+    )
+    return dict(rows)
+
+
+def test_a_plan_says_what_a_rank_needs_and_where_ranks_help(tiny_model_path: Path) -> None:
+    one, two = plan_of_ranks(tiny_model_path, 1, 1), plan_of_ranks(tiny_model_path, 2, 1)
+    assert "Ranks" not in one
+    assert re.fullmatch(r"2, each with up to \d+ MB of weights and \d+ MB of the KV pool", two["Ranks"])
+    assert two["Machine"] == "one NUMA node, where ranks bring nothing"
+    assert plan_of_ranks(tiny_model_path, 2, 2)["Machine"] == "2 NUMA nodes, used at once"
+    hint = plan_of_ranks(tiny_model_path, 1, 4)["Ranks"]
+    assert hint == "1; --tensor-parallel 4 uses the memory of all 4 NUMA nodes at once"
+    tokens = [int(rows["KV pool"].split()[0].replace(",", "")) for rows in (one, two)]
+    assert 0.8 * tokens[0] < tokens[1] < tokens[0], "the other rank has the table of embeddings again"
+
+
+def test_more_ranks_than_heads_cannot_be_planned(tiny_model_path: Path) -> None:
+    with pytest.raises(ValueError, match="between at most 4 ranks; there are 5"):
+        plan_of_ranks(tiny_model_path, 5, 1)

@@ -3,10 +3,13 @@
 import io
 import json
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, TextIO
 
 import httpx
+import pytest
 
+from caravan.cli.conversation import AnswerOptions
 from caravan.cli.terminal_chat import run_chat
 
 URL = "http://127.0.0.1:8000"
@@ -19,6 +22,10 @@ def event(payload: object) -> bytes:
 
 def piece(text: str, finish_reason: str | None = None) -> bytes:
     return event({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": finish_reason}]})
+
+
+def thought(text: str, name: str = "reasoning") -> bytes:
+    return event({"choices": [{"index": 0, "delta": {name: text}, "finish_reason": None}]})
 
 
 def usage(num_tokens: int) -> bytes:
@@ -134,11 +141,13 @@ def test_each_line_of_a_pipe_is_a_prompt_and_only_the_answers_are_shown() -> Non
 
 def test_the_request_names_the_first_model_and_asks_for_a_stream_with_usage() -> None:
     server = FakeServer(says("x"))
-    pipe(server, "hi\n", temperature=0.7)
+    pipe(server, "hi\n", options=AnswerOptions(temperature=0.7, seed=3, max_tokens=9))
     assert server.bodies[0] == {
         "model": "tiny",
         "messages": [{"role": "user", "content": "hi"}],
         "temperature": 0.7,
+        "seed": 3,
+        "max_tokens": 9,
         "stream": True,
         "stream_options": {"include_usage": True},
     }
@@ -172,6 +181,57 @@ def test_an_unknown_command_is_named_and_not_sent() -> None:
     chat = Chat(server, "/rest\n")
     assert "Unknown command /rest" in chat.complaints
     assert server.bodies == []
+
+
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
+def test_a_terminal_shows_a_thought_faint_before_the_answer(name: str) -> None:
+    server = FakeServer([thought("Let me ", name), thought("see.", name), *says("Four", ".")], says("Five."))
+    chat = Chat(server, "two and two\nand one\n")
+    assert "> \x1b[2mLet me see.\x1b[0m\n\nFour.\n" in chat.shown
+    assert server.messages(1)[1] == ("assistant", "Four.")  # without the thought
+
+
+def test_without_colors_a_thought_has_a_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    chat = Chat(FakeServer([thought("Let me see."), *says("Four.")]), "two and two\n")
+    assert "> Thought: Let me see.\n\nFour.\n" in chat.shown
+    assert "\x1b" not in chat.shown
+
+
+def test_a_pipe_gets_the_answer_without_the_thought() -> None:
+    chat = pipe(FakeServer([thought("Let me see."), *says("Four.")]), "two and two\n")
+    assert chat.shown == "Four.\n"
+
+
+def test_a_thought_that_is_stopped_ends_its_color_and_is_not_kept() -> None:
+    server = FakeServer(Body([thought("Let me"), KeyboardInterrupt()]), says("x"))
+    chat = Chat(server, "one\ntwo\n")
+    assert "\x1b[2mLet me\x1b[0m\n" in chat.shown
+    assert server.messages(1) == [("user", "two")]
+
+
+def test_control_characters_of_a_thought_are_not_shown() -> None:
+    chat = Chat(FakeServer([thought("a\x1b]0;title\x07b"), *says("Four.")]), "one\n")
+    assert "\x1b[2ma]0;titleb\x1b[0m" in chat.shown
+
+
+def test_think_switches_thinking_and_alone_leaves_it_to_the_model() -> None:
+    server = FakeServer(*(says("x") for _ in range(4)))
+    chat = Chat(server, "one\n/think on\ntwo\n/think off\nthree\n/think\nfour\n/think hard\n")
+    assert [body.get("enable_thinking") for body in server.bodies] == [None, True, False, None]
+    assert "enable_thinking" not in server.bodies[3]
+    for said in ("Thinking is on.", "Thinking is off.", "Thinking is left to the model."):
+        assert said in chat.shown
+    assert "/think off" in chat.complaints
+
+
+def test_a_warning_of_the_server_is_shown_once() -> None:
+    warned = event(
+        {"choices": [{"index": 0, "delta": {"role": "assistant"}}], "warnings": ["`enable_thinking` has no effect."]}
+    )
+    server = FakeServer([warned, *says("x")], [warned, *says("y")])
+    chat = Chat(server, "/think on\none\ntwo\n")
+    assert chat.complaints == "`enable_thinking` has no effect.\n"
 
 
 def test_help_lists_the_commands() -> None:
@@ -236,3 +296,55 @@ def test_events_may_be_split_anywhere_and_comments_are_dropped() -> None:
     whole = b": ping\n\n" + b"".join(says("né", "xt"))
     server = FakeServer(Body([whole[i : i + 1] for i in range(len(whole))]))
     assert pipe(server, "one\n").shown == "néxt\n"
+
+
+def test_a_chat_without_options_leaves_them_to_the_server() -> None:
+    server = FakeServer(says("x"))
+    pipe(server, "hi\n")
+    assert set(server.bodies[0]) == {"model", "messages", "stream", "stream_options"}
+
+
+def test_seed_and_tokens_are_sent_from_then_on_and_can_be_removed() -> None:
+    server = FakeServer(*(says("x") for _ in range(3)))
+    chat = Chat(server, "/seed 7\n/tokens 20\none\n/seed\ntwo\n/tokens\nthree\n/seed x\n/tokens 0\n")
+    assert [(body.get("seed"), body.get("max_tokens")) for body in server.bodies] == [(7, 20), (None, 20), (None, None)]
+    assert chat.complaints == "/seed needs a whole number from 0 on.\n/tokens needs a whole number from 1 on.\n"
+
+
+def test_regenerate_replaces_the_last_answer() -> None:
+    server = FakeServer(says("a"), says("b"), says("c"), says("d"))
+    Chat(server, "one\ntwo\n/regenerate\nthree\n")
+    assert server.messages(2) == [("user", "one"), ("assistant", "a"), ("user", "two")]
+    assert server.messages(3)[2:] == [("user", "two"), ("assistant", "c"), ("user", "three")]
+
+
+def test_an_answer_stays_if_it_cannot_be_regenerated() -> None:
+    server = FakeServer(says("a"), refusal(503, "not ready"), says("b"))
+    chat = Chat(server, "/regenerate\none\n/regenerate\ntwo\n")
+    assert chat.complaints == "There is no answer yet.\nnot ready\n"
+    assert server.messages() == [("user", "one"), ("assistant", "a"), ("user", "two")]
+
+
+def test_a_conversation_is_saved_once_as_json_or_markdown(tmp_path: Path) -> None:
+    typed = f"/system brief\none\n/save {tmp_path}/a.json\n/save {tmp_path}/a.md\n/save {tmp_path}/a.md\n/save\n"
+    chat = Chat(FakeServer(says("**A** é")), f"/seed 3\n{typed}/save {tmp_path}/none/a.md\n")
+    saved = json.loads((tmp_path / "a.json").read_text("utf-8"))
+    assert (saved["model"], saved["seed"]) == ("tiny", 3)
+    assert [message["content"] for message in saved["messages"]] == ["brief", "one", "**A** é"]
+    text = (tmp_path / "a.md").read_text("utf-8")
+    assert text == "# Conversation with tiny\n\n**System:**\n\nbrief\n\n**User:**\n\none\n\n**Assistant:**\n\n**A** é\n"
+    exists, unnamed, nowhere = chat.complaints.splitlines()
+    assert exists == f"{tmp_path}/a.md exists. Choose another name."
+    assert unnamed.startswith("Name a file:")
+    assert nowhere.startswith(f"Cannot write {tmp_path}/none/a.md: ")
+
+
+def test_markdown_of_an_answer_is_drawn_at_a_terminal_and_its_text_is_kept() -> None:
+    server = FakeServer([thought("Let me *see*."), *says("Some **bold**", " text\n\n- a\x1b[2J\n", "- b\n")], says("x"))
+    chat = Chat(server, "one\ntwo\n", is_rendered=True)
+    assert "Let me *see*." in chat.shown
+    assert "Some \x1b[1mbold\x1b[0m text" in chat.shown
+    assert " • " in chat.shown
+    assert "a[2J " in chat.shown
+    assert "\x1b[2J" not in chat.shown
+    assert server.messages(1)[1] == ("assistant", "Some **bold** text\n\n- a\x1b[2J\n- b\n")

@@ -1,11 +1,10 @@
 """Common client libraries, each with tasks that the default model completes under constraints.
 
-They run in an environment of their own, made by `make test`: they want another version of the openai package.
+They run in environments of their own, made by `make test`: most want another version of the openai package.
 """
 
 import itertools
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.clients.busy_proxy import RETRY_AFTER_SECONDS, busy_proxy
+from tests.clients.environments import CLIENTS, NEWER_CLIENTS, client_variables
 from tests.clients.tasks import TOOLS, Bounded, City, GetTime
 from tests.support.running_server import RunningServer, running_server
 
@@ -22,7 +22,6 @@ pytestmark = pytest.mark.real_model
 
 ROOT = Path(__file__).parents[2]
 OURS = Path(sys.executable)
-CLIENTS = Path(sys.prefix) / "clients/bin/python"
 LIBRARIES = {
     "openai 3": (OURS, "openai_task"),
     "openai 2": (CLIENTS, "openai_task"),
@@ -30,16 +29,7 @@ LIBRARIES = {
     "llama_index": (CLIENTS, "llama_index_task"),
     "litellm": (CLIENTS, "litellm_task"),
     "instructor": (CLIENTS, "instructor_task"),
-}
-# No telemetry and no downloads; what would leave this machine all the same runs into a closed port.
-ENVIRONMENT = {
-    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-    "LANGSMITH_TRACING": "false",
-    "ANONYMIZED_TELEMETRY": "false",
-    "HF_HUB_OFFLINE": "1",
-    "http_proxy": "http://127.0.0.1:9",
-    "https_proxy": "http://127.0.0.1:9",
-    "no_proxy": "127.0.0.1",
+    "pydantic-ai": (NEWER_CLIENTS, "pydantic_ai_task"),
 }
 
 
@@ -60,12 +50,11 @@ def server(real_model_path: Path) -> Iterator[RunningServer]:
 def done(request: pytest.FixtureRequest, server: RunningServer) -> Done:
     python, script = LIBRARIES[request.param]
     assert python.exists(), "Run `make .venv/clients.stamp`."
-    environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     with busy_proxy(server.url) as proxy:
         finished = subprocess.run(
             [python, "-m", f"tests.clients.{script}", server.url, proxy.url],
             cwd=ROOT,
-            env=environment | ENVIRONMENT,
+            env=client_variables(),
             capture_output=True,
             text=True,
             timeout=240,

@@ -6,23 +6,50 @@ from pathlib import Path
 
 from tests.conformance.report import Rule, Verdict, judge, markdown, rules_of, summary
 from tests.conformance.rules import (
+    agents,
     chat,
+    claude_code,
+    clients,
     completions,
+    decisions,
     embeddings,
     endpoints,
     errors,
     events,
     extensions,
     hostile,
+    messages,
+    ollama,
     responses,
+    resumption,
     structure,
+    tokens,
 )
 from tests.conformance.target import Target
 
 
 def all_rules() -> list[Rule]:
     """Return every rule of the kit."""
-    modules = (events, completions, chat, structure, responses, embeddings, endpoints, errors, hostile, extensions)
+    modules = (
+        events,
+        completions,
+        chat,
+        structure,
+        responses,
+        agents,
+        resumption,
+        messages,
+        claude_code,
+        embeddings,
+        decisions,
+        ollama,
+        endpoints,
+        errors,
+        hostile,
+        extensions,
+        tokens,
+        *clients.MODULES,
+    )
     return [rule for module in modules for rule in rules_of(module)]
 
 

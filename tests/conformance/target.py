@@ -66,10 +66,22 @@ class Target:
     def stream(self, path: str, **fields: Any) -> list[Body]:
         """Return the chunks of a stream, which must be events as the standard has them and end with [DONE]."""
         body = self.a_chat() if "chat" in path else {"prompt": "The sea is", "max_tokens": 6, "temperature": 0}
-        response = self.post(path, {"model": self.model, "stream": True} | body | fields)
+        return self.chunks_of(path, body | fields)
+
+    def chunks_of(self, path: str, body: Body, headers: dict[str, str] | None = None) -> list[Body]:
+        """Return the chunks of the stream that answers this body and nothing else."""
+        streamed = {"model": self.model, "stream": True} | body
+        response = self.http.post(path, json=streamed, headers=headers)
         assert response.status_code == 200, response.text[:200]
         assert response.headers["content-type"].startswith("text/event-stream"), "not an event stream"
         return events_in(response.text)
+
+    def answer_to(self, path: str, body: Body, headers: dict[str, str] | None = None) -> Body:
+        """Return the answer to this body and nothing else, which must succeed."""
+        response = self.http.post(path, json={"model": self.model} | body, headers=headers)
+        assert response.status_code == 200, f"status {response.status_code}: {response.text[:200]}"
+        answer: Body = response.json()
+        return answer
 
     def a_chat(self) -> Body:
         """Return the fields of a short conversation."""
@@ -99,10 +111,8 @@ class Target:
             connection.recv(16)
 
     def _answer(self, path: str, fields: Body) -> Body:
-        response = self.post(path, {"model": self.model} | fields)
-        assert response.status_code == 200, f"status {response.status_code}: {response.text[:200]}"
-        body: Body = response.json()
-        assert body.get("choices"), f"an answer without choices: {response.text[:100]}"
+        body = self.answer_to(path, fields)
+        assert body.get("choices"), f"an answer without choices: {str(body)[:100]}"
         return body
 
 

@@ -17,8 +17,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from caravan.scheduler.config import EngineConfig
 from caravan.server.http.host_names import LOOPBACK_NAMES, allowed_hosts
+from caravan.server.observe.build_info import add_build_info
+from caravan.server.observe.engine_usage import EngineUsage
 from caravan.server.observe.metrics import Metrics
+from caravan.server.observe.prefix_misses import REASONS
 from caravan.server.settings import Settings
+from tests.support.extent import only_in_full
 from tests.support.http_server import QuietHandler, serving
 
 ROOT = Path(__file__).parent.parent.parent
@@ -185,8 +189,10 @@ def test_grafana_finds_the_dashboard_where_it_is_mounted() -> None:
 
 
 def test_the_dashboard_asks_only_for_metrics_that_the_server_has() -> None:
-    metrics = Metrics("m", EngineConfig(num_blocks=64, max_model_len=512))
+    metrics = Metrics("m", EngineConfig(num_blocks=64, max_model_len=512), ["ann"])
     metrics.add_ready_gauge(lambda: True)
+    EngineUsage(metrics.registry, "m", os.getpid)
+    add_build_info(metrics.registry, "m", version="1", quantization="auto", kv_cache_dtype="auto", device="cpu")
     exposition = metrics.exposition().decode()
     names: set[str] = set()
     for family in text_string_to_metric_families(exposition):
@@ -195,6 +201,15 @@ def test_the_dashboard_asks_only_for_metrics_that_the_server_has() -> None:
     asked = {name for expression in dashboard_expressions() for name in re.findall(r"caravan_\w+", expression)}
     assert len(asked) > 12
     assert asked <= names
+
+
+def test_the_panel_of_prefix_misses_has_a_line_for_each_reason() -> None:
+    (expression,) = (one for one in dashboard_expressions() if "prefix_cache_misses" in one)
+    assert expression.startswith("sum by (reason) (rate(caravan_prefix_cache_misses_total{")
+    metrics = Metrics("m", EngineConfig(num_blocks=64, max_model_len=512), is_restricted=True)
+    families = {family.name: family for family in text_string_to_metric_families(metrics.exposition().decode())}
+    reasons = {sample.labels.get("reason") for sample in families["caravan_prefix_cache_misses"].samples}
+    assert reasons == {reason.replace(" ", "_") for reason in REASONS}
 
 
 def test_every_panel_asks_the_source_that_is_chosen_and_there_is_one() -> None:
@@ -207,16 +222,30 @@ def test_every_panel_asks_the_source_that_is_chosen_and_there_is_one() -> None:
 
 
 def test_the_dashboard_is_what_its_source_writes() -> None:
-    program = ROOT / "docker/grafana/dashboard.py"
-    written = subprocess.run([sys.executable, program], check=True, capture_output=True, text=True).stdout
+    command = [sys.executable, "-m", "docker.grafana.dashboard"]
+    written = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert written == (ROOT / "docker/grafana/dashboards/caravan.json").read_text(), "make dashboard"
 
 
 def test_the_dashboard_has_a_row_for_each_question() -> None:
     dashboard = json.loads((ROOT / "docker/grafana/dashboards/caravan.json").read_text())
     rows = [panel["title"] for panel in dashboard["panels"] if panel["type"] == "row"]
-    assert len(rows) == 10
+    assert rows[0] == "Now"
+    assert len(rows) == 12
     assert len({panel["title"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+
+
+def test_every_panel_has_a_description_and_the_first_row_has_numbers_with_colors() -> None:
+    dashboard = json.loads((ROOT / "docker/grafana/dashboards/caravan.json").read_text())
+    panels = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+    descriptions = [panel["description"] for panel in panels]
+    assert len(set(descriptions)) == len(descriptions)
+    assert all(text.endswith(".") for text in descriptions)
+    tiles = [panel for panel in panels if panel["type"] == "stat"]
+    assert [panel["gridPos"]["y"] for panel in tiles] == [1] * 6
+    assert sum(len(panel["fieldConfig"]["defaults"]["thresholds"]["steps"]) > 1 for panel in tiles) == 4
+    (annotation,) = dashboard["annotations"]["list"]
+    assert "caravan_engine_restarts_total" in annotation["expr"]
 
 
 @pytest.mark.parametrize(("machine", "has_compiler"), [("x86_64", False), ("aarch64", True)])
@@ -234,6 +263,7 @@ def test_the_image_has_a_compiler_only_where_the_kernels_are_built_at_the_first_
     assert not has_compiler or "g++" in (tmp_path / "log").read_text()
 
 
+@only_in_full()
 @pytest.mark.docker
 @pytest.mark.timeout(900)
 def test_the_install_and_start_lines_of_the_image_work_in_an_empty_environment(tmp_path: Path) -> None:
@@ -242,7 +272,7 @@ def test_the_install_and_start_lines_of_the_image_work_in_an_empty_environment(t
     for line in (line for line in arguments_of("COPY") if not line.startswith("--from")):
         *paths, target = shlex.split(line)
         for path in paths:
-            to = sources / target / ("" if (ROOT / path).is_dir() else path)
+            to = sources / target / ("" if (ROOT / path).is_dir() else Path(path).name)
             to.parent.mkdir(parents=True, exist_ok=True)
             if (ROOT / path).is_dir():
                 shutil.copytree(ROOT / path, to, symlinks=True)

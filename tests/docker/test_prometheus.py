@@ -23,12 +23,14 @@ import pytest
 import yaml
 
 from tests.campaign.streams import mixed_bodies
-from tests.support.running_server import RunningServer, eventually, running_server
+from tests.support.running_server import RunningServer, running_server
+from tests.support.waiting import eventually
 
 DOCKER = Path(__file__).parent.parent.parent / "docker"
-LOAD_SECONDS = 60
+LOAD_SECONDS = 30
 NUM_CLIENTS = 16
 VALUES = {"$model_name": ".+", "$instance": ".+", "$__rate_interval": "20s"}  # what Grafana would put in
+KEY = "key-of-the-load-and-of-prometheus"  # so that the panels of keys have series, too
 OPTIONS = ("--served-model-name", "smollm2", "--max-model-len", "1536")
 SMALL = ("--max-queued-requests", "6", "--max-num-seqs", "8", "--kv-cache-memory", "40MiB")
 
@@ -70,9 +72,13 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def watched(real_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    """A server after a minute of load of all kinds, in which its engine was killed once, with Prometheus beside it."""
+    """A server after half a minute of load, in which its engine was killed once, with Prometheus beside it."""
     folder = tmp_path_factory.mktemp("prometheus")
-    with running_server(real_model_path, *OPTIONS, *SMALL) as server, running_prometheus(folder, server.url) as http:
+    environ = os.environ | {"CARAVAN_API_KEY": KEY}
+    with (
+        running_server(real_model_path, *OPTIONS, *SMALL, environ=environ) as server,
+        running_prometheus(folder, server.url) as http,
+    ):
         started = time.time()
         put_load_on(server)
         yield Watched(http, server, started)
@@ -80,9 +86,12 @@ def watched(real_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @contextmanager
 def running_prometheus(folder: Path, url: str) -> Iterator[httpx.Client]:
-    """Run Prometheus with the project's files; only the address of the server is another one."""
+    """Run Prometheus with the project's files; the server has another address, and a key."""
     config = (DOCKER / "prometheus/prometheus.yml").read_text()
     assert "caravan:8000" in config
+    comment = "# authorization: {credentials: SECRET} # where the server has keys"
+    assert comment in config
+    config = config.replace(comment, f"authorization: {{credentials: {KEY}}}")
     (folder / "prometheus.yml").write_text(config.replace("caravan:8000", url.removeprefix("http://")))
     shutil.copy(DOCKER / "prometheus/rules.yml", folder)
     with socket.socket() as free:
@@ -93,12 +102,12 @@ def running_prometheus(folder: Path, url: str) -> Iterator[httpx.Client]:
         process = subprocess.Popen(["prometheus", *options, f"--web.listen-address={address}"], stderr=log, stdout=log)
     try:
         with httpx.Client(base_url=f"http://{address}", timeout=10, trust_env=False) as http:
-            eventually(lambda: process.poll() is not None or is_ready(http), within_seconds=30)
+            eventually(lambda: process.poll() is not None or is_ready(http))
             assert process.poll() is None, (folder / "log").read_text()
             yield http
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 def is_ready(http: httpx.Client) -> bool:
@@ -109,7 +118,7 @@ def is_ready(http: httpx.Client) -> bool:
 
 
 def put_load_on(server: RunningServer) -> None:
-    """Ask for all kinds of text for a minute, from more clients than the server takes."""
+    """Ask for all kinds of text for half a minute, from more clients than the server takes."""
     ends_at = time.monotonic() + LOAD_SECONDS
     with ThreadPoolExecutor(NUM_CLIENTS) as clients:
         asking = [clients.submit(ask_until, server.url, ends_at, number) for number in range(NUM_CLIENTS)]
@@ -124,7 +133,7 @@ def put_load_on(server: RunningServer) -> None:
 def ask_until(url: str, ends_at: float, number: int) -> list[int]:
     """Ask for one answer after another; each fifth is cut off, each seventh repeats its prompt for draft tokens."""
     statuses = []
-    with httpx.Client(base_url=url, timeout=60, trust_env=False) as http:
+    with httpx.Client(base_url=url, timeout=60, trust_env=False, headers={"x-api-key": KEY}) as http:
         for index, body in enumerate(cycle(mixed_bodies(4 * NUM_CLIENTS)[number::NUM_CLIENTS])):
             if time.monotonic() > ends_at:
                 break
@@ -197,7 +206,7 @@ def test_what_happened_has_raised_alerts_and_nothing_else_has(watched: Watched) 
     assert watched.alert_state("CaravanNotReady") == "inactive"
     watched.server.process.send_signal(signal.SIGSTOP)
     try:
-        eventually(lambda: watched.alert_state("CaravanDown") == "pending", within_seconds=30)
+        eventually(lambda: watched.alert_state("CaravanDown") == "pending")
     finally:
         watched.server.process.send_signal(signal.SIGCONT)
 

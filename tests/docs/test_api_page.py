@@ -5,21 +5,27 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from caravan.server.messages.protocol.request import MessagesRequest
 from caravan.server.openai.protocol.chat import ChatRequest
 from caravan.server.openai.protocol.completions import CompletionRequest
+from caravan.server.openai.protocol.decisions import DecisionRequest
 from caravan.server.openai.protocol.embeddings import EmbeddingRequest
 from caravan.server.openai.protocol.generation_request import StreamOptions
 from caravan.server.openai.protocol.responses import ResponsesRequest
+from caravan.server.openai.protocol.scores import RerankRequest, ScoreRequest
+from caravan.server.openai.protocol.system_one import SystemOneRequest
 from caravan.server.openai.protocol.tokenize import TokenizeRequest
 from tests.server.openai.api import open_api
 
 TEXT = (Path(__file__).parents[2] / "docs" / "api.md").read_text("utf-8")
-GENERATION: list[type[BaseModel]] = [CompletionRequest, ChatRequest, ResponsesRequest]
+GENERATION: list[type[BaseModel]] = [CompletionRequest, ChatRequest, ResponsesRequest, MessagesRequest]
 MODELS: dict[str, list[type[BaseModel]]] = {
     "generation": GENERATION,
     "completions": [CompletionRequest],
     "chat": [ChatRequest],
+    "responses": [ResponsesRequest],
     "embeddings": [EmbeddingRequest],
+    "questions": [DecisionRequest, SystemOneRequest, ScoreRequest, RerankRequest],
     "`/tokenize`": [TokenizeRequest],
 }
 

@@ -12,7 +12,7 @@ DOCUMENTS = sorted(
     for path in ROOT.glob(pattern)
 )
 FOLDERS = ("benchmarks", "caravan", "docker", "docs", "findings", "model", "scheduler", "server", "tests")
-LINK = re.compile(r"\]\((?!https?:|mailto:)([^)\s]+)\)")
+LINK = re.compile(r"""(?:\]\(|src(?:set)?=")(?!https?:|mailto:)([^)"\s]+)[)"]""")
 NAMED = re.compile(rf"`((?:{'|'.join(FOLDERS)})/[\w./-]*)`")
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
@@ -42,10 +42,11 @@ def test_links_and_paths_lead_somewhere(document: Path) -> None:
 
 
 def test_a_moved_file_is_found() -> None:
-    assert broken("[a](no/such.md) and `server/no_such.py`, `model/nothing/`", ROOT) == [
+    assert broken('[a](no/such.md) and `server/no_such.py`, `model/nothing/`, <img src="no.png">', ROOT) == [
         "server/no_such.py",
         "model/nothing/",
         "no/such.md",
+        "no.png",
     ]
     assert broken("# Title\n[a](#no-title) [b](#title) [c](README.md) `server/app.py` `org/name`", ROOT) == [
         "#no-title"

@@ -1,5 +1,6 @@
 """docs/operations.md names metrics, alerts, log fields and options that the server has."""
 
+import os
 import re
 from pathlib import Path
 from unittest.mock import MagicMock
@@ -9,7 +10,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from caravan.server.engine.engine_swaps import EngineSwaps
 from caravan.server.engine.swapped_engine import SwappedEngine
+from caravan.server.http.api_keys import load_keys
+from caravan.server.observe.build_info import add_build_info
+from caravan.server.observe.engine_usage import EngineUsage
 from caravan.server.observe.http_record import HttpRecord
+from caravan.server.observe.replica_metrics import ReplicaMetrics
 from caravan.server.observe.request_record import RequestRecord
 from caravan.server.observe.sleep_metrics import SleepMetrics
 from caravan.server.settings import Settings, load_settings
@@ -17,6 +22,12 @@ from tests.server.openai.api import open_api
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "operations.md").read_text("utf-8")
+
+OTHER_OPTIONS = {
+    *("build", "no-deps", "system", "no-create-home", "shell", "now"),  # of docker compose, pip, useradd and systemctl
+    *("example", "systemd", "print-config"),  # of caravan config and caravan serve, and no settings
+    *("prompt", "output", "memory", "concurrency"),  # of caravan plan and caravan bench
+}
 
 
 def section(title: str) -> str:
@@ -47,7 +58,18 @@ async def test_every_metric_of_the_server_is_described_and_no_other() -> None:
     SleepMetrics(registry, SwappedEngine(name="a", client=MagicMock(), need_bytes=0, load_seconds=0), EngineSwaps([]))
     exposed = re.findall(r"^# TYPE (caravan_\w+) \w+$", generate_latest(registry).decode(), re.MULTILINE)
     assert of_sleep == {name for name in exposed if not name.endswith("_created")}
-    assert described - of_keys - of_batches - of_sleep == names
+    of_replicas = {name for name in described if name.startswith("caravan_replica")}  # only with --engines
+    registry = CollectorRegistry()
+    ReplicaMetrics(registry, "a", dict)
+    exposed = re.findall(r"^# TYPE (caravan_\w+) \w+$", generate_latest(registry).decode(), re.MULTILINE)
+    assert of_replicas == {name for name in exposed if not name.endswith("_created")}
+    of_process = {name for name in described if name.startswith(("caravan_build_", "caravan_engine_"))} - names
+    registry = CollectorRegistry()
+    EngineUsage(registry, "a", os.getpid)
+    add_build_info(registry, "a", version="1", quantization="auto", kv_cache_dtype="auto", device="cpu")
+    exposed = re.findall(r"^# TYPE (caravan_\w+) \w+$", generate_latest(registry).decode(), re.MULTILINE)
+    assert of_process == set(exposed)  # only where there is an engine process
+    assert described - of_keys - of_batches - of_sleep - of_replicas - of_process == names
 
 
 def test_the_alerts_are_those_of_the_rules() -> None:
@@ -77,12 +99,24 @@ def test_the_log_fields_are_those_of_the_record() -> None:
     assert sorted(described) == sorted(line.log_fields())
 
 
+def test_the_api_keys_of_the_examples_are_accepted(tmp_path: Path) -> None:
+    keys = section("## API keys")
+    (key,) = re.findall(r"CARAVAN_API_KEY=(\S+) caravan serve", keys)
+    assert load_keys([key], None) is not None
+    (block,) = re.findall(r"((?:^    .+: .+\n)+)", keys.partition("# keys.txt\n")[2], re.MULTILINE)
+    file = tmp_path / "keys.txt"
+    file.write_text(re.sub("^    ", "", block, flags=re.MULTILINE))
+    loaded = load_keys([], file)
+    assert loaded is not None
+    assert sorted(loaded.names) == ["ann", "batch", "prometheus", "support"]
+
+
 def test_the_settings_file_and_the_options_exist(tmp_path: Path) -> None:
     (block,) = re.findall(r"^```yaml\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
     file = tmp_path / "caravan.yaml"
     file.write_text(block)
     assert load_settings({"config": str(file)}, {}).model == "org/name"
     text = TEXT.partition("## Measure\n")[0] + section("## Shutdown") + section("## Failures")
-    options = set(re.findall(r"--([a-z][a-z-]+)", text)) - {"build", "no-deps"}  # of docker compose and pip
+    options = set(re.findall(r"--([a-z][a-z-]+)", text)) - OTHER_OPTIONS
     assert len(options) > 15
     assert {option.replace("-", "_") for option in options} <= set(Settings.model_fields)

@@ -34,9 +34,11 @@ async def test_the_table_of_routes_is_that_of_the_application() -> None:
     async with open_api() as api:
         methods = {path: {*map(str.upper, operations)} for path, operations in api.app.openapi()["paths"].items()}
         methods |= {route.path: {*(route.methods or ())} for route in api.app.routes if isinstance(route, Route)}
-        methods |= {path: {"GET"} for path in ("/", "/docs", "/web/{name}")}  # which the document leaves out
+        left_out = ("/", "/docs", "/web/{name}", "/web/code/{path}")
+        methods |= {path: {"GET"} for path in left_out}  # of the document
         for path, names in methods.items():
-            if (await api.http.head(path.replace("{name}", "style.css"))).status_code not in (404, 405):
+            example = path.replace("{name}", "style.css").replace("{path}", "scheduler/engine.py")
+            if (await api.http.head(example)).status_code not in (404, 405):
                 names.add("HEAD")
     routes = {
         f"`{path}`": [", ".join(sorted(names)), "no" if is_open(path) else "yes"] for path, names in methods.items()
@@ -49,6 +51,7 @@ async def test_the_table_of_routes_is_that_of_the_application() -> None:
 
 def test_the_limits_are_those_of_the_code() -> None:
     limits, queue, settings = RequestLimits(), QueueLimits(), load_settings({}, {})
+    resume = settings.resume_limits
     listed = {what: limit for what, limit, _ in rows("Limits")}
     assert listed == {
         "head of a request": f"{MAX_HEAD_BYTES:,} bytes, {HEAD_SECONDS:g} s",
@@ -58,6 +61,9 @@ def test_the_limits_are_those_of_the_code() -> None:
         "bodies of all requests together": f"{int(settings.max_body_memory):,} bytes",
         "strings, lists and objects in a body": f"{MAX_VALUES:,}, {MAX_DEPTH} levels deep",
         "time without an event before a comment": f"{limits.keep_alive_seconds:g} s",
+        "resumable responses": f"{resume.max_streams}",
+        "events of resumable responses": f"{resume.max_bytes:,} bytes",
+        "time without a reader of a resumable response": f"{resume.idle_seconds:g} s",
         "choices of a request": f"{limits.max_choices}",
         "check of a grammar": (
             f"{FIRST_LIMIT_SECONDS:g} s of processor time, then {TIME_LIMIT_SECONDS:g} s in the queue for slow ones; "
@@ -84,4 +90,4 @@ def test_every_threat_has_a_test_with_its_number_and_every_number_is_a_threat() 
     tested = {
         int(number) for test in tests for number in re.findall(r"def test_threat_(\d+)_", test.read_text("utf-8"))
     }
-    assert tested == threats == {*range(1, 36)}
+    assert tested == threats == {*range(1, 43)}

@@ -126,6 +126,7 @@ class TestCacheFolder:
 
 
 class TestAlias:
+    @pytest.mark.timing
     def test_a_complete_file_in_the_cache_is_used_at_once(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -11,6 +11,7 @@ from caravan.model.loader import load_model, open_checkpoint
 from caravan.scheduler.batch import BatchBuilder
 from caravan.scheduler.sequence import ScheduledSequence, Sequence
 from tests.scheduler.requests import make_request
+from tests.support.tiny_llama import kv_dtype_of
 
 BLOCK_SIZE = 16
 
@@ -61,7 +62,7 @@ def transformers_twin(model: Llama) -> transformers.LlamaForCausalLM:
 def logits_of_every_position(model: Llama, token_ids: list[int]) -> torch.Tensor:
     """Return our logits at each position of one text, [len, vocab_size], from a single prefill."""
     num_blocks = -(-len(token_ids) // BLOCK_SIZE)
-    cache = KVCache(model.config, num_blocks, BLOCK_SIZE, model.norm.weight.dtype, torch.device("cpu"))
+    cache = KVCache(model.config, num_blocks, BLOCK_SIZE, kv_dtype_of(model), torch.device("cpu"))
     sequence = Sequence.of(make_request(0, token_ids))
     sequence.block_table = list(range(num_blocks))[::-1]  # any order of blocks will do
     builder = BatchBuilder(1, num_blocks, BLOCK_SIZE, torch.device("cpu"))

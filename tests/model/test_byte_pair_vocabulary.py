@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from caravan.model.tokenizer.pre_tokenizer_rules import pre_tokenizer_rules
 from caravan.model.tokenizer.tokenizer import Tokenizer, Unencodable, tokenizer_from_gguf
 from tests.model.vocabularies import TEXTS, UNMERGED_TEXT, any_text, gpt2_metadata, metadata_list, naive_byte_pair_ids
 
@@ -118,6 +119,13 @@ def test_some_models_split_as_llama_3_does_and_still_merge_whole_pieces(name: st
     tokenizer = tokenizer_from_gguf(metadata)
     for text in [*TEXTS, UNMERGED_TEXT]:
         assert tokenizer.encode(text) == naive_byte_pair_ids(text, metadata, [LLAMA3_PATTERN])
+
+
+def test_gpt_oss_keeps_contractions_and_cases_of_words_together() -> None:
+    pieces = pre_tokenizer_rules("gpt-4o").pre_tokenizer().pre_tokenize_str("I'M sure it's OpenAI's,\n 1234 x/\n\n  y")
+    assert [piece.replace("\u0120", " ").replace("\u010a", "\n") for piece, _ in pieces] == [
+        *("I'M", " sure", " it's", " Open", "AI's", ",\n", " ", "123", "4", " x", "/\n\n", " ", " y"),
+    ]
 
 
 def test_mistral_s_tekken_wants_bos_where_the_file_leaves_it_open() -> None:

@@ -26,5 +26,5 @@ def test_an_impossible_architecture_is_refused_by_name(changes: dict[str, Any], 
 
 
 def test_the_first_layers_may_attend_to_all_positions() -> None:
-    config = replace(TINY, sliding_window=7, num_full_layers=1)
+    config = replace(TINY, sliding_window=7, full_layers=(0,))
     assert [config.window(layer) for layer in range(2)] == [None, 7]

@@ -1,11 +1,17 @@
 """The model against an independent implementation, and its parts against their formulas."""
 
+import math
+
 import pytest
 import torch
+import torch.nn.functional as F
 
+from caravan.model.feed_forward import gelu
 from caravan.model.kv_cache import KVCache
-from caravan.model.llama import RMSNorm
+from caravan.model.position_tables import query_scales
+from caravan.model.rms_norm import RMSNorm
 from caravan.model.rope import apply_rope, rope_table
+from caravan.model.soft_cap import soft_cap
 from tests.model.oracle import logits_of_every_position, transformers_twin
 from tests.scheduler.requests import make_request
 from tests.support.tiny_llama import run_to_end, tiny_engine, tiny_llama
@@ -44,6 +50,20 @@ def test_long_contexts_span_several_tiles_and_equal_transformers() -> None:
         expected = transformers_twin(model)(prompt).logits[0]
     # transformers turns by float32 angles, whose error at position 500 is 3e-5
     torch.testing.assert_close(logits_of_every_position(model, prompt[0].tolist()), expected, atol=5e-4, rtol=1e-4)
+
+
+def test_gelu_and_the_soft_cap_are_written_out_without_loss() -> None:
+    x = torch.cat((torch.linspace(-12, 12, 1001), torch.tensor([-1e4, 1e4, -1e-6, 1e-6])))
+    torch.testing.assert_close(gelu(x), F.gelu(x, approximate="tanh"), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(soft_cap(x, 3.0), 3 * torch.tanh(x / 3), atol=1e-6, rtol=1e-6)
+
+
+def test_queries_are_scaled_from_the_original_length_on() -> None:
+    scales = query_scales(100, 0.5, 32)
+    assert torch.equal(scales[:32], torch.ones(32))
+    for position in (32, 63, 64, 99):
+        expected = 1 + 0.5 * math.log(1 + position // 32)
+        torch.testing.assert_close(scales[position], torch.tensor(expected))
 
 
 def test_rope_rotates_each_pair_as_a_complex_number() -> None:

@@ -74,6 +74,15 @@ def test_bos_text_that_is_not_parsed_does_not_stand_for_bos(sentencepiece: Token
     assert sentencepiece.decode(ids) == "<s>hello"
 
 
+def test_a_turn_of_gpt_oss_ends_with_an_answer_or_a_call_but_not_with_a_message() -> None:
+    ends = ["<|return|>", "<|call|>", "<|end|>"]
+    tokens = [*metadata_list(gpt2_metadata(), "tokens"), *ends]
+    types = [*metadata_list(gpt2_metadata(), "token_type"), 3, 3, 3]
+    tokenizer = tokenizer_from_gguf(gpt2_metadata(tokens=tokens, token_type=types))
+    is_end = [tokenizer.special_tokens[end] in tokenizer.eos_token_ids for end in ends]
+    assert is_end == [True, True, False]
+
+
 @pytest.mark.parametrize(("pre", "adds_bos"), [("gpt-2", False), ("smollm", False), ("llama-bpe", True)])
 def test_byte_pair_models_add_bos_as_llama_cpp_does(pre: str, adds_bos: bool) -> None:
     assert (tokenizer_from_gguf(gpt2_metadata(pre=pre)).encode("hello")[0] == 1) == adds_bos

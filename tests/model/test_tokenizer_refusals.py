@@ -20,7 +20,7 @@ from tests.support.tokenizer_files import byte_level_json, write_tiktoken
     ("changes", "message"),
     [
         ({"model": "bert"}, "'bert'; supported are 'llama' and 'gpt2'"),
-        ({"pre": "viking"}, "'viking'; supported are gpt-2, smollm, llama-bpe, qwen2, tekken, default"),
+        ({"pre": "viking"}, "'viking'; supported are gpt-2, smollm, llama-bpe, qwen2, tekken, gpt-4o, default"),
     ],
 )
 def test_an_unknown_kind_is_refused_by_name(changes: dict[str, Any], message: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 import transformers
 
 from caravan.model.checkpoint import BrokenCheckpoint
-from caravan.model.loader import check_links
+from caravan.model.checkpoint.folder_links import check_links
 from caravan.model.tokenizer.loader import load_tokenizer
 from caravan.model.tokenizer.tokenizer import Tokenizer
 from caravan.model.tokenizer.vocabulary import BrokenTokenizer

@@ -25,12 +25,15 @@ from caravan.model.cpu import weights_cache, weights_data, weights_key
 from caravan.model.cpu.linear import PackedLinear
 from caravan.model.cpu.llama import CpuLlama
 from caravan.model.cpu.weights_cache import WeightsCache
+from caravan.model.exchange import Exchange
 from caravan.model.llama import Llama
 from caravan.model.loader import load_model, open_checkpoint
+from caravan.model.share import Share
 from caravan.model.weights_header import UnusableWeights, WeightsHeader, encode_header, open_weights, read_header
 from tests.model.oracle import logits_of_every_position
 from tests.support.gguf_blocks import random_blocks
 from tests.support.gguf_files import Tensors, write_tiny_llama
+from tests.support.ranks import on_ranks, step_logits
 from tests.support.tiny_llama import tiny_llama
 from tests.support.transformers_models import random_model
 
@@ -137,6 +140,34 @@ def test_mapped_weights_give_the_same_bits(
     assert torch.equal(logits_of_every_position(again, PROMPT), expected)
     sizes = {name: (weight.shape, weight.dtype) for name, weight in packed.named_parameters()}
     assert {name: (weight.shape, weight.dtype) for name, weight in again.named_parameters()} == sizes
+
+
+def test_each_rank_maps_its_own_weights(path: Path, environ: dict[str, str], folder: Path) -> None:
+    checkpoint = open_checkpoint(path)
+    backend = choose_backend(checkpoint, dtype="auto", quantization="auto", block_size=16)
+
+    def run(share: Share, exchange: Exchange) -> tuple[torch.Tensor, int]:
+        cache = opened(environ)
+        model = load_model(
+            checkpoint,
+            backend.dtype,
+            torch.device("cpu"),
+            128,
+            backend.make_model,
+            cache,
+            share=share,
+            exchange=exchange,
+        )
+        logits = step_logits(model, share)
+        cache.write()
+        return logits, cache.mapped_bytes
+
+    keep(path, environ)
+    packed, again = on_ranks(2, run), on_ranks(2, run)
+    assert [num_bytes for _, num_bytes in packed] == [0, 0]
+    assert all(num_bytes for _, num_bytes in again)
+    assert all(torch.equal(logits, packed[0][0]) for logits, _ in (*packed, *again))
+    assert len(list(folder.iterdir())) == 3  # with that of the model in one process
 
 
 def test_a_folder_with_biases_is_kept_too(tmp_path: Path, environ: dict[str, str]) -> None:
@@ -605,7 +636,7 @@ def test_a_system_without_the_advice_maps_pages_later_and_a_read_error_is_an_err
 
     mapped_file: Any = Mapped(100)
     if number == errno.EINVAL:
-        weights_data._populate(mapped_file)
+        weights_data._populate(mapped_file, 0, 100)
     else:
         with pytest.raises(OSError, match="Bad address"):
-            weights_data._populate(mapped_file)
+            weights_data._populate(mapped_file, 0, 100)

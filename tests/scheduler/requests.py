@@ -18,6 +18,7 @@ def make_request(
     urgency: int = 0,
     pooling: Pooling | None = None,
     group: int = 0,
+    num_shared_tokens: int = 0,
     **params: Any,
 ) -> Request:
     """Return a greedy request with 4 tokens of output by default."""
@@ -34,6 +35,7 @@ def make_request(
         urgency=urgency,
         pooling=pooling,
         group=group,
+        num_shared_tokens=num_shared_tokens,
     )
 
 

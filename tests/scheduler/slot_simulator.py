@@ -81,7 +81,7 @@ class SlotSimulator:
         self.scheduler: CheckedScheduler = make(self.config, self.clock)
         self.scheduler.check = self._check
         self.device = FakeDevice()
-        self.overlap = Overlap(self.scheduler, self._launch, self._run, on_failure=lambda: None)
+        self.overlap = Overlap(self.scheduler, self._launch, self._run, on_failure=lambda: None, counts_tokens=False)
         self.last_tokens: dict[int, int] = {}  # of each request, on the device
         self.num_computations = 0
         self.num_steps_ahead = 0
@@ -167,7 +167,8 @@ class SlotSimulator:
             assert plan, "work is waiting, but the step does nothing"
         held: dict[int, int] = {}
         for sequence in scheduler.running:
-            for block in sequence.block_table:
+            copied = [] if sequence.copied_tail is None else [sequence.copied_tail]  # held until it is copied
+            for block in [*sequence.block_table, *copied]:
                 held[block] = held.get(block, 0) + 1
         assert scheduler.pool.num_blocks - scheduler.pool.num_free == len(held), "a block leaked"
         written = [

@@ -1,17 +1,13 @@
 """How the engine's limits follow from memory, and what is refused."""
 
 import pytest
+import torch
 
-from caravan.scheduler.config import (
-    CPU_DEFAULTS,
-    GPU_DEFAULTS,
-    PROCESS_BYTES,
-    EngineConfig,
-    EngineLimits,
-    Speculation,
-    plan_engine,
-    with_defaults,
-)
+from caravan.model.cpu.build import load_kernels
+from caravan.model.cpu.llama import CpuLlama
+from caravan.scheduler.config import PROCESS_BYTES, EngineConfig, EngineLimits, Speculation
+from caravan.scheduler.engine_plan import CPU_DEFAULTS, GPU_DEFAULTS, plan_engine, with_defaults
+from tests.support.tiny_llama import tiny_engine, tiny_llama
 
 
 def plan(limits: EngineLimits, free: int = 1_000_000, max_position: int = 2048) -> EngineConfig:
@@ -20,6 +16,30 @@ def plan(limits: EngineLimits, free: int = 1_000_000, max_position: int = 2048) 
 
 def test_the_pool_takes_half_of_the_free_memory_by_default() -> None:
     assert plan(EngineLimits(block_size=16)).num_blocks == 500_000 // 160
+
+
+@pytest.mark.parametrize(
+    ("limits", "num_tokens"),
+    [
+        (EngineLimits(), 2 * 64 * 2048),
+        (EngineLimits(max_num_seqs=3, max_model_len=100), 2 * 3 * 112),  # in whole blocks of 16
+        (EngineLimits(kv_cache_memory_bytes=10_000_000), 1_000_000),
+        (EngineLimits(max_pool_tokens=1024), 1024),
+        (EngineLimits(max_pool_tokens=1024, block_size=48), 21 * 48),
+    ],
+)
+def test_the_pool_of_a_cpu_holds_the_largest_batch_twice_at_most(limits: EngineLimits, num_tokens: int) -> None:
+    assert plan(limits, free=10**9).num_tokens == num_tokens
+
+
+def test_the_pool_of_a_gpu_has_no_such_bound() -> None:
+    assert plan_gpu(EngineLimits(max_num_seqs=1), free=10**9).num_tokens > 80_000_000
+
+
+def test_a_request_of_a_demo_fits_into_its_pool() -> None:
+    assert plan(EngineLimits(max_pool_tokens=1024)).max_model_len == 1024
+    assert plan(EngineLimits(max_pool_tokens=1024), max_position=512).max_model_len == 512
+    assert plan(EngineLimits(max_pool_tokens=1024, block_size=48)).max_model_len == 1008
 
 
 def plan_gpu(limits: EngineLimits, free: int = 1_000_000) -> EngineConfig:
@@ -125,3 +145,14 @@ def test_the_context_defaults_to_what_the_model_was_trained_for_up_to_a_bound() 
 def test_impossible_limits_are_refused_by_name(limits: dict[str, int], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         EngineConfig(**{"num_blocks": 64, "max_model_len": 512} | limits)  # type: ignore[arg-type]  # all are numbers
+
+
+@pytest.mark.parametrize("block_size", [4, 8, 24])
+def test_an_engine_refuses_blocks_that_the_kernels_cannot_have(block_size: int) -> None:
+    model = tiny_llama(dtype=torch.bfloat16, make_model=lambda config: CpuLlama(config, load_kernels(), "none"))
+    words = f"can have blocks of 16, 32, 48, ... tokens; block_size is {block_size}"
+    with pytest.raises(ValueError, match=words):
+        tiny_engine(model, block_size=block_size)
+    with pytest.raises(ValueError, match=words):
+        tiny_engine(tiny_llama(dtype=torch.bfloat16), draft=model, block_size=block_size)
+    tiny_engine(model, draft=model, block_size=32)

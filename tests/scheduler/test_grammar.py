@@ -17,7 +17,7 @@ from caravan.scheduler.compiled_grammar import (
     Position,
 )
 from caravan.scheduler.messages import StepOutput
-from caravan.server.openai.structured_output.constraint import grammar_of_schema
+from caravan.server.openai.structured_output.schema_grammar import grammar_of_schema
 from tests.scheduler.constrained_requests import (
     LETTERS,
     PROMPT,

@@ -136,7 +136,7 @@ def test_tokens_are_replayed_only_while_no_mask_holds_the_lexer(monkeypatch: pyt
     def held(state: LLMatcher) -> Position:
         if state.compute_ff_bytes() == b"held":
             began.set()
-            may_end.wait(20.0)
+            may_end.wait(60)
         return position_of(state)
 
     def watched(vocabulary: Vocabulary, state: LLMatcher, token_ids: list[int]) -> None:
@@ -150,7 +150,7 @@ def test_tokens_are_replayed_only_while_no_mask_holds_the_lexer(monkeypatch: pyt
     first = ready(made.matcher(text, []))
     first.offer(ord("a"))
     first.accept(ord("a"))
-    assert began.wait(20.0)
+    assert began.wait(60)
     second = made.matcher(text, [ord("d")])
     second.wait(0.05)
     assert not second.is_ready

@@ -8,7 +8,7 @@ import torch
 from caravan.model.sampling.sample import Sample
 from caravan.scheduler.engine import Engine
 from caravan.scheduler.messages import Request
-from caravan.scheduler.prompt_logprobs import PromptResult
+from caravan.scheduler.prompt_result import PromptResult
 from caravan.scheduler.sequence import ScheduledSequence
 from tests.scheduler.requests import make_request
 from tests.support.engine_kinds import engine_of, random_prompt

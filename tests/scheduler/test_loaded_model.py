@@ -40,8 +40,8 @@ def start(tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_model_that_changes_between_opening_and_reading_is_not_kept(
     start: StartEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def open_then_change(path: Path) -> Checkpoint:
-        checkpoint = open_checkpoint(path)
+    def open_then_change(path: Path, adapter_path: Path | None) -> Checkpoint:
+        checkpoint = open_checkpoint(path, adapter_path)
         path.touch()
         return checkpoint
 

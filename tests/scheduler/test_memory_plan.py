@@ -16,9 +16,11 @@ from caravan.scheduler.memory_needs import MemoryNeeds, MemoryPlan, PlanFailed, 
 from caravan.scheduler.memory_plan import BUDGET_SHARE, main, plan_memory
 from caravan.scheduler.messages import StartEngine
 from caravan.scheduler.model_costs import model_costs
+from caravan.scheduler.rank_memory import usable_bytes
 from caravan.server.engine.memory_plan import plan_memory as ask_for_plan
 
 GIB = 2**30
+MANY = 20_000  # sequences in a batch: no pool here has room for twice as many
 
 
 def start(path: Path, **limits: object) -> StartEngine:
@@ -39,12 +41,18 @@ def reason(*starts: StartEngine, budget_bytes: int = GIB) -> tuple[int, str]:
 
 
 def test_a_pool_without_a_size_is_half_of_an_equal_share(tiny_model_path: Path) -> None:
-    for one in needs(start(tiny_model_path), start(tiny_model_path)):
+    for one in needs(*(start(tiny_model_path, max_num_seqs=MANY) for _ in range(2))):
         assert one.kv_cache_bytes == GIB // 4
         assert one.rest_bytes == PROCESS_BYTES
         assert one.total_bytes == one.weight_bytes + GIB // 4 + PROCESS_BYTES
         assert one.config.num_tokens > 512
         assert one.config.max_model_len == 512
+
+
+def test_a_pool_without_a_size_holds_the_largest_batch_twice_at_most(tiny_model_path: Path) -> None:
+    (one,) = needs(start(tiny_model_path, max_num_seqs=3))
+    assert one.config.num_tokens == 2 * 3 * 512
+    assert one.kv_cache_bytes == one.config.num_tokens * 512, "a token has 512 bytes"
 
 
 def test_a_pool_has_room_for_the_longest_request_and_never_more_than_the_weights_leave(tiny_model_path: Path) -> None:
@@ -57,16 +65,20 @@ def test_a_pool_has_room_for_the_longest_request_and_never_more_than_the_weights
 
 
 def test_a_pool_has_the_size_that_the_operator_chose(tiny_model_path: Path) -> None:
-    chosen, other = needs(start(tiny_model_path, kv_cache_memory_bytes=2**20), start(tiny_model_path))
+    chosen, other = needs(
+        start(tiny_model_path, kv_cache_memory_bytes=2**20), start(tiny_model_path, max_num_seqs=MANY)
+    )
     assert chosen.kv_cache_bytes == 2**20
     assert other.kv_cache_bytes == GIB // 4
 
 
 def test_a_standby_and_a_draft_model_need_memory_too(tiny_model_path: Path) -> None:
-    (alone,) = needs(start(tiny_model_path))
+    (alone,) = needs(start(tiny_model_path, max_num_seqs=MANY))
     (guarded,) = needs(start(tiny_model_path, has_standby=True))
     assert guarded.rest_bytes == alone.rest_bytes + alone.weight_bytes + PROCESS_BYTES
-    with_draft = msgspec.structs.replace(start(tiny_model_path), draft_model_path=str(tiny_model_path))
+    with_draft = msgspec.structs.replace(
+        start(tiny_model_path, max_num_seqs=MANY), draft_model_path=str(tiny_model_path)
+    )
     (drafted,) = needs(with_draft)
     assert drafted.weight_bytes == 2 * alone.weight_bytes
     assert drafted.config.num_tokens == pytest.approx(alone.config.num_tokens / 2, abs=16)
@@ -109,7 +121,7 @@ def test_without_a_budget_it_is_a_share_of_the_free_memory(
     tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory_plan, "free_memory_bytes", lambda: 10 * GIB)
-    (one,) = needs(start(tiny_model_path), budget_bytes=None)
+    (one,) = needs(start(tiny_model_path, max_num_seqs=MANY), budget_bytes=None)
     assert one.kv_cache_bytes == int(10 * GIB * BUDGET_SHARE) // 2
 
 
@@ -152,3 +164,25 @@ def test_the_api_process_gets_the_plan_or_an_error_that_names_the_model(tiny_mod
         ask_for_plan(["a", "b"], starts, GIB)
     with pytest.raises(ValueError, match=r"The process that plans the memory ended \(exit status 3\)"):
         ask_for_plan(["a"], starts[:1], GIB, ("-c", "raise SystemExit(3)"))
+
+
+def test_ranks_of_a_model_need_a_process_each_and_the_embeddings_again(tiny_model_path: Path) -> None:
+    alone, ranked = needs(start(tiny_model_path), msgspec.structs.replace(start(tiny_model_path), num_ranks=2))
+    assert ranked.rest_bytes == 2 * PROCESS_BYTES
+    assert ranked.config.num_ranks == 2
+    assert alone.weight_bytes < ranked.weight_bytes < 2 * alone.weight_bytes
+    assert (
+        "can be split between at most 4 ranks"
+        in reason(msgspec.structs.replace(start(tiny_model_path), num_ranks=9))[1]
+    )
+
+
+def test_uneven_ranks_leave_memory_free() -> None:
+    assert usable_bytes([(3000, [0, 1, 2])], [2, 2, 2]) == 3000
+    assert usable_bytes([(3000, [0, 1])], [4, 2]) == 2250
+
+
+def test_the_host_with_the_least_memory_for_its_ranks_sets_the_size_of_all_pools() -> None:
+    assert usable_bytes([(3000, [0]), (3000, [1])], [2, 2]) == 6000
+    assert usable_bytes([(3000, [0]), (1000, [1])], [2, 2]) == 2000
+    assert usable_bytes([(3000, [0]), (1000, [1, 2])], [2, 2, 1]) == 1250

@@ -205,14 +205,34 @@ def test_a_step_that_fails_once_on_the_device_changes_no_answer(
     name = "stage" if fault == "launch" else "run"
     original, calls = getattr(steps, name), iter(range(1000))
 
-    def failing_once(*arguments: Any) -> Any:
+    def failing_once(*arguments: Any, **options: Any) -> Any:
         if next(calls) == number:
             raise IndexError("once")
-        return original(*arguments)
+        return original(*arguments, **options)
 
     monkeypatch.setattr(steps, name, failing_once)
     with caplog.at_level(logging.ERROR):
         assert run_to_end(engine, plain_requests()) == serial(plain_requests())
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("name", ["stage", "logits"])
+def test_a_serial_decode_step_that_fails_once_changes_no_answer(
+    name: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, _ = overlapped(block_size=2)  # most steps write block tables
+    steps = engine.device_steps
+    original, calls = getattr(steps, name), iter(range(1000))
+
+    def failing_once(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == 2:
+            raise IndexError("once")
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(steps, name, failing_once)
+    requests = plain_requests(repetition_penalty=1.2)
+    with caplog.at_level(logging.ERROR):
+        assert run_to_end(engine, requests) == serial(requests)
     assert len(caplog.records) == 1
 
 

@@ -162,7 +162,7 @@ def test_a_block_that_was_cached_before_is_not_recorded_again() -> None:
     scheduler = make_scheduler(max_batch_tokens=32)
     scheduler.pool, scheduler.blocks = pool, blocks
     second = hash_block(hash_block(root_hash(""), PROMPT[:4]), PROMPT[4:8])
-    pool.cache_block(pool.allocate(), second)  # by a sequence whose first block is gone
+    pool.cache_block(pool.allocate(1)[0], second)  # by a sequence whose first block is gone
     misses_of(scheduler, make_request(1, PROMPT, max_tokens=1))
     other = misses_of(scheduler, make_request(2, [*PROMPT[:5], 1, 2, 3, 4], max_tokens=1))
     assert other == [PrefixMiss("not seen", 4, 0.0, 5)]  # nothing was recorded of the second block
@@ -182,17 +182,21 @@ class CheckedHistory(PrefixHistory):
         self.num_removed = 0
 
     @override
-    def add(self, parent: bytes, token_ids: Sequence[int], *, is_first: bool) -> None:
-        super().add(parent, token_ids, is_first=is_first)
-        self.cached.append((self.clock(), parent, tuple(token_ids), is_first))
-        self.live.add(hash_block(parent, token_ids))
+    def add(self, parents: Sequence[bytes], token_ids: Sequence[int], *, has_first: bool) -> None:
+        super().add(parents, token_ids, has_first=has_first)
+        size = len(token_ids) // len(parents)
+        for index, parent in enumerate(parents):
+            content = tuple(token_ids[index * size : (index + 1) * size])
+            self.cached.append((self.clock(), parent, content, has_first and not index))
+            self.live.add(hash_block(parent, content))
 
     @override
-    def remove(self, block_hash: bytes) -> None:
-        super().remove(block_hash)
-        self.live.remove(block_hash)
-        self.removed_at[block_hash] = self.clock()
-        self.num_removed += 1
+    def remove(self, block_hashes: Sequence[bytes]) -> None:
+        super().remove(block_hashes)
+        for block_hash in block_hashes:
+            self.live.remove(block_hash)
+            self.removed_at[block_hash] = self.clock()
+            self.num_removed += 1
 
     @override
     def explain(self, parent: bytes, block_hash: bytes, token_ids: Sequence[int], *, is_first: bool) -> BlockMiss:
@@ -225,7 +229,7 @@ class CheckedHistory(PrefixHistory):
             assert len(section) <= self._max_removed
         for nexts in (self._next, self._next_before):
             assert len(nexts) <= prefix_history.MAX_PARENTS
-            assert all(len(blocks) <= prefix_history.MAX_NEXT for blocks in nexts.values())
+            assert all(len(self._blocks_after(parent)) <= prefix_history.MAX_NEXT for parent in nexts)
         for first in (self._first, self._first_before):
             assert len(first) <= prefix_history.MAX_FIRST
 

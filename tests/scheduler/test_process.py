@@ -22,7 +22,7 @@ from llguidance import LLMatcher
 from caravan.model.cpu.weights_cache import WeightsCache
 from caravan.scheduler import loaded_model, message_sender, process, standby
 from caravan.scheduler.channel import LENGTH, encode_frame, frame_length
-from caravan.scheduler.config import EngineLimits
+from caravan.scheduler.config import EngineLimits, Shortage
 from caravan.scheduler.message_sender import MessageSender
 from caravan.scheduler.messages import (
     Abort,
@@ -86,7 +86,7 @@ class EngineThread:
     def close(self) -> None:
         self.stream.close()
         self._socket.close()
-        self._thread.join(20)
+        self._thread.join(60)
         assert not self._thread.is_alive()
 
     def _serve(self) -> None:
@@ -108,7 +108,7 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     yield statuses
     for thread in {*threading.enumerate()} - {*threads}:
         if "_read_inbox" in thread.name:  # it ends the process
-            thread.join(20)
+            thread.join(60)
     for handler in {*logging.getLogger().handlers} - {*handlers}:
         logging.getLogger().removeHandler(handler)
 
@@ -147,10 +147,12 @@ def test_snapshots_are_sent_while_they_are_wanted_and_an_aborted_request_leaves_
     engine.send(Subscribe(period_seconds=0.001))
     running = engine.receive(EngineSnapshot, lambda snapshot: bool(snapshot.running))
     assert running.running[0].request_id == 7
-    assert 7 in running.cell_owners
+    assert sum(running.cell_states) > 0
+    engine.send(make_request(9, [1], max_tokens=1))
+    engine.receive(EngineSnapshot, lambda snapshot: any(9 in change.queued for change in snapshot.changes))
     engine.send(Abort(request_id=7))
     idle = engine.receive(EngineSnapshot, lambda snapshot: not snapshot.running)
-    assert set(idle.cell_owners) == {0}
+    assert idle.stats.num_used_blocks == 0
     engine.send(Subscribe(period_seconds=0))
     engine.send(make_request(8, [*ONE_AFTER_ANOTHER], max_tokens=1))
     assert engine.answers(8)[8][-1].finish_reason == "length"
@@ -200,6 +202,24 @@ def test_an_error_of_a_compiler_is_reported_with_its_kind() -> None:
     with pytest.raises(SystemExit), reported_failures(cast("MessageSender", sender)):
         raise subprocess.CalledProcessError(1, ["gcc"])
     assert sent == [EngineFailed(reason="CalledProcessError: Command '['gcc']' returned non-zero exit status 1.")]
+
+
+@pytest.mark.parametrize(
+    ("error", "is_permanent"),
+    [
+        (ValueError("The file is damaged."), True),
+        (Shortage("The KV pool needs 8 bytes, but only 4 are free."), False),
+        (FileNotFoundError("none.gguf"), False),
+        (MemoryError("no memory"), False),
+        (RuntimeError("a thread cannot be started"), False),
+    ],
+)
+def test_only_a_fault_of_the_model_or_its_options_is_permanent(error: Exception, is_permanent: bool) -> None:
+    sent: list[msgspec.Struct] = []
+    sender = SimpleNamespace(send=sent.append)
+    with pytest.raises(SystemExit), reported_failures(cast("MessageSender", sender)):
+        raise error
+    assert sent == [EngineFailed(reason=str(error), is_permanent=is_permanent)]
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from caravan.scheduler.config import EngineConfig
 from caravan.scheduler.messages import Request
 from tests.scheduler.requests import make_request
 from tests.scheduler.slot_simulator import SlotSimulator, solo_output
+from tests.support.extent import extent
 
 pytestmark = pytest.mark.slow
 
@@ -72,7 +73,7 @@ def workloads(draw: st.DrawFn) -> Workload:
 
 
 @pytest.mark.parametrize("is_overlapped", [False, True], ids=["serial", "overlapped"])
-@settings(max_examples=2500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=extent(2500, 800), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(workload=workloads(), failures=st.sets(st.integers(0, 30), max_size=2))
 def test_every_request_of_a_random_workload_gets_its_solo_answer_and_no_block_leaks(
     workload: Workload, failures: set[int], is_overlapped: bool
@@ -113,7 +114,7 @@ def test_every_request_of_a_random_workload_gets_its_solo_answer_and_no_block_le
 
 
 @pytest.mark.parametrize("is_overlapped", [False, True], ids=["serial", "overlapped"])
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=extent(300, 100), deadline=None)
 @given(
     block_size=st.integers(2, 6),
     prompt=st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=2, max_size=20),

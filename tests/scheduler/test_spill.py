@@ -19,8 +19,9 @@ from caravan.scheduler.engine import Engine
 from caravan.scheduler.messages import Request, SequenceEvent, StepOutput
 from tests.scheduler.requests import make_request
 from tests.support.engine_kinds import engine_of, random_prompt
-from tests.support.spill_engines import Counted, Gate, other_key, spill_of, spilling_engine, wait_until
+from tests.support.spill_engines import Counted, Gate, other_key, spill_of, spilling_engine
 from tests.support.tiny_llama import Transcript, run_to_end
+from tests.support.waiting import eventually
 
 POOLS = ["float32", "bfloat16", "float32 attention", "none", "int8", "int4"]
 POOLS += [f"{kind}, int8 pool" for kind in ("bfloat16", "float32 attention", "none", "int8")]
@@ -222,7 +223,7 @@ def test_after_an_error_the_engine_goes_on_without_the_file(
         monkeypatch.setattr(SpillFile, "write", fail)
         counted = Counted()
         assert run_to_end(engine, requests, on_step=counted) == run_to_end(engine_of("float32"), requests)
-        wait_until(lambda: bool(caplog.messages))
+        eventually(lambda: bool(caplog.messages))
         assert run_to_end(engine, [make_request(9, PROMPT)], on_step=counted)[9].num_cached_tokens == 0
     assert len(caplog.messages) == 1
     assert f"The spill file {warm} is not used any more" in caplog.messages[0]
@@ -252,7 +253,7 @@ def test_blocks_that_are_evicted_before_they_are_copied_are_dropped(
     write = SpillFile.write
 
     def wait_and_write(file: SpillFile, block_hash: bytes, block: memoryview) -> None:
-        may_write.wait(20)
+        may_write.wait(60)
         write(file, block_hash, block)
 
     monkeypatch.setattr(SpillFile, "write", wait_and_write)
@@ -263,7 +264,7 @@ def test_blocks_that_are_evicted_before_they_are_copied_are_dropped(
         may_write.set()
         spill = spill_of(engine)
         assert spill is not None
-        wait_until(spill._inbox.empty)
+        eventually(spill._inbox.empty)
         counted(engine.step())
     assert counted.total.num_dropped > 0
     with spilling_engine(tmp_path / "kv.blocks") as engine:
@@ -285,7 +286,7 @@ def test_a_copy_during_which_a_block_leaves_the_cache_is_not_used(tmp_path: Path
         spill = spill_of(engine)
         assert spill is not None
         run_to_end(engine, [make_request(0, PROMPT)])
-        wait_until(spill._inbox.empty)
+        eventually(spill._inbox.empty)
         pool = engine.scheduler.pool
         block_hash = next(iter(pool._block_of))
         block = pool.lookup(block_hash)

@@ -10,8 +10,9 @@ from caravan.scheduler import prefix_reads
 from caravan.scheduler.sequence import ScheduledSequence
 from tests.scheduler.requests import make_request
 from tests.support.engine_kinds import engine_of, random_prompt
-from tests.support.spill_engines import Gate, spill_of, spilling_engine, wait_until
+from tests.support.spill_engines import Gate, spill_of, spilling_engine
 from tests.support.tiny_llama import run_to_end
+from tests.support.waiting import eventually
 
 PROMPT = random_prompt(4, 100)
 
@@ -42,7 +43,7 @@ def test_a_poisoned_block_is_cleared_before_a_prefix_is_read_into_it(
         def schedule_and_wait(*, may_displace: bool = True) -> list[ScheduledSequence]:
             plan = schedule(may_displace=may_displace)
             if any(sequence.has_read_prefix for sequence in engine.scheduler.waiting):
-                wait_until(lambda: not spill._finished.empty())
+                eventually(lambda: not spill._finished.empty())
             return plan
 
         monkeypatch.setattr(engine.scheduler, "schedule", schedule_and_wait)
@@ -91,7 +92,7 @@ def test_a_block_that_a_disk_returns_too_late_does_not_reach_the_pool(
         engine.step()
         assert pool.num_free == pool.num_blocks
         gate.open()
-        wait_until(lambda: not spill._finished.empty())
+        eventually(lambda: not spill._finished.empty())
         for row, old in zip(engine.kv_cache.block_rows(), before, strict=True):
             assert (row == old).all()
         assert run_to_end(engine, [make_request(1, PROMPT)])[1].num_cached_tokens == 96, "the disk answers again"
@@ -124,9 +125,9 @@ def test_an_engine_that_had_an_error_leaves_the_file_to_others(tmp_path: Path, m
         with monkeypatch.context() as patch:
             patch.setattr(SpillFile, "write", fail)
             run_to_end(engine, [make_request(0, PROMPT)])
-            wait_until(lambda: bool((spill := spill_of(engine)) and spill._is_off))
+            eventually(lambda: bool((spill := spill_of(engine)) and spill._is_off))
         with spilling_engine(tmp_path / "kv.blocks") as other:
-            wait_until(lambda: bool((spill := spill_of(other)) and spill._file.is_writer))
+            eventually(lambda: bool((spill := spill_of(other)) and spill._file.is_writer))
             run_to_end(other, [make_request(0, PROMPT)])
     with spilling_engine(tmp_path / "kv.blocks") as engine:
         assert run_to_end(engine, [make_request(0, PROMPT)])[0].num_cached_tokens == 96

@@ -18,7 +18,10 @@ from caravan.scheduler.config import EngineLimits
 from caravan.scheduler.engine import Engine
 from caravan.scheduler.loaded_model import load
 from caravan.scheduler.messages import StartEngine
+from tests.model.oracle import transformers_twin
 from tests.scheduler.requests import make_request
+from tests.support.gguf_files import write_tiny_llama
+from tests.support.lora_folders import write_adapter
 from tests.support.spill_engines import spill_of
 from tests.support.tiny_llama import run_to_end
 
@@ -106,6 +109,22 @@ def test_threat_34_blocks_of_other_options_are_not_found(
     assert num_found(started(start, opened, kv_spill_path=path, **changes)) > 0
 
 
+def test_threat_34_blocks_of_the_model_without_its_adapter_are_not_found(
+    start: StartEngine, opened: list[Engine], tmp_path: Path
+) -> None:
+    path = f"{start.model_path}.blocks"
+    twin = transformers_twin(write_tiny_llama(Path(start.model_path)))
+    adapter = write_adapter(tmp_path / "adapter", twin)
+    time.sleep(0.02)
+    engine = started(start, opened, kv_spill_path=path)
+    num_found(engine)
+    close(engine)
+    engine = started(start, opened, kv_spill_path=path, merge_lora_path=str(adapter))
+    assert num_found(engine) == 0
+    close(engine)
+    assert num_found(started(start, opened, kv_spill_path=path, merge_lora_path=str(adapter))) > 0
+
+
 def test_threat_34_blocks_of_a_model_that_has_changed_are_not_found(start: StartEngine, opened: list[Engine]) -> None:
     path = f"{start.model_path}.blocks"
     engine = started(start, opened, kv_spill_path=path)
@@ -119,8 +138,8 @@ def test_threat_34_blocks_of_a_model_that_has_changed_are_not_found(start: Start
 def test_a_model_that_changes_while_it_is_loaded_has_no_file(
     start: StartEngine, opened: list[Engine], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def open_then_change(path: Path) -> Any:
-        checkpoint = open_checkpoint(path)
+    def open_then_change(path: Path, adapter_path: Path | None) -> Any:
+        checkpoint = open_checkpoint(path, adapter_path)
         path.touch()
         return checkpoint
 
@@ -133,8 +152,8 @@ def test_a_model_whose_files_are_gone_has_no_file(
     start: StartEngine, opened: list[Engine], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
 
-    def load_then_remove(*arguments: Any) -> Any:
-        model = load_model(*arguments)
+    def load_then_remove(*arguments: Any, **options: Any) -> Any:
+        model = load_model(*arguments, **options)
         Path(start.model_path).unlink()
         return model
 

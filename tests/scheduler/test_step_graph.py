@@ -44,6 +44,18 @@ def test_replayed_decode_steps_give_the_answers_of_steps_without_graphs() -> Non
     assert graphs.num_replays > 10
 
 
+def test_a_row_with_penalties_lets_the_batch_replay_decode_steps_and_changes_no_answer() -> None:
+    model = tiny_llama(make_model=lambda config: Llama(config, MaskedAttention()))
+    requests = [make_request(i, random_prompt(i, 4 + 3 * i), max_tokens=8, temperature=0.8, seed=i) for i in range(3)]
+    requests.append(make_request(3, random_prompt(3, 9), max_tokens=12, repetition_penalty=1.3))
+    graphs, device = FakeGraphs(), FakeDevice()
+    limits: dict[str, Any] = {"max_model_len": 64, "max_num_seqs": 5}
+    engine = tiny_engine(model, fake_device=device, capture=graphs.capture, **limits)
+    assert run_to_end(engine, requests) == run_to_end(tiny_engine(model, **limits), requests)
+    assert device.max_queued == 0  # all steps are serial
+    assert graphs.num_replays == 11  # all but that of the prompts
+
+
 def test_a_recorded_step_reads_no_number_on_the_host() -> None:
     size = torch.tensor([3])
     with pytest.raises(AssertionError, match="a number to the host"):

@@ -72,6 +72,7 @@ async def probe(server: RunningServer, stop: asyncio.Event) -> list[float]:
     return took
 
 
+@pytest.mark.timing
 async def test_threat_8_floods_and_idle_connections_are_closed_while_health_checks_are_fast(
     server: RunningServer,
 ) -> None:

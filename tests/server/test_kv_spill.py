@@ -3,13 +3,13 @@
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.running_server import RunningServer, running_server
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.slow
 
@@ -32,10 +32,7 @@ def test_a_restarted_server_finds_the_prompt_of_the_one_before(tiny_model_path: 
     options = ("--kv-spill", "1MiB", "--kv-spill-path", str(tmp_path / "kv"), "--kv-cache-memory", "4MiB")
     with running_server(tiny_model_path, *options) as server:
         first = ask(server)
-        deadline = time.monotonic() + 20
-        while spilled_blocks(server, "written") < 6:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        eventually(lambda: spilled_blocks(server, "written") >= 6)
     with running_server(tiny_model_path, *options) as server:
         second = ask(server)
         explained = server.http.get(f"/v1/requests/{second['id']}/explain").json()

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from caravan.server.generation.request_limits import QueueLimits
 from caravan.server.models_file import OWN_OPTIONS, load_models
 from caravan.server.settings import Settings, WrongSettings, load_settings
 
@@ -25,8 +26,12 @@ def test_options_of_the_server_are_defaults_and_entries_override_them(tmp_path: 
   speculation: off
   kv_cache_memory: 1GiB
   sleep_after: 10m
+  max_queued_requests: 7
+  max_wait: 2.5
 """
-    one, two = models(tmp_path, text, quantization="int4", max_model_len="1024", sleep_after="30s")
+    one, two = models(
+        tmp_path, text, quantization="int4", max_model_len="1024", sleep_after="30s", max_queued_tokens="900"
+    )
     assert one.names == ("one", "uno")
     assert two.names == ("two",)
     assert (one.model, one.quantization, one.max_model_len, one.sleep_after) == ("org/one", "int8", 1024, 30)
@@ -34,6 +39,8 @@ def test_options_of_the_server_are_defaults_and_entries_override_them(tmp_path: 
     assert two.speculation == "off"
     assert two.kv_cache_memory == 2**30
     assert one.kv_cache_memory is None
+    assert one.queue_limits == QueueLimits(512, 900, None)
+    assert two.queue_limits == QueueLimits(7, 900, 2.5)
 
 
 def test_every_own_option_is_a_setting() -> None:
@@ -49,11 +56,14 @@ def test_every_own_option_is_a_setting() -> None:
         ("- a", "models.yaml, line 1: an entry must be a mapping of options, such as `- model: org/name`."),
         ("- model: a\n\n- quantization: int8", "models.yaml, line 3: `model` is missing."),
         ("- model: ''", "models.yaml, line 1: `model` is missing."),
-        ("- model: a\n  quantisation: int8", "models.yaml, line 2: unknown option `quantisation`. Check its spelling."),
+        (
+            "- model: a\n  quantisation: int8",
+            "models.yaml, line 2: unknown option `quantisation`. Did you mean `quantization`?",
+        ),
         ("- model: a\n  port: 1", "models.yaml, line 2: `port` is an option of the whole server. Set --port."),
         (
-            "- model: a\n  max_wait: 1",
-            "models.yaml, line 2: `max_wait` is an option of the whole server. Set --max-wait.",
+            "- model: a\n  drain_timeout: 1",
+            "models.yaml, line 2: `drain_timeout` is an option of the whole server. Set --drain-timeout.",
         ),
         ("- model: a\n  model: b", "models.yaml, line 2: `model` is set twice."),
         (

@@ -6,8 +6,10 @@ import logging
 import os
 import signal
 import socket
+import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,10 @@ from caravan.scheduler.messages import StartEngine
 from caravan.server.engine.client import EngineClient
 from caravan.server.engine.output_queue import EngineUnavailable
 from caravan.server.engine.process import EngineStartFailed
-from caravan.server.http import graceful_shutdown
+from caravan.server.http import graceful_shutdown, hangup
 from caravan.server.serve import address_of, bind, run, run_server
 from caravan.server.settings import load_settings
-from tests.server.openai.asgi import until
+from tests.support.waiting import until
 
 BODY = {"model": "tiny", "prompt": "hello", "max_tokens": 20}
 ENDLESS = BODY | {"max_tokens": 400, "stream": True}
@@ -38,18 +40,19 @@ class Server:
 
     async def stopped(self) -> None:
         """Wait until it has stopped."""
-        await asyncio.wait_for(self.task, 20)
+        await asyncio.wait_for(self.task, 60)
 
 
 @asynccontextmanager
 async def serving(model: Path, step_seconds: float = 0.001, **options: Any) -> AsyncIterator[Server]:
     settings = load_settings({"model": str(model), "served_model_name": "tiny,org/tiny"} | options)
     engine = EngineClient(StartEngine(model_path=""), ("-m", "tests.support.scripted_engine", str(step_seconds)))
-    listener = bind("127.0.0.1", 0)
-    address = address_of(listener)
+    listener = bind("127.0.0.1", 0, settings.uds)
+    address = address_of(listener) if settings.uds is None else "http://localhost"
+    transport = None if settings.uds is None else httpx.AsyncHTTPTransport(uds=str(settings.uds))
     task = asyncio.create_task(run_server(settings, model, engine, listener, settings.load_keys()))
-    async with httpx.AsyncClient(base_url=address, timeout=20, trust_env=False) as http:
-        await until(lambda: task.done() or engine.is_ready, within_seconds=20)
+    async with httpx.AsyncClient(base_url=address, timeout=20, trust_env=False, transport=transport) as http:
+        await until(lambda: task.done() or engine.is_ready)
         try:
             if not task.done():
                 assert (await http.get("/readyz")).status_code == 200
@@ -57,7 +60,7 @@ async def serving(model: Path, step_seconds: float = 0.001, **options: Any) -> A
         finally:
             if not task.done():
                 os.kill(os.getpid(), signal.SIGTERM)
-                await asyncio.wait_for(task, 20)
+                await asyncio.wait_for(task, 60)
 
 
 async def test_a_server_answers_and_stops_at_a_signal(
@@ -77,9 +80,69 @@ async def test_a_server_answers_and_stops_at_a_signal(
         with pytest.raises(httpx.ConnectError):
             await server.http.get("/livez")
     shown = capsys.readouterr().out
-    assert "\nName     tiny, org/tiny\n" in shown
+    assert "Model    tiny, org/tiny: " in shown
     assert f"\nReady    {str(server.http.base_url).rstrip('/')}/v1 for OpenAI clients" in shown
     assert len([record for record in caplog.records if record.name == "caravan.requests"]) == 3
+
+
+async def test_a_server_on_a_unix_socket_answers_without_a_key(
+    tiny_model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "socket"
+    with bind("", 0, path):  # a server that was killed leaves its socket
+        pass
+    async with serving(tiny_model_path, uds=str(path), root_path="/llm/", access_log=True) as server:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        for prefix in ("", "/llm"):
+            answer = await server.http.post(f"{prefix}/v1/completions", json=BODY)
+            assert answer.json()["usage"]["completion_tokens"] == 20
+        assert (await server.http.get("/openapi.json")).json()["servers"] == [{"url": "/llm"}]
+        with pytest.raises(OSError, match="in use"):  # another server cannot take it
+            bind("", 0, path)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await server.stopped()
+    assert not path.exists()
+    assert f"\nReady    unix:{path} with /v1 for OpenAI clients; its reference is at /docs" in capsys.readouterr().out
+
+
+async def test_keys_are_read_again_at_a_hangup_and_stay_if_the_file_is_wrong(
+    tiny_model_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hangup, "has_terminal", lambda: False)
+    caplog.set_level(logging.INFO, "caravan.server.shared_parts")
+    file = tmp_path / "keys.txt"
+    file.write_text("ann: key-of-ann\n")
+    async with serving(tiny_model_path, api_key_file=str(file)) as server:
+        for text, says in (
+            ("ann: short\n", "The API keys stay as they are. --api-key, --api-key-file: The key 'ann' must have"),
+            ("# none\n", "The API keys stay as they are. The file has no key."),
+            ("bob: key-of-bob\ncyd: key-of-cyd\n", "The API keys were read again: 2."),
+        ):
+            asked = await server.http.post("/v1/completions", json=BODY, headers={"x-api-key": "key-of-ann"})
+            assert asked.status_code == 200
+            file.write_text(text)
+            os.kill(os.getpid(), signal.SIGHUP)
+            await until(partial(_is_in_log, caplog, says))
+        for name, status in (("ann", 401), ("bob", 200)):
+            asked = await server.http.post("/v1/completions", json=BODY, headers={"x-api-key": f"key-of-{name}"})
+            assert asked.status_code == status
+        metrics = (await server.http.get("/metrics", headers={"x-api-key": "key-of-bob"})).text
+        assert 'caravan_key_requests_total{key="ann",model_name="tiny"} 3.0' in metrics
+        assert 'caravan_key_requests_total{key="bob",model_name="tiny"} 1.0' in metrics
+        assert 'caravan_engine_resident_memory_bytes{model_name="tiny"}' in metrics
+        assert 'caravan_build_info{device="auto"' in metrics
+
+
+def _is_in_log(caplog: pytest.LogCaptureFixture, text: str) -> bool:
+    return text in caplog.text
+
+
+def test_a_file_that_is_no_socket_stays(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("mine")
+    with pytest.raises(OSError, match="in use"):
+        bind("", 0, path)
+    assert path.read_text() == "mine"
 
 
 async def test_a_crashed_engine_is_replaced_and_its_stream_continues(tiny_model_path: Path) -> None:

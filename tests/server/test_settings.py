@@ -66,7 +66,7 @@ def test_a_wrong_file_is_one_line(tmp_path: Path, text: str) -> None:
 
 
 def test_a_variable_that_is_no_option_is_named() -> None:
-    with pytest.raises(WrongSettings, match=r"Unknown variable CARAVAN_PROT.*CARAVAN_PORT"):
+    with pytest.raises(WrongSettings, match=r"Unknown variable CARAVAN_PROT. Did you mean `CARAVAN_PORT`?"):
         load_settings({}, {"CARAVAN_PROT": "1"})
 
 
@@ -132,6 +132,51 @@ def test_a_draft_model_needs_speculation() -> None:
         load_settings({"draft_model": "smollm2", "speculation": "off"}).check_draft_model()
 
 
+def test_the_folder_of_an_adapter_is_absolute() -> None:
+    assert load_settings({"merge_lora": "x"}).start_engine(Path("m")).merge_lora_path == str(Path("x").absolute())
+    assert load_settings({}).start_engine(Path("m")).merge_lora_path == ""
+
+
+def test_several_processes_for_a_model_have_neither_a_standby_nor_a_spill_file() -> None:
+    settings = load_settings({"tensor_parallel": "3"})
+    settings.check_tensor_parallel()
+    assert settings.start_engine(Path("m")).num_ranks == 3
+    load_settings({"standby": True}).check_tensor_parallel()
+    for name, value in (("standby", True), ("kv_spill", "1MiB")):
+        with pytest.raises(WrongSettings, match=r"cannot be combined with --tensor-parallel\. Remove one"):
+            load_settings({"tensor_parallel": "2", name: value}).check_tensor_parallel()
+
+
+def test_ranks_on_other_hosts_need_an_address_and_a_secret(tmp_path: Path) -> None:
+    (secret := tmp_path / "secret").write_text("0123456789abcdef")
+    options = {
+        "tensor_parallel": "3",
+        "remote_ranks": "2",
+        "rank_address": "10.0.0.1:7000",
+        "rank_secret_file": str(secret),
+    }
+    settings = load_settings(options)
+    settings.check_tensor_parallel()
+    start = settings.start_engine(Path("m"))
+    assert (start.num_ranks, start.num_joining_ranks) == (3, 2)
+    assert (start.rank_address, start.rank_secret_path) == ("10.0.0.1:7000", str(secret))
+    (tmp_path / "short").write_text("short")
+    (models := tmp_path / "models.yaml").write_text("- model: one\n")
+    for changes, sentence in (
+        ({"rank_address": None}, "--remote-ranks needs --rank-address and --rank-secret-file"),
+        ({"rank_secret_file": None}, "--remote-ranks needs --rank-address and --rank-secret-file"),
+        ({"remote_ranks": "0"}, "--rank-address and --rank-secret-file need --remote-ranks"),
+        ({"remote_ranks": "0", "rank_address": None}, "--rank-address and --rank-secret-file need --remote-ranks"),
+        ({"tensor_parallel": "2"}, "--remote-ranks 2 must be less than --tensor-parallel 2"),
+        ({"rank_address": "10.0.0.1"}, "--rank-address: 10.0.0.1 is not HOST:PORT"),
+        ({"rank_secret_file": str(tmp_path / "short")}, "--rank-secret-file: The secret of ranks in .* has 5 bytes"),
+        ({"models": str(models)}, "--remote-ranks cannot be combined with --models"),
+        ({"merge_lora": "x"}, "--remote-ranks cannot be combined with --merge-lora"),
+    ):
+        with pytest.raises(WrongSettings, match=sentence):
+            load_settings(options | changes).check_tensor_parallel()
+
+
 @pytest.mark.parametrize("word", ["auto", "on", "off"])
 def test_a_word_that_yaml_reads_as_a_truth_value_stays_a_word(tmp_path: Path, word: str) -> None:
     file = tmp_path / "caravan.yaml"
@@ -161,7 +206,7 @@ def test_threat_35_keys_without_names_are_refused_with_a_folder_that_keeps_files
     named = {"api_key": "key-of-cyd", "api_key_file": str(tmp_path / "keys")}
     keys = load_settings(flags | named).load_keys()
     assert keys is not None
-    assert keys.names == ["key-1", "ann", "bob"]
+    assert list(keys.names) == ["key-1", "ann", "bob"]
 
 
 def test_a_certificate_and_its_key_belong_together(tmp_path: Path) -> None:
@@ -194,3 +239,60 @@ def test_limits_of_the_queue_can_be_set() -> None:
     assert load_settings(flags).queue_limits == QueueLimits(3, 500, 2.5)
     with pytest.raises(WrongSettings, match="max-wait"):
         load_settings({"max_wait": "0"})
+
+
+def test_variables_of_the_template_come_as_json_or_from_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "caravan.yaml"
+    file.write_text("chat_template_kwargs:\n  enable_thinking: false\n")
+    assert load_settings({"config": str(file)}).template_variables == {"enable_thinking": False}
+    flags = {"chat_template_kwargs": '{"tone": "kind", "level": 2.5}'}
+    assert load_settings(flags).template_variables == {"tone": "kind", "level": 2.5}
+    assert load_settings({}).template_variables == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("x", "must be JSON"),
+        ("[1]", "must be an object"),
+        ('{"tools": 1}', "cannot have tools"),
+        ('{"a": {}}', "of a is"),
+    ],
+)
+def test_wrong_variables_of_the_template_are_one_line(value: str, says: str) -> None:
+    with pytest.raises(WrongSettings, match=says):
+        load_settings({"chat_template_kwargs": value})
+
+
+def test_a_unix_socket_needs_neither_a_key_nor_an_address() -> None:
+    settings = load_settings({"uds": "/tmp/x"})
+    settings.check_uds()
+    assert settings.load_keys() is None
+    for flags in ({"host": "0.0.0.0"}, {"port": "1"}):
+        with pytest.raises(WrongSettings, match="cannot be combined"):
+            load_settings(flags | {"uds": "/tmp/x"}).check_uds()
+
+
+@pytest.mark.parametrize(("text", "path"), [("/llm/", "/llm"), ("/a/b-c", "/a/b-c"), ("", ""), ("/", "")])
+def test_a_prefix_is_a_path(text: str, path: str) -> None:
+    assert load_settings({"root_path": text}).root_path == path
+    for wrong in ("llm", "/a b", "//a", "http://x/y", '/"'):
+        with pytest.raises(WrongSettings, match="must be a path"):
+            load_settings({"root_path": wrong})
+
+
+@pytest.mark.parametrize(
+    ("options", "has_keys", "expected"),
+    [
+        ({}, False, True),
+        ({}, True, False),
+        ({"host": "0.0.0.0", "insecure": True}, False, False),
+        ({"uds": "/tmp/s.sock"}, False, True),
+        ({"learn": "on", "host": "0.0.0.0"}, True, True),
+        ({"learn": "off"}, False, False),
+    ],
+)
+def test_threat_39_lessons_are_for_this_machine_without_keys_unless_an_option_says_otherwise(
+    options: dict[str, Any], has_keys: bool, expected: bool
+) -> None:
+    assert load_settings(options).has_lessons(has_keys=has_keys) is expected

@@ -13,18 +13,29 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.running_server import RunningServer, eventually, is_alive, running_server
+from tests.support.extent import extent, only_in_full
+from tests.support.gguf_files import write_tiny_llama
+from tests.support.running_server import RunningServer, is_alive, running_server
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.slow
 
 OPTIONS = ("--kv-cache-memory", "4MiB", "--num-threads", "1")
-BODY = {"model": "tiny", "prompt": "hello", "max_tokens": 400, "temperature": 1.0, "ignore_eos": True}
+BODY = {"model": "tiny", "prompt": "hello", "max_tokens": 1200, "temperature": 1.0, "ignore_eos": True}
 START_SECONDS = 120.0
 
 
 @pytest.fixture(scope="module")
-def server(tiny_model_path: Path) -> Iterator[RunningServer]:
-    with running_server(tiny_model_path, *OPTIONS, "--standby") as running:
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a model with room for answers of seconds: an engine is killed long before their end."""
+    path = tmp_path_factory.mktemp("long") / "tiny.gguf"
+    write_tiny_llama(path, metadata={"llama.context_length": 2048})
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(model_path: Path) -> Iterator[RunningServer]:
+    with running_server(model_path, *OPTIONS, "--standby") as running:
         yield running
 
 
@@ -57,7 +68,7 @@ def streams(server: RunningServer, number: int) -> list[Stream]:
     """Return streams that have begun."""
     salt = str(time.monotonic())  # without draft tokens from earlier answers, which would end them at once
     started = [Stream(server.url, BODY | {"seed": seed, "cache_salt": salt}) for seed in range(number)]
-    eventually(lambda: all(len(stream.times) > 3 for stream in started), within_seconds=30)
+    eventually(lambda: all(len(stream.times) > 3 for stream in started))
     return started
 
 
@@ -80,7 +91,7 @@ def wait_for_standby(server: RunningServer) -> int:
 def test_a_standby_takes_over_from_a_killed_engine(server: RunningServer) -> None:
     whole = [text(server, seed) for seed in range(4)]
     restarts = server.metric("engine_restarts_total")
-    for count in (1, 2):
+    for count in range(1, 1 + extent(2, 1)):
         standby = wait_for_standby(server)
         running = streams(server, 4)
         os.kill(server.engine_pid(), signal.SIGKILL)
@@ -98,7 +109,7 @@ def test_the_engine_works_on_while_a_standby_is_replaced(server: RunningServer) 
     standby, engine = wait_for_standby(server), server.engine_pid()
     running = streams(server, 2)
     os.kill(standby, signal.SIGKILL)
-    eventually(lambda: server.metric("standby_ready") == 0, within_seconds=20)
+    eventually(lambda: server.metric("standby_ready") == 0)
     for stream in running:
         stream.join()
     assert [stream.text for stream in running] == [text(server, seed) for seed in range(2)]
@@ -118,19 +129,19 @@ def test_a_new_engine_is_started_when_both_processes_are_killed(server: RunningS
     assert server.engine_pid() not in pids
 
 
-@pytest.mark.parametrize("is_loaded", [True, False])
-def test_threat_20_a_standby_ends_when_the_server_is_killed(tiny_model_path: Path, is_loaded: bool) -> None:
-    with running_server(tiny_model_path, *OPTIONS, "--standby") as running:
-        eventually(lambda: len(running.engine_pids()) == 2, within_seconds=5)
+@pytest.mark.parametrize("is_loaded", [pytest.param(True, marks=only_in_full()), False])
+def test_threat_20_a_standby_ends_when_the_server_is_killed(model_path: Path, is_loaded: bool) -> None:
+    with running_server(model_path, *OPTIONS, "--standby") as running:
+        eventually(lambda: len(running.engine_pids()) == 2)
         if is_loaded:
             wait_for_standby(running)
         children = running.children()
         running.process.kill()
-        eventually(lambda: not any(map(is_alive, children)), within_seconds=20)
+        eventually(lambda: not any(map(is_alive, children)))
 
 
-def test_a_standby_takes_over_during_a_drain_and_ends_with_the_server(tiny_model_path: Path) -> None:
-    with running_server(tiny_model_path, *OPTIONS, "--standby") as running:
+def test_a_standby_takes_over_during_a_drain_and_ends_with_the_server(model_path: Path) -> None:
+    with running_server(model_path, *OPTIONS, "--standby") as running:
         wait_for_standby(running)
         whole, (stream,) = text(running, 0), streams(running, 1)
         children = running.children()
@@ -139,14 +150,14 @@ def test_a_standby_takes_over_during_a_drain_and_ends_with_the_server(tiny_model
         stream.join()
         assert stream.text == whole
         children += running.children()
-        assert running.process.wait(20) == 0
+        assert running.process.wait(60) == 0
         assert not any(map(is_alive, children))
 
 
 @pytest.mark.timing
-def test_streams_pause_for_a_shorter_time_with_a_standby(server: RunningServer, tiny_model_path: Path) -> None:
+def test_streams_pause_for_a_shorter_time_with_a_standby(server: RunningServer, model_path: Path) -> None:
     pauses: list[float] = []
-    with running_server(tiny_model_path, *OPTIONS) as alone:
+    with running_server(model_path, *OPTIONS) as alone:
         for one in (alone, server):
             if one is server:
                 wait_for_standby(one)

@@ -2,12 +2,12 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import uvicorn
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from caravan.server.http.protocol import HttpProtocol
 
@@ -86,7 +86,7 @@ async def start(send: Send, *headers: tuple[bytes, bytes]) -> None:
 
 
 @asynccontextmanager
-async def served(app: Answering, **options: Any) -> AsyncIterator[tuple[uvicorn.Server, int]]:
+async def served(app: ASGIApp, **options: Any) -> AsyncIterator[tuple[uvicorn.Server, int]]:
     """Serve the application; give the server and its port."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -101,7 +101,7 @@ async def served(app: Answering, **options: Any) -> AsyncIterator[tuple[uvicorn.
 
 async def read_to_end(reader: asyncio.StreamReader) -> bytes:
     """Return what is received up to the end of the connection."""
-    return await asyncio.wait_for(reader.read(), 5)
+    return await asyncio.wait_for(reader.read(), 60)
 
 
 async def exchange(port: int, data: bytes) -> bytes:
@@ -112,10 +112,3 @@ async def exchange(port: int, data: bytes) -> bytes:
         return await read_to_end(reader)
     finally:
         writer.close()
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    """Wait until `holds` does; raises TimeoutError."""
-    async with asyncio.timeout(5):
-        while not holds():
-            await asyncio.sleep(0.005)

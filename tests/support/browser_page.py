@@ -4,15 +4,9 @@ import pytest
 
 from tests.server.web.chromium import chromium_path
 
-IN_BROWSER = [
+BROWSER = [
     pytest.mark.browser,
-    pytest.mark.real_model,
     pytest.mark.skipif(chromium_path() is None, reason="chromium is not installed"),
 ]
-
-
-FRAMES_A_SECOND = (
-    "() => new Promise(done => { let n = 0; const began = performance.now(); const count = () => {"
-    " n++; performance.now() - began < 2000 ? requestAnimationFrame(count) : done(n / 2) };"
-    " requestAnimationFrame(count) })"
-)
+SLOW_BROWSER = [*BROWSER, pytest.mark.slow]
+IN_BROWSER = [*BROWSER, pytest.mark.real_model]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -106,7 +107,9 @@ class FakeGpu(TorchFunctionMode):
             self.events.append(Launch(kernel.__name__, devices, numbers, _variant(kernel, arguments, options)))
 
         event = mock.patch("torch.cuda.Event", partial(_Event, self))
-        with mock.patch.object(JITFunction, "run", run), event, self:
+        memory = SimpleNamespace(shared_memory_per_block=49_152, shared_memory_per_block_optin=232_448)  # of an H200
+        found = mock.patch("torch.cuda.get_device_properties", return_value=memory)
+        with mock.patch.object(JITFunction, "run", run), event, found, self:
             yield
 
     def _indexed(self, tensor: Tensor, index: Any) -> Tensor:

@@ -57,13 +57,23 @@ class MaskedAttention:
     The context is summed number by number, so the bits of a row do not depend on other rows.
     """
 
+    block_multiple = 1
+
     def write(self, keys: Tensor, values: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor) -> None:
         key_cache.flatten(0, 1).index_copy_(0, slot_mapping, keys)
         value_cache.flatten(0, 1).index_copy_(0, slot_mapping, values)
 
     def __call__(
-        self, queries: Tensor, key_cache: Tensor, value_cache: Tensor, batch: ForwardBatch, window: int | None = None
+        self,
+        queries: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        batch: ForwardBatch,
+        window: int | None = None,
+        soft_cap: float | None = None,
+        sinks: Tensor | None = None,
     ) -> Tensor:
+        assert soft_cap is None
         num_tokens, num_heads, head_dim = queries.shape
         tokens = torch.arange(num_tokens)
         ends = batch.query_start_loc[1:]

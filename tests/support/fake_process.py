@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from caravan.scheduler.messages import EngineReady, StartEngine, WhileRunning
+from caravan.server.engine import loop_clock
 from caravan.server.engine.process import EngineStartFailed
 from tests.support.engine_reports import READY
 
@@ -37,7 +38,8 @@ class FakeProcess:
         cls.made = []
         monkeypatch.setattr(cls, "fails_to_start", False)
         monkeypatch.setattr(client, "EngineProcess", cls)
-        monkeypatch.setattr(client, "CHECK_PERIOD_SECONDS", 0.01)
+        monkeypatch.setattr(loop_clock, "CHECK_PERIOD_SECONDS", 0.01)
+        monkeypatch.setattr(client, "READY_SILENCE_SECONDS", 60.0, raising=False)  # it sends no heartbeats
         return cls.made
 
     async def ready(self) -> EngineReady:

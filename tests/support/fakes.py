@@ -10,7 +10,15 @@ from caravan.model.tokenizer.added_tokens import control_tokens, encode_parsed
 from caravan.model.tokenizer.tokenizer import Tokenizer, Unencodable
 from caravan.model.tokenizer.vocabulary import TokenType
 from caravan.scheduler.config import EngineConfig
-from caravan.scheduler.messages import FinishReason, Request, SequenceOutput, StepOutput, StepStats, TokenLogprobs
+from caravan.scheduler.messages import (
+    EngineReady,
+    FinishReason,
+    Request,
+    SequenceOutput,
+    StepOutput,
+    StepStats,
+    TokenLogprobs,
+)
 from caravan.server.engine.client import EngineState
 from caravan.server.engine.listener import EngineListener
 from caravan.server.engine.output_queue import EngineDied, EngineUnavailable, OutputQueue
@@ -58,6 +66,8 @@ class FakeEngineClient:
     def __init__(self, script: Script, *, config: EngineConfig | None = None, num_cached_tokens: int = 0) -> None:
         self.config = config or EngineConfig(num_blocks=64, max_model_len=512)
         self.is_ready = True
+        self.fingerprint = "fp_fake"
+        self.report: EngineReady | None = None
         self.state: EngineState = "loaded"
         self.stats = StepStats()
         self.listener = EngineListener()
@@ -69,9 +79,12 @@ class FakeEngineClient:
         self.released.set()
         self.dies_after: int | None = None
         self.fails_after: int | None = None
+        self.repeats_after: int | None = None  # an answer counts as repeating itself after this number of tokens
+        self.preempts_after: int | None = None  # a sequence joins the batch again after this number of tokens
         self.refuses_grammar = False  # where it would fail
         self.seconds_per_token = 0.0
         self.logprob_of: dict[int, float] = {}  # of all tokens of an answer, by its first one; else -5
+        self.logprob_after: Callable[[list[int], int], float] = lambda prompt, token_id: -float(token_id % 7 + 1)
         self.snapshot_period_seconds = 0.0
         self.num_produced = 0
         self._script = script
@@ -121,6 +134,8 @@ class FakeEngineClient:
                     finish_reason="error" if self.fails_after == 0 else "length",
                     prompt_logprobs=prompt_logprobs,
                     embedding=fake_embedding(prompt, pooling),
+                    num_cached_tokens=self._num_cached_tokens,
+                    token_logprobs=[self.logprob_after(prompt, token_id) for token_id in params.logprob_token_ids],
                 )
             )
             return
@@ -130,10 +145,12 @@ class FakeEngineClient:
             if self.dies_after is not None and position > self.dies_after:
                 stream.fail(EngineDied())
                 return
+            if position == self.preempts_after:
+                scheduled_at_seconds = time.monotonic()
             finish_reason: FinishReason | None = None
             if self.fails_after is not None and position > self.fails_after:
                 finish_reason = "error"
-            elif token_id in params.stop_token_ids:
+            elif token_id in params.stop_token_ids or position == self.repeats_after:
                 finish_reason = "stop"
             elif position == params.max_tokens:
                 finish_reason = "length"
@@ -142,9 +159,11 @@ class FakeEngineClient:
                 token_ids=[] if finish_reason == "error" else [token_id],
                 logprobs=fake_logprobs(token_id, params.num_logprobs, logprob),
                 prompt_logprobs=prompt_logprobs if position == 1 else [],
+                token_logprobs=[self.logprob_after(prompt, one) for one in params.logprob_token_ids if position == 1],
                 finish_reason=finish_reason,
                 num_cached_tokens=self._num_cached_tokens,
                 scheduled_at_seconds=scheduled_at_seconds,
+                stop_reason="repetition" if position == self.repeats_after else "",
                 error=self._error() if finish_reason == "error" else None,
                 error_kind="grammar" if self.refuses_grammar else "engine",
             )

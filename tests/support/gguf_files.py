@@ -70,6 +70,8 @@ def gguf_metadata(config: ModelConfig) -> dict[str, object]:
         "llama.attention.layer_norm_rms_epsilon": config.rms_norm_eps,
         "llama.rope.freq_base": config.rope_theta,
         "llama.rope.dimension_count": config.head_dim,
+        **({"llama.expert_count": config.num_experts} if config.num_experts else {}),
+        **({"llama.expert_used_count": config.num_chosen_experts} if config.num_experts else {}),
     }
 
 
@@ -84,7 +86,6 @@ def gguf_tensors(model: Llama, quantize: gguf.GGMLQuantizationType = F32) -> Ten
         theirs, ours = f"blk.{i}.", f"layers.{i}."
         rows = [config.num_heads * config.head_dim, *[config.num_kv_heads * config.head_dim] * 2]
         q, k, v = own[ours + "attention.qkv.weight"].split(rows)
-        gate, up = own[ours + "feed_forward.gate_up.weight"].chunk(2)
         plain |= {
             theirs + "attn_norm.weight": own[ours + "attention_norm.weight"],
             theirs + "attn_q.weight": interleaved(q, config.num_heads),
@@ -92,11 +93,26 @@ def gguf_tensors(model: Llama, quantize: gguf.GGMLQuantizationType = F32) -> Ten
             theirs + "attn_v.weight": v,
             theirs + "attn_output.weight": own[ours + "attention.output.weight"],
             theirs + "ffn_norm.weight": own[ours + "feed_forward_norm.weight"],
-            theirs + "ffn_gate.weight": gate,
-            theirs + "ffn_up.weight": up,
-            theirs + "ffn_down.weight": own[ours + "feed_forward.down.weight"],
+        }
+        plain |= {
+            f"{theirs}ffn_{word}.weight": weight
+            for word, weight in _feed_forward(own, ours, config.num_experts).items()
         }
     return {name: _stored(weight, quantize if weight.dim() > 1 else F32) for name, weight in plain.items()}
+
+
+def _feed_forward(own: Mapping[str, torch.Tensor], layer: str, num_experts: int) -> dict[str, torch.Tensor]:
+    """Return the weights of a feed-forward network, or of a router and its experts, which are stacked."""
+    if not num_experts:
+        gate, up = own[f"{layer}feed_forward.gate_up.weight"].chunk(2)
+        return {"gate": gate, "up": up, "down": own[f"{layer}feed_forward.down.weight"]}
+    experts = [f"{layer}feed_forward.experts.{expert}." for expert in range(num_experts)]
+    gate, up = torch.stack([own[f"{expert}gate_up.weight"] for expert in experts]).chunk(2, dim=1)
+    down = torch.stack([own[f"{expert}down.weight"] for expert in experts])
+    return {
+        "gate_inp": own[f"{layer}feed_forward.router.weight"],
+        **{"gate_exps": gate, "up_exps": up, "down_exps": down},
+    }
 
 
 def interleaved(weight: torch.Tensor, num_heads: int) -> torch.Tensor:

@@ -24,6 +24,11 @@ def obstacle(name: str) -> str | None:
     return None
 
 
+def useful_builds() -> list[str]:
+    """Return the names of the builds that are of use on this machine."""
+    return [name for name in NAMES if obstacle(name) is None]
+
+
 def load_build(name: str) -> Any:
     """Return the operators of a build, which is made if it is not in the cache."""
     if name == "native":
@@ -40,9 +45,8 @@ def main() -> None:
         if platform.machine() in ("x86_64", "AMD64"):
             for level in LEVELS:
                 built_library(level.target, level.library, os.environ)
-        for name in NAMES:
-            if obstacle(name) is None:
-                load_build(name)
+        for name in useful_builds():
+            load_build(name)
     except KernelsUnavailable as error:
         print(f"No kernels, whose tests fail: {error}")
 

@@ -1,14 +1,16 @@
 """A server in a process of its own, started as its users start it."""
 
+import os
 import re
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
+
+from tests.support.cores import num_threads
 
 START_SECONDS = 60
 
@@ -38,27 +40,24 @@ class RunningServer:
         assert found, name
         return float(found[1])
 
-    def children(self) -> list[int]:
-        """Return the process ids of its children, the engine's first."""
-        listed = subprocess.run(
-            ["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True, check=False
-        )
-        return sorted(map(int, listed.stdout.split()))
+    def children(self, parent: int | None = None) -> list[int]:
+        """Return the process ids of its children, the engine's first, or those of another parent's children."""
+        return children_of(self.process.pid if parent is None else parent)
 
     def engine_pids(self) -> list[int]:
         """Return the process ids of the engine and of its standby, if there is one, which was started after it."""
-        pids: list[int] = []
-        for pid in self.children():
-            with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
-                if b"caravan.scheduler." in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    pids.append(pid)
-        return pids
+        return [pid for pid in self.children() if "caravan.scheduler." in command_of(pid)]
 
     def engine_pid(self) -> int:
         """Return the process id of the engine."""
         pids = self.engine_pids()
         assert pids, "there is no engine process"
         return pids[0]
+
+    def rank_pids(self) -> list[int]:
+        """Return the process ids of the ranks of the engine, which is the first of them."""
+        engine = self.engine_pid()
+        return [engine, *self.children(engine)]
 
 
 @contextmanager
@@ -73,8 +72,12 @@ def running_server(
     """Start `caravan serve` on a free port and stop it at the end; what it says goes to the test's output.
 
     In a process group of its own it can be sent what a terminal or a supervisor sends to the group. Another environment
-    and working folder take the place of the test's.
+    and working folder take the place of the test's. Where several of pytest's processes share the cores, it gets as
+    many threads as they have; bits do not depend on their number.
     """
+    environ = os.environ if environ is None else environ
+    if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+        environ = {"CARAVAN_NUM_THREADS": f"{num_threads()}", **environ}
     process = subprocess.Popen(
         [sys.executable, "-m", program, "serve", str(model), "--port", "0", *options],
         stdout=subprocess.PIPE,
@@ -96,10 +99,32 @@ def running_server(
     finally:
         process.terminate()
         try:
-            process.wait(20)
+            process.wait(60)
         finally:
             process.kill()
             process.stdout.close()
+
+
+def children_of(parent: int) -> list[int]:
+    """Return the process ids of a process's children, oldest first.
+
+    It is read from /proc within a millisecond: a test that kills an engine in the middle of an answer must not start
+    a program first, in whose time the engine may end the answer.
+    """
+    stats = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            stats[int(path.parent.name)] = path.read_text().rpartition(")")[2].split()
+    children = [pid for pid, fields in stats.items() if int(fields[1]) == parent]
+    return sorted(children, key=lambda pid: (int(stats[pid][19]), pid))  # by start time, in ticks since the boot
+
+
+def command_of(pid: int) -> str:
+    """Return the program of a process and its arguments, nothing of one that has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def is_alive(pid: int) -> bool:
@@ -109,11 +134,3 @@ def is_alive(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return status.rpartition(")")[2].split()[0] not in "ZX"
-
-
-def eventually(holds: Callable[[], bool], *, within_seconds: float) -> None:
-    """Wait until `holds` does; fail if that takes too long."""
-    deadline = time.monotonic() + within_seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come to hold"
-        time.sleep(0.02)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
-from caravan.server.openai.structured_output.constraint import grammar_of_schema
+from caravan.server.openai.structured_output.schema_grammar import grammar_of_schema
 from caravan.server.sandbox.grammar_worker import Bytes
 
 Schema = dict[str, Any]

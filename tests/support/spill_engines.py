@@ -1,8 +1,7 @@
 """Tiny engines with a spill file."""
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -81,14 +80,6 @@ class Counted:
         self.total = now
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait up to 20 s for what a thread does."""
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 class Gate:
     """Holds the reads of a spill file until it is opened."""
 
@@ -97,7 +88,7 @@ class Gate:
         read = SpillFile.read
 
         def wait_and_read(file: SpillFile, block_hash: bytes, buffer: memoryview) -> Found:
-            self._event.wait(20)
+            self._event.wait(60)
             return read(file, block_hash, buffer)
 
         monkeypatch.setattr(SpillFile, "read", wait_and_read)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from caravan.model.config import ModelConfig
+from caravan.model.cpu.llama import CpuLlama
 from caravan.model.llama import Llama
 from caravan.model.loader import plain_llama
 from caravan.scheduler.config import EngineConfig
@@ -51,9 +52,14 @@ def tiny_llama(
     for name, shape in shapes.items():
         weight = torch.randn(shape, generator=generator)
         weight = 1 + 0.1 * weight if len(shape) == 1 else weight * 2 / shape[1] ** 0.5
-        model.place_weight(name, weight.to(device, dtype))
+        model.place_weight(name, weight.to(device, torch.float32 if config.is_wide(name) else dtype))
     model.set_max_position(config.max_position, torch.device(device))
     return model.eval()
+
+
+def kv_dtype_of(model: Llama) -> torch.dtype:
+    """Return the data type between the layers, in which keys and values come."""
+    return torch.bfloat16 if isinstance(model, CpuLlama) else model.embedding.weight.dtype
 
 
 def tiny_engine(
@@ -109,6 +115,7 @@ class Transcript:
     num_cached_tokens: int = field(default=0, compare=False)
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     embedding: list[float] = field(default_factory=list)
+    token_logprobs: list[float] = field(default_factory=list)
 
     def take(self, output: SequenceOutput) -> None:
         self.token_ids += output.token_ids
@@ -119,6 +126,7 @@ class Transcript:
         self.num_cached_tokens = output.num_cached_tokens
         self.prompt_logprobs += output.prompt_logprobs
         self.embedding = output.embedding
+        self.token_logprobs += output.token_logprobs
 
 
 def run_to_end(

@@ -11,11 +11,19 @@ from caravan.server.openai.protocol.generation_request import MAX_LOGPROBS, Gene
 from caravan.server.openai.protocol.known_field import KnownFields
 from caravan.server.openai.protocol.known_fields import CHAT
 from caravan.server.openai.protocol.messages import Conversation
-from caravan.server.openai.protocol.response_model import ChatLogprobs, Head, PromptLogprobs, ResponseModel, Usage
-from caravan.server.openai.protocol.tools import Tool, ToolChoiceField, strictness_warnings
+from caravan.server.openai.protocol.response_model import (
+    ChatLogprobs,
+    Head,
+    PromptLogprobs,
+    ResponseModel,
+    StopReason,
+    Usage,
+)
+from caravan.server.openai.protocol.thinking_fields import ThinkingFields
+from caravan.server.openai.protocol.tools import STOP_WARNING, Tool, ToolChoiceField, strictness_warnings
 
 
-class ChatRequest(Conversation, GenerationRequest):
+class ChatRequest(Conversation, ThinkingFields, GenerationRequest):
     """The body of POST /v1/chat/completions."""
 
     known_fields: ClassVar[KnownFields] = CHAT
@@ -49,7 +57,8 @@ class ChatRequest(Conversation, GenerationRequest):
 
     def warnings(self) -> list[str]:
         """See GenerationRequest."""
-        return super().warnings() + strictness_warnings([tool.function for tool in self.tools], self.tool_choice)
+        warnings = super().warnings() + ([STOP_WARNING] if self.stop and self.required_tools else [])
+        return warnings + strictness_warnings([tool.function for tool in self.tools], self.tool_choice)
 
     @property
     def max_new_tokens(self) -> int | None:
@@ -94,6 +103,8 @@ class ChatMessage(ResponseModel, kw_only=True):
     role: Literal["assistant"] = "assistant"
     content: str | None
     refusal: None = None
+    reasoning: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET  # the same text
     tool_calls: list[Call] | UnsetType = UNSET
 
 
@@ -102,6 +113,8 @@ class ChatDelta(ResponseModel, kw_only=True):
 
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET  # the same text
     tool_calls: list[Call] | UnsetType = UNSET
 
 
@@ -115,7 +128,9 @@ class ChatChoice(ResponseModel, kw_only=True):
     message: ChatMessage
     logprobs: ChatLogprobs | None
     finish_reason: ChatFinishReason | None
+    stop_reason: StopReason | UnsetType = UNSET
     token_ids: list[int] | UnsetType = UNSET
+    token_id_logprobs: dict[str, float] | UnsetType = UNSET
 
 
 class ChatChunkChoice(ResponseModel, kw_only=True):
@@ -125,7 +140,9 @@ class ChatChunkChoice(ResponseModel, kw_only=True):
     delta: ChatDelta
     logprobs: ChatLogprobs | None = None
     finish_reason: ChatFinishReason | None = None
+    stop_reason: StopReason | UnsetType = UNSET
     token_ids: list[int] | UnsetType = UNSET
+    token_id_logprobs: dict[str, float] | UnsetType = UNSET
 
 
 class ChatCompletion(Head, kw_only=True):

@@ -12,7 +12,14 @@ from caravan.server.openai.protocol.fields import PromptField
 from caravan.server.openai.protocol.generation_request import MAX_LOGPROBS, GenerationRequest
 from caravan.server.openai.protocol.known_field import KnownFields
 from caravan.server.openai.protocol.known_fields import COMPLETION
-from caravan.server.openai.protocol.response_model import CompletionLogprobs, Head, PromptLogprobs, ResponseModel, Usage
+from caravan.server.openai.protocol.response_model import (
+    CompletionLogprobs,
+    Head,
+    PromptLogprobs,
+    ResponseModel,
+    StopReason,
+    Usage,
+)
 
 
 def _false_is_none(value: Any) -> Any:
@@ -31,7 +38,9 @@ class CompletionRequest(GenerationRequest):
     add_special_tokens: bool = Field(
         True, description="Add the tokenizer's BOS and EOS tokens to texts. Token ids stay unchanged."
     )
-    max_tokens: int | None = Field(None, ge=0, description="0 requires `echo` or `prompt_logprobs`.")
+    max_tokens: int | None = Field(
+        None, ge=0, description="0 requires `echo`, `prompt_logprobs` or `logprob_token_ids`."
+    )
     logprobs: Annotated[int | None, BeforeValidator(_false_is_none, _LogprobsInput)] = Field(
         None, ge=0, le=MAX_LOGPROBS, description="Number of alternatives for each token; false: no log-probabilities."
     )
@@ -58,8 +67,11 @@ class CompletionRequest(GenerationRequest):
 
     @model_validator(mode="after")
     def _something_is_wanted(self) -> Self:
-        if self.max_tokens == 0 and not self.echo and self.prompt_logprobs is None:
-            raise invalid("`max_tokens` is 0; it must be at least 1 without `echo` or `prompt_logprobs`.", "max_tokens")
+        if self.max_tokens == 0 and not self.echo and self.prompt_logprobs is None and not self.logprob_token_ids:
+            raise invalid(
+                "`max_tokens` is 0; it must be at least 1 without `echo`, `prompt_logprobs` or `logprob_token_ids`.",
+                "max_tokens",
+            )
         return self
 
     @model_validator(mode="after")
@@ -87,8 +99,10 @@ class CompletionChoice(ResponseModel, kw_only=True):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: Literal["stop", "length"] | None  # null: more follows
+    stop_reason: StopReason | UnsetType = UNSET
     token_ids: list[int] | UnsetType = UNSET
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    token_id_logprobs: dict[str, float] | UnsetType = UNSET  # of the first new token, by token id
 
 
 class Completion(Head, kw_only=True):

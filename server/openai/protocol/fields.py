@@ -12,6 +12,8 @@ from caravan.server.http.errors import shown
 _MAX_STOP_STRINGS = 16
 _MAX_STOP_CHARACTERS = 1024
 _MAX_BIASED_TOKENS = 1024
+_MAX_BAD_WORDS = 128
+_MAX_BAD_CHARACTERS = 128
 _MAX_DEPTH = 64  # of JSON values that are accepted unchanged
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,19})")
 
@@ -46,6 +48,18 @@ def _stop_strings(value: Any) -> list[str]:
     if max(map(len, strings), default=0) > _MAX_STOP_CHARACTERS:
         raise wrong("must have strings of at most {limit} characters", limit=_MAX_STOP_CHARACTERS)
     return strings
+
+
+def _bad_words(value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+        raise wrong("must be a list of strings")
+    if len(value) > _MAX_BAD_WORDS:
+        raise wrong("must have at most {limit} strings", limit=_MAX_BAD_WORDS)
+    if not all(word.strip() for word in value):
+        raise wrong("must have no empty string")
+    if max(map(len, value), default=0) > _MAX_BAD_CHARACTERS:
+        raise wrong("must have strings of at most {limit} characters", limit=_MAX_BAD_CHARACTERS)
+    return value
 
 
 def _logit_bias(value: Any) -> dict[int, float]:
@@ -109,5 +123,6 @@ def _plain(read: Callable[[Any], Any], accepts: Any) -> PlainValidator:
 
 SchemaField = Annotated[dict[str, Any], AfterValidator(_schema)]
 StopField = Annotated[list[str], _plain(_stop_strings, str | list[str])]
+BadWordsField = Annotated[list[str], _plain(_bad_words, list[str])]
 LogitBiasField = Annotated[dict[int, float], _plain(_logit_bias, dict[str, Annotated[float, Field(ge=-100, le=100)]])]
 PromptField = Annotated[list[str | list[int]], _plain(_prompts, str | list[str] | list[int] | list[list[int]])]

@@ -10,12 +10,15 @@ from typing import ClassVar, Self
 from pydantic import Field, model_validator
 
 from caravan.server.http.errors import invalid
-from caravan.server.openai.protocol.fields import LogitBiasField, StopField
+from caravan.server.openai.protocol.fields import BadWordsField, LogitBiasField, StopField
 from caravan.server.openai.protocol.known_field import KnownFields
 from caravan.server.openai.protocol.known_fields import STREAM_OPTIONS
+from caravan.server.openai.protocol.repetition_detection import RepetitionDetection
 from caravan.server.openai.protocol.response_format import JsonSchemaFormat
 from caravan.server.openai.protocol.strict_model import StrictModel, ignored_fields, ignored_warnings
 from caravan.server.openai.protocol.structured_fields import StructuredOutputFields, schema_warnings
+
+MAX_ALLOWED = 16_384
 
 
 class SamplingFields(StrictModel):
@@ -39,9 +42,20 @@ class SamplingFields(StrictModel):
     stop: StopField = Field([])
     stop_token_ids: list[int] = Field([], max_length=128)
     include_stop_str_in_output: bool = False
+    allowed_token_ids: list[int] | None = Field(
+        None, min_length=1, max_length=MAX_ALLOWED, description="The only tokens that may come. Include an end token."
+    )
+    bad_words: BadWordsField = Field(
+        [], description="Texts whose tokens never come in a row, with and without a space before them."
+    )
+    repetition_detection: RepetitionDetection | None = Field(
+        None, description="End a choice that repeats itself, with `stop_reason` repetition."
+    )
+    skip_special_tokens: bool = Field(True, description="False: the text has the names of special tokens.")
     return_token_ids: bool = False
     cache_salt: str = Field("", max_length=256, description="Cached prefixes are shared only if salts are equal.")
 
+    timings: bool = Field(False, description="Add `timings` to the usage: queue, prefill, decode, tokens per second.")
     explain: bool = Field(False, description="Add the events of the request, with times, to the response.")
     priority: int = Field(
         0, ge=-1000, le=1000, description="Among requests of one API key, lower numbers are scheduled first."
@@ -72,8 +86,17 @@ class GenerationRequest(SamplingFields, StructuredOutputFields):
     top_p: float = Field(1.0, ge=0, le=1)
     max_tokens: int | None = Field(None, ge=1)
 
+    truncate_prompt_tokens: int | None = Field(
+        None, ge=-1, description="Keep only this number of tokens at the end of each prompt. -1: all that fit."
+    )
     prompt_logprobs: int | None = Field(
         None, ge=0, le=MAX_LOGPROBS, description="Number of alternatives for each prompt token. Cannot be streamed."
+    )
+
+    logprob_token_ids: list[int] = Field(
+        [],
+        max_length=128,
+        description="Return the log-probabilities of these tokens as the first new one, in `token_id_logprobs`.",
     )
 
     @property

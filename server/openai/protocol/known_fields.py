@@ -41,7 +41,7 @@ COMMON: KnownFields = {
     **all_ignored(_LITELLM, "tags fallbacks litellm_session_id litellm_trace_id"),
 }
 
-# Thinking: this server returns all text that the model writes.
+# Thinking, of endpoints without a chat template.
 THINKING: KnownFields = {
     "reasoning": ignored(_OPENAI, _ROUTER, _SGLANG),
     "reasoning_effort": ignored(_OPENAI, _VLLM, _SGLANG, _LLAMA, _OLLAMA),
@@ -59,6 +59,13 @@ THINKING: KnownFields = {
     "think": ignored(_OLLAMA),
     "verbosity": ignored(_OPENAI, _ROUTER),
 }
+REASONING: KnownFields = {
+    "summary": ignored(_OPENAI),
+    "generate_summary": ignored(_OPENAI),
+    "context": ignored(_OPENAI, _CODEX),
+    "mode": ignored(_OPENAI),
+}
+THINKING_OPTIONS: KnownFields = {"display": ignored(_ANTHROPIC)}
 
 # Sampling methods and reports that this server does not have, and options of other schedulers.
 SAMPLING: KnownFields = {
@@ -85,10 +92,7 @@ SAMPLING: KnownFields = {
     "watermarking": ignored(_VLLM, harmless=(False,)),
     "logits_processors": refused(_VLLM, harmless=([],)),
     "custom_logit_processor": refused(_SGLANG, harmless=("",)),
-    "allowed_token_ids": refused(_VLLM, instead="grammar"),
-    "bad_words": refused(_VLLM, harmless=([],), instead="logit_bias"),
     "structural_tag": refused(_VLLM, _SGLANG),
-    "skip_special_tokens": ignored(_VLLM, _SGLANG, harmless=(True,)),
     "spaces_between_special_tokens": ignored(_VLLM, harmless=(True, False)),
     "add_special_tokens": ignored(_VLLM, harmless=(True,)),
     "no_stop_trim": ignored(_SGLANG, harmless=(False,), instead="include_stop_str_in_output"),
@@ -114,7 +118,6 @@ SAMPLING: KnownFields = {
     "return_hidden_states": refused(_SGLANG, harmless=(False,)),
     "return_routed_experts": ignored(_SGLANG, harmless=(False,)),
     "return_cached_tokens_details": ignored(_SGLANG, harmless=(False,)),
-    "logprob_token_ids": refused(_VLLM, instead="logprobs"),
     "template": refused(_OLLAMA, harmless=("",)),
     "images": refused(_OLLAMA, harmless=([],)),
     "image_data": refused(_LLAMA, _SGLANG, harmless=([],)),
@@ -136,8 +139,7 @@ SAMPLING: KnownFields = {
     ),
     **all_ignored(
         _VLLM,
-        "repetition_detection vllm_xargs guided_decoding_backend guided_whitespace_pattern "
-        "routed_experts_prompt_start stream_interval",
+        "vllm_xargs guided_decoding_backend guided_whitespace_pattern routed_experts_prompt_start stream_interval",
     ),
     **all_ignored(_SGLANG, "custom_params routed_experts_start_len ngram_corpus_id images_config"),
     **all_ignored(_ANTHROPIC, "anthropic_beta anthropic_version betas speed"),
@@ -162,7 +164,6 @@ CHAT: KnownFields = GENERATION | {
     "audio": refused(_OPENAI),
     "image_config": refused(_ROUTER),
     "chat_template": refused(_VLLM, _SGLANG),
-    "chat_template_kwargs": refused(_VLLM, _SGLANG, _LLAMA, harmless=({},)),
     "documents": refused(_VLLM, "Groq", harmless=([],)),
     "data_sources": refused("Azure OpenAI", harmless=([],)),
     "user_security_context": ignored("Azure OpenAI"),
@@ -192,7 +193,6 @@ RESPONSES: KnownFields = (
     | _SAMPLING_OF_RESPONSES
     | {
         "stream_options": ignored(_OPENAI),
-        "background": refused(_OPENAI, harmless=(False,)),
         "context_management": ignored(_OPENAI, harmless=([],)),
         "conversation": refused(_OPENAI),
         "max_tool_calls": ignored(_OPENAI),
@@ -201,12 +201,12 @@ RESPONSES: KnownFields = (
         "truncation": refused(_OPENAI, harmless=("disabled",)),
         "enable_response_messages": ignored(_VLLM, harmless=(False,)),
         "previous_input_messages": refused(_VLLM, instead="input"),
+        "logprob_token_ids": refused(_VLLM, instead="top_logprobs"),
         "max_tokens": refused(_OPENAI, instead="max_output_tokens"),
         "max_completion_tokens": refused(_OPENAI, instead="max_output_tokens"),
         "response_format": refused(_OPENAI, instead="text"),
         "messages": refused(_OPENAI, instead="input"),
         "chat_template": refused(_VLLM, _SGLANG),
-        "chat_template_kwargs": refused(_VLLM, _SGLANG, _LLAMA, harmless=({},)),
     }
 )
 
@@ -222,6 +222,35 @@ EMBEDDING: KnownFields = COMMON | {
     "messages": refused(_VLLM, instead="input"),
 }
 
+# Of /v1/decisions, /v1/systemone, /v1/score and /v1/rerank.
+DECISION: KnownFields = COMMON | {
+    "joint": refused(_VLLM, harmless=(False,)),
+    "stream": refused(_OPENAI, harmless=(False,)),
+    "temperature": refused(_SGLANG, harmless=(1,)),
+    "prompt_format_version": ignored(_SGLANG),
+    "return_prompt_token_ids": ignored(_SGLANG, harmless=(False,)),
+    "chat_template_kwargs": refused(_VLLM, _SGLANG, _LLAMA, harmless=({},)),
+}
+SYSTEM_ONE: KnownFields = COMMON | {
+    "images": refused("TypeSafe", harmless=([],)),
+    "stream": refused(_OPENAI, harmless=(False,)),
+    "chat_template_kwargs": refused(_VLLM, _SGLANG, _LLAMA, harmless=({},)),
+}
+SCORE: KnownFields = COMMON | {
+    "data_1": refused(_VLLM, instead="text_1"),
+    "data_2": refused(_VLLM, instead="text_2"),
+    "items": refused(_VLLM, _SGLANG, instead="documents"),
+    "activation": refused(_VLLM, harmless=(True,)),
+    "use_activation": refused(_VLLM, harmless=(True,)),
+}
+RERANK: KnownFields = COMMON | {
+    "max_chunks_per_doc": refused("Cohere", "Jina"),
+    "max_tokens_per_doc": refused("Cohere", _VLLM, harmless=(0,)),
+    "rank_fields": refused("Cohere"),
+    "activation": refused(_VLLM, harmless=(True,)),
+    "use_activation": refused(_VLLM, harmless=(True,)),
+}
+
 # Of /tokenize, /detokenize and /apply-template.
 TOKENS: KnownFields = COMMON | {
     "chat_template": refused(_VLLM),
@@ -230,6 +259,11 @@ TOKENS: KnownFields = COMMON | {
     "documents": refused(_VLLM, harmless=([],)),
     "reasoning_effort": ignored(_SGLANG),
     "tool_choice": ignored(_SGLANG),
+}
+TOKENIZE: KnownFields = TOKENS | {
+    "content": refused(_LLAMA, instead="prompt"),
+    "add_special": refused(_LLAMA, instead="add_special_tokens"),
+    "with_pieces": refused(_LLAMA, harmless=(False,), instead="return_pieces"),
 }
 
 STREAM_OPTIONS: KnownFields = {"include_obfuscation": ignored(_OPENAI, harmless=(False,))}

@@ -9,6 +9,7 @@ from caravan.server.openai.protocol.fields import NoEffect, Unsupported, wrong
 from caravan.server.openai.protocol.known_field import KnownFields
 from caravan.server.openai.protocol.known_fields import MESSAGE
 from caravan.server.openai.protocol.strict_model import StrictModel
+from caravan.server.openai.protocol.thinking_fields import TemplateFields
 from caravan.server.openai.protocol.tools import MAX_TOOLS, Tool, ToolCall
 
 _TEXT_OF_PART = {"text": "text", "refusal": "refusal"}  # a refusal is text that a model wrote
@@ -122,7 +123,7 @@ class Message(StrictModel):
         return self
 
 
-class Conversation(StrictModel):
+class Conversation(TemplateFields):
     """A conversation that a chat template renders."""
 
     messages: list[Message] = Field(min_length=1, max_length=4096, fail_fast=True)

@@ -13,6 +13,7 @@ class ModelEntry(ResponseModel, kw_only=True):
     created: int
     owned_by: str = "caravan"
     root: str
+    parent: str | None = None  # of an adapter: the model that it changes
     max_model_len: int
     state: Literal["loaded", "loading", "asleep"]  # of its engine
 

@@ -4,8 +4,10 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from caravan.server.http.errors import invalid
+from caravan.server.openai.protocol.custom_input import arguments_of_input
+from caravan.server.openai.protocol.encoded_thought import decoded_thought
 from caravan.server.openai.protocol.known_fields import RESPONSE_ITEM
-from caravan.server.openai.protocol.response_tools import arguments_of_input, function_name
+from caravan.server.openai.protocol.response_tools import function_name
 from caravan.server.openai.protocol.strict_model import nearest_name, unknown
 
 _TEXTS = ("input_text", "output_text", "text", "refusal")
@@ -83,10 +85,17 @@ class InputReader:
     def _read_reasoning(self, item: dict[str, Any], place: str) -> None:
         self._check_names(item, {"type", "id", "summary", "content", "encrypted_content", "status"}, place)
         thought = _thought(item.get("content"), f"{place}.content") or _thought(item.get("summary"), f"{place}.summary")
+        blob = item.get("encrypted_content")
+        if not isinstance(blob, str | None):
+            raise invalid(f"`{place}.encrypted_content` must be a string.", f"{place}.encrypted_content")
+        if not thought and blob:
+            thought = decoded_thought(blob) or ""
         if thought:
             self._thought = f"{self._thought}\n{thought}".strip()
         else:
-            self.ignored["input[].reasoning"] = "Items of type `reasoning` without a text have no effect."
+            self.ignored["input[].reasoning"] = (
+                "Items of type `reasoning` without a text, or with that of another server, have no effect."
+            )
 
     def _read_tools(self, item: dict[str, Any], place: str) -> None:
         self._check_names(item, {"type", "id", "role", "tools"}, place)

@@ -7,6 +7,7 @@ order of their definition.
 from typing import Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 
 class ResponseModel(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -19,6 +20,24 @@ class CachedTokens(ResponseModel, kw_only=True):
     cached_tokens: int
 
 
+StopReason = Literal["repetition"]  # why a choice with the finish reason stop has ended, if nothing else says it
+
+
+class Timings(ResponseModel, kw_only=True):
+    """Where the time of a request went so far, in milliseconds."""
+
+    queue_ms: float  # from its submission to the engine until its first choice joined the batch
+    prefill_ms: float  # then until the first token
+    decode_ms: float  # then until the last token
+    tokens_per_second: float  # in these milliseconds, over all choices; 0 with a single token
+
+
+class ReasoningTokens(ResponseModel, kw_only=True):
+    """Details of the generated tokens."""
+
+    reasoning_tokens: int
+
+
 class Usage(ResponseModel, kw_only=True):
     """Token counts."""
 
@@ -26,6 +45,8 @@ class Usage(ResponseModel, kw_only=True):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: CachedTokens
+    completion_tokens_details: ReasoningTokens | UnsetType = UNSET  # of models that think
+    timings: Timings | UnsetType = UNSET  # if requested
 
 
 class TokenLogprob(ResponseModel, kw_only=True):
@@ -47,6 +68,7 @@ class ChatLogprobs(ResponseModel, kw_only=True):
 
     content: list[ChosenTokenLogprob]
     refusal: None = None
+    reasoning: list[ChosenTokenLogprob] | UnsetType = UNSET  # the tokens of the thought
 
 
 class CompletionLogprobs(ResponseModel, kw_only=True):
@@ -75,3 +97,4 @@ class Head(ResponseModel, kw_only=True):
     object: Literal["text_completion", "chat.completion", "chat.completion.chunk"]
     created: int
     model: str
+    system_fingerprint: str | None = None  # changes when the bits of answers may change

@@ -6,7 +6,14 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from caravan.server.observe.explanation import Explanation
-from caravan.server.openai.protocol.response_model import CachedTokens, ChosenTokenLogprob, ResponseModel
+from caravan.server.openai.protocol.response_model import (
+    CachedTokens,
+    ChosenTokenLogprob,
+    ReasoningTokens,
+    ResponseModel,
+    StopReason,
+    Timings,
+)
 
 Items = Annotated[
     list[Any],
@@ -14,6 +21,7 @@ Items = Annotated[
         extra_json_schema={
             "items": {
                 "anyOf": [
+                    {"$ref": "#/components/schemas/OutputReasoning"},
                     {"$ref": "#/components/schemas/OutputMessage"},
                     {"$ref": "#/components/schemas/OutputCall"},
                     {"$ref": "#/components/schemas/OutputCustomCall"},
@@ -46,6 +54,24 @@ class OutputMessage(ResponseModel, kw_only=True):
     content: list[OutputText]
 
 
+class ReasoningText(ResponseModel, kw_only=True):
+    """The text of a thought."""
+
+    type: Literal["reasoning_text"] = "reasoning_text"
+    text: str = ""
+
+
+class OutputReasoning(ResponseModel, kw_only=True):
+    """An item of a response: a thought, before the message and the calls."""
+
+    id: str
+    type: Literal["reasoning"] = "reasoning"
+    summary: list[None]  # there is no summary: the content is the whole thought
+    content: list[ReasoningText]
+    encrypted_content: str | UnsetType = UNSET  # the same text in another form, if `include` has it
+    status: ItemStatus = "in_progress"
+
+
 class OutputCall(ResponseModel, kw_only=True):
     """An item of a response: a function call."""
 
@@ -70,12 +96,6 @@ class OutputCustomCall(ResponseModel, kw_only=True):
     status: ItemStatus = "in_progress"
 
 
-class ReasoningTokens(ResponseModel, kw_only=True):
-    """Details of the output tokens."""
-
-    reasoning_tokens: Literal[0] = 0
-
-
 class ResponseUsage(ResponseModel, kw_only=True):
     """Token counts of a response."""
 
@@ -84,6 +104,7 @@ class ResponseUsage(ResponseModel, kw_only=True):
     output_tokens: int
     output_tokens_details: ReasoningTokens
     total_tokens: int
+    timings: Timings | UnsetType = UNSET  # if requested
 
 
 class IncompleteDetails(ResponseModel, kw_only=True):
@@ -105,7 +126,8 @@ class ResponseObject(ResponseModel, kw_only=True):
     id: str
     object: Literal["response"] = "response"
     created_at: int
-    status: Literal["in_progress", "completed", "incomplete", "failed"]
+    status: Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
+    background: bool | UnsetType = UNSET  # if requested
     error: ResponseError | None = None
     incomplete_details: IncompleteDetails | None = None
     instructions: str | None
@@ -123,7 +145,16 @@ class ResponseObject(ResponseModel, kw_only=True):
     top_p: float | None
     truncation: Literal["disabled"] = "disabled"
     usage: ResponseUsage | None = None
+    stop_reason: StopReason | UnsetType = UNSET
     warnings: list[str] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
     token_ids: list[int] | UnsetType = UNSET
     explanation: Explanation | UnsetType = UNSET
+
+
+class DeletedResponse(ResponseModel, kw_only=True):
+    """The response of DELETE /v1/responses/{response_id}."""
+
+    id: str
+    object: Literal["response"] = "response"
+    deleted: Literal[True] = True

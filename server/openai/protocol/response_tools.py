@@ -5,8 +5,6 @@ whose names begin with its name. Tools that OpenAI's servers run, or whose calls
 """
 
 import hashlib
-import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -18,9 +16,11 @@ from caravan.server.openai.protocol.known_field import KnownFields
 from caravan.server.openai.protocol.known_fields import TOOL
 from caravan.server.openai.protocol.strict_model import StrictModel
 from caravan.server.openai.protocol.tools import FunctionName
+from caravan.server.openai.structured_output.custom_format import arguments_of_format
+from caravan.server.openai.structured_output.escaped_pattern import NotEnforceable
+from caravan.server.openai.tool_calls.call_format import Arguments
 
 _MAX_NAME = 64  # characters of a function's name in a chat
-_INPUT = re.compile(r'\s*\{\s*"input"\s*:\s*("(?:[^"\\]|\\u[0-9a-fA-F]{4}|\\[^u])*)')
 
 
 class FunctionTool(StrictModel):
@@ -42,7 +42,7 @@ class AnyText(StrictModel):
 
 
 class TextGrammar(StrictModel):
-    """The form of an input; the model reads it, but it is not enforced."""
+    """The form of an input; the model reads it, and every call keeps to it."""
 
     type: Literal["grammar"]
     syntax: Literal["lark", "regex"]
@@ -142,15 +142,38 @@ def offered_tools(tools: Iterable[ResponseTool]) -> list[OfferedTool]:
     return offered
 
 
-def without_effect(tools: Iterable[ResponseTool]) -> dict[str, str]:
+@dataclass(frozen=True)
+class EnforcedInputs:
+    """The formats of custom tools: those that calls keep to, and those that only the model reads."""
+
+    arguments: dict[str, Arguments]  # by the name of the function
+    not_enforced: list[tuple[CustomTool, str]]  # with the reason
+
+
+def enforced_inputs(tools: Iterable[OfferedTool]) -> EnforcedInputs:
+    """Return the formats of the custom tools."""
+    inputs = EnforcedInputs({}, [])
+    for index, offered in enumerate(tools):
+        tool = offered.tool
+        if isinstance(tool, CustomTool) and isinstance(tool.format, TextGrammar):
+            form = tool.format
+            try:
+                allowed = arguments_of_format(form.syntax, form.definition, f"input{index}")
+                inputs.arguments[offered.function_name] = allowed
+            except NotEnforceable as error:
+                inputs.not_enforced.append((tool, str(error)))
+    return inputs
+
+
+def without_effect(tools: Iterable[ResponseTool], inputs: EnforcedInputs) -> dict[str, str]:
     """Return a warning for each type of tools that are left out, and for formats that are not enforced, by path."""
     found: dict[str, str] = {}
     for tool in tools:
         if isinstance(tool, AbsentTool):
             found[f"tools[].{tool.type}"] = f"Tools of type `{tool.type}` are left out: this server does not have them."
-    for offered in offered_tools(tools):
-        if isinstance(offered.tool, CustomTool) and isinstance(offered.tool.format, TextGrammar):
-            found["tools[].format"] = "`format` of custom tools is shown to the model, but not enforced."
+    if inputs.not_enforced:
+        reasons = "; ".join(f"`{tool.name}`: {reason}" for tool, reason in inputs.not_enforced)
+        found["tools[].format"] = f"`format` of a custom tool is shown to the model, but not enforced ({reasons})."
     return found
 
 
@@ -161,33 +184,3 @@ def function_name(name: str, namespace: str | None) -> str:
         return joined
     digest = hashlib.sha256(joined.encode()).hexdigest()[:8]
     return f"{joined[: _MAX_NAME - 9]}_{digest}"
-
-
-def arguments_of_input(text: str) -> str:
-    """Return the arguments of the function that represents a custom tool."""
-    return json.dumps({"input": text}, ensure_ascii=False)
-
-
-def input_of_arguments(arguments: str) -> str:
-    """Return the input of a custom tool from the arguments of its function.
-
-    Incomplete arguments give the beginning of the text; any other arguments are returned unchanged.
-    """
-    try:
-        parsed = json.loads(arguments)
-        if isinstance(parsed, dict) and isinstance(parsed.get("input"), str):
-            return _without_halves(parsed["input"])
-    except (ValueError, RecursionError):
-        pass
-    begun = _INPUT.match(arguments)
-    if begun is not None:
-        try:
-            return _without_halves(json.loads(f'{begun[1]}"', strict=False))
-        except ValueError:
-            pass
-    return arguments
-
-
-def _without_halves(text: str) -> str:
-    """Return a text with U+FFFD for lone surrogates, which models write and UTF-8 cannot encode."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

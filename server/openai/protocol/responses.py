@@ -13,17 +13,21 @@ from caravan.server.openai.protocol.known_fields import RESPONSES, SCHEMA, TEXT_
 from caravan.server.openai.protocol.response_format import JsonObjectFormat, TextFormat
 from caravan.server.openai.protocol.response_items import InputReader
 from caravan.server.openai.protocol.response_tools import (
+    EnforcedInputs,
     FunctionTool,
     OfferedTool,
     ResponseTool,
+    enforced_inputs,
     offered_tools,
     without_effect,
 )
 from caravan.server.openai.protocol.strict_model import StrictModel, ignored_fields, ignored_warnings
-from caravan.server.openai.protocol.tools import MAX_TOOLS, strictness_warnings
+from caravan.server.openai.protocol.thinking_fields import ThinkingFields
+from caravan.server.openai.protocol.tools import MAX_TOOLS, STOP_WARNING, strictness_warnings
 from caravan.server.openai.protocol.validation import first_problem
 
 _LOGPROBS = "message.output_text.logprobs"
+_ENCRYPTED = "reasoning.encrypted_content"
 
 
 class NamedSchemaFormat(StrictModel):
@@ -53,7 +57,7 @@ class _ToolList(BaseModel):
     tools: list[ResponseTool] = Field(max_length=MAX_TOOLS)
 
 
-class ResponsesRequest(SamplingFields):
+class ResponsesRequest(ThinkingFields, SamplingFields):
     """The body of POST /v1/responses. Nothing is stored: each request has the whole conversation."""
 
     known_fields: ClassVar[KnownFields] = RESPONSES
@@ -78,12 +82,13 @@ class ResponsesRequest(SamplingFields):
             "code_interpreter_call.outputs",
             "computer_call_output.output.image_url",
         ]
-    ] = Field([], fail_fast=True, description="Only `message.output_text.logprobs` has an effect.")
+    ] = Field([], fail_fast=True, description=f"Only `{_LOGPROBS}` and `{_ENCRYPTED}` have an effect.")
     text: TextOptions = Field(TextOptions())
     tools: list[ResponseTool] = Field([], max_length=MAX_TOOLS)
     tool_choice: str | dict[str, Any] = "auto"
     parallel_tool_calls: bool = True
     stream: bool = False
+    background: bool = Field(False, description="The response goes on when the client leaves, and can be read again.")
     metadata: dict[str, str] = Field({}, max_length=16, description="Returned unchanged.")
     store: bool = Field(False, description="No effect: responses are not stored.")
 
@@ -91,6 +96,11 @@ class ResponsesRequest(SamplingFields):
     def wants_logprobs(self) -> bool:
         """Whether the text has log-probabilities."""
         return _LOGPROBS in self.include or bool(self.top_logprobs)
+
+    @property
+    def wants_encrypted_thoughts(self) -> bool:
+        """Whether reasoning items have their text in an opaque form, too."""
+        return _ENCRYPTED in self.include
 
     @model_validator(mode="after")
     def _input_is_not_empty(self) -> Self:
@@ -121,6 +131,11 @@ class ResponsesRequest(SamplingFields):
         return by_name
 
     @cached_property
+    def enforced_inputs(self) -> EnforcedInputs:
+        """The formats of the custom tools."""
+        return enforced_inputs(self.offered_tools.values())
+
+    @cached_property
     def read_input(self) -> InputReader:
         """The instructions and the input as messages; raises ApiError for an invalid item."""
         reader = InputReader()
@@ -143,7 +158,8 @@ class ResponsesRequest(SamplingFields):
         chat |= {"parallel_tool_calls": self.parallel_tool_calls, "tool_choice": self._chat_choice()}
         chat |= {"response_format": _chat_format(self.text), "max_completion_tokens": self.max_output_tokens}
         chat |= {"temperature": self.temperature, "top_p": self.top_p}
-        chat |= {name: getattr(self, name) for name in SamplingFields.model_fields if name in self.model_fields_set}
+        shared = SamplingFields.model_fields.keys() | ThinkingFields.model_fields.keys()
+        chat |= {name: getattr(self, name) for name in shared if name in self.model_fields_set}
         if "logit_bias" in chat:
             chat["logit_bias"] = {str(token_id): bias for token_id, bias in self.logit_bias.items()}
         if self.wants_logprobs:
@@ -158,9 +174,9 @@ class ResponsesRequest(SamplingFields):
         if self.store:
             warnings["store"] = "`store` has no effect on this server."
         for name in self.include:
-            if name != _LOGPROBS:
+            if name not in (_LOGPROBS, _ENCRYPTED):
                 warnings[f"include[].{name}"] = f"`{name}` of `include` has no effect on this server."
-        return warnings | self.read_input.ignored | without_effect(self.all_tools)
+        return warnings | self.read_input.ignored | without_effect(self.all_tools, self.enforced_inputs)
 
     def warnings(self) -> list[str]:
         """Return a warning for each field of the request that has no effect."""
@@ -169,6 +185,8 @@ class ResponsesRequest(SamplingFields):
         if isinstance(named, NamedSchemaFormat) and "strict" in named.model_fields_set and not named.strict:
             warnings.append("`text.format.strict` has no effect: schemas are always enforced.")
         choice = self.tool_choice if isinstance(self.tool_choice, str) else "named"
+        if self.stop and choice not in ("none", "auto"):
+            warnings.append(STOP_WARNING)
         offered = (one.tool for one in self.offered_tools.values())
         return warnings + strictness_warnings([tool for tool in offered if isinstance(tool, FunctionTool)], choice)
 

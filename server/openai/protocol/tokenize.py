@@ -8,19 +8,20 @@ from pydantic import Field, model_validator
 
 from caravan.server.http.errors import invalid
 from caravan.server.openai.protocol.known_field import KnownFields
-from caravan.server.openai.protocol.known_fields import TOKENS
+from caravan.server.openai.protocol.known_fields import TOKENIZE, TOKENS
 from caravan.server.openai.protocol.messages import Conversation, Message
 from caravan.server.openai.protocol.response_model import ResponseModel
 from caravan.server.openai.protocol.strict_model import StrictModel
+from caravan.server.openai.protocol.thinking_fields import TemplateFields
 from caravan.server.openai.protocol.tools import MAX_TOOLS, Tool
 
 MAX_TOKENS = 2**20  # of one request to /detokenize
 
 
-class TokenizeRequest(StrictModel):
+class TokenizeRequest(TemplateFields):
     """The body of POST /tokenize: a text, or a conversation."""
 
-    known_fields: ClassVar[KnownFields] = TOKENS
+    known_fields: ClassVar[KnownFields] = TOKENIZE
 
     model: str | None = Field(None, description="Default: the served model.")
     prompt: str | None = None
@@ -39,7 +40,8 @@ class TokenizeRequest(StrictModel):
         if (self.prompt is None) == (self.messages is None):
             raise invalid("Exactly one of `prompt` and `messages` is required.", "prompt")
         of_text = {"add_special_tokens", "parse_special"} & self.model_fields_set
-        of_chat = {"add_generation_prompt", "continue_final_message", "tools"} & self.model_fields_set
+        chat_fields = {"add_generation_prompt", "continue_final_message", "tools", *TemplateFields.model_fields}
+        of_chat = chat_fields & self.model_fields_set
         given, excluded = ("prompt", of_chat) if self.messages is None else ("messages", of_text)
         for name in sorted(excluded):
             raise invalid(f"`{name}` cannot be combined with `{given}`.", name)
@@ -54,6 +56,7 @@ class TokenizeRequest(StrictModel):
             add_generation_prompt=self.add_generation_prompt,
             continue_final_message=self.continue_final_message,
             tools=self.tools,
+            **{name: getattr(self, name) for name in TemplateFields.model_fields},
         )
 
 

@@ -112,6 +112,9 @@ ToolChoiceField = Annotated[
 ]
 
 
+STOP_WARNING = "Stop strings have no effect on a call that `tool_choice` requires."
+
+
 def parsed_arguments(text: str, special_tokens: Collection[str] = ()) -> dict[str, Json] | None:
     """Return the arguments of a call as an object, or None if they are not an object or not safe in a prompt.
 

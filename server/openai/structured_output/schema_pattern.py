@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from caravan.server.http.errors import shown
+from caravan.server.openai.structured_output.pattern_cursor import PatternCursor
 from caravan.server.openai.structured_output.schema_error import SchemaError
 from caravan.server.openai.structured_output.schema_formats import FORMATS
 
@@ -70,13 +71,12 @@ def literal_pattern(text: str) -> str:
     return "".join(_literal(ord(character)) for character in text)
 
 
-class _Reader:
+class _Reader(PatternCursor):
     """Reads one pattern from left to right."""
 
     def __init__(self, pattern: str, narrow: Mapping[str, str], wide: Mapping[str, str]) -> None:
-        self.position = 0
+        super().__init__(pattern)
         self.has_alternatives = False  # outside of groups
-        self._pattern = pattern
         self._narrow, self._wide = narrow, wide
 
     def error(self, what: str) -> SchemaError:
@@ -106,20 +106,6 @@ class _Reader:
             else:
                 parts.append(self._term(depth))
         return "".join(parts)
-
-    def _next(self) -> str:
-        return self._pattern[self.position : self.position + 1]
-
-    def _takes(self, text: str) -> bool:
-        found = self._pattern.startswith(text, self.position)
-        self.position += len(text) * found
-        return found
-
-    def _take_match(self, kind: re.Pattern[str]) -> re.Match[str] | None:
-        found = kind.match(self._pattern, self.position)
-        if found:
-            self.position = found.end()
-        return found
 
     def _term(self, depth: int) -> str:
         for anchor in "^$":

@@ -6,7 +6,7 @@ the key parameters instead of arguments.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,9 @@ from caravan.server.sandbox.template_shape import SHORT_ID_LENGTH, random_letter
 
 TOOL_CALLS = "[TOOL_CALLS]"  # Mistral's mark
 PYTHON_TAG = "<|python_tag|>"  # Llama 3 may write it before a call
+
+# What a function's arguments can be: an enforced schema, or what returns rules for them, the first of the given name.
+Arguments = dict[str, Any] | Callable[[str], list[str]]
 
 
 @dataclass(frozen=True)
@@ -62,31 +65,33 @@ class CallFormat:
 
     def grammar(
         self,
-        parameters: Mapping[str, dict[str, Any]],
+        arguments: Mapping[str, Arguments],
         *,
         allows_several: bool,
         otherwise: dict[str, Any] | None = None,
+        free_text: Sequence[str] = (),
     ) -> str:
-        """Return the Lark grammar of one call, or several, of functions with these enforced schemas of their arguments.
+        """Return the Lark grammar of one call, or several, of functions with these arguments.
 
-        With `otherwise` the text may also be JSON of that schema.
+        With `otherwise` the text may also be JSON of that schema. `free_text` has rules that define `start` by `calls`,
+        and `opening`, what is before the first call.
         """
-        name = "start" if otherwise is None else "calls"
-        rules = [f"{name}: {json.dumps(self.opening)} call"]
-        if not self.opening:
-            rules = [f"{name}: call"]
+        name = "calls" if otherwise is not None or free_text else "start"
+        opening = "opening" if free_text else json.dumps(self.opening)
+        rules = [f"{name}: {opening} call" if free_text or self.opening else f"{name}: call"]
         if allows_several:
             rules[0] += f" ({json.dumps(self.separator)} call)*"
         if self.closing:
             rules[0] += f" {json.dumps(self.closing)}"
-        rules.append("call: " + " | ".join(f"call{index}" for index in range(len(parameters))))
-        for index, (name, schema) in enumerate(parameters.items()):
+        rules.append("call: " + " | ".join(f"call{index}" for index in range(len(arguments))))
+        for index, (name, allowed) in enumerate(arguments.items()):
             tail = f" {json.dumps(self._tail)}" if self._tail else ""
             rules.append(f"call{index}: {json.dumps(self._head(name))} arguments{index}{tail}")
-            rules += json_rules(f"arguments{index}", schema)
+            name = f"arguments{index}"
+            rules += json_rules(name, allowed) if isinstance(allowed, dict) else allowed(name)
         if otherwise is not None:
             rules += ["start: calls | answer", *json_rules("answer", otherwise)]
-        return "\n".join(rules)
+        return "\n".join([*rules, *free_text])
 
 
 HERMES = CallFormat("hermes", "<tool_call>\n", "\n</tool_call>\n<tool_call>\n", "\n</tool_call>", "arguments")

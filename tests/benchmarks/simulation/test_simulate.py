@@ -121,14 +121,16 @@ def test_check_compares_three_loads_and_writes_them_into_the_page(
         "TIMESTAMP,ContextTokens,GeneratedTokens\n"
         + "".join(f"2023-11-16 18:00:{second:02}.0000000,900,5\n" for second in range(60))
     )
-    words = ["check", str(tiny_model_path), "--cost", str(measured), "--seconds", "0.5", "--page"]
+    words = ["check", str(tiny_model_path), "--cost", str(measured), "--requests", "20", "--calibrate", "0.5", "--page"]
     simulate.main([*words, "--trace", str(trace)])
     section = find_section(page.read_text(), "Measured error")
     assert section.count("in process") == 3
     assert "| trace, cut to 600 + 60, in process" in section
     assert "old" not in page.read_text()
+    out = capsys.readouterr().out
+    assert out.count("times what it took in the calibration before") == 3
     assert page.read_text().endswith("## Next\n\nstays\n")
-    assert section.strip().splitlines()[-1] in capsys.readouterr().out
+    assert section.strip().splitlines()[-1] in out
 
 
 def test_check_rejects_costs_of_another_model(

@@ -6,6 +6,7 @@ Names and orders are those of Meta's code and of llama2.c's export.py; the rows 
 import json
 import struct
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import gguf
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from tests.support.gguf_files import interleaved
 
+_INTERLEAVED = ("llama", "mistral3", "smollm3", "granite")  # GGUF architectures
 SPLIT_BY_COLUMNS = ("wo.weight", "w2.weight", "tok_embeddings.weight")
 
 
@@ -129,10 +131,15 @@ def _int8_bytes(weight: Tensor, group_size: int) -> bytes:
     return (groups / scales).round().to(torch.int8).numpy().tobytes() + _float_bytes(scales)
 
 
-def write_gguf(path: Path, oracle: Any, architecture: str, **fields: object) -> None:
-    """Write a GGUF file with the names that the gguf package maps transformers' to; Q and K interleaved for llama."""
+def write_gguf(
+    path: Path, oracle: Any, architecture: str, *, blocks: Any = MappingProxyType({}), **fields: object
+) -> None:
+    """Write a GGUF file with the names that the gguf package maps transformers' to; Q and K interleaved for some.
+
+    `blocks` are matrices in blocks of MXFP4, by their names, with those of the experts of a layer stacked.
+    """
     config = oracle.config
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], config.num_hidden_layers)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper().replace("-", "_")], config.num_hidden_layers)
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -143,29 +150,64 @@ def write_gguf(path: Path, oracle: Any, architecture: str, **fields: object) -> 
     writer.add_key_length(oracle.model.layers[0].self_attn.head_dim)
     writer.add_value_length(oracle.model.layers[0].self_attn.head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    rope = config.rope_parameters
+    writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
     writer.add_array("tokenizer.ggml.tokens", [str(i) for i in range(config.vocab_size)])
     for name, value in fields.items():
         key = f"{architecture}.{name.replace('__', '.')}"
         if isinstance(value, str):
             writer.add_string(key, value)
+        elif isinstance(value, bool):
+            writer.add_bool(key, value)
         elif isinstance(value, float):
             writer.add_float32(key, value)
         elif isinstance(value, int):
             writer.add_uint32(key, value)
-    for name, tensor in oracle.state_dict().items():
+        elif isinstance(value, list) and isinstance(value[0], bool):
+            writer.add_array(key, value)
+    state = dict(oracle.state_dict())
+    if hasattr(config, "num_experts_per_tok"):
+        writer.add_expert_count(config.num_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+        if hasattr(config, "moe_intermediate_size"):
+            writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+        if architecture == "gpt-oss":
+            _split_experts_of_gpt_oss(state)
+        for name in [name for name in state if name.endswith("experts.gate_up_proj")]:
+            gate, up = state.pop(name).chunk(2, dim=1)
+            state |= {name.replace("gate_up", "gate"): gate, name.replace("gate_up", "up"): up}
+    for name, tensor in {**state, **blocks}.items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        if architecture in ("llama", "mistral3") and "q_proj" in name:
+        if architecture in _INTERLEAVED and "q_proj" in name:
             tensor = interleaved(tensor, config.num_attention_heads)
-        if architecture in ("llama", "mistral3") and "k_proj" in name:
+        if architecture in _INTERLEAVED and "k_proj" in name:
             tensor = interleaved(tensor, config.num_key_value_heads)
+        if architecture.startswith("gemma") and name.endswith("norm.weight"):
+            tensor = tensor + 1
         theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert theirs is not None
-        writer.add_tensor(theirs, tensor.float().contiguous().numpy())
-    if "rope_freqs" in fields:
-        writer.add_tensor("rope_freqs.weight", np.asarray(fields["rope_freqs"], np.float32))
+        theirs += ".weight" if tensor.dim() == 3 or name.endswith("sinks") else ""
+        if tensor.dtype == torch.uint8:
+            writer.add_tensor(theirs, tensor.numpy(), raw_dtype=gguf.GGMLQuantizationType.MXFP4)
+        else:
+            writer.add_tensor(theirs, tensor.float().contiguous().numpy())
+    for stem in ("rope_freqs", "rope_factors_long", "rope_factors_short"):
+        if stem in fields:
+            writer.add_tensor(f"{stem}.weight", np.asarray(fields[stem], np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _split_experts_of_gpt_oss(state: dict[str, Tensor]) -> None:
+    """Replace the matrices [experts, inputs, outputs] by transposed ones; gate and up projection alternate in them."""
+    for name in [name for name in state if ".mlp.experts." in name]:
+        tensor = state.pop(name)
+        rows = tensor if name.endswith("_bias") else tensor.transpose(1, 2)
+        leaf = name.replace("_proj_bias", "_proj.bias")
+        if "gate_up" not in name:
+            state[leaf] = rows
+            continue
+        state |= {leaf.replace("gate_up", "gate"): rows[:, ::2], leaf.replace("gate_up", "up"): rows[:, 1::2]}

@@ -109,8 +109,9 @@ def test_tensors_that_do_not_fit_are_refused_by_name(
 ) -> None:
     write_folder(tmp_path, *FORMS[name])
     change_tensor(tmp_path, f"{STEM}.{leaf}", change)
-    with pytest.raises(BrokenCheckpoint, match=rf"k_proj: .*{words}"):
-        list(read_weights(open_checkpoint(tmp_path), torch.float32))
+    for in_blocks in ([], ["layers.0.attention.qkv.weight"]):
+        with pytest.raises(BrokenCheckpoint, match=rf"k_proj: .*{words}"):
+            list(read_weights(open_checkpoint(tmp_path), torch.float32, in_blocks=in_blocks))
 
 
 def test_a_number_that_is_too_large_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """One model in every format: equal logits, bit for bit; and what only one format has."""
 
+import math
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 
 from caravan.model.checkpoint import BrokenCheckpoint
+from caravan.model.checkpoint.gemma import gemma_gguf_flags
 from caravan.model.checkpoint.gguf_header import read_gguf_header
 from caravan.model.checkpoint.meta import feed_forward_size
 from caravan.model.config import UnsupportedModel
@@ -18,8 +21,16 @@ from caravan.model.loader import open_checkpoint
 from tests.model.checkpoint.published_formats import int8_rounded, write_gguf, write_llama2c, write_meta
 from tests.model.oracle import load_checkpoint, logits_of_every_position
 from tests.support.transformers_models import (
+    GEMMA,
+    GEMMA_3,
+    GEMMA_3_ROPE,
+    GRANITE,
     LLAMA3,
+    LONGROPE,
+    MINISTRAL3,
     NUM_TOKENS,
+    OLMO_3_ROPE,
+    PHI_4_MINI,
     YARN,
     expected_logits,
     random_model,
@@ -114,6 +125,9 @@ def test_llama2c_int8_is_dequantized(tmp_path: Path, tied: bool) -> None:
         ("Qwen2", "qwen2", {}),
         ("Qwen2", "qwen2", {"tie_word_embeddings": True}),
         ("Qwen3", "qwen3", {"head_dim": 24}),
+        ("SmolLM3", "smollm3", {"num_hidden_layers": 5}),
+        ("Olmo2", "olmo2", {}),
+        ("Phi3", "phi3", {}),
     ],
 )
 def test_relatives_of_llama_load_from_gguf(
@@ -128,6 +142,153 @@ def test_a_window_in_a_gguf_is_kept(tmp_path: Path) -> None:
     oracle = random_model("Mistral", sliding_window=17)
     write_gguf(tmp_path / "m.gguf", oracle, "llama", attention__sliding_window=17)
     assert_equals(oracle, tmp_path / "m.gguf")
+
+
+def test_the_scale_of_queries_in_a_gguf_is_that_of_transformers(tmp_path: Path) -> None:
+    oracle = random_model("Ministral3", rope_parameters=MINISTRAL3, head_dim=16)
+    fields: dict[str, Any] = {
+        "rope__scaling__type": "yarn",
+        "rope__scaling__factor": 4.0,
+        "rope__scaling__original_context_length": 32,
+        "rope__scaling__yarn_log_multiplier": 1.0,
+        "attention__temperature_scale": 0.25,  # exact in float32, as the file has it
+    }
+    oracle.config.rope_parameters["llama_4_scaling_beta"] = 0.25
+    oracle.save_pretrained(tmp_path / "hf")
+    write_gguf(tmp_path / "m.gguf", oracle, "mistral3", **fields)
+    assert torch.equal(assert_equals(oracle, tmp_path / "m.gguf"), assert_equals(oracle, tmp_path / "hf"))
+    write_gguf(tmp_path / "llama.gguf", oracle, "llama", **fields)
+    with pytest.raises(UnsupportedModel, match="scales queries by their position, which is supported for mistral3"):
+        open_checkpoint(tmp_path / "llama.gguf")
+    del fields["rope__scaling__original_context_length"]
+    write_gguf(tmp_path / "m.gguf", oracle, "mistral3", **fields)
+    with pytest.raises(UnsupportedModel, match="scale of queries by position must not be negative, and its length"):
+        open_checkpoint(tmp_path / "m.gguf")
+
+
+def test_gemma_2_has_the_same_bits_from_a_gguf(tmp_path: Path) -> None:
+    oracle = random_model("Gemma2", **GEMMA)
+    oracle.save_pretrained(tmp_path / "hf")
+    fields: dict[str, Any] = {
+        "attention__sliding_window": 17,
+        "attn_logit_softcapping": 5.0,
+        "final_logit_softcapping": 3.0,
+    }
+    write_gguf(tmp_path / "m.gguf", oracle, "gemma2", **fields)
+    config = replace(open_checkpoint(tmp_path / "m.gguf").config, rms_norm_eps=1e-6)  # float32 in the file
+    assert config == open_checkpoint(tmp_path / "hf").config
+    assert torch.equal(assert_equals(oracle, tmp_path / "m.gguf"), assert_equals(oracle, tmp_path / "hf"))
+    narrow = [load_checkpoint(tmp_path / name, torch.bfloat16) for name in ("hf", "m.gguf")]
+    assert narrow[0].norm.weight.dtype == torch.float32
+    ours, theirs = (logits_of_every_position(model, random_tokens()) for model in narrow)
+    assert torch.equal(ours, theirs)
+
+
+def test_gemma_3_has_the_same_bits_from_a_gguf(tmp_path: Path) -> None:
+    rope = GEMMA_3_ROPE | {"sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0}}
+    oracle = random_model("Gemma3", **GEMMA_3 | {"rope_parameters": rope})
+    oracle.save_pretrained(tmp_path / "hf")
+    fields: dict[str, Any] = {
+        "attention__sliding_window": 17,
+        "rope__scaling__type": "linear",
+        "rope__scaling__factor": 8.0,
+    }
+    write_gguf(tmp_path / "m.gguf", oracle, "gemma3", **fields)
+    config = replace(open_checkpoint(tmp_path / "m.gguf").config, rms_norm_eps=1e-6)  # float32 in the file
+    assert config == open_checkpoint(tmp_path / "hf").config
+    assert torch.equal(assert_equals(oracle, tmp_path / "m.gguf"), assert_equals(oracle, tmp_path / "hf"))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "num_layers", "fields", "multiplier"),
+    [
+        ("gemma2", 26, {"embedding_length": 2304, "attention.key_length": 256}, None),
+        ("gemma2", 46, {"embedding_length": 4608, "attention.head_count": 32, "attention.key_length": 128}, 144**-0.5),
+        ("gemma3", 62, {"embedding_length": 5376, "attention.head_count": 32, "attention.key_length": 128}, 168**-0.5),
+        ("gemma3", 34, {"attention.key_length": 256, "attention.scale": 0.125}, 0.125),
+    ],
+    ids=["2B", "2 27B", "3 27B", "stated"],
+)
+def test_the_factor_of_gemmas_scores_follows_from_the_size(
+    architecture: str, num_layers: int, fields: dict[str, float], multiplier: float | None
+) -> None:
+    known = {"block_count": num_layers, **fields}
+    flags = gemma_gguf_flags(architecture, "m.gguf", known.get)
+    assert flags["attention_multiplier"] == multiplier
+
+
+def test_which_layers_have_a_window_is_read_from_a_gguf(tmp_path: Path) -> None:
+    oracle = random_model("Gemma3", **GEMMA_3)
+    path = tmp_path / "m.gguf"
+
+    def full_layers(**fields: object) -> tuple[int, ...]:
+        write_gguf(path, oracle, "gemma3", attention__sliding_window=17, rope__freq_base_swa=300.0, **fields)
+        config = open_checkpoint(path).config
+        assert config.window_rope_theta == 300.0
+        return config.full_layers
+
+    assert full_layers(attention__sliding_window_pattern=3) == (2, 5)
+    assert full_layers(attention__sliding_window_pattern=[False, *[True] * 5, False]) == (0, 6)
+    for pattern, words in (([True] * 6, "a list of 7 times true or false"), (0, "7 layers, one in 0 without a window")):
+        with pytest.raises(BrokenCheckpoint, match=words):
+            full_layers(attention__sliding_window_pattern=pattern)
+    write_gguf(path, oracle, "gemma3")
+    config = open_checkpoint(path).config
+    assert (config.sliding_window, config.window_rope_theta) == (None, None)
+
+
+def test_olmo_3_has_the_same_bits_from_a_gguf(tmp_path: Path) -> None:
+    oracle = random_model("Olmo3", num_hidden_layers=5, sliding_window=17, rope_parameters=OLMO_3_ROPE)
+    oracle.save_pretrained(tmp_path / "hf")
+    fields: dict[str, Any] = {
+        "attention__sliding_window": 17,
+        "attention__sliding_window_pattern": [True, True, True, False, True],
+        "rope__scaling__type": "yarn",
+        "rope__scaling__factor": 4.0,
+        "rope__scaling__original_context_length": 32,
+    }
+    write_gguf(tmp_path / "m.gguf", oracle, "olmo2", **fields)
+    assert torch.equal(assert_equals(oracle, tmp_path / "m.gguf"), assert_equals(oracle, tmp_path / "hf"))
+
+
+def test_the_two_lists_of_longrope_in_a_gguf_are_chosen_by_the_served_length(tmp_path: Path) -> None:
+    oracle = random_model("Phi3", **PHI_4_MINI)
+    factor = math.sqrt(1 + math.log(128 / 32) / math.log(32))
+    fields: dict[str, Any] = {
+        "rope__dimension_count": 8,
+        "rope__scaling__original_context_length": 32,
+        "rope__scaling__attn_factor": factor,
+        "rope_factors_short": LONGROPE["short_factor"],
+        "rope_factors_long": LONGROPE["long_factor"],
+    }
+    write_gguf(tmp_path / "m.gguf", oracle, "phi3", **fields)
+    assert_equals(oracle, tmp_path / "m.gguf")
+    oracle.save_pretrained(tmp_path / "hf")
+    tokens = random_tokens(32)
+    for name in ("hf", "m.gguf"):  # with no text beyond the original length
+        logits = logits_of_every_position(load_checkpoint(tmp_path / name, max_position=32), tokens)
+        torch.testing.assert_close(logits, expected_logits(oracle, tokens), atol=1e-4, rtol=1e-4)
+    write_gguf(tmp_path / "half.gguf", oracle, "phi3", **fields | {"rope_factors_long": [1.0]})
+    with pytest.raises(BrokenCheckpoint, match=r"rope_factors_long\.weight must have 4 positive numbers"):
+        open_checkpoint(tmp_path / "half.gguf")
+    del fields["rope_factors_long"]
+    write_gguf(tmp_path / "one.gguf", oracle, "phi3", **fields)
+    with pytest.raises(UnsupportedModel, match="has divisors of LongRoPE, which are supported for phi3, and in pairs"):
+        open_checkpoint(tmp_path / "one.gguf")
+
+
+def test_the_factors_of_granite_in_a_gguf_are_those_of_transformers(tmp_path: Path) -> None:
+    oracle = random_model("Granite", **GRANITE)
+    oracle.save_pretrained(tmp_path / "hf")
+    scales = {"embedding_scale": 12.0, "residual_scale": 0.22, "attention__scale": 0.25, "logit_scale": 0.5}
+    write_gguf(tmp_path / "m.gguf", oracle, "granite", **scales)
+    assert_equals(oracle, tmp_path / "m.gguf")
+    config, expected = (open_checkpoint(tmp_path / name).config for name in ("m.gguf", "hf"))
+    assert config.embedding_multiplier == pytest.approx(12 / 0.22)
+    assert config.attention_multiplier == expected.attention_multiplier
+    write_gguf(tmp_path / "none.gguf", oracle, "granite", **scales, rope__scaling__finetuned=False)
+    with pytest.raises(UnsupportedModel, match="has no RoPE in any layer"):
+        open_checkpoint(tmp_path / "none.gguf")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from caravan.model.checkpoint import BrokenCheckpoint, safetensors_files
@@ -15,8 +16,13 @@ from tests.model.oracle import load_checkpoint, logits_of_every_position
 from tests.scheduler.requests import make_request
 from tests.support.tiny_llama import run_to_end, tiny_engine
 from tests.support.transformers_models import (
+    GEMMA_3,
+    GEMMA_3_ROPE,
+    LONGROPE,
     NUM_TOKENS,
+    PARTLY,
     VARIANTS,
+    YARN,
     edit,
     expected_logits,
     random_model,
@@ -52,6 +58,20 @@ def test_dynamic_scaling_equals_transformers_for_a_text_of_the_served_length(tmp
         torch.testing.assert_close(
             logits_of_every_position(model, tokens), expected_logits(oracle, tokens), atol=1e-4, rtol=1e-4
         )
+
+
+def test_the_rope_of_gemma_3_is_read_from_older_configurations(tmp_path: Path) -> None:
+    rope = {name: parameters | {"rope_theta": 777.0} for name, parameters in GEMMA_3_ROPE.items()}
+    oracle = random_model("Gemma3", **GEMMA_3 | {"rope_parameters": rope})
+    oracle.save_pretrained(tmp_path)
+    expected = open_checkpoint(tmp_path).config
+    older = {"rope_theta": 777.0, "rope_local_base_freq": 777.0, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+    changes = {"rope_parameters": "remove", "layer_types": "remove", "sliding_window_pattern": 6} | older
+    edit(tmp_path / "config.json", **changes)
+    assert open_checkpoint(tmp_path).config == expected
+    edit(tmp_path / "config.json", **dict.fromkeys(("rope_theta", "rope_local_base_freq"), "remove"))
+    config = open_checkpoint(tmp_path).config
+    assert (config.rope_theta, config.window_rope_theta) == (1e6, 1e4)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +111,70 @@ def test_an_explicit_head_wins_over_the_embedding(tmp_path: Path) -> None:
     oracle = random_model("Llama")
     oracle.save_pretrained(tmp_path)
     edit(tmp_path / "config.json", tie_word_embeddings=True)
-    assert torch.equal(load_checkpoint(tmp_path).output.weight, oracle.lm_head.weight)
+    assert torch.equal(load_checkpoint(tmp_path).head(), oracle.lm_head.weight)
+
+
+def test_names_of_llama_are_read_as_llama(tmp_path: Path) -> None:
+    oracle = random_model("Llama", head_dim=12)
+    oracle.save_pretrained(tmp_path)
+    edit(tmp_path / "config.json", model_type="internlm3", architectures=["InternLM3ForCausalLM"], qkv_bias=False)
+    tokens = random_tokens()
+    torch.testing.assert_close(
+        logits_of_every_position(load_checkpoint(tmp_path), tokens),
+        expected_logits(transformers.AutoModelForCausalLM.from_pretrained(tmp_path), tokens),
+        atol=1e-4,
+        rtol=1e-4,
+    )
+    edit(tmp_path / "config.json", bias=True)
+    with pytest.raises(UnsupportedModel, match="biases in the feed-forward network"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes", "error", "words"),
+    [
+        ("smollm3", {"no_rope_layers": [1, 0]}, BrokenCheckpoint, "a 0 or 1 for each of 5 layers"),
+        ("smollm3", {"no_rope_layers": [1, 0, 1, 1, 2]}, BrokenCheckpoint, "a 0 or 1 for each of 5 layers"),
+        ("smollm3", {"no_rope_layers": None, "no_rope_layer_interval": 0}, BrokenCheckpoint, "one in 0 without RoPE"),
+        ("smollm3", {"no_rope_layers": None, "num_hidden_layers": 10**9}, BrokenCheckpoint, "one in 4 without RoPE"),
+        ("smollm3", {"use_sliding_window": True}, UnsupportedModel, "windows in its layers without RoPE"),
+        ("gemma2", {"use_bidirectional_attention": True}, UnsupportedModel, "has attention to later tokens"),
+        ("gemma2", {"hidden_activation": "gelu"}, UnsupportedModel, "activation gelu; only gelu_pytorch_tanh"),
+        ("gemma2", {"query_pre_attn_scalar": 0}, UnsupportedModel, "factor of scores must be positive"),
+        ("gemma2", {"attn_logit_softcapping": -1.0}, UnsupportedModel, "soft caps of scores and logits must be pos"),
+        ("gemma3", {"attn_logit_softcapping": 50.0}, UnsupportedModel, "a soft cap of scores, which Gemma 3 cannot"),
+        (
+            "gemma3",
+            {"rope_parameters": {"sliding_attention": {"rope_type": "linear"}}},
+            UnsupportedModel,
+            "scales RoPE in layers with a window by 'linear'",
+        ),
+        ("ministral3", {"rope_parameters": YARN}, BrokenCheckpoint, "llama_4_scaling_beta is missing"),
+        ("gemma2", {"layer_types": ["chunked_attention"] * 3}, UnsupportedModel, "layers of 'chunked_attention'"),
+        ("gemma2", {"layer_types": None, "num_hidden_layers": 10**9}, BrokenCheckpoint, "one in 2 without a window"),
+        ("granite", {"residual_multiplier": 0.0}, UnsupportedModel, "factor of residual is 0; it must be from 1e-06"),
+        ("granite", {"logits_scaling": -1}, UnsupportedModel, "factor of logits is -1"),
+        ("granite 4", {"num_local_experts": 8}, UnsupportedModel, "mixture of experts"),
+        ("granite 4", {"layer_types": ["mamba"] * 3}, UnsupportedModel, "Mamba layers"),
+        ("granite 4", {"layer_types": "remove"}, UnsupportedModel, "Mamba layers"),
+        ("granite 4", {"position_embedding_type": None}, UnsupportedModel, "no RoPE in any layer"),
+        ("longrope", {"rope_parameters": LONGROPE | {"rope_type": "linear"}}, UnsupportedModel, "Phi-3 is longrope"),
+        ("longrope", {"rope_parameters": LONGROPE | {"factor": 0}}, BrokenCheckpoint, "must be positive"),
+        ("longrope", {"rope_parameters": LONGROPE | {"long_factor": [1, 0]}}, BrokenCheckpoint, "long_factor must be"),
+        ("longrope", {"rope_parameters": LONGROPE | {"long_factor": []}}, BrokenCheckpoint, "long_factor must be"),
+        ("longrope", {"rope_parameters": LONGROPE | {"short_factor": [1]}}, UnsupportedModel, "must have 4 numbers"),
+        ("phi4 mini", {"rope_parameters": PARTLY | {"partial_rotary_factor": 1e300}}, BrokenCheckpoint, "from 0 to 1"),
+        ("phi4 mini", {"rope_parameters": PARTLY | {"partial_rotary_factor": 0.7}}, UnsupportedModel, "11 of the 16"),
+    ],
+)
+def test_what_a_relative_of_llama_cannot_have_is_refused_by_name(
+    tmp_path: Path, variant: str, changes: dict[str, Any], error: type[ValueError], words: str
+) -> None:
+    kind, fields = VARIANTS[variant]
+    random_model(kind, **fields).save_pretrained(tmp_path)
+    edit(tmp_path / "config.json", **changes)
+    with pytest.raises(error, match=words):
+        open_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -126,8 +209,8 @@ def test_an_explicit_head_wins_over_the_embedding(tmp_path: Path) -> None:
                 "use_sliding_window": True,
                 "layer_types": ["full_attention"],
             },
-            UnsupportedModel,
-            "with and without a window in an order",
+            BrokenCheckpoint,
+            "layer_types has 1 entries for 3 layers",
         ),
         ({"rope_parameters": 5}, BrokenCheckpoint, "rope_parameters is 5; it must be an object"),
         ({"hidden_size": "remove"}, BrokenCheckpoint, "hidden_size is missing; it must be a whole number"),

@@ -17,6 +17,7 @@ from caravan.model.tokenizer.tokenizer import BrokenTokenizer, UnsupportedTokeni
 from tests.model.checkpoint.published_formats import write_llama2c, write_meta
 from tests.model.oracle import load_checkpoint
 from tests.model.vocabularies import trained_sentencepiece
+from tests.support.extent import extent
 from tests.support.float4_folders import NF4_CONFIG, nf4, nvfp4
 from tests.support.gguf_files import write_tiny_llama
 from tests.support.quantized_folders import write_folder
@@ -25,7 +26,7 @@ from tests.support.transformers_models import random_model
 
 pytestmark = pytest.mark.slow
 
-NUM_MUTATIONS = 300
+NUM_MUTATIONS = extent(300, 100)
 TYPED = (BrokenCheckpoint, UnsupportedModel, BrokenTokenizer, UnsupportedTokenizer)
 META = {"intermediate_size": 128, "rms_norm_eps": 1e-5}
 

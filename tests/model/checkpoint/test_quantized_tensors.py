@@ -11,7 +11,7 @@ from torch import Tensor
 
 from caravan.model.backend import choose_backend
 from caravan.model.blocks import NVFP4_WITH_FACTOR
-from caravan.model.checkpoint import BrokenCheckpoint
+from caravan.model.checkpoint import BrokenCheckpoint, stored_matrix
 from caravan.model.checkpoint.checkpoint import read_weights
 from caravan.model.config import UnsupportedModel
 from caravan.model.cpu.build import load_kernels
@@ -19,6 +19,7 @@ from caravan.model.loader import load_model, open_checkpoint
 from tests.model.oracle import load_checkpoint, logits_of_every_position
 from tests.support.float4_folders import INT8_CONFIG, NF4_CONFIG, int8_rows, mxfp4, nf4, nvfp4
 from tests.support.quantized_folders import AWQ_ORDER, change_tensor, grid_weight, in_words, random_grid, write_folder
+from tests.support.ranks import assert_ranks_read_the_whole
 from tests.support.transformers_models import edit, expected_logits, random_model, random_tokens
 
 GROUP = 32
@@ -140,7 +141,8 @@ ROUNDED = {"Q4_0": 0.0, "MXFP4": 0.0, NVFP4_WITH_FACTOR: 2.0**-22}  # relative t
 
 
 @pytest.fixture(params=FORMS)
-def form(request: pytest.FixtureRequest) -> tuple[dict[str, Any], Any, str | None]:
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Any], Any, str | None]:
+    monkeypatch.setattr(stored_matrix, "_NUMBERS_AT_ONCE", 1)  # 32 rows of these matrices
     return FORMS[request.param]
 
 
@@ -163,6 +165,15 @@ def test_weights_are_those_of_the_formula(tmp_path: Path, form: tuple[dict[str, 
         torch.testing.assert_close(loaded[name].detach(), weight, rtol=1e-6, atol=1e-8, msg=name)
 
 
+def test_a_folder_has_the_type_of_its_blocks(tmp_path: Path, request: pytest.FixtureRequest, form: Any) -> None:
+    config, quantize, kind = form
+    write_folder(tmp_path, config, quantize)
+    name = request.node.callspec.params["form"]
+    without_blocks = "F8_E4M3" if name.startswith("float8") else "GPTQ" if name.startswith("gptq") else "BITSANDBYTES"
+    expected = "NVFP4" if kind == NVFP4_WITH_FACTOR else kind or without_blocks
+    assert open_checkpoint(tmp_path).file_type == expected
+
+
 def test_blocks_hold_the_same_weights(tmp_path: Path, form: tuple[dict[str, Any], Any, str | None]) -> None:
     config, quantize, kind = form
     meant = write_folder(tmp_path, config, quantize)
@@ -179,6 +190,11 @@ def test_blocks_hold_the_same_weights(tmp_path: Path, form: tuple[dict[str, Any]
         # an offset is rounded to 11 bits, a scale in float32, too, but for NVFP4's
         tolerance = float(weight.abs().max()) * ROUNDED.get(kind, 2**-11)
         torch.testing.assert_close(wide, weight, rtol=0, atol=tolerance)
+
+
+def test_a_rank_reads_its_rows(tmp_path: Path, form: tuple[dict[str, Any], Any, str | None]) -> None:
+    write_folder(tmp_path, *form[:2])
+    assert_ranks_read_the_whole(open_checkpoint(tmp_path))
 
 
 def test_a_model_runs_with_its_blocks(tmp_path: Path, form: tuple[dict[str, Any], Any, str | None]) -> None:
@@ -235,7 +251,7 @@ def test_folders_of_compressed_tensors_are_read_as_it_reads_them(tmp_path: Path,
     [
         ({"quant_method": "hqq"}, "quantized by hqq, which is not supported"),
         ({"quant_method": "bitsandbytes"}, "quantized by bitsandbytes in neither 4 nor 8 bits"),
-        ({"quant_method": "mxfp4"}, "quantized by mxfp4"),
+        ({"quant_method": "mxfp8"}, "quantized by mxfp8"),
         (AWQ | {"bits": 8}, "AWQ in 8 bits, version gemm"),
         (AWQ | {"version": "GEMV"}, "AWQ in 4 bits, version gemv"),
         (GPTQ | {"bits": 3}, "GPTQ in 3 bits"),
@@ -286,8 +302,9 @@ def test_tensors_that_do_not_fit_are_refused_by_name(
     config, quantize, _ = FORMS[name]
     write_folder(tmp_path, config, quantize)
     change_tensor(tmp_path, f"{STEM}.{leaf}", change)
-    with pytest.raises(BrokenCheckpoint, match=rf"k_proj: .*{words}"):
-        list(read_weights(open_checkpoint(tmp_path), torch.float32))
+    for in_blocks in ([], ["layers.0.attention.qkv.weight"]):
+        with pytest.raises(BrokenCheckpoint, match=rf"k_proj: .*{words}"):
+            list(read_weights(open_checkpoint(tmp_path), torch.float32, in_blocks=in_blocks))
 
 
 def test_a_tensor_of_a_type_that_only_quantized_ones_have_is_refused(tmp_path: Path) -> None:

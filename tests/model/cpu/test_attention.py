@@ -60,14 +60,14 @@ class Case:
             wanted_rows=nothing,
         )
 
-    def run(self, attention: Any, window: int | None = None) -> Tensor:
+    def run(self, attention: Any, window: int | None = None, soft_cap: float | None = None) -> Tensor:
         pools = [torch.full(self.shape, self.fill, dtype=self.pool) for _ in range(2)]
         block_size = self.shape[1]
         for table, keys, values in zip(self.batch.block_tables, self.keys, self.values, strict=True):
             positions = torch.arange(len(keys))
             slots = table[positions // block_size].long() * block_size + positions % block_size
             attention.write(keys, values, *pools, slots)
-        return attention(self.queries, *pools, self.batch, window)
+        return attention(self.queries, *pools, self.batch, window, soft_cap)
 
 
 @pytest.mark.parametrize(("dtype", "pool"), POOLS)
@@ -90,6 +90,19 @@ def test_the_kernel_agrees_with_the_reference(
     assert ours.dtype == dtype
     limit = tolerance(dtype, pool)
     torch.testing.assert_close(ours, expected, atol=limit, rtol=limit)
+
+
+@pytest.mark.parametrize(("dtype", "pool"), POOLS)
+@pytest.mark.parametrize("num_queries", [1, 40])
+def test_scores_are_capped(kernels: Any, num_queries: int, dtype: torch.dtype, pool: torch.dtype | None) -> None:
+    def run(attention: Any, soft_cap: float | None = None) -> Tensor:
+        case = Case(dtype, lengths=[300, 50], num_queries=[num_queries] * 2, pool=pool)
+        return case.run(attention, 77, soft_cap)
+
+    ours, expected = run(CpuAttention(kernels), 1.5), run(ReferenceAttention(), 1.5)
+    limit = tolerance(dtype, pool)
+    torch.testing.assert_close(ours, expected, atol=limit, rtol=limit)
+    assert (ours - run(CpuAttention(kernels))).abs().max() > 10 * limit
 
 
 @pytest.mark.parametrize(("dtype", "pool"), POOLS)

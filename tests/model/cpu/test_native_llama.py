@@ -18,35 +18,13 @@ from caravan.model.cpu.llama import CpuLlama
 from caravan.model.llama import Llama
 from caravan.model.loader import load_model, open_checkpoint, plain_llama
 from tests.model.oracle import logits_of_every_position
-from tests.support.gguf_blocks import random_blocks
+from tests.support.block_files import SIZES, put, write_model
 from tests.support.gguf_files import Tensors, write_tiny_llama
 from tests.support.tiny_llama import tiny_llama
 
 GGUF_KINDS = [kind for kind in BLOCK_SIZES if kind != NVFP4_WITH_FACTOR]
 CPU = torch.device("cpu")
-SIZES: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "vocab_size": 278}
 PROMPT = torch.randint(0, 270, (40,), generator=torch.Generator().manual_seed(1)).tolist()
-
-
-def put(tensors: Tensors, name: str, kind: str, seed: int) -> None:
-    rows, width = tensors[name][0].shape
-    tensors[name] = (random_blocks(kind, rows, width, seed), gguf.GGMLQuantizationType[kind])
-
-
-def write_model(path: Path, kinds: dict[str, str], **changes: Any) -> Path:
-    """Write a model of two layers.
-
-    `kinds` are the kinds of blocks of its tensors by part of their names; the last one that fits wins, and "" is none.
-    """
-
-    def change(tensors: Tensors) -> None:
-        for seed, name in enumerate(list(tensors)):
-            kind = [kind for part, kind in kinds.items() if part in name][-1:]
-            if kind and kind[0] and tensors[name][0].ndim == 2:
-                put(tensors, name, kind[0], seed)
-
-    write_tiny_llama(path, model=tiny_llama(**(SIZES | changes)), change=change)
-    return path
 
 
 def load(path: Path, kernels: Any = None) -> Llama:
@@ -86,6 +64,17 @@ def test_each_tensor_keeps_its_own_kind(kernels: Any, tmp_path: Path) -> None:
     assert formats["layers.0.feed_forward.gate_up"] == ["Q4_K"]
     assert formats["layers.1.feed_forward.gate_up"] == ["Q4_K", "grid of 5 bits times bytes"]
     assert formats["output"] == ["Q6_K"]
+
+
+def test_experts_stay_in_their_blocks(kernels: Any, tmp_path: Path) -> None:
+    kinds = {"": "Q4_K", "down_exps": "Q6_K"}
+    path = write_model(tmp_path / "m.gguf", kinds, num_experts=6, num_chosen_experts=2)
+    assert error(path, kernels) < 0.02
+    model = load(path, kernels)
+    for name, kind in (("gate_up", "Q4_K"), ("down", "Q6_K")):
+        linear = model.get_submodule(f"layers.1.feed_forward.experts.5.{name}")
+        assert isinstance(linear, PackedLinear)
+        assert [part.value for part in linear.formats] == [kind]
 
 
 def test_factors_of_nvfp4_matrices_are_applied(kernels: Any, tmp_path: Path) -> None:
@@ -163,10 +152,10 @@ def test_few_weights_are_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     num_read = 0
     read = checkpoint.read
 
-    def counting_read(name: str, out: torch.Tensor) -> None:
+    def counting_read(name: str, out: torch.Tensor, rows: slice) -> None:
         nonlocal num_read
         num_read += 1
-        read(name, out)
+        read(name, out, rows)
 
     object.__setattr__(checkpoint, "read", counting_read)
     weights = read_weights(checkpoint, torch.float32)

@@ -13,7 +13,7 @@ from caravan.server.batches.settings import BatchLimits
 from caravan.server.generation.context import NO_KEY
 from caravan.server.generation.request_limits import RequestLimits
 from tests.server.openai.api import COMPLETIONS, Api, answered, open_api
-from tests.server.openai.asgi import until
+from tests.support.waiting import until
 
 Body = dict[str, Any]
 
@@ -42,7 +42,7 @@ async def open_batches(
     batches = Batches(
         folder,
         limits or BatchLimits(),
-        key_names=(NO_KEY,) if keys is None else keys.names,
+        key_names=frozenset({NO_KEY}) if keys is None else keys.names,
         clock=clock or Clock(),
         clock_seconds=0.01,
         retry_seconds=0.01,

@@ -24,7 +24,7 @@ from tests.server.batches.open_batches import (
     upload,
 )
 from tests.server.openai.api import COMPLETIONS, answered
-from tests.server.openai.asgi import until
+from tests.support.waiting import until
 
 ANN, BOB = {"authorization": "Bearer key-of-ann"}, {"authorization": "Bearer key-of-bob"}
 KEYS = ApiKeys({"ann": "key-of-ann", "bob": "key-of-bob"})
@@ -168,3 +168,18 @@ def _write(batches: Batches, content: bytes) -> NewFile:
     part = batches.files.new_part()
     part.write(content)
     return part.complete()
+
+
+async def test_the_batches_of_a_key_continue_when_the_server_gets_the_key_while_it_runs(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    async with open_batches(folder, keys=KEYS) as api:
+        api.engine.released.clear()
+        begun = await create(api, [a_line()], headers=ANN)
+        await until(lambda: api.engine.num_running == 1)
+    keys = ApiKeys({"bob": "key-of-bob"})
+    async with open_batches(folder, keys=keys) as api:
+        bobs = await create(api, [a_line()], headers=BOB)
+        assert (await ended(api, bobs["id"], BOB))["status"] == "completed"
+        assert (await api.http.get(f"/v1/batches/{begun['id']}", headers=ANN)).status_code == 401
+        keys.replace(KEYS)
+        assert (await ended(api, begun["id"], ANN))["status"] == "completed"

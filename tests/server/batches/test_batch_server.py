@@ -18,8 +18,10 @@ pytestmark = pytest.mark.slow
 
 def test_the_openai_client_runs_a_batch(tiny_model_path: Path, tmp_path: Path) -> None:
     folder = str(tmp_path / "folder")
-    with running_server(tiny_model_path, *OPTIONS, "--batch-folder", folder) as server:
-        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    with (
+        running_server(tiny_model_path, *OPTIONS, "--batch-folder", folder) as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
+    ):
         messages = [{"role": "user", "content": "Hello"}]
         body = {"model": "tiny", "messages": messages, "max_tokens": 8, "temperature": 0, "logprobs": True}
         lines = [

@@ -33,8 +33,8 @@ from tests.server.batches.open_batches import (
     upload,
 )
 from tests.server.openai.api import CHAT, COMPLETIONS, a_chat, answered, open_api
-from tests.server.openai.asgi import until
 from tests.support.fakes import FakeEngineClient, echoes, says
+from tests.support.waiting import until
 
 ANN, BOB = {"authorization": "Bearer key-of-ann"}, {"authorization": "Bearer key-of-bob"}
 KEYS = ApiKeys({"ann": "key-of-ann", "bob": "key-of-bob"})
@@ -371,6 +371,27 @@ async def test_a_line_that_ends_three_engines_fails(tmp_path: Path) -> None:
         assert len(api.engine.requests) == 3
         (line,) = await lines_of(api, done["error_file_id"])
         assert line["response"]["status_code"] == 503
+
+
+async def test_lines_for_a_model_that_can_never_be_loaded_end_with_that_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = ModelLoadFailed("The model fake cannot be loaded.", is_permanent=True)
+    num_tries = 0
+
+    def broken(*_: object, **__: object) -> OutputQueue:
+        nonlocal num_tries
+        num_tries += 1
+        raise error
+
+    monkeypatch.setattr(FakeEngineClient, "submit", broken)
+    async with open_batches(tmp_path / "folder") as api:
+        done = await ended(api, (await create(api, [a_line("1"), a_line("2")]))["id"])
+        assert (done["status"], done["request_counts"]) == ("completed", {"total": 2, "completed": 0, "failed": 2})
+        for line in await lines_of(api, done["error_file_id"]):
+            assert line["response"]["status_code"] == 503
+            assert line["response"]["body"]["error"]["message"] == "The model fake cannot be loaded."
+    assert num_tries == 2
 
 
 @pytest.mark.parametrize("error", [EngineUnavailable(), ModelLoadFailed("The model fake cannot be loaded.")])

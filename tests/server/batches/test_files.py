@@ -295,7 +295,7 @@ def test_a_journal_of_another_version_or_format_is_refused(tmp_path: Path) -> No
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA user_version = 9")
     db.close()
-    with pytest.raises(FolderError, match="has version 9; this server reads version 1"):
+    with pytest.raises(FolderError, match="has version 9; this server reads version 2"):
         Journal(path)
 
 

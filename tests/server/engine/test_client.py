@@ -15,6 +15,7 @@ from caravan.server.engine.client import EngineClient
 from caravan.server.engine.listener import EngineListener
 from caravan.server.engine.output_queue import EngineDied, EngineUnavailable, OutputQueue
 from tests.support.scripted_engine import DIES, DIES_LATE, HANGS, token_at
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +49,7 @@ async def answer(stream: OutputQueue) -> GenerationResponse:
         output = stream.take()
         if output is None:
             has_output.clear()
-            await asyncio.wait_for(has_output.wait(), 30)
+            await asyncio.wait_for(has_output.wait(), 60)
             continue
         tokens += output.token_ids
         num_scores += len(output.prompt_logprobs)
@@ -59,12 +60,6 @@ async def answer(stream: OutputQueue) -> GenerationResponse:
 
 def expected(prompt: list[int]) -> GenerationResponse:
     return [token_at(prompt, position) for position in range(NUM_TOKENS)], len(prompt) - 1
-
-
-async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 async def restarted(client: EngineClient) -> None:
@@ -97,7 +92,7 @@ async def test_streams_continue_when_the_engine_is_killed_or_stopped(
         await asyncio.sleep(pause_seconds)
         pid = client.engine_pid
         harm(client)
-        await until(lambda pid=pid: client.engine_pid != pid)  # type: ignore[misc]
+        await until(lambda pid=pid: client.engine_pid != pid)
         await restarted(client)
     assert await asyncio.gather(*answers) == [expected(prompt) for prompt in prompts]
     assert len(replays) == 3
@@ -105,6 +100,7 @@ async def test_streams_continue_when_the_engine_is_killed_or_stopped(
     assert all(0 < down_seconds < 10 for _, down_seconds in replays)
 
 
+@pytest.mark.timing
 async def test_threat_17_a_stopped_engine_is_noticed_within_two_seconds_also_when_busy(client: EngineClient) -> None:
     stream = ask(client, [100])
     await asyncio.sleep(0.1)
@@ -180,6 +176,7 @@ async def test_threat_29_a_late_event_loop_does_not_restart_a_healthy_engine(cli
         assert await answer(ask(client, [100])) == expected([100])
 
 
+@pytest.mark.timing
 async def test_threat_29_a_late_event_loop_still_detects_a_stopped_engine(
     client: EngineClient,
 ) -> None:

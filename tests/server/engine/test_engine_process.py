@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from caravan.scheduler.channel import encode_frame
-from caravan.scheduler.messages import Abort, EngineFailed, Heartbeat, StartEngine, WhileRunning
+from caravan.scheduler.messages import Abort, EngineFailed, EngineLoaded, Heartbeat, StartEngine, WhileRunning
 from caravan.server.engine import process as module
 from caravan.server.engine.process import EngineProcess, EngineStartFailed, engine_environment
 from tests.support.engine_reports import READY
@@ -31,16 +31,18 @@ async def test_messages_after_the_report_are_passed_on_until_the_process_ends() 
     process.send(Abort(request_id=1))
     assert await process.stop() == "exit status 0"
     process.send(Abort(request_id=2))  # dropped
-    await asyncio.wait_for(process.ended(), 5)
+    await asyncio.wait_for(process.ended(), 60)
 
 
-async def test_a_failure_to_load_is_the_reason_of_the_engine() -> None:
+@pytest.mark.parametrize("is_permanent", [False, True])
+async def test_a_failure_to_load_is_the_reason_of_the_engine(is_permanent: bool) -> None:
     process = started(WAITS, [])
     ready = asyncio.create_task(process.ready())
     await asyncio.sleep(0.05)
-    process.data_received(encode_frame(EngineFailed(reason="There is not enough memory.")))
-    with pytest.raises(EngineStartFailed, match=r"^There is not enough memory\.$"):
+    process.data_received(encode_frame(EngineFailed(reason="There is not enough memory.", is_permanent=is_permanent)))
+    with pytest.raises(EngineStartFailed, match=r"^There is not enough memory\.$") as failed:
         await ready
+    assert failed.value.is_permanent == is_permanent
     await process.stop()
 
 
@@ -49,6 +51,30 @@ async def test_a_standby_that_does_not_load_in_time_cannot_take_over(monkeypatch
     process = started(WAITS, [])
     with pytest.raises(TimeoutError):
         await process.take_over(60)
+    await process.stop()
+
+
+async def test_a_standby_may_take_as_long_to_take_over_as_it_sends_heartbeats() -> None:
+    process = started(WAITS, [])
+    report = asyncio.create_task(process.take_over(0.2))
+    await asyncio.sleep(0.05)
+    process.data_received(encode_frame(EngineLoaded()))
+    for _ in range(10):
+        await asyncio.sleep(0.1)
+        process.data_received(encode_frame(Heartbeat()))
+    assert not report.done()
+    process.data_received(encode_frame(READY))
+    assert await report == READY
+    await process.stop()
+
+
+async def test_a_standby_that_becomes_silent_cannot_take_over() -> None:
+    process = started(WAITS, [])
+    report = asyncio.create_task(process.take_over(0.1))
+    await asyncio.sleep(0.05)
+    process.data_received(encode_frame(EngineLoaded()) + encode_frame(Heartbeat()))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(report, 60)
     await process.stop()
 
 
@@ -64,7 +90,7 @@ async def test_a_killed_process_has_ended() -> None:
     process.kill()
     with pytest.raises(EngineStartFailed, match=r"ended while it loaded the model \(signal 9\)"):
         await ready
-    await asyncio.wait_for(process.ended(), 5)
+    await asyncio.wait_for(process.ended(), 60)
 
 
 def test_variables_that_are_set_have_priority_over_defaults() -> None:

@@ -3,8 +3,9 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 from typing_extensions import override
@@ -20,9 +21,9 @@ from caravan.server.engine.listener import EngineListener
 from caravan.server.engine.output_queue import EngineDied, EngineUnavailable, ModelLoadFailed, OutputQueue
 from caravan.server.engine.process import EngineEndedEarly, EngineStartFailed
 from caravan.server.engine.swapped_engine import SwappedEngine, expected_load_seconds
-from tests.server.openai.asgi import until
 from tests.support.engine_reports import READY
 from tests.support.fake_process import FakeProcess
+from tests.support.waiting import until
 
 
 class LoadingProcess(FakeProcess):
@@ -90,6 +91,19 @@ async def swapping(
     await swaps.stop()
 
 
+@pytest.fixture
+async def rivals(processes: list[FakeProcess]) -> AsyncIterator[EngineSwaps]:
+    """Two engines with memory for one."""
+    async with swapping(1, 1, budget=1) as swaps:
+        yield swaps
+
+
+@pytest.fixture
+def turns(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Return a function that sets the shortest turn in seconds."""
+    return partial(monkeypatch.setattr, swapped_engine, "MIN_TURN_SECONDS")
+
+
 def ask(engine: SwappedEngine, urgency: int = 0) -> OutputQueue:
     params = SamplingParams(max_tokens=9, seed=1)
     return engine.client.submit(Request(prompt_token_ids=[1], params=params, urgency=urgency))
@@ -113,11 +127,16 @@ def requests_sent_to(engine: SwappedEngine) -> list[int]:
     return [message.request_id for message in process.sent if isinstance(message, Request)]
 
 
+async def started(engine: SwappedEngine, urgency: int = 0) -> OutputQueue:
+    """Load an engine with a request and return it."""
+    outputs = ask(engine, urgency)
+    await until(lambda: state_of(engine) == "loaded")
+    return outputs
+
+
 async def used(engine: SwappedEngine) -> None:
     """Load an engine and let it answer a request."""
-    outputs = ask(engine)
-    await until(lambda: state_of(engine) == "loaded")
-    end(engine, outputs)
+    end(engine, await started(engine))
 
 
 def state_of(engine: SwappedEngine) -> str:
@@ -162,8 +181,7 @@ async def test_an_engine_sleeps_only_if_that_makes_enough_room(processes: list[F
     async with swapping(1, 2, 3, budget=3) as swaps:
         a, b, c = swaps.engines
         await used(a)
-        running = ask(b)
-        await until(lambda: state_of(b) == "loaded")
+        running = await started(b)
         waiting = ask(c)
         await asyncio.sleep(0.03)
         assert states(swaps) == ["loaded", "loaded", "asleep"]
@@ -175,80 +193,73 @@ async def test_an_engine_sleeps_only_if_that_makes_enough_room(processes: list[F
 
 
 async def test_a_busy_engine_has_to_go_after_a_turn_and_its_later_requests_wait_for_the_next_one(
-    processes: list[FakeProcess], monkeypatch: pytest.MonkeyPatch
+    rivals: EngineSwaps, turns: Callable[[float], None], processes: list[FakeProcess]
 ) -> None:
-    monkeypatch.setattr(swapped_engine, "MIN_TURN_SECONDS", 0.05)
-    async with swapping(1, 1, budget=1) as swaps:
-        a, b = swaps.engines
-        running = ask(a)
-        await until(lambda: state_of(a) == "loaded")
-        waiting = ask(b)
-        more = [ask(a)]
-        assert requests_sent_to(a) == [running.request_id, more[0].request_id], "before the turn is over"
-        await until(lambda: a.client.is_postponing)
-        late, left = ask(a), ask(a)
-        left.abort()
-        assert requests_sent_to(a) == [running.request_id, more[0].request_id]
-        assert swaps.forecast_seconds(a) > 0
-        end(a, running)
-        await asyncio.sleep(0.02)
-        assert states(swaps) == ["loaded", "asleep"], "one is still running"
-        end(a, more[0])
-        await until(lambda: state_of(b) == "loaded")
-        assert requests_sent_to(b) == [waiting.request_id]
-        assert states(swaps) == ["asleep", "loaded"]
-        end(b, waiting)
-        await until(lambda: state_of(a) == "loaded")
-        assert requests_sent_to(a) == [late.request_id]
-        assert len(processes) == 3
+    turns(0.05)
+    a, b = rivals.engines
+    running = await started(a)
+    waiting = ask(b)
+    more = [ask(a)]
+    assert requests_sent_to(a) == [running.request_id, more[0].request_id], "before the turn is over"
+    await until(lambda: a.client.is_postponing)
+    late, left = ask(a), ask(a)
+    left.abort()
+    assert requests_sent_to(a) == [running.request_id, more[0].request_id]
+    assert rivals.forecast_seconds(a) > 0
+    end(a, running)
+    await asyncio.sleep(0.02)
+    assert states(rivals) == ["loaded", "asleep"], "one is still running"
+    end(a, more[0])
+    await until(lambda: state_of(b) == "loaded")
+    assert requests_sent_to(b) == [waiting.request_id]
+    assert states(rivals) == ["asleep", "loaded"]
+    end(b, waiting)
+    await until(lambda: state_of(a) == "loaded")
+    assert requests_sent_to(a) == [late.request_id]
+    assert len(processes) == 3
 
 
 async def test_postponed_requests_go_on_if_the_waiting_client_leaves(
-    processes: list[FakeProcess], monkeypatch: pytest.MonkeyPatch
+    rivals: EngineSwaps, turns: Callable[[float], None], processes: list[FakeProcess]
 ) -> None:
-    monkeypatch.setattr(swapped_engine, "MIN_TURN_SECONDS", 0.01)
-    async with swapping(1, 1, budget=1) as swaps:
-        a, b = swaps.engines
-        running = ask(a)
-        await until(lambda: state_of(a) == "loaded")
-        waiting = ask(b)
-        await until(lambda: a.client.is_postponing)
-        late = ask(a)
-        waiting.abort()
-        await until(lambda: not a.client.is_postponing)
-        assert requests_sent_to(a) == [running.request_id, late.request_id]
-        assert swaps.forecast_seconds(a) == 0
-        assert len(processes) == 1
+    turns(0.01)
+    a, b = rivals.engines
+    running = await started(a)
+    waiting = ask(b)
+    await until(lambda: a.client.is_postponing)
+    late = ask(a)
+    waiting.abort()
+    await until(lambda: not a.client.is_postponing)
+    assert requests_sent_to(a) == [running.request_id, late.request_id]
+    assert rivals.forecast_seconds(a) == 0
+    assert len(processes) == 1
 
 
 async def test_lines_never_make_an_engine_with_clients_leave_and_take_an_idle_one_after_a_turn(
-    processes: list[FakeProcess], monkeypatch: pytest.MonkeyPatch
+    rivals: EngineSwaps, turns: Callable[[float], None]
 ) -> None:
-    monkeypatch.setattr(swapped_engine, "MIN_TURN_SECONDS", 0.1)
-    async with swapping(1, 1, budget=1) as swaps:
-        a, b = swaps.engines
-        running = ask(a)
-        await until(lambda: state_of(a) == "loaded")
-        line = ask_for_line(b)
-        await asyncio.sleep(0.3)
-        assert not a.client.is_postponing
-        assert swaps.forecast_seconds(a) == 0
-        end(a, running)
-        await asyncio.sleep(0.03)
-        assert states(swaps) == ["loaded", "asleep"], "clients of a may come back"
-        await until(lambda: state_of(b) == "loaded")
-        assert time.monotonic() - a.idle_since_seconds >= 0.1
-        assert requests_sent_to(b) == [line.request_id]
+    turns(0.1)
+    a, b = rivals.engines
+    running = await started(a)
+    line = ask_for_line(b)
+    await asyncio.sleep(0.3)
+    assert not a.client.is_postponing
+    assert rivals.forecast_seconds(a) == 0
+    end(a, running)
+    await asyncio.sleep(0.03)
+    assert states(rivals) == ["loaded", "asleep"], "clients of a may come back"
+    await until(lambda: state_of(b) == "loaded")
+    assert time.monotonic() - a.idle_since_seconds >= 0.1
+    assert requests_sent_to(b) == [line.request_id]
 
 
 async def test_an_engine_with_only_lines_makes_room_for_a_client_without_a_turn(
-    processes: list[FakeProcess], monkeypatch: pytest.MonkeyPatch
+    processes: list[FakeProcess], turns: Callable[[float], None]
 ) -> None:
-    monkeypatch.setattr(swapped_engine, "MIN_TURN_SECONDS", 60)
+    turns(60)
     async with swapping(1, 1, 1, budget=1) as swaps:
         a, b, c = swaps.engines
-        running = ask_for_line(b)
-        await until(lambda: state_of(b) == "loaded")
+        running = await started(b, LINE_URGENCY)
         of_c = ask_for_line(c)
         await asyncio.sleep(0.03)
         c.load_seconds = 30
@@ -264,59 +275,53 @@ async def test_an_engine_with_only_lines_makes_room_for_a_client_without_a_turn(
 
 
 async def test_engines_with_only_lines_take_turns_until_a_client_comes(
-    processes: list[FakeProcess], monkeypatch: pytest.MonkeyPatch
+    rivals: EngineSwaps, turns: Callable[[float], None]
 ) -> None:
-    monkeypatch.setattr(swapped_engine, "MIN_TURN_SECONDS", 0.05)
-    async with swapping(1, 1, budget=1) as swaps:
-        a, b = swaps.engines
-        running = ask_for_line(a)
-        await until(lambda: state_of(a) == "loaded")
-        of_b = ask_for_line(b)
-        await until(lambda: a.client.is_postponing)
-        client = ask(a)
-        await until(lambda: not a.client.is_postponing)
-        assert requests_sent_to(a) == [running.request_id, client.request_id]
-        end(a, client)
-        await until(lambda: a.client.is_postponing)
-        end(a, running)
-        await until(lambda: state_of(b) == "loaded")
-        assert requests_sent_to(b) == [of_b.request_id]
+    turns(0.05)
+    a, b = rivals.engines
+    running = await started(a, LINE_URGENCY)
+    of_b = ask_for_line(b)
+    await until(lambda: a.client.is_postponing)
+    client = ask(a)
+    await until(lambda: not a.client.is_postponing)
+    assert requests_sent_to(a) == [running.request_id, client.request_id]
+    end(a, client)
+    await until(lambda: a.client.is_postponing)
+    end(a, running)
+    await until(lambda: state_of(b) == "loaded")
+    assert requests_sent_to(b) == [of_b.request_id]
 
 
 async def test_what_lines_have_waited_does_not_shorten_the_wait_of_a_client(
-    processes: list[FakeProcess], monkeypatch: pytest.MonkeyPatch
+    rivals: EngineSwaps, turns: Callable[[float], None]
 ) -> None:
-    monkeypatch.setattr(swapped_engine, "MIN_TURN_SECONDS", 0.1)
-    async with swapping(1, 1, budget=1) as swaps:
-        a, b = swaps.engines
-        ask(a)
-        await until(lambda: state_of(a) == "loaded")
-        ask_for_line(b)
-        await asyncio.sleep(0.15)
-        began_seconds = time.monotonic()
-        ask(b)
-        await until(lambda: a.client.is_postponing)
-        assert time.monotonic() - began_seconds >= 0.1
+    turns(0.1)
+    a, b = rivals.engines
+    await started(a)
+    ask_for_line(b)
+    await asyncio.sleep(0.15)
+    began_seconds = time.monotonic()
+    ask(b)
+    await until(lambda: a.client.is_postponing)
+    assert time.monotonic() - began_seconds >= 0.1
 
 
 async def test_a_crashed_engine_that_has_to_go_is_restarted_for_its_running_requests_alone(
-    processes: list[FakeProcess], monkeypatch: pytest.MonkeyPatch
+    rivals: EngineSwaps, turns: Callable[[float], None], processes: list[FakeProcess]
 ) -> None:
-    monkeypatch.setattr(swapped_engine, "MIN_TURN_SECONDS", 0.01)
-    async with swapping(1, 1, budget=1) as swaps:
-        a, b = swaps.engines
-        running = ask(a)
-        await until(lambda: state_of(a) == "loaded")
-        ask(b)
-        await until(lambda: a.client.is_postponing)
-        late = ask(a)
-        processes[0].kill()
-        await until(lambda: len(processes) == 2 and state_of(a) == "loaded")
-        assert requests_sent_to(a) == [running.request_id]
-        end(a, running)
-        await until(lambda: state_of(b) == "loaded")
-        assert not late.take()
-        assert swaps.used_bytes == 1
+    turns(0.01)
+    a, b = rivals.engines
+    running = await started(a)
+    ask(b)
+    await until(lambda: a.client.is_postponing)
+    late = ask(a)
+    processes[0].kill()
+    await until(lambda: len(processes) == 2 and state_of(a) == "loaded")
+    assert requests_sent_to(a) == [running.request_id]
+    end(a, running)
+    await until(lambda: state_of(b) == "loaded")
+    assert not late.take()
+    assert rivals.used_bytes == 1
 
 
 async def test_requests_fail_with_their_model_if_it_cannot_be_loaded_and_others_go_on(
@@ -338,9 +343,24 @@ async def test_requests_fail_with_their_model_if_it_cannot_be_loaded_and_others_
         assert states(swaps) == ["asleep", "loaded"]
         assert ask(b).request_id in requests_sent_to(b)
         await asyncio.sleep(0.06)
-        again = ask(a)
-        await until(lambda: state_of(a) == "loaded")
+        again = await started(a)
         assert requests_sent_to(a) == [again.request_id]
+
+
+@pytest.mark.parametrize("is_permanent", [False, True])
+async def test_a_failed_load_says_whether_another_try_can_help(
+    is_permanent: bool, processes: list[FakeProcess]
+) -> None:
+    async with swapping(1) as swaps:
+        (engine,) = swaps.engines
+        LoadingProcess.errors.append(EngineStartFailed("The file is damaged.", is_permanent=is_permanent))
+        outputs = ask(engine)
+        await until(lambda: not engine.is_changing and not engine.client.requests)
+        for failing in (outputs.take, lambda: ask(engine)):
+            with pytest.raises(ModelLoadFailed) as failed:
+                failing()
+            assert failed.value.is_permanent == is_permanent
+    assert len(processes) == 1
 
 
 @pytest.mark.parametrize("num_kills", [2, 3])
@@ -362,8 +382,7 @@ async def test_a_process_that_is_killed_while_it_loads_is_started_again_twice(
 async def test_an_idle_engine_sleeps_and_the_next_request_wakes_it(processes: list[FakeProcess]) -> None:
     async with swapping(1, sleep_after=0.05) as swaps:
         (engine,) = swaps.engines
-        outputs = ask(engine)
-        await until(lambda: state_of(engine) == "loaded")
+        outputs = await started(engine)
         await asyncio.sleep(0.08)
         assert state_of(engine) == "loaded", "it has a request"
         end(engine, outputs)
@@ -380,7 +399,7 @@ async def test_an_idle_engine_sleeps_and_the_next_request_wakes_it(processes: li
 
 
 async def test_a_request_that_comes_while_its_engine_is_put_to_sleep_wakes_it_again(
-    processes: list[FakeProcess], monkeypatch: pytest.MonkeyPatch
+    rivals: EngineSwaps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     may_stop = asyncio.Event()
 
@@ -388,20 +407,19 @@ async def test_a_request_that_comes_while_its_engine_is_put_to_sleep_wakes_it_ag
         await may_stop.wait()
         return "exit status 0"
 
-    async with swapping(1, 1, budget=1) as swaps:
-        a, b = swaps.engines
-        await used(a)
-        monkeypatch.setattr(LoadingProcess, "stop", stop)
-        ask(b)
-        await until(lambda: a.is_changing)
-        outputs = ask(a)
-        assert swaps.used_bytes == 1, "its memory is not free yet"
-        assert state_of(b) == "asleep"
-        may_stop.set()
-        await until(lambda: state_of(b) == "loaded")
-        end(b, OutputQueue(1, lambda _: None))
-        await until(lambda: state_of(a) == "loaded")
-        assert requests_sent_to(a) == [outputs.request_id]
+    a, b = rivals.engines
+    await used(a)
+    monkeypatch.setattr(LoadingProcess, "stop", stop)
+    ask(b)
+    await until(lambda: a.is_changing)
+    outputs = ask(a)
+    assert rivals.used_bytes == 1, "its memory is not free yet"
+    assert state_of(b) == "asleep"
+    may_stop.set()
+    await until(lambda: state_of(b) == "loaded")
+    end(b, OutputQueue(1, lambda _: None))
+    await until(lambda: state_of(a) == "loaded")
+    assert requests_sent_to(a) == [outputs.request_id]
 
 
 async def test_the_forecast_counts_loads_and_running_requests(processes: list[FakeProcess]) -> None:
@@ -444,23 +462,22 @@ async def test_stop_ends_what_is_loaded_loading_and_waiting(processes: list[Fake
 
 
 async def test_a_load_that_hangs_fails_and_gives_its_memory_back(
-    processes: list[FakeProcess], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    rivals: EngineSwaps, processes: list[FakeProcess], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(engine_swaps, "MIN_TIMEOUT_SECONDS", 0)
     monkeypatch.setattr(engine_swaps, "TIMEOUT_FACTOR", 1)
-    async with swapping(1, 1, budget=1) as swaps:
-        a, b = swaps.engines
-        a.load_seconds, b.load_seconds = 0.05, 60.0
-        LoadingProcess.may_load.clear()
-        hanging, waiting = ask(a), ask(b)
-        await until(lambda: len(processes) == 2)
-        LoadingProcess.may_load.set()
-        await until(lambda: state_of(b) == "loaded")
-        assert requests_sent_to(b) == [waiting.request_id]
-        with pytest.raises(ModelLoadFailed):
-            hanging.take()
-        assert processes[0].num_stops == 1
-        assert "The model a cannot be loaded: It has not been loaded within 0.05 s." in caplog.text
+    a, b = rivals.engines
+    a.load_seconds, b.load_seconds = 0.05, 60.0
+    LoadingProcess.may_load.clear()
+    hanging, waiting = ask(a), ask(b)
+    await until(lambda: len(processes) == 2)
+    LoadingProcess.may_load.set()
+    await until(lambda: state_of(b) == "loaded")
+    assert requests_sent_to(b) == [waiting.request_id]
+    with pytest.raises(ModelLoadFailed):
+        hanging.take()
+    assert processes[0].num_stops == 1
+    assert "The model a cannot be loaded: It has not been loaded within 0.05 s." in caplog.text
 
 
 async def test_stop_does_not_wait_for_a_load_that_has_just_begun(processes: list[FakeProcess]) -> None:
@@ -468,7 +485,7 @@ async def test_stop_does_not_wait_for_a_load_that_has_just_begun(processes: list
         LoadingProcess.may_load.clear()
         outputs = ask(swaps.engines[0])
         swaps._check()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await swaps.stop()
         with pytest.raises(EngineDied):
             outputs.take()
@@ -476,9 +493,9 @@ async def test_stop_does_not_wait_for_a_load_that_has_just_begun(processes: list
 
 @pytest.mark.parametrize("seed", range(5))
 async def test_the_budget_holds_and_no_request_is_cut_or_left_for_random_loads(
-    seed: int, processes: list[FakeProcess], monkeypatch: pytest.MonkeyPatch
+    seed: int, processes: list[FakeProcess], turns: Callable[[float], None]
 ) -> None:
-    monkeypatch.setattr(swapped_engine, "MIN_TURN_SECONDS", 0.02)
+    turns(0.02)
     numbers = random.Random(seed)
     async with swapping(1, 2, 3, 2, budget=4) as swaps:
         is_over = False
@@ -493,7 +510,7 @@ async def test_the_budget_holds_and_no_request_is_cut_or_left_for_random_loads(
         async def answered(engine: SwappedEngine) -> None:
             await asyncio.sleep(numbers.random() * 0.3)
             outputs = ask(engine)
-            await until(lambda: is_running(engine, outputs), within_seconds=20)
+            await until(lambda: is_running(engine, outputs))
             process = engine.client._process
             await asyncio.sleep(numbers.random() * 0.02)
             assert engine.client._process is process, "it was not swapped meanwhile"

@@ -24,9 +24,9 @@ from caravan.server.engine.client import EngineClient
 from caravan.server.engine.listener import EngineListener
 from caravan.server.engine.output_queue import EngineDied, EngineUnavailable
 from caravan.server.engine.process import EngineStartFailed
-from tests.server.openai.asgi import until
 from tests.support.engine_reports import READY
 from tests.support.fake_process import FakeProcess
+from tests.support.waiting import until
 
 
 class Listener(EngineListener):
@@ -109,7 +109,7 @@ async def test_a_subscription_is_sent_again_to_the_next_engine(processes: list[F
     await until(lambda: len(processes) == 2 and client.is_ready)
     assert processes[1].sent == [Subscribe(period_seconds=0.5)]
     snapshot = EngineSnapshot(
-        stats=StepStats(), block_size=16, blocks_per_cell=1, cell_states=[], cell_owners=[], running=[], waiting=[]
+        stats=StepStats(), block_size=16, blocks_per_cell=1, cell_states=[], running=[], waiting=[]
     )
     processes[1].say(snapshot)
     assert listener.snapshots == [snapshot]

@@ -9,6 +9,7 @@ import pytest
 from benchmarks.spill import KillReport, answer_to, kill_engines, measure_restarts, prompt_request, running_engine
 from caravan.scheduler.config import EngineLimits
 from caravan.scheduler.messages import StartEngine
+from tests.support.extent import extent, is_full
 
 pytestmark = pytest.mark.slow
 
@@ -59,13 +60,14 @@ def damage(path: Path, dice: random.Random) -> None:
 async def test_streams_of_a_killed_engine_are_read_instead_of_computed(
     start: StartEngine, spilled: StartEngine
 ) -> None:
+    num_kills = extent(3, 2)
     bodies = [prompt_request(index, 100, 120) for index in range(4)]
     reports: list[KillReport] = []
-    for options in (spilled, start):
-        reports.append(await kill_engines(options, bodies, 3, seed=1))
-        assert (reports[-1].num_kills, reports[-1].num_wrong) == (3, 0)
+    for options in (spilled, start) if is_full() else (spilled,):
+        reports.append(await kill_engines(options, bodies, num_kills, seed=1))
+        assert (reports[-1].num_kills, reports[-1].num_wrong) == (num_kills, 0)
         assert reports[-1].num_answers >= 4
         assert reports[-1].num_replayed > 0
     shares = [report.num_recomputed_tokens / report.num_replayed_tokens for report in reports]
-    assert shares[1] > 0.9
-    assert shares[0] < 0.5 * shares[1], "blocks that were not written yet are few"
+    assert shares[0] < 0.5, "blocks that were not written yet are few"
+    assert all(share > 0.9 for share in shares[1:]), "without the file nearly all"

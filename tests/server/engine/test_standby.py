@@ -15,11 +15,11 @@ from caravan.server.engine import standby as standby_module
 from caravan.server.engine.client import EngineClient
 from caravan.server.engine.output_queue import OutputQueue
 from caravan.server.engine.standby import Standby
-from tests.server.openai.asgi import until
 from tests.support.engine_reports import READY
 from tests.support.fake_process import FakeProcess
 from tests.support.running_server import is_alive
 from tests.support.scripted_engine import DIES, token_at
+from tests.support.waiting import until
 
 NUM_TOKENS = 60
 STANDBY = ("standby",)
@@ -95,15 +95,41 @@ async def test_a_standby_that_fails_is_replaced_and_the_engine_works_on(
     await client.stop()
 
 
+async def test_a_failed_standby_is_waited_for_while_another_engine_starts(
+    processes: list[FakeProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, _ = await started()
+    await until(lambda: len(processes) == 2)
+    may_end, ended = asyncio.Event(), list[int]()
+
+    async def stop(process: FakeProcess) -> str:
+        if process.pid == 2:
+            await may_end.wait()
+        ended.append(process.pid)
+        return "signal 9"
+
+    monkeypatch.setattr(FakeProcess, "stop", stop)
+    processes[1].has_loaded.set()
+    await until(client.is_standby_ready)
+    processes[1].kill()
+    await until(lambda: not client.is_standby_ready())
+    processes[0].kill()
+    await until(lambda: client.engine_pid == 3 and client.is_ready)
+    assert ended == [1]
+    may_end.set()
+    await client.stop()
+    assert {1, 2, 3} <= {*ended}
+
+
 async def test_the_log_of_a_standby_is_logged_and_its_messages_are_no_sign_of_life(
     processes: list[FakeProcess], caplog: pytest.LogCaptureFixture
 ) -> None:
     client, _ = await started()
     await until(lambda: len(processes) == 2)
-    received_at_seconds = client._received_at_seconds
+    heard_at_seconds = client._silence._heard_at_seconds
     processes[1].say(EngineLog(level=logging.WARNING, text="the kernels are built"))
     processes[1].say(Heartbeat())
-    assert client._received_at_seconds == received_at_seconds
+    assert client._silence._heard_at_seconds == heard_at_seconds
     assert [record.getMessage() for record in caplog.records] == ["Standby: the kernels are built"]
     assert [vars(record)["model"] for record in caplog.records] == ["model"]
     await client.stop()
@@ -156,7 +182,7 @@ async def answer(stream: OutputQueue) -> list[int]:
         output = stream.take()
         if output is None:
             has_output.clear()
-            await asyncio.wait_for(has_output.wait(), 30)
+            await asyncio.wait_for(has_output.wait(), 60)
             continue
         tokens += output.token_ids
         if output.finish_reason is not None:
@@ -172,7 +198,7 @@ async def standby_pid(client: EngineClient) -> int:
     """Return the process id of the standby when it has loaded."""
     standby = client.standby
     assert standby is not None
-    await until(client.is_standby_ready, within_seconds=20)
+    await until(client.is_standby_ready)
     assert standby._process is not None
     return standby._process.pid
 
@@ -186,7 +212,7 @@ async def test_streams_continue_when_a_standby_takes_over(client: EngineClient, 
     for _ in range(2):
         pid = await standby_pid(client)
         os.kill(client.engine_pid, harm)
-        await until(lambda pid=pid: client.engine_pid == pid and client.is_ready, within_seconds=20)
+        await until(lambda pid=pid: client.engine_pid == pid and client.is_ready)
     assert await asyncio.gather(*answers) == [expected(prompt) for prompt in prompts]
 
 
@@ -204,7 +230,7 @@ async def test_streams_continue_when_a_standby_is_killed_or_still_loading(client
     following = standby._process
     assert following is not None
     os.kill(client.engine_pid, signal.SIGKILL)
-    await until(lambda: client.engine_pid == following.pid and client.is_ready, within_seconds=20)
+    await until(lambda: client.engine_pid == following.pid and client.is_ready)
     assert await stream == expected([100])
 
 
@@ -216,7 +242,7 @@ async def test_streams_continue_when_both_processes_fail_at_once(client: EngineC
     pids = [await standby_pid(client), client.engine_pid]
     for pid in pids:
         os.kill(pid, harm)
-    await until(lambda: client.engine_pid not in pids and client.is_ready, within_seconds=20)
+    await until(lambda: client.engine_pid not in pids and client.is_ready)
     assert await stream == expected([100])
     assert not any(map(is_alive, pids))
 

@@ -77,6 +77,41 @@ def test_lines_of_batches_that_wait_leave_the_queue_to_requests() -> None:
         admit(admission)
 
 
+def test_running_lines_of_batches_take_no_places_of_requests() -> None:
+    admission = an_admission(max_requests=0)
+    start(admission, *admit(admission, *[(10, 200)] * 2, context=RequestContext(urgency=1)))  # the batch is full
+    admit(admission)
+    with pytest.raises(QueueFull):
+        admit(admission, context=RequestContext(urgency=1))
+    admit(admission)
+    with pytest.raises(QueueFull, match="queue has 2 requests; the limit is 0"):
+        admit(admission)
+
+
+def test_a_request_waits_one_step_for_each_line_that_makes_way() -> None:
+    admission = an_admission(max_num_seqs=2)
+    line = RequestContext(urgency=1)
+    lines = admit(admission, *[(10, 200)] * 4, context=line)
+    for number, reservation in enumerate(lines):
+        admission.submit(reservation, number)
+    start(admission, *lines)
+    admission.on_step(events("join", 0, 1))  # the others have been preempted
+    waits = [admit(admission)[0].predicted_wait_seconds for _ in range(3)]
+    assert waits == pytest.approx([STEP_SECONDS, 2 * STEP_SECONDS, 21 * STEP_SECONDS], rel=0.05)
+    assert admit(admission, context=line)[0].predicted_wait_seconds > 190 * STEP_SECONDS
+
+
+def test_lines_that_have_made_way_delay_no_request() -> None:
+    admission = an_admission(max_num_seqs=2)
+    lines = admit(admission, *[(10, 200)] * 4, context=RequestContext(urgency=1))
+    for number, reservation in enumerate(lines):
+        admission.submit(reservation, number)
+    start(admission, *lines)
+    admission.on_step(events("join", 0, 1))
+    admission.on_step(events("preempt", 0, 1))
+    assert admit(admission)[0].predicted_wait_seconds == 0
+
+
 def test_a_request_of_many_sequences_is_admitted_as_a_whole_or_rejected() -> None:
     admission = an_admission(max_requests=3)
     running = admit(admission, *[(10, 20)] * 2)

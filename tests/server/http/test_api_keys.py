@@ -13,7 +13,7 @@ def test_keys_are_read_from_the_option_and_the_file_with_their_names(tmp_path: P
     file.write_text("# people\n\nalice: secret-of-alice\n  bob :secret-of:bob\n")
     keys = load_keys(["first-secret", "second-secret"], file)
     assert keys is not None
-    assert keys.names == ["key-1", "key-2", "alice", "bob"]
+    assert list(keys.names) == ["key-1", "key-2", "alice", "bob"]
     found = [keys.find(key) for key in (b"secret-of-alice", b"secret-of:bob", b"second-secret")]
     assert [key and key.name for key in found] == ["alice", "bob", "key-2"]
     for wrong in (b"", b"secret-of-alic", b"secret-of-alice ", b"\xff"):
@@ -71,12 +71,18 @@ def test_the_length_of_key_names_is_limited() -> None:
 
 def test_a_line_of_the_key_file_may_have_attributes(tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    file.write_text("plain: secret-1\nprometheus: secret-2, scrape\nurgent: secret-3 ,min-priority = -5, scrape\n")
+    file.write_text(
+        "plain: secret-1\nprometheus: secret-2, scrape\nurgent: secret-3 ,min-priority = -5, scrape, adapters\n"
+    )
     keys = load_keys(["secret-4"], file)
     assert keys is not None
     found = [keys.find(b"secret-%d" % number) for number in (1, 2, 3, 4)]
-    marks = {key.name: (key.may_scrape, key.min_priority) for key in found if key is not None}
-    assert marks == {"key-1": (False, 0), "plain": (False, 0), "prometheus": (True, 0), "urgent": (True, -5)}
+    marks = {key.name: (key.may_scrape, key.may_load, key.min_priority) for key in found if key is not None}
+    assert marks == {
+        **{"key-1": (False, False, 0), "plain": (False, False, 0)},
+        **{"prometheus": (True, False, 0), "urgent": (True, True, -5)},
+    }
+    assert keys.can_any_load
 
 
 @pytest.mark.parametrize(("marked", "allowed"), [([], ["a", "b"]), (["b"], ["b"])])

@@ -1,12 +1,15 @@
 """AsgiCycle: complete, too long, truncated and unread responses."""
 
 import asyncio
+from collections.abc import AsyncGenerator
 
 import pytest
 from starlette.types import Message
 
-from caravan.server.http.asgi_cycle import AsgiCycle
-from tests.support.answering_app import Answering, exchange, served, until
+from caravan.server.http.asgi_cycle import SCOPE_WRITE_BODY, AsgiCycle
+from caravan.server.http.sse import EventStream
+from tests.support.answering_app import Answering, exchange, served
+from tests.support.waiting import until
 
 
 @pytest.fixture
@@ -83,7 +86,7 @@ async def test_a_broken_body_of_a_running_request_disconnects_it(app: Answering)
         writer.write(head + b"1\r\na\r\n")
         await asyncio.sleep(0.05)
         writer.write(b"no length\r\n")
-        assert (await asyncio.wait_for(reader.read(), 5)).startswith(b"HTTP/1.1 400 ")
+        assert (await asyncio.wait_for(reader.read(), 60)).startswith(b"HTTP/1.1 400 ")
         await until(lambda: app.events == ["gone"])
         writer.close()
 
@@ -176,3 +179,53 @@ async def test_output_after_a_disconnect_is_dropped() -> None:
     await cycle.send(starts(200))
     assert await cycle.receive() == {"type": "http.disconnect"}
     assert not connection.written
+
+
+async def test_a_part_of_a_body_is_written_at_once_unless_it_has_to_wait() -> None:
+    connection = Connection()
+    cycle = cycle_of(connection)
+    assert not cycle.write_body(b"early")  # before the head
+    await cycle.send(starts(200))
+    connection.is_write_paused = True
+    assert not cycle.write_body(b"late")
+    connection.is_write_paused = False
+    assert cycle.write_body(b"one")
+    await cycle.send({**BODY, "more_body": True})
+    assert cycle.write_body(b"two")
+    await cycle.send({"type": "http.response.body"})
+    assert not cycle.write_body(b"after the end")
+    assert connection.written.partition(b"\r\n\r\n")[2] == b"3\r\none\r\n2\r\nok\r\n3\r\ntwo\r\n0\r\n\r\n"
+
+
+async def test_a_part_of_a_body_is_dropped_after_a_disconnect() -> None:
+    connection = Connection()
+    cycle = cycle_of(connection)
+    await cycle.send(starts(200))
+    cycle.disconnect()
+    assert cycle.write_body(b"one")
+    assert not connection.written
+
+
+async def test_a_stream_writes_its_events_past_the_middleware() -> None:
+    written: list[bytes] = []
+
+    def write_body(body: bytes) -> bool:
+        written.append(body)
+        return True
+
+    async def events() -> AsyncGenerator[bytes, None]:
+        yield b"data: 1\n\n"
+        yield b"data: 2\n\n"
+
+    async def receive() -> Message:
+        return await asyncio.get_running_loop().create_future()
+
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    stream = EventStream(events(), write_timeout_seconds=9, on_end=lambda: None)
+    await stream({"type": "http", SCOPE_WRITE_BODY: write_body}, receive, send)
+    assert written == [b"data: 1\n\n", b"data: 2\n\n"]
+    assert [message.get("body") for message in sent] == [None, b""]

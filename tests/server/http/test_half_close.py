@@ -6,7 +6,8 @@ import subprocess
 
 import pytest
 
-from tests.support.answering_app import REQUEST, Answering, read_to_end, served, until
+from tests.support.answering_app import REQUEST, Answering, read_to_end, served
+from tests.support.waiting import until
 
 
 @pytest.fixture

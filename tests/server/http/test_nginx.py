@@ -15,8 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.running_server import RunningServer, eventually, running_server
+from tests.support.running_server import RunningServer, running_server
 from tests.support.strict_http import GenerationResponse, StrictClient
+from tests.support.waiting import eventually
 
 NUM_EXCHANGES = 500
 NUM_AT_ONCE = 8
@@ -87,11 +88,11 @@ def proxy(server: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> It
     file.write_text(CONFIGURATION.format(port=port, server_port=server_port))
     process = subprocess.Popen([NGINX, "-p", str(folder), "-e", "stderr", "-c", str(file)])
     try:
-        eventually(lambda: is_listening(port), within_seconds=10)
+        eventually(lambda: is_listening(port))
         yield Proxy(port, process.pid, server_port)
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 def is_listening(port: int) -> bool:
@@ -229,4 +230,4 @@ def test_threat_26_two_users_behind_a_proxy_that_keeps_connections_get_their_own
     assert len(set(ways)) == 10
     assert any(earlier & later for earlier, later in itertools.pairwise(seen)), "no connection was used twice"
     server.http.headers["authorization"] = "Bearer secret-of-ann"
-    eventually(lambda: server.metric("num_requests_running") == 0, within_seconds=5)
+    eventually(lambda: server.metric("num_requests_running") == 0)

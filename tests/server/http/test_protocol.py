@@ -9,8 +9,9 @@ import pytest
 import uvicorn
 
 from caravan.server.http.protocol import HttpProtocol
-from tests.support.answering_app import REQUEST, Answering, exchange, read_to_end, served, until
+from tests.support.answering_app import REQUEST, Answering, exchange, read_to_end, served
 from tests.support.hello_app import hello
+from tests.support.waiting import until
 
 HEAD_SECONDS = 0.3
 
@@ -62,7 +63,7 @@ async def test_a_second_request_has_its_own_head_timeout_after_an_idle_pause(por
         for part in (request[:9], request[9:]):
             writer.write(part)
             await asyncio.sleep(HEAD_SECONDS / 3)
-        assert (await asyncio.wait_for(reader.readuntil(b"hello"), 5)).startswith(b"HTTP/1.1 200 ")
+        assert (await asyncio.wait_for(reader.readuntil(b"hello"), 60)).startswith(b"HTTP/1.1 200 ")
     writer.write(request[:9])
     assert (await read_to_end(reader)).startswith(b"HTTP/1.1 408 ")
     writer.close()
@@ -75,7 +76,7 @@ async def test_a_body_may_take_longer_than_a_head(port: int) -> None:
     for _ in range(3):
         await asyncio.sleep(HEAD_SECONDS)
         writer.write(b"a")
-    assert (await asyncio.wait_for(reader.readuntil(b"hello"), 5)).startswith(b"HTTP/1.1 200 ")
+    assert (await asyncio.wait_for(reader.readuntil(b"hello"), 60)).startswith(b"HTTP/1.1 200 ")
     writer.close()
 
 
@@ -181,7 +182,7 @@ async def test_a_slow_client_gets_the_whole_last_response(app: Answering, monkey
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**20)
         writer.write(LARGE.replace(b"host: x", b"host: x\r\nconnection: close"))
         num_bytes = 0
-        while part := await asyncio.wait_for(reader.read(2**20), 5):
+        while part := await asyncio.wait_for(reader.read(2**20), 60):
             num_bytes += len(part)
             await asyncio.sleep(0.1)
         assert num_bytes > 2**24

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.running_server import RunningServer, eventually, running_server
+from tests.support.running_server import RunningServer, running_server
 from tests.support.strict_http import GenerationResponse, StrictClient
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.slow
 
@@ -207,14 +208,14 @@ def is_idle(server: RunningServer) -> bool:
 def test_threat_11_a_client_that_half_closes_and_leaves_is_detected(
     server: RunningServer, version: str, is_streamed: bool, waits_seconds: float
 ) -> None:
-    eventually(lambda: is_idle(server), within_seconds=5)
+    eventually(lambda: is_idle(server))
     before = server.metric("generation_tokens_total")
     with StrictClient(int(server.url.rpartition(":")[2])) as client:
         content = json.dumps(LONG | {"stream": is_streamed, "n": 16}).encode()
         client.send(post(b"Content-Length: %d\r\n\r\n" % len(content), version.encode()) + content)
         client.end_half()
         time.sleep(waits_seconds)
-    eventually(lambda: is_idle(server), within_seconds=2)
+    eventually(lambda: is_idle(server))
     assert server.metric("generation_tokens_total") - before < 16 * LONG["max_tokens"]  # type: ignore[operator]
 
 
@@ -223,14 +224,14 @@ def test_a_client_that_half_closes_while_the_server_is_full_gets_its_response(se
     with StrictClient(port) as first, StrictClient(port) as second:
         content = json.dumps(LONG | {"n": 64, "max_tokens": 100}).encode()
         first.send(post(b"Content-Length: %d\r\n\r\n" % len(content)) + content)
-        eventually(lambda: server.metric("num_requests_running") > 0, within_seconds=5)
+        eventually(lambda: server.metric("num_requests_running") > 0)
         content = request_body("second")
         second.send(post(b"Content-Length: %d\r\n\r\n" % len(content)) + content)
         second.end_half()
         check_text(second.answer(), "second", is_streamed=False)
         second.end()
         first.socket.shutdown(socket.SHUT_RDWR)
-    eventually(lambda: is_idle(server), within_seconds=5)
+    eventually(lambda: is_idle(server))
 
 
 def test_an_idle_connection_is_closed_after_the_keep_alive_timeout(tiny_model_path: Path) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from caravan.server.generation.errors import GenerationFailed
-from caravan.server.observe.logs import LogFormat, bind_request_id, set_up_logs
+from caravan.server.observe.logs import bind_request_id, set_up_logs
+from caravan.server.observe.settings import LogFormat, LogLevel
 from tests.support.running_server import running_server
 
 HOSTILE = "a\r\nINFO forged \x1b[31mred\x00 \u2028 é"
@@ -26,9 +27,9 @@ def root() -> Iterator[None]:
     logger.setLevel(level)
 
 
-def logged(kind: LogFormat) -> list[str]:
+def logged(kind: LogFormat, level: LogLevel = "info") -> list[str]:
     stream = io.StringIO()
-    set_up_logs(kind, stream)
+    set_up_logs(kind, level, stream)
     logger = logging.getLogger("some.module")
     bind_request_id("the-id")
     logger.warning("What %s said.", HOSTILE)
@@ -61,6 +62,12 @@ def test_at_a_terminal_lines_are_text() -> None:
     assert lines[3].startswith("Traceback")
 
 
+@pytest.mark.usefixtures("root")
+def test_lines_below_the_level_are_left_out() -> None:
+    assert [line.split()[0] for line in logged("text", "warning")][:2] == ["WARNING", "ERROR"]
+    assert logged("text", "error")[0].startswith("ERROR")
+
+
 class OfALibrary(ValueError):
     """Stands for an exception of a library that quotes what it was given."""
 
@@ -68,7 +75,7 @@ class OfALibrary(ValueError):
 @pytest.mark.usefixtures("root")
 def test_threat_31_a_traceback_omits_the_messages_of_libraries() -> None:
     stream = io.StringIO()
-    set_up_logs("json", stream)
+    set_up_logs("json", stream=stream)
     try:
         try:
             raise OfALibrary(f"at 1:7: {CANARY}")

@@ -44,7 +44,7 @@ GAUGES: dict[str, set[str]] = {
     "ready": set(),
     "queued_tokens": set(),
     "standby_ready": set(),
-    "cache_config_info": {"block_size", "num_blocks", "max_batch_tokens", "max_num_seqs", "max_model_len"},
+    "cache_config_info": {"block_size", "num_blocks", "max_batch_tokens", "max_num_seqs", "max_model_len", "num_ranks"},
 }
 COUNTERS: dict[str, set[str]] = {
     "prompt_tokens": set(),

@@ -1,18 +1,22 @@
 """The whole application over a fake engine, in the process of the test."""
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import Any
 
 import httpx
 from fastapi import FastAPI
 
 from caravan.model.sampling.generation_defaults import GenerationDefaults
+from caravan.scheduler.messages import AdapterSource
 from caravan.server.app import AppParts, create_app
 from caravan.server.batches.batches import Batches
+from caravan.server.engine.client import EngineClient
 from caravan.server.engine.listener import EngineListeners
 from caravan.server.generation.admission import Admission
+from caravan.server.generation.answer_codes import answer_codes
 from caravan.server.generation.executors import Executors
 from caravan.server.generation.request_limits import QueueLimits, RequestLimits
 from caravan.server.generation.served_model import ServedModel
@@ -20,10 +24,14 @@ from caravan.server.http.api_keys import ApiKeys
 from caravan.server.http.client_address import Network
 from caravan.server.http.concurrency_limit import ConcurrencyLimit
 from caravan.server.http.request_log import OnResponse
+from caravan.server.learn.tracer import Tracer
 from caravan.server.observe.metrics import Metrics
 from caravan.server.observe.request_history import RequestHistory
+from caravan.server.openai.adapter_folder import AdapterFolder
+from caravan.server.openai.thought_tokens import thought_token_ids
 from caravan.server.openai.tool_calls.call_format import call_token_ids
 from caravan.server.operations.live_view import LiveView
+from caravan.server.resumption.settings import ResumeLimits
 from caravan.server.sandbox.chat_template import ChatTemplate
 from caravan.server.sandbox.grammar_check import GrammarCheck
 from tests.support.fakes import FakeEngineClient, Script, byte_tokenizer, says
@@ -116,6 +124,7 @@ async def open_api(
     keys: ApiKeys | None = None,
     on_response: OnResponse = lambda _: None,
     max_model_len: int = MAX_MODEL_LEN,
+    aliases: tuple[str, ...] = ("org/fake-7b",),
     queue_limits: QueueLimits | None = None,
     concurrency_limit: ConcurrencyLimit | None = None,
     grammar_check: GrammarCheck | None = None,
@@ -124,23 +133,32 @@ async def open_api(
     trusted_proxies: Sequence[Network] = (),
     batches: Batches | None = None,
     max_batch_lines: int = 4,
+    resume_limits: ResumeLimits | None = None,
+    root_path: str = "",
+    tracer: Tracer | None = None,
+    template_variables: Mapping[str, str | int | float | bool | None] = MappingProxyType({}),
+    started_client: EngineClient | None = None,
+    adapters: Sequence[AdapterSource] = (),
+    adapter_folder: AdapterFolder | None = None,
 ) -> AsyncIterator[Api]:
-    """Return an application whose engine follows `script`, by default "Hello!"."""
+    """Return an application whose engine follows `script`, by default "Hello!"; `started_client` takes its place."""
     engine = FakeEngineClient(script or says("Hello!"), num_cached_tokens=num_cached_tokens)
     is_restricted = keys is not None and keys.is_scraping_limited
     metrics = Metrics("fake", engine.config, keys.names if keys else (), is_restricted=is_restricted)
     history = RequestHistory()
-    engine.listener = EngineListeners([metrics, history])
+    (started_client or engine).listener = EngineListeners([metrics, history])
     admission = Admission(engine.config, metrics, queue_limits or QueueLimits())
     tokenizer = byte_tokenizer(adds_bos=adds_bos)
     served = ServedModel(
         name="fake",
-        aliases=("org/fake-7b",),
+        aliases=aliases,
         max_model_len=max_model_len,
-        engine=engine,
+        engine=started_client or engine,
         tokenizer=tokenizer,
         chat_template=chat_template,
-        shown_token_ids=call_token_ids(tokenizer),
+        codes=answer_codes(tokenizer, chat_template),
+        shown_token_ids=call_token_ids(tokenizer) | thought_token_ids(tokenizer, chat_template),
+        template_variables=template_variables,
         metrics=metrics,
         admission=admission,
         history=history,
@@ -151,6 +169,8 @@ async def open_api(
     )
     parts = AppParts(
         models=[served],
+        adapted=[served.with_adapter(adapter) for adapter in adapters],
+        adapter_folder=adapter_folder,
         live_views=[LiveView(engine.subscribe)],
         version="1.2.3",
         concurrency_limit=concurrency_limit
@@ -161,6 +181,9 @@ async def open_api(
         on_response=on_response,
         batches=batches,
         max_batch_lines=max_batch_lines,
+        resume_limits=resume_limits,
+        root_path=root_path,
+        tracer=tracer,
     )
     app = create_app(parts)
     transport = httpx.ASGITransport(app)

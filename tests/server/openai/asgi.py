@@ -2,21 +2,34 @@
 
 import asyncio
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
-from fastapi import FastAPI
-from starlette.types import Message
+from starlette.types import ASGIApp, Message
 
 
 class AsgiRequest:
     """A POST of `body`, or a GET without one, whose client can disconnect or stop reading at any time."""
 
-    def __init__(self, app: FastAPI, path: str, body: dict[str, Any] | None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        path: str,
+        body: dict[str, Any] | None,
+        *,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        query: str = "",
+        sends_body: bool = True,
+    ) -> None:
+        """`headers` are sent beside the content type. Without `sends_body` the body waits for `send_body`."""
         self.sent: list[Message] = []
         self.reads = asyncio.Event()  # cleared: the client does not read
         self.reads.set()
         self._from_client: asyncio.Queue[Message] = asyncio.Queue()
-        self._from_client.put_nowait({"type": "http.request", "body": json.dumps(body).encode() if body else b""})
+        self._body = json.dumps(body).encode() if body else b""
+        if sends_body:
+            self.send_body()
         scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -26,12 +39,15 @@ class AsgiRequest:
             "path": path,
             "raw_path": path.encode(),
             "root_path": "",
-            "query_string": b"",
-            "headers": [(b"content-type", b"application/json")],
+            "query_string": query.encode(),
+            "headers": [
+                (b"content-type", b"application/json"),
+                *((name.encode(), value.encode()) for name, value in headers.items()),
+            ],
             "client": ("127.0.0.1", 1),
             "server": ("127.0.0.1", 8000),
         }
-        self._task = asyncio.create_task(app(scope, self._from_client.get, self._send))
+        self._task = asyncio.ensure_future(app(scope, self._from_client.get, self._send))
 
     @property
     def status(self) -> int | None:
@@ -49,21 +65,18 @@ class AsgiRequest:
         """Whether the response is complete."""
         return bool(self.sent) and not self.sent[-1].get("more_body", True)
 
+    def send_body(self) -> None:
+        """Send the whole body."""
+        self._from_client.put_nowait({"type": "http.request", "body": self._body})
+
     def leave(self) -> None:
         """Close the connection from the client's side."""
         self._from_client.put_nowait({"type": "http.disconnect"})
 
     async def end(self) -> None:
         """Wait until the application has handled the request."""
-        await asyncio.wait_for(self._task, 10)
+        await asyncio.wait_for(self._task, 60)
 
     async def _send(self, message: Message) -> None:
         await self.reads.wait()
         self.sent.append(message)
-
-
-async def until(condition: Any, *, within_seconds: float = 5.0) -> None:
-    """Wait until `condition()` holds."""
-    async with asyncio.timeout(within_seconds):
-        while not condition():
-            await asyncio.sleep(0.001)

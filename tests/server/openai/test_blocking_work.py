@@ -18,8 +18,9 @@ from caravan.server.sandbox.chat_template import ChatTemplate
 from caravan.server.sandbox.fair_executor import FairExecutor
 from caravan.server.sandbox.grammar_check import GrammarCheck
 from tests.server.openai.api import CHAT, CHAT_ML, COMPLETIONS, Api, a_chat, open_api
-from tests.server.openai.asgi import AsgiRequest, until
+from tests.server.openai.asgi import AsgiRequest
 from tests.support import scripted_worker
+from tests.support.waiting import until
 
 KEYS = ApiKeys({"flood": "flood-key-0", "other": "other-key-0"})
 
@@ -74,6 +75,7 @@ async def test_threat_27_a_lost_worker_is_an_error_of_the_server(api: Api) -> No
     assert api.engine.submitted == []
 
 
+@pytest.mark.timing
 @pytest.mark.slow
 async def test_threat_27_a_template_that_is_slow_for_one_key_delays_no_other() -> None:
     loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
@@ -145,12 +147,13 @@ async def test_threat_29_a_text_far_longer_than_the_context_is_refused_by_its_be
         assert lengths == [5000]
 
 
+@pytest.mark.timing
 async def test_threat_29_texts_of_one_key_leave_a_thread_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     is_released = threading.Event()
     encode = Tokenizer.encode
 
     def slow(self: Tokenizer, text: str, **options: bool) -> list[int]:
-        assert not text.startswith("slow") or is_released.wait(10)
+        assert not text.startswith("slow") or is_released.wait(60)
         return encode(self, text, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Tokenizer, "encode", slow)
@@ -181,7 +184,7 @@ async def test_threat_11_a_client_that_leaves_while_its_texts_wait_takes_them_wi
 
     def slow(self: Tokenizer, text: str, **options: bool) -> list[int]:
         encoded.append(text)
-        assert is_released.wait(10)
+        assert is_released.wait(60)
         return encode(self, text, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Tokenizer, "encode", slow)

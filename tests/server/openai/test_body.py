@@ -20,9 +20,9 @@ from caravan.server.openai.protocol.completions import CompletionRequest
 from caravan.server.openai.protocol.responses import ResponsesRequest
 from caravan.server.sandbox.chat_template import ChatTemplate
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, Body, a_chat, answered, open_api
-from tests.server.openai.asgi import until
 from tests.support.error_answers import error_of
 from tests.support.fakes import says
+from tests.support.waiting import until
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -71,7 +71,7 @@ def test_threat_28_a_request_keeps_nothing_of_fields_without_meaning() -> None:
         "stream_options": {"include_obfuscation": ["d"]},
     }
     request = ChatRequest.model_validate(chat)
-    response = ResponsesRequest.model_validate({"model": "m", "input": "a", "reasoning": {"effort": ["x"]}})
+    response = ResponsesRequest.model_validate({"model": "m", "input": "a", "reasoning": {"summary": ["x"]}})
     kept = strings_in([request, response])
     assert not kept & {"b", "c", "d", "x"}
     assert "hi" in kept

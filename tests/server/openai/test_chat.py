@@ -17,6 +17,7 @@ async def test_a_whole_response_has_the_fields_of_openai(api: Api) -> None:
     assert answer == {
         "object": "chat.completion",
         "model": "fake",
+        "system_fingerprint": "fp_fake",
         "choices": [
             {
                 "index": 0,
@@ -151,9 +152,9 @@ async def test_harmless_values_of_unsupported_fields_are_accepted(api: Api, fiel
 
 
 async def test_a_field_without_effect_is_named_in_a_warning(api: Api) -> None:
-    answer = await api.chat(reasoning_effort="low", user="me")
+    answer = await api.chat(service_tier="flex", user="me")
     assert sorted(answer["warnings"]) == [
-        "`reasoning_effort` has no effect on this server.",
+        "`service_tier` has no effect on this server.",
         "`user` has no effect on this server.",
     ]
 

@@ -24,6 +24,7 @@ async def test_a_whole_response_has_the_fields_of_openai(api: Api) -> None:
     assert answer == {
         "object": "text_completion",
         "model": "fake",
+        "system_fingerprint": "fp_fake",
         "choices": [{"index": 0, "text": "Hello!", "logprobs": None, "finish_reason": "stop"}],
         "usage": {
             "prompt_tokens": 2,
@@ -39,7 +40,7 @@ async def test_all_chunks_of_a_stream_have_the_same_fields(api: Api) -> None:
     assert {(chunk["id"], chunk["created"], chunk["object"], chunk["model"]) for chunk in chunks} == {
         (chunks[0]["id"], chunks[0]["created"], "text_completion", "fake")
     }
-    assert all(set(chunk) == {"id", "created", "object", "model", "choices"} for chunk in chunks)
+    assert all(set(chunk) == {"id", "created", "object", "model", "system_fingerprint", "choices"} for chunk in chunks)
     choices = [choice for chunk in chunks for choice in chunk["choices"]]
     assert all(set(choice) == {"index", "text", "logprobs", "finish_reason"} for choice in choices)
     assert [choice["finish_reason"] for choice in choices] == [None] * (len(choices) - 1) + ["stop"]

@@ -9,8 +9,9 @@ import pytest
 from caravan.server.generation.request_limits import RequestLimits
 from caravan.server.sandbox.chat_template import ChatTemplate
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, a_chat, events_in, open_api, text_of
-from tests.server.openai.asgi import AsgiRequest, until
+from tests.server.openai.asgi import AsgiRequest
 from tests.support.fakes import echoes
+from tests.support.waiting import until
 
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
 LONG = {"model": "fake", "prompt": "hi", "max_tokens": 400}

@@ -12,7 +12,8 @@ from caravan.server.engine.output_queue import EngineDied, OutputQueue
 from caravan.server.generation.admission import Admission
 from caravan.server.generation.context import RequestContext
 from caravan.server.generation.errors import GenerationFailed
-from caravan.server.generation.generation import Generation, PromptJob
+from caravan.server.generation.generation import Generation
+from caravan.server.generation.prompt_job import PromptJob
 from caravan.server.generation.served_model import ServedModel
 from caravan.server.observe.metrics import Metrics
 from tests.support.fakes import byte_tokenizer
@@ -22,6 +23,8 @@ class HandEngine:
     """An engine whose outputs the test puts into the streams itself."""
 
     is_ready = True
+    fingerprint = ""
+    report = None
     state: EngineState = "loaded"
     config = EngineConfig(num_blocks=64, max_model_len=512)
 
@@ -59,7 +62,7 @@ async def generation_of(engine: HandEngine, num_choices: int) -> Generation:
 
 
 async def next_texts(generation: Generation) -> list[tuple[int, str]]:
-    deltas = await asyncio.wait_for(generation.next_deltas(), 5)
+    deltas = await asyncio.wait_for(generation.next_deltas(), 60)
     return [(index, delta.text) for index, delta in deltas]
 
 

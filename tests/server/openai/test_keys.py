@@ -72,7 +72,15 @@ async def test_threat_1_every_route_but_health_is_closed_whatever_the_host(
         assert response.status_code == 401, path
         assert response.headers["www-authenticate"] == "Bearer"
         assert "x-request-id" in response.headers
+        if method == "HEAD":
+            continue
         error = response.json()["error"]
+        if path.startswith("/v1/messages"):
+            assert error["type"] == "authentication_error"
+            continue
+        if path.startswith("/api/"):
+            assert isinstance(error, str)
+            continue
         assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_api_key")
     assert locked.engine.submitted == []
 

@@ -10,12 +10,25 @@ import pytest
 from caravan.server.openai.protocol import known_fields
 from caravan.server.openai.protocol.chat import ChatRequest
 from caravan.server.openai.protocol.completions import CompletionRequest
+from caravan.server.openai.protocol.decisions import DecisionRequest
 from caravan.server.openai.protocol.embeddings import EmbeddingRequest
 from caravan.server.openai.protocol.known_field import KnownFields
 from caravan.server.openai.protocol.known_fields import CHAT as CHAT_FIELDS
-from caravan.server.openai.protocol.known_fields import COMPLETION, EMBEDDING, RESPONSES, TOKENS
+from caravan.server.openai.protocol.known_fields import (
+    COMPLETION,
+    DECISION,
+    EMBEDDING,
+    RERANK,
+    RESPONSES,
+    SCORE,
+    SYSTEM_ONE,
+    TOKENIZE,
+    TOKENS,
+)
 from caravan.server.openai.protocol.responses import ResponsesRequest
+from caravan.server.openai.protocol.scores import RerankRequest, ScoreRequest
 from caravan.server.openai.protocol.strict_model import StrictModel
+from caravan.server.openai.protocol.system_one import SystemOneRequest
 from caravan.server.openai.protocol.tokenize import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, Body, a_chat, answered
 
@@ -24,13 +37,27 @@ ENDPOINTS: dict[str, tuple[type[StrictModel], KnownFields, Body]] = {
     CHAT: (ChatRequest, CHAT_FIELDS, a_chat()),
     "/v1/responses": (ResponsesRequest, RESPONSES, {"model": "fake", "input": "hi"}),
     "/v1/embeddings": (EmbeddingRequest, EMBEDDING, {"model": "fake", "input": "hi"}),
-    "/tokenize": (TokenizeRequest, TOKENS, {"prompt": "hi"}),
+    "/v1/decisions": (
+        DecisionRequest,
+        DECISION,
+        {"model": "fake", "input": "hi", "questions": [{"type": "predicate", "instructions": "It is."}]},
+    ),
+    "/v1/systemone": (
+        SystemOneRequest,
+        SYSTEM_ONE,
+        {"model": "fake", "state": "hi", "questions": {"a": {"type": "noul", "instructions": "It is."}}},
+    ),
+    "/v1/score": (ScoreRequest, SCORE, {"model": "fake", "text_1": "a", "text_2": "b"}),
+    "/v1/rerank": (RerankRequest, RERANK, {"model": "fake", "query": "a", "documents": ["b"]}),
+    "/tokenize": (TokenizeRequest, TOKENIZE, {"prompt": "hi"}),
     "/detokenize": (DetokenizeRequest, TOKENS, {"tokens": [97]}),
     "/apply-template": (ApplyTemplateRequest, TOKENS, {"messages": a_chat()["messages"]}),
 }
 NESTED: dict[str, KnownFields] = {
     "stream_options.": known_fields.STREAM_OPTIONS,
     "text.": known_fields.TEXT_OPTIONS,
+    "reasoning.": known_fields.REASONING,
+    "thinking.": known_fields.THINKING_OPTIONS,
     "response_format.json_schema.": known_fields.SCHEMA,
     "tools[].function.": known_fields.TOOL,
     "messages[].": known_fields.MESSAGE,

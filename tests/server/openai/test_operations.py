@@ -164,3 +164,25 @@ async def test_threat_1_the_host_header_changes_nothing(host: str) -> None:
             response = await api.http.get(path, headers={"host": host}, follow_redirects=False)
             assert isinstance(response, httpx.Response)
             assert response.status_code == status
+
+
+async def test_a_prefix_of_paths_is_removed_whether_a_proxy_does_it_or_not() -> None:
+    async with open_api(root_path="/a/b") as api:
+        for path in ("/livez", "/a/b/livez", "/a/b//livez/", "/a/b/v1/livez"):
+            assert (await api.http.get(path)).status_code == (404 if "v1" in path else 200), path
+        for path in ("/v1/models", "/a/b/v1/models", "/a/b/models", "/models"):
+            assert (await api.http.get(path)).status_code == 200, path
+        assert (await api.http.get("/a/bc/v1/models")).status_code == 404
+        page = (await api.http.get("/a/b", headers={"accept": "text/html"})).text
+        assert 'href="/a/b/web/theme.css"' in page
+        assert 'src="/a/b/web/main.js"' in page
+        assert 'href="/a/b/docs"' in page
+        docs = (await api.http.get("/a/b/docs")).text
+        assert '<a href="/a/b/">' in docs
+        script = (await api.http.get("/a/b/web/api.js")).text
+        assert 'new URL("../", import.meta.url)' in script  # all other addresses follow from where the scripts are
+        guide = (await api.http.get("/a/b/web/llama2-from-scratch.html")).text
+        assert '<a href="/a/b/">' in guide
+        assert (await api.http.get("/openapi.json")).json()["servers"] == [{"url": "/a/b"}]
+    async with open_api() as api:
+        assert "servers" not in (await api.http.get("/openapi.json")).json()

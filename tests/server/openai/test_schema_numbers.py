@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from caravan.server.openai.structured_output.constraint import grammar_of_schema
 from caravan.server.openai.structured_output.schema_error import SchemaError
+from caravan.server.openai.structured_output.schema_grammar import grammar_of_schema
 from caravan.server.openai.structured_output.schema_numbers import integer_range
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, a_chat
 from tests.support.schema_samples import Schema, accepts, matcher

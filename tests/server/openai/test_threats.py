@@ -11,8 +11,9 @@ import pytest
 
 from caravan.server.sandbox.chat_template import ChatTemplate
 from tests.server.openai.api import CHAT, COMPLETIONS, Api, a_chat, open_api, text_of
-from tests.server.openai.asgi import AsgiRequest, until
+from tests.server.openai.asgi import AsgiRequest
 from tests.support.fakes import echoes
+from tests.support.waiting import until
 
 SOURCES = Path(__file__).parents[3]
 BAD_IDS = [-1, 260 + 10, 2**31, 2**63, 10**30]
@@ -87,7 +88,8 @@ async def test_threat_5_empty_prompts_and_those_at_the_limit_have_defined_answer
     [
         {"chat_template": "{{ 1 }}"},
         {"chat_template_kwargs": {"chat_template": "{{ 1 }}"}},
-        {"chat_template_kwargs": {"enable_thinking": True}},
+        {"chat_template_kwargs": {"messages": "{{ 1 }}"}},
+        {"chat_template_kwargs": {"x": ["{{ 1 }}"]}},
     ],
 )
 async def test_threat_7_templates_from_requests_are_refused(api: Api, fields: dict[str, Any]) -> None:

@@ -101,9 +101,12 @@ async def test_another_model_is_404(api: Api, path: str) -> None:
 async def test_the_document_shows_an_example_for_every_route_with_a_body(api: Api) -> None:
     document = (await api.http.get("/openapi.json")).json()
     posts = {path: route["post"] for path, route in document["paths"].items() if "post" in route}
-    assert {path for path in posts if "requestBody" not in posts[path]} == {"/v1/batches/{batch_id}/cancel"}
+    assert {path for path in posts if "requestBody" not in posts[path]} == {
+        "/v1/batches/{batch_id}/cancel",
+        "/v1/responses/{response_id}/cancel",
+    }
     contents = [post["requestBody"]["content"] for post in posts.values() if "requestBody" in post]
-    assert len(contents) == 9
+    assert len(contents) == 25
     assert all("example" in body for content in contents for body in content.values())
 
 

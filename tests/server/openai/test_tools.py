@@ -219,6 +219,22 @@ async def test_a_call_that_a_stop_string_cuts_off_is_not_said_to_be_one(caller: 
     assert choice["finish_reason"] == "stop"
 
 
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
+async def test_a_stop_string_does_not_cut_a_required_call(caller: Api, choice: Any) -> None:
+    fields: Body = {"tools": [WEATHER], "tool_choice": choice, "stop": ['"', "Paris"]}
+    answer = await caller.chat(**fields)
+    unstopped = await caller.chat(**fields | {"stop": []})
+    assert answer["warnings"] == ["Stop strings have no effect on a call that `tool_choice` requires."]
+    assert "warnings" not in unstopped
+    (call,) = answer["choices"][0]["message"]["tool_calls"]
+    assert call["function"] == unstopped["choices"][0]["message"]["tool_calls"][0]["function"]
+    assert answer["choices"][0]["finish_reason"] == "tool_calls"
+    body = {"model": "fake", "input": "hi", "tools": [{"type": "function", **WEATHER["function"]}]}  # type: ignore[dict-item]
+    response = await caller.http.post("/v1/responses", json=body | {"tool_choice": "required", "stop": ['"']})
+    assert response.json()["output"][-1]["arguments"] == call["function"]["arguments"]
+    assert answer["warnings"][0] in response.json()["warnings"]
+
+
 async def test_strict_without_effect_is_a_warning(caller: Api) -> None:
     strict = {**WEATHER, "function": {**WEATHER["function"], "strict": True}}  # type: ignore[dict-item]
     lax = {**WEATHER, "function": {**WEATHER["function"], "strict": False}}  # type: ignore[dict-item]

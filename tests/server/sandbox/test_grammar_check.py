@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher
 
-from caravan.server.openai.structured_output.constraint import grammar_of_schema
+from caravan.server.openai.structured_output.schema_grammar import grammar_of_schema
 from caravan.server.sandbox.fair_executor import ExecutorFull
 from caravan.server.sandbox.grammar_check import MAX_CHARACTERS, GrammarCheck
 from caravan.server.sandbox.worker_pool import WorkerUnavailable
@@ -131,6 +131,7 @@ async def test_threat_27_a_stopped_worker_does_not_block_requests() -> None:
         assert time.monotonic() - began < 5
 
 
+@pytest.mark.timing
 @pytest.mark.slow
 @pytest.mark.parametrize("num_seconds", [0.3, 60])
 async def test_threat_27_many_slow_grammars_of_one_key_do_not_delay_another_key(num_seconds: float) -> None:
@@ -169,6 +170,7 @@ async def test_concurrent_checks_of_one_grammar_are_merged(tmp_path: Path) -> No
     assert log.read_text().count("asked") == 1
 
 
+@pytest.mark.timing
 @pytest.mark.slow
 async def test_a_cached_verdict_is_returned_at_once_while_other_checks_wait() -> None:
     with scripted(max_waiting_per_key=1) as check:

@@ -84,10 +84,13 @@ def test_the_format_of_tool_calls_is_detected() -> None:
         "takes_empty_beside_calls": True,
         "takes_short_ids_only": False,
         "takes_several_calls": True,
+        "takes_late_systems": True,
+        "takes_text_after_results": True,
     }
+    strict = {"takes_short_ids_only": True, "takes_late_systems": False, "takes_text_after_results": False}
     assert facts(templates.QWEN) == usual
-    assert facts(templates.MISTRAL_LIST) == usual | {"takes_short_ids_only": True}
-    assert facts(templates.MISTRAL_ARGS) == usual | {"takes_short_ids_only": True}
+    assert facts(templates.MISTRAL_LIST) == usual | strict
+    assert facts(templates.MISTRAL_ARGS) == usual | strict
     assert facts(templates.LLAMA_3) == usual | {"takes_several_calls": False}
     assert facts(templates.DEEPSEEK) == usual | {"takes_argument_objects": False, "takes_empty_beside_calls": False}
     prints_content = (
@@ -100,6 +103,30 @@ def test_the_format_of_tool_calls_is_detected() -> None:
         "{{ tools }}"
     )
     assert not facts(walks_arguments)["takes_argument_texts"]
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (CHAT_ML, True),
+        (templates.QWEN, True),
+        (templates.BOTH_FORMS, True),
+        (templates.LLAMA_GUARD, True),
+        (templates.ALTERNATING, False),
+        (templates.MISTRAL_ARGS, False),
+        (
+            "{{ messages[0].content }}{% for m in messages[1:] if m.role != 'system' %}{{ m.content }}{% endfor %}",
+            False,
+        ),
+        (  # which moves them to the front
+            "{% for m in messages if m.role == 'system' %}{{ m.content }}{% endfor %}"
+            "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}",
+            False,
+        ),
+    ],
+)
+def test_a_template_that_shows_late_system_messages_in_their_places_is_detected(source: str, expected: bool) -> None:
+    assert shape_of(source).takes_late_systems == expected
 
 
 def test_ids_are_mapped_to_the_same_nine_characters() -> None:

@@ -4,14 +4,14 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from caravan.server.openai.structured_output.constraint import grammar_of_schema
+from caravan.server.openai.structured_output.schema_grammar import grammar_of_schema
 from caravan.server.sandbox import grammar_worker
 from caravan.server.sandbox.worker_pool import WorkerPool, WorkerUnavailable
 from caravan.server.sandbox.worker_process import (
@@ -22,6 +22,7 @@ from caravan.server.sandbox.worker_process import (
     WorkerProcess,
 )
 from tests.support import scripted_worker
+from tests.support.waiting import eventually
 
 Step = tuple[str, Any]
 
@@ -144,10 +145,10 @@ def test_closing_a_pool_ends_busy_workers_too() -> None:
     pool = WorkerPool(scripted)
     with ThreadPoolExecutor(1) as threads:
         asked = threads.submit(pool.call, question(("sleep", 60)))
-        until(lambda: bool(pool.pids))
+        eventually(lambda: bool(pool.pids))
         pool.close()
         with pytest.raises(WorkerUnavailable):
-            asked.result(10)
+            asked.result(60)
     assert pool.pids == []
     with pytest.raises(WorkerUnavailable, match="shutting down"):
         pool.call(question())
@@ -158,10 +159,3 @@ def test_the_grammar_worker_enforces_its_limits() -> None:
     worker = WorkerProcess(grammar_worker.__file__, 0.001, 2**30)
     with pytest.raises(TimeLimitExceeded):
         worker.call({"grammar": harmless})
-
-
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

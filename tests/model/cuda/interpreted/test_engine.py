@@ -1,13 +1,15 @@
 """Whole engines with the kernels: the plain model's tokens, and the same bits however requests are scheduled."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from caravan.model.backend import choose_backend
-from caravan.model.cuda.linear import CudaLinear, Int4Linear
+from caravan.model.cuda.linear import CudaLinear
 from caravan.model.cuda.llama import CudaLlama, CudaQuantization
+from caravan.model.cuda.packed_linear import PackedLinear
 from caravan.model.cuda.sampler import CudaSampler
 from caravan.model.llama import Llama
 from caravan.model.loader import load_model, open_checkpoint
@@ -16,6 +18,8 @@ from caravan.scheduler.messages import Request
 from caravan.scheduler.overlapped_engine import OverlappedEngine
 from caravan.scheduler.step_graph import without_graph
 from tests.scheduler.requests import make_request
+from tests.support.block_files import write_model
+from tests.support.extent import every
 from tests.support.fake_device import FakeDevice
 from tests.support.tiny_llama import MakeModel, Transcript, run_to_end, tiny_engine, tiny_llama
 
@@ -32,6 +36,11 @@ SHAPE: dict[str, Any] = {
     "head_dim": 8,
 }
 QWEN3 = {"num_kv_heads": 4, "has_query_key_norm": True, "has_qkv_bias": True, "has_output_bias": True}
+# SmolLM3's layers and Granite's factors; no model has both of them, since one factor is in the rotation.
+RELATIVES: list[dict[str, Any]] = [
+    {"layers_without_rope": (0,), "logits_scaling": 0.5},
+    {"embedding_multiplier": 5.0, "attention_multiplier": 0.2},
+]
 MISTRAL = {"num_kv_heads": 1, "sliding_window": 16, "num_layers": 2, "tie_embeddings": False}
 
 
@@ -62,7 +71,7 @@ def finished(transcripts: dict[int, Transcript], max_tokens: int = 6) -> dict[in
     return transcripts
 
 
-@pytest.mark.parametrize("changes", [{}, QWEN3, MISTRAL], ids=["Llama", "Qwen3", "Mistral"])
+@pytest.mark.parametrize("changes", every(2, [{}, QWEN3, MISTRAL, *RELATIVES]))
 def test_an_engine_gives_the_tokens_of_the_plain_model(changes: dict[str, Any]) -> None:
     expected = finished(run_to_end(tiny_engine(tiny_llama(**(SHAPE | changes))), requests()))
     found = finished(run_to_end(tiny_engine(model(**changes)), requests(), arrive_every=2))
@@ -78,9 +87,9 @@ def test_an_engine_gives_the_tokens_of_the_plain_model(changes: dict[str, Any]) 
         (torch.float32, None, "none"),
         (torch.bfloat16, None, "none"),
         (torch.bfloat16, torch.int8, "none"),
-        (torch.bfloat16, None, "int4"),
+        (torch.bfloat16, None, "int8"),
     ],
-    ids=["float32", "bfloat16", "int8 pool", "int4"],
+    ids=["float32", "bfloat16", "int8 pool", "int8"],
 )
 def test_batched_chunked_and_alone_a_request_gets_the_same_bits(
     dtype: torch.dtype, pool: torch.dtype | None, quantization: CudaQuantization
@@ -125,30 +134,40 @@ def test_fast_products_give_the_tokens_of_the_plain_model() -> None:
     assert {i: one.token_ids for i, one in found.items()} == {i: one.token_ids for i, one in expected.items()}
 
 
-@pytest.mark.parametrize("quantization", ["none", "int4"])
+@pytest.mark.parametrize("quantization", ["none", "int4", "int8"])
 def test_a_gpu_gets_the_kernels_and_its_weights_have_the_size_that_is_planned(
     tiny_model_path: Any, monkeypatch: pytest.MonkeyPatch, quantization: CudaQuantization
 ) -> None:
-    monkeypatch.setattr("caravan.model.backend.missing_for_gpu", lambda: None)
+    monkeypatch.setattr("caravan.model.gpu_requirements.missing_for_gpu", lambda: None)
     checkpoint = open_checkpoint(tiny_model_path)
     backend = choose_backend(checkpoint, dtype="auto", quantization=quantization, block_size=16, is_gpu=True)
     made = CudaLlama(checkpoint.config, torch.device("cpu"), quantization, fast_matmul=False)
     assert type(backend.make_model(checkpoint.config)) is type(made)
     loaded = load_model(checkpoint, backend.dtype, torch.device("cpu"), 64, lambda _: made.to("meta"))
     assert sum(weight.nbytes for weight in loaded.parameters()) == backend.weight_bytes
-    kind = Int4Linear if quantization == "int4" else CudaLinear
+    kind = CudaLinear if quantization == "none" else PackedLinear
     assert isinstance(loaded.get_submodule("layers.0.attention.qkv"), kind)
 
 
-def test_a_matrix_on_a_grid_of_8_bits_keeps_its_numbers_in_bfloat16() -> None:
-    tiny = model(torch.bfloat16, maker("int4"), has_qkv_bias=True)
-    weight = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
-    bias = tiny.get_submodule("layers.0.attention.qkv").bias
-    tiny.place_weight("layers.0.attention.qkv.weight", quantize(weight, 8))
-    linear = tiny.get_submodule("layers.0.attention.qkv")
-    assert isinstance(linear, CudaLinear)
-    assert torch.equal(linear.weight, dequantize(quantize(weight, 8)).bfloat16())
-    assert linear.bias is bias
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_a_file_in_blocks_gives_the_bits_of_its_weights_in_bfloat16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_tied: bool
+) -> None:
+    """As a file of kind Q4_K_M, with a matrix in bfloat16 and one in Q8_0."""
+    kinds = {"": "Q4_K", "attn_v": "Q6_K", "token_embd": "Q6_K", "output.weight": "Q6_K", "attn_output": "Q8_0"}
+    shape = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64, "vocab_size": 278, "num_layers": 1}
+    path = write_model(tmp_path / "m.gguf", kinds | {"attn_k": ""}, **shape, tie_embeddings=is_tied)
+    monkeypatch.setattr("caravan.model.gpu_requirements.missing_for_gpu", lambda: None)
+    checkpoint = open_checkpoint(path)
+    found = {}
+    for quantization in ("auto", "none"):
+        backend = choose_backend(checkpoint, dtype="auto", quantization=quantization, block_size=16, is_gpu=True)
+        assert backend.quantization == ("native" if quantization == "auto" else "none")
+        make = maker(backend.quantization)
+        loaded = load_model(checkpoint, backend.dtype, torch.device("cpu"), 64, make)
+        assert sum(weight.nbytes for weight in loaded.parameters()) == backend.weight_bytes
+        found[quantization] = finished(run_to_end(tiny_engine(loaded), requests(2)[:2]), 2)
+    assert found["auto"] == found["none"]
 
 
 def test_with_the_sampler_on_the_device_and_overlapped_steps_a_request_gets_the_same() -> None:

@@ -17,10 +17,12 @@ from benchmarks.gpu_streams import StepTimes, Variant
 from benchmarks.gpu_trace import spans_of, summary
 from caravan.model.cuda.llama import CudaLlama
 from caravan.scheduler.engine import Engine
+from tests.support.extent import only_in_full
 
 pytestmark = pytest.mark.proofs
 
 
+@only_in_full()  # the two below run single parts
 @pytest.mark.timeout(900)  # 30 seconds on a core of its own
 def test_each_part_prints_a_line_with_results_that_are_right(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert gpu.run_parts(list(gpu.PARTS), 800, tmp_path, is_tiny=True)

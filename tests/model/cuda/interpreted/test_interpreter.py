@@ -46,14 +46,30 @@ def test_bfloat16_is_rounded_as_torch_does_only_in_the_repaired_interpreter(*, i
     assert torch.equal(found[3], expected[3]) or not is_repaired
 
 
+@triton.jit
+def multiply(x, weight, output, ROWS: tl.constexpr, INPUTS: tl.constexpr, OUTPUTS: tl.constexpr):
+    """Multiply x [ROWS, INPUTS] by weight [INPUTS, OUTPUTS], one tile each."""
+    rows, inputs, outputs = tl.arange(0, ROWS)[:, None], tl.arange(0, INPUTS), tl.arange(0, OUTPUTS)[None, :]
+    left = tl.load(x + rows * INPUTS + inputs[None, :])
+    right = tl.load(weight + inputs[:, None] * OUTPUTS + outputs)
+    tl.store(output + rows * OUTPUTS + outputs, tl.dot(left, right, input_precision="ieee"))
+
+
 @pytest.mark.parametrize("is_repaired", [True, False])
 def test_a_sum_has_the_same_bits_in_tiles_of_other_sizes_only_in_the_repaired_interpreter(*, is_repaired: bool) -> None:
     generator = torch.Generator().manual_seed(0)
-    x, weight = torch.randn(128, 64, generator=generator), torch.randn(32, 64, generator=generator)
+    x, weight = torch.randn(128, 256, generator=generator), torch.randn(256, 32, generator=generator)
+    whole, few, one = torch.empty(128, 32), torch.empty(16, 32), torch.empty(1, 32)
     with repaired_interpreter() if is_repaired else nullcontext():
-        whole = product(x, weight)
-        shifted = product(x[5:], weight)  # every row at another place in its tile
-    assert torch.equal(whole[5:], shifted) == is_repaired
+        for output in (whole, few, one):
+            multiply[(1,)](x, weight, output, ROWS=len(output), INPUTS=256, OUTPUTS=32)
+    assert (torch.equal(whole[:16], few) and torch.equal(whole[:1], one)) == is_repaired
+
+
+def test_a_row_has_the_same_bits_at_every_place_of_a_tile(as_on_a_gpu: None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(128, 64, generator=generator), torch.randn(32, 64, generator=generator)
+    assert torch.equal(product(x, weight)[5:], product(x[5:], weight))
 
 
 def test_a_product_in_bfloat16_is_rounded_once(as_on_a_gpu: None) -> None:

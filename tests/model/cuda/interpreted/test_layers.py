@@ -1,24 +1,31 @@
 """The kernels of a layer against the functions of the plain model."""
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.gpu_inputs import BLOCK_KINDS, block_linear, packed_linear
 from caravan.model.attention.reference import ReferenceAttention
+from caravan.model.blocks import BLOCK_SIZES, StoredRows
+from caravan.model.cuda import packed_kernels
 from caravan.model.cuda.heads import rotated_queries
-from caravan.model.cuda.linear import Int4Linear, packed_int4, product
+from caravan.model.cuda.linear import product
+from caravan.model.cuda.packed_layouts import GRIDS
+from caravan.model.cuda.packed_linear import PackedLinear, PackedQuantization
 from caravan.model.cuda.rows import normalize_heads_, normalized, swiglu
-from caravan.model.gpu_weights import int4_bytes
 from caravan.model.kv_quantization import row_bytes
 from caravan.model.linear import Linear
-from caravan.model.llama import RMSNorm
-from caravan.model.quantization import dequantize, quantize
+from caravan.model.quantization import dequantize, from_bytes, quantize, to_bytes
+from caravan.model.rms_norm import RMSNorm
 from caravan.model.rope import apply_rope, rope_table
+from tests.support.gguf_blocks import dequantized, random_blocks
 
 pytestmark = [pytest.mark.proofs, pytest.mark.usefixtures("as_on_a_gpu")]
 
+CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16]
 
 
@@ -115,45 +122,103 @@ def test_products_are_those_of_double_precision(
     assert_close(found, exact.to(dtype), 2 if dtype == torch.bfloat16 else 256)
 
 
-@pytest.mark.parametrize("kind", ["bfloat16", "int4"])
-def test_a_row_of_a_product_has_the_same_bits_in_tiles_of_every_size(kind: str) -> None:
-    x, weight = numbers(530, 96, dtype=torch.bfloat16), numbers(40, 96, dtype=torch.float32, seed=1)
-    linear = int4_linear(weight)
-
-    def multiplied(rows: Tensor) -> Tensor:
-        return linear(rows) if kind == "int4" else product(rows, weight.bfloat16())
-
-    whole = multiplied(x)
-    for rows in (slice(3, 4), slice(60, 130), slice(17, 529)):
-        assert torch.equal(multiplied(x[rows]), whole[rows])
+PACKED: list[PackedQuantization] = ["int4", "int8"]
 
 
-def int4_linear(weight: Tensor, bias: Tensor | None = None) -> Int4Linear:
-    plain = Linear(weight.shape[1], weight.shape[0], has_bias=bias is not None)
-    linear = Int4Linear(plain)
-    linear.place(quantize(weight, 4), torch.device("cpu"))
-    if bias is not None:
-        linear.bias = torch.nn.Parameter(bias, requires_grad=False)
-    return linear
+@pytest.mark.parametrize("kind", ["bfloat16", "int4", "int8", "Q4_K"])
+def test_a_row_of_a_product_has_the_same_bits_in_tiles_of_every_size(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 40 outputs as with as many as have a tile of their own for few rows."""
+    x, weight = numbers(530, 256 if kind == "Q4_K" else 96, dtype=torch.bfloat16), numbers(40, 96, dtype=torch.float32)
+    linear: Callable[[Tensor], Tensor] = partial(product, weight=weight.bfloat16())
+    if kind == "Q4_K":
+        linear, _ = block_linear(kind, 40, 256, "cpu")
+    elif kind in PACKED:
+        linear = packed_linear(weight, "cpu", "int4" if kind == "int4" else "int8")
+    whole = linear(x)
+    for rows in (slice(3, 4), slice(5, 45), slice(60, 130), slice(17, 529)):
+        assert torch.equal(linear(x[rows]), whole[rows])
+    monkeypatch.setattr(packed_kernels, "MANY_OUTPUTS", 40)
+    assert torch.equal(linear(x[100:116]), whole[100:116])
+
+
+def on_grid(weight: Tensor, quantization: PackedQuantization) -> Tensor:
+    return dequantize(quantize(weight, 4)) if quantization == "int4" else from_bytes(to_bytes(weight))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("num_inputs", [128, 96, 40])
-def test_weights_of_4_bits_multiply_as_their_grid_rounded_to_the_dtype(num_inputs: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("quantization", PACKED)
+def test_rounded_weights_multiply_as_numbers_of_the_dtype(
+    quantization: PackedQuantization, num_inputs: int, dtype: torch.dtype
+) -> None:
     x, weight = numbers(5, num_inputs, dtype=dtype), numbers(36, num_inputs, dtype=torch.float32, seed=1)
     bias = numbers(36, dtype=dtype, seed=2)
-    on_grid = dequantize(quantize(weight, 4)).to(dtype)
-    assert torch.equal(int4_linear(weight, bias)(x), product(x, on_grid, bias))
+    linear = packed_linear(weight, "cpu", quantization)
+    linear.bias = torch.nn.Parameter(bias, requires_grad=False)
+    assert torch.equal(linear(x), product(x, on_grid(weight, quantization).to(dtype), bias))
 
 
 @pytest.mark.parametrize("num_inputs", [128, 96, 40])
-def test_packed_weights_of_4_bits_lose_nothing_and_have_the_size_that_is_planned(num_inputs: int) -> None:
-    grid = quantize(numbers(6, num_inputs, dtype=torch.float32), 4)
-    packed, scales, offsets = packed_int4(grid)
-    blocks = packed.view(6, -1, 1, 32)
-    values = torch.cat((blocks & 15, blocks >> 4), dim=2).flatten(1)[:, :num_inputs]
-    assert torch.equal(values, grid.values)
-    groups: Any = grid.scales.shape[1]
-    assert torch.equal(scales[:, :groups], grid.scales)
-    assert torch.equal(offsets[:, :groups], grid.offsets)
-    assert sum(part.nbytes for part in (packed, scales, offsets)) == int4_bytes(6, num_inputs)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_grid_of_the_file_is_kept_and_has_the_size_that_is_planned(bits: int, num_inputs: int) -> None:
+    grid = quantize(numbers(6, num_inputs, dtype=torch.float32), bits)
+    linear = PackedLinear(Linear(num_inputs, 6), "int4")
+    linear.place(grid, torch.device("cpu"))
+    assert torch.equal(linear(torch.eye(num_inputs)).T, dequantize(grid))
+    assert sum(part.nbytes for part in linear.packed) == GRIDS[bits].num_bytes(6, num_inputs)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [*((kind, torch.float32) for kind in BLOCK_SIZES), *((kind, torch.bfloat16) for kind in BLOCK_KINDS)],
+)
+def test_blocks_multiply_as_the_weights_of_the_file_in_the_dtype(kind: str, dtype: torch.dtype) -> None:
+    stored = random_blocks(kind, 24, 512)
+    order = torch.arange(24).flip(0)
+    linear = PackedLinear(Linear(512, 24), "native")
+    linear.place([StoredRows(kind, torch.from_numpy(stored), order)], torch.device("cpu"))
+    x, weight = numbers(3, 512, dtype=dtype), dequantized(kind, stored)[order].to(dtype)
+    assert torch.equal(linear(x), product(x, weight))
+    assert torch.equal(linear(x, torch.float32), product(x, weight, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("kind", BLOCK_SIZES)
+def test_blocks_of_every_kind_are_multiplied_alike_by_tiles_of_all_forms(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tile's form decides on its steps and on the operand that the weights are."""
+    linear = PackedLinear(Linear(512, 40), "native")
+    linear.place([StoredRows(kind, torch.from_numpy(random_blocks(kind, 40, 512)), torch.arange(40))], CPU)
+    x = numbers(513, 512, dtype=torch.bfloat16)
+    whole = linear(x)
+    for rows in (slice(3, 9), slice(60, 130)):
+        assert torch.equal(linear(x[rows]), whole[rows])
+    monkeypatch.setattr(packed_kernels, "MANY_OUTPUTS", 40)
+    assert torch.equal(linear(x[100:103]), whole[100:103])
+
+
+def test_parts_of_several_kinds_are_columns_of_one_product() -> None:
+    """As the queries, keys and values of a layer: neighbours of one kind are multiplied at once."""
+    kinds = ["Q4_K", "Q4_K", None, "Q6_K"]
+    matrices = [None if kind is None else random_blocks(kind, 16, 256, seed) for seed, kind in enumerate(kinds)]
+    dense = numbers(16, 256, dtype=torch.bfloat16)
+    linear = PackedLinear(Linear(256, 64, has_bias=True), "native")
+    linear.bias = torch.nn.Parameter(numbers(64, dtype=torch.bfloat16), requires_grad=False)
+    linear.place(
+        [
+            dense if kind is None or stored is None else StoredRows(kind, torch.from_numpy(stored), torch.arange(16))
+            for kind, stored in zip(kinds, matrices, strict=True)
+        ],
+        torch.device("cpu"),
+    )
+    assert len(linear.parts) == 3
+    weight = torch.cat(
+        [
+            dense if kind is None or stored is None else dequantized(kind, stored).bfloat16()
+            for kind, stored in zip(kinds, matrices, strict=True)
+        ]
+    )
+    x = numbers(5, 256, dtype=torch.bfloat16)
+    assert torch.equal(linear(x), product(x, weight, linear.bias))

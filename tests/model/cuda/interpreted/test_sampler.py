@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from caravan.model.cuda.picking_kernels import pairwise_sum
-from caravan.model.cuda.row_table import mixed, summation_tree, uniforms
+from caravan.model.cuda.row_table import STAGED_BYTES, mixed, summation_tree, uniforms
 from caravan.model.cuda.sampler import CudaSampler
 from caravan.model.cuda.sampler_launches import SamplerKernels
 from caravan.model.cuda.sampling_kernels import block_sums, exponential
 from caravan.model.sampling.sample import Sample
 from caravan.model.sampling.sampler import NUM_POSITIONS, Masks, SamplingRow, sample, uniform
 from caravan.model.sampling.sampling_params import SamplingParams
+from tests.support.extent import extent, only_in_full
 
 pytestmark = [pytest.mark.proofs, pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")]  # of infinities
 
@@ -52,6 +53,7 @@ class Vocabulary:
     def row(self) -> SamplingRow:
         """Return a row whose parameters are each set or left out."""
         chance = self.random.random
+        prompt, output = self.some_tokens(), self.some_tokens() * 2
         given: dict[str, object] = {"temperature": self.random.choice([0.0, 0.3, 1.0, 1.0, 1.7])}
         options: dict[str, Callable[[], dict[str, object]]] = {
             "top_k": lambda: {"top_k": self.random.choice([1, 2, 50, self.size // 2, self.size, self.size + 5])},
@@ -61,6 +63,9 @@ class Vocabulary:
             "presence": lambda: {"presence_penalty": self.random.uniform(-2, 2)},
             "frequency": lambda: {"frequency_penalty": self.random.uniform(-2, 2)},
             "bias": lambda: {"logit_bias": {token: self.random.uniform(-100, 100) for token in self.some_tokens()}},
+            "words": lambda: {
+                "bad_words": ((self.random.randrange(self.size),), (output[-1], *self.some_tokens()[:1]))
+            },
             "minimum": lambda: {"min_tokens": 5, "stop_token_ids": (1, 7)},
             "logprobs": lambda: {"num_logprobs": self.random.choice([0, 1, 5, 20])},
         }
@@ -68,7 +73,6 @@ class Vocabulary:
             if chance() < 0.33:
                 given |= option()
         params = SamplingParams(seed=self.random.getrandbits(64), max_tokens=100, **given)  # type: ignore[arg-type]
-        prompt, output = self.some_tokens(), self.some_tokens() * 2
         allowed = self.some_tokens()
         return SamplingRow(
             params, self.random.randrange(10), prompt, output, allowed.__contains__ if chance() < 0.2 else None
@@ -97,11 +101,25 @@ def differences(found: list[Sample | None], expected: list[Sample | None]) -> It
             yield one, other
 
 
-@pytest.mark.parametrize(("vocab_size", "num_batches"), [(300, 8), (1000, 8), (4099, 6), (8448, 4)])
+def have_the_best_tokens(samples: list[Sample | None], logits: Tensor) -> bool:
+    """Return whether the tokens beside the log-probabilities have the greatest logits of their row, best first."""
+    return all(
+        len(set(one.top_token_ids)) == len(one.top_token_ids)
+        and row[list(one.top_token_ids)].tolist() == row.topk(len(one.top_token_ids)).values.tolist()
+        for one, row in zip(samples, logits, strict=True)
+        if one is not None
+    )
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "num_batches"),
+    [(300, 8), pytest.param(1000, 8, marks=only_in_full()), pytest.param(4099, 6, marks=only_in_full()), (8448, 4)],
+)
 def test_every_row_gets_the_token_of_the_cpu_sampler(vocab_size: int, num_batches: int) -> None:
     vocabulary = Vocabulary(vocab_size, seed=vocab_size)
     sampler = CudaSampler(NUM_ROWS, vocab_size, CPU)
     num_tokens = 0
+    num_batches = extent(num_batches, 3)
     for _ in range(num_batches):
         logits, rows = vocabulary.logits(), [vocabulary.row() for _ in range(NUM_ROWS)]
 
@@ -109,9 +127,26 @@ def test_every_row_gets_the_token_of_the_cpu_sampler(vocab_size: int, num_batche
             return vocabulary.masks([rows[index] for index in indices])
 
         expected = sample(logits, rows, find_masks)
-        assert list(differences(sampler.sample(logits, rows, find_masks), expected)) == []
+        found = sampler.sample(logits, rows, find_masks)
+        assert list(differences(found, expected)) == []
+        assert have_the_best_tokens(found, logits)
         num_tokens += sum(one is not None for one in expected)
     assert num_tokens > num_batches * NUM_ROWS // 2
+
+
+def test_a_penalty_overflows_no_logit_and_a_banned_token_may_have_any() -> None:
+    logits = torch.randn(3, 300, generator=torch.Generator().manual_seed(1))
+    logits[0, 5], logits[1, 5], logits[2, 5] = 1e38, math.nan, math.inf
+    ban = {"min_tokens": 2, "stop_token_ids": (5,)}
+    kinds: list[dict[str, object]] = [{"repetition_penalty": 0.01}, ban, {"bad_words": ((5,),), "temperature": 0.0}]
+    rows = [
+        SamplingRow(SamplingParams(seed=seed, max_tokens=9, **kind), 0, [5], [])  # type: ignore[arg-type]
+        for seed, kind in enumerate(kinds)
+    ]
+    expected = sample(logits, rows)
+    assert [one is not None and one.token_id == 5 for one in expected] == [True, False, False]
+    assert None not in expected
+    assert list(differences(CudaSampler(3, 300, CPU).sample(logits, rows), expected)) == []
 
 
 def test_the_chosen_tokens_vary() -> None:
@@ -164,14 +199,14 @@ def test_rows_that_pad_a_batch_change_no_other_row_and_no_count() -> None:
     assert int(sampler.history.counts.sum()) == 6
 
 
-def test_a_table_grows_with_its_biases_and_says_so() -> None:
-    vocab_size = 3000
+def test_a_table_has_room_for_any_number_of_biases() -> None:
+    vocab_size = 16_000
     logits = torch.randn(2, vocab_size, generator=torch.Generator().manual_seed(1))
     bias = dict.fromkeys(range(0, vocab_size, 2), -100.0)
     rows = [SamplingRow(SamplingParams(seed=seed, max_tokens=9, logit_bias=bias), 0) for seed in range(2)]
     sampler = SamplerKernels(2, vocab_size, CPU)
-    assert sampler.table.stage(rows, [-1, -1])
-    assert not sampler.table.stage(rows, [-1, -1])
+    sampler.table.stage(rows, [-1, -1])
+    assert 8 * len(sampler.table.bias_tokens) > STAGED_BYTES
     sampler.launch(logits)
     assert sampler.tokens[:2].tolist() == [one.token_id for one in sample(logits, rows) if one is not None]
 
@@ -251,9 +286,28 @@ def test_a_launch_keeps_its_samples_while_the_next_one_is_started() -> None:
     rows = [SamplingRow(SamplingParams(seed=seed, max_tokens=9, num_logprobs=seed), 0) for seed in range(2)]
     sampler = CudaSampler(2, vocab_size, CPU)
     expected = sample(logits, rows)
-    first = sampler.launch(logits.clone(), rows)
-    second = sampler.launch(-logits, rows)
+    first, second = (
+        sampler.launch(one, rows, [torch.from_numpy(part.ravel()) for part in sampler.stage(rows, [1, 0], [[], []])])
+        for one in (logits.clone(), -logits)
+    )
     assert list(differences(first.result(), expected)) == []
     assert list(differences(second.result(), sample(-logits, rows))) == []
     assert first.token_ids.tolist() == [one.token_id for one in expected if one is not None]
     assert first.token_ids.dtype == torch.int64
+
+
+def test_a_serial_step_of_other_rows_spoils_no_count() -> None:
+    """It counts in slots of its own; the next launch of a row that it left out has the same length as before."""
+    params = SamplingParams(seed=1, max_tokens=9, temperature=0.0, frequency_penalty=5.0)
+    logits = torch.randn(1, 300, generator=torch.Generator().manual_seed(1)) / 3
+    sampler, text = CudaSampler(1, 300, CPU), [5, 6]
+
+    def launch() -> int:
+        rows = [SamplingRow(params, len(text) - 2)]
+        staged = [torch.from_numpy(part.ravel()) for part in sampler.stage(rows, [0], [text])]
+        return int(sampler.launch(logits, rows, staged).token_ids)
+
+    text.append(launch())
+    other = SamplingRow(params, 1, [7], [8])
+    assert sampler.sample(logits, [other]) == sample(logits, [other])
+    assert [launch()] == [one.token_id for one in sample(logits, [SamplingRow(params, 1, text[:2], text[2:])]) if one]

@@ -1,6 +1,7 @@
-"""Bugs that are made on purpose in the attention kernels: each must be noticed by what the other tests compare.
+"""Bugs that are made on purpose in the kernels: each must be noticed by what the other tests compare.
 
-A spilled kernel and a missing alignment are in compiled/test_kernels.py, a host read in traced/test_steps.py.
+Those of attention and of packed weights are here. A spilled kernel and a missing alignment are in
+compiled/test_variants.py, a host read in traced/test_steps.py.
 """
 
 import importlib.util
@@ -13,10 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.gpu_inputs import block_linear
 from caravan.model.attention.reference import ReferenceAttention
-from caravan.model.cuda import attention, attention_kernels
+from caravan.model.cuda import attention, attention_kernels, packed_kernels, packed_linear
 from caravan.model.cuda.attention import CudaAttention
 from caravan.model.cuda.attention_kernels import attend_chunk
+from caravan.model.cuda.linear import product
 from caravan.model.forward_batch import ForwardBatch
 
 pytestmark = [pytest.mark.proofs, pytest.mark.usefixtures("as_on_a_gpu")]
@@ -25,12 +28,12 @@ BLOCK_SIZE, LENGTH, WINDOW = 16, 1030, 600
 
 
 @pytest.fixture
-def changed_kernels(tmp_path: Path) -> Callable[[str, str], ModuleType]:
-    """Return a function that returns the attention kernels with a changed line, which must be there once."""
+def changed_kernels(tmp_path: Path) -> Callable[[ModuleType, str, str], ModuleType]:
+    """Return a function that returns a module of kernels with a changed line, which must be there once."""
 
-    def changed(line: str, other: str) -> ModuleType:
-        assert attention_kernels.__file__ is not None
-        source = Path(attention_kernels.__file__).read_text("utf-8")
+    def changed(kernels: ModuleType, line: str, other: str) -> ModuleType:
+        assert kernels.__file__ is not None
+        source = Path(kernels.__file__).read_text("utf-8")
         assert source.count(line) == 1
         path = tmp_path / "changed_kernels.py"
         path.write_text(source.replace(line, other), "utf-8")
@@ -96,9 +99,12 @@ def test_without_a_bug_nothing_is_noticed() -> None:
     ],
 )
 def test_a_wrong_mask_is_noticed(
-    line: str, other: str, changed_kernels: Callable[[str, str], ModuleType], monkeypatch: pytest.MonkeyPatch
+    line: str,
+    other: str,
+    changed_kernels: Callable[[ModuleType, str, str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    module = changed_kernels(line, other)
+    module = changed_kernels(attention_kernels, line, other)
     for name in ("attend_chunk", "decode_splits"):
         monkeypatch.setattr(attention, name, getattr(module, name))
     sequence = Sequence()
@@ -130,3 +136,31 @@ def test_another_split_size_in_decoding_is_noticed(monkeypatch: pytest.MonkeyPat
     sequence = Sequence()
     assert sequence.is_like_the_reference(1)
     assert not sequence.has_the_same_bits_decoded_and_in_a_chunk()
+
+
+PACKED_BUGS = [
+    ("Q4_K", "high = half_float(pair >> 16)", "high = half_float(pair)"),  # the first of a pair for the second
+    ("Q4_K", "whole_numbers(scale_words, 16,", "whole_numbers(scale_words, 0,"),  # scales as offsets
+    ("Q6_K", "-SCALE_ZERO / _UNIT", "SCALE_ZERO / _UNIT"),
+    ("Q6_K", "weight_pairs(words, 8, BITS, scale", "weight_pairs(words, 0, BITS, scale"),  # numbers of other inputs
+]
+
+
+def is_like_the_blocks(kind: str) -> bool:
+    """Return whether a product with random blocks of a kind is that with their weights, to the last bit."""
+    linear, weight = block_linear(kind, 8, 256, "cpu")
+    x = torch.randn(3, 256, generator=torch.Generator().manual_seed(0)).bfloat16()
+    return torch.equal(linear(x), product(x, weight.bfloat16()))
+
+
+@pytest.mark.parametrize(("kind", "line", "other"), PACKED_BUGS)
+def test_a_wrong_number_or_scale_of_a_packed_weight_is_noticed(
+    kind: str,
+    line: str,
+    other: str,
+    changed_kernels: Callable[[ModuleType, str, str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert is_like_the_blocks(kind)
+    monkeypatch.setattr(packed_linear, "multiply_packed", changed_kernels(packed_kernels, line, other).multiply_packed)
+    assert not is_like_the_blocks(kind)

@@ -1,7 +1,11 @@
-"""Serial steps beside overlapped ones, with the kernels: a request's bits do not depend on what others want."""
+"""Serial steps beside overlapped ones, with the kernels: a request's bits do not depend on what others want.
+
+And penalties, whose tokens the device counts in overlapped steps.
+"""
 
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from llguidance import LLMatcher
@@ -15,9 +19,10 @@ from caravan.scheduler.grammar import Grammars
 from caravan.scheduler.messages import Request
 from caravan.scheduler.overlapped_engine import OverlappedEngine
 from tests.scheduler.requests import make_request
+from tests.support.extent import every
 from tests.support.fake_device import FakeDevice
 from tests.support.fakes import EOS, IM_END, byte_tokenizer
-from tests.support.tiny_llama import Transcript, run_to_end, tiny_llama
+from tests.support.tiny_llama import Transcript, run_to_end, tiny_engine, tiny_llama
 
 pytestmark = [pytest.mark.proofs, pytest.mark.usefixtures("as_on_a_gpu")]
 
@@ -88,12 +93,12 @@ def alone(model: CudaLlama) -> dict[int, Transcript]:
 
 
 NEIGHBOURS: dict[str, dict[str, Any]] = {
-    "penalties": {"repetition_penalty": 1.5, "presence_penalty": 0.5, "temperature": 0.9},
-    "a grammar": {"grammar": LETTERS, "stop_token_ids": (EOS, IM_END), "temperature": 1.0},
     "a grammar, truncated": {"grammar": LETTERS, "stop_token_ids": (EOS, IM_END), "temperature": 1.0, "top_p": 0.9},
+    "a grammar": {"grammar": LETTERS, "stop_token_ids": (EOS, IM_END), "temperature": 1.0},
     "a scored prompt": {"num_prompt_logprobs": 3, "num_logprobs": 3},
     "an embedding": {"pooling": "mean", "max_tokens": 0},
     "many biases": {"logit_bias": dict.fromkeys(range(300), 1.0), "presence_penalty": 1.0},
+    "penalties": {"repetition_penalty": 1.5, "presence_penalty": 0.5, "temperature": 0.9},
 }
 
 
@@ -102,7 +107,7 @@ def expected() -> dict[int, Transcript]:
     return {}
 
 
-@pytest.mark.parametrize("neighbour", NEIGHBOURS)
+@pytest.mark.parametrize("neighbour", every(2, NEIGHBOURS))
 def test_beside_a_row_that_needs_the_host_a_request_gets_the_bits_that_it_gets_alone(
     neighbour: str, expected: dict[int, Transcript]
 ) -> None:
@@ -139,6 +144,61 @@ def test_with_draft_tokens_a_request_gets_the_bits_that_it_gets_alone_and_withou
     assert device.max_queued == 1
 
 
+PENALTIES: list[dict[str, Any]] = [
+    {"repetition_penalty": 1.5, "temperature": 0.0},
+    {"frequency_penalty": 1.5, "presence_penalty": 0.4},
+    {"frequency_penalty": 2.0, "repetition_penalty": 1.2, "temperature": 0.0},
+    {"presence_penalty": -1.0, "num_logprobs": 2},
+]
+
+
+def penalized(*others: dict[str, Any]) -> list[Request]:
+    """Return requests with penalties, of several lengths, beside others."""
+    return [
+        make_request(i, [(7 * i + j) % 9 for j in range(3 + 6 * i)], **{"seed": i, "max_tokens": 9 + 2 * i} | params)
+        for i, params in enumerate([*PENALTIES, *others])
+    ]
+
+
+def with_device_sampler(**limits: Any) -> tuple[OverlappedEngine, FakeDevice]:
+    """Return an engine of a plain model; only its sampler has kernels."""
+    model, config = tiny_llama(**SHAPE), EngineConfig(num_blocks=64, max_num_seqs=4, max_model_len=96)
+    device = FakeDevice()
+    sampler = CudaSampler(4, SHAPE["vocab_size"], CPU)
+    config = msgspec.structs.replace(config, **limits)
+    return OverlappedEngine(model, config, torch.float32, CPU, sampler, submit=device.submit), device
+
+
+def tokens(transcripts: dict[int, Transcript]) -> dict[int, list[int]]:
+    assert all(one.finish_reason in ("length", "stop") for one in transcripts.values())
+    return {request_id: one.token_ids for request_id, one in transcripts.items()}
+
+
+def test_steps_with_penalties_overlap_and_count_the_tokens_of_the_steps_before() -> None:
+    """Rows join, end by a stop token that was not known ahead, and give their places to others."""
+    made = penalized({}, PENALTIES[0] | {"stop_token_ids": tuple(range(0, 300, 7))}, PENALTIES[1])
+    expected = tokens(run_to_end(tiny_engine(tiny_llama(**SHAPE)), made))
+    assert any(max(map(ids.count, ids)) > 2 for ids in expected.values())
+    engine, device = with_device_sampler()
+    assert tokens(run_to_end(engine, made, arrive_every=2)) == expected
+    assert device.max_queued == 2
+    assert device.num_runs > 20
+
+
+def test_counts_start_anew_after_serial_steps_preemptions_and_smaller_chunks() -> None:
+    words = {"bad_words": ((1, 2), (3, 4)), "frequency_penalty": 1.0}  # its steps are serial
+    made = penalized(words, {})
+    expected = tokens(run_to_end(tiny_engine(tiny_llama(**SHAPE)), made))
+    engine, device = with_device_sampler(num_blocks=8, block_size=8, max_batch_tokens=11, max_model_len=64)
+    num_preemptions: list[int] = []
+    found = run_to_end(
+        engine, made, arrive_every=3, on_step=lambda step: num_preemptions.append(step.stats.num_preemptions)
+    )
+    assert tokens(found) == expected
+    assert device.max_queued == 2
+    assert sum(num_preemptions) > 0
+
+
 def test_rows_sampled_in_an_overlapped_step_and_in_a_serial_one_share_their_buffers() -> None:
     """Buffers that grow within a step, where nothing may need a gradient, are written outside of one later."""
     model = tiny()
@@ -147,5 +207,5 @@ def test_rows_sampled_in_an_overlapped_step_and_in_a_serial_one_share_their_buff
     together = [make_request(i, [i + 1, 2], **many) for i in range(4)]  # 1,200 biases
     assert all(one.finish_reason == "length" for one in run_to_end(made, together).values())
     assert device.max_queued == 2
-    penalized = make_request(5, [1, 2], presence_penalty=1.0)
-    assert run_to_end(made, [penalized])[5].finish_reason == "length"
+    other = make_request(5, [1, 2], presence_penalty=1.0, bad_words=((1, 2),))
+    assert run_to_end(made, [other])[5].finish_reason == "length"

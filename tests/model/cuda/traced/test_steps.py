@@ -16,10 +16,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.gpu_inputs import zero_weight
 from benchmarks.gpu_shapes import LLAMA_8B
 from caravan.model.config import ModelConfig
-from caravan.model.cuda.linear import Int4Linear
 from caravan.model.cuda.llama import CudaLlama
+from caravan.model.cuda.packed_layouts import BLOCK_LAYOUTS, BYTES, GRIDS
+from caravan.model.cuda.packed_linear import PackedLinear
 from caravan.model.cuda.sampler import CudaSampler
 from caravan.model.sampling.sample import Sample
 from caravan.model.sampling.sampler import Masks, SamplingRow
@@ -30,6 +32,7 @@ from caravan.scheduler.overlapped_engine import OverlappedEngine
 from caravan.scheduler.step_graph import Capture, Decode, without_graph
 from caravan.scheduler.step_result import StepResult
 from tests.scheduler.requests import make_request
+from tests.support.extent import every
 from tests.support.fake_gpu import GPU, HOST_READS, Copy, FakeGpu, Launch, Wait
 
 pytestmark = pytest.mark.proofs
@@ -42,6 +45,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "Qwen3": {"has_query_key_norm": True, "has_qkv_bias": True, "has_output_bias": True, "tie_embeddings": True},
     "Mistral": {"sliding_window": 100},
     "int4": {"quantization": "int4"},
+    "int8": {"quantization": "int8"},
+    "Q4_K": {"quantization": "native"},  # and Q6_K
     "int8 pool": {"pool": torch.int8},
     "cuBLAS": {"fast_matmul": True},
 }
@@ -60,14 +65,23 @@ def model(quantization: Any = "none", *, fast_matmul: bool = False, **changes: A
     with torch.device("meta"):
         made = CudaLlama(config, GPU, quantization, fast_matmul=fast_matmul)
     for module in list(made.modules()):
+        if isinstance(module, PackedLinear):
+            place_zeros(module)
         for name, weight in list(module.named_parameters(recurse=False)):
-            shape = tuple(weight.shape)
-            if isinstance(module, Int4Linear) and name != "bias":
-                shape = (module.out_features, module.in_features // (2 if name == "weight" else 32))
-            dtype = weight.dtype if isinstance(module, Int4Linear) and name != "bias" else torch.bfloat16
-            setattr(module, name, nn.Parameter(torch.empty(shape, dtype=dtype, device=GPU), requires_grad=False))
+            empty = torch.empty(weight.shape, dtype=torch.bfloat16, device=GPU)
+            setattr(module, name, nn.Parameter(empty, requires_grad=False))
     made.set_max_position(config.max_position, GPU)
     return made
+
+
+def place_zeros(linear: PackedLinear) -> None:
+    """Give a layer a weight of zeros; of blocks it has two kinds, as the queries, keys and values of Q4_K_M."""
+    layouts = {"int4": [GRIDS[4]], "int8": [BYTES]}.get(
+        linear.quantization, [BLOCK_LAYOUTS[kind] for kind in ("Q4_K", "Q6_K")]
+    )
+    num_outputs = linear.out_features // len(layouts)
+    linear.parts = [zero_weight(layout, num_outputs, linear.in_features, GPU) for layout in layouts]
+    linear.packed = nn.ParameterList()
 
 
 def engine(
@@ -103,32 +117,34 @@ def launches(events: list[Copy | Launch | Wait]) -> list[Launch]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_decode_step_gives_the_host_four_bytes_a_row_and_waits_for_nothing(gpu: FakeGpu, kind: str) -> None:
     events = decode_step(gpu, engine(**KINDS[kind]), 3)
-    words, parameters, tokens = copies(events)
-    assert words == Copy(is_to_host=False, num_bytes=8 * (3 * 4 + 2 * 3), waits=False)  # padded to 4; 3 new blocks
-    assert (parameters.is_to_host, parameters.waits) == (False, False)
+    step, tokens = copies(events)
+    num_bytes = 8 * 3 * 4 + 32 + 16  # rows, tokens and positions, padded to 4 sequences; 3 new blocks in 3 places
+    num_bytes += 256 * (7 * 8 + 6 * 4) + 1040 + 2 * 16  # numbers and choices of all rows; where biases start; no biases
+    assert step == Copy(is_to_host=False, num_bytes=num_bytes, waits=False)
     assert tokens == Copy(is_to_host=True, num_bytes=4 * 3, waits=False)
     assert Wait() not in events
     assert {device for launch in launches(events) for device in launch.devices} == {GPU}
-    per_layer = {"Qwen3": 11, "cuBLAS": 6}.get(kind, 10)
-    head = 1 if kind == "cuBLAS" else 2  # the last norm, and its product
+    per_layer = {"Qwen3": 11, "cuBLAS": 6, "Q4_K": 14}.get(kind, 10)
+    head = {"cuBLAS": 1, "Q4_K": 3}.get(kind, 2)  # the last norm, and its product
     assert len(launches(events)) == NUM_LAYERS * per_layer + head + NUM_SAMPLER_LAUNCHES
 
 
 @pytest.mark.parametrize("num_seqs", [1, 2, 256])
 def test_batches_of_every_size_are_alike(gpu: FakeGpu, num_seqs: int) -> None:
     events = decode_step(gpu, engine(), num_seqs)
-    assert [copy.waits for copy in copies(events)] == [False] * 3
-    assert copies(events)[2].num_bytes == 4 * num_seqs
+    assert are_clean(events)
+    assert copies(events)[1].num_bytes == 4 * num_seqs
     assert len(launches(events)) == NUM_LAYERS * 10 + 2 + NUM_SAMPLER_LAUNCHES
 
 
 def test_a_whole_run_waits_for_the_tokens_of_a_step_after_the_next_one_is_launched(gpu: FakeGpu) -> None:
-    """With prompts in several chunks, a prefix that is copied, drawn tokens, biases and log-probabilities."""
+    """With prompts in several chunks, a prefix that is copied, drawn tokens, biases, penalties, log-probabilities."""
     made = engine(max_batch_tokens=64)
     kinds: list[dict[str, Any]] = [
         {"num_logprobs": 5},
         {"temperature": 0.7, "top_p": 0.9},
         {"logit_bias": {7: 1.0}, "min_tokens": 2, "stop_token_ids": (9,)},
+        {"repetition_penalty": 1.2},
     ]
     for i, kind in enumerate(kinds):
         made.add(make_request(i, list(range(100)), max_tokens=12, **kind))
@@ -146,8 +162,35 @@ def test_a_whole_run_waits_for_the_tokens_of_a_step_after_the_next_one_is_launch
             events.index(Wait()) == len(events) - 1
         )  # also for chunks, which give no tokens: their buffer is used again
         num_waits += 1
-    assert ends == dict.fromkeys(range(3), "length")
+    assert ends == dict.fromkeys(range(4), "length")
     assert num_waits >= 12
+
+
+def test_a_step_that_needs_the_host_replays_the_graph_and_launches_the_sampler_alone(gpu: FakeGpu) -> None:
+    """Of the whole batch, whose other rows do not need it. Prompts have no graph."""
+    graphs: list[int] = []
+
+    def capture(decode: Decode) -> Decode:
+        logits = decode()
+
+        def replay() -> Tensor:
+            graphs.append(len(logits))
+            return logits
+
+        return replay
+
+    made = engine(capture=capture)
+    made.device_steps.warm_up()
+    kinds: list[dict[str, Any]] = [{"bad_words": ((8, 9),)}, {}, {"temperature": 0.9}]
+    for i, params in enumerate(kinds):
+        made.add(make_request(i, [i, 1, 2], max_tokens=4, **params))
+    made.step()  # prompts
+    gpu.take()
+    graphs.clear()
+    while made.has_work:
+        assert [one.error for one in made.step().outputs if one.error] == []
+        assert len(launches(gpu.take())) == NUM_SAMPLER_LAUNCHES
+    assert graphs == [4, 4, 4]
 
 
 def test_what_a_graph_records_are_launches_with_the_same_numbers_in_every_step(gpu: FakeGpu) -> None:
@@ -173,7 +216,7 @@ def test_what_a_graph_records_are_launches_with_the_same_numbers_in_every_step(g
     assert all(other == first for other in others)
 
 
-@pytest.mark.parametrize("kind", ["Llama", "Qwen3", "int4", "int8 pool", "9 heads"])
+@pytest.mark.parametrize("kind", every(3, ["Llama", "Qwen3", "int8 pool", "Q4_K", "int4", "9 heads"]))
 def test_no_request_launches_a_kernel_that_the_warm_up_has_not_compiled(gpu: FakeGpu, kind: str) -> None:
     made = engine(max_batch_tokens=1024, **KINDS.get(kind, {"num_heads": 9, "num_kv_heads": 3}))
     gpu.take()
@@ -183,7 +226,8 @@ def test_no_request_launches_a_kernel_that_the_warm_up_has_not_compiled(gpu: Fak
         {},
         {"num_logprobs": 0},
         {"num_logprobs": 1, "temperature": 0.9},
-        {"num_logprobs": 16, "repetition_penalty": 1.2},  # its steps are serial
+        {"num_logprobs": 16, "repetition_penalty": 1.2},
+        {"bad_words": ((8, 9),), "presence_penalty": 1.2},  # its steps are serial
         {"num_logprobs": 20, "top_k": 5, "min_p": 0.1},
         {"logit_bias": dict.fromkeys(range(1100), 1.0), "presence_penalty": 1.0},
     ]
@@ -236,8 +280,8 @@ PLACES: dict[str, tuple[type, str]] = {
 
 
 def are_clean(events: list[Copy | Launch | Wait]) -> bool:
-    """Return whether a decode step has two copies to the device and one to the host, and waits for none."""
-    return [(copy.is_to_host, copy.waits) for copy in copies(events)] == [(False, False), (False, False), (True, False)]
+    """Return whether a decode step has one copy to the device and one to the host, and waits for none."""
+    return [(copy.is_to_host, copy.waits) for copy in copies(events)] == [(False, False), (True, False)]
 
 
 @pytest.mark.parametrize("read", READS)

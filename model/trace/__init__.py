@@ -1,0 +1,1 @@
+"""Traces: what the plain model computes on the way from token ids to logits."""

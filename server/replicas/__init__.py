@@ -1,0 +1,1 @@
+"""Engines as replicas: one API process over several of them, wherever they run."""

@@ -1,0 +1,1 @@
+"""Responses that outlive the connections of their clients."""

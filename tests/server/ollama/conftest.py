@@ -1,0 +1,5 @@
+"""Fixtures of the tests of Ollama's API."""
+
+from tests.server.openai.conftest import api, chat_ml
+
+__all__ = ["api", "chat_ml"]
