@@ -9,12 +9,13 @@ export TEST_EXTENT := $(EXTENT)
 # Every start of a server imports a thousand modules: compiled once, they take a third of the time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help learn-site serve test test-fast ray-test ray-measure proofs coverage check fix dashboard lock bench compare conformance campaign soak
+.PHONY: help learn-site serve test test-fast timing ray-test ray-measure proofs coverage check fix dashboard lock bench compare conformance campaign soak
 
 help:
 	@echo "make serve   install and serve MODEL (default smollm2) on 127.0.0.1:8000; options in CARAVAN_* variables"
 	@echo "make test    run all tests; install what they need into .venv, and name what the system lacks"
 	@echo "make test EXTENT=full   the same, longer with random input and killed processes, and with coverage"
+	@echo "make timing   the tests that judge seconds, alone: before a release, on an idle machine"
 	@echo "make test-fast   the tests that take less than half a second each and need no model, in less than 90 seconds"
 	@echo "make ray-test   replicas on Ray Serve, in an environment and a network namespace of their own"
 	@echo "make ray-measure   what replicas on Ray Serve cost and lose: docs/scaling.md has the figures"
@@ -44,7 +45,9 @@ test: .venv/dev.stamp .venv/clients.stamp .venv/npm.stamp .venv/kernels.stamp
 	@$(BIN)/python -m tests.support.system_programs
 	$(if $(filter full,$(EXTENT)),$(MAKE) coverage)
 	$(PYTEST_SLOW) -m "not timing$(if $(filter full,$(EXTENT)), and not ($(FAST)))"
-	@# Another program of the machine may have run meanwhile: what took too long is measured once more.
+
+# Another program of the machine may run meanwhile: what took too long is measured once more.
+timing: .venv/dev.stamp .venv/kernels.stamp
 	$(BIN)/pytest -m timing || $(BIN)/pytest -m timing --last-failed
 
 # Only the fast tests are measured: tracing takes three quarters as long again, so only EXTENT=full has it in `make test`,

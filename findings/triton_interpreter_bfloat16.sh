@@ -6,7 +6,7 @@
 # Seen:     adding two tensors of bfloat16 adds their bits as whole numbers (1 + 1 is 1.7e38), without an error or a
 #           warning; a kernel that only stores float32 as bfloat16 cuts the lower bits off, so that about half of all values differ from
 #           those of torch and of a GPU.
-# So:       tests in the interpreter need a repaired one, or kernels that compute in float32; and a test that the repair is needed.
+# So:       tests in the interpreter need a repaired one, or kernels that compute in float32.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

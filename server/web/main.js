@@ -15,6 +15,7 @@ async function start() {
   const sheets = startSheets();
   let chat = null;
   let rail = null;
+  let correctAddress = null;
 
   const server = watchServer((state, text) => {
     const [dot, words] = by("server-state").children;
@@ -36,7 +37,12 @@ async function start() {
     const { conversation, messages } = chat.session;
     const address = messages.size ? `#chat/${conversation.id}` : "#chat";
     document.querySelector('#views [data-view="chat"]').href = address;
-    if (messages.size && location.hash !== address) history.replaceState(null, "", address);
+    if (messages.size) correctAddress?.(address);
+  }
+
+  async function openConversation(id) {
+    if (!(await chat.open(id))) correctAddress("#chat");
+    onConversation();
   }
 
   function newChat() {
@@ -70,7 +76,7 @@ async function start() {
     await import("./chat/earlier_page.js").then(({ takeOver }) => takeOver(store)).catch(() => {}); // it stays there
   chat = startChat({ store, server, onChange: onConversation, onSaved: () => rail?.load() });
   rail = startRail({ store, session: chat.session, onRemoved: () => (location.hash = "#chat") });
-  startRouter({ onChat: (id) => chat.open(id).then(onConversation), onTitle: setTitle });
+  correctAddress = startRouter({ onChat: openConversation, onTitle: setTitle });
   startShortcuts({
     stop,
     newChat,

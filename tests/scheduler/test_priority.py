@@ -71,19 +71,21 @@ def test_only_the_calling_thread_and_those_that_it_starts_get_a_lower_priority()
     thread.start()
     thread.join()
     record()
-    assert found == [10, 10, before]
+    lowered = max(10, before)  # the tests may run at a low priority themselves
+    assert found == [lowered, lowered, before]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no nice value of their own")
 def test_a_priority_that_is_lower_already_stays() -> None:
+    lower = max(12, os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
     found: list[int] = []
 
-    def lower() -> None:
-        for nice in (12, 10):
+    def lower_twice() -> None:
+        for nice in (lower, lower - 2):
             lower_thread_priority(nice)
             found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
 
-    thread = threading.Thread(target=lower)
+    thread = threading.Thread(target=lower_twice)
     thread.start()
     thread.join()
-    assert found == [12, 12]
+    assert found == [lower, lower]

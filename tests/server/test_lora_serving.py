@@ -82,7 +82,7 @@ def test_a_new_engine_continues_with_the_same_adapters(server: RunningServer) ->
     expected = {name: complete(server, name, 300) for name in ("poems", "tiny")}
     with ThreadPoolExecutor(2) as executor:
         running = {name: executor.submit(complete, server, name, 300) for name in expected}
-        os.kill(server.engine_pid(), signal.SIGKILL)
+        server.kill_engine()
         for name, answer in running.items():
             assert answer.result() == expected[name]
 

@@ -70,8 +70,7 @@ def test_a_request_is_explained_why_its_prefix_was_not_found_after_a_crash_too(s
     assert miss_of(prompt) == ("not seen", 0)
     assert miss_of(prompt) == ("too short", 32)
     assert miss_of(changed) == ("differs", 20)
-    os.kill(server.engine_pid(), signal.SIGKILL)
-    eventually(lambda: server.http.get("/readyz").status_code == 200, within_seconds=60)
+    server.kill_engine()
     assert miss_of(changed) == ("not seen", 0)
     counts = {reason: count - before[reason] for reason, count in prefix_misses(server).items()}
     assert counts == {"not_seen": 80, "too_short": 8, "differs": 24, "evicted": 0, "scored": 0}

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 import httpx
 
 from tests.support.cores import num_threads
+from tests.support.waiting import eventually
 
 START_SECONDS = 60
 
@@ -53,6 +55,13 @@ class RunningServer:
         pids = self.engine_pids()
         assert pids, "there is no engine process"
         return pids[0]
+
+    def kill_engine(self) -> None:
+        """Kill the engine, and wait until another one is ready: the server is ready until it notices the end, too."""
+        restarts = self.metric("engine_restarts_total")
+        os.kill(self.engine_pid(), signal.SIGKILL)
+        eventually(lambda: self.metric("engine_restarts_total") > restarts)
+        eventually(lambda: self.http.get("/readyz").status_code == 200)
 
     def rank_pids(self) -> list[int]:
         """Return the process ids of the ranks of the engine, which is the first of them."""

@@ -152,16 +152,14 @@ export function startChat({ store, server, onSaved, onChange }) {
     models: () => models,
     /** Take over changed settings. */
     onSettings: () => models.length && chooseModel(),
-    /** Show the conversation of an address; an empty ID is a new one. */
+    /** Show the conversation of an address, or a new one if it does not exist; return whether it does. Empty: new. */
     async open(id) {
-      if (!id && session.messages.size) session.start();
-      else if (id && !(await session.open(id).catch(() => false))) {
-        toast("This conversation is not in this browser.");
-        history.replaceState(null, "", "#chat");
-        session.start();
-      }
+      const isThere = !id || (await session.open(id).catch(() => false));
+      if (!isThere) toast("This conversation is not in this browser.");
+      if (!isThere || (!id && session.messages.size)) session.start();
       scroll.follow();
       if (isChatShown() && hasKeyboard) composer.focus();
+      return isThere;
     },
     /** Stop the answer; return whether there was one. */
     stop() {

@@ -10,12 +10,16 @@ const VIEWS = {
   server: { title: "Server", load: () => import("../server/view.js") },
 };
 
-/** Show the view of the address now and at each change. `onChat` gets the ID in the address, empty for none. */
+/**
+ * Show the view of the address now and at each change. `onChat` gets the ID in the address, empty for none.
+ * Return a function that corrects the address.
+ */
 export function startRouter({ onChat, onTitle }) {
   const chat = document.getElementById("chat-view");
   const root = document.getElementById("other-view");
   let shown = ""; // name of the view
   let leaving = null; // AbortController of the view shown, none for the chat
+  let followed = ""; // the address whose view is shown
 
   async function show(name) {
     leaving?.abort();
@@ -44,14 +48,23 @@ export function startRouter({ onChat, onTitle }) {
   }
 
   function follow() {
+    followed = location.hash;
     const [name, id = ""] = location.hash.slice(1).split("/");
     const view = name in VIEWS ? name : "chat";
     if (view !== shown) show(view);
     if (view === "chat") onChat(id);
   }
 
+  /** Write another address for the view shown, unless the user has gone on to one that is about to be followed. */
+  function correct(address) {
+    if (location.hash !== followed || address === followed) return;
+    history.replaceState(null, "", address);
+    followed = address;
+  }
+
   addEventListener("hashchange", follow);
   follow();
+  return correct;
 }
 
 /** Return whether the chat is shown. */

@@ -46,10 +46,22 @@ def test_conversations_are_listed_by_day_and_have_addresses(page: Page) -> None:
     expect(page.locator(".message.user .text")).to_have_text("What is tea?")
     reload_when_saved(page)
     expect(page.locator(".message.user .text")).to_have_text("What is tea?")
-    expect(page).to_have_title("What is tea? · Caravan")  # from now on the address stays
     page.evaluate("location.hash = '#chat/none'")
     expect(page.locator("#toasts")).to_contain_text("This conversation is not in this browser.")
     expect(page.locator(".welcome")).to_be_visible()
+
+
+def test_an_address_is_followed_although_the_conversation_changes_at_that_moment(page: Page) -> None:
+    two_conversations(page)
+    address = page.locator("#conversations a").last.get_attribute("href")
+    page.evaluate(
+        """(address) => {
+            location.hash = address; // it is followed when this script has ended
+            document.querySelector('[data-tool="regenerate"]').click();
+        }""",
+        address,
+    )
+    expect(page.locator(".message.user .text")).to_have_text("Where do camels live?")
 
 
 def test_days_have_names(page: Page) -> None:

@@ -1,6 +1,4 @@
-"""The interpreter computes as a GPU does once it is repaired, and not before."""
-
-from contextlib import nullcontext
+"""The repaired interpreter computes as a GPU does."""
 
 import pytest
 import torch
@@ -9,7 +7,6 @@ import triton.language as tl
 from torch import Tensor
 
 from caravan.model.cuda.linear import product
-from tests.support.repaired_interpreter import repaired_interpreter
 
 pytestmark = pytest.mark.proofs
 
@@ -33,17 +30,13 @@ def computed(x: Tensor, y: Tensor) -> list[Tensor]:
     return [*results, larger.bool()]
 
 
-@pytest.mark.parametrize("is_repaired", [True, False])
-@pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")  # integers overflow in the one that is not repaired
-def test_bfloat16_is_rounded_as_torch_does_only_in_the_repaired_interpreter(*, is_repaired: bool) -> None:
+def test_bfloat16_is_rounded_as_torch_does(as_on_a_gpu: None) -> None:
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(64, generator=generator), torch.randn(64, generator=generator).bfloat16()
     narrow = x.bfloat16()
     expected = [narrow, narrow + y, narrow * y, narrow > y]
-    with repaired_interpreter() if is_repaired else nullcontext():
-        found = computed(x, y)
-    assert [torch.equal(*pair) for pair in zip(found, expected, strict=True)][:3] == [is_repaired] * 3
-    assert torch.equal(found[3], expected[3]) or not is_repaired
+    for found, right in zip(computed(x, y), expected, strict=True):
+        assert torch.equal(found, right)
 
 
 @triton.jit
@@ -55,15 +48,14 @@ def multiply(x, weight, output, ROWS: tl.constexpr, INPUTS: tl.constexpr, OUTPUT
     tl.store(output + rows * OUTPUTS + outputs, tl.dot(left, right, input_precision="ieee"))
 
 
-@pytest.mark.parametrize("is_repaired", [True, False])
-def test_a_sum_has_the_same_bits_in_tiles_of_other_sizes_only_in_the_repaired_interpreter(*, is_repaired: bool) -> None:
+def test_a_sum_has_the_same_bits_in_tiles_of_other_sizes(as_on_a_gpu: None) -> None:
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.randn(128, 256, generator=generator), torch.randn(256, 32, generator=generator)
     whole, few, one = torch.empty(128, 32), torch.empty(16, 32), torch.empty(1, 32)
-    with repaired_interpreter() if is_repaired else nullcontext():
-        for output in (whole, few, one):
-            multiply[(1,)](x, weight, output, ROWS=len(output), INPUTS=256, OUTPUTS=32)
-    assert (torch.equal(whole[:16], few) and torch.equal(whole[:1], one)) == is_repaired
+    for output in (whole, few, one):
+        multiply[(1,)](x, weight, output, ROWS=len(output), INPUTS=256, OUTPUTS=32)
+    assert torch.equal(whole[:16], few)
+    assert torch.equal(whole[:1], one)
 
 
 def test_a_row_has_the_same_bits_at_every_place_of_a_tile(as_on_a_gpu: None) -> None:
