@@ -282,6 +282,7 @@ class SequenceSnapshot(msgspec.Struct, frozen=True, kw_only=True, array_like=Tru
     wait_reason: WaitReason | None = None
 
 
+FREE, CACHED, USED, SHARED = range(4)  # state of a cell of a snapshot: the greatest of its blocks
 MAX_CELLS = 2048  # of a snapshot of the pool; a larger pool has several blocks in a cell
 MAX_WAITING = 100  # of a snapshot of the queue
 
@@ -292,7 +293,7 @@ class EngineSnapshot(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     stats: StepStats
     block_size: int
     blocks_per_cell: int
-    cell_states: list[int]  # states of scheduler/snapshot.py
+    cell_states: list[int]
     running: list[SequenceSnapshot]
     waiting: list[SequenceSnapshot]  # the first of the queue
     changes: list[StepChange] = []  # of the steps since the last snapshot

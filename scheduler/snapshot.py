@@ -3,12 +3,18 @@
 from collections.abc import Sequence as Seq
 from itertools import chain
 
-from caravan.scheduler.messages import MAX_CELLS, MAX_WAITING, EngineSnapshot, SequenceSnapshot
+from caravan.scheduler.messages import (
+    CACHED,
+    MAX_CELLS,
+    MAX_WAITING,
+    SHARED,
+    USED,
+    EngineSnapshot,
+    SequenceSnapshot,
+)
 from caravan.scheduler.scheduler import Scheduler
 from caravan.scheduler.sequence import Sequence
 from caravan.scheduler.step_change import SequenceTable, StepChange
-
-FREE, CACHED, USED, SHARED = range(4)  # state of a cell: the greatest of its blocks
 
 
 def engine_snapshot(

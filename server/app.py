@@ -12,7 +12,7 @@ from caravan.server.batches.batches import Batches
 from caravan.server.batches.line_app import LineApp
 from caravan.server.batches.objects import BatchList, BatchObject, BatchRequest, DeletedFile, FileList, FileObject
 from caravan.server.batches.routes import batches_router, files_router
-from caravan.server.generation.served_model import ServedModel
+from caravan.server.generation.served_model import Engine, ServedModel
 from caravan.server.generation.served_models import ServedModels
 from caravan.server.http.api_keys import ApiKeys
 from caravan.server.http.auth import ApiKeyAuth
@@ -125,6 +125,10 @@ class AppParts:
     on_response: OnResponse = lambda _: None  # called with the record of each HTTP request at its end
 
 
+def _is_replacing(engine: Engine) -> bool:
+    return engine.state == "replacing"
+
+
 def create_app(parts: AppParts) -> FastAPI:
     """Return the application that serves the models."""
     concurrency_limit = parts.concurrency_limit
@@ -144,7 +148,7 @@ def create_app(parts: AppParts) -> FastAPI:
         return any(map(is_model_ready, models))
 
     for served in models:
-        served.metrics.add_ready_gauge(partial(is_model_ready, served))
+        served.metrics.add_ready_gauges(partial(is_model_ready, served), partial(_is_replacing, served.engine))
         served.metrics.add_queue_gauge(served.admission.num_queued_tokens)
     if parts.batches is not None:
         parts.batches.connect(

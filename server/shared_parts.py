@@ -206,7 +206,7 @@ class SharedParts:
             codes=text.codes.within(tokenizer.vocab_size),
             shown_token_ids=call_token_ids(tokenizer) | thought_token_ids(tokenizer, text.template),
             metrics=metrics,
-            admission=Admission(config, metrics, settings.queue_limits),
+            admission=Admission(config, metrics, settings.queue_limits, start_seconds=engine.start_seconds),
             history=RequestHistory(),
             defaults=text.defaults,
             template_variables=settings.template_variables,

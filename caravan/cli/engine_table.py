@@ -68,6 +68,8 @@ def drawn(view: dict[str, Any], recent: list[dict[str, Any]], size: ConsoleDimen
 
 
 def _head(view: dict[str, Any]) -> RenderableType:
+    if view.get("is_replacing"):  # servers before 0.3 do not say
+        return _line("The engine is being replaced. Requests wait for the next one.", "yellow")
     steps = view["steps"]
     mean_ms = sum(ms for *_, ms in steps) / len(steps) if steps else 0.0
     num_prefill, num_decode = (sum(step[index] for step in steps) for index in (1, 2))

@@ -40,7 +40,7 @@ MAX_PAUSE_SECONDS = 30.0
 STANDBY_DELAY_SECONDS = 3.0  # after a restart, before a standby is started: the new engine computes the texts again
 MAX_DOWN_SECONDS = 120.0  # after which requests fail if the engine cannot be restarted
 
-EngineState = Literal["loaded", "loading", "asleep"]
+EngineState = Literal["loaded", "loading", "replacing", "asleep"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +49,8 @@ class EngineClient:
     """Sends requests to the engine process, and its outputs to their queues.
 
     If the process ends or hangs, the standby takes over, or a new one is started with the same limits. It resumes every
-    unfinished request after its last generated token, so streams continue. Until then new requests raise
-    EngineUnavailable.
+    unfinished request after its last generated token, so streams continue. Requests that arrive meanwhile wait for it;
+    they raise EngineUnavailable once no engine could be started for MAX_DOWN_SECONDS.
 
     With `on_demand` set, an engine can be put to sleep: its process ends. Requests then wait for `wake`; `on_demand` is
     called for each of them, and can raise an error for its client.
@@ -85,8 +85,12 @@ class EngineClient:
         self.adapters = AdapterList(start.adapters, self._send, self._requests.adapters)
         self._hang_seconds = hang_seconds
         self._log = logging.LoggerAdapter(logger, {"model": name} if name else {})
-        self._process = None if is_asleep else EngineProcess(start, self._on_message, program)  # None: asleep
+        self._load_began_seconds: float | None = None  # of a process that loads the model
+        self._load_seconds = 0.0  # that the latest load took
+        self._process = None if is_asleep else self._load()  # None: asleep
         self._has_started = False  # `ready` has returned
+        self._is_given_up = False  # no engine could be started for MAX_DOWN_SECONDS
+        self._is_silent = False  # it was logged that no heartbeat comes
         self.is_postponing = False  # new requests wait for the next engine
         self._request_ids = itertools.count(1)
         self._is_connected = False
@@ -96,10 +100,15 @@ class EngineClient:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the engine accepts requests: it has sent a heartbeat recently, or can be woken."""
+        """Whether an engine works on requests: it has sent a heartbeat recently, or can be woken."""
         if self.on_demand is not None and not self._has_started:
             return True
         return self._is_connected and self._silence.seconds() < READY_SILENCE_SECONDS
+
+    @property
+    def is_accepting(self) -> bool:
+        """Whether new requests are accepted: they wait for an engine that is silent, being replaced or asleep."""
+        return not self._is_given_up and (self._has_started or self.on_demand is not None)
 
     def is_standby_ready(self) -> bool:
         """Return whether a standby has loaded the model and waits."""
@@ -107,10 +116,18 @@ class EngineClient:
 
     @property
     def state(self) -> EngineState:
-        """Whether there is an engine process that has loaded the model, or one that is loading it."""
+        """Whether an engine process has loaded the model, loads it, takes the place of another, or does not exist."""
         if self._process is None:
             return "asleep"
-        return "loaded" if self._is_connected else "loading"
+        if self._is_connected:
+            return "loaded"
+        return "replacing" if self._has_started else "loading"
+
+    def start_seconds(self) -> float:
+        """Return the expected time until the process is ready that loads the model, 0 if none does."""
+        if self._load_began_seconds is None:
+            return 0.0
+        return max(self._load_seconds - (time.monotonic() - self._load_began_seconds), 0.0)
 
     @property
     def requests(self) -> InFlightRequests:
@@ -135,6 +152,7 @@ class EngineClient:
             raise
         self.config, self.fingerprint, self.report = report.config, report.fingerprint, report
         self._start = start_of_replacement(self._start, report)
+        self._end_load()
         self._has_started = True
         self._connect()
         if self.standby is not None:
@@ -144,12 +162,12 @@ class EngineClient:
 
     async def wake(self) -> EngineReady:
         """Start a process for an engine that is asleep, and return as `ready` does; raises OSError, too."""
-        self._process = EngineProcess(self.adapters.in_start(self._start), self._on_message, self._program)
+        self._process = self._load()
         return await self.ready()
 
     async def sleep(self) -> None:
         """End the process; requests from now on wait for `wake`. There must be no active requests."""
-        self._has_started = False
+        self._has_started = self._is_given_up = False
         self.is_postponing = False
         self._requests.end_postponement()
         await self._end_process()
@@ -167,7 +185,7 @@ class EngineClient:
         Crashes are counted together for all requests of a `crash_group` other than 0. Raises EngineUnavailable,
         AdapterUnloaded.
         """
-        if not self.is_ready:
+        if not self.is_accepting:
             raise EngineUnavailable
         if request.adapter and not self.adapters.has(request.adapter):
             raise AdapterUnloaded(request.adapter)
@@ -188,6 +206,7 @@ class EngineClient:
     async def stop(self) -> None:
         """End the process; open output queues fail with EngineDied."""
         self.on_demand = None
+        self._has_started = False
         await self._end_process()
         self._requests.fail(EngineDied())
 
@@ -256,13 +275,12 @@ class EngineClient:
         return True
 
     async def _restart(self, began_seconds: float) -> None:
-        """Start processes until one has loaded; fail the requests if that takes too long."""
+        """Start processes until one has loaded; fail the requests, and refuse new ones, if that takes too long."""
         pause_seconds = FIRST_PAUSE_SECONDS
         while True:
             self.listener.on_restart()
             try:
-                start = self.adapters.in_start(self._start)
-                self._process = process = EngineProcess(start, self._on_message, self._program)
+                self._process = process = self._load()
                 await process.ready()
             except (EngineStartFailed, OSError) as error:
                 if self._process is not None:
@@ -270,17 +288,35 @@ class EngineClient:
                 pause_seconds = min(2 * pause_seconds, MAX_PAUSE_SECONDS)
                 self._log.error("The engine failed to start; retrying in %g seconds: %s", pause_seconds, error)
                 if time.monotonic() - began_seconds > MAX_DOWN_SECONDS:
+                    self._is_given_up = True
                     self._requests.fail(EngineDied())
                 await asyncio.sleep(pause_seconds)
             else:
+                self._end_load()
                 return
+
+    def _load(self) -> EngineProcess:
+        """Start a process that loads the model."""
+        self._load_began_seconds = time.monotonic()
+        return EngineProcess(self.adapters.in_start(self._start), self._on_message, self._program)
+
+    def _end_load(self) -> None:
+        """Store how long the process took to load the model."""
+        if self._load_began_seconds is not None:
+            self._load_seconds = time.monotonic() - self._load_began_seconds
+            self._load_began_seconds = None
 
     async def _kill_when_hung(self) -> None:
         """Kill a process whose heartbeat is missing for too long."""
         async for late_seconds in self._clock.ticks():
             self._silence.excuse(late_seconds)
             process, seconds = self._process, self._silence.seconds()
-            if process is not None and self._is_connected and seconds > self._hang_seconds:
+            if process is None or not self._is_connected:
+                continue
+            was_silent, self._is_silent = self._is_silent, seconds > READY_SILENCE_SECONDS
+            if self._is_silent and not was_silent:
+                self._log.warning("The engine process sends no heartbeat; its requests wait.")
+            if seconds > self._hang_seconds:
                 self._log.error("The engine process sent no heartbeat for %.0f seconds; killing it.", seconds)
                 process.kill()
 
@@ -307,7 +343,7 @@ class EngineClient:
 
     def _connect(self) -> None:
         self._silence.end()
-        self._is_connected = True
+        self._is_connected, self._is_given_up = True, False
         if self._snapshot_period_seconds:
             self.subscribe(self._snapshot_period_seconds)
         self.adapters.on_connect()

@@ -68,7 +68,7 @@ class EngineSwaps:
         if engine.began_loading_seconds is not None:
             return max(engine.load_seconds - (now - engine.began_loading_seconds), 0.0)
         if engine.is_resident and not engine.is_changing and not engine.client.is_postponing:
-            return 0.0
+            return engine.client.start_seconds()
         before = [other for other in self._waiting() if other is not engine and _since(other) <= _since(engine)]
         before = [other for other in before if other.has_clients]
         busy = [other for other in self.engines if other.is_resident and not other.is_idle and other is not engine]
@@ -82,7 +82,7 @@ class EngineSwaps:
     def _on_demand(self, engine: SwappedEngine, request: Request) -> None:
         """Handle a new request, which is in the client's queue when the next check runs; raises ModelLoadFailed."""
         engine.check_load()
-        if engine.client.state != "loaded" or engine.client.is_postponing:
+        if engine.client.state in ("asleep", "loading") or engine.client.is_postponing:
             is_first_client = request.urgency <= 0 and not engine.has_clients  # what lines have waited is not its time
             if engine.waits_since_seconds is None or is_first_client:
                 engine.waits_since_seconds = time.monotonic()

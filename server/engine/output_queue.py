@@ -9,7 +9,7 @@ from caravan.scheduler.messages import SequenceOutput
 
 
 class EngineUnavailable(Exception):
-    """The engine accepts no requests now: it is loading, draining, or sends no heartbeat."""
+    """No requests are accepted now: the engine was never loaded, has been stopped, or could not be replaced."""
 
 
 class EngineDied(Exception):

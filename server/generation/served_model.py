@@ -31,11 +31,11 @@ class Engine(Protocol):
 
     @property
     def is_ready(self) -> bool:
-        """Whether the engine accepts requests."""
+        """Whether an engine works on requests; those that are accepted while none does wait for it."""
 
     @property
     def state(self) -> EngineState:
-        """Whether an engine process has loaded the model, is loading it, or does not exist."""
+        """Whether an engine process has loaded the model, loads it, takes the place of another, or does not exist."""
 
     def submit(self, request: Request, crash_group: int = 0) -> OutputQueue:
         """Return the output queue of a new request, and assign its `request_id`.

@@ -24,7 +24,7 @@ _ERRORS = {
     415: "The body is not JSON, or its encoding is neither gzip nor zstd.",
     429: "The server is overloaded; retry after `Retry-After` seconds.",
     500: "Internal server error.",
-    503: "The engine is not ready; retry after `Retry-After` seconds.",
+    503: "The server is shutting down, or has no engine and could not start one; retry after `Retry-After` seconds.",
 }
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}
 _EVENTS: dict[str, Any] = {"text/event-stream": {}}

@@ -147,9 +147,10 @@ class Metrics(EngineListener):
         text = "Prompt tokens, and output tokens as predicted, of sequences without a first token."
         self._gauge("queued_tokens", text, num_queued_tokens)
 
-    def add_ready_gauge(self, is_ready: Callable[[], bool]) -> None:
-        """Add a gauge that calls `is_ready` when it is scraped."""
+    def add_ready_gauges(self, is_ready: Callable[[], bool], is_replacing: Callable[[], bool]) -> None:
+        """Add gauges that call `is_ready` and `is_replacing` when they are scraped."""
         self._gauge("ready", "Whether the server is ready, as in /readyz: 1 or 0.", is_ready)
+        self._gauge("engine_replacing", "Whether the engine is being replaced: 1 or 0.", is_replacing)
 
     @override
     def on_disconnect(self) -> None:

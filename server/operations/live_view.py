@@ -10,7 +10,7 @@ from fastapi import APIRouter, Response
 from msgspec.structs import replace
 from typing_extensions import override
 
-from caravan.scheduler.messages import EngineSnapshot, SequenceEvent, StepOutput
+from caravan.scheduler.messages import FREE, EngineSnapshot, SequenceEvent, StepOutput, StepStats
 from caravan.server.engine.listener import EngineListener
 from caravan.server.http.errors import ApiError, overloaded
 from caravan.server.http.openapi import errors
@@ -35,6 +35,8 @@ class LiveView(EngineListener):
         self._step = 0  # the latest step of this engine process
         self._num_earlier_steps = 0  # of earlier engine processes
         self._num_views = 0
+        self._last: EngineSnapshot | None = None
+        self._is_replacing = False
 
     @property
     def is_full(self) -> bool:
@@ -62,9 +64,19 @@ class LiveView(EngineListener):
         self._add(events)
 
     @override
+    def on_restart(self) -> None:
+        """Tell the subscribers at once that the engine is gone, with its batch and pool."""
+        if not self._is_replacing:
+            self._is_replacing = True
+            self.note("the engine is being replaced")
+            if self._last is not None:
+                self._send(_without_engine(self._last))
+
+    @override
     def on_replay(self, num_requests: int, down_seconds: float) -> None:
         """Continue the numbering of steps with the new engine process."""
         self._num_earlier_steps, self._step = self._num_steps, 0
+        self._is_replacing = False
         self.note("the engine was replaced")
 
     @override
@@ -88,9 +100,15 @@ class LiveView(EngineListener):
     @override
     def on_snapshot(self, snapshot: EngineSnapshot) -> None:
         """Send a snapshot to all subscribers."""
+        self._last = snapshot
+        self._is_replacing = False
+        self._send(snapshot)
+
+    def _send(self, snapshot: EngineSnapshot) -> None:
         self._num_views += 1
         view = _encoded(snapshot) | {
             "view": self._num_views,
+            "is_replacing": self._is_replacing,
             "time": round(time.time(), 3),
             "step": self._num_steps,
             "steps": [*self._steps],
@@ -130,6 +148,7 @@ class LiveView(EngineListener):
         self._subscribers.remove(subscriber)
         if not self._subscribers:
             self._set_period(0.0)
+            self._last = None
             self._steps.clear()
             self._events.clear()
 
@@ -168,6 +187,18 @@ def _encoded(snapshot: EngineSnapshot) -> dict[str, Any]:
         "running": snapshot.running,
         "waiting": snapshot.waiting,
     }
+
+
+def _without_engine(snapshot: EngineSnapshot) -> EngineSnapshot:
+    """Return what is left of a snapshot when the engine has ended: a pool of the same size, all of it free."""
+    return EngineSnapshot(
+        stats=StepStats(num_blocks=snapshot.stats.num_blocks),
+        block_size=snapshot.block_size,
+        blocks_per_cell=snapshot.blocks_per_cell,
+        cell_states=[FREE] * len(snapshot.cell_states),
+        running=[],
+        waiting=[],
+    )
 
 
 def _event(event: SequenceEvent) -> dict[str, Any]:

@@ -67,3 +67,4 @@ class ReplicaEvents(ReplicaListener):
     @override
     def on_disconnect(self) -> None:
         self._metrics.on_disconnect()
+        self._live_view.on_restart()

@@ -2,11 +2,11 @@
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import msgspec
 from fastapi import APIRouter, Request, Response
 
+from caravan.server.engine.client import EngineState
 from caravan.server.generation.context import NO_KEY, key_name_of
 from caravan.server.generation.request_limits import RequestLimits
 from caravan.server.generation.served_model import ServedModel
@@ -30,7 +30,7 @@ class ModelFacts(msgspec.Struct, kw_only=True):
     """A served model. Sizes are 0 until its engine has reported them."""
 
     names: list[str]
-    state: Literal["loaded", "loading", "asleep"]
+    state: EngineState
     weights: str  # how they are stored and multiplied
     num_parameters: int
     weight_bytes: int

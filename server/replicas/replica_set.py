@@ -49,7 +49,8 @@ class ReplicaSet:
     A request goes to the replica that has computed the longest part of its prompt before, unless that one is much
     busier. When a replica is lost, each of its requests is resumed at once by another one, after its last generated
     token. Crashes are counted here, or a request that crashes its engine would do so on every replica. Such a request
-    waits for a replica without other requests.
+    waits for a replica without other requests. While all replicas are lost, requests
+    wait, for MAX_DOWN_SECONDS at most.
     """
 
     def __init__(self, *, hang_seconds: float = HANG_SECONDS) -> None:
@@ -69,16 +70,30 @@ class ReplicaSet:
         self._refusal = ""  # why a replica was not used, for the operator
         self._snapshot_period_seconds = 0.0
         self._empty_since_seconds = time.monotonic()  # since when there is no replica
+        self._is_given_up = False  # there has been none for MAX_DOWN_SECONDS, or all were left
 
     @property
     def is_ready(self) -> bool:
-        """Whether a replica accepts requests: it has sent something recently."""
+        """Whether a replica works on requests: it has sent something recently."""
         return any(one.silence.seconds() < READY_SILENCE_SECONDS for one in self._members.values())
 
     @property
+    def is_accepting(self) -> bool:
+        """Whether new requests are accepted: they wait for a replica while there is none."""
+        return self.report is not None and not self._is_given_up
+
+    @property
     def state(self) -> EngineState:
-        """Whether a replica has loaded the model."""
-        return "loaded" if self._members else "loading"
+        """Whether a replica has loaded the model; `replacing` while all have been lost."""
+        if self._members:
+            return "loaded"
+        return "loading" if self.report is None else "replacing"
+
+    def start_seconds(self) -> float:
+        """Return the expected time until there is a replica again, 0 if there is one: that of a load."""
+        if self._members or self.report is None:
+            return 0.0
+        return max(self.report.load_seconds - (time.monotonic() - self._empty_since_seconds), 0.0)
 
     @property
     def fingerprint(self) -> str:
@@ -135,7 +150,7 @@ class ReplicaSet:
 
         Crashes are counted together for all requests of a `crash_group` other than 0.
         """
-        if not self.is_ready:
+        if not self.is_accepting:
             raise EngineUnavailable
         outputs = OutputQueue(next(self._request_ids), self._abort)
         request = msgspec.structs.replace(request, request_id=outputs.request_id)
@@ -157,6 +172,7 @@ class ReplicaSet:
         for member in self._members.values():
             member.sender.close()
         self._members.clear()
+        self._is_given_up = True
         self.listener.on_disconnect()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._requests.fail(EngineDied())
@@ -208,6 +224,7 @@ class ReplicaSet:
 
         member = Member(replica, connection, report, self._clock, partial(self._leave, replica))
         self._members[replica.name] = member
+        self._is_given_up = False
         self.totals.connect(replica.name, report.config)
         if self.report is None:
             self.report = report
@@ -316,4 +333,5 @@ class ReplicaSet:
                 if member.silence.seconds() > self._hang_seconds:
                     self._leave(member.replica, f"it sent nothing for {self._hang_seconds:g} seconds")
             if not self._members and time.monotonic() - self._empty_since_seconds > MAX_DOWN_SECONDS:
+                self._is_given_up = True
                 self._requests.fail(EngineDied())

@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks.machine import machine
 from benchmarks.spill import measure
 from caravan.download.resolve import resolve_model
+from tests.campaign.arrivals import arrivals_campaign
 from tests.campaign.batch_kills import compared_batches
 from tests.campaign.body_flood import flood, large_bodies
 from tests.campaign.cuts import cut_campaign
@@ -53,6 +54,24 @@ async def engine_faults(model: Path) -> Result:
         report = await fault_campaign(server, num_kills=50, num_stops=20, seed=int(time.time()))
         restarts, replayed = server.metric("engine_restarts_total"), server.metric("requests_replayed_total")
         return vars(report) | {"restarts": restarts, "replayed": replayed, "used": server.metric("kv_cache_usage_perc")}
+
+
+async def arrivals(model: Path) -> Result:
+    """20 kills under requests that arrive all the time: with a new engine, a standby, and a model that sleeps."""
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        keys = ["--api-key-file", str(write_keys(Path(folder) / "keys"))]
+        for name, options in {"plain": [], "standby": ["--standby"], "sleeping": ["--sleep-after", "0.5"]}.items():
+            with running_server(model, *REAL, *keys, *options) as server:
+                report = await arrivals_campaign(
+                    server,
+                    num_kills=20,
+                    seed=int(time.time()),
+                    has_standby=name == "standby",
+                    is_sleeping=name == "sleeping",
+                )
+            results[name] = vars(report)
+    return results
 
 
 async def ranks(model: Path) -> Result:
@@ -198,6 +217,7 @@ async def replicas(model: Path) -> Result:
 
 REAL_PARTS: dict[str, Callable[[Path], Any]] = {
     "engine_faults": engine_faults,
+    "arrivals": arrivals,
     "tiny_pool": tiny_pool,
     "overload": overload,
     "long_prompt": long_prompt,

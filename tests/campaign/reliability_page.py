@@ -1,5 +1,6 @@
 """docs/reliability.md, generated from the results of the campaign."""
 
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -43,12 +44,42 @@ time; [`--standby`](operations.md#failures) starts it in advance.
 | SIGKILL | {result["num_kills"]} |
 | SIGSTOP (`--engine-timeout 2`) | {result["num_stops"]} |
 | answers | {result["num_answers"]} |
-| **lost, cut or changed** | **{len(result["wrong"])}** |
+| **lost, refused, cut or changed** | **{len(result["wrong"])}** |
 | sequences given to another engine | {result["replayed"]:.0f} |
-| asked while there was no engine, and refused with 503 | {result["num_refused"]} |
 | from the fault to `/readyz` saying so | median {median(detected):.2f} s, longest {detected[-1]:.2f} s |
 | from the fault to the next engine at work | median {median(recovered):.1f} s, longest {recovered[-1]:.1f} s |
 | share of the KV pool in use at the end | {result["used"]:g} |"""
+
+
+def _arrivals(result: Part) -> str:
+    def row(name: str, value: Callable[[Part], object]) -> str:
+        return f"| {name} | {' | '.join(str(value(result[kind])) for kind in ('plain', 'standby', 'sleeping'))} |"
+
+    rows = (
+        row("SIGKILL", lambda part: part["num_kills"]),
+        row("answers", lambda part: part["num_answers"]),
+        row("of these to requests sent at once after a kill", lambda part: part["num_arrived_meanwhile"]),
+        row("**refused, lost, cut or changed**", lambda part: f"**{len(part['wrong'])}**"),
+        row(
+            "from the end of the process to a 503 of `/readyz`, median",
+            lambda part: _shown_ms(median, part["unready_seconds"]),
+        ),
+        row("the longest", lambda part: _shown_ms(max, part["unready_seconds"])),
+    )
+    return f"""## Requests that arrive while the engine is replaced
+
+Requests of two keys arrive four times a second, streamed and whole, of 15 kinds: completions, chats, tool calls, grammars, scores,
+embeddings. The engine is killed at random moments; at once afterwards each key sends two more. Each answer is compared with that of
+the same request alone: text, token ids, log-probabilities, how it ends. With a standby, each second kill waits until it is ready. With
+`--sleep-after`, each second kill hits an engine that is being loaded for the first request.
+
+| | a new engine | `--standby` | `--sleep-after 0.5` |
+|---|---|---|---|
+{chr(10).join(rows)}"""
+
+
+def _shown_ms(of: Callable[[list[float]], float], seconds: list[float]) -> str:
+    return f"{1000 * of(seconds):.0f} ms" if seconds else "not measured"
 
 
 def _tiny_pool(result: Part) -> str:
@@ -63,8 +94,7 @@ with that of the same request alone: text, token ids, log-probabilities, how it 
 | SIGKILL | {result["num_kills"]} |
 | preemptions | {result["num_preemptions"]:.0f} |
 | sequences given to another engine | {result["num_replayed"]:.0f} |
-| requests sent again after a 429 or 503 | {result["num_retries"]} |
-| **lost, cut or changed** | **{len(result["wrong"])}** |"""
+| **lost, refused, cut or changed** | **{len(result["wrong"])}** |"""
 
 
 def _batch_kills(result: Part) -> str:
@@ -245,9 +275,8 @@ it and the replica of Serve that owns the actor, in turn. The streams of a lost 
 | SIGKILL to its actor | {result["num_actor_kills"]} |
 | SIGKILL to a replica of Serve | {result["num_replica_kills"]} |
 | answers | {result["num_answers"]} |
-| **lost, cut or changed** | **{len(result["wrong"])}** |
+| **lost, refused, cut or changed** | **{len(result["wrong"])}** |
 | sequences given to the other replica | {result["moved"]:.0f} |
-| refused with 503 | {result["num_refused"]} |
 | longest pause of a stream, median of all streams | {median(gaps):.2f} s |
 | longest pause of any stream | {gaps[-1]:.2f} s; without kills {result["undisturbed_gap_seconds"]:.2f} s |
 | from the kill to both replicas at work | median {median(recovered):.1f} s, longest {recovered[-1]:.1f} s |"""
@@ -270,7 +299,7 @@ answer is compared with that of an undisturbed run, tokens and log-probabilities
 | first token after a restart | {first["without"]:.2f} s | {first["with"]:.2f} s ({first["with"] / first["without"]:.1%}) |
 | SIGKILL | {without["num_kills"]} | {with_file["num_kills"]} |
 | answers | {without["num_answers"]} | {with_file["num_answers"]} |
-| **lost, cut or changed** | **{without["num_wrong"]}** | **{with_file["num_wrong"]}** |
+| **lost, refused, cut or changed** | **{without["num_wrong"]}** | **{with_file["num_wrong"]}** |
 | sequences given to another engine | {without["num_replayed"]:,} | {with_file["num_replayed"]:,} |
 | tokens they had | {without["num_replayed_tokens"]:,} | {with_file["num_replayed_tokens"]:,} |
 | **of these computed again** | {again["without"]:,} ({per_token["without"]:.0%}) | **{again["with"]:,} ({per_token["with"]:.1%})** |
@@ -295,9 +324,8 @@ ranks are on one machine.
 |---|---|
 | SIGKILL | {result["num_kills"]} ({harmed}) |
 | answers | {result["num_answers"]} |
-| **lost, cut or changed** | **{len(result["wrong"])}** |
+| **lost, refused, cut or changed** | **{len(result["wrong"])}** |
 | sequences given to another engine | {result["replayed"]:.0f} |
-| asked while there was no engine, and refused with 503 | {result["num_refused"]} |
 | from the kill to `/readyz` saying so | median {median(detected):.2f} s, longest {detected[-1]:.2f} s |
 | from the kill to the next engine at work | median {median(recovered):.1f} s, longest {recovered[-1]:.1f} s |
 | share of the KV pool in use at the end | {result["used"]:g} |"""
@@ -305,6 +333,7 @@ ranks are on one machine.
 
 _SECTIONS = {
     "engine_faults": _engine_faults,
+    "arrivals": _arrivals,
     "ranks": _ranks,
     "spill": _spill,
     "replicas": _replicas,

@@ -30,8 +30,7 @@ class ReplicaReport:
     num_actor_kills: int = 0  # of the process that owns the engine, which ends with it
     num_replica_kills: int = 0  # of Serve's own process, with which both end
     num_answers: int = 0
-    num_refused: int = 0
-    wrong: list[str] = field(default_factory=list)  # lost, cut or changed
+    wrong: list[str] = field(default_factory=list)  # lost, refused, cut or changed
     undisturbed_gap_seconds: float = 0.0  # longest pause between two events of a stream, without kills
     gap_seconds: list[float] = field(default_factory=list)  # longest pause of each stream during which there was a kill
     recovery_seconds: list[float] = field(default_factory=list)  # from a kill until all replicas are connected again

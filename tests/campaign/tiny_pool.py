@@ -18,7 +18,6 @@ from tests.support.running_server import RunningServer
 NUM_AT_ONCE = 32
 # About 700 tokens of the default model: 32 requests at once are preempted all the time.
 OPTIONS = ["--kv-cache-memory", "16MiB", "--max-model-len", "512"]
-RETRY_SECONDS = 0.2
 _PLACES = {"id", "created", "warnings"}  # differ between two runs of one request
 _TOOL = {
     "type": "function",
@@ -42,10 +41,9 @@ class TinyPoolReport:
 
     num_requests: int = 0
     num_kills: int = 0
-    num_retries: int = 0  # requests sent again after a 429 or 503
     num_preemptions: float = 0.0
     num_replayed: float = 0.0
-    wrong: list[str] = field(default_factory=list)  # lost, cut or changed
+    wrong: list[str] = field(default_factory=list)  # lost, refused, cut or changed
 
 
 def requests_of_all_kinds(num: int) -> list[tuple[str, Body]]:
@@ -73,7 +71,7 @@ async def tiny_pool_campaign(
 
         async def keep_asking(left: Iterator[int]) -> None:
             for number in left:
-                await _check(http, *requests[number], expected[number], report)
+                await check(http, *requests[number], expected[number], report.wrong)
                 if next(num_done) in due:
                     os.kill(server.engine_pid(), signal.SIGKILL)
                     report.num_kills += 1
@@ -98,22 +96,15 @@ async def answer_of(http: httpx.AsyncClient, path: str, body: Body) -> str:
     return json.dumps(joined, sort_keys=True)  # which field comes first depends on the cuts, too
 
 
-async def _check(http: httpx.AsyncClient, path: str, body: Body, expected: str, report: TinyPoolReport) -> None:
-    while True:
-        try:
-            answer = await answer_of(http, path, body)
-        except httpx.HTTPStatusError as error:
-            if error.response.status_code in (429, 503):
-                report.num_retries += 1
-                await asyncio.sleep(RETRY_SECONDS)
-                continue
-            report.wrong.append(f"{path} {json.dumps(body)[:200]}: status {error.response.status_code}")
-        except (AssertionError, httpx.HTTPError) as error:
-            report.wrong.append(f"{path} {json.dumps(body)[:200]}: {error!r}"[:500])
-        else:
-            if answer != expected:
-                report.wrong.append(f"{path} {json.dumps(body)[:200]}: {answer} instead of {expected}"[:8000])
-        return
+async def check(http: httpx.AsyncClient, path: str, body: Body, expected: str, wrong: list[str]) -> None:
+    """Ask once, and add to `wrong` if there is no answer or another one than expected."""
+    try:
+        answer = await answer_of(http, path, body)
+    except (AssertionError, httpx.HTTPError) as error:
+        wrong.append(f"{path} {json.dumps(body)[:200]}: {error!r}"[:500])
+    else:
+        if answer != expected:
+            wrong.append(f"{path} {json.dumps(body)[:200]}: {answer} instead of {expected}"[:8000])
 
 
 def _request(index: int) -> tuple[str, Body]:

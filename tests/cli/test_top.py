@@ -79,3 +79,9 @@ def test_an_engine_without_work_has_no_mean_time() -> None:
     assert "0.0 ms/step" in lines[0]
     assert "·" * 80 in lines
     assert "restart: the engine was replaced" in lines
+
+
+def test_an_engine_that_is_being_replaced_is_said_first() -> None:
+    lines = shown(view(0, 0) | {"is_replacing": True}, [])
+    assert lines[0] == "The engine is being replaced. Requests wait for the next one."
+    assert not shown(view(0, 0) | {"is_replacing": False}, [])[0].startswith("The engine")

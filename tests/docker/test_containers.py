@@ -190,7 +190,7 @@ def test_grafana_finds_the_dashboard_where_it_is_mounted() -> None:
 
 def test_the_dashboard_asks_only_for_metrics_that_the_server_has() -> None:
     metrics = Metrics("m", EngineConfig(num_blocks=64, max_model_len=512), ["ann"])
-    metrics.add_ready_gauge(lambda: True)
+    metrics.add_ready_gauges(lambda: True, lambda: False)
     EngineUsage(metrics.registry, "m", os.getpid)
     add_build_info(metrics.registry, "m", version="1", quantization="auto", kv_cache_dtype="auto", device="cpu")
     exposition = metrics.exposition().decode()

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -152,11 +153,11 @@ def test_a_new_engine_resumes_the_streams_of_a_killed_one(server: RunningServer)
         lines = response.iter_lines()
         first = json.loads(next(lines).removeprefix("data: "))
         os.kill(engine_pid, signal.SIGKILL)
-        eventually(lambda: server.http.get("/readyz").status_code == 503)
-        refused = server.http.post("/v1/completions", json=LONG)
-        assert refused.status_code == 503
-        assert int(refused.headers["retry-after"]) > 0
+        eventually(lambda: server.http.get("/v1/models").json()["data"][0]["state"] == "replacing")
         assert server.http.get("/livez").status_code == 200
+        waited = server.http.post("/v1/completions", json=drawn | {"cache_salt": "waited"})
+        assert waited.status_code == 200, "it waited for the next engine"
+        assert waited.json()["choices"][0]["text"] == whole
         rest = [line.removeprefix("data: ") for line in lines if line]
     assert rest.pop() == "[DONE]"
     assert "".join(event["choices"][0]["text"] for event in [first, *map(json.loads, rest)]) == whole
@@ -176,11 +177,18 @@ def test_a_new_engine_resumes_the_streams_of_a_killed_one(server: RunningServer)
 
 def test_an_engine_that_stops_is_not_ready_within_three_seconds(server: RunningServer) -> None:
     engine = server.engine_pid()
+    answers: list[httpx.Response] = []
     os.kill(engine, signal.SIGSTOP)
     try:
         eventually(lambda: server.http.get("/readyz").status_code == 503)
+        asked = threading.Thread(target=lambda: answers.append(server.http.post("/v1/completions", json=LONG)))
+        asked.start()
+        eventually(lambda: server.metric("queued_tokens") > 0)
     finally:
-        os.kill(engine, signal.SIGCONT)
+        with suppress(ProcessLookupError):  # it was silent for too long, and replaced
+            os.kill(engine, signal.SIGCONT)
+    asked.join()
+    assert answers[0].status_code == 200, "it waited"
     eventually(lambda: server.http.get("/readyz").status_code == 200)
 
 

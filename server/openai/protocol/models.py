@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from caravan.server.engine.client import EngineState
 from caravan.server.openai.protocol.response_model import ResponseModel
 
 
@@ -15,7 +16,7 @@ class ModelEntry(ResponseModel, kw_only=True):
     root: str
     parent: str | None = None  # of an adapter: the model that it changes
     max_model_len: int
-    state: Literal["loaded", "loading", "asleep"]  # of its engine
+    state: EngineState
 
 
 class ModelList(ResponseModel, kw_only=True):

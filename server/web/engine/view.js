@@ -18,6 +18,7 @@ import { Tiles } from "./tiles.js";
 import { drawTimeline } from "./timeline.js";
 
 const SILENT_MS = 6000; // without a snapshot: then the view is old
+const REPLACING = "The engine is being replaced. Requests wait for the next one.";
 
 /** Show the engine in `root` until `signal` is aborted. */
 export function mount(root, { signal }) {
@@ -68,7 +69,8 @@ export function mount(root, { signal }) {
     const isOld = heardAt !== null && (trouble !== "" || 1000 * seconds > SILENT_MS);
     page.classList.toggle("old", isOld);
     const heard = isOld ? ` Last heard ${seconds.toFixed(0)} s ago.` : "";
-    const text = `${trouble || (isOld ? "The server is silent." : "")}${heard}`;
+    const now = view?.is_replacing ? REPLACING : isOld ? "The server is silent." : "";
+    const text = `${trouble || now}${heard}`;
     if (status.textContent !== text) status.textContent = text;
   }
 

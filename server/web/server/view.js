@@ -61,7 +61,7 @@ function modelSection(model) {
   const numTokens = model.num_blocks * model.block_size;
   const now = `${counted(model.num_running)} running, ${counted(model.num_waiting)} waiting`;
   const rows = [
-    ["State", model.state],
+    ["State", model.state === "replacing" ? "being replaced" : model.state],
     ["Now", now],
   ];
   if (aliases.length) rows.push(["Also called", aliases.join(", ")]);

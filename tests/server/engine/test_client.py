@@ -13,7 +13,7 @@ from caravan.model.sampling.sampling_params import SamplingParams
 from caravan.scheduler.messages import Request, StartEngine
 from caravan.server.engine.client import EngineClient
 from caravan.server.engine.listener import EngineListener
-from caravan.server.engine.output_queue import EngineDied, EngineUnavailable, OutputQueue
+from caravan.server.engine.output_queue import EngineDied, OutputQueue
 from tests.support.scripted_engine import DIES, DIES_LATE, HANGS, token_at
 from tests.support.waiting import until
 
@@ -109,11 +109,23 @@ async def test_threat_17_a_stopped_engine_is_noticed_within_two_seconds_also_whe
     client._hang_seconds = 60
     await until(lambda: not client.is_ready)
     assert time.monotonic() - began < 2.2
-    with pytest.raises(EngineUnavailable):
-        ask(client, [101])
     os.kill(client.engine_pid, signal.SIGCONT)
     await until(lambda: client.is_ready)
     assert await answer(stream) == expected([100])
+
+
+async def test_requests_that_arrive_while_the_engine_is_silent_or_replaced_wait_for_it(
+    client: EngineClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    client._hang_seconds = 3
+    stop(client)
+    silent = ask(client, [100])
+    await until(lambda: client.state == "replacing")  # it was silent for too long, and was killed
+    dead = ask(client, [101])
+    assert await answer(silent) == expected([100])
+    assert await answer(dead) == expected([101])
+    logged = [record for record in caplog.records if "its requests wait" in record.getMessage()]
+    assert len(logged) == 1
 
 
 @pytest.mark.parametrize("poison", [DIES, HANGS])

@@ -1,5 +1,6 @@
 """EngineClient over processes that a test controls: failed restarts, missing heartbeats and messages."""
 
+import asyncio
 import logging
 
 import pytest
@@ -10,6 +11,7 @@ from caravan.scheduler.messages import (
     Abort,
     BatchBegins,
     EngineLog,
+    EngineReady,
     EngineSnapshot,
     Heartbeat,
     Request,
@@ -137,6 +139,53 @@ async def test_the_next_engine_resumes_each_request_within_the_same_limits(proce
     await client.stop()
 
 
+async def test_requests_that_arrive_while_the_engine_is_replaced_are_the_next_ones(
+    processes: list[FakeProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await started()
+    first = client.submit(request())
+    processes[0].say(step(1, 7))
+    monkeypatch.setattr(FakeProcess, "fails_to_start", True)
+    processes[0].kill()
+    await until(lambda: client.state == "replacing")
+    assert not client.is_ready
+    second, third = client.submit(request()), client.submit(request())
+    third.abort()
+    monkeypatch.setattr(FakeProcess, "fails_to_start", False)
+    await until(lambda: client.is_ready)
+    assert client.state == "loaded"
+    asked = [message for message in processes[-1].sent if isinstance(message, Request)]
+    assert [(one.request_id, one.output_token_ids) for one in asked] == [(1, [7]), (2, [])]
+    processes[-1].say(step(2, 8, is_last=True))
+    assert (output := second.take()) is not None
+    assert output.token_ids == [8]
+    first.abort()
+    await client.stop()
+
+
+async def test_the_time_until_the_next_engine_is_that_of_the_latest_load(
+    processes: list[FakeProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await started()
+    assert client.start_seconds() == 0
+    may_load = asyncio.Event()
+
+    async def ready(_: FakeProcess) -> EngineReady:
+        await may_load.wait()
+        return READY
+
+    monkeypatch.setattr(FakeProcess, "ready", ready)
+    client._load_seconds = 4000.0
+    processes[0].kill()
+    await until(lambda: len(processes) == 2)
+    assert 3000 < client.start_seconds() <= 4000
+    may_load.set()
+    await until(lambda: client.is_ready)
+    assert client.start_seconds() == 0
+    assert client._load_seconds < 4000, "measured"
+    await client.stop()
+
+
 async def test_restarts_are_retried_and_requests_fail_if_the_engine_stays_away(
     processes: list[FakeProcess], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -148,9 +197,13 @@ async def test_restarts_are_retried_and_requests_fail_if_the_engine_stays_away(
     await until(lambda: len(processes) >= 5)
     with pytest.raises(EngineDied):
         stream.take()
+    with pytest.raises(EngineUnavailable):
+        client.submit(request())
     assert "The engine failed to start; retrying in 0.002 seconds: no memory" in caplog.text
     monkeypatch.setattr(FakeProcess, "fails_to_start", False)
     await until(lambda: client.is_ready)
+    client.submit(request())
+    assert [type(message) for message in processes[-1].sent] == [Request]
     assert all(process.num_stops == 1 for process in processes[:-1])
     await client.stop()
 

@@ -42,6 +42,7 @@ GAUGES: dict[str, set[str]] = {
     "kv_cache_blocks": {"state"},
     "kv_spill_bytes": {"state"},
     "ready": set(),
+    "engine_replacing": set(),
     "queued_tokens": set(),
     "standby_ready": set(),
     "cache_config_info": {"block_size", "num_blocks", "max_batch_tokens", "max_num_seqs", "max_model_len", "num_ranks"},
@@ -72,7 +73,7 @@ COUNTERS: dict[str, set[str]] = {
 
 def test_names_labels_and_buckets_are_stable() -> None:
     metrics = Metrics("m", EngineConfig(num_blocks=640, max_model_len=8192))
-    metrics.add_ready_gauge(lambda: True)
+    metrics.add_ready_gauges(lambda: True, lambda: False)
     metrics.add_queue_gauge(lambda: 0)
     reasons: tuple[FinishReason, ...] = ("stop", "length", "abort", "error")
     for reason in reasons:

@@ -12,8 +12,18 @@ import pytest
 from rich.console import Console
 
 from caravan.cli.engine_table import TopFailed, drawn, views
-from caravan.scheduler.messages import MAX_CELLS, SequenceEvent, SequenceOutput, StepOutput, StepStats
-from caravan.scheduler.snapshot import CACHED, FREE, SHARED, USED, engine_snapshot
+from caravan.scheduler.messages import (
+    CACHED,
+    FREE,
+    MAX_CELLS,
+    SHARED,
+    USED,
+    SequenceEvent,
+    SequenceOutput,
+    StepOutput,
+    StepStats,
+)
+from caravan.scheduler.snapshot import engine_snapshot
 from caravan.scheduler.snapshots import Snapshots
 from caravan.server.operations.live_view import (
     MAX_BUFFERED,
@@ -145,6 +155,30 @@ async def test_step_numbers_continue_after_an_engine_restart() -> None:
     assert [number for number, *_ in view["steps"]] == [1, 2, 3]
     assert view["step"] == 3
     assert [(one["step"], one["kind"]) for one in view["events"]][4:] == [(2, "restart"), (3, "join"), (3, "finish")]
+
+
+async def test_subscribers_see_at_once_that_the_engine_is_being_replaced() -> None:
+    live_view = LiveView(lambda _: None)
+    live_view.on_restart()  # nobody watches
+    live_view.on_replay(0, 0.5)
+    scheduler = make_scheduler(num_blocks=16)
+    scheduler.add(make_request(1, [1, 2, 3, 4, 5], max_tokens=9))
+    step(scheduler)
+    with subscriber_of(live_view) as subscriber:
+        live_view.on_snapshot(engine_snapshot(scheduler))
+        assert not (await next_snapshot(subscriber))["is_replacing"]
+        for _ in range(2):  # the first new process has failed
+            live_view.on_restart()
+        view = await next_snapshot(subscriber)
+        assert view["is_replacing"]
+        assert [event["text"] for event in view["events"]] == ["the engine is being replaced"]
+        assert (view["num_blocks"], view["cell_states"]) == (16, f"{FREE}" * 16)
+        assert (view["running"], view["waiting"], view["num_running"], view["num_used_blocks"]) == ([], [], 0, 0)
+        live_view.on_replay(1, 0.5)
+        live_view.on_snapshot(engine_snapshot(scheduler))
+        view = await next_snapshot(subscriber)
+        assert not view["is_replacing"]
+        assert [event["text"] for event in view["events"]] == ["the engine was replaced"]
 
 
 async def test_waiting_behind_others_is_not_an_event() -> None:

@@ -82,6 +82,17 @@ async def test_a_loss_is_counted_recorded_and_shown() -> None:
     assert b"replica a was lost" in (await subscriber.take() or b"")
 
 
+async def test_subscribers_see_that_no_replica_is_left() -> None:
+    parts = Parts()
+    subscriber = parts.live_view.subscribe()
+    parts.events.on_snapshot(
+        EngineSnapshot(stats=StepStats(), block_size=1, blocks_per_cell=1, cell_states=[], running=[], waiting=[])
+    )
+    parts.events.on_disconnect()
+    assert b'"is_replacing":false' in (await subscriber.take() or b"").replace(b" ", b"")
+    assert b'"is_replacing":true' in (await subscriber.take() or b"").replace(b" ", b"")
+
+
 async def test_routes_are_counted_by_what_decided() -> None:
     parts = Parts()
     parts.events.on_route(1, "a", 0)

@@ -164,7 +164,7 @@ async def test_a_call_that_fails_loses_the_replica_and_no_request(replicas: Repl
     assert (await output_of(queue)).token_ids == [9]
 
 
-async def test_requests_wait_while_there_is_no_replica_and_new_ones_are_refused(replicas: ReplicaSet) -> None:
+async def test_requests_wait_while_there_is_no_replica_also_those_that_come_meanwhile(replicas: ReplicaSet) -> None:
     (one,) = await connected(replicas, "one")
     queue = ask(replicas, [1])
     await until(lambda: bool(one.requests))
@@ -172,10 +172,10 @@ async def test_requests_wait_while_there_is_no_replica_and_new_ones_are_refused(
     await until(lambda: not replicas.is_ready)
     states: list[str] = [replicas.state]
     assert events(replicas).num_disconnects == 1
-    with pytest.raises(EngineUnavailable):
-        ask(replicas, [2])
-    await until(lambda: replicas.is_ready and queue.request_id in one.requests)
-    assert [*states, replicas.state] == ["loading", "loaded"]
+    late = ask(replicas, [2])
+    await until(lambda: replicas.is_ready and {queue.request_id, late.request_id} <= one.requests.keys())
+    assert [*states, replicas.state] == ["replacing", "loaded"]
+    assert replicas.start_seconds() == 0
 
 
 async def test_requests_fail_if_no_replica_comes_back(replicas: ReplicaSet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +185,18 @@ async def test_requests_fail_if_no_replica_comes_back(replicas: ReplicaSet, monk
     replicas.remove("one")
     with pytest.raises(EngineDied):
         await output_of(queue)
+    with pytest.raises(EngineUnavailable):
+        ask(replicas, [2])
     assert replicas.names == []
+
+
+async def test_the_time_until_a_replica_is_back_is_that_of_a_load(replicas: ReplicaSet) -> None:
+    await connected(replicas, "one")
+    assert replicas.start_seconds() == 0
+    assert replicas.report is not None
+    replicas.report = msgspec.structs.replace(replicas.report, load_seconds=4000.0)
+    replicas.remove("one")
+    assert 3000 < replicas.start_seconds() <= 4000
 
 
 async def test_an_aborted_request_is_aborted_where_it_runs(replicas: ReplicaSet) -> None:

@@ -36,6 +36,7 @@ class SimulatedEngine:
     def __init__(self, num_blocks: int, max_num_seqs: int, num_requests: int) -> None:
         self.config = EngineConfig(num_blocks=num_blocks, max_num_seqs=max_num_seqs, max_model_len=512)
         self.num_requests = num_requests
+        self.is_killed = False  # set by the test: no step comes, and the live view says why
         self.scheduler = Scheduler(self.config)
         self.live_view = LiveView(self._subscribe)
         self._snapshots = Snapshots(self.live_view.on_snapshot)
@@ -52,6 +53,9 @@ class SimulatedEngine:
     async def run(self) -> None:
         """Run steps until it is cancelled."""
         while True:
+            while self.is_killed:
+                self.live_view.on_restart()
+                await asyncio.sleep(STEP_SECONDS)
             while len(self.scheduler.running) + len(self.scheduler.waiting) < self.num_requests:
                 self._add()
             plan = self.scheduler.schedule()

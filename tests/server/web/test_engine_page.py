@@ -116,6 +116,18 @@ def test_a_press_explains_this_block_and_links_into_the_guide_and_the_code(page:
     expect(explained.locator("h2")).to_have_text(re.compile(r"^Block \d+$"))
 
 
+def test_an_engine_that_is_being_replaced_is_said(page: Page, served: Served) -> None:
+    status = page.locator(".engine-view .status")
+    expect(status).to_be_empty()
+    served[1].is_killed = True
+    expect(status).to_contain_text("The engine is being replaced.")
+    expect(page.locator(".events")).to_contain_text("the engine is being replaced")
+    expect(page.locator(".requests tbody tr")).to_have_count(0)
+    served[1].is_killed = False
+    expect(status).to_be_empty()
+    expect(page.locator(".requests tbody tr").nth(5)).to_be_visible()
+
+
 def test_events_have_time_step_and_plain_words_and_can_be_filtered(page: Page) -> None:
     events = page.locator(".events")
     expect(events).to_contain_text(re.compile(r"\d\d:\d\d:\d\d\s+step \d+\s*\d+ ended: its limit of tokens"))
