@@ -83,6 +83,7 @@ class LiveView(EngineListener):
     def on_wake(self, load_seconds: float) -> None:
         """Continue the numbering of steps with the engine process that was loaded."""
         self._num_earlier_steps, self._step = self._num_steps, 0
+        self._is_replacing = False
         self.note(f"the model was loaded in {load_seconds:.1f} s")
 
     def note(self, text: str) -> None:

@@ -33,9 +33,7 @@ class ArrivalsReport:
     num_answers: int = 0
     num_arrived_meanwhile: int = 0  # at once after a kill; others came by chance
     wrong: list[str] = field(default_factory=list)  # lost, refused, cut or changed
-    unready_seconds: list[float] = field(
-        default_factory=list
-    )  # from the end of the process to a 503 of /readyz
+    unready_seconds: list[float] = field(default_factory=list)  # from the end of the process to a 503 of /readyz
 
 
 class Arrivals:

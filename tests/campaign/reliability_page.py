@@ -299,7 +299,7 @@ answer is compared with that of an undisturbed run, tokens and log-probabilities
 | first token after a restart | {first["without"]:.2f} s | {first["with"]:.2f} s ({first["with"] / first["without"]:.1%}) |
 | SIGKILL | {without["num_kills"]} | {with_file["num_kills"]} |
 | answers | {without["num_answers"]} | {with_file["num_answers"]} |
-| **lost, refused, cut or changed** | **{without["num_wrong"]}** | **{with_file["num_wrong"]}** |
+| **lost, cut or changed** | **{without["num_wrong"]}** | **{with_file["num_wrong"]}** |
 | sequences given to another engine | {without["num_replayed"]:,} | {with_file["num_replayed"]:,} |
 | tokens they had | {without["num_replayed_tokens"]:,} | {with_file["num_replayed_tokens"]:,} |
 | **of these computed again** | {again["without"]:,} ({per_token["without"]:.0%}) | **{again["with"]:,} ({per_token["with"]:.1%})** |
