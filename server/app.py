@@ -90,7 +90,8 @@ from caravan.server.openai.system_one import system_one_router
 from caravan.server.openai.tokenize import tokenize_router
 from caravan.server.operations.explain import explanations_router
 from caravan.server.operations.health import health_router
-from caravan.server.operations.live_view import LiveView, live_view_router
+from caravan.server.operations.live_view import LiveView
+from caravan.server.operations.live_view_route import live_view_router
 from caravan.server.operations.metrics_route import metrics_router
 from caravan.server.operations.page import page_router
 from caravan.server.operations.server_facts import OptionFacts, ServerFacts, server_facts_router

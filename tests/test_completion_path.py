@@ -15,8 +15,8 @@ from tests.support.running_server import children_of, command_of
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
-MAX_MODULES = 100
-MAX_LINES = 12_000  # of all files, docstrings and blank lines included; with air: 11,788 in December 2026
+MAX_MODULES = 98
+MAX_LINES = 11_720  # of all files, docstrings and blank lines included
 
 
 def test_a_streamed_completion_runs_through_few_modules(tiny_model_path: Path, tmp_path: Path) -> None:

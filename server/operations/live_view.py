@@ -1,20 +1,18 @@
-"""GET /v1/engine/events: snapshots of the engine as a stream; it costs nothing without subscribers."""
+"""LiveView: snapshots of the engine, with its steps and events, for subscribers; it costs nothing without them."""
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-from fastapi import APIRouter, Response
 from msgspec.structs import replace
 from typing_extensions import override
 
-from caravan.scheduler.messages import FREE, EngineSnapshot, SequenceEvent, StepOutput, StepStats
+from caravan.scheduler.messages import EngineSnapshot, StepOutput
 from caravan.server.engine.listener import EngineListener
-from caravan.server.http.errors import ApiError, overloaded
-from caravan.server.http.openapi import errors
-from caravan.server.http.sse import EventStream, named_event
+from caravan.server.http.sse import named_event
+from caravan.server.operations.view_fields import counted, event_fields, snapshot_fields, without_engine
 
 SNAPSHOT_SECONDS = 0.25  # between two snapshots
 MAX_SUBSCRIBERS = 8
@@ -55,10 +53,10 @@ class LiveView(EngineListener):
             numbers = (self._num_steps, stats.num_prefill_tokens, stats.num_decode_tokens, 1000 * stats.step_seconds)
             self._steps.append([*numbers])
         events = [
-            _event(event) for event in output.events if event.reason != "behind others"
+            event_fields(event) for event in output.events if event.reason != "behind others"
         ]  # many, and in the snapshot
         if stats.num_evicted_blocks:
-            events.insert(0, {"request": 0, "kind": "evict", "text": _counted(stats.num_evicted_blocks, "block")})
+            events.insert(0, {"request": 0, "kind": "evict", "text": counted(stats.num_evicted_blocks, "block")})
         ended = (one for one in output.outputs if one.finish_reason is not None)
         events += [{"request": one.request_id, "kind": "finish", "text": one.finish_reason} for one in ended]
         self._add(events)
@@ -70,7 +68,7 @@ class LiveView(EngineListener):
             self._is_replacing = True
             self.note("the engine is being replaced")
             if self._last is not None:
-                self._send(_without_engine(self._last))
+                self._send(without_engine(self._last))
 
     @override
     def on_replay(self, num_requests: int, down_seconds: float) -> None:
@@ -107,7 +105,7 @@ class LiveView(EngineListener):
 
     def _send(self, snapshot: EngineSnapshot) -> None:
         self._num_views += 1
-        view = _encoded(snapshot) | {
+        view = snapshot_fields(snapshot) | {
             "view": self._num_views,
             "is_replacing": self._is_replacing,
             "time": round(time.time(), 3),
@@ -172,89 +170,3 @@ class Subscriber:
             self._has_events.clear()
             await self._has_events.wait()
         return self._bodies.popleft()
-
-
-def _encoded(snapshot: EngineSnapshot) -> dict[str, Any]:
-    stats = snapshot.stats
-    return {
-        "num_running": stats.num_running,
-        "num_waiting": stats.num_waiting,
-        "num_blocks": stats.num_blocks,
-        "num_used_blocks": stats.num_used_blocks,
-        "num_cached_blocks": stats.num_cached_blocks,
-        "block_size": snapshot.block_size,
-        "blocks_per_cell": snapshot.blocks_per_cell,
-        "cell_states": "".join(map(str, snapshot.cell_states)),  # one digit per cell
-        "running": snapshot.running,
-        "waiting": snapshot.waiting,
-    }
-
-
-def _without_engine(snapshot: EngineSnapshot) -> EngineSnapshot:
-    """Return what is left of a snapshot when the engine has ended: a pool of the same size, all of it free."""
-    return EngineSnapshot(
-        stats=StepStats(num_blocks=snapshot.stats.num_blocks),
-        block_size=snapshot.block_size,
-        blocks_per_cell=snapshot.blocks_per_cell,
-        cell_states=[FREE] * len(snapshot.cell_states),
-        running=[],
-        waiting=[],
-    )
-
-
-def _event(event: SequenceEvent) -> dict[str, Any]:
-    return {"request": event.request_id, "kind": event.kind, "text": _text(event)}
-
-
-def _text(event: SequenceEvent) -> str:
-    """Return the details of an event."""
-    match event.kind:
-        case "wait":
-            return event.reason or ""
-        case "read":
-            return f"{_counted(event.num_tokens, 'token')} from the spill file"
-        case "join" if event.num_tokens:
-            return f"prefix hit, {_counted(event.num_tokens, 'token')} from the cache"
-        case "chunk":
-            return f"{_counted(event.num_tokens, 'token')} computed, {event.num_computed_tokens} so far"
-        case "preempt":
-            return f"{_counted(event.num_tokens, 'token')} to compute again"
-        case _:
-            return ""
-
-
-def _counted(num: int, noun: str) -> str:
-    return f"{num} {noun}" if num == 1 else f"{num} {noun}s"
-
-
-def live_view_router(live_views: Mapping[str, LiveView], write_timeout_seconds: float) -> APIRouter:
-    """Return the route that streams snapshots; `live_views` has one for each name of a model, the default one first."""
-    router = APIRouter(tags=["operations"])
-
-    @router.get(
-        "/v1/engine/events",
-        summary="Stream snapshots of batch, queue and pool, four times a second",
-        responses=errors(401, 404, 429)
-        | {200: {"content": {"text/event-stream": {}}, "description": "Snapshots as server-sent events."}},
-        response_class=Response,
-    )
-    async def events(model: str | None = None) -> Response:
-        live_view = live_views.get(next(iter(live_views)) if model is None else model)
-        if live_view is None:
-            raise ApiError(404, "There is no such model.", param="model", code="model_not_found")
-        if live_view.is_full:
-            raise overloaded(f"The live view is at its limit of {MAX_SUBSCRIBERS} subscribers.", 5)
-        subscriber = live_view.subscribe()
-        return EventStream(
-            _events(subscriber),
-            write_timeout_seconds=write_timeout_seconds,
-            on_end=lambda: live_view.unsubscribe(subscriber),
-        )
-
-    return router
-
-
-async def _events(subscriber: Subscriber) -> AsyncGenerator[bytes, None]:
-    yield b": hello\n\n"  # a client sees at once that it is connected
-    while (body := await subscriber.take()) is not None:
-        yield body

@@ -20,7 +20,7 @@ from tests.support.running_server import RunningServer
 from tests.support.waiting import until
 
 ARRIVALS_PER_SECOND = 4.0
-MAX_UNANSWERED = 16  # at which none arrives: a slow machine must not refuse them for want of room
+MAX_UNANSWERED = 16  # at which none arrives: on a slow machine the queue would become full
 NUM_KINDS = 15  # of requests; half of them are streamed
 MAX_PAUSE_SECONDS = 2.0  # between answers by a new engine and the next kill
 RECOVERY_SECONDS = 1200.0  # on cores that other programs use
