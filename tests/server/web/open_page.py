@@ -37,6 +37,13 @@ def open_page(browser: Browser, fake: FakeServer, path: str = "/", **options: An
     assert [text for text in complaints if not text.startswith(FAILED_LOADS)] == []
 
 
+def give_key(page: Page, key: str) -> None:
+    """Give the API key that the page asks for, and wait until it is accepted: until then nothing else can be used."""
+    page.fill("#key", key)
+    page.keyboard.press("Enter")
+    expect(page.locator("dialog:modal")).to_have_count(0)
+
+
 def ask(page: Page, question: str) -> None:
     """Send a question."""
     page.fill("#message", question)

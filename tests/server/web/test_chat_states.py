@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.server.web.fake_server import Answer, FakeServer, says
-from tests.server.web.open_page import answer_of, ask, open_page
+from tests.server.web.open_page import answer_of, ask, give_key, open_page
 from tests.support.browser_page import SLOW_BROWSER
 
 pytestmark = SLOW_BROWSER
@@ -44,9 +44,7 @@ def test_a_key_is_asked_for_when_the_server_wants_one(browser: Browser, fake: Fa
         page.fill("#key", "ключ")
         page.keyboard.press("Enter")
         expect(dialog).to_contain_text("No request can carry a key with such characters.")
-        page.fill("#key", fake.key)
-        page.keyboard.press("Enter")
-        expect(dialog).to_have_count(0)
+        give_key(page, fake.key)
         assert answer_of(page, "Hi") == "Hello there."
         fake.key = "another-key"
         ask(page, "Again")
@@ -197,8 +195,7 @@ def test_a_browser_that_stores_nothing_can_chat(browser: Browser, fake: FakeServ
     with open_page(browser, fake, "/livez") as page:
         page.add_init_script(denial)
         page.goto(f"{fake.url}/#chat/earlier")
-        page.fill("#key", fake.key)
-        page.keyboard.press("Enter")
+        give_key(page, fake.key)
         expect(page.locator("#toasts")).to_contain_text("This conversation is not in this browser.")
         assert answer_of(page, "Good day") == "Hello there."
         page.click("#new-chat")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.server.web.open_page import complaints_of, reload_when_saved
+from tests.server.web.open_page import complaints_of, give_key, reload_when_saved
 from tests.support.browser_page import IN_BROWSER
 from tests.support.running_server import RunningServer, running_server
 from tests.support.waiting import eventually
@@ -29,8 +29,7 @@ def page(browser: Browser, server: RunningServer) -> Iterator[Page]:
     page = browser.new_page()
     complaints = complaints_of(page)
     page.goto(server.url)
-    page.fill("#key", KEY)
-    page.keyboard.press("Enter")
+    give_key(page, KEY)
     expect(page.locator("#model-chip")).to_contain_text("smollm2")
     page.evaluate("localStorage.setItem('settings', JSON.stringify({temperature: 0}))")
     yield page
